@@ -1,0 +1,37 @@
+# One line each. `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+# The tests are many small models: one thread each and two processes beat two threads.
+WORKERS ?= 2
+
+.PHONY: demo test lint format docs bench test-min clean
+demo: .venv/.ready  ## the main job on real weights, without the Hub
+	$(BIN)/surgeon demo
+test: lint  ## every check and every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+lint: .venv/.ready  ## style, types and the one-way rule
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+format: .venv/.ready  ## put the code into shape
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+docs: .venv/.docs-ready  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+bench: .venv/.ready  ## repeatable measurements; see docs/benchmarks.md
+	$(BIN)/python benchmarks/extract.py
+test-min: .venv-min/.ready  ## the tests on the lowest supported versions
+	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
+clean:  ## remove the environments and everything built
+	rm -rf .venv .venv-min site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	touch $@
+.venv/.docs-ready: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+.venv-min/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/python -m pip install --quiet --editable '.[demo,test]' torch==2.11.0 transformers==5.17.0 huggingface_hub==1.31.0
+	touch $@

@@ -1,0 +1,104 @@
+"""Take one layer out of a large language model and put it to work in a small one.
+
+checkpoint  READ   which tensors a checkpoint has, and where their bytes are    open_checkpoint
+extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
+donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
+graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
+finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
+study       COMPARE host alone against grafted host                             (the `surgeon` command)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from layer_surgeon._version import __version__
+
+if TYPE_CHECKING:
+    from layer_surgeon.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+    from layer_surgeon.errors import (
+        ArtifactError,
+        CheckpointError,
+        DataError,
+        GraftError,
+        LayerNotFoundError,
+        LayerSurgeonError,
+        SourceError,
+        TrainingError,
+        UnsupportedArchitectureError,
+        WorkspaceError,
+    )
+    from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer, plan_extraction
+    from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
+    from layer_surgeon.graft import GraftConfig, GraftedModel, SurgeonGraftConfig, graft_layer
+    from layer_surgeon.progress import NullProgress, Progress
+    from layer_surgeon.workspace import Workspace
+
+_HOME = {
+    "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
+    "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
+    "donor": ("DonorLayer", "SurgeonDonorConfig"),
+    "graft": ("GraftConfig", "GraftedModel", "SurgeonGraftConfig", "graft_layer"),
+    "finetune": ("FinetuneConfig", "FinetuneResult", "finetune_model"),
+    "errors": (
+        "ArtifactError",
+        "CheckpointError",
+        "DataError",
+        "GraftError",
+        "LayerNotFoundError",
+        "LayerSurgeonError",
+        "SourceError",
+        "TrainingError",
+        "UnsupportedArchitectureError",
+        "WorkspaceError",
+    ),
+    "progress": ("NullProgress", "Progress"),
+    "workspace": ("Workspace",),
+}
+_ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
+
+__all__ = [
+    "ArtifactError",
+    "Checkpoint",
+    "CheckpointError",
+    "DataError",
+    "DonorLayer",
+    "ExtractionPlan",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "GraftConfig",
+    "GraftError",
+    "GraftedModel",
+    "LayerArtifact",
+    "LayerNotFoundError",
+    "LayerSurgeonError",
+    "NullProgress",
+    "Progress",
+    "SourceError",
+    "SurgeonDonorConfig",
+    "SurgeonGraftConfig",
+    "TensorInfo",
+    "TrainingError",
+    "UnsupportedArchitectureError",
+    "Workspace",
+    "WorkspaceError",
+    "__version__",
+    "extract_layer",
+    "finetune_model",
+    "graft_layer",
+    "open_checkpoint",
+    "plan_extraction",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import layer_surgeon` stays light."""
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'layer_surgeon' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"layer_surgeon.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

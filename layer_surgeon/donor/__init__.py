@@ -1,0 +1,1 @@
+"""LOAD: layer artifact -> DonorLayer, a frozen module that computes what the layer computed inside its model."""

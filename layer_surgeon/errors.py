@@ -1,0 +1,70 @@
+"""Every error that layer_surgeon raises on purpose.
+
+    LayerSurgeonError
+    ├── CheckpointError (ValueError)               bad or truncated file, inconsistent index or header
+    ├── SourceError (OSError)                      the place where a checkpoint lies could not be read
+    │   ├── SourceNotFoundError                    no such repo, revision, folder or file
+    │   ├── SourceAccessError                      gated or private: no token, or a token that is not accepted
+    │   └── SourceChangedError                     the files changed between two reads
+    ├── LayerNotFoundError (IndexError)            the checkpoint has no such layer
+    ├── UnsupportedArchitectureError (ValueError)  the model family can't be served, and why
+    ├── ArtifactError (ValueError)                 a folder is not a layer artifact, is damaged, or is in use
+    ├── GraftError (ValueError)                    host, donor and settings don't fit each other
+    ├── DataError (ValueError)                     a data set can't be used as it is
+    ├── TrainingError (RuntimeError)               training can't go on
+    └── WorkspaceError (OSError)                   the workspace lacks what a command wants
+
+A message says what was found, what was expected, and what to do about it.
+"""
+
+
+class LayerSurgeonError(Exception):
+    """Base of all errors of this package; catch it to catch them all."""
+
+
+class CheckpointError(LayerSurgeonError, ValueError):
+    """A checkpoint's bytes are not what its headers, index or format promise."""
+
+
+class SourceError(LayerSurgeonError, OSError):
+    """A folder, file, repo or URL could not be read."""
+
+
+class SourceNotFoundError(SourceError):
+    """There is no such repo, revision, folder or file."""
+
+
+class SourceAccessError(SourceError):
+    """A repo is gated or private, and the token is missing or not accepted."""
+
+
+class SourceChangedError(SourceError):
+    """The source's files changed between two reads of one extraction."""
+
+
+class LayerNotFoundError(LayerSurgeonError, IndexError):
+    """The checkpoint has no layer of the asked index."""
+
+
+class UnsupportedArchitectureError(LayerSurgeonError, ValueError):
+    """The model's family has no decoder layers that can be taken out."""
+
+
+class ArtifactError(LayerSurgeonError, ValueError):
+    """A folder is not a whole layer artifact, or already holds something else."""
+
+
+class GraftError(LayerSurgeonError, ValueError):
+    """Host, donor, task and settings don't fit each other."""
+
+
+class DataError(LayerSurgeonError, ValueError):
+    """A data set, a column or a label can't be used as it is."""
+
+
+class TrainingError(LayerSurgeonError, RuntimeError):
+    """Training can't go on."""
+
+
+class WorkspaceError(LayerSurgeonError, OSError):
+    """The workspace lacks, or can't hold, what a command wants."""

@@ -1,0 +1,1 @@
+"""TRAIN: tasks, data, metrics, transformers.Trainer."""

@@ -1,0 +1,1 @@
+"""COMPARE: arms x seeds x data -> tables and reports."""
