@@ -1,0 +1,79 @@
+"""What the rooms say to each other about tensors and bytes: plain data, and the one protocol that lists tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """Where the bytes of one tensor lie, and what they are.
+
+    Attributes:
+        name: The tensor's name in transformers' own naming, such as `model.layers.31.mlp.up_proj.weight`.
+        dtype: The code of its element type in its file: `BF16`, `F32`, ... for safetensors, `Q4_K` ... for GGUF.
+        shape: Its sizes, outermost first, as transformers has them.
+        file: The file that holds it, as a POSIX path relative to the source.
+        offset: Absolute position of its first byte in that file.
+        num_bytes: How many bytes of the file it takes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    num_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.num_bytes < 0 or any(size < 0 for size in self.shape):
+            raise ValueError(f"Tensor {self.name!r} has a negative size or position: {self}")
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers the tensor holds."""
+        return prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """Absolute position one past its last byte."""
+        return self.offset + self.num_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteRange:
+    """`length` bytes of `file`, from the absolute position `start`."""
+
+    file: str
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Absolute position one past the last byte."""
+        return self.start + self.length
+
+
+class TensorTable(Protocol):
+    """What one checkpoint format knows about a checkpoint: its config and its tensors. Reads headers, never weights.
+
+    Each format has one implementation; `Checkpoint` and everything behind it only know this protocol.
+    """
+
+    format: str
+    """`safetensors` or `gguf`; names the codec that `extract` copies the bytes with."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config.json verbatim, or the same content made from the format's own metadata."""
+
+    def files(self) -> Mapping[str, str]:
+        """The file of every tensor, by tensor name, in the checkpoint's order."""
+
+    def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
+        """Where the named tensors lie; reads the headers of the files that hold them, and no others.
+
+        Raises:
+            CheckpointError: A header is damaged, or lacks a tensor that `files` promised.
+        """
