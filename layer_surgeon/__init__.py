@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layer_surgeon.errors import (
         ArtifactError,
         CheckpointError,
+        ConfigError,
         DataError,
         GraftError,
         LayerNotFoundError,
@@ -43,6 +44,7 @@ _HOME = {
     "errors": (
         "ArtifactError",
         "CheckpointError",
+        "ConfigError",
         "DataError",
         "GraftError",
         "LayerNotFoundError",

@@ -10,6 +10,7 @@
     ├── UnsupportedArchitectureError (ValueError)  the model family can't be served, and why
     ├── ArtifactError (ValueError)                 a folder is not a layer artifact, is damaged, or is in use
     ├── GraftError (ValueError)                    host, donor and settings don't fit each other
+    ├── ConfigError (ValueError)                   a setting has a value that can't be used
     ├── DataError (ValueError)                     a data set can't be used as it is
     ├── TrainingError (RuntimeError)               training can't go on
     └── WorkspaceError (OSError)                   the workspace lacks what a command wants
@@ -56,6 +57,10 @@ class ArtifactError(LayerSurgeonError, ValueError):
 
 class GraftError(LayerSurgeonError, ValueError):
     """Host, donor, task and settings don't fit each other."""
+
+
+class ConfigError(LayerSurgeonError, ValueError):
+    """A setting has a value that can't be used."""
 
 
 class DataError(LayerSurgeonError, ValueError):
