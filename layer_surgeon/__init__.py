@@ -63,6 +63,7 @@ __all__ = [
     "ArtifactError",
     "Checkpoint",
     "CheckpointError",
+    "ConfigError",
     "DataError",
     "DonorLayer",
     "ExtractionPlan",
