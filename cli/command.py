@@ -67,9 +67,7 @@ def command(
             with _Guard(ui):
                 if settings is not None:
                     taken = {p.name: values.pop(p.name) for p in options}
-                    values["given"] = {
-                        name: _parse(name, value) for name, value in taken.items() if value is not None
-                    }
+                    values["given"] = {name: _parse(name, value) for name, value in taken.items() if value is not None}
                 document = function(ui=ui, **values)
                 if json_:
                     ui.document(document)
@@ -134,10 +132,8 @@ def _settings_options(settings: type, without: Collection[str], panel: str) -> l
         if field.name in without:
             continue
         # None means "not said", so that a flag overrides a file only where it was given.
-        kind = Annotated[
-            _option_type(hints[field.name]) | None,
-            typer.Option(help=_help_text(field), rich_help_panel=panel, show_default=False),
-        ]
+        option = typer.Option(help=_help_text(field), rich_help_panel=panel, show_default=False)
+        kind: Any = Annotated[_option_type(hints[field.name]) | None, option]
         options.append(_parameter(field.name, kind, None))
     return options
 

@@ -26,7 +26,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def _format_metrics(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3g}" if abs(value) < 1e-2 else f"{name} {value:.4f}" for name, value in values.items())
+    return "  ".join(
+        f"{name} {value:.3g}" if abs(value) < 1e-2 else f"{name} {value:.4f}" for name, value in values.items()
+    )
 
 
 class RichProgress:
