@@ -1,0 +1,106 @@
+"""`surgeon extract`: layers out of a checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.extract import LayerArtifact, extract_layer, plan_extraction
+
+from .command import command, new_app
+from .ui import Ui, format_bytes
+
+app = new_app()
+
+
+@command(app)
+def extract(
+    source: Annotated[str, typer.Argument(help="A Hub repo id, a folder, or a safetensors or GGUF file.")],
+    layer: Annotated[
+        list[int] | None,
+        typer.Option("--layer", "-l", help="Which layer; negative counts from the end. Repeat it for several."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the layer artifact (default: in the workspace).")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
+    token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Convert to this dtype (default: the donor's bytes as they are)."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read; read no weights.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the output folder holds.")] = False,
+    *,
+    ui: Ui,
+) -> dict[str, Any]:
+    """Take layers out of a checkpoint, reading only their bytes.
+
+    Without --layer it is the last one.
+    """
+    layers = layer or [-1]
+    if dry_run:
+        return _plan(ui, open_checkpoint(source, revision=revision, token=token), layers)
+    artifact = extract_layer(
+        source,
+        layer=layers,
+        output=output,
+        revision=revision,
+        token=token,
+        dtype=dtype,
+        progress=ui.progress,
+        workspace=ui.workspace,
+        force=force,
+    )
+    if not ui.as_json:
+        _show(ui, artifact)
+    return _document(artifact)
+
+
+def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[int]) -> dict[str, Any]:
+    plan = plan_extraction(checkpoint, layer=layers)
+    if not ui.as_json:
+        rows = [(t.name, t.dtype, "x".join(map(str, t.shape)), format_bytes(t.num_bytes), t.file) for t in plan.tensors]
+        ui.table(("tensor", "dtype", "shape", "bytes", "file"), rows)
+        ui.line(
+            f"{len(plan.tensors)} tensors, [bold]{format_bytes(plan.num_bytes)}[/] "
+            f"in {plan.num_requests} request(s) from {len(plan.files)} file(s)"
+        )
+    return {
+        "source": checkpoint.source.name,
+        "commit": checkpoint.commit,
+        "layer_indices": list(plan.layer_indices),
+        "num_bytes": plan.num_bytes,
+        "num_requests": plan.num_requests,
+        "files": list(plan.files),
+        "tensors": [
+            {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "offset": t.offset, "num_bytes": t.num_bytes}
+            for t in plan.tensors
+        ],
+    }
+
+
+def _show(ui: Ui, artifact: LayerArtifact) -> None:
+    donor = artifact.config["source"]
+    ui.facts(
+        {
+            "layer": ", ".join(map(str, artifact.layer_indices)),
+            "of": donor["name"] + (f" at {donor['commit'][:12]}" if donor.get("commit") else ""),
+            "size": f"{format_bytes(artifact.num_bytes)} ({artifact.config['dtype']})",
+            "sha256": artifact.sha256,
+            "folder": artifact.path,
+        }
+    )
+    ui.line("Next: [bold]surgeon graft bert-base-uncased[/]")
+
+
+def _document(artifact: LayerArtifact) -> dict[str, Any]:
+    return {
+        "path": artifact.path,
+        "layer_indices": list(artifact.layer_indices),
+        "dtype": artifact.config["dtype"],
+        "num_bytes": artifact.num_bytes,
+        "sha256": artifact.sha256,
+        "source": {key: value for key, value in artifact.config["source"].items() if key != "tensors"},
+    }

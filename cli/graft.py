@@ -1,0 +1,56 @@
+"""`surgeon graft`: a layer into a small model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layer_surgeon.graft.config import GraftConfig
+
+from .command import command, new_app, usage
+from .ui import Ui, format_count
+
+app = new_app()
+
+
+@command(app, settings=GraftConfig, panel="Graft settings (the paper's where none is given)")
+def graft(
+    host: Annotated[str, typer.Argument(help="The small model: a Hub repo id or a folder.")],
+    donor: Annotated[
+        str | None,
+        typer.Option("--donor", "-d", help="A layer artifact, as folder or repo id (default: the latest layer)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the grafted model (default: in the workspace).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the projections' and the head's first weights.")] = 2023,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the host's repo.")] = None,
+    token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the output folder holds.")] = False,
+    *,
+    given: dict[str, Any],
+    ui: Ui,
+) -> dict[str, Any]:
+    """Put a layer into a small model.
+
+    The result is an ordinary transformers model: host, projections, frozen layer and head. Train it next.
+    """
+    with usage():
+        config = GraftConfig(**given)
+    donor_folder = donor or ui.workspace.latest("layer")
+
+    from layer_surgeon.graft.build import save_graft
+
+    result = save_graft(
+        host,
+        donor_folder,
+        config=config,
+        output=output,
+        seed=seed,
+        revision=revision,
+        token=token,
+        force=force,
+        workspace=ui.workspace,
+        progress=ui.progress,
+    )
+    return {"path": result.path}
