@@ -1,1 +1,54 @@
-"""TRAIN: tasks, data, metrics, transformers.Trainer."""
+"""TRAIN: tasks, data, metrics, transformers.Trainer.
+
+config, registry   plain data, light to import (the command line reads its options and names from them)
+sources            name, Hub id, files or a Dataset -> splits as they are
+columns, labels    which columns are text and label; label values <-> class ids; every row checked
+data               the two above -> checked, split, counted `ClassificationData`
+tokenization       texts -> ids, and how many were cut
+trainer            transformers.Trainer with the optimizer, sampler, checkpoints and events that we want
+run                `finetune_model`: the order of all that, and the run folder
+evaluation         `evaluate_model` and `predict`
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layer_surgeon.finetune.config import FinetuneConfig
+    from layer_surgeon.finetune.evaluation import Evaluation, Prediction, evaluate_model, predict
+    from layer_surgeon.finetune.metrics import ClassificationMetrics
+    from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset
+    from layer_surgeon.finetune.run import FinetuneResult, finetune_model
+
+# Lazy, because the command line needs `config` and `registry` for its help, and must not import torch for that.
+_HOME = {
+    "config": ("FinetuneConfig",),
+    "evaluation": ("Evaluation", "Prediction", "evaluate_model", "predict"),
+    "metrics": ("ClassificationMetrics",),
+    "registry": ("DATASETS", "DatasetRecord", "find_dataset"),
+    "run": ("FinetuneResult", "finetune_model"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "DATASETS",
+    "ClassificationMetrics",
+    "DatasetRecord",
+    "Evaluation",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "Prediction",
+    "evaluate_model",
+    "find_dataset",
+    "finetune_model",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'layer_surgeon.finetune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"layer_surgeon.finetune.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

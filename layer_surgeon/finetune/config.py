@@ -1,0 +1,151 @@
+"""The settings of a fine-tuning run: the paper's defaults, checked where they are made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from layer_surgeon.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Optimizer = Literal["adam", "adamw"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Schedule = Literal["constant", "linear", "cosine"]
+Selection = Literal["accuracy", "macro_f1", "loss"]
+
+_T = TypeVar("_T")
+
+
+def _option(default: _T, text: str) -> _T:
+    """A field with the one sentence that documents it; the command line shows the same sentence."""
+    value: _T = field(default=default, metadata={"help": text})
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Settings of one fine-tuning run. The defaults are the paper's (section 4 and its published code).
+
+    Raises:
+        ConfigError: A value is of the wrong kind or out of range.
+    """
+
+    # Training
+    num_epochs: float = _option(3.0, "Passes over the training data.")
+    max_steps: int | None = _option(None, "Optimizer steps; takes the place of the number of epochs.")
+    batch_size: int = _option(32, "Examples per forward pass.")
+    gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.")
+    learning_rate: float = _option(5e-5, "Learning rate of everything that is trained.")
+    optimizer: Optimizer = _option("adam", "Optimizer: adam or adamw.")
+    weight_decay: float = _option(0.0, "Weight decay (not on biases and norms).")
+    schedule: Schedule = _option("constant", "How the learning rate goes on after the warm-up.")
+    warmup_ratio: float = _option(0.0, "Share of the steps during which the learning rate rises from 0.")
+    max_grad_norm: float = _option(5.0, "Gradients are clipped to this norm; 0 turns clipping off.")
+    label_smoothing: float = _option(0.05, "Label smoothing of the training loss.")
+    select_by: Selection = _option("accuracy", "Validation metric by which the best epoch is kept.")
+    early_stopping_patience: int | None = _option(None, "Stop after this many epochs without a better one.")
+    seed: int = _option(2023, "Seed of the hold-out, the order of the data, dropout and the fresh parts of the graft.")
+    # Data
+    max_length: int = _option(100, "Longest input in tokens; longer ones are cut.")
+    validation_fraction: float = _option(0.2, "Share of the training data held out where there is no validation data.")
+    train_fraction: float = _option(1.0, "Share of the training data that is used (stratified).")
+    max_train_samples: int | None = _option(None, "Largest number of training examples that are used (stratified).")
+    max_eval_samples: int | None = _option(None, "Largest number of validation and of test examples (stratified).")
+    text_column: str | None = _option(None, "Column of the text; guessed when not given.")
+    text_pair_column: str | None = _option(None, "Column of the second text of a pair; guessed when not given.")
+    label_column: str | None = _option(None, "Column of the label; guessed when not given.")
+    # Machine
+    device: Device = _option("auto", "Where to train: auto takes CUDA, else MPS, else the CPU.")
+    precision: Precision = _option("fp32", "fp32, or mixed precision in bf16 or fp16.")
+    eval_batch_size: int | None = _option(None, "Examples per forward pass in evaluation; default: twice the batch.")
+    group_by_length: bool = _option(True, "Put texts of similar length into a batch, so that little is padded.")
+    deterministic: bool = _option(False, "Ask GPU kernels for exact repetition too (slower; the CPU repeats anyway).")
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("num_epochs", "learning_rate"):
+            _check(self, name, getattr(self, name) > 0, "a number above 0")
+        for name in ("batch_size", "gradient_accumulation_steps", "max_length"):
+            _check(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("max_steps", "early_stopping_patience", "max_train_samples", "max_eval_samples"):
+            _check_optional(self, name)
+        _check_optional(self, "eval_batch_size")
+        for name in ("weight_decay", "max_grad_norm"):
+            _check(self, name, getattr(self, name) >= 0, "a number of at least 0")
+        for name in ("warmup_ratio", "label_smoothing"):
+            _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _check(self, "validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1, both excluded")
+        _check(self, "train_fraction", 0 < self.train_fraction <= 1, "above 0 and at most 1")
+        _check(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
+
+    @classmethod
+    def from_settings(cls, config: "FinetuneConfig | None" = None, settings: Mapping[str, Any] | None = None) -> Self:
+        """`config` (default: the paper's) with `settings` laid over it.
+
+        Raises:
+            ConfigError: A setting has an unknown name, or a value that can't be used.
+        """
+        settings = settings or {}
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ConfigError(
+                f"There is no setting {unknown[0]!r} for fine-tuning. There are: {', '.join(sorted(known))}."
+            )
+        base = {} if config is None else {name: getattr(config, name) for name in known}
+        return cls(**(base | dict(settings)))
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Examples per forward pass in evaluation."""
+        return self.eval_batch_size or 2 * self.batch_size
+
+
+_CHOICES: dict[str, Any] = {
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "select_by": Selection,
+    "device": Device,
+    "precision": Precision,
+}
+_TEXTS = ("text_column", "text_pair_column", "label_column")
+_FLAGS = ("group_by_length", "deterministic")
+_FLOATS = (
+    "num_epochs",
+    "learning_rate",
+    "weight_decay",
+    "warmup_ratio",
+    "max_grad_norm",
+    "label_smoothing",
+    "validation_fraction",
+    "train_fraction",
+)
+_OPTIONAL = ("max_steps", "early_stopping_patience", "max_train_samples", "max_eval_samples", "eval_batch_size")
+
+
+def _check_types(config: FinetuneConfig) -> None:
+    for entry in fields(config):
+        name, value = entry.name, getattr(config, entry.name)
+        if name in _CHOICES:
+            choices = get_args(_CHOICES[name])
+            _check(config, name, value in choices, f"one of {', '.join(choices)}")
+        elif name in _TEXTS:
+            _check(config, name, value is None or (isinstance(value, str) and bool(value)), "a column name")
+        elif name in _FLAGS:
+            _check(config, name, isinstance(value, bool), "true or false")
+        elif name in _FLOATS:
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            _check(config, name, number, "a number")
+        else:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            _check(config, name, whole or (value is None and name in _OPTIONAL), "a whole number")
+
+
+def _check_optional(config: FinetuneConfig, name: str) -> None:
+    value = getattr(config, name)
+    _check(config, name, value is None or value >= 1, "a whole number of at least 1, or nothing")
+
+
+def _check(config: FinetuneConfig, name: str, good: bool, expected: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be {expected}.")

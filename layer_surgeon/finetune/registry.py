@@ -1,0 +1,232 @@
+"""The data sets that have a name: the paper's, and the three that come with this package."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from layer_surgeon.errors import DataError
+
+DatasetTask = Literal["text-classification", "question-answering", "translation", "summarisation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """Where a named data set lies and what its columns and labels are.
+
+    `train`, `validation` and `test` name splits; None: it has no such split (then 20 % of train is held out for
+    validation, and nothing is tested). `label_names` are in the order of the label ids.
+    """
+
+    name: str
+    task: DatasetTask
+    description: str
+    hub_id: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    packaged_file: str | None = None
+    train: str = "train"
+    validation: str | None = None
+    test: str | None = None
+    text_column: str | None = "text"
+    text_pair_column: str | None = None
+    label_column: str | None = "label"
+    label_names: tuple[str, ...] = ()
+    unlabelled: int | None = None
+    note: str = ""
+
+    @property
+    def place(self) -> str:
+        """What a person would look for: the Hub id with its subset, or where else the data is."""
+        if self.hub_id is not None:
+            return f"{self.hub_id} ({self.subset})" if self.subset else self.hub_id
+        return "comes with layer_surgeon" if self.packaged_file else "no public copy known"
+
+    def packaged_path(self) -> Path | None:
+        """The file inside this package, for a data set that comes with it."""
+        if self.packaged_file is None:
+            return None
+        return Path(str(resources.files("layer_surgeon") / "data" / "sentences" / self.packaged_file))
+
+
+_SENTIMENT = ("negative", "positive")
+_NLI = ("entailment", "neutral", "contradiction")
+
+_RECORDS = (
+    DatasetRecord(
+        name="sst2",
+        task="text-classification",
+        description="movie review sentences, sentiment (the paper's split: 6,920 / 872 / 1,821)",
+        hub_id="SetFit/sst2",
+        validation="validation",
+        test="test",
+        label_names=_SENTIMENT,
+    ),
+    DatasetRecord(
+        name="imdb",
+        task="text-classification",
+        description="movie reviews, sentiment",
+        hub_id="stanfordnlp/imdb",
+        test="test",
+        label_names=_SENTIMENT,
+    ),
+    DatasetRecord(
+        name="tweet_sentiment",
+        task="text-classification",
+        description="tweets, sentiment in three classes",
+        hub_id="cardiffnlp/tweet_eval",
+        subset="sentiment",
+        validation="validation",
+        test="test",
+        label_names=("negative", "neutral", "positive"),
+    ),
+    DatasetRecord(
+        name="tweet_offensive",
+        task="text-classification",
+        description="tweets, offensive language or not",
+        hub_id="cardiffnlp/tweet_eval",
+        subset="offensive",
+        validation="validation",
+        test="test",
+        label_names=("non-offensive", "offensive"),
+    ),
+    DatasetRecord(
+        name="cola",
+        task="text-classification",
+        description="sentences, grammatically acceptable or not",
+        hub_id="nyu-mll/glue",
+        subset="cola",
+        test="validation",
+        text_column="sentence",
+        label_names=("unacceptable", "acceptable"),
+        note="GLUE hides the test labels: its validation split is the test, 20 % of train the validation. "
+        "The paper trained on 5,536 sentences and does not say which.",
+    ),
+    DatasetRecord(
+        name="mnli",
+        task="text-classification",
+        description="sentence pairs, inference in three classes",
+        hub_id="nyu-mll/glue",
+        subset="mnli",
+        validation="validation_matched",
+        test="validation_mismatched",
+        text_column="premise",
+        text_pair_column="hypothesis",
+        label_names=_NLI,
+    ),
+    DatasetRecord(
+        name="snli",
+        task="text-classification",
+        description="sentence pairs, inference in three classes",
+        hub_id="stanfordnlp/snli",
+        validation="validation",
+        test="test",
+        text_column="premise",
+        text_pair_column="hypothesis",
+        label_names=_NLI,
+        unlabelled=-1,
+        note="Pairs on which the annotators did not agree (label -1) are left out.",
+    ),
+    DatasetRecord(
+        name="cr",
+        task="text-classification",
+        description="customer reviews, sentiment",
+        hub_id="SetFit/CR",
+        test="test",
+        label_names=_SENTIMENT,
+        note="The corpus has no official split; this is the Hub copy's.",
+    ),
+    DatasetRecord(
+        name="nsmc",
+        task="text-classification",
+        description="Korean movie reviews, sentiment",
+        hub_id="e9t/nsmc",
+        revision="refs/convert/parquet",
+        test="test",
+        text_column="document",
+        label_names=_SENTIMENT,
+        note="The Hub repo is a loading script, which datasets no longer runs; its Parquet copy is read.",
+    ),
+    DatasetRecord(
+        name="filmstarts",
+        task="text-classification",
+        description="German movie reviews, sentiment",
+        label_names=_SENTIMENT,
+        note="No copy on the Hub is known to us. Get it from its authors (Guhr et al. 2020) and name the file.",
+    ),
+    *(
+        DatasetRecord(
+            name=f"sentences-{domain}",
+            task="text-classification",
+            description=f"1,000 sentences from {what}, sentiment (Kotzias et al. 2015, CC BY 4.0)",
+            packaged_file=f"{domain}.csv",
+            label_names=_SENTIMENT,
+        )
+        for domain, what in (("amazon", "product reviews"), ("imdb", "film reviews"), ("yelp", "restaurant reviews"))
+    ),
+    DatasetRecord(
+        name="squad",
+        task="question-answering",
+        description="questions on paragraphs, answered by a span",
+        hub_id="rajpurkar/squad",
+        validation="validation",
+        text_column="question",
+        text_pair_column="context",
+        label_column="answers",
+    ),
+    DatasetRecord(
+        name="multi30k",
+        task="translation",
+        description="image captions, English to German",
+        hub_id="bentrevett/multi30k",
+        validation="validation",
+        test="test",
+        text_column="en",
+        label_column="de",
+    ),
+    DatasetRecord(
+        name="cnn_dailymail",
+        task="summarisation",
+        description="news articles and their highlights",
+        hub_id="abisee/cnn_dailymail",
+        subset="3.0.0",
+        validation="validation",
+        test="test",
+        text_column="article",
+        label_column="highlights",
+    ),
+)
+
+
+def _by_name(records: tuple[DatasetRecord, ...]) -> Mapping[str, DatasetRecord]:
+    names = [record.name for record in records]
+    if len(set(names)) != len(names):
+        raise ValueError(f"Two data sets share a name: {names}")
+    return MappingProxyType(dict(zip(names, records, strict=True)))
+
+
+DATASETS: Mapping[str, DatasetRecord] = _by_name(_RECORDS)
+
+
+def find_dataset(name: str) -> DatasetRecord | None:
+    """The record of a named data set, or None when the name is not one of ours.
+
+    Raises:
+        DataError: The data set is known, but its task can't be fine-tuned yet, or there is no copy to load.
+    """
+    record = DATASETS.get(name)
+    if record is None:
+        return None
+    if record.task != "text-classification":
+        raise DataError(f"{name} is a data set for {record.task}; fine-tuning does text classification so far.")
+    if record.hub_id is None and record.packaged_file is None:
+        raise DataError(f"{name} can't be loaded by name. {record.note}")
+    return record
+
+
+def similar_names(name: str) -> list[str]:
+    """Names of ours that a mistyped `name` may have meant, best first."""
+    return get_close_matches(name, DATASETS, n=3)
