@@ -75,7 +75,14 @@ def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[int]) -> dict[str, Any]:
         "num_requests": plan.num_requests,
         "files": list(plan.files),
         "tensors": [
-            {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "offset": t.offset, "num_bytes": t.num_bytes}
+            {
+                "name": t.name,
+                "dtype": t.dtype,
+                "shape": t.shape,
+                "file": t.file,
+                "offset": t.offset,
+                "num_bytes": t.num_bytes,
+            }
             for t in plan.tensors
         ],
     }

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from layer_surgeon.graft.config import GraftConfig
 
 from .command import command, new_app, usage
-from .ui import Ui, format_count
+from .ui import Ui
 
 app = new_app()
 

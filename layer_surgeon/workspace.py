@@ -1,10 +1,10 @@
 """The workspace: where layers, grafts and runs lie when no folder is named, and which of each is the latest.
 
-    surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
-    ├── workspace.json              which layer, graft and run is the latest
-    ├── layers/Llama-3.1-8B-L31/
-    ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
-    └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
+surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
+├── workspace.json              which layer, graft and run is the latest
+├── layers/Llama-3.1-8B-L31/
+├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
+└── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
 """
 
 import json
