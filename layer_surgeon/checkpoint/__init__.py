@@ -1,1 +1,15 @@
-"""READ: what tensors a checkpoint has and where their bytes are. No torch."""
+"""READ: what tensors a checkpoint has and where their bytes are. No torch.
+
+sources       the places: folder, file, Hub repo; the only code that reads
+types         TensorInfo, ByteRange, TensorTable: plain data
+safetensors   headers and indexes of safetensors files
+gguf          the header of a GGUF file, in transformers' terms
+stack         which tensors are the decoder's layers; families.json
+checkpoint    `open_checkpoint`, which brings them together
+packaged      real weights that come in Python packages, for the demo and benchmarks
+"""
+
+from layer_surgeon.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.checkpoint.types import ByteRange, TensorInfo, TensorTable
+
+__all__ = ["ByteRange", "Checkpoint", "TensorInfo", "TensorTable", "open_checkpoint"]
