@@ -1,0 +1,117 @@
+"""GGUF files: the tensors of a llama.cpp model under the names and in the shapes that transformers gives them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from layer_surgeon.checkpoint.gguf_config import gguf_config
+from layer_surgeon.checkpoint.gguf_header import GgufHeader, TensorEntry, read_gguf_header
+from layer_surgeon.checkpoint.gguf_names import NameMap, map_names, tensor_processor, try_processor
+from layer_surgeon.checkpoint.sources.base import Source
+from layer_surgeon.checkpoint.types import TensorInfo
+from layer_surgeon.errors import CheckpointError
+
+__all__ = ["GgufTable", "GgufTensorInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufTensorInfo(TensorInfo):
+    """A tensor of a GGUF file, with what is needed to make transformers' tensor of its bytes.
+
+    Attributes:
+        gguf_name: Its name in the file, such as `blk.17.attn_q.weight`.
+        gguf_shape: Its sizes in the file, outermost first; `shape` is what transformers makes of them.
+        architecture: GGUF's name of the model family, such as `llama`.
+    """
+
+    gguf_name: str
+    gguf_shape: tuple[int, ...]
+    architecture: str
+
+
+class GgufTable:
+    """The tensors of one GGUF file that transformers' model takes.
+
+    Tensors that transformers leaves aside are not listed. The layers' ones are all checked here, so that a file whose
+    layers can't be had is refused before anything is planned.
+
+    Args:
+        source: Where the file lies.
+        file: Its path there.
+
+    Raises:
+        CheckpointError: The file is damaged, truncated, or contradicts itself.
+        UnsupportedArchitectureError: transformers does not load such a model, or in a way that is not followed here.
+        SourceError: The file can't be read.
+    """
+
+    format = "gguf"
+
+    def __init__(self, source: Source, file: str) -> None:
+        self._header: GgufHeader = read_gguf_header(source, file)
+        self._config = gguf_config(self._header)
+        self._names: NameMap = map_names(self._header, self._config)
+        self._entries: dict[str, TensorEntry] = {
+            self._names.name_of[entry.name]: entry
+            for entry in self._header.tensors
+            if entry.name in self._names.name_of
+        }
+        for name, entry in self._entries.items():
+            self._check_shape(name, entry)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config that `AutoConfig.from_pretrained(folder, gguf_file=...)` is made of."""
+        return self._config
+
+    def files(self) -> Mapping[str, str]:
+        """The one file, by the name of each tensor, in the file's order."""
+        return dict.fromkeys(self._entries, self._header.file)
+
+    def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
+        """Where the named tensors lie; reads nothing more.
+
+        Raises:
+            CheckpointError: There is no such tensor.
+        """
+        infos: list[TensorInfo] = []
+        for name in names:
+            entry = self._entries.get(name)
+            if entry is None:
+                raise CheckpointError(
+                    f"{self._header.file} has no tensor that transformers calls {name!r}. It has, for example, "
+                    f"{', '.join(list(self._entries)[:3])}."
+                )
+            infos.append(
+                GgufTensorInfo(
+                    name=name,
+                    dtype=entry.dtype,
+                    shape=self._names.shape_of[name],
+                    file=self._header.file,
+                    offset=entry.offset,
+                    num_bytes=entry.num_bytes,
+                    gguf_name=entry.name,
+                    gguf_shape=entry.shape,
+                    architecture=self._header.architecture,
+                )
+            )
+        return infos
+
+    @cached_property
+    def _processor(self) -> Any:
+        return tensor_processor(self._header.architecture, self._config)
+
+    def _check_shape(self, name: str, entry: TensorEntry) -> None:
+        wanted = self._names.shape_of[name]
+        shape = entry.shape
+        # Tensors outside of the layers are listed, not taken: GPT-2's processor would copy its whole output matrix.
+        if prod(shape) == prod(wanted) and entry.name.startswith("blk."):
+            _, shape = try_processor(self._processor, entry.name, shape)
+        if shape != wanted and (entry.name.startswith("blk.") or prod(shape) != prod(wanted)):
+            raise CheckpointError(
+                f"{self._header.file}: the tensor {entry.name!r} has the sizes {list(shape)}, but the model that the "
+                f"metadata describes wants {list(wanted)} for {name}. The metadata or the tensor is wrong: "
+                "get the file again, or convert the model again."
+            )

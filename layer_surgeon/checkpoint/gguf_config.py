@@ -1,0 +1,86 @@
+"""From the metadata of a GGUF file to the config.json-like dict that transformers makes of it.
+
+transformers' rules are not repeated here, they are run: on a skeleton of the file, which has its metadata and the names
+of its tensors, but neither vocabulary nor weights. So the config equals what
+`AutoConfig.from_pretrained(folder, gguf_file=...)` gives, whichever version is installed, and takes 0.02 s instead of
+the 13 s that transformers needs to walk through the 262,144 tokens of Gemma.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import transformers
+
+from layer_surgeon.checkpoint.gguf_header import GgufHeader
+from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
+
+_TOKENS = "tokenizer.ggml.tokens"
+_SKELETON = "skeleton.gguf"
+# In place of a long vocabulary: an array (9) of two strings (8) of length 0. Two, because transformers takes the only
+# element of an array for a value that is no array.
+_TWO_TOKENS = struct.pack("<IIQQQ", 9, 8, 2, 0, 0)
+_F32 = 0
+
+
+def gguf_config(header: GgufHeader) -> dict[str, Any]:
+    """The config of the model in a GGUF file, as transformers reads it from there.
+
+    Raises:
+        UnsupportedArchitectureError: transformers knows no config for the file's architecture.
+        CheckpointError: The metadata can't be true.
+    """
+    _check_block_count(header)
+    with TemporaryDirectory(prefix="layer_surgeon-") as folder:
+        Path(folder, _SKELETON).write_bytes(_skeleton(header))
+        try:
+            raw, _ = transformers.PretrainedConfig.get_config_dict(folder, gguf_file=_SKELETON)
+            config: dict[str, Any] = json.loads(json.dumps(raw))
+        # What transformers raises on metadata that it does not understand is of any type: ValueError for an unknown
+        # architecture, KeyError, TypeError and StopIteration for missing or odd values.
+        except Exception as error:
+            raise UnsupportedArchitectureError(
+                f"transformers {transformers.__version__} makes no config of {header.file}, a GGUF file of the "
+                f"architecture {header.architecture!r}: {type(error).__name__}: {error}. "
+                "Use the model's safetensors checkpoint."
+            ) from error
+    tokens = header.metadata.get(_TOKENS)
+    if tokens is not None and tokens.encoded is None and config.get("vocab_size") == 2:
+        config["vocab_size"] = tokens.count
+    # The model's title is no setting of it, and transformers itself puts the path it loaded from in its place.
+    config.pop("_model_name_or_path", None)
+    return config
+
+
+def _check_block_count(header: GgufHeader) -> None:
+    """Refuse more layers than tensors: a model that is never ended would be built from such a header."""
+    entry = header.metadata.get(f"{header.architecture}.block_count")
+    count = entry.value if entry is not None else None
+    if not isinstance(count, int) or not 0 < count <= len(header.tensors):
+        raise CheckpointError(
+            f"{header.file} says {count!r} layers ('{header.architecture}.block_count') and has "
+            f"{len(header.tensors)} tensors, which can't be. Get the file again, or convert the model again."
+        )
+
+
+def _skeleton(header: GgufHeader) -> bytes:
+    kept: Mapping[str, bytes] = {
+        key: entry.encoded if entry.encoded is not None else _TWO_TOKENS
+        for key, entry in header.metadata.items()
+        if entry.encoded is not None or key == _TOKENS
+        if key != "general.alignment"
+    }
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(header.tensors), len(kept))]
+    parts += [_string(key) + encoded for key, encoded in kept.items()]
+    # Each tensor becomes one float at the same place.
+    parts += [_string(entry.name) + struct.pack("<IQIQ", 1, 1, _F32, 0) for entry in header.tensors]
+    content = b"".join(parts)
+    return content + bytes(-len(content) % 32 + 32)
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded

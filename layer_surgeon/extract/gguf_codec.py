@@ -1,0 +1,122 @@
+"""From the bytes of a tensor in a GGUF file to the numbers that transformers loads it as, a piece at a time."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
+
+from layer_surgeon.checkpoint.gguf import GgufTensorInfo
+from layer_surgeon.checkpoint.gguf_names import tensor_processor, try_processor
+from layer_surgeon.checkpoint.safetensors import DTYPE_BITS
+from layer_surgeon.checkpoint.types import TensorInfo
+from layer_surgeon.errors import CheckpointError, ConfigError
+from layer_surgeon.extract.codec import Codec
+from layer_surgeon.extract.dtypes import CODE_OF_NAME, encode_floats
+
+_Floats = npt.NDArray[np.float32]
+
+# Dequantising makes several arrays of four bytes per number: 1 MiB of Q4_K takes 30 MB while it lasts.
+_PIECE_BYTES = 1 << 20
+
+
+def gguf_codec(config: Mapping[str, Any], info: TensorInfo, dtype: str | None) -> Codec:
+    """The codec for one tensor of a GGUF file.
+
+    Most tensors are only dequantised, and any quantisation block can be converted alone. Where transformers does more
+    on loading, its own processor does it here too: to the rows of one attention head at a time where Llama's rotary
+    permutation is undone, and to the whole tensor at once otherwise (norms, GPT-2's transposed matrices).
+
+    Args:
+        config: The config that the file's `GgufTable` gives.
+        info: The tensor, as the same table lists it.
+        dtype: `F32`, `BF16` or `F16` (or torch's names for them); None is `F32`.
+
+    Raises:
+        ConfigError: `dtype` is another one.
+        CheckpointError: `gguf` can't dequantise the tensor's type, or its shape does not fit the config.
+        UnsupportedArchitectureError: transformers makes no tensor of its own of it.
+    """
+    if not isinstance(info, GgufTensorInfo):
+        raise TypeError(f"{info!r} does not come from a GgufTable, so it is not known how to convert it.")
+    code = _safetensors_code(dtype)
+    quantization = gguf.GGMLQuantizationType[info.dtype]
+    block_elements, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    _check_can_dequantize(info, quantization, block_bytes)
+    processor = tensor_processor(info.architecture, config)
+    unchanged, _ = try_processor(processor, info.gguf_name, info.gguf_shape)
+    if unchanged:
+        return _GgufCodec(quantization, block_elements, block_bytes, code, None)
+    shape = info.gguf_shape
+    if isinstance(processor, LlamaTensorProcessor):
+        # The permutation stays within the rows of a head, so a model of one head has the same: of 8192 x 8192 only
+        # 128 x 8192 numbers are held at once.
+        heads = config["num_attention_heads" if ".attn_q." in info.gguf_name else "num_key_value_heads"]
+        shape = (shape[0] // heads, *shape[1:])
+        processor = type(processor)(config={"num_attention_heads": 1, "num_key_value_heads": 1})
+
+    def process(values: _Floats) -> _Floats:
+        processed: _Floats = processor.process(weights=values.reshape(shape), name=info.gguf_name).weights
+        return processed
+
+    elements = prod(shape)
+    return _GgufCodec(quantization, elements, elements // block_elements * block_bytes, code, process)
+
+
+class _GgufCodec:
+    """Dequantises blocks of `block_elements` numbers, lets `process` rearrange each, and writes them as `dtype`."""
+
+    def __init__(
+        self,
+        quantization: gguf.GGMLQuantizationType,
+        block_elements: int,
+        block_bytes: int,
+        dtype: str,
+        process: Callable[[_Floats], _Floats] | None,
+    ) -> None:
+        self.dtype = dtype
+        self.block_bytes = block_bytes
+        self.out_block_bytes = block_elements * DTYPE_BITS[dtype] // 8
+        self._quantization = quantization
+        self._process = process
+
+    def convert(self, blocks: bytes | bytearray | memoryview) -> bytearray:
+        """The numbers of a whole number of blocks, as bytes."""
+        source = np.frombuffer(blocks, dtype=np.uint8)
+        count, rest = divmod(source.size, self.block_bytes)
+        if rest:
+            raise ValueError(f"{source.size} bytes are not a whole number of blocks of {self.block_bytes} bytes")
+        out = bytearray(count * self.out_block_bytes)
+        step = 1 if self._process is not None else max(1, _PIECE_BYTES // self.block_bytes)
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            piece = source[first * self.block_bytes : last * self.block_bytes]
+            # One row of all blocks: `gguf` walks through many short rows in Python.
+            values = gguf.quants.dequantize(piece.reshape(1, -1), self._quantization).reshape(-1)
+            if self._process is not None:
+                values = self._process(values)
+            encoded = encode_floats(values, self.dtype)
+            out[first * self.out_block_bytes : last * self.out_block_bytes] = encoded
+        return out
+
+
+def _check_can_dequantize(info: TensorInfo, quantization: gguf.GGMLQuantizationType, block_bytes: int) -> None:
+    try:
+        gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), quantization)
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"{info.file}: {info.name} is of type {info.dtype}, which the installed gguf package can't dequantise. "
+            "Update it (`pip install -U gguf`), or use a file with another quantisation."
+        ) from error
+
+
+def _safetensors_code(dtype: str | None) -> str:
+    code = "F32" if dtype is None else CODE_OF_NAME.get(dtype, dtype)
+    if code not in CODE_OF_NAME.values():
+        raise ConfigError(
+            f"Numbers of a GGUF file can't be written as {dtype!r}. Choose one of {', '.join(CODE_OF_NAME)}."
+        )
+    return code
