@@ -63,9 +63,13 @@ def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[int]) -> dict[str, Any]:
     if not ui.as_json:
         rows = [(t.name, t.dtype, "x".join(map(str, t.shape)), format_bytes(t.num_bytes), t.file) for t in plan.tensors]
         ui.table(("tensor", "dtype", "shape", "bytes", "file"), rows)
-        ui.line(
-            f"{len(plan.tensors)} tensors, [bold]{format_bytes(plan.num_bytes)}[/] "
-            f"in {plan.num_requests} request(s) from {len(plan.files)} file(s)"
+        ui.facts(
+            {
+                "tensors": len(plan.tensors),
+                "bytes": f"{plan.num_bytes:,} ({format_bytes(plan.num_bytes)})",
+                "requests": plan.num_requests,
+                "files": len(plan.files),
+            }
         )
     return {
         "source": checkpoint.source.name,

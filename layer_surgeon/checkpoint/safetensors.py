@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.types import TensorInfo
@@ -263,6 +263,6 @@ def _tensor(name: str, entry: Any, file: str, start: int) -> TensorInfo:
     )
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     # Python's numbers have no end: without the bound a shape of 2^60 sizes makes a number of many megabytes.
     return isinstance(value, list) and len(value) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)

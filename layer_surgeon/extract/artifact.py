@@ -1,0 +1,173 @@
+"""The layer artifact: a folder with one or more layers of a model, whole and checkable by itself.
+
+config.json         model_type surgeon_donor, the LLM's own config, which layers, where they came from
+model.safetensors   tensors layers.<k>.<name inside the layer>
+README.md           model card
+LICENSE*, NOTICE*   as the donor's repo has them
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layer_surgeon.checkpoint.safetensors import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    SINGLE_FILE,
+    parse_header,
+    parse_header_length,
+    parse_json_object,
+)
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES
+from layer_surgeon.checkpoint.types import TensorInfo
+from layer_surgeon.errors import ArtifactError, CheckpointError
+
+CONFIG_FILE = "config.json"
+MODEL_TYPE = "surgeon_donor"
+_HOW_TO_MAKE = "Make one with: surgeon extract MODEL --layer -1"
+
+
+class LayerArtifact:
+    """A layer artifact on disk.
+
+    Attributes:
+        path: Its folder.
+        config: Its config.json.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "LayerArtifact":
+        """Open a folder; reads its config and the header of its weights.
+
+        Raises:
+            ArtifactError: It is no layer artifact, or not a whole one.
+        """
+        folder = Path(path)
+        config = read_config(folder)
+        artifact = cls(folder, config)
+        names = {tensor.name for tensor in artifact.tensors()}
+        missing = sorted(set(artifact.recorded) - names)
+        if missing:
+            raise ArtifactError(
+                f"{folder} lacks the tensor {missing[0]!r}, which its config.json lists. {_HOW_TO_MAKE}"
+            )
+        return artifact
+
+    def __repr__(self) -> str:
+        return f"LayerArtifact({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """The layers, as their model counts them from 0, in the order in which they are computed."""
+        return tuple(self.config["layer_indices"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.num_bytes for tensor in self.tensors())
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of model.safetensors as hex: recorded while it was written, or else computed now."""
+        if isinstance(self.config.get("sha256"), str):
+            return str(self.config["sha256"])
+        path = self.path / SINGLE_FILE
+        with path.open("rb") as file:
+            return _digest(file, 0, path.stat().st_size)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What config.json records about each tensor: the donor's name for it, dtype, shape and sha256."""
+        tensors = (self.config.get("source") or {}).get("tensors")
+        return tensors if isinstance(tensors, dict) else {}
+
+    def tensors(self) -> list[TensorInfo]:
+        """The tensors in the file of weights.
+
+        Raises:
+            ArtifactError: The file is missing or damaged.
+        """
+        path = self.path / SINGLE_FILE
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = parse_header_length(file.read(LENGTH_BYTES).ljust(LENGTH_BYTES, b"\xff"), SINGLE_FILE, size)
+                return list(parse_header(file.read(min(length, MAX_HEADER_BYTES)), SINGLE_FILE, size).values())
+        except (OSError, CheckpointError) as error:
+            raise ArtifactError(f"{self.path} is not a whole layer artifact: {error} {_HOW_TO_MAKE}") from error
+
+    def verify(self) -> None:
+        """Read every byte and compare it with the sha256 that was recorded when the layer was written.
+
+        Raises:
+            ArtifactError: Names the first tensor that differs.
+        """
+        recorded, path = self.recorded, self.path / SINGLE_FILE
+        if not recorded:
+            raise ArtifactError(f"{self.path / CONFIG_FILE} records no sha256: this layer was not extracted.")
+        with path.open("rb") as file:
+            for tensor in self.tensors():
+                if _digest(file, tensor.offset, tensor.num_bytes) != recorded.get(tensor.name, {}).get("sha256"):
+                    raise ArtifactError(
+                        f"{path}: the bytes of {tensor.name!r} are not those that were extracted. "
+                        "The file was changed or damaged: extract the layer again, with --force."
+                    )
+            if _digest(file, 0, path.stat().st_size) != self.sha256:
+                raise ArtifactError(f"{path} is not the file that was written. Extract the layer again, with --force.")
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a layer artifact."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """An artifact's config.json.
+
+    Raises:
+        ArtifactError: There is none, or it is not an artifact's.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = parse_json_object(path.read_bytes(), str(path))
+    except (OSError, CheckpointError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{folder} is no layer artifact: {CONFIG_FILE}: {reason}. {_HOW_TO_MAKE}") from error
+    if config.get("model_type") != MODEL_TYPE:
+        raise ArtifactError(
+            f"{folder} is no layer artifact: its model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}. "
+            f"{_HOW_TO_MAKE}"
+        )
+    indices = config.get("layer_indices")
+    if (
+        not isinstance(indices, list)
+        or not indices
+        or not all(type(index) is int for index in indices)
+        or not isinstance(config.get("donor_config"), dict)
+    ):
+        raise ArtifactError(f"{path} lacks donor_config or layer_indices, or has them in another form. {_HOW_TO_MAKE}")
+    return config
+
+
+def _digest(file: Any, start: int, length: int) -> str:
+    digest = hashlib.sha256()
+    file.seek(start)
+    while length > 0 and (chunk := file.read(min(CHUNK_BYTES, length))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""What goes with a layer: the donor's licence files, and a model card that says where the layer comes from."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.extract.plan import ExtractionPlan
+
+# The names under which repos keep what must go along with their weights: Llama has LICENSE and USE_POLICY.md.
+_LICENCE_FILE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)([._-].*)?", re.IGNORECASE)
+_MAX_TEXT_BYTES = 2_000_000
+README_FILE = "README.md"
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+
+
+def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The licence files right in the donor's folder or repo, by name.
+
+    Raises:
+        SourceError: One of them can't be read.
+    """
+    names = [name for name in checkpoint.source.list_files() if _LICENCE_FILE.fullmatch(name)]
+    return {name: checkpoint.source.read_file(name, _MAX_TEXT_BYTES) for name in names}
+
+
+def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
+    """The licence that the donor's own model card states: `license`, `license_name`, `license_link`; {} if none.
+
+    Raises:
+        SourceError: The card can't be read.
+    """
+    if README_FILE not in checkpoint.source.list_files():
+        return {}
+    text = checkpoint.source.read_file(README_FILE, _MAX_TEXT_BYTES).decode("utf-8", "replace")
+    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    if front is None:
+        return {}
+    try:
+        content = yaml.safe_load(front[1])
+    except yaml.YAMLError:
+        # A card that no parser reads states no licence; the licence files are copied all the same.
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: str(content[key]) for key in _LICENCE_KEYS if isinstance(content.get(key), str)}
+
+
+def write_card(
+    checkpoint: Checkpoint, plan: ExtractionPlan, licence: dict[str, str], licence_files: Sequence[str]
+) -> str:
+    """The artifact's README.md."""
+    source = checkpoint.source
+    front: dict[str, Any] = {"library_name": "layer_surgeon", "tags": ["layer-surgeon", "donor-layer"]}
+    if source.kind == "hub":
+        front["base_model"] = source.name
+    front |= licence
+    layers = ", ".join(map(str, plan.layer_indices))
+    plural = "layers" if len(plan.layer_indices) > 1 else "layer"
+    named = f" ({licence['license']})" if "license" in licence else ""
+    files = f"The donor's own: {', '.join(licence_files)}." if licence_files else "The donor has no licence file."
+    commit = f" at commit `{source.commit}`" if source.commit else ""
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
+---
+
+# {plural.capitalize()} {layers} of {source.name}
+
+The decoder {plural} {layers} (counted from 0, of {checkpoint.num_layers}) of `{source.name}`{commit}, taken out with
+layer_surgeon. Nothing else of the model is in here: no embeddings, no other layers, no head.
+
+| | |
+|---|---|
+| family | {checkpoint.model_type} |
+| tensors | {len(plan.tensors)} |
+| parameters | {sum(info.num_elements for info in plan.tensors):,} |
+| dtype | {plan.dtype} |
+| read from | {", ".join(f"`{file}`" for file in plan.files)} ({checkpoint.format}) |
+
+`config.json` records the sha256 of every tensor and of the file of weights.
+
+## Use
+
+```python
+import layer_surgeon as ls
+
+donor = ls.DonorLayer.from_pretrained("path/to/this/folder")  # frozen; computes what the layer computed in its model
+model = ls.graft_layer("bert-base-uncased", donor, task="text-classification")
+```
+
+## Licence
+
+A layer is part of its model and stays under the model's licence{named}.
+{files}
+"""

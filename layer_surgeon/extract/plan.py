@@ -1,0 +1,238 @@
+"""What an extraction will read and write, known to the byte before the first byte of a weight is read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
+from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
+from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
+from layer_surgeon.extract.codec import Codec
+from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, plain_codec
+
+# Over a link of 80 ms per request and 50 MB/s per connection, pieces below 8 MiB lose more to requests than they gain.
+MIN_PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTensor:
+    """One tensor on its way.
+
+    Attributes:
+        name: Its name in the artifact: `layers.<k>.<name inside the layer>`.
+        source: Where its bytes lie.
+        codec: What becomes of them.
+        offset: Absolute position of its first byte in the artifact's file.
+        num_bytes: How many bytes it takes there.
+    """
+
+    name: str
+    source: TensorInfo
+    codec: Codec
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A whole number of one tensor's blocks, as part of one read.
+
+    Attributes:
+        length: Bytes of the source.
+        offset: Absolute position in the artifact's file.
+        out_length: Bytes there.
+        codec: What turns one into the other.
+    """
+
+    length: int
+    offset: int
+    out_length: int
+    codec: Codec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One read: a range of one file, and the segments that it consists of."""
+
+    range: ByteRange
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionPlan:
+    """What will be read and written.
+
+    Attributes:
+        layer_indices: The layers, counted from 0, in the order in which they will be computed.
+        planned: The tensors, in the order in which the artifact holds them.
+        pieces: The reads, none of which has a byte that is not wanted.
+        header: The artifact file's first bytes.
+    """
+
+    layer_indices: tuple[int, ...]
+    planned: tuple[PlannedTensor, ...]
+    pieces: tuple[Piece, ...]
+    header: bytes
+
+    @cached_property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Where the tensors lie, in the order in which the artifact will hold them."""
+        return tuple(tensor.source for tensor in self.planned)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of weights that will be read."""
+        return sum(info.num_bytes for info in self.tensors)
+
+    @cached_property
+    def num_out_bytes(self) -> int:
+        """Bytes of the artifact's file of weights, header included."""
+        return len(self.header) + sum(tensor.num_bytes for tensor in self.planned)
+
+    @property
+    def num_requests(self) -> int:
+        """Reads of weights; the headers that hold their places are read before a plan can be made."""
+        return len(self.pieces)
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The files that will be read, in the order of their names."""
+        return tuple(sorted({info.file for info in self.tensors}))
+
+    @cached_property
+    def dtype(self) -> str:
+        """The torch name of the dtype that most of the artifact's bytes have."""
+        sizes: dict[str, int] = {}
+        for tensor in self.planned:
+            sizes[tensor.codec.dtype] = sizes.get(tensor.codec.dtype, 0) + tensor.num_bytes
+        return NAME_OF_CODE.get(max(sizes, key=lambda code: sizes[code]), "unknown")
+
+
+def plan_extraction(
+    checkpoint: Checkpoint, layer: int | Sequence[int] = -1, *, dtype: str | None = None
+) -> ExtractionPlan:
+    """Plan which bytes make up one or more layers.
+
+    Args:
+        checkpoint: An open checkpoint; the headers of the files that hold the layers are read.
+        layer: A layer's index, or several in the order in which they are to be computed; negative counts from the end.
+        dtype: `float32`, `bfloat16` or `float16`; None keeps the donor's bytes (a GGUF's are dequantised to float32).
+
+    Raises:
+        LayerNotFoundError: There is no such layer.
+        ConfigError: No layer is named, one is named twice, or the dtype is unknown.
+        UnsupportedArchitectureError: The weights are quantised in a way that can't be cut.
+        CheckpointError: A header is damaged.
+        SourceError: A file can't be read.
+    """
+    if dtype is not None and dtype not in CODE_OF_NAME:
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    indices = [checkpoint.layer_index(index) for index in layers]
+    if not indices or len(set(indices)) != len(indices):
+        raise ConfigError(f"layer is {layers}; it must name at least one layer, and none twice.")
+    if checkpoint.quantization is not None:
+        raise UnsupportedArchitectureError(
+            f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its bytes are no plain numbers. "
+            "Extract from the model that it was made from, whose weights are bfloat16 or float16."
+        )
+    named = []
+    for position, index in enumerate(indices):
+        prefix = checkpoint.layer_prefix(index)
+        for info in checkpoint.layer_tensors(index):
+            named.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info))
+    planned, header = _lay_out(checkpoint, named, dtype)
+    pieces = _cut(planned, checkpoint.source.connections)
+    return ExtractionPlan(layer_indices=tuple(indices), planned=planned, pieces=pieces, header=header)
+
+
+def _lay_out(
+    checkpoint: Checkpoint, named: list[tuple[str, TensorInfo]], dtype: str | None
+) -> tuple[tuple[PlannedTensor, ...], bytes]:
+    """Give every tensor its place in the artifact's file."""
+    code = None if dtype is None else CODE_OF_NAME[dtype]
+    parts = [(name, info, _codec(checkpoint, info, code)) for name, info in named]
+    # As the safetensors library does, wide elements come first, so that every tensor starts at a multiple of its
+    # element's size; else in the source's order, so that one read is one write.
+    parts.sort(key=lambda part: (-DTYPE_BITS[part[2].dtype], part[1].file, part[1].offset))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    sizes = []
+    for name, info, codec in parts:
+        blocks, rest = divmod(info.num_bytes, codec.block_bytes)
+        if rest:
+            raise CheckpointError(f"The tensor {info.name!r} is no whole number of {info.dtype} blocks. Get it again.")
+        sizes.append(blocks * codec.out_block_bytes)
+        offsets = [position, position + sizes[-1]]
+        entries[name] = {"dtype": codec.dtype, "shape": list(info.shape), "data_offsets": offsets}
+        position = offsets[1]
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    planned = []
+    offset = len(header)
+    for (name, info, codec), size in zip(parts, sizes, strict=True):
+        planned.append(PlannedTensor(name=name, source=info, codec=codec, offset=offset, num_bytes=size))
+        offset += size
+    return tuple(planned), header
+
+
+def _codec(checkpoint: Checkpoint, info: TensorInfo, code: str | None) -> Codec:
+    if checkpoint.format == "gguf":
+        # Dequantising takes gguf and numpy, which a copy of plain bytes need not load.
+        from layer_surgeon.extract.gguf_codec import gguf_codec
+
+        return gguf_codec(checkpoint.config, info, code)
+    return plain_codec(info.dtype, code)
+
+
+def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, ...]:
+    """Join tensors that lie side by side into one read, and split long reads over the connections."""
+    runs: list[list[PlannedTensor]] = []
+    for tensor in sorted(planned, key=lambda tensor: (tensor.source.file, tensor.source.offset)):
+        last = runs[-1][-1].source if runs else None
+        if last is not None and last.file == tensor.source.file and last.end == tensor.source.offset:
+            runs[-1].append(tensor)
+        elif tensor.source.num_bytes:
+            runs.append([tensor])
+    total = sum(tensor.source.num_bytes for tensor in planned)
+    limit = total if connections == 1 else max(MIN_PIECE_BYTES, -(-total // connections))
+    return tuple(piece for run in runs for piece in _split(run, limit))
+
+
+def _split(run: list[PlannedTensor], limit: int) -> list[Piece]:
+    """Cut a run of neighbouring tensors into pieces of about `limit` source bytes, between two blocks."""
+    length = sum(tensor.source.num_bytes for tensor in run)
+    aim = -(-length // max(1, round(length / limit)))
+    pieces: list[Piece] = []
+    start, segments, filled = run[0].source.offset, list[Segment](), 0
+    for tensor in run:
+        done = 0
+        while done < tensor.source.num_bytes:
+            block = tensor.codec.block_bytes
+            room = max(block, (aim - filled) // block * block)
+            take = min(tensor.source.num_bytes - done, room)
+            segments.append(_segment(tensor, done, take))
+            done, filled = done + take, filled + take
+            if filled + block > aim:
+                pieces.append(_piece(tensor.source.file, start, segments))
+                start, segments, filled = start + filled, [], 0
+    if segments:
+        pieces.append(_piece(run[0].source.file, start, segments))
+    return pieces
+
+
+def _segment(tensor: PlannedTensor, done: int, take: int) -> Segment:
+    codec = tensor.codec
+    return Segment(
+        length=take,
+        offset=tensor.offset + done // codec.block_bytes * codec.out_block_bytes,
+        out_length=take // codec.block_bytes * codec.out_block_bytes,
+        codec=codec,
+    )
+
+
+def _piece(file: str, start: int, segments: list[Segment]) -> Piece:
+    length = sum(segment.length for segment in segments)
+    return Piece(range=ByteRange(file=file, start=start, length=length), segments=tuple(segments))
