@@ -23,7 +23,7 @@ _API = re.compile(
 _SINGLE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """The answer is an error: its status, the Hub's code for it, and what the Hub says."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -60,15 +60,14 @@ class Router:
         try:
             if request.server == "cdn":
                 return self._cdn(request)
-            if token := request.headers.get("authorization", "").removeprefix("Bearer "):
-                if token in self.invalid_tokens:
-                    raise Refusal(401, "", "Invalid credentials in Authorization header")
+            if request.headers.get("authorization", "").removeprefix("Bearer ") in self.invalid_tokens:
+                raise RefusalError(401, "", "Invalid credentials in Authorization header")
             for pattern, respond in self._routes():
                 if match := pattern.fullmatch(raw_path):
                     parts = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
                     return respond(request, parts, body)
-            raise Refusal(404, "", f"Cannot {request.method} {request.path}")
-        except Refusal as refusal:
+            raise RefusalError(404, "", f"Cannot {request.method} {request.path}")
+        except RefusalError as refusal:
             reply = json_reply({"error": refusal.message}, refusal.status)
             if refusal.code:
                 reply.headers["X-Error-Code"] = refusal.code
@@ -84,8 +83,8 @@ class Router:
         if repo is None or (repo.private and token not in repo.accepted):
             # As the Hub does: to a stranger, what does not exist and what is private look the same.
             if token:
-                raise Refusal(404, "RepoNotFound", "Repository not found")
-            raise Refusal(401, "RepoNotFound", "Invalid username or password.")
+                raise RefusalError(404, "RepoNotFound", "Repository not found")
+            raise RefusalError(401, "RepoNotFound", "Invalid username or password.")
         return repo
 
     def _api(self, request: Request, parts: dict[str, str], body: bytes) -> Reply:
@@ -95,13 +94,13 @@ class Router:
             return json_reply(_refs(repo))
         if call == "safetensors-metadata":
             if not self.metadata_api:
-                raise Refusal(404, "", "Not found")
+                raise RefusalError(404, "", "Not found")
             return json_reply(repo.safetensors_metadata(_commit(repo, "main"), rest))
         if call == "tree":
             revision, folder = _split_revision(repo, rest)
             tree = repo.tree(_commit(repo, revision), folder, recursive=_is_on(request.query.get("recursive")))
             if tree is None:
-                raise Refusal(404, "EntryNotFound", f"{folder} does not exist on {revision!r}")
+                raise RefusalError(404, "EntryNotFound", f"{folder} does not exist on {revision!r}")
             return json_reply(tree)
         commit = _commit(repo, rest or "main")
         if call == "paths-info":
@@ -135,12 +134,12 @@ class Router:
         if repo.gated and token not in repo.accepted:
             where = f"Access to {kind.removesuffix('s')} {repo.repo_id} is restricted"
             if not token:
-                raise Refusal(401, "GatedRepo", f"{where}. You must have access to it and be authenticated.")
-            raise Refusal(403, "GatedRepo", repo.refusal or f"{where} and you are not in the authorized list.")
+                raise RefusalError(401, "GatedRepo", f"{where}. You must have access to it and be authenticated.")
+            raise RefusalError(403, "GatedRepo", repo.refusal or f"{where} and you are not in the authorized list.")
         commit = _commit(repo, parts["revision"])
         content = repo.commits[commit].get(parts["file"])
         if content is None:
-            raise Refusal(404, "EntryNotFound", "Entry not found")
+            raise RefusalError(404, "EntryNotFound", "Entry not found")
         return repo, commit, content
 
     def _sign(self, path: str) -> str:
@@ -155,13 +154,9 @@ class Router:
         expires = request.query.get("e", "0")
         if request.query.get("Signature") != self._signature(request.path, expires) or time() > float(expires):
             return text_reply("<Error><Code>AccessDenied</Code></Error>", 403, {"Content-Type": "application/xml"})
-        kind, owner, rest = request.path[1:].split("/", 2)
-        for (repo_kind, repo_id), repo in self.repos.items():
-            name = repo_id.removeprefix(f"{owner}/")
-            if repo_kind == kind and request.path.startswith(f"/{kind}/{repo_id}/"):
-                commit, _, file = (
-                    rest.removeprefix(f"{name}/").partition("/") if "/" in repo_id else rest.partition("/")
-                )
+        for (kind, repo_id), repo in self.repos.items():
+            if request.path.startswith(prefix := f"/{kind}/{repo_id}/"):
+                commit, _, file = request.path.removeprefix(prefix).partition("/")
                 content = repo.commits[commit][file]
                 # Storage has its own idea of an ETag; it is not the sha256 that the Hub speaks of.
                 headers = {"ETag": f'"{content.sha256[:32]}"', "Accept-Ranges": "bytes"}
@@ -206,7 +201,7 @@ def text_reply(text: str, status: int, headers: dict[str, str]) -> Reply:
 def _commit(repo: Repo, revision: str) -> str:
     commit = repo.resolve(revision)
     if commit is None:
-        raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        raise RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     return commit
 
 

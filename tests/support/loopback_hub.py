@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -61,8 +62,8 @@ class LoopbackHub:
             server.shutdown()
             server.server_close()
         with self._lock:
-            for connection in self.connections:
-                connection.close() if connection.fileno() < 0 else _hang_up(connection)
+            for connection in tuple(self.connections):
+                _hang_up(connection)
         if self._leaks and error is None:
             raise AssertionError(f"An Authorization header reached the CDN: {self._leaks}")
 
@@ -243,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _split_at(piece: bytes, positions: list[int]) -> list[bytes]:
     cuts = [0, *sorted(position for position in positions if 0 < position < len(piece)), len(piece)]
-    return [piece[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [piece[start:stop] for start, stop in pairwise(cuts)]
 
 
 def _hang_up(connection: socket.socket) -> None:

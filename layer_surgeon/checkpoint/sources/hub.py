@@ -1,0 +1,179 @@
+"""Checkpoints in a repo on the Hugging Face Hub, read in parts at one commit, without downloading them."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+
+from layer_surgeon._version import __version__
+from layer_surgeon.checkpoint.sources.hub_errors import Asker, HubLimits, Tries, retried
+from layer_surgeon.checkpoint.sources.hub_ranges import HubFile, HubFiles
+from layer_surgeon.errors import SourceAccessError, SourceError, SourceNotFoundError
+
+
+class HubSource:
+    """A model repo on the Hub at one commit, which is settled when the object is made.
+
+    What is checked of the bytes: a file that is read whole by its hash; a part of a file by the commit that the Hub
+    names for it, by its ETag, which has to stay the same, and by its position, its length and the file's size. A hash
+    of a part does not exist on the Hub, so that a server that sends wrong bytes of the right number is not found out.
+
+    Args:
+        name: The repo id, such as `meta-llama/Llama-3.1-8B`.
+        revision: A branch, tag or commit; None is the main branch.
+        token: An access token; None or True takes the one that is logged in, False sends none.
+        endpoint: The Hub's URL; None is HF_ENDPOINT's, or https://huggingface.co.
+
+    Raises:
+        SourceNotFoundError: There is no such repo, or no such revision of it.
+        SourceAccessError: The token is not valid.
+        SourceError: The Hub can't be reached, or limits the rate of requests.
+    """
+
+    kind = "hub"
+    connections = 8
+    limits = HubLimits()
+    """Timeouts and tries. An attribute of the class: making an object already asks the Hub."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+    ) -> None:
+        self.name = name
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        headers = _headers(token)
+        self._asker = Asker(
+            endpoint=self.endpoint, repo_id=name, revision=revision, has_token="authorization" in headers
+        )
+        info = self._ask_for_repo(headers)
+        self.commit: str | None = info.sha
+        self._listed = {entry.rfilename: _listed(entry) for entry in info.siblings or []}
+        self._files = HubFiles(self._asker, info.sha, headers, self.limits)
+
+    def list_files(self) -> dict[str, int | None]:
+        """All files of the commit and their sizes, known since the object was made."""
+        return {name: file.size for name, file in sorted(self._listed.items())}
+
+    def size(self, file: str) -> int:
+        """The size of `file` in bytes."""
+        listed = self._find(file)
+        return retried(Tries(self._title(file), self.limits), lambda: self._files.size(listed))
+
+    def read_file(self, file: str, max_bytes: int) -> bytes:
+        """The whole of a small file, compared with the hash that the Hub lists for it."""
+        listed = self._find(file)
+        if (size := self.size(file)) > max_bytes:
+            raise SourceError(
+                f"{self._title(file)} has {size:,} bytes, over the {max_bytes:,} that such a file may have. "
+                "Check that it is the right file."
+            )
+        if listed.in_git:
+            content = self._files.whole(listed)
+        else:
+            content = self.read_range(file, 0, size)
+        if not _has_listed_hash(listed, content):
+            raise SourceError(
+                f"{self._title(file)} arrived with other bytes than the Hub lists: its hash is wrong. "
+                "Something between here and the Hub changes what it carries (a mirror, a proxy): go around it."
+            )
+        return content
+
+    def read_range(self, file: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`."""
+        return b"".join(bytes(chunk) for chunk in self.stream_range(file, start, length))
+
+    def stream_range(self, file: str, start: int, length: int) -> Iterator[memoryview]:
+        """Exactly `length` bytes from `start`, in chunks that share one buffer; retries go on where it stopped."""
+        size = self.size(file)
+        if start < 0 or length < 0 or start + length > size:
+            raise SourceError(
+                f"{self._title(file)} ends at byte {size:,}, but bytes {start:,} to {start + length:,} are wanted. "
+                "The file on the Hub is truncated, or the index that points into it belongs to another one."
+            )
+        yield from self._files.stream(self._find(file), start, length)
+
+    def _title(self, file: str) -> str:
+        return f"{file} of {self.name}"
+
+    def _find(self, file: str) -> HubFile:
+        if file not in self._listed:
+            raise SourceNotFoundError(
+                f"The repo {self.name} on {self.endpoint} has no file {file!r} at commit {self.commit}. "
+                f"See what it has at {self._asker.url}/tree/{self.commit}."
+            )
+        return self._listed[file]
+
+    def _ask_for_repo(self, headers: dict[str, str]) -> Any:
+        """The repo's commit and files, from one request."""
+        api = HfApi(
+            endpoint=self.endpoint,
+            token=headers.get("authorization", "").removeprefix("Bearer ") or False,
+            library_name="layer_surgeon",
+            library_version=__version__,
+        )
+
+        def ask() -> Any:
+            with self._asker.asking_for(f"The repo {self.name}"):
+                return api.model_info(
+                    self.name,
+                    revision=self._asker.revision,
+                    timeout=self.limits.read_timeout,
+                    files_metadata=True,
+                )
+
+        try:
+            info = retried(Tries(f"The repo {self.name}", self.limits, self.limits.contact_tries), ask)
+        except HFValidationError as error:
+            raise SourceNotFoundError(f"{self.name!r} can't be a repo on the Hub: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._no_hub() from error
+        if not info.sha:
+            raise self._no_hub()
+        return info
+
+    def _no_hub(self) -> SourceError:
+        return SourceError(
+            f"{self.endpoint} does not answer as a Hub does when it is asked for {self.name}. Check HF_ENDPOINT, and "
+            "whether the network wants a login in the browser first."
+        )
+
+
+def _headers(token: str | bool | None) -> dict[str, str]:
+    """What goes along with each request: who asks and, where there is one, the token."""
+    if isinstance(token, str):
+        if not (token.strip().isascii() and token.strip().isprintable()):
+            raise SourceAccessError("The access token holds characters that no token has. Copy it once more.")
+    try:
+        headers: dict[str, str] = build_hf_headers(
+            token=token.strip() or False if isinstance(token, str) else token,
+            library_name="layer_surgeon",
+            library_version=__version__,
+        )
+    except LocalTokenNotFoundError as error:
+        raise SourceAccessError("There is no access token on this machine. Run `hf auth login`.") from error
+    return headers
+
+
+def _listed(entry: Any) -> HubFile:
+    lfs = entry.lfs
+    return HubFile(
+        name=entry.rfilename, size=entry.size, blob_id=entry.blob_id, sha256=lfs.sha256 if lfs is not None else None
+    )
+
+
+def _has_listed_hash(file: HubFile, content: bytes) -> bool:
+    """Whether `content` is what the Hub lists; True where it lists no hash."""
+    if file.sha256 is not None:
+        return hashlib.sha256(content).hexdigest() == file.sha256
+    if file.blob_id is not None:
+        git = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+        git.update(content)
+        return git.hexdigest() == file.blob_id
+    return True
