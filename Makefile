@@ -18,7 +18,7 @@ format: .venv/.ready  ## put the code into shape
 docs: .venv/.docs-ready  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 bench: .venv/.ready  ## repeatable measurements; see docs/benchmarks.md
-	$(BIN)/python benchmarks/extract.py
+	$(BIN)/python -m benchmarks.extract
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
 clean:  ## remove the environments and everything built
