@@ -1,0 +1,95 @@
+"""A donor's own config -> its family's code in transformers: config class, model class, and where its layers lie."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel, __version__
+
+from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
+
+
+def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
+    """The config of the part that has the decoder layers: the model's own, or a multimodal model's text part.
+
+    Args:
+        donor_config: The donor's config.json, verbatim. It is not changed.
+
+    Raises:
+        ArtifactError: It isn't a config that transformers can read.
+        UnsupportedArchitectureError: transformers doesn't know the family, or it is not a decoder.
+    """
+    model_type = donor_config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ArtifactError(
+            f"The donor's config has model_type {model_type!r}, but a family's name was expected. "
+            "Extract the layer again from a checkpoint with a complete config.json."
+        )
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(
+            f"transformers {__version__} has no code for model_type {model_type!r}, and code that comes with a "
+            "checkpoint is never run. Update transformers, or take a donor of a family that it knows."
+        )
+    if donor_config.get("quantization_config"):
+        method = donor_config["quantization_config"].get("quant_method", "an unnamed method")
+        raise UnsupportedArchitectureError(
+            f"The donor's weights are quantised ({method}), but only plain weights can be loaded. "
+            "Extract from a checkpoint of the same model in bfloat16, float16 or float32."
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(donor_config)))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ArtifactError(
+            f"transformers {__version__} can't read the donor's config as one of {model_type!r}: {error}. "
+            "Extract the layer again from a checkpoint with a config.json that it can read."
+        ) from error
+    if config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(
+            f"{model_type!r} is an encoder-decoder family: its decoder layers read an encoder's output. "
+            "Take a donor that is a decoder-only language model."
+        )
+    text = config.get_text_config(decoder=True)
+    # They would only ask the stack for what is thrown away.
+    text.use_cache = False
+    text.output_hidden_states = False
+    return text
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The family's model without a head, by the class of its config.
+
+    Raises:
+        UnsupportedArchitectureError: transformers has no such model.
+    """
+    found = MODEL_MAPPING.get(type(config), None)
+    if isinstance(found, (list, tuple)):
+        found = found[0] if found else None
+    if found is None:
+        raise UnsupportedArchitectureError(
+            f"transformers {__version__} has no model without a head for {type(config).__name__}, so its layers "
+            "can't be run by themselves. Take a donor of another family."
+        )
+    return found  # type: ignore[no-any-return]  # transformers is untyped here
+
+
+def find_stack(model: PreTrainedModel) -> str:
+    """Where the decoder layers lie in a model: the list of `num_hidden_layers` modules that holds the most weights.
+
+    Raises:
+        UnsupportedArchitectureError: There is no such list.
+    """
+    count = getattr(model.config, "num_hidden_layers", None)
+    sizes = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    # Lists inside a layer (experts, say) may have the same length by chance; the stack holds them, so it is larger.
+    stack = max(sizes, key=lambda name: sizes[name], default=None)
+    if stack is None or sizes[stack] == 0:
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} has no list of {count} layers (its config's num_hidden_layers), so there is no "
+            "layer to take out. Take a donor of another family."
+        )
+    return stack

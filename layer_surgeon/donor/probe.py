@@ -1,0 +1,204 @@
+"""What a scaffold hands its layer, and which way the layer's positions see each other: found by running both.
+
+Nothing here knows a family. A probe is seven positions long and costs milliseconds; it runs once, when a donor is loaded.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from layer_surgeon.donor.scaffold import Run, run_scaffold
+from layer_surgeon.errors import UnsupportedArchitectureError
+
+# A prime that no head width is a multiple of, so that a tensor with this last dimension has a number per position.
+_LENGTH = 7
+_FAILURES = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, UnboundLocalError, StopIteration)
+# Of the largest output. Equal rows of one matrix product may differ in the last bits (bfloat16: 2^-8 of the value).
+_SAME = 2e-2
+_DIFFERENT = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """How to run one layer in its scaffold.
+
+    Attributes:
+        extras: See `Run.extras`.
+        takes_position_ids: Whether the family's forward takes positions from outside.
+        not_causal: Why the layer can't be run causally; None if it can.
+        not_bidirectional: Why it can't be run bidirectionally; None if it can.
+    """
+
+    extras: int | None
+    takes_position_ids: bool
+    not_causal: str | None
+    not_bidirectional: str | None
+
+
+def bidirectional_mask(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The mask with which every position sees every position that is not padding.
+
+    Args:
+        hidden_states: [batch, seq, donor_hidden], for its size, element type and device.
+        attention_mask: [batch, seq] of 1 and 0, or None.
+
+    Returns:
+        [batch, 1, seq, seq], to be added to the attention scores.
+    """
+    batch, length, _ = hidden_states.shape
+    mask = hidden_states.new_zeros(batch, 1, length, length)
+    if attention_mask is not None:
+        hidden = attention_mask.to(hidden_states.device)[:, None, None, :] == 0
+        # The lowest number, not -inf: a row that is all padding then has no NaN.
+        mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    return mask
+
+
+def count_positions(hidden_states: Tensor) -> Tensor:
+    """Positions 0 to seq - 1, [batch, seq]. Given with a bidirectional mask, as some models count them from the mask."""
+    batch, length, _ = hidden_states.shape
+    return torch.arange(length, device=hidden_states.device).expand(batch, length)
+
+
+def takes_position_ids(scaffold: PreTrainedModel) -> bool:
+    """Whether the family's forward takes positions from outside."""
+    return "position_ids" in signature(scaffold.forward).parameters
+
+
+def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int) -> Traits:
+    """Find out how to run a layer that has its weights.
+
+    Raises:
+        UnsupportedArchitectureError: It can't be run by itself, or depends on weights outside of it.
+    """
+    reference = next(layer.parameters())
+    extras = _find_extras(scaffold, reference, hidden_size)
+    ramp = torch.arange(2 * _LENGTH * hidden_size, device=reference.device, dtype=torch.float32)
+    states = (ramp * 0.7).sin().reshape(2, _LENGTH, hidden_size).to(reference.dtype)
+    not_causal = _why_not(scaffold, layer, states, extras, causal=True)
+    not_bidirectional = _why_bias(scaffold, states, extras) or _why_not(scaffold, layer, states, extras, causal=False)
+    if not_causal and not_bidirectional:
+        raise UnsupportedArchitectureError(
+            f"A layer of {type(scaffold).__name__} can't be run by itself: {not_causal}. "
+            "Take another layer, or a donor of another family."
+        )
+    return Traits(
+        extras=extras,
+        takes_position_ids=takes_position_ids(scaffold),
+        not_causal=not_causal,
+        not_bidirectional=not_bidirectional,
+    )
+
+
+def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int) -> int | None:
+    """How layers return their hidden states: the way in which these reach the entrance whole."""
+    nan = torch.full((2, _LENGTH, hidden_size), torch.nan, dtype=reference.dtype, device=reference.device)
+    failure: Exception | None = None
+    for extras in (None, 0, 1, 2, 3):
+        try:
+            seen = _arguments(scaffold, nan, None, extras)
+        except _FAILURES as error:
+            failure = failure or error
+            continue
+        arrived = seen.pop("hidden_states")
+        if not isinstance(arrived, Tensor) or arrived.shape != nan.shape:
+            continue
+        for name, value in seen.items():
+            if any(tensor.is_floating_point() and tensor.isnan().any() for tensor in _tensors(value)):
+                raise UnsupportedArchitectureError(
+                    f"A layer of {type(scaffold).__name__} also reads {name!r}, made from weights outside of the "
+                    "layer, so the layer alone can't compute what it computed. Take a donor of another family."
+                )
+        return extras
+    reason = f"{type(failure).__name__}: {failure}" if failure else "the hidden states don't reach it"
+    raise UnsupportedArchitectureError(
+        f"A layer of {type(scaffold).__name__} can't be run without the rest of its model ({reason}). "
+        "Take a donor of another family."
+    ) from failure
+
+
+def _arguments(scaffold: PreTrainedModel, states: Tensor, mask: Tensor | None, extras: int | None) -> dict[str, Any]:
+    """What the scaffold calls its layer with; `hidden_states` are those that arrive, not those of the run."""
+    calls: list[dict[str, Any]] = []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        named = {f"argument {position}": value for position, value in enumerate(args)}
+        calls.append({**named, **kwargs})
+        return states if extras is None else (states, *[None] * extras)
+
+    run = Run(layer=record, hidden_states=states, extras=extras)
+    run_scaffold(scaffold, run, mask, _positions(scaffold, states, mask))
+    if len(calls) != 1:
+        raise ValueError(f"the layer is called {len(calls)} times in one pass")
+    seen = calls[0]
+    seen.pop("argument 0", None)
+    seen["hidden_states"] = run.arrived
+    return seen
+
+
+def _positions(scaffold: PreTrainedModel, states: Tensor, mask: Tensor | None) -> Tensor | None:
+    if mask is None or not takes_position_ids(scaffold):
+        return None
+    return count_positions(states)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _why_bias(scaffold: PreTrainedModel, states: Tensor, extras: int | None) -> str | None:
+    """Why a mask from outside would not mean what it says; None if it does.
+
+    A bias per key (alibi) is made for attention that looks back: it only falls with the distance on that side.
+    """
+    mask = bidirectional_mask(states, None)
+    try:
+        seen = _arguments(scaffold, states, mask, extras)
+    except _FAILURES as error:
+        return f"its model takes no mask of its own ({type(error).__name__}: {error})"
+    del seen["hidden_states"]
+    tensors = [(name, tensor) for name, value in seen.items() for tensor in _tensors(value)]
+    if not any(tensor.shape == mask.shape and torch.equal(tensor, mask) for _, tensor in tensors):
+        return "its model doesn't hand a mask of its own to the layer"
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.shape[-1:] == (_LENGTH,) and tensor.shape != mask.shape:
+            return f"it adds a bias per position ({name!r}) that is made for attention that only looks back"
+    return None
+
+
+def _why_not(
+    scaffold: PreTrainedModel, layer: nn.Module, states: Tensor, extras: int | None, *, causal: bool
+) -> str | None:
+    """Change the last position and see whether the first notices, which it must not (or must, if bidirectional)."""
+    changed = states.clone()
+    changed[:, -1] = -2 * changed[:, -1]
+    outputs: list[Tensor] = []
+    with torch.no_grad():
+        for hidden_states in (states, changed):
+            mask = None if causal else bidirectional_mask(states, None)
+            run = Run(layer=layer, hidden_states=hidden_states, extras=extras)
+            try:
+                output = run_scaffold(scaffold, run, mask, _positions(scaffold, states, mask)).output
+            except _FAILURES as error:
+                return f"{type(error).__name__}: {error}"
+            if not isinstance(output, Tensor) or output.shape != states.shape:
+                return "it doesn't return hidden states of the width that it takes"
+            outputs.append(output.float())
+    scale = outputs[0].abs().max()
+    difference = (outputs[0] - outputs[1])[:, 0].abs().max()
+    if causal and difference > _SAME * scale:
+        return "its positions see the positions after them"
+    if not causal and not difference > _DIFFERENT * scale:
+        return "its positions see none of the positions after them, whatever the mask"
+    return None
