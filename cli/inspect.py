@@ -1,0 +1,80 @@
+"""`surgeon inspect`: what a checkpoint holds."""
+
+from dataclasses import asdict
+from itertools import groupby
+from typing import Annotated, Any
+
+import typer
+
+from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.checkpoint.summary import CheckpointSummary, TensorGroup, summarize
+
+from .command import command, new_app
+from .ui import Ui, format_bytes, format_count
+
+app = new_app()
+
+
+@command(app)
+def inspect(
+    source: Annotated[str, typer.Argument(help="A Hub repo id, a folder, or a safetensors or GGUF file.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
+    token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
+    *,
+    ui: Ui,
+) -> dict[str, Any]:
+    """Show a checkpoint's layers, dtypes and sizes.
+
+    Reads the config, the index and the headers of the files; no weights.
+    """
+    checkpoint = open_checkpoint(source, revision=revision, token=token)
+    summary = summarize(checkpoint)
+    if not ui.as_json:
+        _show(ui, checkpoint, summary)
+    return {
+        "source": checkpoint.source.name,
+        "kind": checkpoint.source.kind,
+        "commit": checkpoint.commit,
+        "format": checkpoint.format,
+        "model_type": checkpoint.model_type,
+        "num_layers": checkpoint.num_layers,
+        "layer_prefix": checkpoint.layer_prefix(0),
+        "quantization": checkpoint.quantization,
+        "whole": asdict(summary.whole),
+        "rest": asdict(summary.rest),
+        "layers": [{"index": index, **asdict(layer)} for index, layer in enumerate(summary.layers)],
+        "config": checkpoint.config,
+    }
+
+
+def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
+    whole = summary.whole
+    facts = {
+        "source": checkpoint.source.name + (f" at {checkpoint.commit}" if checkpoint.commit else ""),
+        "family": checkpoint.model_type,
+        "format": f"{checkpoint.format}, {len(whole.files)} file{'s' if len(whole.files) > 1 else ''}",
+        "size": f"{format_bytes(whole.num_bytes)}, {format_count(whole.num_parameters)} parameters, "
+        f"{', '.join(whole.dtypes)}",
+        "layers": f"{checkpoint.num_layers}, in {checkpoint.layer_prefix(0).removesuffix('.0.')}",
+    }
+    if checkpoint.quantization:
+        facts["quantised"] = f"{checkpoint.quantization}; its layers can't be taken out"
+    ui.facts(facts)
+    rows = []
+    for _, members in groupby(enumerate(summary.layers), key=lambda entry: entry[1]):
+        alike = list(members)
+        first, last = alike[0][0], alike[-1][0]
+        rows.append(_row(str(first) if first == last else f"{first} to {last}", alike[0][1], each=first != last))
+    rows.append(_row("the rest", summary.rest, each=False))
+    ui.table(("layer", "tensors", "parameters", "bytes", "dtypes", "files"), rows)
+
+
+def _row(name: str, group: TensorGroup, *, each: bool) -> tuple[str, ...]:
+    return (
+        name,
+        str(group.num_tensors),
+        format_count(group.num_parameters) + (" each" if each else ""),
+        format_bytes(group.num_bytes) + (" each" if each else ""),
+        ", ".join(group.dtypes),
+        ", ".join(group.files),
+    )
