@@ -1,13 +1,18 @@
 """`surgeon graft`: a layer into a small model."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from layer_surgeon.graft.config import GraftConfig
 
 from .command import command, new_app, usage
 from .ui import Ui
+
+if TYPE_CHECKING:
+    from layer_surgeon.graft.build import GraftResult
 
 app = new_app()
 
@@ -38,7 +43,7 @@ def graft(
         config = GraftConfig(**given)
     donor_folder = donor or ui.workspace.latest("layer")
 
-    from layer_surgeon.graft.build import save_graft
+    from layer_surgeon.graft.build import save_graft  # torch and transformers take seconds; --help must not
 
     result = save_graft(
         host,
@@ -52,4 +57,28 @@ def graft(
         workspace=ui.workspace,
         progress=ui.progress,
     )
-    return {"path": result.path}
+    if not ui.as_json:
+        _show(ui, result)
+    return _document(result)
+
+
+def _show(ui: Ui, result: "GraftResult") -> None:
+    ui.facts({"host": result.host, "donor": result.donor, "folder": result.path})
+    rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in result.parameters.items()]
+    rows.append(("all", f"{result.num_parameters:,}", f"{result.num_trained_parameters:,}"))
+    ui.table(("part", "parameters", "trained"), rows)
+    ui.line("Next: [bold]surgeon finetune[/]")
+
+
+def _document(result: "GraftResult") -> dict[str, Any]:
+    return {
+        "path": result.path,
+        "host": result.host,
+        "donor": result.donor,
+        "settings": asdict(result.settings),
+        "num_parameters": result.num_parameters,
+        "num_trained_parameters": result.num_trained_parameters,
+        "parameters": {
+            part: {"total": total, "trained": trained} for part, (total, trained) in result.parameters.items()
+        },
+    }

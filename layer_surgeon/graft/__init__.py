@@ -1,1 +1,49 @@
-"""JOIN: host + proj_in + donor + proj_out + head -> an ordinary transformers model."""
+"""JOIN: host + proj_in + donor + proj_out + head -> an ordinary transformers model.
+
+config          `GraftConfig`: the settings, light to import (the command line reads its options from them)
+hosts           what kind of model a host is; loading it without a head
+donors          the donor layer: opened, stored beside the graft, found again by its sha256
+configuration   `SurgeonGraftConfig`: what config.json says
+modeling        `GraftedModel`: the parts, and how they are saved and loaded
+classification  the task: pooling, head, loss
+build           `graft_layer` in memory, `save_graft` into a folder
+card            the model card
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layer_surgeon.graft.auto import AUTO_CLASSES, GraftedModel, GraftedModelForSequenceClassification
+    from layer_surgeon.graft.build import GraftResult, graft_layer, save_graft
+    from layer_surgeon.graft.config import GraftConfig
+    from layer_surgeon.graft.configuration import SurgeonGraftConfig
+
+# Lazy, because the command line needs `config` for its help, and must not import torch for that.
+_HOME = {
+    "auto": ("AUTO_CLASSES", "GraftedModel", "GraftedModelForSequenceClassification"),
+    "build": ("GraftResult", "graft_layer", "save_graft"),
+    "config": ("GraftConfig",),
+    "configuration": ("SurgeonGraftConfig",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AUTO_CLASSES",
+    "GraftConfig",
+    "GraftResult",
+    "GraftedModel",
+    "GraftedModelForSequenceClassification",
+    "SurgeonGraftConfig",
+    "graft_layer",
+    "save_graft",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'layer_surgeon.graft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"layer_surgeon.graft.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,261 @@
+"""Make grafts: `graft_layer` in memory, `save_graft` into a folder."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.errors import ArtifactError, GraftError, WorkspaceError
+from layer_surgeon.extract import LayerArtifact
+from layer_surgeon.graft.auto import GraftedModel
+from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.configuration import SurgeonGraftConfig, graft_fields
+from layer_surgeon.graft.donors import DonorInput, open_donor
+from layer_surgeon.graft.hosts import bare_host, host_kind, host_width, load_host
+from layer_surgeon.graft.quiet import quiet_transformers
+from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
+
+Host = str | os.PathLike[str] | PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftResult:
+    """A stored graft.
+
+    Attributes:
+        path: Its folder.
+        host: Where the host came from.
+        donor: Which layer of which model; None for a host alone.
+        settings: The settings, with none left open.
+        parameters: Numbers of parameters by part: (all, trained).
+    """
+
+    path: Path
+    host: str
+    donor: str | None
+    settings: GraftConfig
+    parameters: dict[str, tuple[int, int]]
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters."""
+        return sum(count for count, _ in self.parameters.values())
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """The parameters that training changes."""
+        return sum(trained for _, trained in self.parameters.values())
+
+
+def graft_layer(
+    host: Host,
+    donor: DonorInput,
+    task: str = "text-classification",
+    *,
+    config: GraftConfig | None = None,
+    **settings: Any,
+) -> GraftedModel:
+    """Put a donor layer into a small model.
+
+    Projections, head and a random donor get fresh weights from torch's random state: call `transformers.set_seed`
+    before, for the same ones again.
+
+    Args:
+        host: The small model: a folder, a Hub repo id, or a loaded transformers model (whose parameters are then the
+            graft's; a head and a pooler are left out).
+        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`. None makes the
+            control arm: the host alone, with the same pooling and head.
+        task: What the model does.
+        config: Settings; default: the paper's.
+        settings: Fields of `GraftConfig`, laid over `config`.
+
+    Returns:
+        A model in eval mode, as after `from_pretrained`.
+
+    Raises:
+        ConfigError: A setting can't be used.
+        GraftError: Host, donor and settings don't fit each other.
+        ArtifactError: The donor is no layer artifact, or damaged.
+        SourceError: A folder or repo can't be read.
+    """
+    chosen = GraftConfig.from_settings(config, settings if config is not None else {"task": task, **settings})
+    return _assemble(host, donor, chosen, revision=None, token=None)
+
+
+def save_graft(
+    host: str | os.PathLike[str],
+    donor: DonorInput,
+    *,
+    config: GraftConfig | None = None,
+    output: str | os.PathLike[str] | None = None,
+    seed: int = 2023,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    force: bool = False,
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
+) -> GraftResult:
+    """Make a graft and store it with the host's tokenizer, whole or not at all.
+
+    Args:
+        host: The small model: a folder or a Hub repo id.
+        donor: As in `graft_layer`.
+        config: Settings; default: the paper's.
+        output: The folder; default: in the workspace, named after host and layer.
+        seed: Of the fresh weights. torch's random state is left as it was.
+        revision: Branch, tag or commit of the host's repo.
+        token: Hub token.
+        force: Replace the graft that the folder holds.
+        workspace: Where the default folder lies, and where the graft is remembered as the latest.
+        progress: Is told what is being done.
+
+    Raises:
+        ArtifactError: The output folder is in use, or the donor is no layer artifact.
+        WorkspaceError: The output can't be written.
+        ConfigError, GraftError, SourceError: As in `graft_layer`.
+    """
+    workspace, progress = workspace or Workspace(), progress or NullProgress()
+    target = Path(output) if output is not None else workspace.folder("graft", _default_name(host, donor))
+    _check_target(target, force)
+    progress.begin("Grafting", 3, "steps")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _assemble(host, donor, config or GraftConfig(), revision=revision, token=token)
+    progress.advance(1)
+    tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
+    _agree_on_padding(tokenizer, model.config)
+    progress.advance(1)
+    _write(model, tokenizer, target)
+    progress.advance(1)
+    progress.end()
+    workspace.set_latest("graft", target)
+    reference = model.config.donor
+    return GraftResult(
+        path=target,
+        host=os.fspath(host),
+        donor=None if reference is None else layer_name(reference["name"] or "layer", reference["layer_indices"]),
+        settings=model.config.settings,
+        parameters=model.parameter_counts(),
+    )
+
+
+def _assemble(
+    host: Host, donor: DonorInput, settings: GraftConfig, *, revision: str | None, token: str | bool | None
+) -> GraftedModel:
+    if isinstance(host, str | os.PathLike):
+        model, commit = load_host(host, revision=revision, token=token)
+        name: str | None = os.fspath(host)
+    else:
+        model, commit = bare_host(host), None
+        name = model.name_or_path or None
+    settings = _resolve(settings, model.config)
+    host_width(model.config)
+    opened = None if donor is None else open_donor(donor, settings, token=token)
+    config = SurgeonGraftConfig(
+        host_config=model.config,
+        host={"name": name, "commit": commit},
+        donor=None if opened is None else opened.reference,
+        graft=graft_fields(settings),
+        id2label=dict(enumerate(settings.labels)),
+        label2id={label: index for index, label in enumerate(settings.labels)},
+    )
+    grafted = GraftedModel._class_for(settings.task)(config, host=model, donor_follows=True).to(model.dtype)
+    if opened is not None:
+        grafted.attach_donor(opened.layer, folder=opened.folder)
+    return grafted.to(model.device).eval()
+
+
+def _resolve(settings: GraftConfig, host_config: PretrainedConfig) -> GraftConfig:
+    """The settings with pooling and attention chosen by the kind of the host, where they were left open."""
+    decoder = host_kind(host_config) == "decoder"
+    return GraftConfig.from_settings(
+        settings,
+        {
+            "pooling": settings.pooling or ("last" if decoder else "cls"),
+            "attention": settings.attention or ("causal" if decoder else "bidirectional"),
+        },
+    )
+
+
+def _default_name(host: str | os.PathLike[str], donor: DonorInput) -> str:
+    name = os.fspath(host)
+    if donor is None:
+        return f"{short_name(name)}-alone"
+    if isinstance(donor, DonorLayer):
+        source = donor.config.source or {}
+        return graft_name(name, layer_name(source.get("name") or "layer", donor.config.layer_indices))
+    return graft_name(name, os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor))
+
+
+def _check_target(target: Path, force: bool) -> None:
+    """Refuse a folder that holds anything, unless it is a graft that may be replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not _is_graft(target):
+        raise ArtifactError(f"{target} is in use, and not by a graft. Choose another folder with --output.")
+    if not force:
+        raise ArtifactError(
+            f"{target} holds a graft already. Replace it with --force, or choose another folder with --output."
+        )
+
+
+def _is_graft(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == SurgeonGraftConfig.model_type
+
+
+def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase:
+    try:
+        with hub_errors(f"The tokenizer of the host {host!r}"), quiet_transformers():
+            return AutoTokenizer.from_pretrained(host, revision=revision, token=token, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, ImportError) as error:
+        raise GraftError(
+            f"The host {host!r} has no tokenizer that transformers can load: {error} Put the tokenizer's files beside "
+            "the model, or choose another host."
+        ) from error
+
+
+def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftConfig) -> None:
+    """Give a tokenizer without padding token (GPT-2, Llama) its end-of-text token for that.
+
+    The attention mask tells padding from text, so that it does no harm that the token is the same.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        if target.exists():
+            target.replace(replaced)
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise WorkspaceError(
+            f"{target} can't be written: {getattr(error, 'strerror', None) or error}. Make room, or choose another "
+            "folder with --output."
+        ) from error
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.replace(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""The model card of a grafted model."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from layer_surgeon._version import __version__
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.workspace import short_name
+
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
+
+_PARTS = {
+    "host": "the small model",
+    "proj_in": "projection, host width to donor width",
+    "donor": "the layer",
+    "proj_out": "projection, donor width to host width",
+    "gate": "factor of the graft, zero at first",
+    "head": "Linear, Dropout, GELU, Linear",
+}
+
+
+def write_card(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]], folder: Path) -> None:
+    """Write README.md.
+
+    Args:
+        config: The grafted model's config.
+        counts: `GraftedModel.parameter_counts`.
+        folder: The folder of the grafted model.
+    """
+    (folder / "README.md").write_text(_front_matter(config) + _body(config, counts), encoding="utf-8")
+
+
+def _front_matter(config: SurgeonGraftConfig) -> str:
+    donor = config.donor or {}
+    names = [(config.host or {}).get("name"), donor.get("base_model") or donor.get("name")]
+    models = [name for name in names if name and _REPO_ID.fullmatch(name) and not Path(name).exists()]
+    lines = ["library_name: transformers", f"pipeline_tag: {config.task}", "tags:", "- layer-surgeon"]
+    if models:
+        lines += ["base_model:", *(f"- {name}" for name in models)]
+    if isinstance(donor.get("license"), str):
+        lines.append(f"license: {donor['license']}")
+    return "---\n" + "\n".join(lines) + "\n---\n\n"
+
+
+def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str:
+    host = _shown((config.host or {}).get("name") or f"a {config.host_config.model_type} model")
+    rows = "\n".join(
+        f"| {part} | {_PARTS[part]} | {all_:,} | {trained:,} |" for part, (all_, trained) in counts.items()
+    )
+    total, trained = (sum(values) for values in zip(*counts.values(), strict=True))
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in config.graft.items())
+    return f"""# {_title(config, host)}
+
+{_origin(config, host)}
+
+```python
+import layer_surgeon  # makes the model's classes known to transformers
+from transformers import pipeline
+
+classify = pipeline("{config.task}", model="path/to/this/folder")
+classify("A text.")
+```
+
+| part | what it is | parameters | trained |
+|---|---|---:|---:|
+{rows}
+| **all** | | {total:,} | {trained:,} |
+
+Settings: {settings}.
+Labels: {", ".join(str(name) for name in config.id2label.values())}.
+
+`model.safetensors` holds what is trained{"; `donor/` holds the layer, as it was taken out" if config.donor else ""}.
+The terms of the host{" and of the donor model" if config.donor else ""} apply to their parts.
+
+Made with layer_surgeon {__version__}.
+"""
+
+
+def _title(config: SurgeonGraftConfig, host: str) -> str:
+    if config.donor is None:
+        return f"{host}, with a classification head"
+    return f"{host} with {_layers(config.donor)}"
+
+
+def _origin(config: SurgeonGraftConfig, host: str) -> str:
+    if config.donor is None:
+        return f"{host} alone, with the head that grafted models have: the model to compare a graft with."
+    weights = (
+        "with random weights, as a control" if config.graft["donor_init"] == "random" else "as it was trained there"
+    )
+    state = "trained along" if config.graft["train_donor"] else "frozen"
+    commit = f" (commit {config.donor['commit']})" if config.donor.get("commit") else ""
+    return (
+        f"A transformers model: {host}, into which {_layers(config.donor)}{commit} was grafted, {weights}, {state}. "
+        "The method is PiFi (ACL 2025)."
+    )
+
+
+def _layers(donor: dict[str, Any]) -> str:
+    indices = donor["layer_indices"]
+    kind = "layer" if len(indices) == 1 else "layers"
+    return f"{kind} {', '.join(map(str, indices))} of {_shown(donor.get('name') or 'an unnamed model')}"
+
+
+def _shown(name: str) -> str:
+    """A repo id as it is; of a path only the last part, which says something to others."""
+    return short_name(name) if Path(name).is_absolute() or Path(name).exists() else name
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,331 @@
+"""`GraftedModel`: a host, two projections, a donor layer and a head, put together as one transformers model."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.errors import ConfigError, GraftError
+from layer_surgeon.graft.card import write_card
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.donors import (
+    DONOR_FOLDER,
+    DonorInput,
+    find_stored_donor,
+    new_donor,
+    open_donor,
+    store_donor,
+)
+from layer_surgeon.graft.hosts import host_kind, host_width, new_host
+from layer_surgeon.graft.translate import hub_errors
+
+# What says where a file lies, among the keyword arguments of from_pretrained.
+_HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
+    """A small model with a layer of a large one grafted on.
+
+    For hidden states h of the host, [batch, seq, host_hidden], the graft is proj_out(donor(proj_in(h))), of the same
+    shape; paper, section 3.1. What goes in and what comes behind is the task's, and lies in a subclass per task.
+
+    Attributes:
+        host: The small model, without head and pooler.
+        proj_in: Linear, host_hidden -> donor_hidden (L_in of the paper). None without a donor.
+        donor: The `DonorLayer`. None in the control arm: the host alone, with the same head.
+        proj_out: Linear, donor_hidden -> host_hidden (L_out of the paper). None without a donor.
+        gate: With residual="gated", the factor of the graft, [1], zero at first; else None.
+
+    Args:
+        config: The config.
+        host: The loaded host; None makes one with fresh weights.
+        donor: The loaded donor layer; None makes one with random weights where the config names a donor.
+        donor_follows: Leave the donor out for now; `attach_donor` sets it.
+    """
+
+    config_class = SurgeonGraftConfig
+    base_model_prefix = "host"
+    main_input_name = "input_ids"
+    # Whether an implementation of attention is possible is for host and donor to say; they check it themselves.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # forward has no use for the number of items in a batch: Trainer must average over accumulated steps itself.
+    accepts_loss_kwargs = False
+
+    task: ClassVar[str | None] = None
+    # Any, because transformers evaluates the annotations while the class is being made.
+    _task_classes: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__dict__.get("task") is not None:
+            GraftedModel._task_classes[cls.__dict__["task"]] = cls
+
+    def __init__(
+        self,
+        config: SurgeonGraftConfig,
+        host: PreTrainedModel | None = None,
+        donor: DonorLayer | None = None,
+        donor_follows: bool = False,
+    ) -> None:
+        super().__init__(config)
+        settings = config.settings
+        self.host = new_host(config.host_config) if host is None else host
+        self.host_kind = host_kind(config.host_config)
+        self.supports_gradient_checkpointing = self.host.supports_gradient_checkpointing
+        self._host_inputs = frozenset(inspect.signature(self.host.forward).parameters)
+        self._causal = settings.attention == "causal"
+        self.proj_in: nn.Linear | None = None
+        self.proj_out: nn.Linear | None = None
+        self.donor: DonorLayer | None = None
+        self.gate: nn.Parameter | None = None
+        self._donor_folder: Path | None = None
+        if config.donor is not None:
+            width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
+            self.proj_in = nn.Linear(width, donor_width, bias=settings.projection_bias)
+            self.proj_out = nn.Linear(donor_width, width, bias=settings.projection_bias)
+            if settings.residual == "gated":
+                self.gate = nn.Parameter(torch.zeros(1))
+            if not donor_follows:
+                self.attach_donor(new_donor(config.donor, settings) if donor is None else donor)
+        if host is not None:
+            _mark_loaded(self.host)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        donor: DonorInput = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a grafted model from a folder or a Hub repo; takes what every transformers model takes.
+
+        Args:
+            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or a repo id.
+            model_args: Passed on.
+            donor: The donor layer (a folder, a repo id, a `LayerArtifact` or a `DonorLayer`), where the graft was
+                saved without. Without it, it is looked for in the folder, at its recorded place, and by its sha256 in
+                the workspace.
+            kwargs: Passed on. `dtype` is that of host, projections and head; the donor layer keeps its `donor_dtype`.
+
+        Returns:
+            A model of the task's class, in eval mode.
+
+        Raises:
+            GraftError: The donor layer is not found, or is another one than the graft was made with.
+            SourceError: A repo can't be read.
+        """
+        place = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+        config = kwargs.get("config")
+        if not isinstance(config, SurgeonGraftConfig):
+            with hub_errors(f"The graft {os.fspath(pretrained_model_name_or_path)!r}"):
+                config = SurgeonGraftConfig.from_pretrained(config or pretrained_model_name_or_path, **place)
+        task_class = cls._class_for(config.task)
+        if task_class is not cls:
+            return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
+        trained = config.settings.train_donor
+        follows = {} if trained or config.donor is None else {"donor_follows": True}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if follows:
+            if donor is None:
+                donor = find_stored_donor(config.donor, pretrained_model_name_or_path, **place)
+            opened = open_donor(donor, config.settings, token=place.get("token"), expected=config.donor)
+            model.attach_donor(opened.layer, folder=opened.folder)
+            model.donor.to(model.proj_in.weight.device)
+        return loaded
+
+    @classmethod
+    def _from_config(cls, config: SurgeonGraftConfig, **kwargs: Any) -> Any:
+        task_class = cls._class_for(config.task)
+        if task_class is not cls:
+            return task_class._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
+
+    @classmethod
+    def _class_for(cls, task: str) -> type["GraftedModel"]:
+        """The class for a task: this one where it is for it, else the one that is."""
+        if cls.task == task:
+            return cls
+        if cls.task is not None or task not in GraftedModel._task_classes:
+            known = ", ".join(sorted(GraftedModel._task_classes))
+            raise GraftError(f"{cls.__name__} is not for a graft whose task is {task!r}. Tasks: {known}.")
+        return GraftedModel._task_classes[task]
+
+    def attach_donor(self, donor: DonorLayer, *, folder: Path | None = None) -> Self:
+        """Set the donor layer.
+
+        Args:
+            donor: The layer; it is frozen unless the settings say train_donor.
+            folder: The layer artifact that holds exactly these weights, where there is one.
+
+        Raises:
+            GraftError: The layer's width is not the projections', or there are no projections.
+        """
+        if self.proj_in is None:
+            raise GraftError("This model is a host alone, without projections: it takes no donor layer.")
+        if donor.hidden_size != self.proj_in.out_features:
+            raise GraftError(
+                f"The donor layer is {donor.hidden_size} wide, but the projections are made for "
+                f"{self.proj_in.out_features}. Take the layer that the graft was made with, or make a new graft."
+            )
+        if self.config.settings.train_donor:
+            donor.unfreeze()
+        else:
+            donor.freeze()
+            # Neither training checkpoints nor the trained weights repeat what is frozen; Trainer reads this too.
+            self._keys_to_ignore_on_save = {f"donor.{key}" for key in donor.state_dict()}
+        _mark_loaded(donor)
+        self.donor = donor
+        self._donor_folder = folder
+        return self
+
+    def run_host(
+        self,
+        *,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """The host's own output; `last_hidden_state` is [batch, seq, host_hidden]."""
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = self._positions(attention_mask)
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if "token_type_ids" not in self._host_inputs:
+            # Tokenizers of some decoders make them for models that know no segments.
+            given.pop("token_type_ids", None)
+        if "use_cache" in self._host_inputs:
+            given["use_cache"] = False
+        return self.host(**given, **kwargs, return_dict=True)
+
+    def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Send hidden states through the graft; without a donor they come back as they are.
+
+        Args:
+            hidden: [batch, seq, host_hidden].
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
+
+        Returns:
+            [batch, seq, host_hidden].
+        """
+        if self.proj_in is None or self.proj_out is None:
+            return hidden
+        if self.donor is None:
+            raise GraftError("The donor layer is not attached yet. Call attach_donor first, or load with donor=...")
+        inside = self.proj_in(hidden)  # [batch, seq, donor_hidden]
+        # A position alone sees itself either way, and not every family can be run bidirectionally.
+        causal = self._causal or hidden.shape[1] == 1
+        out = self.proj_out(self.donor(inside, attention_mask=attention_mask, causal=causal))
+        return out if self.gate is None else hidden + self.gate * out
+
+    def parameter_counts(self) -> dict[str, tuple[int, int]]:
+        """Numbers of parameters by part: (all, trained). Parts that the model lacks are left out."""
+        counts = {}
+        for name in ("host", "proj_in", "donor", "proj_out", "gate", "head"):
+            part = getattr(self, name, None)
+            if part is None:
+                continue
+            parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            counts[name] = (sum(parameter.numel() for parameter in parameters), trained)
+        return counts
+
+    def save_pretrained(  # type: ignore[override]  # adds one keyword
+        self, save_directory: str | os.PathLike[str], *args: Any, include_donor: bool = True, **kwargs: Any
+    ) -> None:
+        """Save config.json, model.safetensors (what is trained), donor/ and, where there is none yet, README.md.
+
+        Args:
+            save_directory: The folder; made where it is missing.
+            args: As in transformers.
+            include_donor: Store the frozen donor layer too, as a hard link where it lies on the same disk. Without it,
+                loading finds the layer by its sha256 in the workspace, or at the place it came from.
+            kwargs: As in transformers.
+        """
+        folder = Path(save_directory)
+        stored = self.donor is not None and not self.config.settings.train_donor
+        if stored and self.donor is not None and kwargs.get("is_main_process", True):
+            if include_donor:
+                folder.mkdir(parents=True, exist_ok=True)
+                kept, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
+                self._donor_folder = self._donor_folder or kept
+                self.config.donor = {**self.config.donor, "sha256": sha256, "path": None}
+            else:
+                place = None if self._donor_folder is None else str(self._donor_folder.resolve())
+                self.config.donor = {**self.config.donor, "path": place}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if include_donor and not (folder / "README.md").exists():
+            write_card(self.config, self.parameter_counts(), folder)
+
+    def set_labels(self, names: Sequence[str]) -> None:
+        """Name the labels, in the order of their ids.
+
+        Raises:
+            ConfigError: There are none, one is no text, or two are equal.
+        """
+        if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
+            raise ConfigError(f"Labels are {list(names)!r}; there must be at least one, each a text of its own.")
+        if len(names) != self.config.num_labels:
+            # The kind of loss follows from the number, unless somebody fixed it.
+            self.config.problem_type = None
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: index for index, name in enumerate(names)}
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The host's token embeddings."""
+        return self.host.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the host's token embeddings."""
+        self.host.set_input_embeddings(value)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights of the parts that are neither host's nor donor's: PyTorch's own, as in the published code.
+
+        Linear: uniform within 1/sqrt(width of its input), so that a projection out of a wide donor starts small.
+        """
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+        elif module is self and self.gate is not None:
+            init.zeros_(self.gate)
+
+    def _positions(self, attention_mask: Tensor) -> Tensor | None:
+        """Positions that count tokens and not padding, so that a decoder sees a text padded on the left as it is."""
+        if self.host_kind != "decoder" or "position_ids" not in self._host_inputs:
+            return None
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _mark_loaded(part: PreTrainedModel) -> None:
+    """Keep `post_init` from drawing weights anew, also in modules put in after loading (LoRA, new embeddings)."""
+    if part.device.type != "meta":
+        for module in part.modules():
+            module._is_hf_initialized = True
+
+
+def fresh_linear(like: nn.Linear, num_outputs: int) -> nn.Linear:
+    """A linear layer with other outputs and new weights, of the same input, device and dtype."""
+    weight = like.weight
+    return nn.Linear(
+        like.in_features, num_outputs, bias=like.bias is not None, device=weight.device, dtype=weight.dtype
+    )

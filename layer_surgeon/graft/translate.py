@@ -1,0 +1,76 @@
+"""From what transformers and huggingface_hub raise to our own errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from layer_surgeon.errors import (
+    GraftError,
+    LayerSurgeonError,
+    SourceAccessError,
+    SourceError,
+    SourceNotFoundError,
+)
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn errors of loading `what` (such as "The host 'bert'") into ours.
+
+    Raises:
+        SourceError: There is no such folder, repo or revision; it may not be read; the Hub can't be reached.
+        GraftError: What was read is not a model.
+    """
+    try:
+        yield
+    except LayerSurgeonError:
+        raise
+    except (OSError, HFValidationError) as error:
+        raise _explain(error, what) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise GraftError(f"{what} has weights that can't be loaded: {_first_line(error)} Get them again.") from error
+
+
+def _explain(error: Exception, what: str) -> LayerSurgeonError:
+    chain = list(_chain(error))
+    # Gated comes first: huggingface_hub makes it a kind of "repository not found".
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return SourceAccessError(
+            f"{what} is gated. Ask for access on its page on the Hub, log in with `hf auth login`, or pass a token of "
+            "the account that was granted access."
+        )
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return SourceNotFoundError(f"{what} has no such revision. Check the branch, tag or commit.")
+    if any(isinstance(link, RepositoryNotFoundError | HFValidationError) for link in chain):
+        return SourceNotFoundError(
+            f"{what} is neither a folder here nor a repo on the Hub. Check the name; a private repo needs a token "
+            "(`hf auth login`)."
+        )
+    if any(isinstance(link, LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
+        return SourceError(f"{what} is not on this machine, and the Hub can't be reached: {_first_line(error)}")
+    if any(isinstance(link, EntryNotFoundError) for link in chain):
+        return GraftError(f"{what} lacks a file of a transformers model: {_first_line(error)}")
+    if any(isinstance(link, PermissionError) for link in chain):
+        return SourceAccessError(f"{what} may not be read by this user. Change its permissions.")
+    return SourceError(f"{what} can't be loaded: {_first_line(error)}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
