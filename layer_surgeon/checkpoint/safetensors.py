@@ -251,7 +251,7 @@ def _tensor(name: str, entry: Any, file: str, start: int) -> TensorInfo:
     num_bits = prod(shape) * DTYPE_BITS[dtype]
     if num_bits != 8 * (offsets[1] - offsets[0]):
         raise CheckpointError(
-            f"{where} has {offsets[1] - offsets[0]:,} bytes, but {dtype} of shape {shape} takes {num_bits / 8:,.0f}."
+            f"{where} has {offsets[1] - offsets[0]:,} bytes, but {dtype} of shape {shape} takes {num_bits // 8:,}."
         )
     return TensorInfo(
         name=name,
