@@ -6,7 +6,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from layer_surgeon.checkpoint.gguf_config import gguf_config
+from layer_surgeon.checkpoint.gguf_config import gguf_config, unread_rotary_scaling
 from layer_surgeon.checkpoint.gguf_header import GgufHeader, TensorEntry, read_gguf_header
 from layer_surgeon.checkpoint.gguf_names import NameMap, map_names, tensor_processor, try_processor
 from layer_surgeon.checkpoint.sources.base import Source
@@ -65,6 +65,17 @@ class GgufTable:
     def config(self) -> Mapping[str, Any]:
         """The config that `AutoConfig.from_pretrained(folder, gguf_file=...)` is made of."""
         return self._config
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about what transformers makes of the file, a sentence each."""
+        unread = unread_rotary_scaling(self._header)
+        if unread is None or self._config.get("rope_scaling") is not None:
+            return ()
+        return (
+            f"{self._header.file} scales its rotary positions ({unread}), which transformers does not read from GGUF "
+            "files: the layer will compute with unscaled ones. The model's safetensors checkpoint has no such gap.",
+        )
 
     def files(self) -> Mapping[str, str]:
         """The one file, by the name of each tensor, in the file's order."""

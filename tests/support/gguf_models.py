@@ -1,0 +1,137 @@
+"""Tiny GGUF files of real architectures, with random weights, in any quantisation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+NUM_TOKENS = 64
+
+# Rows of 256: the K-quants have blocks of 256 numbers in a row.
+_COMMON = {
+    "context_length": 128,
+    "embedding_length": 256,
+    "block_count": 2,
+    "feed_forward_length": 512,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "rope.freq_base": 5000.0,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "vocab_size": NUM_TOKENS,
+}
+_LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
+
+METADATA: dict[str, dict[str, Any]] = {
+    "llama": {**_COMMON, "rope.dimension_count": 64},
+    "qwen2": _COMMON,
+    "qwen3": {**_COMMON, "attention.key_length": 128},
+    "gemma2": {**_COMMON, "attention.key_length": 64, "attention.sliding_window": 16},
+    "gemma3": {**_COMMON, "attention.key_length": 64, "attention.sliding_window": 16},
+    "phi3": _COMMON,
+    "falcon": {**_COMMON, "attention.head_count_kv": 1},
+    "starcoder2": {**_COMMON, **_LAYER_NORM},
+    "nemotron": _COMMON,
+    "lfm2": {**_COMMON, "attention.head_count_kv": [0, 2], "shortconv.l_cache": 3},
+    "gpt2": {**_COMMON, **_LAYER_NORM},
+    "bloom": {**_COMMON, **_LAYER_NORM},
+    "qwen2moe": {**_COMMON, "expert_count": 4, "expert_used_count": 2},
+    "qwen35": _COMMON,
+    "t5": _COMMON,
+}
+
+
+def write_gguf(
+    path: Path,
+    architecture: str,
+    tensors: Sequence[tuple[str, np.ndarray, gguf.GGMLQuantizationType]],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    general: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a GGUF file.
+
+    Args:
+        tensors: Name, content and type; of a quantised type the content is bytes, in rows.
+        metadata: Keys of the architecture, without its name in front; None: those of `METADATA`.
+        general: Other keys, written out.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (METADATA[architecture] if metadata is None else metadata).items():
+        _add(writer, f"{architecture}.{key}", value)
+    for key, value in (general or {}).items():
+        _add(writer, key, value)
+    writer.add_token_list([f"token{number}" for number in range(NUM_TOKENS)])
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(0)
+    for name, content, quantization in tensors:
+        writer.add_tensor(name, content, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_model(path: Path, architecture: str, quantization: str = "F32", *, seed: int = 0, **metadata: Any) -> Path:
+    """Write a whole tiny model: every tensor that transformers' model wants, random.
+
+    Vectors and convolutions stay F32, as llama.cpp leaves them.
+    """
+    generator = np.random.default_rng(seed)
+    settings = {**METADATA[architecture], **metadata}
+    write_gguf(path, architecture, [], metadata=settings)
+    tensors = []
+    for name, shape in _wanted_tensors(path, architecture).items():
+        kind = gguf.GGMLQuantizationType[quantization if len(shape) == 2 and shape[-1] % 256 == 0 else "F32"]
+        tensors.append((name, random_content(generator, shape, kind), kind))
+    return write_gguf(path, architecture, tensors, metadata=settings)
+
+
+def random_content(
+    generator: np.random.Generator, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType
+) -> np.ndarray:
+    """Random numbers, as the bytes of a quantised type where it is one."""
+    if kind == gguf.GGMLQuantizationType.Q4_K:
+        # gguf quantises to no K type. A block: two halfs (scale, minimum), 12 bytes of scales, 128 of numbers.
+        blocks = generator.integers(0, 256, size=(*shape[:-1], shape[-1] // 256, 144), dtype=np.uint8)
+        scales = generator.uniform(0.0005, 0.002, size=(*blocks.shape[:-1], 2)).astype(np.float16)
+        blocks[..., :4] = scales.view(np.uint8)
+        return blocks.reshape(*shape[:-1], -1)
+    values = generator.normal(0, 0.1, size=shape).astype(np.float32)
+    return gguf.quants.quantize(values, kind)
+
+
+def _wanted_tensors(path: Path, architecture: str) -> dict[str, tuple[int, ...]]:
+    """GGUF's names of the tensors that transformers takes, and their shapes in the file."""
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    with init_empty_weights(include_buffers=True):
+        model = AutoModelForCausalLM.from_config(config)
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {}
+    for gguf_name, name in get_gguf_hf_weights_map(model, processor).items():
+        shape = shapes.get(name)
+        if shape is None or gguf_name == "output.weight":
+            continue
+        if "shortconv.conv" in gguf_name:
+            shape = (shape[0], shape[2])
+        if architecture == "gpt2" and gguf_name.endswith(".weight") and gguf_name.startswith("blk.") and len(shape) > 1:
+            shape = shape[::-1]
+        wanted[gguf_name] = shape
+    return wanted
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
