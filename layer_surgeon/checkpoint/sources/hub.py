@@ -147,9 +147,8 @@ class HubSource:
 
 def _headers(token: str | bool | None) -> dict[str, str]:
     """What goes along with each request: who asks and, where there is one, the token."""
-    if isinstance(token, str):
-        if not (token.strip().isascii() and token.strip().isprintable()):
-            raise SourceAccessError("The access token holds characters that no token has. Copy it once more.")
+    if isinstance(token, str) and not (token.strip().isascii() and token.strip().isprintable()):
+        raise SourceAccessError("The access token holds characters that no token has. Copy it once more.")
     try:
         headers: dict[str, str] = build_hf_headers(
             token=token.strip() or False if isinstance(token, str) else token,

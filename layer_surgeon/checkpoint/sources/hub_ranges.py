@@ -55,9 +55,10 @@ class _Place:
     file: HubFile
     url: str
     size: int
+    host: str
 
     def __str__(self) -> str:
-        return f"{urlsplit(self.url).hostname} (for {self.file.name})"
+        return self.host
 
 
 class HubFiles:
@@ -130,7 +131,7 @@ class HubFiles:
         asker = self._asker
         url = hf_hub_url(asker.repo_id, file.name, revision=self._commit, endpoint=asker.endpoint)
         if file.in_git and file.size is not None:
-            return _Place(file=file, url=url, size=file.size)
+            return _Place(file=file, url=url, size=file.size, host="the Hub")
         with asker.asking_for(f"{file.name} of {asker.repo_id}"):
             found = get_hf_file_metadata(
                 url,
@@ -151,7 +152,9 @@ class HubFiles:
             )
         if file.size is not None and size != file.size:
             raise self._changed(file, f"it has {size:,} bytes, but was listed with {file.size:,}")
-        return _Place(file=file, url=urljoin(url, found.location), size=size)
+        url = urljoin(url, found.location)
+        host = "the Hub" if self._on_hub(url) else f"the CDN ({urlsplit(url).hostname})"
+        return _Place(file=file, url=url, size=size, host=host)
 
     def _read(self, place: _Place, start: int, length: int, *, ranged: bool) -> Iterator[memoryview]:
         """One request, its answer checked before the first byte is handed on."""
