@@ -163,7 +163,6 @@ def test_a_link_out_of_the_folder_is_refused(sharded, tmp_path):
 
 def test_a_quantised_checkpoint_can_be_looked_at(sharded):
     config = json.loads((sharded / "config.json").read_text())
-    (sharded / "config.json").write_text(
-        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
-    )
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (sharded / "config.json").write_text(json.dumps(config))
     assert open_checkpoint(sharded).quantization == "gptq, 4 bits"

@@ -1,0 +1,291 @@
+"""`extract_layer` on folders: the bytes are the donor's, and a failure leaves nothing behind."""
+
+import errno
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from layer_surgeon import LayerArtifact, Workspace, extract_layer
+from layer_surgeon.errors import ArtifactError, CheckpointError, LayerNotFoundError, SourceError
+from layer_surgeon.extract import plan as plan_module
+from tests.support.checkpoints import LLAMA_8B, write_safetensors, write_sparse_checkpoint
+
+TINY = LLAMA_8B | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "vocab_size": 40,
+}
+
+
+@pytest.fixture
+def donor(tmp_path):
+    folder = write_sparse_checkpoint(tmp_path / "donor", TINY, range(4), max_shard_bytes=8_000)
+    (folder / "LICENSE").write_text("terms")
+    (folder / "USE_POLICY.md").write_text("policy")
+    (folder / "README.md").write_text("---\nlicense: llama3.1\nbase_model: x\n---\n# Donor\n")
+    return folder
+
+
+def everything_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def source_bytes(checkpoint_folder):
+    """The raw bytes of every tensor of a folder, through the safetensors library."""
+    tensors = {}
+    for file in checkpoint_folder.glob("*.safetensors"):
+        raw = file.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                tensors[name] = raw[8 + length + begin : 8 + length + end]
+    return tensors
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("layer", [-1, 0, [2, 1]])
+def test_the_bytes_are_the_donors(donor, tmp_path, layer, connections, monkeypatch):
+    monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 64)
+    monkeypatch.setattr("layer_surgeon.checkpoint.sources.local.FolderSource.connections", connections)
+    artifact = extract_layer(donor, layer, tmp_path / "out")
+    indices = [index % 4 for index in (layer if isinstance(layer, list) else [layer])]
+    expected, found = source_bytes(donor), source_bytes(artifact.path)
+    assert len(found) == 9 * len(indices)
+    for name, content in found.items():
+        _, position, inner = name.split(".", 2)
+        assert content == expected[f"model.layers.{indices[int(position)]}.{inner}"], name
+    assert artifact.layer_indices == tuple(indices)
+    assert artifact.num_bytes == sum(map(len, found.values()))
+
+
+def test_the_artifact_is_whole(donor, tmp_path):
+    artifact = extract_layer(donor, -1, tmp_path / "out")
+    texts = ["LICENSE", "README.md", "USE_POLICY.md"]
+    assert everything_below(artifact.path) == [*texts, "config.json", "model.safetensors"]
+    config = json.loads((artifact.path / "config.json").read_text())
+    assert config["model_type"] == "surgeon_donor"
+    assert config["donor_config"] == TINY
+    assert config["layer_indices"] == [3]
+    assert config["dtype"] == "bfloat16"
+    assert config["source"]["license"] == "llama3.1"
+    assert config["source"]["base_model"] is None
+    assert config["source"]["layer_prefix"] == "model.layers.3."
+    for name, content in source_bytes(artifact.path).items():
+        assert config["source"]["tensors"][name]["sha256"] == hashlib.sha256(content).hexdigest()
+    whole = hashlib.sha256((artifact.path / "model.safetensors").read_bytes()).hexdigest()
+    assert config["sha256"] == artifact.sha256 == whole
+    LayerArtifact.open(artifact.path).verify()
+    card = (artifact.path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: layer_surgeon\n")
+    assert "license: llama3.1" in card
+    assert "Layer 3 of" in card
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", np.float32), ("float16", np.float16)])
+def test_a_dtype_is_converted(donor, tmp_path, dtype, kind):
+    plain = source_bytes(extract_layer(donor, 1, tmp_path / "plain").path)
+    artifact = extract_layer(donor, 1, tmp_path / "converted", dtype=dtype)
+    assert artifact.config["dtype"] == dtype
+    tensors = load_file(artifact.path / "model.safetensors")
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, content in plain.items():
+            wide = (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+            np.testing.assert_array_equal(tensors[name].ravel(), wide.astype(kind))
+    artifact.verify()
+
+
+def test_without_output_it_goes_to_the_workspace(donor, tmp_path):
+    workspace = Workspace(tmp_path / "surgery")
+    artifact = extract_layer(donor, workspace=workspace)
+    assert artifact.path == tmp_path / "surgery" / "layers" / "donor-L3" == workspace.latest("layer")
+
+
+def test_the_same_layer_again_is_no_error(donor, tmp_path):
+    first = extract_layer(donor, -1, tmp_path / "out")
+    before = (first.path / "model.safetensors").stat().st_ino
+    again = extract_layer(donor, -1, tmp_path / "out")
+    assert again.sha256 == first.sha256
+    assert (again.path / "model.safetensors").stat().st_ino == before
+    assert everything_below(tmp_path / "out") == everything_below(first.path)
+
+
+def test_another_layer_needs_force(donor, tmp_path):
+    first = extract_layer(donor, -1, tmp_path / "out")
+    with pytest.raises(ArtifactError, match="already holds another layer"):
+        extract_layer(donor, 0, tmp_path / "out")
+    assert LayerArtifact.open(tmp_path / "out").layer_indices == (3,)
+    second = extract_layer(donor, 0, tmp_path / "out", force=True)
+    assert second.layer_indices == (0,)
+    assert second.sha256 != first.sha256
+    LayerArtifact.open(tmp_path / "out").verify()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_changed_source_is_another_layer(donor, tmp_path):
+    extract_layer(donor, -1, tmp_path / "out")
+    shard = sorted(donor.glob("*.safetensors"))[-1]
+    raw = bytearray(shard.read_bytes())
+    offset = 8 + int.from_bytes(raw[:8], "little")
+    for position in range(offset, len(raw)):
+        raw[position] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(ArtifactError, match="already holds another layer"):
+        extract_layer(donor, -1, tmp_path / "out")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_with_something_else_is_never_touched(donor, tmp_path, force):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match="holds something else"):
+        extract_layer(donor, -1, tmp_path / "home", force=force)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="holds something else"):
+        extract_layer(donor, -1, tmp_path / "file", force=force)
+    assert everything_below(tmp_path / "home") == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_taken(donor, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert extract_layer(donor, -1, tmp_path / "out").layer_indices == (3,)
+
+
+def disk_full(monkeypatch):
+    plain, written = os.pwrite, []
+
+    def pwrite(descriptor, content, offset):
+        if sum(written) > 2_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(plain(descriptor, content, offset))
+        return written[-1]
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+def interrupted(monkeypatch):
+    def pwrite(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+def shard_truncated_midway(monkeypatch):
+    from layer_surgeon.checkpoint.sources import local
+
+    plain = local.FolderSource.stream_range
+
+    def stream_range(self, file, start, length):
+        yield from plain(self, file, start, length // 2 // 2 * 2)
+        raise SourceError("the disk went away")
+
+    monkeypatch.setattr(local.FolderSource, "stream_range", stream_range)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "word"),
+    [
+        (disk_full, ArtifactError, "disk of .* is full.*--output"),
+        (interrupted, KeyboardInterrupt, None),
+        (shard_truncated_midway, SourceError, "went away"),
+    ],
+)
+def test_a_failure_leaves_nothing_behind(donor, tmp_path, monkeypatch, fault, error, word):
+    before = everything_below(tmp_path)
+    fault(monkeypatch)
+    with pytest.raises(error, match=word):
+        extract_layer(donor, -1, tmp_path / "new" / "deep" / "out")
+    assert everything_below(tmp_path) == before
+
+
+def test_a_failure_keeps_what_was_there(donor, tmp_path, monkeypatch):
+    extract_layer(donor, -1, tmp_path / "out")
+    before = everything_below(tmp_path)
+    disk_full(monkeypatch)
+    with pytest.raises(ArtifactError, match="is full"):
+        extract_layer(donor, 0, tmp_path / "out", force=True)
+    assert everything_below(tmp_path) == before
+    LayerArtifact.open(tmp_path / "out").verify()
+
+
+def test_a_disk_that_is_too_small_is_seen_before_reading(donor, tmp_path, monkeypatch):
+    usage = __import__("shutil").disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100))
+    before = everything_below(tmp_path)
+    with pytest.raises(ArtifactError, match="has 100 left"):
+        extract_layer(donor, -1, tmp_path / "new" / "out")
+    assert everything_below(tmp_path) == before
+
+
+def test_nothing_is_made_for_a_bad_source(donor, tmp_path):
+    before = everything_below(tmp_path)
+    with pytest.raises(LayerNotFoundError):
+        extract_layer(donor, 99, tmp_path / "new" / "out")
+    shard = sorted(donor.glob("*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated"):
+        extract_layer(donor, -1, tmp_path / "new" / "out")
+    assert everything_below(tmp_path) == before
+
+
+def test_verify_finds_a_changed_byte(donor, tmp_path):
+    artifact = extract_layer(donor, -1, tmp_path / "out")
+    path = artifact.path / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ArtifactError, match="are not those that were extracted"):
+        LayerArtifact.open(artifact.path).verify()
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no layer artifact"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "model_type is 'llama'"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "surgeon_donor"}'), "lacks donor_config"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "not a whole layer artifact"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "not a whole layer artifact"),
+        (
+            lambda folder: write_safetensors(folder / "model.safetensors", {"layers.0.a": ("U8", [1], b"a")}),
+            "lacks the tensor",
+        ),
+    ],
+)
+def test_open_refuses_what_is_no_artifact(donor, tmp_path, damage, word):
+    artifact = extract_layer(donor, -1, tmp_path / "out")
+    damage(artifact.path)
+    with pytest.raises(ArtifactError, match=word):
+        LayerArtifact.open(artifact.path)
+
+
+def test_progress_counts_every_byte(donor, tmp_path):
+    class Recorder:
+        total = done = 0
+
+        def begin(self, description, total, unit):
+            self.total = total
+
+        def advance(self, amount):
+            self.done += amount
+
+        def metrics(self, values):
+            pass
+
+        def end(self):
+            self.ended = True
+
+        def notice(self, message):
+            pass
+
+    recorder = Recorder()
+    artifact = extract_layer(donor, -1, tmp_path / "out", progress=recorder)
+    assert recorder.done == recorder.total == artifact.num_bytes
+    assert recorder.ended

@@ -1,0 +1,116 @@
+"""The plan is right to the byte, and reads nothing that is not wanted."""
+
+import pytest
+
+from layer_surgeon import open_checkpoint, plan_extraction
+from layer_surgeon.errors import ConfigError, LayerNotFoundError, UnsupportedArchitectureError
+from layer_surgeon.extract import plan as plan_module
+from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_safetensors, write_sparse_checkpoint
+
+TINY = LLAMA_8B | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "vocab_size": 40,
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return open_checkpoint(write_sparse_checkpoint(tmp_path, TINY, range(4), max_shard_bytes=8_000))
+
+
+def covered(plan):
+    """Every source byte that is read, as (file, position)."""
+    return [
+        (piece.range.file, position) for piece in plan.pieces for position in range(piece.range.start, piece.range.end)
+    ]
+
+
+def runs(positions):
+    """The first bytes of every stretch of neighbouring bytes."""
+    known = set(positions)
+    return [(file, position) for file, position in positions if (file, position - 1) not in known]
+
+
+@pytest.mark.parametrize("connections", [1, 3, 8])
+@pytest.mark.parametrize("layer", [0, 1, -1, [2, 0], [-1, -2, 0, 1]])
+def test_exactly_the_layers_bytes_are_read(checkpoint, layer, connections, monkeypatch):
+    monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 100)
+    checkpoint.source.connections = connections
+    plan = plan_extraction(checkpoint, layer)
+    layers = layer if isinstance(layer, list) else [layer]
+    wanted = [
+        (info.file, position)
+        for index in layers
+        for info in checkpoint.layer_tensors(index)
+        for position in range(info.offset, info.end)
+    ]
+    assert sorted(covered(plan)) == sorted(wanted)
+    assert plan.num_bytes == len(wanted)
+    assert plan.num_requests == len(plan.pieces)
+    longest = max(piece.range.length for piece in plan.pieces)
+    assert connections == 1 or longest <= 1.5 * plan.num_bytes / connections
+    assert connections > 1 or plan.num_requests == len(runs(wanted))
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+def test_the_artifacts_bytes_are_covered_once(checkpoint, dtype):
+    plan = plan_extraction(checkpoint, [1, 3], dtype=dtype)
+    segments = sorted(
+        (segment.offset, segment.offset + segment.out_length) for piece in plan.pieces for segment in piece.segments
+    )
+    position = len(plan.header)
+    for begin, end in segments:
+        assert begin == position
+        position = end
+    assert position == plan.num_out_bytes
+    assert plan.dtype == (dtype or "bfloat16")
+
+
+@pytest.mark.parametrize(("config", "num_bytes"), [(LLAMA_8B, 436_224_000), (LLAMA_70B, 1_711_308_800)])
+def test_the_shapes_of_llama(tmp_path, config, num_bytes):
+    checkpoint = open_checkpoint(write_sparse_checkpoint(tmp_path, config, []))
+    plan = plan_extraction(checkpoint, -1)
+    assert plan.num_bytes == num_bytes
+    assert plan.num_requests == len(plan.files) <= 2
+    checkpoint.source.connections = 8
+    split = plan_extraction(checkpoint, -1)
+    assert split.num_bytes == num_bytes
+    assert 8 <= split.num_requests <= 10
+    assert max(piece.range.length for piece in split.pieces) <= 1.3 * num_bytes / 8
+
+
+def test_wide_elements_are_aligned(tmp_path):
+    write_safetensors(
+        tmp_path / "model.safetensors",
+        {
+            "model.layers.0.a": ("U8", [3], b"abc"),
+            "model.layers.0.b": ("F32", [1], b"1234"),
+            "model.layers.0.c": ("BF16", [1], b"12"),
+        },
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+    plan = plan_extraction(open_checkpoint(tmp_path))
+    assert [tensor.name for tensor in plan.planned] == ["layers.0.b", "layers.0.c", "layers.0.a"]
+    assert all(tensor.offset % tensor.codec.block_bytes == 0 for tensor in plan.planned)
+
+
+def test_bad_arguments(checkpoint):
+    with pytest.raises(LayerNotFoundError, match="no layer 99"):
+        plan_extraction(checkpoint, 99)
+    with pytest.raises(ConfigError, match="none twice"):
+        plan_extraction(checkpoint, [3, -1])
+    with pytest.raises(ConfigError, match="at least one"):
+        plan_extraction(checkpoint, [])
+    with pytest.raises(ConfigError, match="float64"):
+        plan_extraction(checkpoint, dtype="float64")
+
+
+def test_a_quantised_checkpoint_is_refused(tmp_path):
+    config = TINY | {"quantization_config": {"quant_method": "fp8"}}
+    folder = write_sparse_checkpoint(tmp_path, config, [])
+    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(fp8\).*Extract from the model"):
+        plan_extraction(open_checkpoint(folder))
