@@ -1,0 +1,134 @@
+"""The conventions of every command: help at once, JSON alone on stdout, exit codes, messages instead of tracebacks."""
+
+import importlib
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from layer_surgeon_cli.main import COMMANDS
+from layer_surgeon_cli.ui import format_bytes, format_count, format_seconds
+
+from tests.support.command_line import SURGEON, surgeon
+
+
+def test_help_lists_every_command(tmp_path):
+    result = surgeon("--help", cwd=tmp_path)
+    assert result.code == 0
+    for name, summary in COMMANDS.items():
+        assert name in result.out
+        assert summary.split()[0] in result.out
+
+
+def test_a_summary_is_the_first_line_of_its_commands_help():
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"layer_surgeon_cli.{name}")
+        assert getattr(module, name).__doc__.splitlines()[0] == summary
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, tmp_path):
+    result = surgeon(name, "--help", cwd=tmp_path)
+    assert result.code == 0
+    for option in ("--json", "--quiet", "--debug", "--workspace"):
+        assert option in result.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def seconds(*command, cwd):
+    start = time.perf_counter()
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def test_help_appears_at_once(tmp_path):
+    base, helps = [], []
+    for _ in range(7):  # in turn, so that a busy machine slows both
+        base.append(seconds(sys.executable, "-c", "import typer, rich", cwd=tmp_path))
+        helps.append(seconds(SURGEON, "--help", cwd=tmp_path))
+    assert statistics.median(helps) < 2.5 * statistics.median(base)
+
+
+def test_version(tmp_path):
+    assert surgeon("--version", cwd=tmp_path).out.startswith("layer_surgeon 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("extract",),
+        ("extract", "x", "--layer", "first"),
+        ("extract", "x", "--nonsense"),
+        ("graft", "x", "--pooling", "y"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments, tmp_path):
+    result = surgeon(*arguments, cwd=tmp_path)
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_is_a_message_and_exit_code_1(tmp_path):
+    result = surgeon("extract", tmp_path / "nowhere", cwd=tmp_path)
+    assert result.code == 1
+    assert result.err.startswith("error: There is no folder or file")
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_a_failure_in_json(tmp_path):
+    result = surgeon("extract", tmp_path / "nowhere", "--json", cwd=tmp_path)
+    assert result.code == 1
+    assert result.document()["error"]["type"] == "SourceNotFoundError"
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = surgeon("extract", tmp_path / "nowhere", "--debug", cwd=tmp_path)
+    assert result.code == 1
+    assert "Traceback (most recent call last)" in result.err
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "predict"])
+def test_no_workspace_yet(command, tmp_path):
+    arguments = {"predict": ("a text",)}.get(command, ())
+    result = surgeon(command, *arguments, cwd=tmp_path)
+    assert result.code == 1
+    assert "holds no" in result.err
+    assert "surgeon " in result.err
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".hf"] == []
+
+
+def test_graft_without_a_layer_says_how_to_get_one(tmp_path):
+    result = surgeon("graft", "bert-base-uncased", cwd=tmp_path)
+    assert result.code == 1
+    assert "surgeon extract" in result.err
+
+
+def test_env(tmp_path):
+    document = surgeon("env", "--json", cwd=tmp_path).document()
+    assert document["packages"]["torch"] != "not installed"
+    assert document["latest"] == {"layer": None, "graft": None, "run": None}
+    assert "torch" in surgeon("env", cwd=tmp_path).out
+
+
+def test_datasets(tmp_path):
+    document = surgeon("datasets", "--json", cwd=tmp_path).document()
+    assert document["sst2"]["hub_id"] == "SetFit/sst2"
+    assert {"sst2", "imdb", "tweet_sentiment", "tweet_offensive", "cola", "mnli", "snli", "cr"} <= set(document)
+    assert "SetFit/sst2" in surgeon("datasets", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (436_224_000, "436.2 MB"), (141e9, "141.0 GB")]
+)
+def test_bytes_for_people(value, text):
+    assert format_bytes(value) == text
+
+
+def test_counts_and_seconds_for_people():
+    assert format_count(218_112_000) == "218.1 M"
+    assert [format_seconds(value) for value in (0.84, 42, 185, 7265)] == ["0.8 s", "42 s", "3 min 05 s", "2 h 01 min"]

@@ -1,0 +1,42 @@
+"""Runs the installed `surgeon` command as a person would: another process, another folder."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SURGEON = Path(sys.executable).with_name("surgeon")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    def document(self) -> Any:
+        """The one JSON document of `--json`."""
+        return json.loads(self.out)
+
+
+def surgeon(*arguments: object, cwd: Path, env: dict[str, str] | None = None, stdin: str | None = None) -> Result:
+    """Run `surgeon` with arguments in a folder. Its own workspace variable is never inherited."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SURGEON_", "HF_"))}
+    # A home of its own: neither a token nor a cache of this machine's user may help or disturb.
+    environment |= {"HF_HOME": str(cwd / ".hf"), "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [str(SURGEON), *map(str, arguments)],
+        cwd=cwd,
+        env=environment | (env or {}),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,82 @@
+"""What holds for the whole package: light imports, the public surface, the list of packages."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import layer_surgeon
+from layer_surgeon import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def modules_after(code, cwd):
+    """The names of the top-level modules that a new interpreter has loaded after running `code`."""
+    script = f"{code}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import layer_surgeon", {"torch", "transformers", "numpy", "huggingface_hub", "typer", "rich"}),
+        ("import layer_surgeon.extract", {"torch", "transformers", "numpy", "huggingface_hub"}),
+        ("import layer_surgeon.graft.config, layer_surgeon.finetune.config", {"torch", "transformers"}),
+        ("from layer_surgeon.finetune import DATASETS", {"torch", "transformers", "datasets"}),
+        ("import layer_surgeon_cli.main", {"torch", "transformers", "numpy", "huggingface_hub"}),
+    ],
+)
+def test_heavy_libraries_wait_until_they_are_needed(code, absent, tmp_path):
+    loaded = modules_after(code, tmp_path)
+    assert "layer_surgeon" in loaded
+    assert not absent & loaded
+
+
+def test_extraction_of_plain_bytes_needs_no_heavy_library(tmp_path):
+    from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+
+    tiny = LLAMA_8B | {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "vocab_size": 8}
+    write_sparse_checkpoint(tmp_path / "donor", tiny, [1])
+    code = "import layer_surgeon as ls; ls.extract_layer('donor', -1, 'out')"
+    assert not {"torch", "transformers", "numpy", "huggingface_hub"} & modules_after(code, tmp_path)
+
+
+def test_the_public_surface():
+    names = {name for names in layer_surgeon._HOME.values() for name in names} | {"__version__"}
+    assert names == set(layer_surgeon.__all__)
+    for name in layer_surgeon.__all__:
+        assert getattr(layer_surgeon, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = layer_surgeon.nothing
+
+
+def test_every_error_is_drawn_and_has_a_builtin_base():
+    for name in dir(errors):
+        error = getattr(errors, name)
+        if isinstance(error, type) and error is not errors.LayerSurgeonError:
+            assert issubclass(error, errors.LayerSurgeonError)
+            assert f" {name} " in errors.__doc__ or f" {name}\n" in errors.__doc__
+            assert any(base.__module__ == "builtins" for base in error.__mro__[1:-3])
+
+
+def test_every_package_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for top, name in (("layer_surgeon", "layer_surgeon"), ("cli", "layer_surgeon_cli")):
+        folders = {path.parent.relative_to(ROOT / top) for path in (ROOT / top).rglob("__init__.py")}
+        expected = {".".join([name, *folder.parts]) for folder in folders}
+        listed = {package for package in settings["packages"] if package.partition(".")[0] == name}
+        assert listed == expected
+
+
+def test_no_file_is_overlong():
+    for path in [*ROOT.glob("layer_surgeon/**/*.py"), *ROOT.glob("cli/*.py")]:
+        source = path.read_text()
+        assert len(source.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 62, f"{path}: {node.name}"
