@@ -156,6 +156,13 @@ def test_a_token_at_the_cdn_fails_the_test() -> None:
         hub.__exit__(None, None, None)
 
 
+def test_a_cdn_on_another_port_of_the_same_host_gets_no_token(hub: LoopbackHub) -> None:
+    hub.router.cdn_url = hub.cdn_endpoint.replace("localhost", "127.0.0.1")
+    hub.add_repo(REPO, FILES, private=True, accepted={"hf_good"})
+    assert open_repo(hub, token="hf_good").read_range("model.safetensors", 0, 10) == SHARD[:10]
+    assert [request.authorized for request in hub.requests if request.server == "cdn"] == [False]
+
+
 def test_an_unknown_repo(hub: LoopbackHub) -> None:
     with pytest.raises(SourceNotFoundError, match=r"no model repo 'owner/name' on .*private and no token was sent"):
         open_repo(hub)

@@ -46,7 +46,9 @@ class LoopbackHub:
         self._lock = threading.Lock()
         self._leaks: list[str] = []
         self._servers = [_Server(self, role) for role in ("hub", "cdn")]
-        self.endpoint, self.cdn_endpoint = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.endpoint = f"http://127.0.0.1:{self._servers[0].server_port}"
+        # Another host name: huggingface_hub up to 1.31 takes another port of the Hub's host for the Hub.
+        self.cdn_endpoint = f"http://localhost:{self._servers[1].server_port}"
         self.router.cdn_url = self.cdn_endpoint
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub import get_session, hf_hub_url
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
@@ -23,6 +23,7 @@ from layer_surgeon.errors import SourceChangedError, SourceError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_REDIRECTS = 10
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -73,7 +74,6 @@ class HubFiles:
 
     def __init__(self, asker: Asker, commit: str, headers: dict[str, str], limits: HubLimits) -> None:
         self._asker, self._commit, self._limits = asker, commit, limits
-        self._token = headers.get("authorization", "").removeprefix("Bearer ") or False
         # A CDN that may compress can answer a range with the whole file (huggingface_hub#3778).
         self._headers = headers | {"accept-encoding": "identity"}
         self._places: dict[str, _Place] = {}
@@ -132,19 +132,15 @@ class HubFiles:
         url = hf_hub_url(asker.repo_id, file.name, revision=self._commit, endpoint=asker.endpoint)
         if file.in_git and file.size is not None:
             return _Place(file=file, url=url, size=file.size, host="the Hub")
-        with asker.asking_for(f"{file.name} of {asker.repo_id}"):
-            found = get_hf_file_metadata(
-                url,
-                token=self._token,
-                timeout=self._limits.read_timeout,
-                endpoint=asker.endpoint,
-                headers={"user-agent": self._headers["user-agent"]},
-            )
-        self._check_commit(file, found.commit_hash)
+        head = self._head(file, url)
+        self._check_commit(file, head.headers.get("x-repo-commit"))
+        etag = _plain_etag(head.headers.get("x-linked-etag") or head.headers.get("etag"))
         # Of a mirror, the ETag may be something else than the sha256, and can only be compared with itself.
-        known = file.sha256 if _SHA256.fullmatch(found.etag or "") else None
-        self._check_etag(file, "the Hub", found.etag, known=known)
-        size = file.size if found.size is None else found.size
+        known = file.sha256 if _SHA256.fullmatch(etag or "") else None
+        self._check_etag(file, "the Hub", etag, known=known)
+        location = head.headers.get("location")
+        said = head.headers.get("x-linked-size") or (None if location else head.headers.get("content-length"))
+        size = int(said) if said and said.isdecimal() else file.size
         if size is None:
             raise SourceError(
                 f"{asker.endpoint} does not say how large {file.name} of {asker.repo_id} is, so that what arrives "
@@ -152,9 +148,25 @@ class HubFiles:
             )
         if file.size is not None and size != file.size:
             raise self._changed(file, f"it has {size:,} bytes, but was listed with {file.size:,}")
-        url = urljoin(url, found.location)
+        url = urljoin(str(head.url), location or "")
         host = "the Hub" if self._on_hub(url) else f"the CDN ({urlsplit(url).hostname})"
         return _Place(file=file, url=url, size=size, host=host)
+
+    def _head(self, file: HubFile, url: str) -> Any:
+        """The Hub's last answer before the CDN: it tells commit, size and hash, and where the bytes can be had.
+
+        get_hf_file_metadata does the same, but up to 1.31 takes the token along to another port of the Hub's host.
+        """
+        with self._asker.asking_for(f"{file.name} of {self._asker.repo_id}"):
+            for _ in range(_MAX_REDIRECTS):
+                head = get_session().request(
+                    "HEAD", url, headers=self._headers, timeout=self._limits.timeout, follow_redirects=False
+                )
+                hf_raise_for_status(head)
+                url = urljoin(url, head.headers.get("location", url))
+                if "location" not in head.headers or not self._on_hub(url):
+                    return head
+        raise TroubleError(f"{self._asker.endpoint} redirects without end")
 
     def _read(self, place: _Place, start: int, length: int, *, ranged: bool) -> Iterator[memoryview]:
         """One request, its answer checked before the first byte is handed on."""
