@@ -1,12 +1,16 @@
 """TRAIN: tasks, data, metrics, transformers.Trainer.
 
 config, registry   plain data, light to import (the command line reads its options and names from them)
-sources            name, Hub id, files or a Dataset -> splits as they are
-columns, labels    which columns are text and label; label values <-> class ids; every row checked
+files, sources     name, Hub id, files or a Dataset -> splits as they are
+columns, labels    which columns are text and label; label values <-> class ids
 data               the two above -> checked, split, counted `ClassificationData`
+models             the model and its tokenizer, with the data's classes, on the right device
 tokenization       texts -> ids, and how many were cut
 trainer            transformers.Trainer with the optimizer, sampler, checkpoints and events that we want
-run                `finetune_model`: the order of all that, and the run folder
+run                `finetune_model`: the order of all that
+folder             the run's folder, unfinished and finished; what can be resumed
+results, report    what came out: typed, as JSON, as a picture, as a model card
+inference, metrics logits over a set; accuracy, macro F1, per class, confusion
 evaluation         `evaluate_model` and `predict`
 """
 
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune.evaluation import Evaluation, Prediction, evaluate_model, predict
     from layer_surgeon.finetune.metrics import ClassificationMetrics
     from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset
-    from layer_surgeon.finetune.run import FinetuneResult, finetune_model
+    from layer_surgeon.finetune.results import EpochResult, FinetuneResult
+    from layer_surgeon.finetune.run import finetune_model
 
 # Lazy, because the command line needs `config` and `registry` for its help, and must not import torch for that.
 _HOME = {
@@ -26,7 +31,8 @@ _HOME = {
     "evaluation": ("Evaluation", "Prediction", "evaluate_model", "predict"),
     "metrics": ("ClassificationMetrics",),
     "registry": ("DATASETS", "DatasetRecord", "find_dataset"),
-    "run": ("FinetuneResult", "finetune_model"),
+    "results": ("EpochResult", "FinetuneResult"),
+    "run": ("finetune_model",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -34,6 +40,7 @@ __all__ = [
     "DATASETS",
     "ClassificationMetrics",
     "DatasetRecord",
+    "EpochResult",
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",

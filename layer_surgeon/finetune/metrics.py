@@ -1,0 +1,87 @@
+"""Classification metrics over a whole set, by scikit-learn."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Precision, recall and F1 of one class, and how many examples have it."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationMetrics:
+    """What was measured on one set.
+
+    Attributes:
+        accuracy: Share of examples with the right class.
+        macro_f1: Mean of the classes' F1 scores. A class that is neither there nor predicted is left out, as in
+            scikit-learn.
+        loss: Mean cross-entropy in nats, without label smoothing.
+        examples: Size of the set.
+        per_class: Scores by class name.
+        confusion: Counts [true class, predicted class], in the order of the class ids.
+    """
+
+    accuracy: float
+    macro_f1: float
+    loss: float
+    examples: int
+    per_class: dict[str, ClassScores]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def measure(
+    logits: npt.NDArray[np.floating[Any]], labels: Sequence[int], label_names: Sequence[str]
+) -> ClassificationMetrics:
+    """Measure predictions against the truth.
+
+    Args:
+        logits: [examples, classes].
+        labels: True class ids.
+        label_names: Class names, in the order of the ids.
+    """
+    true, predicted = np.asarray(labels), logits.argmax(axis=-1)
+    ids = list(range(len(label_names)))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        true, predicted, labels=ids, average=None, zero_division=0.0
+    )
+    log_probabilities = log_softmax(logits)
+    return ClassificationMetrics(
+        accuracy=float(accuracy_score(true, predicted)),
+        macro_f1=float(f1_score(true, predicted, average="macro", zero_division=0.0)),
+        loss=float(-log_probabilities[np.arange(len(true)), true].mean()),
+        examples=len(true),
+        per_class={
+            name: ClassScores(
+                precision=float(precision[index]),
+                recall=float(recall[index]),
+                f1=float(f1[index]),
+                support=int(support[index]),
+            )
+            for index, name in enumerate(label_names)
+        },
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion_matrix(true, predicted, labels=ids)),
+    )
+
+
+def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Log of the softmax over the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

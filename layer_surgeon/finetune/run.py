@@ -1,0 +1,276 @@
+"""`finetune_model`: check everything, train, keep the best epoch, measure, write the run's folder."""
+
+import functools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, set_seed
+
+from layer_surgeon.errors import TrainingError, WorkspaceError
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.data import ClassificationData, Examples, prepare_data
+from layer_surgeon.finetune.folder import RunFolder, claim_folder
+from layer_surgeon.finetune.inference import compute_logits
+from layer_surgeon.finetune.metrics import ClassificationMetrics, measure
+from layer_surgeon.finetune.models import (
+    ModelLike,
+    check_machine,
+    count_parameters,
+    label_names_of,
+    load_model,
+    load_tokenizer,
+    quiet,
+    set_labels,
+)
+from layer_surgeon.finetune.report import write_report
+from layer_surgeon.finetune.results import FinetuneResult, read_history
+from layer_surgeon.finetune.sources import DataLike
+from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize
+from layer_surgeon.finetune.trainer import (
+    ProgressCallback,
+    SurgeonTrainer,
+    compute_metrics,
+    training_arguments,
+)
+from layer_surgeon.graft import GraftedModel
+from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.workspace import Workspace, short_name
+
+
+def finetune_model(
+    model_or_path: ModelLike,
+    train: DataLike,
+    validation: DataLike | None = None,
+    *,
+    config: FinetuneConfig | None = None,
+    output: str | os.PathLike[str] | None = None,
+    test: DataLike | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    tokenizer: Any = None,
+    resume: bool = False,
+    **settings: Any,
+) -> FinetuneResult:
+    """Fine-tune a grafted model, or any sequence classification model of transformers.
+
+    Everything that can be wrong with data and settings is found before the first step. The folder appears under its
+    name when the run is finished and whole; until then it is called `<name>.unfinished` and holds the checkpoints.
+
+    The seed decides the held-out part, the order of the examples and dropout, and the head's last layer where the data
+    has another number of classes than the model. The other fresh weights of a graft were drawn when it was made. With
+    the same seed on the same machine and number of threads, a run on the CPU repeats bit for bit.
+
+    Args:
+        model_or_path: A folder, a repo id, or a loaded model, which is then trained in place.
+        train: A name of `surgeon datasets`, a Hub id, files, a `datasets.Dataset` or `DatasetDict`, or rows.
+        validation: In the same forms. Default: the data set's own split, else a part of the training data.
+        config: Settings; default: the paper's.
+        output: The run's folder; default: in the workspace, named after data and model.
+        test: In the same forms as `train`. Default: the data set's own split, if it has one.
+        progress: Is told about steps, losses and metrics.
+        workspace: Where the default folder lies, and where the run is remembered as the latest.
+        tokenizer: A tokenizer, or where one lies; default: the one beside the model.
+        resume: Go on with the unfinished run of the same settings, data and folder.
+        settings: Fields of `FinetuneConfig`, laid over `config`.
+
+    Raises:
+        ConfigError: A setting can't be used, or not on this machine.
+        DataError: The data can't be used.
+        GraftError: The model can't be used for that data.
+        TrainingError: The loss became infinite, memory ran out, or there is nothing to resume.
+        WorkspaceError: The folder is in use or can't be written.
+        KeyboardInterrupt: Ctrl-C, with a message that says what is kept.
+    """
+    config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
+    workspace = workspace or Workspace()
+    device = check_machine(config)
+    with quiet(), _deterministic_kernels_as_before():
+        set_seed(config.seed)  # a host without a head gets one with fresh weights
+        model = load_model(model_or_path)
+        tokenizer = load_tokenizer(model_or_path, model, tokenizer)
+        data = prepare_data(train, validation, test, config, model_names=label_names_of(model), progress=progress)
+        set_seed(config.seed)
+        if _needs_other_head(model_or_path, model, data):
+            model = load_model(model_or_path, num_labels=len(data.label_names))
+        set_labels(model, data.label_names)
+        model.config.problem_type = "single_label_classification"
+        sets = _tokenize_all(tokenizer, model, data, config, progress)
+        name = _model_name(model_or_path, model)
+        folder = claim_folder(
+            Path(output) if output is not None else workspace.folder("run", f"{short_name(data.name)}-{name}"),
+            {"config": asdict(config), "data": data.facts(), "model": name, "parameters": count_parameters(model)},
+            resume=resume,
+            by_default=output is None,
+            progress=progress,
+        )
+        with _keeping_what_is_done(folder, progress):
+            result = _train(model, tokenizer, data, sets, config, folder, device, progress)
+    workspace.set_latest("run", result.path)
+    return result
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    data: ClassificationData,
+    sets: dict[str, TokenizedDataset],
+    config: FinetuneConfig,
+    folder: RunFolder,
+    device: torch.device,
+    progress: Progress,
+) -> FinetuneResult:
+    callbacks: list[Any] = [ProgressCallback(progress)]
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    trainer = SurgeonTrainer(
+        finetune_config=config,
+        model=model,
+        args=training_arguments(config, folder.checkpoints.resolve(), device, len(sets["train"])),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=sets["train"],
+        eval_dataset=sets["validation"],
+        compute_metrics=functools.partial(compute_metrics, label_names=data.label_names),
+        callbacks=callbacks,
+    )
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if folder.checkpoint is None else str(folder.checkpoint.resolve()))
+    seconds = time.monotonic() - started
+    progress.end()
+    history, steps = read_history(trainer.state.log_history)
+    best = next(i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step)
+    measured = {
+        name: _measure(model, tokenizer, data, sets, name, config, progress) for name in sets if name != "train"
+    }
+    result = FinetuneResult(
+        path=folder.target,
+        validation=measured["validation"],
+        test=measured.get("test"),
+        history=history,
+        best_epoch=best,
+        label_names=data.label_names,
+        config=config,
+        data=data.facts() | {"truncated": {name: part.num_truncated for name, part in sets.items()}},
+        parameters=count_parameters(model),
+        steps=steps,
+        seconds=seconds,
+        device=_device_name(device),
+        model=model,
+    )
+    model.save_pretrained(folder.final)
+    tokenizer.save_pretrained(folder.final)
+    write_report(result, model.config, folder.final)
+    folder.finish()
+    return result
+
+
+def _measure(
+    model: Any,
+    tokenizer: Any,
+    data: ClassificationData,
+    sets: dict[str, TokenizedDataset],
+    name: str,
+    config: FinetuneConfig,
+    progress: Progress,
+) -> ClassificationMetrics:
+    logits = compute_logits(
+        model,
+        sets[name],
+        tokenizer,
+        batch_size=config.evaluation_batch_size,
+        description={"validation": "Validating", "test": "Testing"}[name],
+        progress=progress,
+    )
+    return measure(logits, [feature["labels"] for feature in sets[name].features], data.label_names)
+
+
+def _tokenize_all(
+    tokenizer: Any, model: Any, data: ClassificationData, config: FinetuneConfig, progress: Progress
+) -> dict[str, TokenizedDataset]:
+    parts: dict[str, Examples | None] = {"train": data.train, "validation": data.validation, "test": data.test}
+    max_length = longest_input(tokenizer, model, config.max_length)
+    sets = {name: tokenize(tokenizer, part, max_length) for name, part in parts.items() if part is not None}
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in sets.items())
+    held_out = f" (held out of the training data, {config.validation_fraction:.0%})" if data.held_out else ""
+    progress.notice(f"{data.name}: {sizes} examples{held_out}, {len(data.label_names)} classes.")
+    if cut := sets["train"].num_truncated:
+        progress.notice(
+            f"{cut:,} of {len(sets['train']):,} training texts ({cut / len(sets['train']):.1%}) are longer than "
+            f"{max_length} tokens and are cut there (--max-length)."
+        )
+    return sets
+
+
+def _needs_other_head(model_or_path: ModelLike, model: Any, data: ClassificationData) -> bool:
+    stored = isinstance(model_or_path, str | os.PathLike) and not isinstance(model, GraftedModel)
+    return stored and model.config.num_labels != len(data.label_names)
+
+
+def _model_name(model_or_path: ModelLike, model: Any) -> str:
+    if isinstance(model_or_path, str | os.PathLike):
+        return short_name(os.fspath(model_or_path))
+    return short_name(model.name_or_path or type(model).__name__)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+@contextmanager
+def _deterministic_kernels_as_before() -> Iterator[None]:
+    """`deterministic` asks torch for it globally; other work of this process should not pay for that."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _keeping_what_is_done(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """On failure: keep the last whole checkpoint and say where, or leave nothing; errors of libraries become ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "Memory ran out. Use a smaller --batch-size, with --gradient-accumulation-steps to keep the same updates, "
+            f"or a smaller --max-length.{_kept(folder, progress)}"
+        ) from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"Interrupted.{_kept(folder, progress)}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WorkspaceError(f"{folder.work} can't be written: {reason}.{_kept(folder, progress)}") from error
+    except RuntimeError as error:
+        # How torch.save says that the disk is full.
+        if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+            raise WorkspaceError(
+                f"{folder.work} can't be written; the disk may be full.{_kept(folder, progress)}"
+            ) from error
+        if isinstance(error, TrainingError):
+            raise TrainingError(f"{error}{_kept(folder, progress)}") from error.__cause__
+        _kept(folder, progress)
+        raise
+    except BaseException:
+        _kept(folder, progress)
+        raise
+
+
+def _kept(folder: RunFolder, progress: Progress) -> str:
+    progress.end()
+    checkpoint = folder.abandon()
+    if checkpoint is None:
+        return " No epoch was finished, so nothing is kept."
+    step = checkpoint.name.rsplit("-", 1)[-1]
+    return f" What was trained up to step {step} is kept in {folder.work}; --resume goes on from there."

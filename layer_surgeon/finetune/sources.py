@@ -1,0 +1,204 @@
+"""What a person names as data -> the splits it has, with their columns as they are."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import datasets.exceptions
+
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.files import READERS, Columns, read_files, rows_to_columns
+from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset, similar_names
+from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.workspace import short_name
+
+# A name or file, several files or rows, splits; or what the datasets library makes (Any: it is untyped here).
+DataLike: TypeAlias = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Any
+
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One split as it was found.
+
+    Attributes:
+        columns: Column name -> values, all equally many.
+        place: What to call it in a message: a file, or a data set and its split.
+        label_names: Column name -> names of its class ids, where the source itself says them.
+        curated: It comes from a data set that the user can't edit: rows without text are left out, not refused.
+    """
+
+    columns: Columns
+    place: str
+    label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    curated: bool = False
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawData:
+    """A data set before its columns and labels were looked at.
+
+    Attributes:
+        name: A short name that can be part of a folder's name.
+        spec: What the user named, if it can be named again (a name, a Hub id, absolute file paths); else empty.
+        splits: Split name -> table; at least one.
+        record: The row of the registry it was found by.
+    """
+
+    name: str
+    spec: tuple[str, ...]
+    splits: Mapping[str, Table]
+    record: DatasetRecord | None = None
+
+    @property
+    def train(self) -> Table:
+        """The training split: by the registry, by name, or the only one."""
+        name = self.record.train if self.record else "train"
+        if name in self.splits:
+            return self.splits[name]
+        if len(self.splits) == 1:
+            return next(iter(self.splits.values()))
+        raise DataError(f"{self.name} has no split called {name}, but {', '.join(self.splits)}.")
+
+    @property
+    def validation(self) -> Table | None:
+        """The validation split, if there is one."""
+        if self.record is not None:
+            return self.splits.get(self.record.validation or "")
+        return next((self.splits[name] for name in _VALIDATION_NAMES if name in self.splits), None)
+
+    @property
+    def test(self) -> Table | None:
+        """The test split, if there is one."""
+        return self.splits.get((self.record.test or "") if self.record is not None else "test")
+
+    def choose(self, split: str | None) -> Table:
+        """The split to measure on: the named one; else test; else the only one.
+
+        Raises:
+            DataError: There is no such split, or several and none is the test.
+        """
+        if split is not None:
+            if split not in self.splits:
+                raise DataError(f"{self.name} has no split {split!r}, but {', '.join(self.splits)}.")
+            return self.splits[split]
+        if (table := self.test) is not None:
+            return table
+        if len(self.splits) == 1:
+            return next(iter(self.splits.values()))
+        raise DataError(f"{self.name} has no test split, but {', '.join(self.splits)}. Say which with --split.")
+
+
+def load_data(data: DataLike, progress: Progress | None = None) -> RawData:
+    """Find and read a data set.
+
+    Args:
+        data: A name from the registry, a Hub id, one file or several, a `datasets.Dataset` or `DatasetDict`, a list of
+            rows (dicts), or a dict of splits.
+        progress: Told what is loaded from the Hub.
+
+    Raises:
+        DataError: There is no such data set or file, or it can't be read.
+    """
+    if isinstance(data, datasets.DatasetDict | datasets.Dataset):
+        return _from_datasets(data)
+    if isinstance(data, str | os.PathLike):
+        return _from_name(os.fspath(data), progress or NullProgress())
+    if isinstance(data, Mapping):
+        return _from_splits(data)
+    if not isinstance(data, Sequence):
+        raise DataError(f"A {type(data).__name__} is no data set: give a name, files, a datasets.Dataset, or rows.")
+    if not data:
+        raise DataError("The data is an empty list: it has no rows.")
+    if all(isinstance(entry, str | os.PathLike) for entry in data):
+        paths = [os.fspath(entry) for entry in data]
+        return _from_name(paths[0], progress or NullProgress()) if len(paths) == 1 else _from_files(paths)
+    return RawData(name="data", spec=(), splits={"train": _rows_table(data, "the given rows")})
+
+
+def _from_name(name: str, progress: Progress) -> RawData:
+    record = find_dataset(name)
+    if record is not None and not Path(name).is_file():
+        packaged = record.packaged_path()
+        if packaged is None:
+            return _from_hub(record.hub_id or name, record, progress)
+        table = Table(columns=read_files([packaged]), place=record.name, curated=True)
+        return RawData(name=record.name, spec=(record.name,), splits={"train": table}, record=record)
+    if Path(name).exists() or Path(name).suffix.lower() in READERS:
+        return _from_files([name])
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name, None, progress)
+    similar = similar_names(name)
+    hint = f"Did you mean {' or '.join(similar)}? " if similar else f"Names: {', '.join(DATASETS)}. "
+    raise DataError(f"There is no data set called {name!r}, and no such file. {hint}A Hub id has the form owner/name.")
+
+
+def _from_files(names: Sequence[str]) -> RawData:
+    paths = [Path(name).expanduser() for name in names]
+    table = Table(columns=read_files(paths), place=" + ".join(names))
+    spec = tuple(str(path.resolve()) for path in paths)
+    return RawData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": table})
+
+
+def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> RawData:
+    subset, revision = (record.subset, record.revision) if record else (None, None)
+    progress.notice(f"Loading {hub_id}{f' ({subset})' if subset else ''} from the Hub.")
+    try:
+        loaded = datasets.load_dataset(hub_id, subset, revision=revision)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The data set {hub_id} can't be loaded from the Hub: {_first_line(error)} Check the id and the network; "
+            "for a gated one, ask for access on its page and log in with `hf auth login`."
+        ) from error
+    name = record.name if record else short_name(hub_id)
+    splits = {str(split): _datasets_table(table, f"{name} ({split})", curated=True) for split, table in loaded.items()}
+    return RawData(name=name, spec=(record.name if record else hub_id,), splits=splits, record=record)
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    return line if line.endswith((".", "!", "?")) else line + "."
+
+
+def _from_datasets(data: datasets.Dataset | datasets.DatasetDict) -> RawData:
+    splits = data if isinstance(data, datasets.DatasetDict) else {"train": data}
+    tables = {str(name): _datasets_table(table, f"the given data set ({name})") for name, table in splits.items()}
+    return RawData(name="data", spec=(), splits=tables)
+
+
+def _datasets_table(table: datasets.Dataset, place: str, *, curated: bool = False) -> Table:
+    names = {
+        column: tuple(feature.names)
+        for column, feature in table.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    columns: Columns = table.with_format("python").to_dict()
+    return Table(columns=columns, place=place, label_names=names, curated=curated)
+
+
+def _from_splits(data: Mapping[str, Any]) -> RawData:
+    splits: dict[str, Table] = {}
+    for name, part in data.items():
+        if isinstance(part, datasets.Dataset):
+            splits[str(name)] = _datasets_table(part, f"the given data set ({name})")
+        elif isinstance(part, Sequence) and not isinstance(part, str):
+            splits[str(name)] = _rows_table(part, f"the given rows ({name})")
+        else:
+            raise DataError(f"Split {name!r} is a {type(part).__name__}; it must be a datasets.Dataset or rows.")
+    if not splits:
+        raise DataError("The data is an empty dict: it has no splits.")
+    return RawData(name="data", spec=(), splits=splits)
+
+
+def _rows_table(rows: Sequence[Any], place: str) -> Table:
+    if not all(isinstance(row, Mapping) for row in rows):
+        odd = next(type(row).__name__ for row in rows if not isinstance(row, Mapping))
+        raise DataError(f'In {place}: a row is a {odd}; rows are dicts such as {{"text": "...", "label": 0}}.')
+    return Table(columns=rows_to_columns([dict(row) for row in rows], place), place=place)

@@ -1,0 +1,239 @@
+"""transformers.Trainer with the optimizer, the order of examples, the checkpoints and the events that we want."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from layer_surgeon.errors import TrainingError
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.metrics import measure
+from layer_surgeon.finetune.tokenization import TokenizedDataset
+from layer_surgeon.graft import GraftedModel
+from layer_surgeon.progress import Progress
+
+# Points of the loss curve; reading the loss waits for the device, so it is not done at every step.
+_LOGS_PER_RUN = 200
+_METRICS = {"accuracy": "accuracy", "macro_f1": "macro_f1", "loss": "cross_entropy"}
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_SCHEDULES = {
+    ("constant", False): "constant",
+    ("constant", True): "constant_with_warmup",
+    ("linear", False): "linear",
+    ("linear", True): "linear",
+    ("cosine", False): "cosine",
+    ("cosine", True): "cosine",
+}
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the examples as a function of seed and epoch alone.
+
+    transformers draws it from the global random state, which a run that resumes inside an epoch no longer has.
+    """
+
+    def __init__(self, dataset: TokenizedDataset, batch_size: int, seed: int, *, by_length: bool) -> None:
+        self._lengths, self._batch_size, self._seed, self._by_length = dataset.lengths, batch_size, seed, by_length
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader when an epoch begins."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        # Multiplied, so that epoch 1 of seed 7 is not epoch 0 of seed 8.
+        generator = torch.Generator().manual_seed(self._seed * 10_007 + self._epoch)
+        if self._by_length:
+            return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+        return iter(torch.randperm(len(self), generator=generator).tolist())
+
+
+class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Trains what asks for gradients; writes checkpoints without the frozen donor; says nothing by itself."""
+
+    def __init__(self, *, finetune_config: FinetuneConfig, **arguments: Any) -> None:
+        self._finetune_config = finetune_config
+        optimizer = _OPTIMIZERS[finetune_config.optimizer], {"lr": finetune_config.learning_rate}
+        super().__init__(optimizer_cls_and_kwargs=optimizer, **arguments)
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        config = self._finetune_config
+        group = config.batch_size * config.gradient_accumulation_steps
+        return EpochSampler(train_dataset or self.train_dataset, group, config.seed, by_length=config.group_by_length)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        if self.args.world_size > 1:
+            return None
+        if self._finetune_config.group_by_length:
+            return SortedSampler(eval_dataset)
+        return SequentialSampler(eval_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the weights that are trained, and the configuration; the data's tokenizer is kept once, elsewhere."""
+        folder = output_dir or self.args.output_dir
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        extra = {"include_donor": False} if isinstance(model, GraftedModel) else {}
+        model.save_pretrained(folder, state_dict=state_dict, **extra)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Of a checkpoint, nothing but the frozen donor may be missing."""
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        buffers = {name for name, _ in self.model.named_buffers()}
+        missing = set(load_result.missing_keys) - frozen - buffers - set(self.model._tied_weights_keys or ())
+        if missing or load_result.unexpected_keys:
+            odd = sorted(missing or load_result.unexpected_keys)
+            raise TrainingError(f"The checkpoint is not one of this model: {odd[0]} does not fit. Start a fresh run.")
+
+
+class SortedSampler(Sampler[int]):
+    """Longest first: batches of equal length, and a lack of memory shows at once."""
+
+    def __init__(self, dataset: TokenizedDataset) -> None:
+        self._order = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order)
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Hands the trainer's events to a `Progress`, and stops a run whose loss is no number."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar; a resumed run starts where it was."""
+        self._progress.begin("Training", state.max_steps, "steps")
+        if state.global_step:
+            self._progress.advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count an optimizer step."""
+        self._progress.advance(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the training loss and the validation metrics.
+
+        Raises:
+            TrainingError: A loss is not finite.
+        """
+        values = logs or {}
+        for name in ("loss", "eval_cross_entropy"):
+            if name in values and not math.isfinite(values[name]):
+                raise TrainingError(
+                    f"The loss is {values[name]} at step {state.global_step}: training has diverged. Try a lower "
+                    "--learning-rate, a --warmup-ratio of 0.1, a smaller --max-grad-norm or, if it was fp16, "
+                    "--precision bf16 or fp32."
+                )
+        if "loss" in values:
+            self._progress.metrics({"loss": values["loss"]})
+        if "eval_accuracy" in values:
+            self._progress.metrics({"val accuracy": values["eval_accuracy"], "val F1": values["eval_macro_f1"]})
+
+
+def training_arguments(
+    config: FinetuneConfig, checkpoints: Path, device: torch.device, num_examples: int
+) -> TrainingArguments:
+    """Our settings in transformers' words.
+
+    Args:
+        config: The settings.
+        checkpoints: The folder in which checkpoint folders are written.
+        device: Where to train.
+        num_examples: Training examples, for the number of steps.
+    """
+    per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps))
+    total = config.max_steps or math.ceil(config.num_epochs * per_epoch)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.num_epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.evaluation_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=_SCHEDULES[config.schedule, config.warmup_ratio > 0],
+        warmup_steps=round(config.warmup_ratio * total),
+        max_grad_norm=config.max_grad_norm,
+        label_smoothing_factor=config.label_smoothing,
+        seed=config.seed,
+        full_determinism=config.deterministic,
+        use_cpu=device.type == "cpu",
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        dataloader_pin_memory=device.type == "cuda",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        # With the best one this keeps two at most: what is to be resumed and what is to be loaded at the end.
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=_METRICS[config.select_by],
+        greater_is_better=config.select_by != "loss",
+        logging_strategy="steps",
+        logging_steps=max(1, total // _LOGS_PER_RUN),
+        # Without this a loss that is no number is replaced in the log by the mean of those before.
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        label_names=["labels"],
+        remove_unused_columns=True,
+    )
+    if device.type == "cuda":
+        # One GPU: several in one process would mean DataParallel, which is slower than one and changes the batch size.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def compute_metrics(prediction: EvalPrediction, label_names: tuple[str, ...]) -> dict[str, float]:
+    """The numbers that a validation during training yields."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    metrics = measure(logits, prediction.label_ids, label_names)
+    return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "cross_entropy": metrics.loss}
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; broken ones are removed.
+
+    The trainer writes its state last, so that a checkpoint with a readable state is whole.
+    """
+    found: list[tuple[int, Path]] = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((int(state["global_step"]), folder))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return max(found)[1] if found else None
