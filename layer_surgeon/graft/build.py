@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
 
-Host = str | os.PathLike[str] | PreTrainedModel
+Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def _assemble(
     grafted = GraftedModel._class_for(settings.task)(config, host=model, donor_follows=True).to(model.dtype)
     if opened is not None:
         grafted.attach_donor(opened.layer, folder=opened.folder)
-    return grafted.to(model.device).eval()
+    return grafted.to(model.device).eval()  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def _resolve(settings: GraftConfig, host_config: PretrainedConfig) -> GraftConfig:
@@ -217,14 +217,17 @@ def _is_graft(folder: Path) -> bool:
 
 
 def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase:
+    what = f"The host {host!r} has no tokenizer that transformers can load"
+    advice = "Put the tokenizer's files beside the model, or choose another host."
     try:
         with hub_errors(f"The tokenizer of the host {host!r}"), quiet_transformers():
-            return AutoTokenizer.from_pretrained(host, revision=revision, token=token, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(host, revision=revision, token=token, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, ImportError) as error:
-        raise GraftError(
-            f"The host {host!r} has no tokenizer that transformers can load: {error} Put the tokenizer's files beside "
-            "the model, or choose another host."
-        ) from error
+        raise GraftError(f"{what}: {error} {advice}") from error
+    # transformers makes a tokenizer without any words where the files are missing, and every text becomes "unknown".
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise GraftError(f"{what}: its files are missing. {advice}")
+    return tokenizer
 
 
 def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftConfig) -> None:

@@ -122,7 +122,7 @@ class GraftedModelForSequenceClassification(GraftedModel):
             return attention_mask
         if self.host_kind != "decoder" or input_ids is None or self.pooling == "mean_with_padding":
             return None
-        padding = self.config.pad_token_id
+        padding: int | None = self.config.pad_token_id
         if padding is not None:
             return (input_ids != padding).long()
         if input_ids.shape[0] == 1:

@@ -1,6 +1,6 @@
 """What a grafted model's config.json says: host, donor, settings of the graft, labels."""
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -30,7 +30,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     host_config: Any = None
     host: dict[str, Any] | None = None
     donor: dict[str, Any] | None = None
-    graft: dict[str, Any] | None = None
+    graft: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.host_config, dict):

@@ -72,13 +72,14 @@ def open_donor(
         SourceError: There is no such folder or repo, or it can't be read.
     """
     dtype = dtype_of(settings)
+    folder: Path | None
     if isinstance(donor, DonorLayer):
-        layer, folder = donor, _folder_of(donor)
-        config = layer.config.to_dict()
+        folder, config = _folder_of(donor), donor.config.to_dict()
     else:
         folder = _artifact_folder(donor, revision, token)
         config = _read_config(folder)
-        config["sha256"] = _file_sha256(folder, config.get("sha256")) if expected is None else config.get("sha256")
+        if expected is None:
+            config["sha256"] = _file_sha256(folder, config.get("sha256"))
     if expected is not None and expected["sha256"] is not None and config.get("sha256") != expected["sha256"]:
         raise GraftError(
             f"The donor layer {donor!s} has sha256 {config.get('sha256')}, but the graft was made with "
@@ -86,11 +87,11 @@ def open_donor(
         )
     if settings.donor_init == "random" and expected is None:
         layer, folder, config = _random(config, dtype), None, {**config, "sha256": None}
-    elif not isinstance(donor, DonorLayer):
-        layer = DonorLayer.from_pretrained(folder, dtype=dtype)
-    elif layer.dtype != dtype:
-        # A copy, because the caller's own layer is to be left as it is.
-        layer = copy.deepcopy(layer).to(dtype)
+    elif isinstance(donor, DonorLayer):
+        # A copy in another number format, because the caller's own layer is to be left as it is.
+        layer = donor if donor.dtype == dtype else copy.deepcopy(donor).to(dtype)
+    else:
+        layer = DonorLayer.from_pretrained(str(folder), dtype=dtype)
     reference = _reference(config, layer)
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
         # A snapshot in the Hub's cache lies in a folder that is named after its commit.
@@ -209,7 +210,7 @@ def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
 def _random(config: dict[str, Any], dtype: torch.dtype) -> DonorLayer:
     shape = SurgeonDonorConfig(donor_config=config["donor_config"], layer_indices=config["layer_indices"])
     if torch.empty(0).device.type == "meta":
-        return DonorLayer(shape).to(dtype)
+        return DonorLayer(shape).to(dtype)  # type: ignore[no-any-return]  # transformers is untyped here
     return DonorLayer.from_config(shape, dtype=dtype)
 
 

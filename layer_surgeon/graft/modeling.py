@@ -128,19 +128,19 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         place = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
         config = kwargs.get("config")
         if not isinstance(config, SurgeonGraftConfig):
-            with hub_errors(f"The graft {os.fspath(pretrained_model_name_or_path)!r}"):
-                config = SurgeonGraftConfig.from_pretrained(config or pretrained_model_name_or_path, **place)
+            config = _read_config(os.fspath(config or pretrained_model_name_or_path), place)
         task_class = cls._class_for(config.task)
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
-        trained = config.settings.train_donor
-        follows = {} if trained or config.donor is None else {"donor_follows": True}
+        reference, settings = config.donor, config.settings
+        # A donor that is trained along is stored, and loaded, with what else is trained.
+        follows = {} if settings.train_donor or reference is None else {"donor_follows": True}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if follows:
+        if follows and reference is not None:
             if donor is None:
-                donor = find_stored_donor(config.donor, pretrained_model_name_or_path, **place)
-            opened = open_donor(donor, config.settings, token=place.get("token"), expected=config.donor)
+                donor = find_stored_donor(reference, pretrained_model_name_or_path, **place)
+            opened = open_donor(donor, settings, token=place.get("token"), expected=reference)
             model.attach_donor(opened.layer, folder=opened.folder)
             model.donor.to(model.proj_in.weight.device)
         return loaded
@@ -160,7 +160,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         if cls.task is not None or task not in GraftedModel._task_classes:
             known = ", ".join(sorted(GraftedModel._task_classes))
             raise GraftError(f"{cls.__name__} is not for a graft whose task is {task!r}. Tasks: {known}.")
-        return GraftedModel._task_classes[task]
+        return GraftedModel._task_classes[task]  # type: ignore[no-any-return]  # see there
 
     def attach_donor(self, donor: DonorLayer, *, folder: Path | None = None) -> Self:
         """Set the donor layer.
@@ -236,7 +236,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         # A position alone sees itself either way, and not every family can be run bidirectionally.
         causal = self._causal or hidden.shape[1] == 1
         out = self.proj_out(self.donor(inside, attention_mask=attention_mask, causal=causal))
-        return out if self.gate is None else hidden + self.gate * out
+        return hidden + self.gate * out if self.gate is not None else out  # type: ignore[no-any-return]  # transformers is untyped here
 
     def parameter_counts(self) -> dict[str, tuple[int, int]]:
         """Numbers of parameters by part: (all, trained). Parts that the model lacks are left out."""
@@ -250,7 +250,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             counts[name] = (sum(parameter.numel() for parameter in parameters), trained)
         return counts
 
-    def save_pretrained(  # type: ignore[override]  # adds one keyword
+    def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, include_donor: bool = True, **kwargs: Any
     ) -> None:
         """Save config.json, model.safetensors (what is trained), donor/ and, where there is none yet, README.md.
@@ -293,7 +293,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's token embeddings."""
-        return self.host.get_input_embeddings()
+        return self.host.get_input_embeddings()  # type: ignore[no-any-return]  # transformers is untyped here
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the host's token embeddings."""
@@ -314,6 +314,17 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         if self.host_kind != "decoder" or "position_ids" not in self._host_inputs:
             return None
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _read_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
+    with hub_errors(f"The graft {name!r}"):
+        values, _ = SurgeonGraftConfig.get_config_dict(name, **place)
+    if values.get("model_type") != SurgeonGraftConfig.model_type:
+        raise GraftError(
+            f"{name!r} is no grafted model: its model_type is {values.get('model_type')!r}, not "
+            f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
+        )
+    return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def _mark_loaded(part: PreTrainedModel) -> None:

@@ -1,0 +1,119 @@
+"""Tiny hosts with tokenizers, and a tiny layer artifact; all made once per test session."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from layer_surgeon.graft import AUTO_CLASSES
+from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
+
+ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta-v2")
+DECODERS = ("llama", "gpt2", "qwen2")
+WIDTH = 24
+
+_WORDS = ["a", "the", "film", "was", "is", "good", "bad", "dull", "very", "not", "and", "plot", "story", "end", "slow"]
+_SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": WIDTH,
+    "embedding_size": 16,
+    "intermediate_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def host_config(model_type: str, **overrides: Any) -> Any:
+    config_class = CONFIG_MAPPING[model_type]
+    known = set(config_class().to_dict()) | set(config_class.attribute_map)
+    return config_class(**{name: value for name, value in _SIZES.items() if name in known} | overrides)
+
+
+def host_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A random base model with all weights moved away from their initial ones and zeros."""
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(host_config(model_type, **overrides)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def word_tokenizer(*, pad: bool = True, **settings: Any) -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *_WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | ({"pad_token": "<pad>"} if pad else {})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names, **settings
+    )
+
+
+def make_inputs(batch: int = 3, length: int = 9, *, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Full-length rows without padding ids among them."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 40, (batch, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture(autouse=True)
+def _no_bars() -> Any:
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def llm() -> PreTrainedModel:
+    """The whole model that the donor layer is from: a Llama with the RoPE of Llama 3.1, width 32, 4 layers."""
+    return tiny_llama(seed=5)
+
+
+@pytest.fixture(scope="session")
+def artifact(llm: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layer 3 of `llm`."""
+    folder = tmp_path_factory.mktemp("donors")
+    save_quietly(llm, folder / "llm")
+    return cut_artifact(folder / "llm", [3], folder / "tiny-llama-L3")
+
+
+@pytest.fixture(scope="session")
+def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny host of a family, with a tokenizer."""
+    root = tmp_path_factory.mktemp("hosts")
+
+    def make(model_type: str) -> Path:
+        folder = root / model_type
+        if not folder.exists():
+            save_quietly(host_model(model_type), folder)
+            word_tokenizer().save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _registered() -> None:
+    """Until `import layer_surgeon` does it."""
+    if importlib.util.find_spec("layer_surgeon._auto") is None:
+        config_class, classes = AUTO_CLASSES
+        AutoConfig.register(config_class.model_type, config_class)
+        for auto, model_class in classes.items():
+            getattr(transformers, auto).register(config_class, model_class)

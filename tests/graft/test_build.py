@@ -1,0 +1,230 @@
+"""`save_graft`: a whole folder or nothing, and every way it can be refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.errors import ArtifactError, ConfigError, GraftError, SourceNotFoundError, WorkspaceError
+from layer_surgeon.extract import LayerArtifact
+from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
+from layer_surgeon.workspace import Workspace
+from tests.graft.conftest import host_model, make_inputs, word_tokenizer
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path / "surgery")
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_it_lies_in_the_workspace(host_folder, artifact, workspace):
+    result = save_graft(host_folder("bert"), artifact, workspace=workspace)
+    assert result.path == workspace.root / "grafts/bert+tiny-llama-L3"
+    assert workspace.latest("graft").samefile(result.path)
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "donor/model.safetensors"} <= set(
+        files(result.path)
+    )
+    assert result.donor == "tiny-L3"
+    assert result.settings == GraftConfig(
+        pooling="cls", attention="bidirectional", id2label={0: "LABEL_0", 1: "LABEL_1"}
+    )
+    assert result.parameters["donor"][1] == 0
+    assert result.num_parameters - result.num_trained_parameters == result.parameters["donor"][0]
+    model = GraftedModel.from_pretrained(result.path)
+    tokenizer = AutoTokenizer.from_pretrained(result.path)
+    assert model(**tokenizer(["a film", "the plot was good"], padding=True, return_tensors="pt")).logits.shape == (2, 2)
+    assert [path.name for path in result.path.parent.iterdir()] == [result.path.name]
+
+
+def test_the_seed_decides_and_torchs_state_stays(host_folder, artifact, workspace, tmp_path):
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+
+    def weights(name, seed):
+        result = save_graft(host_folder("bert"), artifact, output=tmp_path / name, seed=seed, workspace=workspace)
+        return (result.path / "model.safetensors").read_bytes()
+
+    assert weights("a", 1) == weights("b", 1) != weights("c", 2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["folder", "text", "artifact", "layer", "none"])
+def test_kinds_of_donors(kind, host_folder, artifact, workspace):
+    donor = {
+        "folder": lambda: artifact,
+        "text": lambda: str(artifact),
+        "artifact": lambda: LayerArtifact(artifact, json.loads((artifact / "config.json").read_text())),
+        "layer": lambda: DonorLayer.from_pretrained(artifact),
+        "none": lambda: None,
+    }[kind]()
+    result = save_graft(host_folder("bert"), donor, workspace=workspace)
+    expected = {"layer": "bert+tiny-L3", "none": "bert-alone"}.get(kind, "bert+tiny-llama-L3")
+    assert result.path.name == expected
+    assert (result.donor is None) == (kind == "none")
+
+
+def test_settings(host_folder, artifact, workspace):
+    config = GraftConfig(id2label={0: "bad", 1: "good"}, pooling="mean", residual="gated", dropout=0.5)
+    result = save_graft(host_folder("llama"), artifact, config=config, workspace=workspace)
+    assert (result.settings.pooling, result.settings.attention) == ("mean", "causal")
+    model = GraftedModel.from_pretrained(result.path)
+    assert model.config.label2id == {"bad": 0, "good": 1}
+    assert model.head.dropout.p == 0.5
+    assert model.gate.item() == 0
+
+
+def test_random_donor_is_stored_with_its_own_sha256(host_folder, artifact, workspace):
+    result = save_graft(host_folder("bert"), artifact, config=GraftConfig(donor_init="random"), workspace=workspace)
+    stored = json.loads((result.path / "donor/config.json").read_text())["sha256"]
+    assert json.loads((result.path / "config.json").read_text())["donor"]["sha256"] == stored
+    assert stored != json.loads((artifact / "config.json").read_text())["sha256"]
+    first, second = (GraftedModel.from_pretrained(result.path)(**make_inputs()).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_tokenizer_without_padding_token_gets_one(artifact, workspace, tmp_path):
+    host_model("gpt2", pad_token_id=None).save_pretrained(tmp_path / "gpt2")
+    word_tokenizer(pad=False).save_pretrained(tmp_path / "gpt2")
+    result = save_graft(tmp_path / "gpt2", artifact, workspace=workspace)
+    tokenizer = AutoTokenizer.from_pretrained(result.path)
+    assert tokenizer.pad_token == "</s>"
+    model = GraftedModel.from_pretrained(result.path)
+    assert model.config.pad_token_id == 2
+    texts = ["a film", "the plot was good and the end was bad"]
+    together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_in_use(host_folder, artifact, workspace, tmp_path):
+    save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
+    (tmp_path / "out/note.txt").write_text("x")
+    before = files(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="holds a graft already. Replace it with --force"):
+        save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", workspace=workspace)
+    assert files(tmp_path / "out") == before
+    save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", force=True, workspace=workspace)
+    assert GraftedModel.from_pretrained(tmp_path / "out").config.host_config.model_type == "roberta"
+    assert not (tmp_path / "out/note.txt").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_graft_is_never_replaced(force, host_folder, artifact, workspace, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    for output in (tmp_path / "mine", tmp_path / "mine/thesis.txt"):
+        with pytest.raises(ArtifactError, match="in use, and not by a graft. Choose another folder"):
+            save_graft(host_folder("bert"), artifact, output=output, force=force, workspace=workspace)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old(host_folder, artifact, workspace, tmp_path, monkeypatch):
+    save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    for output, force in ((tmp_path / "new", False), (tmp_path / "out", True)):
+        with pytest.raises(WorkspaceError, match="can't be written: No space left on device. Make room"):
+            save_graft(host_folder("roberta"), artifact, output=output, force=force, workspace=workspace)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == before
+    assert not (tmp_path / "new").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+class TestBadInput:
+    """Nothing is left behind, and the message says what to do."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_left(self, workspace):
+        yield
+        assert not workspace.root.exists()
+
+    def test_host_folder_without_config(self, artifact, workspace, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(GraftError, match="holds no config.json, so it is not a transformers model"):
+            save_graft(tmp_path / "empty", artifact, workspace=workspace)
+
+    def test_host_that_is_nowhere(self, artifact, workspace, monkeypatch):
+        with pytest.raises(SourceNotFoundError, match="The host 'no/such/model' is neither a folder here nor a repo"):
+            save_graft("no/such/model", artifact, workspace=workspace)
+
+    def test_host_of_an_unknown_kind(self, artifact, workspace, tmp_path):
+        (tmp_path / "odd").mkdir()
+        (tmp_path / "odd/config.json").write_text('{"model_type": "perpetuum"}')
+        with pytest.raises(GraftError, match="not one that transformers knows.*choose another host"):
+            save_graft(tmp_path / "odd", artifact, workspace=workspace)
+
+    def test_host_without_weights(self, host_folder, artifact, workspace, tmp_path):
+        shutil.copytree(host_folder("bert"), tmp_path / "bert")
+        (tmp_path / "bert/model.safetensors").unlink()
+        with pytest.raises(OSError, match=r"The host .* can't be loaded: .*model.safetensors"):
+            save_graft(tmp_path / "bert", artifact, workspace=workspace)
+
+    def test_host_with_damaged_weights(self, host_folder, artifact, workspace, tmp_path):
+        shutil.copytree(host_folder("bert"), tmp_path / "bert")
+        path = tmp_path / "bert/model.safetensors"
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(GraftError, match="has weights that can't be loaded"):
+            save_graft(tmp_path / "bert", artifact, workspace=workspace)
+
+    def test_host_with_weights_missing(self, host_folder, artifact, workspace, tmp_path):
+        shutil.copytree(host_folder("bert"), tmp_path / "bert")
+        config = json.loads((tmp_path / "bert/config.json").read_text())
+        (tmp_path / "bert/config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+        with pytest.raises(GraftError, match=r"lack 16 tensors of its model, such as encoder.layer.2"):
+            save_graft(tmp_path / "bert", artifact, workspace=workspace)
+
+    def test_host_of_another_shape_than_its_config_says(self, host_folder, artifact, workspace, tmp_path):
+        shutil.copytree(host_folder("bert"), tmp_path / "bert")
+        config = json.loads((tmp_path / "bert/config.json").read_text())
+        (tmp_path / "bert/config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+        with pytest.raises(GraftError, match="has weights that can't be loaded"):
+            save_graft(tmp_path / "bert", artifact, workspace=workspace)
+
+    def test_host_without_tokenizer(self, artifact, workspace, tmp_path):
+        host_model("bert").save_pretrained(tmp_path / "bert")
+        with pytest.raises(GraftError, match="has no tokenizer .*: its files are missing. Put the tokenizer's files"):
+            save_graft(tmp_path / "bert", artifact, workspace=workspace)
+
+    def test_donor_that_is_nowhere(self, host_folder, workspace, tmp_path):
+        with pytest.raises(SourceNotFoundError, match="no folder .* with a layer. Make one with: surgeon extract"):
+            save_graft(host_folder("bert"), tmp_path / "nothing", workspace=workspace)
+
+    def test_donor_that_is_a_model(self, host_folder, artifact, workspace):
+        with pytest.raises(ArtifactError, match="is no layer artifact. If it is a language model, take a layer out"):
+            save_graft(host_folder("bert"), artifact.parent / "llm", workspace=workspace)
+
+    def test_donor_without_weights(self, host_folder, artifact, workspace, tmp_path):
+        shutil.copytree(artifact, tmp_path / "layer")
+        (tmp_path / "layer/model.safetensors").unlink()
+        with pytest.raises(ArtifactError, match="lacks model.safetensors"):
+            save_graft(host_folder("bert"), tmp_path / "layer", workspace=workspace)
+
+
+def test_settings_of_graft_layer(artifact):
+    host = host_model("bert")
+    with pytest.raises(ConfigError, match="task is 'mind-reading'"):
+        graft_layer(host, artifact, task="mind-reading")
+    with pytest.raises(ConfigError, match="There is no setting 'poolings'"):
+        graft_layer(host, artifact, poolings="cls")
+    model = graft_layer(host, artifact, config=GraftConfig(dropout=0.5), pooling="mean")
+    assert (model.config.settings.dropout, model.config.settings.pooling) == (0.5, "mean")
+
+
+def test_a_donor_of_another_width_is_not_attached(artifact):
+    model = graft_layer(host_model("bert"), artifact)
+    model.donor.hidden_size = 40
+    with pytest.raises(GraftError, match="is 40 wide, but the projections are made for 32"):
+        model.attach_donor(model.donor)
+    with pytest.raises(GraftError, match="a host alone, without projections"):
+        graft_layer(host_model("bert"), None).attach_donor(model.donor)

@@ -1,0 +1,84 @@
+"""The settings: defaults of the paper, and what is refused."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.graft.config import GraftConfig
+
+
+def test_defaults_are_the_papers():
+    config = GraftConfig()
+    assert dataclasses.asdict(config) == {
+        "task": "text-classification",
+        "num_labels": None,
+        "id2label": None,
+        "pooling": None,
+        "attention": None,
+        "site": "encoder_output",
+        "residual": "none",
+        "donor_init": "pretrained",
+        "train_donor": False,
+        "dropout": 0.2,
+        "projection_bias": False,
+        "donor_dtype": "float32",
+    }
+    assert config.labels == ("LABEL_0", "LABEL_1")
+
+
+def test_every_field_is_documented():
+    assert all(field.metadata["help"] for field in dataclasses.fields(GraftConfig))
+
+
+def test_labels_come_from_json_too():
+    config = GraftConfig(id2label={"1": "good", "0": "bad"})
+    assert config.id2label == {0: "bad", 1: "good"}
+    assert config.labels == ("bad", "good")
+    assert GraftConfig(num_labels=1).labels == ("LABEL_0",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "translation"}, "task is 'translation'; it must be one of text-classification"),
+        ({"pooling": "max"}, "pooling is 'max'; it must be one of cls, mean, mean_with_padding, last"),
+        ({"pooling": "none"}, "needs one vector per text"),
+        ({"attention": "both"}, "bidirectional, causal"),
+        ({"residual": True}, "none, gated"),
+        ({"donor_init": "zeros"}, "pretrained, random"),
+        ({"donor_dtype": "int8"}, "float32, bfloat16, float16"),
+        ({"train_donor": 1}, "train_donor is 1; it must be true or false"),
+        ({"projection_bias": None}, "true or false"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),
+        ({"dropout": float("nan")}, "from 0 to below 1"),
+        ({"dropout": "0.1"}, "from 0 to below 1"),
+        ({"site": 3}, "site is 3; it must be 'encoder_output'"),
+        ({"num_labels": 0}, "num_labels is 0; it must be a whole number of at least 1"),
+        ({"num_labels": True}, "whole number"),
+        ({"id2label": {}}, "a name for each id"),
+        ({"id2label": {"0": "a", "2": "b"}}, "a name for each id from 0"),
+        ({"id2label": {"0": "a", "1": "a"}}, "each name once"),
+        ({"id2label": {"0": "a", "1": ""}}, "a name for each id"),
+        ({"id2label": ["a", "b"]}, "a name for each id"),
+        ({"id2label": {"0": "a", "x": "b"}}, "a name for each id"),
+        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels is 3, but id2label names 2 labels"),
+    ],
+)
+def test_bad_values_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        GraftConfig(**settings)
+
+
+def test_settings_are_laid_over_a_config():
+    config = GraftConfig.from_settings(GraftConfig(dropout=0.5, pooling="mean"), {"pooling": "cls"})
+    assert (config.dropout, config.pooling) == (0.5, "cls")
+    with pytest.raises(ConfigError, match="There is no setting 'layer' for a graft"):
+        GraftConfig.from_settings(None, {"layer": 3})
+
+
+def test_settings_need_no_torch():
+    code = "import sys, layer_surgeon.graft.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]

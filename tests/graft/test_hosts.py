@@ -1,0 +1,95 @@
+"""Hosts: their kind, read off their config, and cutting off what a graft does not need."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertModel,
+    T5Config,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)
+
+from layer_surgeon.errors import GraftError
+from layer_surgeon.graft import graft_layer
+from layer_surgeon.graft.hosts import host_kind
+from tests.graft.conftest import DECODERS, ENCODERS, host_config, host_model, make_inputs
+
+
+@pytest.mark.parametrize("model_type", [*ENCODERS, "albert", "camembert", "modernbert", "xlm-roberta", "deberta"])
+def test_encoders(model_type):
+    assert host_kind(host_config(model_type)) == "encoder"
+
+
+@pytest.mark.parametrize("model_type", [*DECODERS, "gpt_neox", "opt", "bloom", "smollm3", "gemma2", "falcon"])
+def test_decoders(model_type):
+    assert host_kind(host_config(model_type)) == "decoder"
+
+
+def test_flags_of_a_config_count():
+    assert host_kind(host_config("bert", is_decoder=True)) == "decoder"
+    assert host_kind(host_config("llama", is_causal=False)) == "encoder"
+    assert host_kind(host_config("gemma3_text", use_bidirectional_attention=True)) == "encoder"
+    assert host_kind(T5Config()) == "encoder-decoder"
+
+
+@pytest.mark.parametrize(
+    ("auto", "model_type"),
+    [
+        (AutoModelForMaskedLM, "bert"),
+        (AutoModelForSequenceClassification, "roberta"),
+        (AutoModelForCausalLM, "gpt2"),
+    ],
+)
+@torch.no_grad()
+def test_a_loaded_model_with_a_head(auto, model_type, artifact):
+    headed = auto.from_config(host_config(model_type)).eval()
+    model = graft_layer(headed, artifact)
+    assert type(model.host) is type(headed.base_model)
+    assert model.host.get_input_embeddings() is headed.base_model.get_input_embeddings()
+    assert model(**make_inputs()).logits.shape == (3, 2)
+
+
+def test_the_pooler_is_left_out_and_the_callers_model_left_as_it_is(artifact):
+    bert = BertModel(host_config("bert"))
+    model = graft_layer(bert, artifact)
+    assert model.host.pooler is None
+    assert bert.pooler is not None
+    assert model.host.embeddings is bert.embeddings
+    assert graft_layer(bert, artifact).host.pooler is None
+
+
+def test_the_hosts_weights_are_not_drawn_anew(artifact):
+    host = host_model("bert")
+    host.embeddings.extra = torch.nn.Linear(3, 3)
+    torch.nn.init.constant_(host.embeddings.extra.weight, 7.0)
+    before = {name: value.clone() for name, value in host.state_dict().items() if not name.startswith("pooler")}
+    after = graft_layer(host, artifact).host.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_loaded_model_in_bfloat16(artifact):
+    model = graft_layer(host_model("bert").to(torch.bfloat16), artifact)
+    assert model.proj_in.weight.dtype == model.head.out.weight.dtype == torch.bfloat16
+    assert model.donor.dtype == torch.float32
+    assert model(**make_inputs()).logits.dtype == torch.bfloat16
+
+
+def test_models_that_can_be_no_host(artifact):
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    with pytest.raises(GraftError, match="is a vit, which is not a model that reads text"):
+        graft_layer(ViTModel(ViTConfig(**small)), artifact)
+    t5 = T5Model(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(GraftError, match="is an encoder-decoder model; those are not there yet"):
+        graft_layer(t5, artifact)
+    with pytest.raises(GraftError, match="The host is a Linear; it must be a folder, a repo id or a loaded"):
+        graft_layer(torch.nn.Linear(2, 2), artifact)
+
+
+def test_first_token_of_a_decoder_says_nothing(artifact):
+    with pytest.raises(GraftError, match="pooling is 'cls', but the host .llama. is a decoder.*Choose last or mean"):
+        graft_layer(host_model("llama"), artifact, pooling="cls")
