@@ -67,6 +67,12 @@ class GgufTable:
         return self._config
 
     @property
+    def license(self) -> str | None:
+        """The licence that the file states, such as `apache-2.0` or `gemma`; None where it states none."""
+        entry = self._header.metadata.get("general.license")
+        return entry.value if entry is not None and isinstance(entry.value, str) else None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about what transformers makes of the file, a sentence each."""
         unread = unread_rotary_scaling(self._header)

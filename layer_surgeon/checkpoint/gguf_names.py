@@ -27,6 +27,26 @@ _OF_A_LAYER = re.compile(r"(?:^|\.)\d+\.")
 _ADVICE = "Use the model's safetensors checkpoint."
 
 
+class _Outline:
+    """What transformers' map of names looks at in a model, without the modules inside of layers.
+
+    For each module it makes gguf's whole table anew: 313 times 17 ms for the 18 layers of Gemma-3-270M, and more than
+    ten times as long for 80 layers. The base model's own names have to be looked up (Bloom's files have no prefix), but
+    names inside of a layer say not which layer they are of, and never match.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.config = getattr(module, "config", None)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        tensors: Mapping[str, Any] = self._module.state_dict()
+        return tensors
+
+    def named_children(self) -> list[tuple[str, "_Outline"]]:
+        return [(name, _Outline(child)) for name, child in self._module.named_children() if not name.isdigit()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class NameMap:
     """Which tensors of transformers' model the tensors of a GGUF file become.
@@ -55,7 +75,7 @@ def map_names(header: GgufHeader, config: Mapping[str, Any]) -> NameMap:
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         shape_of = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         processor = tensor_processor(header.architecture, config)
-        mapping: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+        mapping: dict[str, str] = get_gguf_hf_weights_map(_Outline(model), processor)
     # A config class, a model and gguf's table each refuse what they don't know with errors of their own.
     except Exception as error:
         raise UnsupportedArchitectureError(

@@ -6,7 +6,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from transformers import AutoConfig
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from layer_surgeon.checkpoint.gguf import GgufTable, GgufTensorInfo
 from layer_surgeon.checkpoint.gguf_header import read_gguf_header
@@ -138,6 +140,26 @@ def test_header_of_gemma(tmp_path: Path) -> None:
     assert table.config["model_type"] == "gemma3_text"
     assert table.config["vocab_size"] == 262_144
     assert len(table.files()) == 236
+
+
+def test_licence_that_the_file_states(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", "llama")
+    assert _open(path).license is None
+    tensors = [(t.name, np.array(t.data), t.tensor_type) for t in gguf.GGUFReader(path).tensors]
+    other = write_gguf(tmp_path / "other.gguf", "llama", tensors, general={"general.license": "apache-2.0"})
+    assert _open(other).license == "apache-2.0"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "lfm2", "gpt2", "bloom"])
+def test_names_are_those_of_the_whole_model(architecture: str, tmp_path: Path) -> None:
+    """`_Outline` leaves out modules; the map of transformers over all of them is the same."""
+    path = write_model(tmp_path / "model.gguf", architecture)
+    table = _open(path)
+    with init_empty_weights(include_buffers=True):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**table.config))
+    wanted = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={}))
+    names = [tensor.name for tensor in gguf.GGUFReader(path).tensors]
+    assert list(table.files()) == [wanted[name] for name in names]
 
 
 @pytest.mark.slow
