@@ -8,6 +8,9 @@ from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import graft_layer
 from tests.graft.conftest import DECODERS, ENCODERS, host_model, make_inputs
 
+# torch 2.11 says so where transformers compiles parts of DeBERTa.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 HOSTS = [*ENCODERS, *DECODERS]
 
 

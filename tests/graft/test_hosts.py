@@ -6,15 +6,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    BertConfig,
     BertModel,
     T5Config,
     T5Model,
     ViTConfig,
     ViTModel,
 )
+from transformers.models.bert.modeling_bert import BertPooler
 
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft import graft_layer
+from layer_surgeon.graft import GraftedModelForSequenceClassification, SurgeonGraftConfig, graft_layer
 from layer_surgeon.graft.hosts import host_kind
 from tests.graft.conftest import DECODERS, ENCODERS, host_config, host_model, make_inputs
 
@@ -88,6 +90,43 @@ def test_models_that_can_be_no_host(artifact):
         graft_layer(t5, artifact)
     with pytest.raises(GraftError, match="The host is a Linear; it must be a folder, a repo id or a loaded"):
         graft_layer(torch.nn.Linear(2, 2), artifact)
+
+
+@pytest.mark.parametrize(
+    ("donor", "projection", "layer"),
+    [
+        (
+            {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32},
+            3.146,
+            218.112,
+        ),
+        (
+            {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14},
+            0.688,
+            14.912,
+        ),
+    ],
+    ids=["Llama-3.1-8B", "Qwen2-0.5B"],
+)
+def test_parameter_counts_are_the_papers(donor, projection, layer):
+    """Table 20 of the paper, in millions, for BERT-base. The paper counts BERT's pooler, which it does not use."""
+    key_value_heads = {"llama": 8, "qwen2": 2}[donor["model_type"]]
+    donor_config = {**donor, "num_hidden_layers": 2, "num_key_value_heads": key_value_heads, "vocab_size": 8}
+    config = SurgeonGraftConfig(
+        host_config=BertConfig(),
+        donor={
+            "hidden_size": donor["hidden_size"],
+            "layer_indices": [1],
+            "config": {"donor_config": donor_config, "layer_indices": [1]},
+        },
+        graft={"pooling": "cls", "attention": "bidirectional"},
+    )
+    with torch.device("meta"):
+        model = GraftedModelForSequenceClassification(config)
+        pooler = BertPooler(BertConfig())
+    counts = {name: round(total / 1e6, 3) for name, (total, _) in model.parameter_counts().items()}
+    assert counts.pop("host") == round(109.482 - sum(p.numel() for p in pooler.parameters()) / 1e6, 3)
+    assert counts == {"proj_in": projection, "donor": layer, "proj_out": projection, "head": 0.592}
 
 
 def test_first_token_of_a_decoder_says_nothing(artifact):

@@ -23,6 +23,9 @@ from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import DECODERS, ENCODERS, host_model, make_inputs, word_tokenizer
 from tests.support.tiny_models import cut_artifact
 
+# torch 2.11 says so where transformers compiles parts of DeBERTa.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
