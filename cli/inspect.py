@@ -40,6 +40,7 @@ def inspect(
         "num_layers": checkpoint.num_layers,
         "layer_prefix": checkpoint.layer_prefix(0),
         "quantization": checkpoint.quantization,
+        "notes": list(checkpoint.table.notes),
         "whole": asdict(summary.whole),
         "rest": asdict(summary.rest),
         "layers": [{"index": index, **asdict(layer)} for index, layer in enumerate(summary.layers)],
@@ -60,6 +61,8 @@ def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
     if checkpoint.quantization:
         facts["quantised"] = f"{checkpoint.quantization}; its layers can't be taken out"
     ui.facts(facts)
+    for note in checkpoint.table.notes:
+        ui.line(note)
     rows = []
     for _, members in groupby(enumerate(summary.layers), key=lambda entry: entry[1]):
         alike = list(members)

@@ -67,6 +67,8 @@ class SafetensorsTable:
     """
 
     format = "safetensors"
+    notes = ()
+    license = None
 
     def __init__(
         self,

@@ -65,6 +65,14 @@ class TensorTable(Protocol):
     """`safetensors` or `gguf`; names the codec that `extract` copies the bytes with."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about this checkpoint before using it, in whole sentences."""
+
+    @property
+    def license(self) -> str | None:
+        """The licence that the weights' own metadata state."""
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The model's config.json verbatim, or the same content made from the format's own metadata."""
 

@@ -27,25 +27,26 @@ def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
-    """The licence that the donor's own model card states: `license`, `license_name`, `license_link`; {} if none.
+    """The donor's licence: `license`, `license_name`, `license_link` of its model card, or what its weights state.
 
     Raises:
         SourceError: The card can't be read.
     """
+    stated = {} if checkpoint.table.license is None else {"license": checkpoint.table.license}
     if README_FILE not in checkpoint.source.list_files():
-        return {}
+        return stated
     text = checkpoint.source.read_file(README_FILE, _MAX_TEXT_BYTES).decode("utf-8", "replace")
     front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if front is None:
-        return {}
+        return stated
     try:
         content = yaml.safe_load(front[1])
     except yaml.YAMLError:
         # A card that no parser reads states no licence; the licence files are copied all the same.
-        return {}
+        return stated
     if not isinstance(content, dict):
-        return {}
-    return {key: str(content[key]) for key in _LICENCE_KEYS if isinstance(content.get(key), str)}
+        return stated
+    return stated | {key: str(content[key]) for key in _LICENCE_KEYS if isinstance(content.get(key), str)}
 
 
 def write_card(

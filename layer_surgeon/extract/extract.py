@@ -60,6 +60,8 @@ def extract_layer(
     workspace = workspace or Workspace()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
     plan = plan_extraction(checkpoint, layer, dtype=dtype)
+    for note in checkpoint.table.notes:
+        progress.notice(note)
     if output is None:
         folder = workspace.folder("layer", layer_name(checkpoint.source.name, plan.layer_indices))
     else:
