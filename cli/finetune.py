@@ -1,0 +1,166 @@
+"""`surgeon finetune`: train a grafted model."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from layer_surgeon.errors import TrainingError
+from layer_surgeon.finetune.config import FinetuneConfig
+
+from .command import command, new_app, usage
+from .errors import UsageError
+from .ui import Ui, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from layer_surgeon.finetune import FinetuneResult
+
+app = new_app()
+
+DEFAULT_DATASET = "sst2"
+# What a configuration file may hold beside the settings: the same words as on the command line.
+_PLACES = ("graft", "dataset", "validation", "test", "output", "tokenizer")
+
+
+@command(app, settings=FinetuneConfig, panel="Training settings (the paper's where none is given)")
+def finetune(
+    graft: Annotated[
+        str | None,
+        typer.Argument(help="Folder or repo id of a graft, or of any classification model (default: latest graft)."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="A name of `surgeon datasets`, a Hub id, or a CSV, TSV, JSONL or Parquet file (repeat it for several "
+            f"files). [dim](default: {DEFAULT_DATASET})[/]",
+        ),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="Validation data, likewise (default: the data set's own, else a part of the training data)."),
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Test data, likewise (default: the data set's own, if it has any).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run (default: in the workspace).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or repo id of the tokenizer (default: beside the model).")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="YAML file with any of these settings by name; flags go before it."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run of the same settings and data.")
+    ] = False,
+    *,
+    given: dict[str, Any],
+    ui: Ui,
+) -> dict[str, Any]:
+    """Train a grafted model.
+
+    Without any argument: the latest graft, on SST-2, with the paper's settings. The frozen layer is not trained.
+    """
+    said: dict[str, Any] = {"graft": graft, "dataset": dataset, "validation": validation, "test": test}
+    said |= {"output": output, "tokenizer": tokenizer}
+    places, from_file = read_config(config)
+    places |= {name: value for name, value in said.items() if value}
+    with usage():
+        settings = FinetuneConfig(**(from_file | given))
+    model = places.get("graft") or ui.workspace.latest("graft")
+
+    from layer_surgeon.finetune import finetune_model
+
+    try:
+        result = finetune_model(
+            model,
+            places.get("dataset") or DEFAULT_DATASET,
+            places.get("validation"),
+            config=settings,
+            output=places.get("output"),
+            test=places.get("test"),
+            progress=ui.progress,
+            workspace=ui.workspace,
+            tokenizer=places.get("tokenizer"),
+            resume=resume,
+        )
+    except KeyboardInterrupt as error:
+        raise TrainingError(str(error) or "Interrupted before training began; nothing was written.") from error
+    if not ui.as_json:
+        _show(result, ui)
+    return result.as_dict() | {"path": result.path}
+
+
+def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The places and the settings of a configuration file.
+
+    Raises:
+        UsageError: It can't be read, or has a key that is no setting.
+    """
+    if path is None:
+        return {}, {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold `name: value` lines, such as `batch_size: 16`.")
+    known = (*_PLACES, *(field.name for field in fields(FinetuneConfig)))
+    content = {str(name).replace("-", "_"): _number(value) for name, value in content.items()}
+    for name in content:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
+            raise UsageError(f"{path} has the key {name!r}, which is no setting. {hint}")
+    places = {name: content.pop(name) for name in _PLACES if content.get(name) is not None}
+    return places, {name: value for name, value in content.items() if name not in _PLACES}
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 5e-5 for text, since it has no point; a person means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _show(result: "FinetuneResult", ui: Ui) -> None:
+    rows = [
+        (
+            f"{epoch.epoch:g}" + (" (kept)" if number == result.best_epoch else ""),
+            f"{epoch.training_loss:.4f}",
+            f"{epoch.loss:.4f}",
+            f"{epoch.accuracy:.4f}",
+            f"{epoch.macro_f1:.4f}",
+        )
+        for number, epoch in enumerate(result.history, start=1)
+    ]
+    ui.table(("epoch", "training loss", "validation loss", "accuracy", "macro F1"), rows)
+    sets = {"validation": result.validation, "test": result.test}
+    ui.table(
+        ("set", "examples", "accuracy", "macro F1"),
+        [
+            (name, f"{measured.examples:,}", f"{measured.accuracy:.4f}", f"{measured.macro_f1:.4f}")
+            for name, measured in sets.items()
+            if measured is not None
+        ],
+    )
+    ui.facts(
+        {
+            "trained": f"{format_count(result.num_trained_parameters)} of {format_count(result.num_parameters)} "
+            f"parameters, on {result.device}, in {format_seconds(result.seconds)}",
+            "run": result.path,
+        }
+    )
+    ui.line('\nNext: [bold]surgeon evaluate --dataset FILE[/] or [bold]surgeon predict "A text."[/]')
