@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM, pipeline, set_seed
 
+from layer_surgeon import Workspace
 from tests.support.command_line import surgeon
 from tests.support.loopback_hub import LoopbackHub
 
@@ -191,20 +192,31 @@ def test_the_token_never_reaches_the_cdn(journey):
 
 @pytest.mark.slow
 def test_the_result_is_a_trained_model(journey):
-    from transformers import pipeline
-
-    import layer_surgeon
-
-    workspace = layer_surgeon.Workspace(journey["place"] / "surgery")
-    run = workspace.latest("run")
-    results = json.loads((run / "results.json").read_text())
-    assert results
-    classify = pipeline("text-classification", model=str(run))
-    assert classify("a good and lovely film")[0]["label"] == "positive"
-    assert classify("a bad and dull story")[0]["label"] == "negative"
+    workspace = Workspace(journey["place"] / "surgery")
+    graft, run = workspace.latest("graft"), workspace.latest("run")
+    # Eighteen steps at the paper's learning rate teach nothing to random weights: what counts is that they moved.
+    before, after = load_file(graft / "model.safetensors"), load_file(run / "model.safetensors")
+    assert before.keys() == after.keys()
+    for part in ("host.", "proj_in.", "proj_out.", "head."):
+        names = [name for name in after if name.startswith(part)]
+        assert names
+        assert any(not torch.equal(after[name], before[name]) for name in names), part
+    assert not [name for name in after if name.startswith("donor.")]
     artifact = load_file(workspace.latest("layer") / "model.safetensors")
     kept = load_file(run / "donor" / "model.safetensors")
+    assert artifact.keys() == kept.keys()
     assert all(torch.equal(kept[name], tensor) for name, tensor in artifact.items())
+
+
+@pytest.mark.slow
+def test_the_result_runs_in_a_pipeline(journey):
+    run = Workspace(journey["place"] / "surgery").latest("run")
+    results = json.loads((run / "results.json").read_text())
+    assert results["test"]["examples"] == 32
+    answers = pipeline("text-classification", model=str(run))(["a good film", "a bad film"], top_k=None)
+    for answer in answers:
+        assert {entry["label"] for entry in answer} == {"negative", "positive"}
+        assert sum(entry["score"] for entry in answer) == pytest.approx(1)
 
 
 @pytest.mark.slow
