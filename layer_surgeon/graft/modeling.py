@@ -185,7 +185,6 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             donor.freeze()
             # Neither training checkpoints nor the trained weights repeat what is frozen; Trainer reads this too.
             self._keys_to_ignore_on_save = {f"donor.{key}" for key in donor.state_dict()}
-        _mark_loaded(donor)
         self.donor = donor
         self._donor_folder = folder
         return self

@@ -1,18 +1,15 @@
 """Tiny hosts with tokenizers, and a tiny layer artifact; all made once per test session."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from layer_surgeon.graft import AUTO_CLASSES
 from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta-v2")
@@ -107,13 +104,3 @@ def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _registered() -> None:
-    """Until `import layer_surgeon` does it."""
-    if importlib.util.find_spec("layer_surgeon._auto") is None:
-        config_class, classes = AUTO_CLASSES
-        AutoConfig.register(config_class.model_type, config_class)
-        for auto, model_class in classes.items():
-            getattr(transformers, auto).register(config_class, model_class)

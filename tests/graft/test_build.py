@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +140,31 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(host_folder, artifact, 
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")} == before
     assert not (tmp_path / "new").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_old_graft_comes_back_where_the_new_one_cant_take_its_place(
+    host_folder, artifact, workspace, tmp_path, monkeypatch
+):
+    save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
+    rename = Path.replace
+
+    def refuse(self, target):
+        if self.suffix == ".tmp" and Path(target).name == "out":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(WorkspaceError, match="Input/output error"):
+        save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", force=True, workspace=workspace)
+    assert GraftedModel.from_pretrained(tmp_path / "out").config.host_config.model_type == "bert"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_host_stored_in_bfloat16_is_trained_in_float32(artifact, workspace, tmp_path):
+    host_model("bert").to(torch.bfloat16).save_pretrained(tmp_path / "bert")
+    word_tokenizer().save_pretrained(tmp_path / "bert")
+    result = save_graft(tmp_path / "bert", artifact, workspace=workspace)
+    assert {p.dtype for p in GraftedModel.from_pretrained(result.path).parameters()} == {torch.float32}
 
 
 class TestBadInput:

@@ -100,6 +100,9 @@ def test_a_graft_of_two_repos(hub):
     assert graft["donor"]["repo"] == "tiny/layer"
     assert graft["donor"]["repo_commit"] == commit["tiny/layer"]
     assert seen["tag"]["host"]["commit"] == commit["tiny/bert"]
+    read = {request.path.split("?")[0] for request in server.requests if "/tiny/bert/resolve/" in request.path}
+    moving = {path for path in read if commit["tiny/bert"] not in path and not path.endswith("/config.json")}
+    assert moving == set(), "only the first file is asked for at a branch or tag, which may move"
 
 
 def test_gated_hosts(hub):

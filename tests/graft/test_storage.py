@@ -125,6 +125,24 @@ def test_where_links_fail_the_donor_is_copied(artifact, tmp_path, monkeypatch):
     assert stored.read_bytes() == (artifact / "model.safetensors").read_bytes()
 
 
+def test_a_link_in_the_hubs_cache_is_followed(artifact, tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    for path in artifact.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    graft_layer(host_model("bert"), tmp_path / "snapshot").save_pretrained(tmp_path / "graft")
+    stored = tmp_path / "graft/donor/model.safetensors"
+    assert not stored.is_symlink()
+    assert stored.samefile(artifact / "model.safetensors")
+
+
+def test_another_number_of_labels_at_loading(artifact, tmp_path):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
+    loaded = GraftedModel.from_pretrained(tmp_path / "graft", num_labels=5, ignore_mismatched_sizes=True)
+    assert logits(loaded).shape == (3, 5)
+    bound = loaded.head.out.in_features**-0.5
+    assert 0.5 * bound < loaded.head.out.weight.abs().max() <= bound
+
+
 def test_saving_again_keeps_the_donor_and_the_card(artifact, tmp_path):
     model = graft_layer(host_model("bert"), artifact)
     folder = tmp_path / "graft"
@@ -144,7 +162,8 @@ def test_a_donor_in_memory_is_linked_only_while_it_is_the_same(artifact, tmp_pat
     graft_layer(host_model("bert"), donor).save_pretrained(tmp_path / "same")
     assert (tmp_path / "same/donor/model.safetensors").samefile(artifact / "model.safetensors")
     with torch.no_grad():
-        next(donor.parameters()).add_(1)
+        for parameter in donor.parameters():
+            parameter.add_(1)
     model = graft_layer(host_model("bert"), donor)
     model.save_pretrained(tmp_path / "changed")
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "changed")), logits(model))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.graft import graft_layer
+from layer_surgeon.graft import GraftedModelForSequenceClassification, graft_layer
 from tests.graft.conftest import host_model, make_inputs
 
 
@@ -39,6 +40,29 @@ def test_every_trained_parameter_gets_a_gradient(artifact):
     model = graft_layer(host_model("bert"), artifact)
     trained_step(model)
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_donor_that_was_thawed_is_frozen_again(artifact):
+    model = graft_layer(host_model("bert"), DonorLayer.from_pretrained(artifact).unfreeze())
+    assert "donor" not in changed_parts(model, trained_step(model))
+    assert not model.donor.training
+
+
+def test_a_model_put_together_by_hand_keeps_its_weights(artifact):
+    donor, host = DonorLayer.from_pretrained(artifact), host_model("bert")
+    before = {name: value.clone() for name, value in donor.state_dict().items()}
+    config = graft_layer(host, artifact).config
+    model = GraftedModelForSequenceClassification(config, host=host, donor=donor)
+    assert model.donor is donor
+    assert all(torch.equal(value, before[name]) for name, value in donor.state_dict().items())
+
+
+def test_dropout_in_the_head(artifact):
+    head = graft_layer(host_model("bert"), artifact, dropout=0.5).head
+    vectors = torch.randn(4, 24)
+    assert torch.equal(head(vectors), head(vectors))
+    head.train()
+    assert not torch.equal(head(vectors), head(vectors))
 
 
 def test_train_donor(artifact):
