@@ -197,8 +197,11 @@ def training_arguments(
         dataloader_pin_memory=device.type == "cuda",
         eval_strategy="epoch",
         save_strategy="epoch",
-        # With the best one this keeps two at most: what is to be resumed and what is to be loaded at the end.
-        save_total_limit=1,
+        # The last one, to be resumed, and the best one, to be loaded at the end. (A limit of 1 would keep both too, but
+        # remove the last one before the run's folder is written.)
+        save_total_limit=2,
+        # So that early stopping goes on counting where it was.
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model=_METRICS[config.select_by],
         greater_is_better=config.select_by != "loss",

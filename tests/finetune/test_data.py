@@ -1,0 +1,305 @@
+"""Data is checked and split before anything is trained."""
+
+from collections import Counter
+
+import datasets
+import pytest
+
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.data import hold_out, prepare_data, prepare_evaluation, subsample
+from layer_surgeon.finetune.sources import load_data
+from tests.support.classification import Recorder, rows
+
+
+def prepare(train, validation=None, test=None, *, model_names=(), progress=None, **settings):
+    return prepare_data(train, validation, test, FinetuneConfig(**settings), model_names=model_names, progress=progress)
+
+
+def write_csv(path, made):
+    path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in made))
+    return path
+
+
+def fails(says, *arguments, **settings):
+    with pytest.raises(DataError) as error:
+        prepare(*arguments, **settings)
+    assert says in str(error.value), str(error.value)
+
+
+# ---- where it comes from
+
+
+def test_packaged_name():
+    data = prepare("sentences-imdb")
+    assert data.label_names == ("negative", "positive")
+    assert (len(data.train), len(data.validation), data.test) == (800, 200, None)
+    assert data.held_out
+    assert data.spec == ("sentences-imdb",)
+
+
+def test_csv_file_with_text_labels(tmp_path):
+    data = prepare(str(write_csv(tmp_path / "mine.csv", rows(20, labels=("bad", "good")))))
+    assert data.name == "mine"
+    assert data.label_names == ("bad", "good")
+    assert data.spec == (str(tmp_path / "mine.csv"),)
+    assert Counter(data.train.labels) == {0: 8, 1: 8}
+    assert Counter(data.validation.labels) == {0: 2, 1: 2}
+
+
+def test_several_files(tmp_path):
+    paths = [write_csv(tmp_path / f"{name}.csv", rows(10, seed=seed)) for seed, name in enumerate("ab")]
+    data = prepare(paths)
+    assert len(data.train) + len(data.validation) == 20
+    assert data.spec == tuple(map(str, paths))
+
+
+def test_dataset_dict_with_class_label_and_all_splits():
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    parts = {
+        name: datasets.Dataset.from_list(rows(count), features=features)
+        for name, count in (("train", 20), ("validation", 6), ("test", 4))
+    }
+    data = prepare(datasets.DatasetDict(parts))
+    assert data.label_names == ("neg", "pos")
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 6, 4)
+    assert not data.held_out
+
+
+def test_dataset_list_of_rows_and_dict_of_splits_are_the_same():
+    made = rows(20)
+    expected = prepare(made)
+    assert prepare(datasets.Dataset.from_list(made)).train == expected.train
+    assert prepare({"train": made, "dev": rows(6)}).validation.texts == tuple(r["text"] for r in rows(6))
+
+
+def test_unknown_name_offers_similar_ones():
+    fails("Did you mean sst2", "sst-2")
+    fails("There is no data set called 'zzzz', and no such file. Names: sst2", "zzzz")
+
+
+def test_name_of_another_task():
+    fails("squad is a data set for question-answering", "squad")
+
+
+def test_missing_file(tmp_path):
+    fails("There is no file", str(tmp_path / "train.csv"))
+
+
+def test_no_data_at_all():
+    fails("empty list", [])
+    fails("empty dict", {})
+    fails("A int is no data set", 3)
+    fails("a row is a int", [1, 2])
+
+
+# ---- columns
+
+
+def test_columns_are_guessed_and_said():
+    made = [{"Review": row["text"], "Sentiment": row["label"], "id": i} for i, row in enumerate(rows(20))]
+    progress = Recorder()
+    data = prepare(made, progress=progress)
+    assert (data.columns.text, data.columns.label) == ("Review", "Sentiment")
+    assert progress.notices == ["Columns of the given rows: text = 'Review', label = 'Sentiment' (guessed)."]
+
+
+def test_said_columns_are_taken_without_a_notice():
+    made = [{"text": "no", "words": row["text"], "label": "x", "kind": row["label"]} for row in rows(20)]
+    progress = Recorder()
+    data = prepare(made, text_column="words", label_column="kind", progress=progress)
+    assert data.train.texts[0] in {row["text"] for row in rows(20)}
+    assert progress.notices == []
+
+
+def test_pairs_are_guessed():
+    made = [{"premise": r["text"], "hypothesis": r["text"][::-1], "label": r["label"]} for r in rows(20)]
+    data = prepare(made)
+    assert data.train.pairs == tuple(text[::-1] for text in data.train.texts)
+
+
+def test_the_only_column_with_sentences_is_the_text():
+    made = [{"who": "anna", "opinion_of_it": row["text"], "label": row["label"]} for row in rows(20)]
+    assert prepare(made).columns.text == "opinion_of_it"
+
+
+def test_label_column_missing():
+    made = [{"text": row["text"], "lable": row["label"]} for row in rows(20)]
+    fails("has no label column. Its columns are: text, lable. Did you mean 'lable'?", made)
+    fails("has no label column 'stars'. Its columns are: text, label.", rows(20), label_column="stars")
+    fails("--label-column", rows(20), label_column="stars")
+
+
+def test_text_column_missing():
+    made = [{"one": row["text"], "two": row["text"], "label": row["label"]} for row in rows(20)]
+    fails("has no text column. Its columns are: one, two, label.", made)
+    fails("has no text_pair column 'other'", rows(20), text_pair_column="other")
+
+
+# ---- labels
+
+
+def test_labels_that_are_no_ids_in_a_row():
+    made = [row | {"label": {0: 5, 1: 10}[row["label"]]} for row in rows(20)]
+    assert prepare(made).label_names == ("5", "10")
+
+
+def test_bools_and_whole_floats_are_classes():
+    assert prepare([row | {"label": bool(row["label"])} for row in rows(20)]).label_names == ("0", "1")
+    assert prepare([row | {"label": float(row["label"])} for row in rows(20)]).label_names == ("0", "1")
+
+
+def test_the_models_names_are_kept_for_the_same_classes():
+    made = rows(20, labels=("bad", "good"))
+    data = prepare(made, model_names=("good", "bad"))
+    assert data.label_names == ("good", "bad")
+    texts = {row["text"]: row["label"] for row in made}
+    assert all(
+        data.label_names[label] == texts[text] for text, label in zip(data.train.texts, data.train.labels, strict=True)
+    )
+    assert prepare(rows(20), model_names=("negative", "positive")).label_names == ("negative", "positive")
+    assert prepare(rows(20), model_names=("LABEL_0", "LABEL_1")).label_names == ("0", "1")
+
+
+def test_label_in_validation_or_test_not_seen_in_training():
+    train = rows(20, labels=("bad", "good"))
+    other = [*rows(4, labels=("bad", "good")), {"text": "so so", "label": "godo"}]
+    for arguments in ((train, other), (train, None, other)):
+        fails("labels that were not seen in training: 'godo' (1 rows)", *arguments)
+        fails("The classes are: 'bad', 'good'. Did you mean 'good'?", *arguments)
+
+
+def test_hidden_labels():
+    fails("hidden", {"train": rows(20), "test": [{"text": "a b", "label": -1}]})
+
+
+def test_one_class_only():
+    fails("one class only, 0", [row | {"label": 0} for row in rows(20)])
+
+
+def test_text_taken_for_the_label():
+    fails("20 different labels in 20 rows: that is no class", rows(20), label_column="text", text_column="text")
+
+
+def test_numbers_that_are_no_classes():
+    fails("label 0.5: a number, not a class", [row | {"label": 0.5 + row["label"]} for row in rows(20)])
+
+
+def test_missing_label():
+    fails("row 3: the label is missing", [row | ({"label": None} if i == 2 else {}) for i, row in enumerate(rows(20))])
+
+
+def test_list_of_labels():
+    fails("one class per row", [row | {"label": [row["label"]]} for row in rows(20)])
+
+
+# ---- texts
+
+
+def test_empty_texts():
+    made = [row | ({"text": " "} if i in (2, 4) else {}) for i, row in enumerate(rows(20))]
+    fails("the given rows, column 'text': 2 empty texts (rows 3, 5)", made)
+    fails("column 'text': 1 empty texts (rows 1)", rows(20), [{"text": None, "label": 0}])
+
+
+def test_texts_that_are_none():
+    fails("row 1: 7 is a int, not a text", [row | {"text": 7} for row in rows(20)])
+
+
+# ---- splits
+
+
+def test_hold_out_is_stratified_seeded_and_loses_nothing():
+    made = [row | {"label": 0 if i % 4 else 1} for i, row in enumerate(rows(80))]
+    whole = prepare(made, validation_fraction=0.2)
+    assert Counter(whole.validation.labels) == {0: 12, 1: 4}
+    assert sorted(whole.train.texts + whole.validation.texts) == sorted(row["text"] for row in made)
+    assert prepare(made).validation == whole.validation
+    assert prepare(made, seed=1).validation != whole.validation
+
+
+def test_hold_out_leaves_one_of_every_class():
+    made = [*rows(20), {"text": "only one", "label": 2}]
+    data = prepare(made, validation_fraction=0.5)
+    assert set(data.train.labels) == {0, 1, 2}
+    assert len(data.validation) in (10, 11)
+
+
+def test_too_few_rows_to_hold_out():
+    fails("too few to hold 20% out", rows(2))
+
+
+def test_fraction_and_numbers_of_examples():
+    data = prepare(rows(100), rows(40), rows(40), train_fraction=0.1, max_eval_samples=20)
+    assert Counter(data.train.labels) == {0: 5, 1: 5}
+    assert (len(data.validation), len(data.test)) == (20, 20)
+    assert len(prepare(rows(100), max_train_samples=7).train) == 7
+
+
+def test_the_held_out_part_does_not_depend_on_the_fraction():
+    assert prepare(rows(100), train_fraction=0.1).validation == prepare(rows(100)).validation
+
+
+def test_subsample_keeps_order_and_shares():
+    whole = prepare(rows(100)).train
+    part = subsample(whole, 10, seed=3)
+    positions = [whole.texts.index(text) for text in part.texts]
+    assert Counter(part.labels) == {0: 5, 1: 5}
+    assert positions == sorted(positions)
+    rest, taken = hold_out(whole, 0.25, seed=3)
+    assert len(rest) + len(taken) == len(whole)
+
+
+# ---- data for a model that is trained already
+
+
+def evaluation(data, names, **settings):
+    return prepare_evaluation(data, names, FinetuneConfig(**settings))
+
+
+def test_labels_by_name_in_the_models_order():
+    _, examples = evaluation(rows(4, labels=("bad", "good")), ("good", "bad"))
+    assert examples.labels == (1, 0, 1, 0)
+
+
+def test_names_of_the_data_set_that_are_the_models():
+    place, examples = evaluation("sentences-yelp", ("positive", "negative"))
+    assert place == "sentences-yelp"
+    assert len(examples) == 1000
+    assert examples.labels[0] == 0  # "Wow... Loved this place." is labelled 1, positive
+
+
+def test_numbers_where_names_say_nothing():
+    _, examples = evaluation(rows(4), ("negative", "positive"))
+    assert examples.labels == (0, 1, 0, 1)
+    _, examples = evaluation([row | {"label": 5 * row["label"]} for row in rows(4)], ("0", "5"))
+    assert examples.labels == (0, 1, 0, 1)
+
+
+def test_one_class_is_enough_to_measure():
+    _, examples = evaluation([{"text": "a b", "label": 1}], ("negative", "positive"))
+    assert examples.labels == (1,)
+
+
+def test_label_that_is_none_of_the_models():
+    with pytest.raises(DataError, match="'mixed'"):
+        evaluation([{"text": "a b", "label": "mixed"}], ("negative", "positive"))
+
+
+def test_columns_of_the_run_are_used_where_they_are():
+    made = [{"text": "x y", "words": row["text"], "label": 9, "kind": row["label"]} for row in rows(4)]
+    columns = {"text": "words", "text_pair": None, "label": "kind"}
+    _, examples = prepare_evaluation(made, ("0", "1"), FinetuneConfig(), known_columns=columns)
+    assert examples.texts == tuple(row["text"] for row in rows(4))
+    _, examples = prepare_evaluation(rows(4), ("0", "1"), FinetuneConfig(), known_columns=columns)
+    assert examples.texts == tuple(row["text"] for row in rows(4))
+
+
+def test_split_is_chosen():
+    raw = load_data({"train": rows(4), "test": rows(2), "odd": rows(6)})
+    assert len(raw.choose(None)) == 2
+    assert len(raw.choose("odd")) == 6
+    with pytest.raises(DataError, match="no split 'tset', but train, test, odd"):
+        raw.choose("tset")
+    with pytest.raises(DataError, match="Say which with --split"):
+        load_data({"train": rows(4), "odd": rows(6)}).choose(None)

@@ -1,0 +1,106 @@
+"""Every kind of file is read as it is written; a bad one is refused with its line."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.files import read_file, read_files
+
+ROWS = [{"text": 'He said "no",\nand left.', "label": 1}, {"text": "Ünïcode — fine", "label": 0}]
+AS_TEXT = {"text": [row["text"] for row in ROWS], "label": ["1", "0"]}
+AS_IS = {"text": [row["text"] for row in ROWS], "label": [1, 0]}
+
+
+def test_csv_with_quotes_newlines_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('\ufefftext,label\r\n"He said ""no"",\nand left.",1\r\n\r\nÜnïcode — fine,0\r\n', newline="")
+    assert read_file(path) == AS_TEXT
+
+
+def test_tsv(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('label\ttext\n1\t"He said ""no"",\nand left."\n0\tÜnïcode — fine\n', newline="")
+    assert read_file(path) == AS_TEXT
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json"])
+def test_json_lines(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    assert read_file(path) == AS_IS
+
+
+def test_json_list(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROWS, indent=1))
+    assert read_file(path) == AS_IS
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    assert read_file(path) == AS_IS
+
+
+def test_several_files_follow_each_other_whatever_the_order_of_their_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,0\n")
+    (tmp_path / "b.csv").write_text("label,text\n1,two\n")
+    assert read_files([tmp_path / "a.csv", tmp_path / "b.csv"]) == {"text": ["one", "two"], "label": ["0", "1"]}
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = tmp_path / "a.csv"
+    for text in ("one", "two"):
+        path.write_text(f"text,label\n{text},0\n")
+        assert read_file(path)["text"] == [text]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "", "is empty"),
+        ("a.csv", "text,label\n", "no rows below its header"),
+        ("a.jsonl", "\n\n", "no rows"),
+        ("a.csv", "text,text\na,b\n", "names a column twice"),
+        ("a.csv", "text,label\none,0\ntwo, three,1\n", "line 3: 3 cells, but the header has 2"),
+        ("a.csv", 'text,label\n"one,0\n', "line 2: not valid CSV"),
+        ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two", label: 1}\n', "line 2: not valid JSON"),
+        ("a.jsonl", '["one", 0]\n', "line 1: a list; every line must be an object"),
+        ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two"}\n', "row 2: other columns than in row 1 (label)"),
+        ("a.json", '[{"text": "one"}, 3]', "list of objects"),
+        ("a.json", '[\n{"text": "one"},\n{"text": }]', "line 3: not valid JSON"),
+        ("a.parquet", "not parquet at all", "not a readable Parquet file"),
+        ("a.xlsx", "whatever", "these can be read: .csv"),
+        ("a.csv", b"text,label\nna\xefve,1\n", "is not UTF-8"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as error:
+        read_file(path)
+    assert says in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_names_those_that_are_there(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,0\n")
+    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. The folder .* has: train\.csv"):
+        read_file(tmp_path / "trian.csv")
+    with pytest.raises(DataError, match="There is no folder .* either"):
+        read_file(tmp_path / "nowhere" / "train.csv")
+
+
+def test_folder(tmp_path):
+    with pytest.raises(DataError, match="is a folder"):
+        read_file(tmp_path)
+
+
+def test_files_with_other_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none,0\n")
+    (tmp_path / "b.csv").write_text("text,stars\ntwo,5\n")
+    with pytest.raises(DataError, match=r"b\.csv has the columns text, stars, and .*a\.csv has text, label"):
+        read_files([tmp_path / "a.csv", tmp_path / "b.csv"])

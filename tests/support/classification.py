@@ -1,0 +1,93 @@
+"""What fine-tuning needs, tiny: rows that can be learned, a tokenizer, a host, a graft."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+from layer_surgeon.progress import NullProgress
+
+_GOOD = ["good", "great", "lovely", "fine"]
+_BAD = ["bad", "awful", "dull", "poor"]
+_REST = ["the", "film", "was", "very", "a", "plot", "story", "with", "and", "it", "is", "end", "of", "actor"]
+_SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+
+
+class Recorder(NullProgress):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int | None, str]] = []
+        self.amounts: list[int] = []
+        self.values: list[dict[str, float]] = []
+        self.notices: list[str] = []
+
+    def begin(self, description: str, total: int | None, unit: str) -> None:
+        self.steps.append((description, total, unit))
+        self.amounts.append(0)
+
+    def advance(self, amount: int) -> None:
+        self.amounts[-1] += amount
+
+    def metrics(self, values: Any) -> None:
+        self.values.append(dict(values))
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+
+def rows(count: int = 40, *, seed: int = 0, labels: tuple[Any, Any] = (0, 1)) -> list[dict[str, Any]]:
+    """Sentences of different lengths; a good word makes them positive. Both classes equally often."""
+    rng = random.Random(seed)
+    made = []
+    for index in range(count):
+        words = rng.choices(_REST, k=rng.randint(2, 9))
+        words.insert(rng.randint(0, len(words)), rng.choice(_GOOD if index % 2 else _BAD))
+        made.append({"text": " ".join(words), "label": labels[index % 2]})
+    return made
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *_GOOD, *_BAD, *_REST])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        model_max_length=64,
+    )
+
+
+def bert_config(**settings: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        **settings,
+    )
+
+
+def classifier(*, num_labels: int = 2, seed: int = 0) -> BertForSequenceClassification:
+    """A plain model, fresh and always the same."""
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(bert_config(num_labels=num_labels))
+
+
+def save_host(folder: Path, *, seed: int = 0) -> Path:
+    """A host without a head, with its tokenizer."""
+    torch.manual_seed(seed)
+    BertModel(bert_config()).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
