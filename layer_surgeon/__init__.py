@@ -11,6 +11,7 @@ study       COMPARE host alone against grafted host                             
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from layer_surgeon import _auto
 from layer_surgeon._version import __version__
 
 if TYPE_CHECKING:
@@ -105,3 +106,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_auto.install()

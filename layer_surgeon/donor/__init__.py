@@ -4,7 +4,8 @@ config     `SurgeonDonorConfig`: the donor's own config, and which of its layers
 family     the donor's config -> its family's config class, model class and stack of layers, read off their structure
 scaffold   the family's model with everything but one layer left out: it makes that layer's masks and positions
 probe      what a scaffold hands its layer, and which way its positions see each other, found by running it
-tensors    the artifact's file <-> weights, by the family's own conversions
+tensors    the artifact's tensors <-> weights, by the family's own conversions
+files      the artifact's files
 layer      `DonorLayer`
 """
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel, __version__
 
@@ -39,7 +40,7 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(donor_config)))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ArtifactError(
             f"transformers {__version__} can't read the donor's config as one of {model_type!r}: {error}. "
             "Extract the layer again from a checkpoint with a config.json that it can read."
@@ -86,10 +87,20 @@ def find_stack(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
     # Lists inside a layer (experts, say) may have the same length by chance; the stack holds them, so it is larger.
-    stack = max(sizes, key=lambda name: sizes[name], default=None)
+    stack: str | None = max(sizes, key=lambda name: sizes[name], default=None)
     if stack is None or sizes[stack] == 0:
         raise UnsupportedArchitectureError(
             f"{type(model).__name__} has no list of {count} layers (its config's num_hidden_layers), so there is no "
             "layer to take out. Take a donor of another family."
         )
+    beside = [name for name, size in sizes.items() if size and _parent(name) == _parent(stack)]
+    if len(beside) > 1:
+        raise UnsupportedArchitectureError(
+            f"The layers of {type(model).__name__} are spread over several lists ({', '.join(sorted(beside))}), so "
+            "there is no layer to take out as one. Take a donor of another family."
+        )
     return stack
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -2,29 +2,26 @@
 
 import hashlib
 import os
-import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layer_surgeon.donor.config import SurgeonDonorConfig
+from layer_surgeon.donor.files import choose_dtype, copy_papers, describe_saved, read_config, read_weights
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
 from layer_surgeon.donor.scaffold import Run, run_scaffold, scaffold_class, take_layer
 from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_by_layer
-from layer_surgeon.errors import ArtifactError, SourceError, UnsupportedArchitectureError
+from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # What AutoModel passes along that is of no use here. Code from a repo is never run, whatever trust_remote_code says.
 _IGNORED_ARGUMENTS = ("_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
-# What a donor repo's terms want passed on with its weights, and the model card.
-_PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
@@ -112,15 +109,9 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         path = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
-        config = deepcopy(config) if config is not None else _read_config(path, hub)
-        file = _weights_file(path, hub)
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise ArtifactError(
-                f"{file} is damaged: {error}. A whole safetensors file was expected; extract the layer again."
-            ) from error
-        settings["dtype"] = _choose_dtype(dtype or settings.pop("torch_dtype", None), config, tensors)
+        config = deepcopy(config) if config is not None else read_config(path, hub)
+        tensors = read_weights(path, hub)
+        settings["dtype"] = choose_dtype(dtype or settings.pop("torch_dtype", None), config, tensors)
         if config._attn_implementation is not None:
             settings.setdefault("attn_implementation", config._attn_implementation)
         parts = split_by_layer(tensors, list(config.layer_indices))
@@ -151,7 +142,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         config = deepcopy(config)
         # Not the donor's weights, so neither their digest nor where they came from.
         config.sha256, config.source = None, None
-        donor = cls._from_config(config, dtype=_choose_dtype(dtype, config, {}))
+        donor = cls._from_config(config, dtype=choose_dtype(dtype, config, {}))
         donor.probe()
         return donor  # type: ignore[no-any-return]  # transformers is untyped here
 
@@ -260,18 +251,38 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         ):
             tensors.update(artifact_tensors(scaffold, layer, index, position))
         save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        self.config.source = describe_saved(self.config.source, tensors)
         with (folder / SAFE_WEIGHTS_NAME).open("rb") as file:
             self.config.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self.config.architectures = [type(self).__name__]
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
-        _copy_papers(Path(self.config.name_or_path or ""), folder)
+        copy_papers(Path(self.config.name_or_path or ""), folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move or convert, but leave rotary and similar buffers in their element type: `to(bfloat16)` is for weights.
+
+        They are part of no checkpoint and can't be had back; the family computes them in float32 whatever its weights.
+        """
+        kept = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in sorted(module._non_persistent_buffers_set)
+            if module._buffers.get(name) is not None and not module._buffers[name].is_meta
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            moved = module._buffers[name]
+            if moved is not None:
+                module._buffers[name] = buffer.to(moved.device)
+        return self
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as the family does it; transformers calls this for modules whose weights were not loaded."""
-        self.scaffolds[0]._init_weights(module)
+        scaffold: Any = self.scaffolds[0]
+        scaffold._init_weights(module)
 
 
 def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:
@@ -291,51 +302,6 @@ def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:
     return scaffold
 
 
-def _read_config(path: str, hub: dict[str, Any]) -> SurgeonDonorConfig:
-    try:
-        values, _ = SurgeonDonorConfig.get_config_dict(path, **hub)
-    except OSError as error:
-        raise SourceError(
-            f"There is no config.json to be read at {path!r}: {error} Expected was a layer artifact, a folder or a "
-            "repo that `surgeon extract` wrote."
-        ) from error
-    if values.get("model_type") != SurgeonDonorConfig.model_type:
-        raise ArtifactError(
-            f"{path!r} is a model of type {values.get('model_type')!r}, not a layer artifact "
-            f"({SurgeonDonorConfig.model_type!r}). Take a layer out of it first: surgeon extract {path}"
-        )
-    return SurgeonDonorConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
-
-
-def _weights_file(path: str, hub: dict[str, Any]) -> str:
-    try:
-        return str(cached_file(path, SAFE_WEIGHTS_NAME, **hub))
-    except OSError as error:
-        kind = ArtifactError if Path(path).is_dir() else SourceError
-        raise kind(
-            f"{path!r} has no {SAFE_WEIGHTS_NAME} that can be read: {error} A layer artifact is expected to have one; "
-            "extract the layer again."
-        ) from error
-
-
-def _choose_dtype(
-    asked: torch.dtype | str | None, config: SurgeonDonorConfig, tensors: dict[str, Tensor]
-) -> torch.dtype:
-    """The asked element type; or else the config's; or else that of the first tensor of floating-point numbers."""
-    chosen = config.dtype if asked in (None, "auto") else asked
-    if chosen is None:
-        floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-        chosen = next(floating, torch.float32)
-    if isinstance(chosen, str):
-        chosen = getattr(torch, chosen.removeprefix("torch."), None)
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ArtifactError(
-            f"{asked or config.dtype!r} is no element type for weights. Expected was one of torch's floating-point "
-            "types, such as float32, bfloat16 or float16."
-        )
-    return chosen
-
-
 def _check_served(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, positions: bool) -> None:
     reason = traits.not_causal if causal else traits.not_bidirectional
     if reason is not None:
@@ -349,12 +315,3 @@ def _check_served(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, po
             f"{type(scaffold).__name__} takes no position_ids, so positions other than 0, 1, 2, ... can't be given to "
             "it. Leave position_ids out."
         )
-
-
-def _copy_papers(origin: Path, folder: Path) -> None:
-    if not origin.name or not origin.is_dir() or origin.resolve() == folder.resolve():
-        return
-    for pattern in _PAPERS:
-        for paper in origin.glob(pattern):
-            if paper.is_file():
-                shutil.copyfile(paper, folder / paper.name)

@@ -1,6 +1,7 @@
 """What a scaffold hands its layer, and which way the layer's positions see each other: found by running both.
 
-Nothing here knows a family. A probe is seven positions long and costs milliseconds; it runs once, when a donor is loaded.
+Nothing here knows a family. A probe is seven positions long and costs milliseconds; it runs once, when a donor is
+loaded.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,16 @@ from layer_surgeon.errors import UnsupportedArchitectureError
 
 # A prime that no head width is a multiple of, so that a tensor with this last dimension has a number per position.
 _LENGTH = 7
-_FAILURES = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, UnboundLocalError, StopIteration)
+_FAILURES = (
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    UnboundLocalError,
+    StopIteration,
+)
 # Of the largest output. Equal rows of one matrix product may differ in the last bits (bfloat16: 2^-8 of the value).
 _SAME = 2e-2
 _DIFFERENT = 1e-6
@@ -60,7 +70,7 @@ def bidirectional_mask(hidden_states: Tensor, attention_mask: Tensor | None) -> 
 
 
 def count_positions(hidden_states: Tensor) -> Tensor:
-    """Positions 0 to seq - 1, [batch, seq]. Given with a bidirectional mask, as some models count them from the mask."""
+    """Positions 0 to seq - 1, [batch, seq]; for a bidirectional mask, from which opt would count others."""
     batch, length, _ = hidden_states.shape
     return torch.arange(length, device=hidden_states.device).expand(batch, length)
 
@@ -76,6 +86,11 @@ def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int) -
     Raises:
         UnsupportedArchitectureError: It can't be run by itself, or depends on weights outside of it.
     """
+    if "inputs_embeds" not in signature(scaffold.forward).parameters:
+        raise UnsupportedArchitectureError(
+            f"{type(scaffold).__name__} reads token ids only (its forward takes no inputs_embeds), so its layers can't "
+            "be given hidden states. Take a donor of another family."
+        )
     reference = next(layer.parameters())
     extras = _find_extras(scaffold, reference, hidden_size)
     ramp = torch.arange(2 * _LENGTH * hidden_size, device=reference.device, dtype=torch.float32)
@@ -99,6 +114,7 @@ def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int)
     """How layers return their hidden states: the way in which these reach the entrance whole."""
     nan = torch.full((2, _LENGTH, hidden_size), torch.nan, dtype=reference.dtype, device=reference.device)
     failure: Exception | None = None
+    shapes = set()
     for extras in (None, 0, 1, 2, 3):
         try:
             seen = _arguments(scaffold, nan, None, extras)
@@ -107,6 +123,7 @@ def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int)
             continue
         arrived = seen.pop("hidden_states")
         if not isinstance(arrived, Tensor) or arrived.shape != nan.shape:
+            shapes.add(str(list(arrived.shape)) if isinstance(arrived, Tensor) else type(arrived).__name__)
             continue
         for name, value in seen.items():
             if any(tensor.is_floating_point() and tensor.isnan().any() for tensor in _tensors(value)):
@@ -115,7 +132,12 @@ def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int)
                     "layer, so the layer alone can't compute what it computed. Take a donor of another family."
                 )
         return extras
-    reason = f"{type(failure).__name__}: {failure}" if failure else "the hidden states don't reach it"
+    expected = list(nan.shape)
+    reason = f"{type(failure).__name__}: {failure}"
+    if failure is not None and "meta" in str(failure):
+        reason = "its model computes with weights outside of the layer"
+    if shapes:
+        reason = f"what reaches it is {' or '.join(sorted(shapes))} instead of hidden states of shape {expected}"
     raise UnsupportedArchitectureError(
         f"A layer of {type(scaffold).__name__} can't be run without the rest of its model ({reason}). "
         "Take a donor of another family."
@@ -172,8 +194,9 @@ def _why_bias(scaffold: PreTrainedModel, states: Tensor, extras: int | None) -> 
     if not any(tensor.shape == mask.shape and torch.equal(tensor, mask) for _, tensor in tensors):
         return "its model doesn't hand a mask of its own to the layer"
     for name, tensor in tensors:
-        if tensor.is_floating_point() and tensor.shape[-1:] == (_LENGTH,) and tensor.shape != mask.shape:
-            return f"it adds a bias per position ({name!r}) that is made for attention that only looks back"
+        # Rotary embeddings have a row per position; a bias has a number per key, or for every key there can be.
+        if tensor.is_floating_point() and tensor.shape != mask.shape and _LENGTH not in tensor.shape[:-1]:
+            return f"it is given a bias per key ({name!r}), which is made for attention that only looks back"
     return None
 
 
@@ -183,15 +206,16 @@ def _why_not(
     """Change the last position and see whether the first notices, which it must not (or must, if bidirectional)."""
     changed = states.clone()
     changed[:, -1] = -2 * changed[:, -1]
+    everything = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
     outputs: list[Tensor] = []
     with torch.no_grad():
         for hidden_states in (states, changed):
-            mask = None if causal else bidirectional_mask(states, None)
+            mask = everything if causal else bidirectional_mask(states, None)
             run = Run(layer=layer, hidden_states=hidden_states, extras=extras)
             try:
                 output = run_scaffold(scaffold, run, mask, _positions(scaffold, states, mask)).output
             except _FAILURES as error:
-                return f"{type(error).__name__}: {error}"
+                return f"it fails with {type(error).__name__} {error}".rstrip()
             if not isinstance(output, Tensor) or output.shape != states.shape:
                 return "it doesn't return hidden states of the width that it takes"
             outputs.append(output.float())

@@ -45,7 +45,8 @@ class Run:
     @property
     def output(self) -> Tensor | None:
         """The layer's hidden states, [batch, seq, donor_hidden]."""
-        return self.result[0] if isinstance(self.result, (tuple, list)) else self.result
+        output: Tensor | None = self.result[0] if isinstance(self.result, (tuple, list)) else self.result
+        return output
 
 
 # Not an attribute of the modules: several threads may run one model, and DataParallel copies modules, not closures.
@@ -53,14 +54,22 @@ _CURRENT: ContextVar[Run] = ContextVar("layer_surgeon_run")
 
 
 class _Stub(nn.Module):
-    """Has the plain attributes of the module it replaces; forwards read some of layers, such as `attention_type`."""
+    """Answers for the attributes of the module it replaces; forwards read some of layers, such as `attention_type`.
+
+    That module stays outside of the tree of modules: its weights, if any are left, are on the meta device.
+    """
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__()
-        own = set(vars(self))
-        for name, value in vars(replaced).items():
-            if name not in own and isinstance(value, (str, int, float, tuple, list, type(None))):
-                setattr(self, name, value)
+        self.__dict__["replaced"] = replaced
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "replaced":  # not there yet, while a copy is made
+                raise
+            return getattr(self.replaced, name)
 
 
 class _Passage(_Stub):
@@ -99,7 +108,10 @@ class _LeftOut(_Stub):
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if self.looks_up:  # opt hands its embedding of positions the mask too
+            tensors.sort(key=Tensor.is_floating_point)
+        like = tensors[0] if tensors else _CURRENT.get().hidden_states
         if self.width is None:
             shape = like.shape
         else:
@@ -127,6 +139,7 @@ def scaffold_class(config: PretrainedConfig, index: int) -> type[PreTrainedModel
 def _hollow(model: PreTrainedModel, index: int) -> None:
     path = find_stack(model)
     stack = model.get_submodule(path)
+    width = _embedding_width(model)
     for position, layer in enumerate(stack):
         if position != index:
             stack[position] = _Passage(layer)
@@ -134,6 +147,16 @@ def _hollow(model: PreTrainedModel, index: int) -> None:
     _leave_out(model, "", kept)
     model.all_tied_weights_keys = {}
     model.surgeon_stack_path = path
+    model.surgeon_embedding_width = width
+
+
+def _embedding_width(model: PreTrainedModel) -> int:
+    """Some families embed tokens in another width than that of their layers (electra, opt-350m)."""
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        embedding = None
+    return int(getattr(embedding, "embedding_dim", model.config.hidden_size))
 
 
 def _leave_out(module: nn.Module, prefix: str, kept: str) -> None:
@@ -180,7 +203,10 @@ def run_scaffold(
         attention_mask: [batch, seq] of 1 and 0, or [batch, 1, seq, seq], added to the attention scores.
         position_ids: [batch, seq].
     """
-    arguments: dict[str, Any] = {"inputs_embeds": run.hidden_states.detach(), "use_cache": False}
+    # Only their size, type and place matter. Not the hidden states themselves: ctrl scales its embeddings in place.
+    shape = (*run.hidden_states.shape[:-1], scaffold.surgeon_embedding_width)
+    embeddings = run.hidden_states.new_full(shape, torch.nan)
+    arguments: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": False}
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
     if position_ids is not None:

@@ -88,7 +88,7 @@ def load_scaffold(
             f"{'; '.join(problems)}. Extract the layer again, with this version of transformers if it is an older "
             "artifact."
         )
-    return scaffold  # type: ignore[no-any-return]  # transformers is untyped here
+    return scaffold
 
 
 def artifact_tensors(scaffold: PreTrainedModel, layer: nn.Module, index: int, position: int) -> dict[str, Tensor]:

@@ -31,6 +31,10 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
     "sliding_window": 5,
+    "rotary_dim": 4,
+    "embedding_size": WIDTH,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 96,
     # experts
     "num_experts": 4,
     "num_local_experts": 4,
@@ -39,6 +43,8 @@ _SIZES: dict[str, Any] = {
     "topk_group": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
     "shared_expert_intermediate_size": 16,
     # attention through a low rank
     "q_lora_rank": 16,
@@ -49,6 +55,7 @@ _SIZES: dict[str, Any] = {
     # state spaces and linear attention
     "mamba_n_heads": 4,
     "mamba_d_head": 16,
+    "mamba_d_ssm": 64,
     "mamba_n_groups": 1,
     "mamba_d_state": 8,
     "mamba_expand": 2,
@@ -65,6 +72,8 @@ def tiny_config(model_type: str, **overrides: Any) -> Any:
     default = config_class()
     known = set(default.to_dict()) | set(config_class.attribute_map)
     sizes = {name: value for name, value in _SIZES.items() if name in known}
+    if "kv_lora_rank" in known:
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     sizes.update(overrides)
     # Both names of one attribute, and the family's own wins: that is what its config.json has.
     for standard, own in config_class.attribute_map.items():
@@ -128,7 +137,9 @@ def cut_artifact(checkpoint: Path, layer_indices: Sequence[int], folder: Path, d
             for name in names:
                 if name.startswith(start):
                     tensor = file.get_tensor(name)
-                    tensors[f"layers.{position}.{name.removeprefix(start)}"] = tensor.to(getattr(torch, dtype))
+                    tensors[f"layers.{position}.{name.removeprefix(start)}"] = tensor.to(
+                        getattr(torch, dtype), copy=True
+                    )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "model_type": "surgeon_donor",

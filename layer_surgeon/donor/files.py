@@ -1,0 +1,114 @@
+"""The files of a layer artifact: its config, its weights, and the papers that go with them."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+from layer_surgeon.donor.config import SurgeonDonorConfig
+from layer_surgeon.errors import ArtifactError, SourceError
+
+# What a donor repo's terms want passed on with its weights, and the model card.
+_PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
+    """The config of an artifact in a folder or on the Hub.
+
+    Raises:
+        ArtifactError: It is another model's.
+        SourceError: There is none that can be read.
+    """
+    try:
+        values, _ = SurgeonDonorConfig.get_config_dict(path, **hub)
+    except OSError as error:
+        raise SourceError(
+            f"There is no config.json to be read at {path!r}: {error} Expected was a layer artifact, a folder or a "
+            "repo that `surgeon extract` wrote."
+        ) from error
+    if values.get("model_type") != SurgeonDonorConfig.model_type:
+        raise ArtifactError(
+            f"{path!r} is a model of type {values.get('model_type')!r}, not a layer artifact "
+            f"({SurgeonDonorConfig.model_type!r}). Take a layer out of it first: surgeon extract {path}"
+        )
+    return SurgeonDonorConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+
+
+def read_weights(path: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an artifact, by name.
+
+    Raises:
+        ArtifactError: There is no file of weights in the folder, or it is damaged.
+        SourceError: There is none in the repo, or it can't be read.
+    """
+    file = _find_weights(path, hub)
+    try:
+        # Copies, at addresses that suit the processor: mapped from the file they start anywhere, and other kernels run
+        # (7.5e-9 off in jetmoe). Nor does a donor change then when its file is written again.
+        return {name: tensor.clone() for name, tensor in load_file(file).items()}
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{file} is damaged: {error}. A whole safetensors file was expected; extract the layer again."
+        ) from error
+
+
+def _find_weights(path: str, hub: Mapping[str, Any]) -> str:
+    try:
+        return str(cached_file(path, SAFE_WEIGHTS_NAME, **hub))
+    except OSError as error:
+        kind = ArtifactError if Path(path).is_dir() else SourceError
+        raise kind(
+            f"{path!r} has no {SAFE_WEIGHTS_NAME} that can be read: {error} A layer artifact is expected to have one; "
+            "extract the layer again."
+        ) from error
+
+
+def choose_dtype(
+    asked: torch.dtype | str | None, config: SurgeonDonorConfig, tensors: dict[str, Tensor]
+) -> torch.dtype:
+    """The asked element type; or else the config's; or else that of the first tensor of floating-point numbers."""
+    chosen = config.dtype if asked in (None, "auto") else asked
+    if chosen is None:
+        floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        chosen = next(floating, torch.float32)
+    if isinstance(chosen, str):
+        chosen = getattr(torch, chosen.removeprefix("torch."), None)
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ArtifactError(
+            f"{asked or config.dtype!r} is no element type for weights. Expected was one of torch's floating-point "
+            "types, such as float32, bfloat16 or float16."
+        )
+    return chosen
+
+
+def copy_papers(origin: Path, folder: Path) -> None:
+    """Copy model card and licence from the artifact that was loaded, if it is a folder, to the one that is saved."""
+    if not origin.name or not origin.is_dir() or origin.resolve() == folder.resolve():
+        return
+    for pattern in _PAPERS:
+        for paper in origin.glob(pattern):
+            if paper.is_file():
+                shutil.copyfile(paper, folder / paper.name)
+
+
+def describe_saved(source: dict[str, Any] | None, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    """The source with the digests of what was saved, by which `LayerArtifact.verify` checks the file.
+
+    They differ from those that were loaded in another element type, or after training. Tensors that the family doesn't
+    use (masks that old checkpoints of gpt2 hold, say) are no longer there.
+    """
+    recorded = (source or {}).get("tensors")
+    if source is None or not recorded:
+        return source
+    described = {}
+    for name, tensor in tensors.items():
+        digest = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
+        described[name] = {**recorded.get(name, {}), "sha256": digest}
+    return {**source, "tensors": described}

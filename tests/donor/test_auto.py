@@ -1,0 +1,52 @@
+"""AutoConfig and AutoModel know our models after `import layer_surgeon`, in whatever order things are imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.tiny_models import save_artifact, tiny_llama
+
+_LOAD_MODEL = "print(type(AutoModel.from_pretrained(folder)).__name__)"
+_LOAD_CONFIG = "print(type(AutoConfig.from_pretrained(folder)).__name__)"
+_GRAFT = (
+    "from layer_surgeon.graft import AUTO_CLASSES as graft; import transformers; "
+    "print(all(graft[1][name] is getattr(transformers, name)._model_mapping[graft[0]] for name in graft[1]))"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_artifact(tiny_llama(), [1], tmp_path_factory.mktemp("layer") / "artifact")
+
+
+def run_python(code, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("imports", "load", "printed"),
+    [
+        ("import layer_surgeon; from transformers import AutoModel", _LOAD_MODEL, "DonorLayer"),
+        ("import layer_surgeon; from transformers import AutoConfig", _LOAD_CONFIG, "SurgeonDonorConfig"),
+        ("from transformers import AutoModel; import layer_surgeon", _LOAD_MODEL, "DonorLayer"),
+        ("import layer_surgeon.donor.layer; from transformers import AutoModel", _LOAD_MODEL, "DonorLayer"),
+        ("import layer_surgeon, transformers.modeling_utils; from transformers import AutoModel", _GRAFT, "True"),
+        ("import layer_surgeon.graft.modeling; from transformers import AutoModel", _GRAFT, "True"),
+    ],
+)
+def test_auto_classes_know_our_models(folder, imports, load, printed):
+    assert run_python(f"import sys; folder = sys.argv[1]; {imports}; {load}", folder) == [printed]
+
+
+def test_importing_the_package_is_light_and_watching_imports_ends(folder):
+    code = (
+        "import sys, layer_surgeon; count = lambda: sum(type(f).__name__ == '_Watcher' for f in sys.meta_path);"
+        "print(count(), *{'torch', 'transformers', 'numpy'}.intersection(sys.modules));"
+        "from transformers import AutoModel; print(count())"
+    )
+    assert run_python(code, folder) == ["1", "0"]

@@ -1,0 +1,403 @@
+"""DonorLayer as a module: frozen, complete, loaded and saved without a change, run both ways."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel
+
+from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.errors import ArtifactError, SourceError, UnsupportedArchitectureError
+from layer_surgeon.extract import LayerArtifact
+from tests.support.exactness import watch
+from tests.support.tiny_models import (
+    WIDTH,
+    model_from,
+    save_artifact,
+    save_quietly,
+    tiny_config,
+    tiny_llama,
+    tiny_model,
+)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def artifact(llama, tmp_path_factory):
+    return save_artifact(llama, [2], tmp_path_factory.mktemp("layer") / "artifact")
+
+
+@pytest.fixture
+def donor(artifact):
+    return DonorLayer.from_pretrained(artifact)
+
+
+def states(batch=2, length=9, seed=0):
+    return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def copy_artifact(artifact: Path, folder: Path, change) -> Path:
+    folder.mkdir()
+    tensors = load_file(artifact / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text((artifact / "config.json").read_text())
+    return folder
+
+
+def test_holds_the_weights_of_the_layer_and_nothing_else(donor, llama):
+    expected = {f"layers.0.{name}": tensor for name, tensor in llama.model.layers[2].state_dict().items()}
+    assert donor.state_dict().keys() == expected.keys() == dict(donor.named_parameters()).keys()
+    assert all(torch.equal(donor.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert not any(buffer.is_meta for buffer in donor.buffers())
+
+
+def test_says_what_it_is(donor):
+    assert (donor.hidden_size, donor.layer_indices) == (WIDTH, (2,))
+    assert donor.config.hidden_size == WIDTH
+
+
+def test_is_frozen_and_stays_in_eval_mode_inside_a_model_in_training(donor):
+    outer = nn.ModuleDict({"donor": donor, "other": nn.Linear(2, 2)}).train()
+    assert outer["other"].training
+    assert not any(module.training for module in donor.modules())
+    assert not any(parameter.requires_grad for parameter in donor.parameters())
+
+
+def test_unfreezes_and_freezes_again(donor):
+    donor.unfreeze().train()
+    assert donor.layers[0].training
+    assert all(parameter.requires_grad for parameter in donor.parameters())
+    donor.freeze()
+    assert not donor.layers[0].training
+    assert not any(parameter.requires_grad for parameter in donor.parameters())
+
+
+def test_hidden_states_get_gradients_through_frozen_weights(donor):
+    hidden_states = states().requires_grad_()
+    donor(hidden_states).sum().backward()
+    assert hidden_states.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in donor.parameters())
+
+
+def test_leaves_the_hidden_states_as_they_are(tmp_path):
+    # ctrl scales its embeddings in place.
+    donor = DonorLayer.from_pretrained(save_artifact(tiny_model("ctrl"), [1], tmp_path / "ctrl"))
+    hidden_states = states()
+    donor(hidden_states)
+    assert torch.equal(hidden_states, states())
+
+
+def test_several_layers_are_applied_in_their_order(llama, tmp_path):
+    both = DonorLayer.from_pretrained(save_artifact(llama, [3, 1, 1], tmp_path / "both"))
+    single = {i: DonorLayer.from_pretrained(save_artifact(llama, [i], tmp_path / str(i))) for i in (1, 3)}
+    assert both.layer_indices == (3, 1, 1)
+    assert torch.equal(both(states()), single[1](single[1](single[3](states()))))
+
+
+def test_neighbouring_layers_are_exact_too(llama, tmp_path):
+    donor = DonorLayer.from_pretrained(save_artifact(llama, [2, 3], tmp_path / "two"))
+    input_ids = torch.randint(3, 90, (2, 11), generator=torch.Generator().manual_seed(1))
+    before, after = watch(llama, 2, input_ids, None).before, watch(llama, 3, input_ids, None).after
+    assert torch.equal(donor(before), after)
+
+
+def test_positions_count(donor):
+    shifted = donor(states(), position_ids=torch.arange(9)[None].expand(2, 9) * 3)
+    assert not torch.allclose(shifted, donor(states()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_loads_in_the_asked_element_type_and_gives_back_the_one_it_got(artifact, dtype):
+    donor = DonorLayer.from_pretrained(artifact, dtype=dtype)
+    assert {parameter.dtype for parameter in donor.parameters()} == {torch.bfloat16}
+    assert donor(states()).dtype == torch.float32
+    assert donor(states().bfloat16()).dtype == torch.bfloat16
+
+
+def test_keeps_the_artifacts_element_type(llama, tmp_path):
+    folder = save_artifact(llama, [0], tmp_path / "bf16", dtype="bfloat16")
+    assert DonorLayer.from_pretrained(folder).dtype == torch.bfloat16
+
+
+def test_converting_the_weights_keeps_rotary_frequencies_in_float32(donor, artifact):
+    frequencies = {name: buffer.clone() for name, buffer in donor.named_buffers() if "inv_freq" in name}
+    converted = donor.to(torch.bfloat16)
+    assert frequencies
+    assert all(torch.equal(dict(converted.named_buffers())[name], value) for name, value in frequencies.items())
+    assert torch.equal(converted(states()), DonorLayer.from_pretrained(artifact, dtype=torch.bfloat16)(states()))
+
+
+def test_a_copy_computes_the_same_with_weights_of_its_own(donor):
+    for twin in (copy.deepcopy(donor), pickle.loads(pickle.dumps(donor))):  # noqa: S301 - our own bytes
+        assert torch.equal(twin(states()), donor(states()))
+        twin.layers[0].mlp.up_proj.weight.data.zero_()
+        assert not torch.equal(twin(states()), donor(states()))
+
+
+# Both ways --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mistral", "falcon", "gpt2", "opt", "mixtral", "gpt_neox"])
+def test_bidirectional_sees_later_positions_but_no_padding(family, tmp_path):
+    donor = DonorLayer.from_pretrained(save_artifact(tiny_model(family), [0], tmp_path / family))
+    changed = states()
+    changed[:, -1] *= -2
+    mask = torch.ones(2, 9, dtype=torch.long)
+    assert torch.equal(donor(states(), mask)[:, 0], donor(changed, mask)[:, 0])
+    # Nine positions are more than the sliding window of five: it is not applied.
+    assert not torch.allclose(donor(states(), mask, causal=False)[:, 0], donor(changed, mask, causal=False)[:, 0])
+    mask[:, -1] = 0
+    padded = donor(states(), mask, causal=False)[:, :-1]
+    torch.testing.assert_close(padded, donor(changed, mask, causal=False)[:, :-1], rtol=0, atol=0)
+    torch.testing.assert_close(padded, donor(states()[:, :-1], causal=False), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_of_length_one_is_the_same_both_ways(donor):
+    torch.testing.assert_close(donor(states(length=1), causal=False), donor(states(length=1)))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [("bloom", {}, "mask"), ("mpt", {}, "bias per key"), ("falcon", {"alibi": True}, "mask")],
+)
+def test_layers_made_to_look_back_are_refused_bidirectionally(family, settings, reason, tmp_path):
+    donor = DonorLayer.from_pretrained(save_artifact(tiny_model(family, **settings), [1], tmp_path / family))
+    donor(states())
+    with pytest.raises(UnsupportedArchitectureError, match=f"bidirectionally: .*{reason}.*causal=True"):
+        donor(states(), causal=False)
+
+
+# Random weights ---------------------------------------------------------------------------------------------------
+
+
+def test_from_config_has_the_same_shape_and_weights_as_the_family_initialises_them(donor):
+    random = DonorLayer.from_config(donor.config)
+    assert {n: p.shape for n, p in random.named_parameters()} == {n: p.shape for n, p in donor.named_parameters()}
+    weight = random.layers[0].mlp.up_proj.weight
+    assert weight.std().item() == pytest.approx(random.scaffolds[0].config.initializer_range, rel=0.2)
+    assert torch.equal(random.layers[0].input_layernorm.weight, torch.ones(WIDTH))
+    assert not any(parameter.requires_grad for parameter in random.parameters())
+    assert (random.config.sha256, random.config.source) == (None, None)
+    assert donor.config.sha256 is not None
+
+
+def test_from_config_follows_the_seed(donor):
+    torch.manual_seed(1)
+    first = DonorLayer.from_config(donor.config).state_dict()
+    torch.manual_seed(1)
+    again = DonorLayer.from_config(donor.config).state_dict()
+    other = DonorLayer.from_config(donor.config).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["layers.0.mlp.up_proj.weight"], other["layers.0.mlp.up_proj.weight"])
+
+
+def test_from_config_with_the_donors_weights_computes_what_the_donor_computes(donor):
+    random = DonorLayer.from_config(donor.config)
+    random.load_state_dict(donor.state_dict())
+    assert torch.equal(random(states()), donor(states()))
+
+
+def test_a_donor_can_be_made_without_weights(donor):
+    with torch.device("meta"):
+        empty = DonorLayer(copy.deepcopy(donor.config))
+    assert all(parameter.is_meta for parameter in empty.parameters())
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "phi3", "qwen3_moe"])
+def test_saving_gives_the_artifact_back_bit_for_bit(family, tmp_path):
+    model = tiny_llama() if family == "llama" else tiny_model(family)
+    first = save_artifact(model, [1, 3], tmp_path / "first")
+    DonorLayer.from_pretrained(first).save_pretrained(tmp_path / "second")
+    before, after = load_file(first / "model.safetensors"), load_file(tmp_path / "second" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (first, tmp_path / "second"))
+    assert all(old[key] == new[key] for key in old if key != "sha256")
+    again = DonorLayer.from_pretrained(tmp_path / "second")
+    assert again.config.sha256 == new["sha256"]
+    assert torch.equal(again(states()), DonorLayer.from_pretrained(first)(states()))
+
+
+def test_a_saved_artifact_passes_its_own_verification_after_training(llama, tmp_path):
+    first = save_artifact(llama, [1], tmp_path / "first")
+    config = json.loads((first / "config.json").read_text())
+    config["source"]["tensors"] = {
+        name: {"name": name, "sha256": "0"} for name in load_file(first / "model.safetensors")
+    }
+    config["source"]["tensors"]["layers.0.attn.bias"] = {"name": "not used by the family", "sha256": "0"}
+    (first / "config.json").write_text(json.dumps(config))
+    (first / "LICENSE").write_text("terms")
+    donor = DonorLayer.from_pretrained(first)
+    donor.layers[0].mlp.up_proj.weight.data.mul_(2)
+    donor.save_pretrained(tmp_path / "second")
+    saved = LayerArtifact.open(tmp_path / "second")
+    saved.verify()
+    assert "layers.0.attn.bias" not in saved.recorded
+    assert (tmp_path / "second" / "LICENSE").read_text() == "terms"
+
+
+def test_random_weights_can_be_saved_and_loaded(donor, tmp_path):
+    random = DonorLayer.from_config(donor.config)
+    random.save_pretrained(tmp_path / "random")
+    loaded = DonorLayer.from_pretrained(tmp_path / "random")
+    assert torch.equal(loaded(states()), random(states()))
+
+
+def test_experts_are_fused_by_the_familys_own_conversion(tmp_path):
+    folder = save_artifact(tiny_model("mixtral"), [1], tmp_path / "mixtral")
+    names = load_file(folder / "model.safetensors").keys()
+    assert any("experts.0.w1" in name for name in names)
+    assert not any("experts.0.w1" in name for name, _ in DonorLayer.from_pretrained(folder).named_parameters())
+
+
+def test_auto_model_gives_a_donor_layer(artifact):
+    donor = AutoModel.from_pretrained(artifact, dtype=torch.bfloat16, attn_implementation="eager")
+    assert isinstance(donor, DonorLayer)
+    assert (donor.dtype, donor.config._attn_implementation) == (torch.bfloat16, "eager")
+    assert donor.scaffolds[0].config._attn_implementation == "eager"
+
+
+def test_a_multimodal_donor_gives_layers_of_its_text_part(tmp_path):
+    text = tiny_config("gemma3_text")
+    folder = save_artifact(model_from(text), [1], tmp_path / "text")
+    alone = DonorLayer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["donor_config"] = {"model_type": "gemma3", "text_config": config["donor_config"], "vision_config": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert torch.equal(DonorLayer.from_pretrained(folder)(states()), alone(states()))
+
+
+# What can be wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_tensor_is_named(artifact, tmp_path):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: t.pop("layers.0.mlp.up_proj.weight"))
+    with pytest.raises(ArtifactError, match=r"missing are layers\.0\.mlp\.up_proj\.weight"):
+        DonorLayer.from_pretrained(folder)
+
+
+def test_a_tensor_too_many_is_named(artifact, tmp_path):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: t.update({"layers.0.mlp.extra": torch.ones(1)}))
+    with pytest.raises(ArtifactError, match=r"not used are layers\.0\.mlp\.extra"):
+        DonorLayer.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(artifact, tmp_path):
+    folder = copy_artifact(
+        artifact, tmp_path / "x", lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(3, 3)})
+    )
+    with pytest.raises(ArtifactError, match=r"layers\.0 .*mlp\.up_proj\.weight|layers\.0 "):
+        DonorLayer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_tensor_of_no_layer_is_named(artifact, tmp_path, name):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: t.update({name: torch.ones(1)}))
+    with pytest.raises(ArtifactError, match=f"{name}.*Extract the layer again"):
+        DonorLayer.from_pretrained(folder)
+
+
+def test_a_layer_without_tensors_is_named(artifact, tmp_path):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
+    config = json.loads((folder / "config.json").read_text()) | {"layer_indices": [2, 3]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"no tensor layers\.1\.\*"):
+        DonorLayer.from_pretrained(folder)
+
+
+def test_a_damaged_file_is_named(artifact, tmp_path):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        DonorLayer.from_pretrained(folder)
+
+
+def test_a_folder_without_weights_is_refused(artifact, tmp_path):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"has no model\.safetensors"):
+        DonorLayer.from_pretrained(folder)
+
+
+def test_a_whole_model_is_refused(llama, tmp_path):
+    save_quietly(llama, tmp_path / "whole")
+    with pytest.raises(ArtifactError, match="model of type 'llama', not a layer artifact.*surgeon extract"):
+        DonorLayer.from_pretrained(tmp_path / "whole")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"no config\.json to be read"):
+        DonorLayer.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("donor_config", "error", "message"),
+    [
+        ({"model_type": "nobody_knows"}, UnsupportedArchitectureError, "has no code for model_type 'nobody_knows'"),
+        ({"model_type": "t5"}, UnsupportedArchitectureError, "encoder-decoder"),
+        ({"hidden_size": 8}, ArtifactError, "model_type None"),
+        ({"model_type": "llama", "hidden_size": "wide"}, ArtifactError, "can't read the donor's config"),
+        (
+            {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}},
+            UnsupportedArchitectureError,
+            r"quantised \(gptq\)",
+        ),
+    ],
+)
+def test_a_config_of_no_use_is_refused(donor_config, error, message):
+    with pytest.raises(error, match=message):
+        SurgeonDonorConfig(donor_config=donor_config, layer_indices=[0])
+
+
+def test_a_config_needs_both_parts_and_layers_that_exist(donor):
+    donor_config = donor.config.donor_config
+    with pytest.raises(ArtifactError, match="no layer_indices"):
+        SurgeonDonorConfig(donor_config=donor_config)
+    with pytest.raises(ArtifactError, match="no donor_config"):
+        SurgeonDonorConfig(layer_indices=[0])
+    with pytest.raises(ArtifactError, match="has 4, but the donor has 4 layers, 0 to 3"):
+        SurgeonDonorConfig(donor_config=donor_config, layer_indices=[4])
+    with pytest.raises(ArtifactError, match="describes no donor layer"):
+        DonorLayer(SurgeonDonorConfig())
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("cpmant", "reads token ids only"), ("roformer", "weights outside of the layer")],
+)
+def test_families_that_need_their_whole_model_are_refused_with_the_reason(family, reason):
+    config = SurgeonDonorConfig(donor_config=tiny_config(family).to_dict(), layer_indices=[1])
+    with pytest.raises(UnsupportedArchitectureError, match=reason):
+        DonorLayer.from_config(config)
+
+
+def test_shapes_that_do_not_fit_are_refused(donor):
+    with pytest.raises(ValueError, match=r"shape \[2, 9, 31\], but expected was \[batch, seq, 32\]"):
+        donor(states()[..., :-1])
+    with pytest.raises(ValueError, match=r"attention_mask has shape \[2, 8\]"):
+        donor(states(), attention_mask=torch.ones(2, 8))
+
+
+def test_positions_are_refused_where_the_family_takes_none(tmp_path):
+    donor = DonorLayer.from_pretrained(save_artifact(tiny_model("bloom"), [1], tmp_path / "bloom"))
+    with pytest.raises(UnsupportedArchitectureError, match="takes no position_ids"):
+        donor(states(), position_ids=torch.arange(9)[None])
+
+
+def test_an_element_type_that_is_none_is_refused(artifact):
+    with pytest.raises(ArtifactError, match="'int8' is no element type for weights"):
+        DonorLayer.from_pretrained(artifact, dtype="int8")

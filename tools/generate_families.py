@@ -1,0 +1,217 @@
+"""Write layer_surgeon/checkpoint/families.json: which families of transformers can give a layer, and where it lies.
+
+    python tools/generate_families.py [--output FILE] [--only FAMILY ...]
+
+For every decoder family that the installed transformers knows: make a tiny random model, save it, cut layers out of the
+checkpoint, load them as `DonorLayer`, and compare with the same layers inside the whole model, padded or not.
+A family is served only if every difference is exactly 0. Families of which no tiny model can be made from general
+settings are listed as untested; for them the check is left to the donor room, which makes its own at every load.
+"""
+
+import argparse
+import gc
+import json
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from layer_surgeon.donor import DonorLayer  # noqa: E402
+from layer_surgeon.donor.family import find_stack, model_class  # noqa: E402
+from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
+from tests.support.exactness import difference  # noqa: E402
+from tests.support.tiny_models import cut_artifact, model_from, save_quietly, tiny_config  # noqa: E402
+
+OUTPUT = ROOT / "layer_surgeon" / "checkpoint" / "families.json"
+SECONDS = 60
+MAX_PARAMETERS = 20_000_000
+PADDINGS = ("none", "left", "right")
+
+# What a few families need besides small sizes, for a tiny model that has all their kinds of layers.
+HYBRID = ["linear_attention", "full_attention"] * 2
+NEEDS: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_types": HYBRID},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "dory": {"n_input_layers": 1, "n_output_layers": 1},
+    "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 5},
+    "granitemoehybrid": {"layer_types": HYBRID},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": HYBRID},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "reformer": {"axial_pos_embds": False},
+    "xlnet": {"d_head": 8},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+class UntestedError(Exception):
+    """No tiny model of the family could be made or run."""
+
+
+class RefusedError(Exception):
+    """The family's layers can't be served."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--only", nargs="+", help="these families only; print, write nothing")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    table: dict[str, Any] = {
+        "transformers": transformers.__version__,
+        "families": {},
+        "refused": {},
+        "untested": {},
+    }
+    for model_type in options.only or text_families():
+        try:
+            with time_limit(SECONDS):
+                table["families"][model_type] = examine(model_type)
+            print(f"{model_type:32} exact", flush=True)
+        except RefusedError as reason:
+            table["refused"][model_type] = str(reason)
+            print(f"{model_type:32} REFUSED: {reason}", flush=True)
+        except UntestedError as reason:
+            table["untested"][model_type] = str(reason)
+            print(f"{model_type:32} untested: {reason}", flush=True)
+        gc.collect()
+    counts = ", ".join(f"{len(table[key])} {key}" for key in ("families", "refused", "untested"))
+    print(f"transformers {transformers.__version__}: {counts}")
+    if not options.only:
+        options.output.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+
+
+def text_families() -> list[str]:
+    """Every model_type with a causal language model; of multimodal ones that of the text part, with the layers."""
+    found = set()
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if model_type not in CONFIG_MAPPING:
+            continue
+        try:
+            text = CONFIG_MAPPING[model_type]().get_text_config(decoder=True)
+        except Exception:  # noqa: BLE001 - a config without defaults; `examine` says so
+            found.add(model_type)
+            continue
+        found.add(text.model_type if text.model_type in CONFIG_MAPPING else model_type)
+    return sorted(found)
+
+
+def examine(model_type: str) -> dict[str, Any]:
+    """What the table says of a family whose layers are exact."""
+    model, needs_is_decoder = make_model(model_type)
+    try:
+        base = model_class(model.config)
+        with torch.device("meta"):
+            stack = find_stack(base(model.config))
+    except LayerSurgeonError as error:
+        raise RefusedError(shorten(error)) from error
+    served = check(model)
+    attributes = type(model.config).attribute_map
+    entry: dict[str, Any] = {
+        "stack": stack,
+        "num_layers": attributes.get("num_hidden_layers", "num_hidden_layers"),
+        "base_prefix": model.base_model_prefix if type(model) is not base else "",
+        "kind": "causal",
+        "bidirectional": all(not traits.not_bidirectional for traits in served),
+    }
+    if needs_is_decoder:
+        entry["needs_is_decoder"] = True
+    return entry
+
+
+def make_model(model_type: str) -> tuple[Any, bool]:
+    """A tiny model, and whether its config had to be told to be a decoder."""
+    try:
+        config = tiny_config(model_type, **NEEDS.get(model_type, {}))
+        # Families such as BERT attend both ways unless they are told to be decoders.
+        needs_is_decoder = getattr(config, "is_decoder", None) is False
+        if needs_is_decoder:
+            config.is_decoder = True
+    except Exception as error:
+        raise UntestedError(f"config: {shorten(error)}") from error
+    if config.is_encoder_decoder:
+        raise RefusedError("it is an encoder-decoder family, and its decoder layers read an encoder's output")
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        if size > MAX_PARAMETERS:
+            raise UntestedError(f"its smallest model from general settings has {size:,} parameters")
+        model = model_from(config)
+        with torch.no_grad():
+            model(input_ids=torch.arange(3, 22)[None])
+    except UntestedError:
+        raise
+    except Exception as error:
+        raise UntestedError(f"model: {shorten(error)}") from error
+    return model, needs_is_decoder
+
+
+def check(model: Any) -> list[Any]:
+    """Compare layers inside the model with `DonorLayer`s; returns how these run."""
+    served, refusals = [], []
+    number = model.config.num_hidden_layers
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        try:
+            save_quietly(model, checkpoint)
+        except Exception as error:
+            raise UntestedError(f"saving: {shorten(error)}") from error
+        for index in range(number):
+            try:
+                donor = DonorLayer.from_pretrained(cut_artifact(checkpoint, [index], Path(folder) / f"layer-{index}"))
+            except LayerSurgeonError as error:
+                refusals.append(error)
+                continue
+            traits = donor.probe()[0]
+            if traits.not_causal is not None:
+                raise RefusedError(traits.not_causal)
+            for padding in PADDINGS:
+                found = difference(model, donor, index, padding)
+                if found != 0:
+                    raise RefusedError(f"layer {index} of {number} alone differs by {found:.2g} (padding: {padding})")
+            served.append(traits)
+    if not served:
+        raise RefusedError(shorten(refusals[0])) from refusals[0]
+    return served
+
+
+def shorten(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:237]}..."
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def expire(*_: Any) -> None:
+        raise UntestedError(f"took more than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+if __name__ == "__main__":
+    main()
