@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
+from layer_surgeon.checkpoint.sources.hub import HubSource
 from tests.support.loopback_hub import LoopbackHub
 
 
@@ -75,3 +77,15 @@ def test_the_metadata_api_can_be_switched_off(hub: LoopbackHub, tmp_path: Path) 
         "print(HfApi().get_paths_info('owner/name', ['config.json'])[0].size)"
     )
     assert run(hub, tmp_path, code).split() == ["404", "main", "2"]
+
+
+@pytest.mark.usefixtures("hub")
+def test_latency_and_bandwidth_take_their_time() -> None:
+    with LoopbackHub(latency=0.05, bytes_per_second=1e6) as slow:
+        slow.add_repo("owner/name", {"model.safetensors": bytes(200_000)})
+        started = monotonic()
+        source = HubSource("owner/name", endpoint=slow.endpoint)
+        assert monotonic() - started >= 0.1
+        started = monotonic()
+        assert source.read_range("model.safetensors", 0, 200_000) == bytes(200_000)
+        assert monotonic() - started >= 0.05 + 0.1 + 0.2
