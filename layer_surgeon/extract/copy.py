@@ -6,10 +6,10 @@ than reading. Memory stays at a few buffers of 1 MiB, however long the layer is.
 """
 
 import errno
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,40 +17,42 @@ from typing import Any
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
 from layer_surgeon.errors import ArtifactError
-from layer_surgeon.extract.plan import ExtractionPlan, Piece, Segment
+from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_file, hash_tensors
+from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
+from layer_surgeon.extract.plan import ExtractionPlan, Piece
 from layer_surgeon.progress import Progress
 
 # What can be taken back by choosing another place, unlike a failing disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Digests:
-    """sha256 of a file of weights and of the tensors in it, as hex."""
-
-    file: str
-    tensors: dict[str, str]
-
-
-def copy_tensors(source: Source, plan: ExtractionPlan, path: Path, progress: Progress) -> Digests:
+def copy_tensors(
+    source: Source, plan: ExtractionPlan, path: Path, progress: Progress, *, journal: tuple[Path, str] | None = None
+) -> Digests:
     """Write the planned file of weights, and hash it.
 
     Args:
         source: Where the plan's bytes lie.
         plan: What to read and where it goes.
-        path: The file to write; it must not exist.
+        path: The file to write. What it holds is used again as far as the journal proves it.
         progress: Told about source bytes as they arrive.
+        journal: Its path and identity, for a copy that can go on after it was cut off; None keeps none.
 
     Raises:
         SourceError: The source can't be read.
         ArtifactError: The disk is full.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.ftruncate(descriptor, plan.num_out_bytes)
-            _write_all(descriptor, plan.header, 0)
-            return _run(source, plan, descriptor, progress)
+            write_all(descriptor, plan.header, 0)
+            opened = None if journal is None else Journal(*journal, plan, descriptor)
+            try:
+                return _run(source, plan, descriptor, progress, opened)
+            finally:
+                if opened is not None:
+                    opened.close()
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -62,24 +64,28 @@ def copy_tensors(source: Source, plan: ExtractionPlan, path: Path, progress: Pro
         raise
 
 
-def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progress) -> Digests:
-    front = _Front(plan)
-    lock = threading.Lock()
-
-    def report(amount: int) -> None:
-        with lock:
-            progress.advance(amount)
-
+def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progress, journal: Journal | None) -> Digests:
+    copy = _Copy(
+        source=source,
+        descriptor=descriptor,
+        front=Front(plan),
+        progress=progress,
+        journal=journal,
+        lock=threading.Lock(),
+    )
+    good = (0,) * len(plan.pieces) if journal is None else journal.good
+    if any(good):
+        progress.notice(f"{sum(good):,} of {plan.num_bytes:,} bytes are already there from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
         # The followers come first, so that they have threads from the start.
-        whole = pool.submit(_hash_whole, descriptor, plan, front)
-        each = pool.submit(_hash_each, descriptor, plan, front)
-        reads = [pool.submit(_copy_piece, source, piece, descriptor, front, report) for piece in plan.pieces]
+        whole = pool.submit(hash_file, descriptor, plan, copy.front)
+        each = pool.submit(hash_tensors, descriptor, plan, copy.front)
+        reads = [pool.submit(copy.piece, index, piece, good[index]) for index, piece in enumerate(plan.pieces)]
         try:
             _first_failure([whole, each, *reads])
         except BaseException:
-            front.stop()
+            copy.front.stop()
             for future in reads:
                 future.cancel()
             raise
@@ -91,70 +97,51 @@ def _first_failure(futures: Sequence[Future[Any]]) -> None:
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     failures = [error for future in done if (error := future.exception()) is not None]
     # A follower that was stopped is a consequence; the reader's error is the reason.
-    for error in sorted(failures, key=lambda error: isinstance(error, _StoppedError)):
+    for error in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise error
 
 
-class _StoppedError(Exception):
-    """Another thread failed."""
+@dataclass(frozen=True, kw_only=True)
+class _Copy:
+    """What the readers share."""
 
+    source: Source
+    descriptor: int
+    front: Front
+    progress: Progress
+    journal: Journal | None
+    lock: threading.Lock
 
-class _Front:
-    """How far the file is written without a hole, for the followers to wait on."""
+    def piece(self, index: int, piece: Piece, good: int) -> None:
+        """Read one piece from its byte `good` on, and write it."""
+        self._report(good)
+        place = piece.range
+        chunks = _Chunks(self.source.stream_range(place.file, place.start + good, place.length - good))
+        position, noted, crc = 0, good, 0
+        for segment in piece.segments:
+            block, out_block = segment.codec.block_bytes, segment.codec.out_block_bytes
+            done = min(max(good - position, 0), segment.length)
+            written = done // block * out_block
+            if done:
+                self.front.add(segment, written)
+            while done < segment.length:
+                # Conversions hold several copies of a chunk, so it stays at 1 MiB however long a block's result is.
+                blocks = chunks.take(min(segment.length - done, max(block, CHUNK_BYTES // block * block)), block)
+                result = segment.codec.convert(blocks)
+                write_all(self.descriptor, result, segment.offset + written)
+                written, done = written + len(result), done + len(blocks)
+                if self.journal is not None:
+                    crc = zlib.crc32(result, crc)
+                    if position + done - noted >= STRETCH_BYTES or position + done == place.length:
+                        self.journal.add(index, noted, position + done, crc)
+                        noted, crc = position + done, 0
+                self.front.add(segment, written)
+                self._report(len(blocks))
+            position += segment.length
 
-    def __init__(self, plan: ExtractionPlan) -> None:
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._written: dict[int, int] = {}
-        segments = [segment for piece in plan.pieces for segment in piece.segments]
-        self._order = sorted((segment.offset, segment.out_length) for segment in segments)
-        self._next = 0
-        self._position = len(plan.header)
-        self._end = plan.num_out_bytes
-
-    def add(self, segment: Segment, written: int) -> None:
-        """Say that the first `written` bytes of a segment are in the file."""
-        with self._changed:
-            if self._stopped:
-                raise _StoppedError
-            self._written[segment.offset] = written
-            while self._next < len(self._order):
-                offset, length = self._order[self._next]
-                have = self._written.get(offset, 0)
-                self._position = offset + have
-                if have < length:
-                    break
-                self._next += 1
-            self._changed.notify_all()
-
-    def wait_beyond(self, position: int) -> int:
-        """Wait until more than `position` bytes are whole, and return how many are."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._position > position or position >= self._end)
-            if self._stopped:
-                raise _StoppedError
-            return self._position
-
-    def stop(self) -> None:
-        """Wake and end all threads."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-
-def _copy_piece(source: Source, piece: Piece, descriptor: int, front: _Front, report: Callable[[int], None]) -> None:
-    reader = source.stream_range(piece.range.file, piece.range.start, piece.range.length)
-    chunks = _Chunks(reader)
-    for segment in piece.segments:
-        block, written, left = segment.codec.block_bytes, 0, segment.length
-        while left:
-            # Conversions hold several copies of a chunk: the chunk stays at 1 MiB however long a block's result is.
-            blocks = chunks.take(min(left, max(block, CHUNK_BYTES // block * block)), block)
-            result = segment.codec.convert(blocks)
-            _write_all(descriptor, result, segment.offset + written)
-            written, left = written + len(result), left - len(blocks)
-            front.add(segment, written)
-            report(len(blocks))
+    def _report(self, amount: int) -> None:
+        with self.lock:
+            self.progress.advance(amount)
 
 
 class _Chunks:
@@ -181,36 +168,9 @@ class _Chunks:
         return memoryview(joined)
 
 
-def _write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
+def write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write bytes at a position of a file."""
     view = memoryview(content)
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
-
-
-def _hash_whole(descriptor: int, plan: ExtractionPlan, front: _Front) -> str:
-    digest = hashlib.sha256()
-    for chunk in _follow(descriptor, front, 0, plan.num_out_bytes):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _hash_each(descriptor: int, plan: ExtractionPlan, front: _Front) -> dict[str, str]:
-    digests = {}
-    for tensor in plan.planned:
-        digest = hashlib.sha256()
-        for chunk in _follow(descriptor, front, tensor.offset, tensor.num_bytes):
-            digest.update(chunk)
-        digests[tensor.name] = digest.hexdigest()
-    return digests
-
-
-def _follow(descriptor: int, front: _Front, start: int, length: int) -> Iterator[bytes]:
-    """A part of the file in chunks, each as soon as it is written."""
-    position, end = start, start + length
-    while position < end:
-        ready = min(front.wait_beyond(position), end)
-        while position < ready:
-            chunk = os.pread(descriptor, min(CHUNK_BYTES, ready - position), position)
-            yield chunk
-            position += len(chunk)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,14 @@ from typing import Any
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
-from layer_surgeon.errors import ArtifactError, LayerSurgeonError
+from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import CONFIG_FILE, MODEL_TYPE, LayerArtifact, is_artifact, read_config
 from layer_surgeon.extract.card import README_FILE, read_licence, read_licence_files, write_card
-from layer_surgeon.extract.copy import Digests, copy_tensors
+from layer_surgeon.extract.copy import copy_tensors
+from layer_surgeon.extract.follow import Digests
+from layer_surgeon.extract.journal import plan_identity
 from layer_surgeon.extract.plan import ExtractionPlan, plan_extraction
+from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, layer_name
 
@@ -35,7 +36,8 @@ def extract_layer(
     """Take one or more decoder layers out of a checkpoint, reading only their bytes.
 
     The artifact is written beside its place and moved there when it is whole. An artifact of the same layers of the
-    same commit in the same dtype that is already there is used again.
+    same commit in the same dtype that is already there is used again. After a network failure, an interruption or a
+    kill, the same call goes on with what was not read yet.
 
     Args:
         source: A folder, a safetensors or GGUF file, a Hub repo id, or an open checkpoint.
@@ -111,55 +113,37 @@ def _extract(
     checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, force: bool, progress: Progress
 ) -> LayerArtifact:
     licence, licence_files = read_licence(checkpoint), read_licence_files(checkpoint)
-    made = _make_parents(folder)
-    temporary = None
+    staging = Staging(folder, plan.num_out_bytes)
     try:
-        _check_space(folder.parent, plan.num_out_bytes)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        temporary.chmod(0o755)  # mkdtemp makes a private folder; the artifact is an ordinary one
-        progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes, "bytes")
-        digests = copy_tensors(checkpoint.source, plan, temporary / SINGLE_FILE, progress)
-        progress.end()
-        config = _describe(checkpoint, plan, digests, licence)
-        texts: dict[str, bytes] = {
-            **licence_files,
-            README_FILE: write_card(checkpoint, plan, licence, list(licence_files)).encode(),
-            CONFIG_FILE: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
-        }
-        for name, content in texts.items():
-            (temporary / name).write_bytes(content)
-        return LayerArtifact(_put_in_place(temporary, folder, config, force, progress), config)
-    except BaseException as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            parent.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, LayerSurgeonError):
-            raise ArtifactError(f"{folder} can't be written: {error.strerror or error}. Name another one.") from error
-        raise
-
-
-def _put_in_place(temporary: Path, folder: Path, config: dict[str, Any], force: bool, progress: Progress) -> Path:
-    """Move a whole artifact to its place; what is there already is replaced only at the very end."""
-    if not folder.exists():
-        temporary.rename(folder)
-        return folder
-    if not any(folder.iterdir()):
-        folder.rmdir()
-        temporary.rename(folder)
-        return folder
-    if read_config(folder).get("sha256") == config["sha256"]:
-        # The same bytes: what is there stays, and whoever links to it is not disturbed.
-        shutil.rmtree(temporary)
-        progress.notice(f"{folder} already holds exactly these bytes.")
-        return folder
-    if not force:
-        raise _another_layer(folder)
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    folder.rename(old / folder.name)
-    temporary.rename(folder)
-    shutil.rmtree(old)
-    return folder
+        with staging:
+            journal = None
+            if checkpoint.commit is not None and checkpoint.source.connections > 1:
+                # From a local disk everything is read again sooner than a journal is checked.
+                where = (checkpoint.source.name, checkpoint.commit)
+                journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
+            progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes, "bytes")
+            digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
+            progress.end()
+            config = _describe(checkpoint, plan, digests, licence)
+            texts: dict[str, bytes] = {
+                **licence_files,
+                README_FILE: write_card(checkpoint, plan, licence, list(licence_files)).encode(),
+                CONFIG_FILE: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+            }
+            for name, content in texts.items():
+                (staging.path / name).write_bytes(content)
+            if is_artifact(folder) and read_config(folder).get("sha256") == digests.file:
+                # The same bytes: what is there stays, and whoever links to it is not disturbed.
+                staging.drop()
+                progress.notice(f"{folder} already holds exactly these bytes.")
+            elif is_artifact(folder) and not force:
+                raise _another_layer(folder)
+            else:
+                staging.put_in_place()
+            return LayerArtifact(folder, config)
+    finally:
+        if staging.kept:
+            progress.notice(f"What was read is kept in {staging.path}; the same command goes on from there.")
 
 
 def _describe(
@@ -193,22 +177,3 @@ def _describe(
             "tensors": tensors,
         },
     }
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Create the folders above, and return those that were not there, innermost first."""
-    missing = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{folder.parent} can't be created: {error.strerror}. Name another folder.") from error
-    return missing
-
-
-def _check_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise ArtifactError(
-            f"The layer takes {num_bytes:,} bytes, but the disk of {folder} has {free:,} left. "
-            "Free some space, or choose another place with --output or --workspace."
-        )

@@ -204,22 +204,22 @@ def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, .
 def _split(run: list[PlannedTensor], limit: int) -> list[Piece]:
     """Cut a run of neighbouring tensors into pieces of about `limit` source bytes, between two blocks."""
     length = sum(tensor.source.num_bytes for tensor in run)
-    aim = -(-length // max(1, round(length / limit)))
+    number = max(1, round(length / limit))
     pieces: list[Piece] = []
-    start, segments, filled = run[0].source.offset, list[Segment](), 0
+    segments: list[Segment] = []
+    start = run[0].source.offset
+    position = 0
     for tensor in run:
-        done = 0
+        done, block = 0, tensor.codec.block_bytes
         while done < tensor.source.num_bytes:
-            block = tensor.codec.block_bytes
-            room = max(block, (aim - filled) // block * block)
-            take = min(tensor.source.num_bytes - done, room)
+            # Up to the next of the evenly spaced cuts, or the first end of a block behind it.
+            cut = -(-length * (len(pieces) + 1) // number)
+            take = min(tensor.source.num_bytes - done, max(1, -(-(cut - position) // block)) * block)
             segments.append(_segment(tensor, done, take))
-            done, filled = done + take, filled + take
-            if filled + block > aim:
+            done, position = done + take, position + take
+            if position >= cut:
                 pieces.append(_piece(tensor.source.file, start, segments))
-                start, segments, filled = start + filled, [], 0
-    if segments:
-        pieces.append(_piece(run[0].source.file, start, segments))
+                start, segments = run[0].source.offset + position, []
     return pieces
 
 

@@ -1,0 +1,103 @@
+"""Hashing behind the readers: followers read the file back as it grows without a hole, and hash what it holds."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES
+from layer_surgeon.extract.plan import ExtractionPlan, Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """sha256 of a file of weights and of the tensors in it, as hex."""
+
+    file: str
+    tensors: dict[str, str]
+
+
+class StoppedError(Exception):
+    """Another thread failed, so that this one has nothing to wait for."""
+
+
+class Front:
+    """How far a planned file is written without a hole, for the followers to wait on."""
+
+    def __init__(self, plan: ExtractionPlan) -> None:
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._written: dict[int, int] = {}
+        segments = [segment for piece in plan.pieces for segment in piece.segments]
+        self._order = sorted((segment.offset, segment.out_length) for segment in segments)
+        self._next = 0
+        self._position = len(plan.header)
+        self._end = plan.num_out_bytes
+
+    def add(self, segment: Segment, written: int) -> None:
+        """Say that the first `written` bytes of a segment are in the file.
+
+        Raises:
+            StoppedError: The work was stopped.
+        """
+        with self._changed:
+            if self._stopped:
+                raise StoppedError
+            self._written[segment.offset] = written
+            while self._next < len(self._order):
+                offset, length = self._order[self._next]
+                have = self._written.get(offset, 0)
+                self._position = offset + have
+                if have < length:
+                    break
+                self._next += 1
+            self._changed.notify_all()
+
+    def wait_beyond(self, position: int) -> int:
+        """Wait until more than `position` bytes are whole, and return how many are.
+
+        Raises:
+            StoppedError: The work was stopped.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._position > position or position >= self._end)
+            if self._stopped:
+                raise StoppedError
+            return self._position
+
+    def stop(self) -> None:
+        """Wake and end all threads."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def hash_file(descriptor: int, plan: ExtractionPlan, front: Front) -> str:
+    """sha256 of the whole file."""
+    digest = hashlib.sha256()
+    for chunk in _follow(descriptor, front, 0, plan.num_out_bytes):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_tensors(descriptor: int, plan: ExtractionPlan, front: Front) -> dict[str, str]:
+    """sha256 of each tensor."""
+    digests = {}
+    for tensor in plan.planned:
+        digest = hashlib.sha256()
+        for chunk in _follow(descriptor, front, tensor.offset, tensor.num_bytes):
+            digest.update(chunk)
+        digests[tensor.name] = digest.hexdigest()
+    return digests
+
+
+def _follow(descriptor: int, front: Front, start: int, length: int) -> Iterator[bytes]:
+    """A part of the file in chunks, each as soon as it is written."""
+    position, end = start, start + length
+    while position < end:
+        ready = min(front.wait_beyond(position), end)
+        while position < ready:
+            chunk = os.pread(descriptor, min(CHUNK_BYTES, ready - position), position)
+            yield chunk
+            position += len(chunk)

@@ -1,0 +1,219 @@
+"""An extraction that was cut off goes on from there: the same bytes, read once, and never of two commits."""
+
+import json
+import os
+import random
+import subprocess
+import time
+
+import pytest
+
+from layer_surgeon import LayerArtifact, extract_layer
+from layer_surgeon.checkpoint.sources import hub as hub_module
+from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.errors import ArtifactError, SourceError
+from layer_surgeon.extract import copy as copy_module
+from layer_surgeon.extract import plan as plan_module
+from layer_surgeon.extract.journal import STRETCH_BYTES
+from layer_surgeon.extract.staging import Staging
+from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.command_line import SURGEON
+from tests.support.hub_faults import cut, status
+from tests.support.loopback_hub import LoopbackHub
+
+SMALL = LLAMA_8B | {
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 40,
+}
+PIECE, STRETCH = 2_000_000, 500_000
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(HubSource, "limits", HubLimits(tries=1, bad_answer_tries=1, base_wait=0.001, max_wait=0.002))
+    monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(copy_module, "STRETCH_BYTES", STRETCH)
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(
+            hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=hub.endpoint, token=False)
+        )
+        hub.add_repo("owner/model", write_sparse_checkpoint(tmp_path / "donor", SMALL, [0, 1]))
+        yield hub
+
+
+def wanted(tmp_path):
+    """The artifact as it comes from the folder itself."""
+    return extract_layer(tmp_path / "donor", -1, tmp_path / "expected")
+
+
+def weight_bytes(hub):
+    """Bytes of weights that the CDN sent, headers of files apart."""
+    return sum(
+        request.body_bytes
+        for request in hub.requests
+        if request.server == "cdn" and not request.range.startswith(("bytes=0-", "bytes=8-"))
+    )
+
+
+class Notices:
+    def __init__(self):
+        self.notices = []
+        self.done = 0
+
+    def begin(self, description, total, unit):
+        self.total = total
+
+    def advance(self, amount):
+        self.done += amount
+
+    def metrics(self, values):
+        pass
+
+    def end(self):
+        pass
+
+    def notice(self, message):
+        self.notices.append(message)
+
+
+def cut_off(hub, tmp_path, after=1_500_000):
+    """An extraction whose connections all break after some bytes."""
+    hub.faults.add(cut(after), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    with pytest.raises(SourceError):
+        extract_layer("owner/model", -1, tmp_path / "out")
+    hub.faults.clear()
+
+
+def test_it_goes_on_after_the_network_was_lost(hub, tmp_path):
+    expected = wanted(tmp_path)
+    cut_off(hub, tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.partial").is_dir()
+    hub.reset_log()
+    progress = Notices()
+    artifact = extract_layer("owner/model", -1, tmp_path / "out", progress=progress)
+    assert artifact.sha256 == expected.sha256
+    artifact.verify()
+    good = artifact.num_bytes - weight_bytes(hub)
+    assert good >= 1_000_000  # a chunk at least arrived on one of the connections
+    assert any(f"{good:,} of {artifact.num_bytes:,}" in notice for notice in progress.notices)
+    assert progress.done == progress.total == artifact.num_bytes
+    assert not (tmp_path / ".out.partial").exists()
+    assert not [path.name for path in artifact.path.iterdir() if path.name.startswith(".")]
+
+
+def test_it_says_that_it_can_go_on(hub, tmp_path):
+    progress = Notices()
+    hub.faults.add(cut(1_500_000), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    with pytest.raises(SourceError):
+        extract_layer("owner/model", -1, tmp_path / "out", progress=progress)
+    assert any("goes on from there" in notice for notice in progress.notices)
+
+
+def test_a_refusal_before_the_first_byte_leaves_nothing(hub, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    hub.faults.add(status(503), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    with pytest.raises(SourceError):
+        extract_layer("owner/model", -1, tmp_path / "new" / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_was_damaged_meanwhile_is_read_again(hub, tmp_path):
+    cut_off(hub, tmp_path)
+    weights = tmp_path / ".out.partial" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    length = 8 + int.from_bytes(raw[:8], "little")
+    for position in range(length, len(raw), 100_000):
+        raw[position] ^= 0xFF
+    weights.write_bytes(raw)
+    hub.reset_log()
+    artifact = extract_layer("owner/model", -1, tmp_path / "out")
+    artifact.verify()
+    assert artifact.sha256 == wanted(tmp_path).sha256
+    assert weight_bytes(hub) == artifact.num_bytes
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-7], lambda raw: raw[:3], lambda raw: raw + b'{"piece": 0', bytes])
+def test_a_torn_journal_is_no_harm(hub, tmp_path, damage):
+    cut_off(hub, tmp_path)
+    journal = tmp_path / ".out.partial" / ".journal"
+    journal.write_bytes(damage(journal.read_bytes()))
+    artifact = extract_layer("owner/model", -1, tmp_path / "out")
+    artifact.verify()
+    assert artifact.sha256 == wanted(tmp_path).sha256
+
+
+def test_another_commit_starts_over(hub, tmp_path):
+    cut_off(hub, tmp_path)
+    newer = write_sparse_checkpoint(tmp_path / "newer", SMALL | {"rms_norm_eps": 1e-6}, [0, 1])
+    shard = next(newer.glob("*.safetensors"))
+    raw = bytearray(shard.read_bytes())
+    for position in range(len(raw) - 2_000, len(raw)):
+        raw[position] ^= 1
+    shard.write_bytes(raw)
+    hub.router.repos["models", "owner/model"].commit(newer)
+    hub.reset_log()
+    artifact = extract_layer("owner/model", -1, tmp_path / "out")
+    assert weight_bytes(hub) == artifact.num_bytes
+    assert artifact.sha256 == extract_layer(newer, -1, tmp_path / "expected").sha256
+
+
+def test_another_layer_starts_over(hub, tmp_path):
+    cut_off(hub, tmp_path)
+    artifact = extract_layer("owner/model", 0, tmp_path / "out")
+    artifact.verify()
+    assert artifact.layer_indices == (0,)
+    assert artifact.sha256 == extract_layer(tmp_path / "donor", 0, tmp_path / "expected").sha256
+
+
+def test_two_at_once_do_not_mix(hub, tmp_path):
+    with Staging(tmp_path / "out", 10):
+        with pytest.raises(ArtifactError, match="Another process is writing"):
+            extract_layer("owner/model", -1, tmp_path / "out")
+        assert (tmp_path / ".out.partial").is_dir()
+
+
+LARGE = SMALL | {"hidden_size": 2048, "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 4}
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path):
+    kills = int(os.environ.get("SURGEON_KILLS", "4"))
+    donor = write_sparse_checkpoint(tmp_path / "donor", LARGE, [1])
+    expected = extract_layer(donor, -1, tmp_path / "expected")
+    generator = random.Random(kills)
+    command = [str(SURGEON), "extract", "owner/model", "--output", str(tmp_path / "out")]
+    with LoopbackHub(bytes_per_second=8e6) as hub:
+        hub.add_repo("owner/model", donor)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = 0
+        while done < kills:
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            # Between the first bytes of weights and the last ones: before, there is nothing to lose.
+            hub.reset_log()
+            deadline = time.monotonic() + 60
+            while not weight_bytes(hub) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 0.6))
+            process.kill()
+            process.communicate()
+            done += 1
+            if (tmp_path / "out").exists():
+                LayerArtifact.open(tmp_path / "out").verify()
+                break
+        hub.reset_log()
+        last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        read_last = weight_bytes(hub)
+    artifact = LayerArtifact.open(tmp_path / "out")
+    artifact.verify()
+    assert artifact.sha256 == expected.sha256
+    assert read_last <= artifact.num_bytes
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["sha256"] == expected.sha256
+    assert artifact.num_bytes / 8 > STRETCH_BYTES
+    assert last.returncode == 0
