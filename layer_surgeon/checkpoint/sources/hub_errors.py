@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 # 425 is what a proxy says that does not take a repeated request yet; the rest is what huggingface_hub retries.
 _COME_BACK_LATER = (408, 425, 429)
 # Base of every exception of the HTTP client that this huggingface_hub uses: httpx up to 1.x, httpx2 from 2.0 on.
-_CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _SAID_ALOUD_SECONDS = 5.0
 
 
@@ -181,7 +181,7 @@ class Asker:
             ) from error
         except HfHubHTTPError as error:
             raise self._refusal(error, what) from error
-        except (_CLIENT_ERROR, OSError) as error:
+        except (CLIENT_ERROR, OSError) as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise TroubleError(
                 f"{self.endpoint} or its CDN did not answer as it should ({reason})",

@@ -2,8 +2,9 @@
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -11,6 +12,7 @@ from huggingface_hub import get_session, hf_hub_url
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.gather import gather
 from layer_surgeon.checkpoint.sources.hub_errors import (
     Asker,
     HubLimits,
@@ -134,7 +136,7 @@ class HubFiles:
             return _Place(file=file, url=url, size=file.size, host="the Hub")
         head = self._head(file, url)
         self._check_commit(file, head.headers.get("x-repo-commit"))
-        etag = _plain_etag(head.headers.get("x-linked-etag") or head.headers.get("etag"))
+        etag = plain_etag(head.headers.get("x-linked-etag") or head.headers.get("etag"))
         # Of a mirror, the ETag may be something else than the sha256, and can only be compared with itself.
         known = file.sha256 if _SHA256.fullmatch(etag or "") else None
         self._check_etag(file, "the Hub", etag, known=known)
@@ -183,7 +185,7 @@ class HubFiles:
         ):
             self._check_status(place, response, 206 if ranged else 200)
             self._check_headers(place, response, start, length, ranged=ranged)
-            yield from _exactly(length, response.iter_raw(), place)
+            yield from gather(length, response.iter_raw(), place, partial(_broken, place))
 
     def _check_status(self, place: _Place, response: Any, wanted: int) -> None:
         status = response.status_code
@@ -220,7 +222,7 @@ class HubFiles:
             raise _broken(place, f"it announced {said} bytes where {length} were asked for")
         on_hub = self._on_hub(str(response.url))
         known = place.file.blob_id if on_hub and place.file.in_git else None
-        etag = _plain_etag(headers.get("etag"))
+        etag = plain_etag(headers.get("etag"))
         self._check_etag(place.file, urlsplit(str(response.url)).netloc, etag, known=known)
         if self._on_hub(place.url):
             commits = [answer.headers.get("x-repo-commit") for answer in (*response.history, response)]
@@ -256,29 +258,6 @@ class HubFiles:
         return _origin(url) == _origin(self._asker.endpoint)
 
 
-def _exactly(length: int, pieces: Iterable[bytes], place: _Place) -> Iterator[memoryview]:
-    """`pieces`, gathered into chunks of CHUNK_BYTES in one buffer. The last one waits until the body has ended."""
-    buffer = bytearray(min(CHUNK_BYTES, length))
-    view = memoryview(buffer)
-    filled = done = 0
-    for piece in pieces:
-        if done + filled + len(piece) > length:
-            raise _broken(place, f"it sent more than the {length} bytes that were asked for")
-        rest = memoryview(piece)
-        while rest:
-            if filled == len(buffer):
-                yield view
-                done, filled = done + filled, 0
-            count = min(len(rest), len(buffer) - filled)
-            view[filled : filled + count] = rest[:count]
-            filled, rest = filled + count, rest[count:]
-    # What arrived of a body that was cut off is good, and need not be asked for again.
-    if filled:
-        yield view[:filled]
-    if done + filled < length:
-        raise TroubleError(f"{place} ended its answer after {done + filled} of {length} bytes")
-
-
 def _broken(place: _Place, how: str) -> TroubleError:
     return TroubleError(
         f"{place} does not answer as asked: {how}",
@@ -289,7 +268,8 @@ def _broken(place: _Place, how: str) -> TroubleError:
     )
 
 
-def _plain_etag(etag: str | None) -> str | None:
+def plain_etag(etag: str | None) -> str | None:
+    """The tag alone: how strongly it promises does not matter where only equal answers are let through."""
     return etag.removeprefix("W/").strip('"') if etag else None
 
 
