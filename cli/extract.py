@@ -18,8 +18,10 @@ app = new_app()
 def extract(
     source: Annotated[str, typer.Argument(help="A Hub repo id, a folder, or a safetensors or GGUF file.")],
     layer: Annotated[
-        list[int] | None,
-        typer.Option("--layer", "-l", help="Which layer; negative counts from the end. Repeat it for several."),
+        list[str] | None,
+        typer.Option(
+            "--layer", "-l", help="Which layer: 31, -1 (the last), or 30:32 (30 and 31). Repeat it for several."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the layer artifact (default: in the workspace).")
@@ -31,6 +33,9 @@ def extract(
         typer.Option(help="Convert to this dtype (default: the donor's bytes as they are)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read; read no weights.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Extract nothing: compare the layer artifact SOURCE with its sha256s.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what the output folder holds.")] = False,
     *,
     ui: Ui,
@@ -39,7 +44,9 @@ def extract(
 
     Without --layer it is the last one.
     """
-    layers = layer or [-1]
+    if verify:
+        return _verify(ui, source)
+    layers = layer or ["-1"]
     if dry_run:
         return _plan(ui, open_checkpoint(source, revision=revision, token=token), layers)
     artifact = extract_layer(
@@ -58,7 +65,15 @@ def extract(
     return _document(artifact)
 
 
-def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[int]) -> dict[str, Any]:
+def _verify(ui: Ui, folder: str) -> dict[str, Any]:
+    artifact = LayerArtifact.open(folder)
+    artifact.verify()
+    if not ui.as_json:
+        ui.line(f"All {len(artifact.recorded)} tensors are, byte for byte, those that were extracted.")
+    return _document(artifact) | {"verified": True}
+
+
+def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[str]) -> dict[str, Any]:
     plan = plan_extraction(checkpoint, layer=layers)
     if not ui.as_json:
         rows = [(t.name, t.dtype, "x".join(map(str, t.shape)), format_bytes(t.num_bytes), t.file) for t in plan.tensors]

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from layer_surgeon.extract.copy import copy_tensors
 from layer_surgeon.extract.follow import Digests
 from layer_surgeon.extract.journal import plan_identity
 from layer_surgeon.extract.plan import ExtractionPlan, plan_extraction
+from layer_surgeon.extract.selection import LayerSelection
 from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, layer_name
@@ -23,7 +23,7 @@ from layer_surgeon.workspace import Workspace, layer_name
 
 def extract_layer(
     source: str | os.PathLike[str] | Checkpoint,
-    layer: int | Sequence[int] = -1,
+    layer: LayerSelection = -1,
     output: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
@@ -41,7 +41,8 @@ def extract_layer(
 
     Args:
         source: A folder, a safetensors or GGUF file, a Hub repo id, or an open checkpoint.
-        layer: A layer's index, or several in the order in which they are to be computed; negative counts from the end.
+        layer: A layer's index (negative counts from the end), a slice such as `"30:32"`, or several of them, in the
+            order in which they are to be computed.
         output: The artifact's folder; None is a folder in the workspace, which then is the latest layer.
         revision: Branch, tag or commit of a Hub repo; None is its main branch.
         token: Access token for a Hub repo; None takes the one that is logged in.

@@ -1,7 +1,6 @@
 """What an extraction will read and write, known to the byte before the first byte of a weight is read."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +9,7 @@ from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
 from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, plain_codec
+from layer_surgeon.extract.selection import LayerSelection, select_layers
 
 # Over a link of 80 ms per request and 50 MB/s per connection, pieces below 8 MiB lose more to requests than they gain.
 MIN_PIECE_BYTES = 8 << 20
@@ -109,14 +109,13 @@ class ExtractionPlan:
         return NAME_OF_CODE.get(max(sizes, key=lambda code: sizes[code]), "unknown")
 
 
-def plan_extraction(
-    checkpoint: Checkpoint, layer: int | Sequence[int] = -1, *, dtype: str | None = None
-) -> ExtractionPlan:
+def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype: str | None = None) -> ExtractionPlan:
     """Plan which bytes make up one or more layers.
 
     Args:
         checkpoint: An open checkpoint; the headers of the files that hold the layers are read.
-        layer: A layer's index, or several in the order in which they are to be computed; negative counts from the end.
+        layer: A layer's index (negative counts from the end), a slice such as `"30:32"`, or several of them, in the
+            order in which they are to be computed.
         dtype: `float32`, `bfloat16` or `float16`; None keeps the donor's bytes (a GGUF's are dequantised to float32).
 
     Raises:
@@ -128,10 +127,7 @@ def plan_extraction(
     """
     if dtype is not None and dtype not in CODE_OF_NAME:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
-    layers = [layer] if isinstance(layer, int) else list(layer)
-    indices = [checkpoint.layer_index(index) for index in layers]
-    if not indices or len(set(indices)) != len(indices):
-        raise ConfigError(f"layer is {layers}; it must name at least one layer, and none twice.")
+    indices = select_layers(checkpoint, layer)
     if checkpoint.quantization is not None:
         raise UnsupportedArchitectureError(
             f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its bytes are no plain numbers. "
@@ -144,7 +140,7 @@ def plan_extraction(
             named.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info))
     planned, header = _lay_out(checkpoint, named, dtype)
     pieces = _cut(planned, checkpoint.source.connections)
-    return ExtractionPlan(layer_indices=tuple(indices), planned=planned, pieces=pieces, header=header)
+    return ExtractionPlan(layer_indices=indices, planned=planned, pieces=pieces, header=header)
 
 
 def _lay_out(

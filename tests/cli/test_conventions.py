@@ -59,7 +59,7 @@ def test_version(tmp_path):
     [
         ("nonsense",),
         ("extract",),
-        ("extract", "x", "--layer", "first"),
+        ("extract", "x", "--dtype", "int3"),
         ("extract", "x", "--nonsense"),
         ("graft", "x", "--pooling", "y"),
     ],

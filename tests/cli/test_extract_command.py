@@ -57,6 +57,25 @@ def test_extract_in_json(donor, tmp_path):
     assert again.err == ""
 
 
+def test_several_layers_by_a_slice(donor, tmp_path):
+    result = surgeon("extract", donor, "--layer", "-2:", "-o", "out", "--json", cwd=tmp_path)
+    assert result.document()["layer_indices"] == [2, 3]
+
+
+def test_verify(donor, tmp_path):
+    assert surgeon("extract", donor, "-o", "out", cwd=tmp_path).code == 0
+    good = surgeon("extract", "--verify", "out", cwd=tmp_path)
+    assert good.code == 0
+    assert "All 9 tensors" in good.out
+    weights = tmp_path / "out" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    bad = surgeon("extract", "out", "--verify", cwd=tmp_path)
+    assert bad.code == 1
+    assert "are not those that were extracted" in bad.err
+
+
 def test_a_dry_run_writes_nothing(donor, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = surgeon("extract", donor, "--layer", "1", "--dry-run", "--json", cwd=tmp_path)

@@ -98,6 +98,23 @@ def test_wide_elements_are_aligned(tmp_path):
     assert all(tensor.offset % tensor.codec.block_bytes == 0 for tensor in plan.planned)
 
 
+@pytest.mark.parametrize(
+    ("layer", "indices"),
+    [
+        ("-1", (3,)),
+        ("1:3", (1, 2)),
+        ("-2:", (2, 3)),
+        (":1", (0,)),
+        (":", (0, 1, 2, 3)),
+        ("2:4", (2, 3)),
+        (["3", "0:2"], (3, 0, 1)),
+        ([-1, "0"], (3, 0)),
+    ],
+)
+def test_layers_are_named_by_number_or_slice(checkpoint, layer, indices):
+    assert plan_extraction(checkpoint, layer).layer_indices == indices
+
+
 def test_bad_arguments(checkpoint):
     with pytest.raises(LayerNotFoundError, match="no layer 99"):
         plan_extraction(checkpoint, 99)
@@ -105,6 +122,12 @@ def test_bad_arguments(checkpoint):
         plan_extraction(checkpoint, [3, -1])
     with pytest.raises(ConfigError, match="at least one"):
         plan_extraction(checkpoint, [])
+    with pytest.raises(ConfigError, match="a slice such as"):
+        plan_extraction(checkpoint, "last")
+    with pytest.raises(LayerNotFoundError, match="no layer 9"):
+        plan_extraction(checkpoint, "2:9")
+    with pytest.raises(ConfigError, match="at least one"):
+        plan_extraction(checkpoint, "3:3")
     with pytest.raises(ConfigError, match="float64"):
         plan_extraction(checkpoint, dtype="float64")
 
