@@ -3,7 +3,7 @@
 import traceback
 from typing import Any
 
-from layer_surgeon.errors import LayerSurgeonError
+from layer_surgeon.errors import ConfigError, LayerSurgeonError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -16,6 +16,7 @@ class UsageError(LayerSurgeonError):
 # First match wins. An entry is (type, exit code, what to say; {error} is the exception's own text).
 _TABLE: list[tuple[type[BaseException], int, str]] = [
     (UsageError, EXIT_USAGE, "{error}"),
+    (ConfigError, EXIT_USAGE, "{error}"),
     (LayerSurgeonError, EXIT_FAILED, "{error}"),
     (KeyboardInterrupt, EXIT_FAILED, "Interrupted. What was finished is kept; the same command goes on from there."),
     (MemoryError, EXIT_FAILED, "Out of memory. Use a smaller batch or a smaller model."),
