@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.summary import CheckpointSummary, TensorGroup, summarize
 
 from .command import command, new_app
@@ -59,7 +60,8 @@ def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
         "layers": f"{checkpoint.num_layers}, in {checkpoint.layer_prefix(0).removesuffix('.0.')}",
     }
     if checkpoint.quantization:
-        facts["quantised"] = f"{checkpoint.quantization}; its layers can't be taken out"
+        how = "extract with --dtype bfloat16" if is_fp8(checkpoint.config) else "its layers can't be taken out"
+        facts["quantised"] = f"{checkpoint.quantization}; {how}"
     ui.facts(facts)
     for note in checkpoint.table.notes:
         ui.line(note)

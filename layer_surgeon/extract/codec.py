@@ -20,5 +20,8 @@ class Codec(Protocol):
     out_block_bytes: int
     """What a block becomes."""
 
-    def convert(self, blocks: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-        """The artifact's bytes for a whole number of consecutive blocks."""
+    def convert(self, blocks: bytes | bytearray | memoryview, first: int = 0) -> bytes | bytearray | memoryview:
+        """The artifact's bytes for a whole number of consecutive blocks, of which the tensor's block `first` is first.
+
+        Only what belongs to a place in the tensor, such as the scale of a row, depends on `first`.
+        """

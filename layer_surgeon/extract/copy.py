@@ -127,7 +127,7 @@ class _Copy:
             while done < segment.length:
                 # Conversions hold several copies of a chunk, so it stays at 1 MiB however long a block's result is.
                 blocks = chunks.take(min(segment.length - done, max(block, CHUNK_BYTES // block * block)), block)
-                result = segment.codec.convert(blocks)
+                result = segment.codec.convert(blocks, segment.first_block + done // block)
                 write_all(self.descriptor, result, segment.offset + written)
                 written, done = written + len(result), done + len(blocks)
                 if self.journal is not None:

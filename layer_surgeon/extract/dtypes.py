@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS
+from layer_surgeon.errors import CheckpointError
 from layer_surgeon.extract.codec import Codec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ByteCopy:
         # Elements below a byte (F4, F6) only occur in tensors of whole bytes, so a byte is a block there.
         self.block_bytes = self.out_block_bytes = max(1, DTYPE_BITS[dtype] // 8)
 
-    def convert(self, blocks: Buffer) -> Buffer:
+    def convert(self, blocks: Buffer, first: int = 0) -> Buffer:
         """The same bytes."""
         return blocks
 
@@ -64,7 +65,7 @@ class FloatCast:
         self.block_bytes, self.out_block_bytes = DTYPE_BITS[source] // 8, DTYPE_BITS[target] // 8
         self._decode, self._encode = _DECODERS[source], _ENCODERS[target]
 
-    def convert(self, blocks: Buffer) -> Buffer:
+    def convert(self, blocks: Buffer, first: int = 0) -> Buffer:
         """The numbers in the other type."""
         return self._encode(self._decode(blocks)).view("u1").data
 
@@ -74,6 +75,17 @@ def plain_codec(source: str, target: str | None) -> Codec:
     if target is None or source == target or source not in PLAIN_FLOATS:
         return ByteCopy(source)
     return FloatCast(source, target)
+
+
+def decode_floats(content: Buffer, source: str) -> "np.ndarray[Any, Any]":
+    """The numbers that F64, F32, BF16 or F16 bytes stand for.
+
+    Raises:
+        CheckpointError: The dtype is another one.
+    """
+    if source not in _DECODERS:
+        raise CheckpointError(f"Numbers of the dtype {source} were expected to be one of {', '.join(_DECODERS)}.")
+    return _DECODERS[source](content)
 
 
 def encode_floats(values: "np.ndarray[Any, Any]", target: str) -> Buffer:

@@ -7,6 +7,7 @@ from typing import Any
 
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import CONFIG_FILE, MODEL_TYPE, LayerArtifact, is_artifact, read_config
@@ -161,7 +162,8 @@ def _describe(
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["DonorLayer"],
-        "donor_config": dict(checkpoint.config),
+        # The LLM's own config, verbatim; only where its weights were multiplied out, it no longer calls them quantised.
+        "donor_config": without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config),
         "layer_indices": list(plan.layer_indices),
         "dtype": plan.dtype,
         "sha256": None if digests is None else digests.file,
@@ -170,6 +172,7 @@ def _describe(
             "kind": source.kind,
             "commit": source.commit,
             "format": checkpoint.format,
+            **({"quantization": checkpoint.quantization} if checkpoint.quantization else {}),
             "files": list(plan.files),
             "layer_prefix": checkpoint.layer_prefix(plan.layer_indices[0]),
             "base_model": source.name if source.kind == "hub" else None,

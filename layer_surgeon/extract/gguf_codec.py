@@ -83,7 +83,7 @@ class _GgufCodec:
         self._quantization = quantization
         self._process = process
 
-    def convert(self, blocks: bytes | bytearray | memoryview) -> bytearray:
+    def convert(self, blocks: bytes | bytearray | memoryview, first: int = 0) -> bytearray:
         """The numbers of a whole number of blocks, as bytes."""
         source = np.frombuffer(blocks, dtype=np.uint8)
         count, rest = divmod(source.size, self.block_bytes)
@@ -91,15 +91,15 @@ class _GgufCodec:
             raise ValueError(f"{source.size} bytes are not a whole number of blocks of {self.block_bytes} bytes")
         out = bytearray(count * self.out_block_bytes)
         step = 1 if self._process is not None else max(1, _PIECE_BYTES // self.block_bytes)
-        for first in range(0, count, step):
-            last = min(first + step, count)
-            piece = source[first * self.block_bytes : last * self.block_bytes]
+        for begin in range(0, count, step):
+            end = min(begin + step, count)
+            piece = source[begin * self.block_bytes : end * self.block_bytes]
             # One row of all blocks: `gguf` walks through many short rows in Python.
             values = gguf.quants.dequantize(piece.reshape(1, -1), self._quantization).reshape(-1)
             if self._process is not None:
                 values = self._process(values)
             encoded = encode_floats(values, self.dtype)
-            out[first * self.out_block_bytes : last * self.out_block_bytes] = encoded
+            out[begin * self.out_block_bytes : end * self.out_block_bytes] = encoded
         return out
 
 

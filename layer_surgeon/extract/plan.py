@@ -1,14 +1,17 @@
 """What an extraction will read and write, known to the byte before the first byte of a weight is read."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
+from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
 from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, plain_codec
+from layer_surgeon.extract.fp8 import fp8_codec, pair_scales
 from layer_surgeon.extract.selection import LayerSelection, select_layers
 
 # Over a link of 80 ms per request and 50 MB/s per connection, pieces below 8 MiB lose more to requests than they gain.
@@ -43,9 +46,11 @@ class Segment:
         offset: Absolute position in the artifact's file.
         out_length: Bytes there.
         codec: What turns one into the other.
+        first_block: Which of the tensor's blocks is the first.
     """
 
     length: int
+    first_block: int
     offset: int
     out_length: int
     codec: Codec
@@ -128,27 +133,34 @@ def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype
     if dtype is not None and dtype not in CODE_OF_NAME:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
     indices = select_layers(checkpoint, layer)
-    if checkpoint.quantization is not None:
-        raise UnsupportedArchitectureError(
-            f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its bytes are no plain numbers. "
-            "Extract from the model that it was made from, whose weights are bfloat16 or float16."
-        )
-    named = []
+    _check_quantization(checkpoint, dtype)
+    code = None if dtype is None else CODE_OF_NAME[dtype]
+    parts = []
     for position, index in enumerate(indices):
         prefix = checkpoint.layer_prefix(index)
-        for info in checkpoint.layer_tensors(index):
-            named.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info))
-    planned, header = _lay_out(checkpoint, named, dtype)
+        for info, codec in _codecs(checkpoint, checkpoint.layer_tensors(index), code):
+            parts.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info, codec))
+    planned, header = _lay_out(parts)
     pieces = _cut(planned, checkpoint.source.connections)
     return ExtractionPlan(layer_indices=indices, planned=planned, pieces=pieces, header=header)
 
 
-def _lay_out(
-    checkpoint: Checkpoint, named: list[tuple[str, TensorInfo]], dtype: str | None
-) -> tuple[tuple[PlannedTensor, ...], bytes]:
+def _check_quantization(checkpoint: Checkpoint, dtype: str | None) -> None:
+    if checkpoint.quantization is None or (is_fp8(checkpoint.config) and dtype is not None):
+        return
+    if is_fp8(checkpoint.config):
+        raise UnsupportedArchitectureError(
+            f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its weights are 8-bit floats with "
+            "scales beside them. Say --dtype bfloat16 (dtype='bfloat16') to have them multiplied out."
+        )
+    raise UnsupportedArchitectureError(
+        f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its bytes are no plain numbers. "
+        "Extract from the model that it was made from, whose weights are bfloat16 or float16."
+    )
+
+
+def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedTensor, ...], bytes]:
     """Give every tensor its place in the artifact's file."""
-    code = None if dtype is None else CODE_OF_NAME[dtype]
-    parts = [(name, info, _codec(checkpoint, info, code)) for name, info in named]
     # As the safetensors library does, wide elements come first, so that every tensor starts at a multiple of its
     # element's size; else in the source's order, so that one read is one write.
     parts.sort(key=lambda part: (-DTYPE_BITS[part[2].dtype], part[1].file, part[1].offset))
@@ -174,13 +186,23 @@ def _lay_out(
     return tuple(planned), header
 
 
-def _codec(checkpoint: Checkpoint, info: TensorInfo, code: str | None) -> Codec:
+def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -> Iterator[tuple[TensorInfo, Codec]]:
+    """The tensors that will be written, each with what becomes of its bytes."""
     if checkpoint.format == "gguf":
         # Dequantising takes gguf and numpy, which a copy of plain bytes need not load.
         from layer_surgeon.extract.gguf_codec import gguf_codec
 
-        return gguf_codec(checkpoint.config, info, code)
-    return plain_codec(info.dtype, code)
+        for info in infos:
+            yield info, gguf_codec(checkpoint.config, info, code)
+    elif is_fp8(checkpoint.config) and code is not None:
+        for info, scale in pair_scales(infos):
+            if scale is None:
+                yield info, plain_codec(info.dtype, code)
+            else:
+                yield info, fp8_codec(checkpoint.source, checkpoint.config, info, scale, code)
+    else:
+        for info in infos:
+            yield info, plain_codec(info.dtype, code)
 
 
 def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, ...]:
@@ -223,6 +245,7 @@ def _segment(tensor: PlannedTensor, done: int, take: int) -> Segment:
     codec = tensor.codec
     return Segment(
         length=take,
+        first_block=done // codec.block_bytes,
         offset=tensor.offset + done // codec.block_bytes * codec.out_block_bytes,
         out_length=take // codec.block_bytes * codec.out_block_bytes,
         codec=codec,

@@ -133,7 +133,7 @@ def test_bad_arguments(checkpoint):
 
 
 def test_a_quantised_checkpoint_is_refused(tmp_path):
-    config = TINY | {"quantization_config": {"quant_method": "fp8"}}
+    config = TINY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     folder = write_sparse_checkpoint(tmp_path, config, [])
-    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(fp8\).*Extract from the model"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(gptq, 4 bits\).*Extract from the model"):
         plan_extraction(open_checkpoint(folder))
