@@ -3,6 +3,7 @@
 sources       the places: folder, file, Hub repo; the only code that reads
 types         TensorInfo, ByteRange, TensorTable: plain data
 safetensors   headers and indexes of safetensors files
+torch_table   PyTorch .bin files: zip directories and pickles, read as descriptions
 gguf          the header of a GGUF file, in transformers' terms
 stack         which tensors are the decoder's layers; families.json
 checkpoint    `open_checkpoint`, which brings them together

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from layer_surgeon.checkpoint import safetensors
+from layer_surgeon.checkpoint import safetensors, torch_table
 from layer_surgeon.checkpoint.quantization import describe_quantization
 from layer_surgeon.checkpoint.sources import FileSource, Source, open_source
 from layer_surgeon.checkpoint.stack import LayerStack, check_family, find_stack, text_config
@@ -22,7 +22,7 @@ def open_checkpoint(
     """Open a checkpoint: read its config and index, and no weights.
 
     Args:
-        source: A folder, a safetensors or GGUF file, or a Hub repo id such as `meta-llama/Llama-3.1-8B`.
+        source: A folder, a safetensors, PyTorch or GGUF file, or a Hub repo id such as `meta-llama/Llama-3.1-8B`.
         revision: Branch, tag or commit of a Hub repo; None is its main branch.
         token: Access token for a Hub repo; None takes the one that is logged in.
 
@@ -74,7 +74,7 @@ class Checkpoint:
 
     @property
     def format(self) -> str:
-        """`safetensors` or `gguf`."""
+        """`safetensors`, `torch` or `gguf`."""
         return self.table.format
 
     @property
@@ -132,12 +132,26 @@ def _open_table(source: Source) -> TensorTable:
         raw = source.read_file(safetensors.INDEX_FILE, safetensors.MAX_INDEX_BYTES)
         shard_of = safetensors.parse_index(raw, safetensors.INDEX_FILE, files)
         return safetensors.SafetensorsTable(source, _read_config(source, files), shard_of=shard_of)
+    pickles = _pickles(source, candidates)
+    if len(pickles) == 1:
+        return torch_table.TorchZipTable(source, _read_config(source, files), single_file=pickles[0])
+    if torch_table.INDEX_FILE in candidates:
+        raw = source.read_file(torch_table.INDEX_FILE, safetensors.MAX_INDEX_BYTES)
+        shard_of = safetensors.parse_index(raw, torch_table.INDEX_FILE, files, suffix=".bin")
+        return torch_table.TorchZipTable(source, _read_config(source, files), shard_of=shard_of)
     if len(gguf) == 1 and not tensors:
         # Only a GGUF file needs the tables of gguf and transformers: 1 s that others need not pay.
         from layer_surgeon.checkpoint.gguf import GgufTable
 
         return GgufTable(source, gguf[0])
     raise CheckpointError(_what_is_there(source, tensors, gguf, candidates))
+
+
+def _pickles(source: Source, candidates: list[str]) -> list[str]:
+    """The one file of a PyTorch checkpoint. In a folder only by its name: training leaves many other pickles there."""
+    if isinstance(source, FileSource):
+        return [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
+    return [file for file in candidates if file == torch_table.SINGLE_FILE]
 
 
 def _read_config(source: Source, files: Mapping[str, int | None]) -> Mapping[str, Any]:
@@ -157,15 +171,15 @@ def _what_is_there(source: Source, tensors: list[str], gguf: list[str], candidat
         )
     if gguf:
         return f"{source.name} has several GGUF files: {', '.join(gguf)}. Name one of them."
-    pickles = [file for file in candidates if file.endswith((".bin", ".pt", ".pth"))]
+    pickles = [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
     if pickles:
         return (
-            f"{source.name} holds its weights as PyTorch pickles ({pickles[0]}), which are not read. "
-            "Use a repo with safetensors files, or convert it: save_pretrained of transformers writes them."
+            f"{source.name} has {len(pickles)} PyTorch files ({', '.join(pickles[:3])}), but no "
+            f"{torch_table.SINGLE_FILE} and no {torch_table.INDEX_FILE}. Get the index, or name one file."
         )
     if not candidates:
         raise SourceNotFoundError(f"{source.name} is empty. Name a folder or repo that holds a checkpoint.")
     return (
-        f"{source.name} holds no checkpoint: no *.safetensors and no *.gguf file. "
+        f"{source.name} holds no checkpoint: no *.safetensors, no {torch_table.SINGLE_FILE} and no *.gguf file. "
         f"It has {', '.join(candidates[:5])}{' and more' if len(candidates) > 5 else ''}. Check the name."
     )

@@ -183,13 +183,14 @@ def parse_header(raw: bytes, file: str, size: int) -> dict[str, TensorInfo]:
     return {info.name: info for info in tensors}
 
 
-def parse_index(raw: bytes, file: str, present: Iterable[str]) -> dict[str, str]:
+def parse_index(raw: bytes, file: str, present: Iterable[str], *, suffix: str = ".safetensors") -> dict[str, str]:
     """The shard of every tensor, from an index file.
 
     Args:
         raw: The index's JSON.
         file: The index's name.
         present: The files that the checkpoint has.
+        suffix: What the shards' names end with.
 
     Raises:
         CheckpointError: The JSON is bad, or names a shard that is missing or lies elsewhere.
@@ -198,8 +199,8 @@ def parse_index(raw: bytes, file: str, present: Iterable[str]) -> dict[str, str]
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file} has no weight_map that says which shard holds which tensor. Get it again.")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{file} places the tensor {name!r} in {shard!r}, which is no safetensors file.")
+        if not isinstance(shard, str) or not shard.endswith(suffix):
+            raise CheckpointError(f"{file} places the tensor {name!r} in {shard!r}, which is no {suffix[1:]} file.")
         if "\\" in shard or "\0" in shard or any(part in ("", ".", "..") for part in shard.split("/")):
             raise CheckpointError(
                 f"{file} places the tensor {name!r} in {shard!r}, outside of the checkpoint. "

@@ -62,7 +62,7 @@ class TensorTable(Protocol):
     """
 
     format: str
-    """`safetensors` or `gguf`; names the codec that `extract` copies the bytes with."""
+    """`safetensors`, `torch` or `gguf`; names the codec that `extract` copies the bytes with."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -135,7 +135,8 @@ def test_a_config_that_is_no_json(sharded):
     [
         ([], SourceNotFoundError, "is empty"),
         (["README.md"], CheckpointError, "no checkpoint"),
-        (["pytorch_model.bin"], CheckpointError, "pickles"),
+        (["pytorch_model.bin"], CheckpointError, r"no config\.json"),
+        (["training_args.bin", "optimizer.pt"], CheckpointError, "2 PyTorch files"),
         (["a.safetensors", "b.safetensors"], CheckpointError, "Get the index"),
         (["a.gguf", "b.gguf"], CheckpointError, "Name one"),
     ],
