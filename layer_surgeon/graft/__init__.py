@@ -2,7 +2,8 @@
 
 config          `GraftConfig`: the settings, light to import (the command line reads its options from them)
 hosts           what kind of model a host is; loading it without a head
-donors          the donor layer: opened, stored beside the graft, found again by its sha256
+donors          the donor layer: opened, checked, described
+donor_store     the donor layer beside a stored graft: a hard link, found again by its sha256
 configuration   `SurgeonGraftConfig`: what config.json says
 modeling        `GraftedModel`: the parts, and how they are saved and loaded
 classification  the task: pooling, head, loss

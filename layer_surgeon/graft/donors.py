@@ -1,11 +1,9 @@
-"""The donor layer of a graft: where it comes from, how it is stored beside the graft, and how it is found again."""
+"""The donor layer of a graft: opened from wherever it lies, checked, and described for the graft's config.json."""
 
 import copy
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,7 @@ from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.extract.artifact import is_artifact
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.translate import hub_errors
-from layer_surgeon.workspace import Workspace
 
-DONOR_FOLDER = "donor"
 WEIGHTS = "model.safetensors"
 _ARTIFACT_FILES = ["config.json", WEIGHTS, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
@@ -76,20 +72,23 @@ def open_donor(
     if isinstance(donor, DonorLayer):
         folder, config = _folder_of(donor), donor.config.to_dict()
     else:
-        folder = _artifact_folder(donor, revision, token)
-        config = _read_config(folder)
+        folder = artifact_folder(donor, revision, token)
+        config = read_artifact_config(folder)
         if expected is None:
             config["sha256"] = _file_sha256(folder, config.get("sha256"))
     if expected is not None and expected["sha256"] is not None and config.get("sha256") != expected["sha256"]:
         raise GraftError(
             f"The donor layer {donor!s} has sha256 {config.get('sha256')}, but the graft was made with "
-            f"{_describe(expected)}, sha256 {expected['sha256']}. Take that one, or make a new graft."
+            f"{describe(expected)}, sha256 {expected['sha256']}. Take that one, or make a new graft."
         )
     if settings.donor_init == "random" and expected is None:
         layer, folder, config = _random(config, dtype), None, {**config, "sha256": None}
     elif isinstance(donor, DonorLayer):
         # A copy in another number format, because the caller's own layer is to be left as it is.
         layer = donor if donor.dtype == dtype else copy.deepcopy(donor).to(dtype)
+        if folder is None:
+            # What the layer was loaded from is not here, or no longer what it is: no file has these weights.
+            config["sha256"] = None
     else:
         layer = DonorLayer.from_pretrained(str(folder), dtype=dtype)
     reference = _reference(config, layer)
@@ -104,72 +103,7 @@ def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
     return _random(reference["config"], dtype_of(settings))
 
 
-def store_donor(layer: DonorLayer, source: Path | None, target: Path) -> tuple[Path, str]:
-    """Put the layer artifact of a frozen donor beside the graft.
-
-    Args:
-        layer: The layer.
-        source: The artifact that holds exactly its weights; None, or gone by now: one is written from memory.
-        target: The folder for it; what it holds is replaced.
-
-    Returns:
-        The folder, and the sha256 of the weights' file in it.
-    """
-    if source is not None and not (source / WEIGHTS).is_file():
-        source = None
-    if source is not None and target.exists() and target.resolve() == source.resolve():
-        return target, _read_config(target)["sha256"]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        if source is None:
-            layer.save_pretrained(temporary)
-        else:
-            _link_artifact(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target, _read_config(target)["sha256"]
-
-
-def find_stored_donor(reference: dict[str, Any], graft: str | os.PathLike[str], **place: Any) -> Path:
-    """The folder of the donor layer that an existing graft was made with.
-
-    Looked for in the graft's own donor/, at the recorded path, by sha256 in the workspaces around, and in the Hub repo
-    that the layer was taken from, in this order.
-
-    Args:
-        reference: What the graft's config.json says of its donor.
-        graft: The graft's folder or repo id.
-        place: revision, token, subfolder, ... as given to from_pretrained.
-
-    Raises:
-        GraftError: It is nowhere.
-    """
-    name, subfolder = os.fspath(graft), place.get("subfolder") or ""
-    folder = Path(name)
-    if not folder.is_dir():
-        keywords = {key: value for key, value in place.items() if key not in ("subfolder", "proxies")}
-        pattern = f"{subfolder}/{DONOR_FOLDER}/*".lstrip("/")
-        with hub_errors(f"The graft {name!r}"):
-            folder = Path(snapshot_download(name, allow_patterns=[pattern], **keywords))
-    own = folder / subfolder / DONOR_FOLDER
-    if own.is_dir():
-        return own
-    path = reference.get("path")
-    roots = [Workspace().root, *(parent for parent in folder.resolve().parents if _is_workspace(parent))]
-    candidates = [Path(path)] if path else []
-    candidates += [found for root in roots for found in _layers_in(root)]
-    for candidate in candidates:
-        if reference["sha256"] is not None and _recorded_sha256(candidate) == reference["sha256"]:
-            return candidate
-    if reference.get("repo"):
-        return _artifact_folder(reference["repo"], reference.get("repo_commit"), place.get("token"))
-    raise GraftError(_how_to_get(reference, name, roots[0]))
-
-
-def _artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
+def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
     """The local folder of an artifact; of a Hub repo, the snapshot in the Hub's cache."""
     name = os.fspath(donor)
     folder = Path(name).expanduser()
@@ -217,7 +151,7 @@ def _random(config: dict[str, Any], dtype: torch.dtype) -> DonorLayer:
 def _folder_of(layer: DonorLayer) -> Path | None:
     """The artifact a loaded layer came from, if it is there and the layer's weights are still the same."""
     folder = Path(layer.name_or_path or "")
-    if not layer.name_or_path or layer.config.sha256 is None or _recorded_sha256(folder) != layer.config.sha256:
+    if not layer.name_or_path or layer.config.sha256 is None or recorded_sha256(folder) != layer.config.sha256:
         return None
     stored = DonorLayer.from_pretrained(folder, dtype=layer.dtype).state_dict()
     mine = layer.state_dict()
@@ -225,38 +159,19 @@ def _folder_of(layer: DonorLayer) -> Path | None:
     return folder if same else None
 
 
-def _link_artifact(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        if path.name == WEIGHTS:
-            try:
-                # A snapshot in the Hub's cache has links to blobs: the file itself is wanted.
-                os.link(path.resolve(), target / path.name)
-                continue
-            except OSError:
-                pass  # another disk, or a file system without hard links
-        shutil.copy(path, target / path.name)
-
-
-def _layers_in(workspace: Path) -> Iterator[Path]:
-    for pattern in ("layers/*", f"grafts/*/{DONOR_FOLDER}", f"runs/*/{DONOR_FOLDER}", f"runs/*/*/{DONOR_FOLDER}"):
-        yield from sorted(workspace.glob(pattern))
-
-
-def _is_workspace(folder: Path) -> bool:
-    return (folder / "workspace.json").is_file()
-
-
-def _recorded_sha256(folder: Path) -> str | None:
+def recorded_sha256(folder: Path) -> str | None:
     """The sha256 that an artifact's config.json records; None where the folder is no artifact."""
     if not is_artifact(folder) or not (folder / WEIGHTS).is_file():
         return None
-    return _read_config(folder).get("sha256")
+    return read_artifact_config(folder).get("sha256")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_artifact_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a layer artifact.
+
+    Raises:
+        ArtifactError: The folder is none.
+    """
     if not is_artifact(folder):
         raise ArtifactError(
             f"{folder} is no layer artifact. If it is a language model, take a layer out first: "
@@ -281,21 +196,7 @@ def _file_sha256(folder: Path, recorded: str | None) -> str:
     return found
 
 
-def _describe(reference: dict[str, Any]) -> str:
+def describe(reference: dict[str, Any]) -> str:
+    """A donor in words, such as `layer 31 of meta-llama/Llama-3.1-8B`."""
     indices = ", ".join(map(str, reference["layer_indices"]))
     return f"layer {indices} of {reference.get('name') or 'an unnamed model'}"
-
-
-def _how_to_get(reference: dict[str, Any], graft: str, workspace: Path) -> str:
-    if reference["sha256"] is None:
-        return (
-            f"The graft {graft} was saved without its donor layer, which was never stored on disk. Load a folder that "
-            "was saved with include_donor=True, or pass the layer with donor=..."
-        )
-    layers = " ".join(f"--layer {index}" for index in reference["layer_indices"])
-    commit = f" --revision {reference['commit']}" if reference.get("commit") else ""
-    return (
-        f"The graft {graft} was saved without its donor layer: {_describe(reference)}, sha256 {reference['sha256']}. "
-        f"The workspace {workspace} has no such layer either. Get it again (surgeon extract "
-        f"{reference.get('name') or 'MODEL'} {layers}{commit}), or pass its folder with donor=..."
-    )

@@ -15,14 +15,8 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.card import write_card
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.donors import (
-    DONOR_FOLDER,
-    DonorInput,
-    find_stored_donor,
-    new_donor,
-    open_donor,
-    store_donor,
-)
+from layer_surgeon.graft.donor_store import DONOR_FOLDER, find_stored_donor, store_donor
+from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.hosts import host_kind, host_width, new_host
 from layer_surgeon.graft.translate import hub_errors
 
@@ -133,6 +127,9 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
         reference, settings = config.donor, config.settings
+        if donor is not None and (reference is None or settings.train_donor):
+            reason = "has none" if reference is None else "was trained along and lies in the graft's own weights"
+            raise GraftError(f"A donor layer was passed, but this graft's {reason}. Load it without donor=...")
         # A donor that is trained along is stored, and loaded, with what else is trained.
         follows = {} if settings.train_donor or reference is None else {"donor_follows": True}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)

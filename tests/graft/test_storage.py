@@ -165,6 +165,9 @@ def test_a_donor_in_memory_is_linked_only_while_it_is_the_same(artifact, tmp_pat
         for parameter in donor.parameters():
             parameter.add_(1)
     model = graft_layer(host_model("bert"), donor)
+    model.save_pretrained(tmp_path / "without", include_donor=False)
+    with pytest.raises(GraftError, match="never stored on disk"):
+        GraftedModel.from_pretrained(tmp_path / "without")
     model.save_pretrained(tmp_path / "changed")
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "changed")), logits(model))
 
@@ -297,6 +300,18 @@ def test_a_damaged_layer_is_refused(artifact, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="changed or damaged: extract the layer again"):
         graft_layer(host_model("bert"), tmp_path / "layer")
+
+
+@pytest.mark.parametrize("settings", [None, {"train_donor": True}])
+def test_a_donor_that_has_no_place(settings, artifact, tmp_path):
+    model = (
+        graft_layer(host_model("bert"), None)
+        if settings is None
+        else graft_layer(host_model("bert"), artifact, **settings)
+    )
+    model.save_pretrained(tmp_path / "graft")
+    with pytest.raises(GraftError, match="A donor layer was passed, but this graft's .* Load it without donor"):
+        GraftedModel.from_pretrained(tmp_path / "graft", donor=artifact)
 
 
 def test_folders_that_are_no_grafts(artifact, tmp_path):
