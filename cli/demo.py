@@ -1,0 +1,90 @@
+"""`surgeon demo`: the whole journey on real weights."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layer_surgeon.finetune.config import FinetuneConfig
+
+from .command import command, new_app, usage
+from .errors import UsageError
+from .ui import Ui, format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from layer_surgeon.study import DemoResult
+
+app = new_app()
+
+_FIRST_SEED = 2023
+
+
+@command(app, settings=FinetuneConfig, without=("seed", "text_column", "text_pair_column", "label_column"))
+def demo(
+    num_seeds: Annotated[int, typer.Option("--num-seeds", help="Runs of each arm.")] = 2,
+    *,
+    given: dict[str, Any],
+    ui: Ui,
+) -> dict[str, Any]:
+    """Run the whole journey on real weights, without the Hub.
+
+    The last layer of Gemma-3-270M goes into MiniLM; trained on film reviews, beside MiniLM alone; tested on three data
+    sets. Writes an HTML page.
+    """
+    if num_seeds < 1:
+        raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
+    with usage():
+        config = FinetuneConfig(**given)
+
+    from layer_surgeon.study import run_demo
+
+    seeds = range(_FIRST_SEED, _FIRST_SEED + num_seeds)
+    result = run_demo(ui.workspace, ui.progress, seeds=seeds, config=config)
+    if not ui.as_json:
+        _show(result, ui)
+    return result.as_dict()
+
+
+def _show(result: "DemoResult", ui: Ui) -> None:
+    rows = []
+    for arm in result.arm_names:
+        counts = result.runs(arm)[0].parameters
+        total, trained = (sum(values) for values in zip(*counts.values(), strict=True))
+        seconds = sum(run.training_seconds for run in result.runs(arm)) / len(result.runs(arm))
+        rows.append((arm, format_count(total), format_count(trained), format_seconds(seconds)))
+    ui.table(("arm", "parameters", "trained", "time per training"), rows)
+    ui.table(
+        ("test set", "sentences", "arm", "accuracy", "95 % interval", "macro F1"),
+        [
+            (test, f"{cell.examples:,}", arm, f"{cell.accuracy:.4f}", _span(cell.interval), f"{cell.macro_f1:.4f}")
+            for test in result.test_names
+            for arm, cell in ((arm, result.cell(arm, test)) for arm in result.arm_names)
+        ],
+    )
+    ui.table(
+        ("test set", "grafted - host alone", "95 % interval", "verdict"),
+        [
+            (test, f"{c.delta:+.4f}", _span(c.interval, "+.3f"), c.verdict)
+            for test, c in ((test, result.comparison(test)) for test in result.test_names)
+        ],
+    )
+    ui.line(f"[bold]{result.conclusion()}[/]\n")
+    changed = ", ".join(f"{name} = {value}" for name, value in result.changed.items())
+    layer = ", ".join(map(str, result.layer_indices))
+    ui.facts(
+        {
+            "layer": f"{layer} of {result.donor_name}, {format_bytes(result.layer_bytes)}, "
+            f"{'used again' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
+            "settings": f"the paper's{f', but for {changed}' if changed else ''}; seeds {_list(result.seeds)}",
+            "time": format_seconds(result.seconds),
+            "page": result.page,
+        }
+    )
+    ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {result.arms[-1].path}[/]')
+
+
+def _span(interval: Any, spec: str = ".3f") -> str:
+    return f"{interval.low:{spec}} to {interval.high:{spec}}"
+
+
+def _list(values: Any) -> str:
+    return ", ".join(map(str, values))
