@@ -1,9 +1,10 @@
-"""Where checkpoints lie: a local folder, a single local file, a Hub repo."""
+"""Where checkpoints lie: a local folder, a single local file, a Hub repo, a URL."""
 
 import os
 import re
 from pathlib import Path
 
+from layer_surgeon.checkpoint.sources.addresses import is_url, open_url
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk, Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
 from layer_surgeon.errors import SourceNotFoundError
@@ -17,19 +18,24 @@ _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 def open_source(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> Source:
-    """Open the place where a checkpoint lies: a path that exists, and else a repo on the Hub.
+    """Open the place where a checkpoint lies: a URL, a path that exists, and else a repo on the Hub.
+
+    Where HF_HUB_OFFLINE is set, a repo is read from the local Hub cache alone.
 
     Args:
-        source: A folder, a single checkpoint file, or a repo id such as `meta-llama/Llama-3.1-8B`.
+        source: A folder, a single checkpoint file, a repo id such as `meta-llama/Llama-3.1-8B`, or the URL of a folder
+            or file (`https://`, `file://`, `hf://`, `s3://`, or another protocol of fsspec).
         revision: Branch, tag or commit of a Hub repo; None is its main branch.
         token: Access token for a Hub repo; None takes the one that is logged in.
 
     Raises:
-        SourceNotFoundError: There is neither such a path nor such a repo.
+        SourceNotFoundError: There is neither such a path nor such a repo, or nothing at the URL.
         SourceAccessError: The repo is gated or private, and the token is missing or not accepted.
-        SourceError: The Hub can't be reached.
+        SourceError: The place can't be reached.
     """
     name = os.fspath(source)
+    if isinstance(source, str) and is_url(source):
+        return open_url(source, revision=revision, token=token)
     path = Path(name).expanduser()
     if path.is_dir():
         return FolderSource(path, name=name)
@@ -38,12 +44,12 @@ def open_source(
     if isinstance(source, os.PathLike) or not _REPO_ID.fullmatch(name):
         raise SourceNotFoundError(
             f"There is no folder or file {name!r}, and that can't be a repo id on the Hub "
-            "(owner/name, such as meta-llama/Llama-3.1-8B). Check the path."
+            "(owner/name, such as meta-llama/Llama-3.1-8B; hf://owner/name/path for a part of one). Check the path."
         )
     # Local work must not pay for the Hub's client: huggingface_hub takes 0.3 s and 30 MB.
-    from layer_surgeon.checkpoint.sources.hub import HubSource
+    from layer_surgeon.checkpoint.sources.hub import open_hub
 
     try:
-        return HubSource(name, revision=revision, token=token)
+        return open_hub(name, revision=revision, token=token)
     except SourceNotFoundError as error:
         raise SourceNotFoundError(f"{error} (There is no local folder or file {name!r} either.)") from error

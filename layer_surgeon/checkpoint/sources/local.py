@@ -11,7 +11,7 @@ from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceError, SourceNotFoundError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".index.json")
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".index.json")
 
 
 class FolderSource:
@@ -163,9 +163,7 @@ class FileSource(FolderSource):
     def list_files(self) -> dict[str, int | None]:
         """The file itself and its neighbours, other weights left out."""
         return {
-            file: size
-            for file, size in super().list_files().items()
-            if file == self.file or not file.endswith(_WEIGHTS)
+            file: size for file, size in super().list_files().items() if file == self.file or not file.endswith(WEIGHTS)
         }
 
 
