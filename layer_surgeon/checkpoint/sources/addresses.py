@@ -37,6 +37,10 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
         SourceAccessError: It may not be read.
         SourceError: It can't be read; or a revision is given for a place that has none.
     """
+    if re.match(r"[a-z0-9+.-]+://[^/]*::", url, re.IGNORECASE) and "[" not in url:
+        raise SourceNotFoundError(
+            f"{url.partition('://')[0]}://...::... is a chain of file systems, which is not read. Name the inner place."
+        )
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -57,10 +61,6 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
         raise SourceError(f"{without_secrets(url)} is no repo on the Hub and has no revisions. Leave it out.")
     if parts.scheme == "file":
         return _open_file_url(url)
-    if "::" in url:
-        raise SourceNotFoundError(
-            f"{without_secrets(url)} is a chain of file systems, which is not read. Name the inner place itself."
-        )
     if parts.scheme in ("http", "https") and not host:
         raise SourceNotFoundError(f"{url!r} names no host. Check it.")
     return _open_remote(url)

@@ -1,0 +1,200 @@
+"""Repos that lie, wholly or in part, in the local Hub cache: read from there, and offline from there alone."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import layer_surgeon as ls
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES, open_source
+from layer_surgeon.checkpoint.sources import hub as hub_module
+from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.errors import SourceError, SourceNotFoundError
+from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.loopback_hub import LoopbackHub
+
+REPO = "owner/name"
+SHARD = os.urandom(2 * CHUNK_BYTES + 1234)
+FILES = {"config.json": '{"a": 1}', "model.safetensors": SHARD, "sub/model.safetensors": SHARD[:99], "x.gguf": "GGUF"}
+TINY = LLAMA_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+
+
+@pytest.fixture
+def cache(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hub cache, and repo ids that lead to the loopback Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
+    return tmp_path / "cache"
+
+
+def download(hub: LoopbackHub, cache: Path, *files: str, revision: str | None = None) -> None:
+    """What `hf download` does, in a process of its own, since huggingface_hub reads its environment once."""
+    code = (
+        "import sys; from huggingface_hub import hf_hub_download as get\n"
+        f"for file in sys.argv[1:]: get({REPO!r}, file, revision={revision!r})"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    subprocess.run([sys.executable, "-c", code, *files], check=True, env=environment)
+    hub.reset_log()
+
+
+def blob_of(cache: Path, file: str) -> Path:
+    return next(cache.glob(f"models--owner--name/snapshots/*/{file}")).resolve()
+
+
+def test_cached_files_are_not_read_from_the_network(hub: LoopbackHub, cache: Path) -> None:
+    commit = hub.add_repo(REPO, FILES).refs["main"]
+    download(hub, cache, "config.json", "model.safetensors", "sub/model.safetensors")
+    source = open_source(REPO)
+    assert (source.kind, source.commit) == ("hub", commit)
+    assert source.read_file("config.json", 100) == b'{"a": 1}'
+    assert source.read_range("model.safetensors", 10, len(SHARD) - 10) == SHARD[10:]
+    assert source.read_range("sub/model.safetensors", 0, 9) == SHARD[:9]
+    assert [request.path for request in hub.requests] == [f"/api/models/{REPO}"]
+    assert source.read_file("x.gguf", 9) == b"GGUF"
+    assert len(hub.requests) > 1
+
+
+def test_a_layer_of_a_cached_shard_costs_no_bytes(hub: LoopbackHub, cache: Path, tmp_path: Path) -> None:
+    donor = write_sparse_checkpoint(tmp_path / "donor", TINY, [0, 1, 2], max_shard_bytes=120_000)
+    expected = ls.extract_layer(donor, -1, tmp_path / "expected")
+    hub.add_repo(REPO, donor)
+    shards = expected.config["source"]["files"]
+    assert len(shards) < len(list(donor.glob("*.safetensors")))
+    download(hub, cache, "model.safetensors.index.json", *shards)
+    found = ls.extract_layer(REPO, -1, tmp_path / "found")
+    assert found.sha256 == expected.sha256
+    assert found.config["source"]["commit"] is not None
+    assert hub.count(path=".safetensors") == 0
+
+
+def test_another_commit_in_the_cache_is_not_read(hub: LoopbackHub, cache: Path) -> None:
+    repo = hub.add_repo(REPO, FILES)
+    download(hub, cache, "model.safetensors")
+    repo.commit({**FILES, "model.safetensors": SHARD[::-1]})
+    assert open_source(REPO).read_range("model.safetensors", 0, 100) == SHARD[::-1][:100]
+    assert hub.count(path="model.safetensors") > 0
+
+
+@pytest.mark.parametrize("fault", ["truncated", "other blob"])
+def test_a_cached_file_that_is_not_the_listed_one(
+    hub: LoopbackHub, cache: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    hub.add_repo(REPO, FILES)
+    download(hub, cache, "model.safetensors")
+    blob = blob_of(cache, "model.safetensors")
+    if fault == "truncated":
+        os.truncate(blob, 1000)
+    else:
+        link = next(cache.glob("models--owner--name/snapshots/*/model.safetensors"))
+        link.unlink()
+        blob.rename(blob.with_name("0" * 64))
+        link.symlink_to(blob.with_name("0" * 64))
+    with caplog.at_level(logging.WARNING):
+        assert open_source(REPO).read_range("model.safetensors", 900, 500) == SHARD[900:1400]
+    assert "not what the Hub lists" in caplog.text
+
+
+def test_a_damaged_small_file_of_the_cache_is_named(hub: LoopbackHub, cache: Path) -> None:
+    hub.add_repo(REPO, FILES)
+    download(hub, cache, "config.json")
+    blob_of(cache, "config.json").write_text('{"a": 2}')
+    with pytest.raises(SourceError, match=r"config.json in the local Hub cache is damaged"):
+        open_source(REPO).read_file("config.json", 100)
+
+
+def test_a_link_out_of_the_cache_is_refused(hub: LoopbackHub, cache: Path, tmp_path: Path) -> None:
+    hub.add_repo(REPO, FILES)
+    download(hub, cache, "model.safetensors")
+    (tmp_path / "secret").write_bytes(bytes(len(SHARD)))
+    link = next(cache.glob("models--owner--name/snapshots/*/model.safetensors"))
+    link.unlink()
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match="symbolic link"):
+        open_source(REPO).read_range("model.safetensors", 0, 10)
+
+
+def test_offline_a_cached_repo_is_read(hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = hub.add_repo(REPO, FILES)
+    first = repo.refs["main"]
+    repo.refs["v1"] = first
+    download(hub, cache, "config.json", "model.safetensors", "x.gguf", "sub/model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, "main", first):
+        source = open_source(REPO, revision=revision)
+        assert (source.name, source.kind, source.commit, source.connections) == (REPO, "hub", first, 1)
+        assert source.list_files() == {
+            "config.json": 8,
+            "model.safetensors": len(SHARD),
+            "sub/model.safetensors": 99,
+            "x.gguf": 4,
+        }
+        assert source.read_range("model.safetensors", 10, 100) == SHARD[10:110]
+        assert source.read_range("sub/model.safetensors", 0, 9) == SHARD[:9]
+    part = open_source("hf://owner/name/sub")
+    assert (part.name, part.list_files()) == ("owner/name/sub", {"model.safetensors": 99})
+    assert part.read_range("model.safetensors", 1, 9) == SHARD[1:10]
+    assert open_source("hf://owner/name/x.gguf").list_files() == {"config.json": 8, "x.gguf": 4}
+    assert not hub.requests
+
+
+def test_offline_a_layer_comes_out_of_the_shards_that_are_there(
+    hub: LoopbackHub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donor = write_sparse_checkpoint(tmp_path / "donor", TINY, [0, 1, 2], max_shard_bytes=120_000)
+    expected = ls.extract_layer(donor, -1, tmp_path / "expected")
+    hub.add_repo(REPO, donor)
+    download(hub, cache, "config.json", "model.safetensors.index.json", *expected.config["source"]["files"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert ls.extract_layer(REPO, -1, tmp_path / "found").sha256 == expected.sha256
+    with pytest.raises(SourceNotFoundError, match=r"not in the local Hub cache.*HF_HUB_OFFLINE.*hf download"):
+        ls.extract_layer(REPO, 0, tmp_path / "first")
+    assert not hub.requests
+
+
+def test_offline_what_is_not_cached_is_explained(
+    hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo(REPO, FILES)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE.*nothing of its main branch.*hf download owner/name"):
+        open_source(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    download(hub, cache, "config.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE.*only config.json: no weights"):
+        open_source(REPO)
+    for revision in ("v9", "../../../secret", "/etc/passwd", "f" * 40):
+        with pytest.raises(SourceError, match="nothing of the revision"):
+            open_source(REPO, revision=revision)
+    assert not hub.requests
+
+
+def test_offline_a_hostile_index_adds_no_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = cache / "models--owner--name" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    index = {"weight_map": {"a": "../x.safetensors", "b": "/x.safetensors", "c": "y.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = open_source(REPO, revision="a" * 40)
+    assert set(source.list_files()) == {"model.safetensors.index.json", "y.safetensors"}

@@ -1,0 +1,423 @@
+"""Checkpoints at URLs: web servers, file systems of fsspec, and the Hub by its pages' addresses."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from huggingface_hub import constants
+
+import layer_surgeon as ls
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES, FileSource, FolderSource, Source, open_source
+from layer_surgeon.checkpoint.sources import hub as hub_module
+from layer_surgeon.checkpoint.sources.addresses import HubAddress, hub_address
+from layer_surgeon.checkpoint.sources.fsspec_files import PIECE_BYTES, FsspecFiles
+from layer_surgeon.checkpoint.sources.http_files import HttpFiles
+from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.errors import (
+    LayerSurgeonError,
+    SourceAccessError,
+    SourceChangedError,
+    SourceError,
+    SourceNotFoundError,
+)
+from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.http_folder import Answer, Asked, HttpFolder
+from tests.support.loopback_hub import LoopbackHub
+
+TINY = LLAMA_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+SHARD = os.urandom(3 * CHUNK_BYTES + 12_345)
+FOLDER = {"m/model.safetensors": SHARD, "m/config.json": b'{"a": 1}', "m/LICENSE": b"", "m/other.gguf": b"GGUF"}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = HubLimits(base_wait=0.001, max_wait=0.002, read_timeout=5.0)
+    monkeypatch.setattr(HttpFiles, "limits", limits)
+    monkeypatch.setattr(FsspecFiles, "limits", limits)
+
+
+@pytest.fixture
+def web() -> Iterator[HttpFolder]:
+    with HttpFolder(dict(FOLDER)) as folder:
+        yield folder
+
+
+@pytest.fixture
+def memory() -> Iterator[dict[str, bytes]]:
+    """The files at memory://store/m."""
+    system = fsspec.filesystem("memory")
+    for name, content in FOLDER.items():
+        system.pipe_file(f"/store/{name}", content)
+    yield FOLDER
+    system.rm("/store", recursive=True)
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), TINY, [0, 1, 2], max_shard_bytes=120_000)
+    (folder / "LICENSE").write_text("terms")
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same_layer(source: str, donor: Path, tmp_path: Path) -> ls.LayerArtifact:
+    """The layer at `source`, after its weights have proved to be those of the local folder."""
+    expected = ls.extract_layer(donor, -1, tmp_path / "expected")
+    found = ls.extract_layer(source, -1, tmp_path / "found")
+    assert found.sha256 == expected.sha256
+    assert (found.path / "LICENSE").read_text() == "terms"
+    return found
+
+
+def test_a_web_folder(web: HttpFolder) -> None:
+    source: Source = open_source(f"{web.url}/m/")
+    assert (source.name, source.kind, source.commit, source.connections) == (f"{web.url}/m", "url", None, 8)
+    # A web server lists nothing, so that only the usual names are known.
+    assert source.list_files() == {"LICENSE": 0, "config.json": 8, "model.safetensors": len(SHARD)}
+    assert source.read_file("config.json", 100) == b'{"a": 1}'
+    assert source.read_file("LICENSE", 100) == b""
+    assert source.read_range("model.safetensors", 5, 100) == SHARD[5:105]
+    chunks = [bytes(chunk) for chunk in source.stream_range("model.safetensors", 7, len(SHARD) - 7)]
+    assert [len(chunk) for chunk in chunks] == [CHUNK_BYTES] * 3 + [12_345 - 7]
+    assert b"".join(chunks) == SHARD[7:]
+    assert {asked.headers["accept-encoding"] for asked in web.asked} == {"identity"}
+
+
+def test_a_layer_from_a_web_folder_costs_its_bytes(donor: Path, tmp_path: Path) -> None:
+    with HttpFolder(content_of(donor)) as web:
+        found = same_layer(web.url, donor, tmp_path)
+        read = web.bytes_sent(".safetensors")
+    headers = sum(int.from_bytes(path.read_bytes()[:8], "little") + 9 for path in donor.glob("*.safetensors"))
+    weights = (found.path / "model.safetensors").stat().st_size
+    assert 0.9 * weights < read < weights + headers
+    assert found.config["source"]["name"] == web.url
+    assert found.config["source"]["base_model"] is None
+
+
+def test_a_web_folder_while_the_hub_is_off(web: HttpFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert open_source(f"{web.url}/m").read_range("model.safetensors", 0, 10) == SHARD[:10]
+
+
+def test_one_file_on_a_web_server(web: HttpFolder) -> None:
+    source = open_source(f"{web.url}/m/other.gguf?signature=secret")
+    assert source.name == f"{web.url}/m/other.gguf"
+    assert source.list_files() == {"LICENSE": 0, "config.json": 8, "other.gguf": 4}
+    assert source.read_file("other.gguf", 4) == b"GGUF"
+    assert {asked.headers["query"] for asked in web.asked} == {"signature=secret"}
+
+
+def test_name_and_password_go_along_and_are_told_nobody(web: HttpFolder) -> None:
+    source = open_source(f"http://me:secret@{web.host}/m")
+    assert source.name == f"{web.url}/m"
+    assert all(asked.headers["authorization"].startswith("Basic ") for asked in web.asked)
+    del web.files["m/config.json"]
+    with pytest.raises(SourceNotFoundError) as error:
+        source.read_file("config.json", 100)
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_without_ranges_is_refused_before_it_sends_a_shard() -> None:
+    shard = bytes(64 << 20)
+    with HttpFolder({"model.safetensors": shard, "config.json": b"{}"}, ranges=False) as web:
+        source = open_source(web.url)
+        assert source.read_file("config.json", 100) == b"{}"
+        with pytest.raises(SourceError, match=r"status 200 instead of 206 .*knows Range requests"):
+            source.read_range("model.safetensors", 8, 1000)
+    # What fits into the buffers of the sockets leaves before the client hangs up.
+    assert web.bytes_sent(".safetensors") < len(shard) // 2
+
+
+def set_headers(**headers: str) -> Any:
+    def fault(asked: Asked, answer: Answer) -> None:
+        if asked.range not in (None, "bytes=0-0"):
+            answer.headers |= {name.replace("_", "-"): value for name, value in headers.items()}
+
+    return fault
+
+
+def cut(asked: Asked, answer: Answer) -> None:
+    if asked.range not in (None, "bytes=0-0"):
+        answer.headers["Content-Length"] = str(len(answer.body))
+        answer.body = answer.body[: len(answer.body) // 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        (set_headers(ETag='"other"'), SourceChangedError, "no longer what it was"),
+        (set_headers(Content_Range="bytes 0-99/3158073"), SourceError, "Content-Range 'bytes 0-99"),
+        (set_headers(Content_Range="bytes 5-104/999"), SourceChangedError, "999 bytes"),
+        (set_headers(Content_Range=f"bytes 5-104/{'9' * 5000}"), SourceError, "Content-Range"),
+        (set_headers(Content_Encoding="gzip"), SourceError, "Content-Encoding gzip"),
+        (set_headers(Content_Length="99"), SourceError, "announced 99 bytes|did not answer"),
+        (cut, SourceError, "tried 6 times"),
+    ],
+    ids=["etag", "shifted", "other size", "endless number", "gzip", "announced", "cut"],
+)
+def test_a_wrong_answer_is_an_error(web: HttpFolder, fault: Any, error: type[SourceError], words: str) -> None:
+    source = open_source(f"{web.url}/m")
+    source.size("model.safetensors")
+    web.fault = fault
+    with pytest.raises(error, match=words):
+        source.read_range("model.safetensors", 5, 100)
+
+
+def test_a_file_that_is_replaced_is_noticed(web: HttpFolder) -> None:
+    source = open_source(f"{web.url}/m")
+    source.read_range("model.safetensors", 0, 10)
+    web.files["m/model.safetensors"] = bytes(len(SHARD))
+    with pytest.raises(SourceChangedError, match="no longer what it was"):
+        source.read_range("model.safetensors", 10, 10)
+
+
+def test_trouble_that_passes_is_sat_out(web: HttpFolder) -> None:
+    source = open_source(f"{web.url}/m")
+    source.size("model.safetensors")
+    left = [0, 503, 429, -1]
+
+    def fault(asked: Asked, answer: Answer) -> None:
+        if left:
+            status = left.pop(0)
+            answer.status = status if status >= 0 else answer.status
+            if status < 0:
+                cut(asked, answer)
+
+    web.fault = fault
+    assert source.read_range("model.safetensors", 3, 3 * CHUNK_BYTES) == SHARD[3 : 3 * CHUNK_BYTES + 3]
+    # The first whole chunk before the cut is not asked for again.
+    assert [asked.range.partition("-")[0] for asked in web.asked[-2:] if asked.range] == ["bytes=3", "bytes=1048579"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (404, SourceNotFoundError, "no model.safetensors"),
+        (403, SourceAccessError, "refuses"),
+        (418, SourceError, "418"),
+    ],
+)
+def test_refusals_of_a_web_server(web: HttpFolder, status: int, error: type[SourceError], words: str) -> None:
+    web.fault = lambda asked, answer: setattr(answer, "status", status)
+    with pytest.raises(error, match=words):
+        open_source(f"{web.url}/m")
+
+
+def test_pages_that_are_served_for_everything_are_no_checkpoint(web: HttpFolder) -> None:
+    web.ranges = False
+    web.files |= {"app/model.safetensors": b"<html>", "app/config.json": b"<html>"}
+    web.fault = lambda asked, answer: answer.headers.update({"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(SourceNotFoundError, match="no checkpoint"):
+        open_source(f"{web.url}/app")
+
+
+def test_a_hostile_index_adds_no_files_outside(donor: Path) -> None:
+    index = b'{"weight_map": {"a": "../../secret", "b": "/etc/passwd", "c": "x\\\\y", "d": "sub/x.safetensors"}}'
+    with HttpFolder({"m/model.safetensors.index.json": index, "m/config.json": b"{}"}) as web:
+        files = open_source(f"{web.url}/m").list_files()
+        assert set(files) == {"config.json", "model.safetensors.index.json", "sub/x.safetensors"}
+        with pytest.raises(SourceNotFoundError):
+            open_source(f"{web.url}/m").read_range("../../secret", 0, 1)
+
+
+def test_nobody_at_the_address() -> None:
+    with pytest.raises(SourceError, match="Check the network"):
+        open_source("http://127.0.0.1:9/m")
+
+
+def test_an_object_store(memory: dict[str, bytes]) -> None:
+    source = open_source("memory://store/m/")
+    assert (source.name, source.kind, source.commit) == ("memory://store/m", "url", None)
+    assert source.list_files() == {
+        "LICENSE": 0,
+        "config.json": 8,
+        "model.safetensors": len(SHARD),
+        "other.gguf": 4,
+    }
+    assert source.read_file("config.json", 8) == b'{"a": 1}'
+    assert source.read_range("model.safetensors", 5, len(SHARD) - 5) == SHARD[5:]
+    with pytest.raises(SourceError, match="ends at byte"):
+        source.read_range("model.safetensors", 5, len(SHARD))
+    with pytest.raises(SourceError, match="over the 7"):
+        source.read_file("config.json", 7)
+    assert open_source("memory://store/m/other.gguf").list_files() == {"LICENSE": 0, "config.json": 8, "other.gguf": 4}
+
+
+def test_a_layer_from_an_object_store(donor: Path, tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    for name, content in content_of(donor).items():
+        system.pipe_file(f"/bucket/tiny/{name}", content)
+    found = same_layer("memory://bucket/tiny", donor, tmp_path)
+    assert found.config["source"]["name"] == "memory://bucket/tiny"
+    system.rm("/bucket", recursive=True)
+
+
+def test_an_object_that_is_replaced_is_noticed(memory: dict[str, bytes]) -> None:
+    source = open_source("memory://store/m")
+    source.read_range("model.safetensors", 0, 10)
+    fsspec.filesystem("memory").pipe_file("/store/m/model.safetensors", bytes(len(SHARD)))
+    with pytest.raises(SourceChangedError, match="no longer what it was"):
+        source.read_range("model.safetensors", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda content: content[:-1], "sent 99 of the 100 bytes"),
+        (lambda content: content + b"x", "can't serve parts of files"),
+    ],
+    ids=["short", "long"],
+)
+def test_an_object_store_that_miscounts(
+    memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, spoil: Any, words: str
+) -> None:
+    system = type(fsspec.filesystem("memory"))
+    right = system.cat_file
+    monkeypatch.setattr(system, "cat_file", lambda self, *args, **kwargs: spoil(right(self, *args, **kwargs)))
+    with pytest.raises(SourceError, match=words):
+        open_source("memory://store/m").read_range("model.safetensors", 10, 100)
+
+
+def test_an_object_store_that_stumbles(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    system = type(fsspec.filesystem("memory"))
+    right, left = system.cat_file, [TimeoutError(), ConnectionResetError()]
+
+    def stumble(self: Any, *args: Any, **kwargs: Any) -> bytes:
+        if left:
+            raise left.pop()
+        content: bytes = right(self, *args, **kwargs)
+        return content
+
+    monkeypatch.setattr(system, "cat_file", stumble)
+    assert open_source("memory://store/m").read_range("model.safetensors", 10, 100) == SHARD[10:110]
+
+
+def test_pieces_stay_small_and_nothing_is_read_ahead(tmp_path: Path) -> None:
+    """A file system that only knows `open`, as sftp and smb do: fsspec's own way reads 5 MiB more for each range."""
+    content = os.urandom(PIECE_BYTES + 1000)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    files = FsspecFiles(f"file://{tmp_path}")
+    assert type(files._fs).cat_file is fsspec.AbstractFileSystem.cat_file
+    pieces = list(files.read("model.safetensors", 10, len(content) - 10, files.stat("model.safetensors")))
+    assert [len(piece) for piece in pieces] == [PIECE_BYTES, 990]
+    assert b"".join(pieces) == content[10:]
+
+
+def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_args: object, **_settings: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(SourceError, match="pip install s3fs"):
+        open_source("s3://bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense://x/y", "can't be opened here"),
+        ("memory://store/nothing", "has no"),
+        ("memory://store/m/missing.safetensors", "no file missing.safetensors"),
+        ("simplecache::memory://store/m", "can't be a repo id"),
+        ("zip://x::memory://store/m", "chain"),
+        ("http:///m", "no host"),
+        ("http://[::1/m", "no URL"),
+        ("http://host:port/m", "no URL"),
+        ("http://host/a b", "%20"),
+        ("file:///no/such/folder", "no folder or file"),
+        ("file://host/folder", "three slashes"),
+        ("https://huggingface.co/datasets/owner/name", "no model repo"),
+        ("https://huggingface.co/owner/name/discussions", "no model repo"),
+        ("hf://spaces/owner/name", "no model repo"),
+        ("hf://owner", "no model repo"),
+    ],
+)
+def test_urls_that_name_nothing(memory: dict[str, bytes], url: str, words: str) -> None:
+    with pytest.raises(SourceNotFoundError, match=words):
+        open_source(url)
+
+
+def test_a_plain_url_has_no_revision(web: HttpFolder) -> None:
+    with pytest.raises(SourceError, match="no revisions"):
+        open_source(f"{web.url}/m", revision="main")
+
+
+def test_file_urls_are_local_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(SHARD)
+    source = open_source(folder.as_uri())
+    assert isinstance(source, FolderSource)
+    assert (source.name, source.kind) == (str(folder), "folder")
+    assert isinstance(open_source((folder / "model.safetensors").as_uri()), FileSource)
+
+
+@pytest.mark.parametrize(
+    ("url", "repo", "revision", "path"),
+    [
+        ("https://huggingface.co/owner/name", "owner/name", None, ""),
+        ("https://huggingface.co/owner/name/", "owner/name", None, ""),
+        ("https://hf.co/gpt2", "gpt2", None, ""),
+        ("https://huggingface.co/gpt2/tree/v1", "gpt2", "v1", ""),
+        ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", "owner/name", "refs/pr/1", ""),
+        ("https://huggingface.co/owner/name/tree/main/sub/folder", "owner/name", "main", "sub/folder"),
+        ("https://huggingface.co/owner/name/blob/main/x.gguf", "owner/name", "main", "x.gguf"),
+        ("https://huggingface.co/owner/name/resolve/v2/sub/x.gguf?download=true", "owner/name", "v2", "sub/x.gguf"),
+        ("hf://owner/name", "owner/name", None, ""),
+        ("hf://owner/name@v1", "owner/name", "v1", ""),
+        ("hf://owner/name@refs/pr/7/sub", "owner/name", "refs/pr/7", "sub"),
+        ("hf://owner/name/sub/x.gguf", "owner/name", None, "sub/x.gguf"),
+    ],
+)
+def test_addresses_of_the_hub(url: str, repo: str, revision: str | None, path: str) -> None:
+    assert hub_address(url) == HubAddress(repo_id=repo, revision=revision, path=path)
+    assert hub_address(url.replace("huggingface.co", "example.org").replace("hf", "hg")) is None or "://hf" not in url
+
+
+def test_a_hub_url_is_read_as_a_repo(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
+    files = {"config.json": "{}", "x.gguf": "X", "y.gguf": "Y", "sub/config.json": "[]", "sub/model.safetensors": SHARD}
+    repo = hub.add_repo("owner/name", files)
+    first = repo.refs["main"]
+    repo.commit({"config.json": "{}"})
+    source = open_source(f"https://huggingface.co/owner/name/tree/{first}")
+    assert (source.kind, source.commit, source.name) == ("hub", first, "owner/name")
+    assert open_source("hf://owner/name").commit == repo.refs["main"]
+    part = open_source(f"hf://owner/name@{first}/sub")
+    assert part.name == "owner/name/sub"
+    assert part.list_files() == {"config.json": 2, "model.safetensors": len(SHARD)}
+    assert part.read_range("model.safetensors", 9, 9) == SHARD[9:18]
+    one = open_source("hf://owner/name/x.gguf", revision=first)
+    assert one.list_files() == {"config.json": 2, "x.gguf": 1}
+    with pytest.raises(SourceNotFoundError, match="no file 'y/z'"):
+        open_source("hf://owner/name/y/z")
+    with pytest.raises(SourceError, match="Leave one out"):
+        open_source(f"hf://owner/name@{first}", revision="main")
+
+
+def test_every_error_is_ours(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore's, which has no builtin base."""
+
+    def refuse(self: object, *_args: object, **_settings: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", refuse)
+    with pytest.raises(SourceAccessError, match="Log in"):
+        open_source("memory://store/m")
+    assert issubclass(SourceAccessError, LayerSurgeonError)
