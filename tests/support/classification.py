@@ -63,6 +63,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         unk_token="[UNK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         model_max_length=64,
     )
 

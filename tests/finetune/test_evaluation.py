@@ -1,0 +1,132 @@
+"""Measuring and predicting with a trained model."""
+
+import json
+
+import pytest
+import torch
+
+from layer_surgeon.errors import ConfigError, DataError
+from layer_surgeon.finetune import FinetuneConfig, evaluate_model, finetune_model, predict
+from layer_surgeon.finetune.evaluation import load_texts
+from layer_surgeon.workspace import Workspace
+from tests.support.classification import Recorder, classifier, rows, word_tokenizer
+
+TEST = rows(30, seed=9, labels=("bad", "good"))
+
+
+@pytest.fixture(scope="module")
+def trained(graft, tmp_path_factory):
+    """A run with its own columns and a short maximum length."""
+    made = [{"words": row["text"], "kind": row["label"]} for row in rows(60, labels=("bad", "good"))]
+    return finetune_model(
+        graft,
+        made,
+        workspace=Workspace(tmp_path_factory.mktemp("runs")),
+        num_epochs=2,
+        batch_size=8,
+        learning_rate=5e-3,
+        max_length=9,
+        text_column="words",
+        label_column="kind",
+    )
+
+
+def test_evaluation_equals_predictions(trained):
+    measured = evaluate_model(trained.path, TEST)
+    predicted = predict(trained.path, [row["text"] for row in TEST])
+    right = sum(p.label == row["label"] for p, row in zip(predicted, TEST, strict=True))
+    assert measured.metrics.accuracy == right / 30
+    assert measured.metrics.examples == 30
+
+
+def test_stored_and_loaded_model_agree(trained):
+    stored = evaluate_model(trained.path, TEST)
+    loaded = evaluate_model(trained.model, TEST, tokenizer=trained.path, max_length=9)
+    assert stored.metrics == loaded.metrics
+
+
+def test_length_is_the_runs(trained):
+    assert evaluate_model(trained.path, TEST).num_truncated > 0
+    assert evaluate_model(trained.path, TEST, max_length=50).num_truncated == 0
+
+
+def test_columns_are_the_runs_where_the_data_has_them(trained):
+    made = [{"text": "x y", "words": row["text"], "kind": row["label"], "label": "z"} for row in TEST]
+    assert evaluate_model(trained.path, made).metrics == evaluate_model(trained.path, TEST).metrics
+
+
+def test_batches_do_not_matter(trained):
+    one = predict(trained.path, [row["text"] for row in TEST], eval_batch_size=1)
+    many = predict(trained.path, [row["text"] for row in TEST], eval_batch_size=30)
+    assert [p.text for p in one] == [row["text"] for row in TEST]
+    assert [p.label for p in one] == [p.label for p in many]
+    assert [p.score for p in one] == pytest.approx([p.score for p in many], abs=1e-5)
+
+
+def test_prediction(trained):
+    (prediction,) = predict(trained.path, ["the film was good"])
+    assert set(prediction.probabilities) == {"bad", "good"}
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.score == max(prediction.probabilities.values()) == prediction.probabilities[prediction.label]
+    tokenized = word_tokenizer()("the film was good", return_tensors="pt")
+    with torch.no_grad():
+        logits = trained.model.eval()(**tokenized).logits
+    assert prediction.score == pytest.approx(float(logits.softmax(-1).max()), abs=1e-6)
+
+
+def test_pairs():
+    model, tokenizer = classifier(), word_tokenizer()
+    (pair,) = predict(model, [("good film", "bad end")], tokenizer=tokenizer)
+    assert (pair.text, pair.text_pair) == ("good film", "bad end")
+    inputs = tokenizer("good film", "bad end", return_tensors="pt")
+    assert inputs["token_type_ids"].sum() == 3
+    with torch.no_grad():
+        assert pair.score == pytest.approx(float(model(**inputs).logits.softmax(-1).max()), abs=1e-6)
+
+
+def test_nothing_to_predict(trained):
+    assert predict(trained.path, []) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ("one text", "Put it into a list"),
+        (["fine", " "], "1 empty texts (rows 2)"),
+        (["fine", ("a", "b")], "mixed"),
+        ([("a", "b", "c")], "A pair has two texts"),
+        ([3], "not a text"),
+    ],
+)
+def test_texts_that_are_refused(trained, texts, says):
+    with pytest.raises(DataError) as error:
+        predict(trained.path, texts)
+    assert says in str(error.value)
+
+
+def test_unknown_setting(trained):
+    with pytest.raises(ConfigError, match="no setting 'batchsize'"):
+        predict(trained.path, ["fine"], batchsize=3)
+
+
+def test_progress(trained):
+    progress = Recorder()
+    evaluate_model(trained.path, TEST, progress=progress)
+    assert progress.steps == [("Evaluating", 30, "examples")]
+    assert progress.amounts == [30]
+
+
+def test_texts_of_files(tmp_path):
+    (tmp_path / "a.txt").write_text("one good\n\ntwo bad\n")
+    (tmp_path / "b.csv").write_text("id,text\n1,three\n2,four\n")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"premise": "five", "hypothesis": "six", "label": 1}))
+    config = FinetuneConfig()
+    assert load_texts([tmp_path / "a.txt", tmp_path / "b.csv"], config) == ["one good", "two bad", "three", "four"]
+    assert load_texts([tmp_path / "c.jsonl"], config) == [("five", "six")]
+    (tmp_path / "a.txt").write_text("\n")
+    with pytest.raises(DataError, match="no text in it"):
+        load_texts([tmp_path / "a.txt"], config)
+    with pytest.raises(DataError, match="no text column 'body'"):
+        load_texts([tmp_path / "b.csv"], FinetuneConfig(text_column="body"))
+    with pytest.raises(DataError, match=r"nothing\.txt can't be read: No such file"):
+        load_texts([tmp_path / "nothing.txt"], config)
