@@ -62,8 +62,8 @@ class FsspecFiles:
         SourceError: The package for this protocol is missing, or can't be set up.
     """
 
-    limits = HubLimits()
-    """Timeouts and tries. An attribute of the class, so that tests need not wait."""
+    limits = HubLimits(tries=3, contact_tries=1)
+    """Tries on top of those that the store's own package makes: s3fs takes 6 s to give up once."""
 
     def __init__(self, url: str) -> None:
         self._protocol = url.partition("://")[0].lower()

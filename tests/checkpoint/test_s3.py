@@ -1,0 +1,102 @@
+"""Checkpoints in S3, against a server that speaks its protocol on loopback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import layer_surgeon as ls
+from layer_surgeon.checkpoint.sources import open_source
+from layer_surgeon.errors import SourceChangedError, SourceError, SourceNotFoundError
+from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+
+_REASON = "needs a server of S3's protocol: pip install s3fs 'moto[server]'"
+s3fs = pytest.importorskip("s3fs", reason=_REASON)
+moto_server = pytest.importorskip("moto.server", reason=_REASON)
+
+# The libraries of AWS warn about parts of Python and of each other that are to go.
+pytestmark = pytest.mark.filterwarnings("default")
+TINY = LLAMA_8B | {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def donor(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose files are also at s3://bucket/models/tiny."""
+    folder = write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), TINY, [0, 1, 2], max_shard_bytes=6_000_000)
+    (folder / "LICENSE").write_text("terms")
+    store = s3fs.S3FileSystem()
+    store.mkdir("bucket")
+    for path in folder.iterdir():
+        store.pipe_file(f"bucket/models/tiny/{path.name}", path.read_bytes())
+    return folder
+
+
+def test_a_layer_out_of_a_bucket(donor: Path, tmp_path: Path) -> None:
+    expected = ls.extract_layer(donor, -1, tmp_path / "expected")
+    found = ls.extract_layer("s3://bucket/models/tiny", -1, tmp_path / "found")
+    assert found.sha256 == expected.sha256
+    assert found.config["source"]["name"] == "s3://bucket/models/tiny"
+    assert (found.path / "LICENSE").read_text() == "terms"
+
+
+def test_the_command_reads_a_bucket(donor: Path, tmp_path: Path) -> None:
+    expected = ls.extract_layer(donor, 1, tmp_path / "expected")
+    arguments = ["extract", "s3://bucket/models/tiny", "--layer", "1", "--output", str(tmp_path / "found")]
+    script = "import sys; from layer_surgeon_cli.main import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, env=dict(os.environ))
+    assert ls.LayerArtifact.open(tmp_path / "found").sha256 == expected.sha256
+
+
+def test_what_a_bucket_says_of_its_files(donor: Path) -> None:
+    source = open_source("s3://bucket/models/tiny/")
+    assert source.list_files() == {path.name: path.stat().st_size for path in sorted(donor.iterdir())}
+    shard = next(path for path in donor.glob("*.safetensors"))
+    assert source.read_range(shard.name, 3, 4_500_000) == shard.read_bytes()[3:4_500_003]
+    one = open_source(f"s3://bucket/models/tiny/{shard.name}")
+    assert set(one.list_files()) == {"LICENSE", "config.json", shard.name}
+
+
+def test_an_object_that_is_replaced_is_noticed(donor: Path) -> None:
+    store = s3fs.S3FileSystem()
+    store.pipe_file("bucket/moving/model.safetensors", b"a" * 1000)
+    source = open_source("s3://bucket/moving")
+    assert source.read_range("model.safetensors", 0, 10) == b"a" * 10
+    store.pipe_file("bucket/moving/model.safetensors", b"b" * 1000)
+    with pytest.raises(SourceChangedError, match="no longer what it was"):
+        source.read_range("model.safetensors", 10, 10)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/nothing", "s3://no-such-bucket/x", "s3://bucket/models/tiny/x.gguf"])
+def test_what_is_not_there(donor: Path, url: str) -> None:
+    with pytest.raises(SourceNotFoundError):
+        open_source(url)
+
+
+def test_nobody_at_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(SourceError):
+        open_source("s3://bucket/models/tiny")
