@@ -125,12 +125,11 @@ def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int)
         if not isinstance(arrived, Tensor) or arrived.shape != nan.shape:
             shapes.add(str(list(arrived.shape)) if isinstance(arrived, Tensor) else type(arrived).__name__)
             continue
-        for name, value in seen.items():
-            if any(tensor.is_floating_point() and tensor.isnan().any() for tensor in _tensors(value)):
-                raise UnsupportedArchitectureError(
-                    f"A layer of {type(scaffold).__name__} also reads {name!r}, made from weights outside of the "
-                    "layer, so the layer alone can't compute what it computed. Take a donor of another family."
-                )
+        if name := _find_nan(seen):
+            raise UnsupportedArchitectureError(
+                f"A layer of {type(scaffold).__name__} also reads {name!r}, made from weights outside of the layer, so "
+                "the layer alone can't compute what it computed. Take a donor of another family."
+            )
         return extras
     expected = list(nan.shape)
     reason = f"{type(failure).__name__}: {failure}"
@@ -142,6 +141,37 @@ def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int)
         f"A layer of {type(scaffold).__name__} can't be run without the rest of its model ({reason}). "
         "Take a donor of another family."
     ) from failure
+
+
+def _find_nan(seen: dict[str, Any]) -> str | None:
+    """The name of an argument that has NaN: it comes from what was left out."""
+    for name, value in seen.items():
+        if any(tensor.is_floating_point() and tensor.isnan().any() for tensor in _tensors(value)):
+            return name
+    return None
+
+
+def _check_alone(scaffold: PreTrainedModel, layer: nn.Module, run: Run) -> None:
+    """Refuse a layer that reads what the layer before it gave besides hidden states (zaya: its router's).
+
+    Raises:
+        UnsupportedArchitectureError: It does.
+    """
+    given = run.result[1:] if isinstance(run.result, (tuple, list)) else ()
+    if not run.extras or not any(True for _ in _tensors(given)):
+        return
+    filler = torch.full_like(run.hidden_states, torch.nan)
+    again = Run(layer=layer, hidden_states=run.hidden_states, extras=run.extras, filler=filler)
+    everything = torch.ones(filler.shape[:2], dtype=torch.long, device=filler.device)
+    try:
+        output = run_scaffold(scaffold, again, everything, None).output
+    except _FAILURES:
+        output = None
+    if output is None or run.output is None or not torch.equal(output, run.output):
+        raise UnsupportedArchitectureError(
+            f"A layer of {type(scaffold).__name__} also reads something made by the layer before it, so the layer "
+            "alone can't compute what it computed. Take the first layer, or a donor of another family."
+        )
 
 
 def _arguments(scaffold: PreTrainedModel, states: Tensor, mask: Tensor | None, extras: int | None) -> dict[str, Any]:
@@ -218,6 +248,8 @@ def _why_not(
                 return f"it fails with {type(error).__name__} {error}".rstrip()
             if not isinstance(output, Tensor) or output.shape != states.shape:
                 return "it doesn't return hidden states of the width that it takes"
+            if causal:
+                _check_alone(scaffold, layer, run)
             outputs.append(output.float())
     scale = outputs[0].abs().max()
     difference = (outputs[0] - outputs[1])[:, 0].abs().max()

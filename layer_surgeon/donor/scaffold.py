@@ -32,6 +32,7 @@ class Run:
         hidden_states: What to call it with, [batch, seq, donor_hidden].
         extras: How a layer that is passed over returns its hidden states: None as they are, n as the first of a tuple
             of n + 1.
+        filler: What the rest of that tuple is.
         arrived: What the scaffold's own forward would have called it with; the probe looks at it.
         result: What the layer returned; None before it was called.
     """
@@ -39,6 +40,7 @@ class Run:
     layer: Callable[..., Any]
     hidden_states: Tensor
     extras: int | None = None
+    filler: Any = None
     arrived: Any = None
     result: Any = None
 
@@ -80,7 +82,7 @@ class _Passage(_Stub):
         if run.result is not None:
             return run.result
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        return hidden_states if run.extras is None else (hidden_states, *[None] * run.extras)
+        return hidden_states if run.extras is None else (hidden_states, *[run.filler] * run.extras)
 
 
 class _Entrance(_Stub):
