@@ -257,7 +257,7 @@ class _Machine:
 
     def _tuple(self, length: int) -> None:
         items = self._stack[-length:]
-        if len(items) < length or any(item is _MARK for item in items):
+        if len(items) < length or _MARK in items:
             raise self._damaged("the stack is too short")
         self._stack[-length:] = [tuple(items)]
 

@@ -67,21 +67,17 @@ def read_entries(source: Source, file: str) -> dict[str, ZipEntry]:
         raise CheckpointError(f"{file} has {size} bytes, too few for a PyTorch checkpoint. Copy or download it again.")
     begin = max(0, size - _TAIL_BYTES)
     tail = source.read_range(file, begin, size - begin)
-    directory = _find_directory(tail, begin, file, _first_bytes(source, file, tail, begin))
+    directory = _find_directory(tail, begin, file)
+    if directory is None:
+        raise _no_zip(tail[:512] if begin == 0 else source.read_range(file, 0, 512), file)
     start, end = directory.start, directory.start + directory.num_bytes
     # A checkpoint's whole directory mostly lies within what was read already: one request less.
     raw = tail[start - begin : end - begin] if start >= begin else source.read_range(file, start, end - start)
     return parse_directory(raw, file, directory.num_entries, start)
 
 
-def _first_bytes(source: Source, file: str, tail: bytes, begin: int) -> bytes:
-    if tail.rfind(b"PK\5\6") >= 0:
-        return b"PK\3\4"
-    return tail[:512] if begin == 0 else source.read_range(file, 0, 512)
-
-
-def _find_directory(tail: bytes, begin: int, file: str, head: bytes) -> _Directory:
-    """The directory's place, from the last bytes of the file; they begin at `begin`."""
+def _find_directory(tail: bytes, begin: int, file: str) -> _Directory | None:
+    """The directory's place, from the last bytes of the file; they begin at `begin`. None: no zip file ends here."""
     position = tail.rfind(b"PK\5\6")
     while position >= 0:
         if len(tail) - position >= _END.size:
@@ -89,15 +85,20 @@ def _find_directory(tail: bytes, begin: int, file: str, head: bytes) -> _Directo
             if position + _END.size + fields[7] == len(tail):
                 return _directory_at(tail, begin, position, fields, file)
         position = tail.rfind(b"PK\5\6", 0, position)
+    return None
+
+
+def _no_zip(head: bytes, file: str) -> CheckpointError:
+    """What to say about a file that does not end as a zip file, from its first bytes."""
     if head.startswith(_OLD_MAGIC) or head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC):
-        raise CheckpointError(
+        return CheckpointError(
             f"{file} is in the format that torch.save wrote before version 1.6, which can't be read in parts. "
             "Convert it once where you trust it: torch.save(torch.load(file, weights_only=True), file), or "
             "save_pretrained of transformers, which writes safetensors files."
         )
     if head.startswith(b"PK\3\4"):
-        raise CheckpointError(f"{file} is truncated: the end of a zip file is missing. Copy or download it again.")
-    raise CheckpointError(
+        return CheckpointError(f"{file} is truncated: the end of a zip file is missing. Copy or download it again.")
+    return CheckpointError(
         f"{file} begins with {head[:8]!r}, which is no PyTorch checkpoint: a zip file, as torch.save writes it, is "
         "expected. Check what the file is, or get it again."
     )
