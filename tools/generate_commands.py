@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from layer_surgeon_cli.main import COMMANDS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
@@ -16,8 +17,9 @@ HEAD = """# Commands
 
 Generated from the commands themselves by `tools/generate_commands.py`; `surgeon COMMAND --help` shows the same.
 
-Results go to stdout, progress and notices to stderr; away from a terminal there are no colours and no bars. Exit codes: 0
-done, 1 failed, 2 the command line itself is wrong. A failure with `--json` prints `{"error": {"type": ..., "message": ...}}`.
+Results go to stdout, progress and notices to stderr; away from a terminal there are no colours and no bars. Exit codes:
+0 done, 1 failed, 2 the command line itself is wrong. A failure with `--json` prints
+`{"error": {"type": ..., "message": ...}}`.
 
 Every command has:
 """

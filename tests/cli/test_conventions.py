@@ -7,9 +7,9 @@ import sys
 import time
 
 import pytest
+
 from layer_surgeon_cli.main import COMMANDS
 from layer_surgeon_cli.ui import format_bytes, format_count, format_seconds
-
 from tests.support.command_line import SURGEON, surgeon
 
 
