@@ -1,6 +1,6 @@
 """What the demo comes to, and what can be said of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,10 @@ class DemoResult:
                 "On none of the test sets can the two arms be told apart: every 95 % interval of the difference "
                 "contains zero."
             )
-        told = ", ".join(f"{verdict} on {test}" for test, verdict in verdicts.items() if verdict != "within noise")
-        rest = [test for test, verdict in verdicts.items() if verdict == "within noise"]
-        return f"At 95 %: {told}." + (f" On {', '.join(rest)} the difference is within noise." if rest else "")
+        names = {verdict: _and([test for test, v in verdicts.items() if v == verdict]) for verdict in verdicts.values()}
+        told = "; ".join(f"{verdict} on {tests}" for verdict, tests in names.items() if verdict != "within noise")
+        rest = names.get("within noise")
+        return f"At 95 %: {told}." + (f" On {rest} the difference is within noise." if rest else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -191,3 +192,7 @@ class DemoResult:
             "seconds": {"extraction": round(self.extraction_seconds, 1), "all": round(self.seconds, 1)},
             "page": str(self.page),
         }
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

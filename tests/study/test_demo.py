@@ -152,7 +152,7 @@ def test_verdicts(result):
     better = with_accuracy("shops", 0.7, 0.9, 1000)
     assert better.comparison("shops").verdict == "grafted is better"
     assert better.conclusion() == (
-        "At 95 %: grafted is better on shops. On films (held out), <food> the difference is within noise."
+        "At 95 %: grafted is better on shops. On films (held out) and <food> the difference is within noise."
     )
     assert with_accuracy("shops", 0.9, 0.7, 1000).comparison("shops").verdict == "host alone is better"
     nothing = with_accuracy("shops", 0.8, 0.82, 100)
