@@ -132,9 +132,9 @@ def _open_table(source: Source) -> TensorTable:
         raw = source.read_file(safetensors.INDEX_FILE, safetensors.MAX_INDEX_BYTES)
         shard_of = safetensors.parse_index(raw, safetensors.INDEX_FILE, files)
         return safetensors.SafetensorsTable(source, _read_config(source, files), shard_of=shard_of)
-    pickles = _pickles(source, candidates)
-    if len(pickles) == 1:
-        return torch_table.TorchZipTable(source, _read_config(source, files), single_file=pickles[0])
+    pickles = [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
+    if torch_table.SINGLE_FILE in pickles:
+        return torch_table.TorchZipTable(source, _read_config(source, files), single_file=torch_table.SINGLE_FILE)
     if torch_table.INDEX_FILE in candidates:
         raw = source.read_file(torch_table.INDEX_FILE, safetensors.MAX_INDEX_BYTES)
         shard_of = safetensors.parse_index(raw, torch_table.INDEX_FILE, files, suffix=".bin")
@@ -144,14 +144,10 @@ def _open_table(source: Source) -> TensorTable:
         from layer_surgeon.checkpoint.gguf import GgufTable
 
         return GgufTable(source, gguf[0])
+    if len(pickles) == 1 and not tensors and not gguf:
+        # Last, since training leaves pickles of other things beside the weights.
+        return torch_table.TorchZipTable(source, _read_config(source, files), single_file=pickles[0])
     raise CheckpointError(_what_is_there(source, tensors, gguf, candidates))
-
-
-def _pickles(source: Source, candidates: list[str]) -> list[str]:
-    """The one file of a PyTorch checkpoint. In a folder only by its name: training leaves many other pickles there."""
-    if isinstance(source, FileSource):
-        return [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
-    return [file for file in candidates if file == torch_table.SINGLE_FILE]
 
 
 def _read_config(source: Source, files: Mapping[str, int | None]) -> Mapping[str, Any]:

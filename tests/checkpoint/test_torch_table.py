@@ -214,6 +214,8 @@ def test_a_file_by_its_name(tmp_path, name):
     write_checkpoint(tmp_path, tiny_state_dict(torch.float32))
     (tmp_path / "pytorch_model.bin").rename(tmp_path / name)
     assert open_checkpoint(tmp_path / name).num_layers == 4
+    assert open_checkpoint(tmp_path).num_layers == 4
+    (tmp_path / "training_args.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match="Get the index, or name one file"):
         open_checkpoint(tmp_path)
 
