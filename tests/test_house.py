@@ -79,4 +79,6 @@ def test_no_file_is_overlong():
         assert len(source.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno <= 62, f"{path}: {node.name}"
+                # What a reader has to follow: neither the signature nor the docstring.
+                body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+                assert node.end_lineno - body[0].lineno < 60, f"{path}: {node.name}"
