@@ -26,6 +26,7 @@ from layer_surgeon.errors import (
     SourceNotFoundError,
 )
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.gguf_models import write_model
 from tests.support.http_folder import Answer, Asked, HttpFolder
 from tests.support.loopback_hub import LoopbackHub
 
@@ -408,6 +409,21 @@ def test_a_hub_url_is_read_as_a_repo(hub: LoopbackHub, monkeypatch: pytest.Monke
         open_source("hf://owner/name/y/z")
     with pytest.raises(SourceError, match="Leave one out"):
         open_source(f"hf://owner/name@{first}", revision="main")
+
+
+def test_a_layer_of_a_gguf_file_over_the_network(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = write_model(tmp_path / "x.gguf", "llama")
+    content = local.read_bytes()
+    expected = ls.extract_layer(local, -1, tmp_path / "expected")
+    monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
+    hub.add_repo("owner/name", {"x.gguf": content, "y.gguf": content[:100]})
+    assert ls.extract_layer("hf://owner/name/x.gguf", -1, tmp_path / "hub").sha256 == expected.sha256
+    with HttpFolder({"x.gguf": content}) as web:
+        assert ls.extract_layer(f"{web.url}/x.gguf", -1, tmp_path / "web").sha256 == expected.sha256
+        # One layer of two, and embeddings and head that are not read.
+        assert web.bytes_sent(".gguf") < 0.6 * len(content)
 
 
 def test_every_error_is_ours(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
