@@ -218,6 +218,14 @@ def test_overlapping_and_repeated_entries_are_refused(small, tmp_path):
         table_of(small[: second + 42] + struct.pack("<L", 0) + small[second + 46 :])
 
 
+def test_an_entry_that_reaches_into_the_next_is_refused(small):
+    second = small.rindex(DIRECTORY)
+    for size, word in ((17, "reaches beyond"), (2**32 - 2, "reaches beyond"), (15, "has 15 bytes")):
+        sizes = struct.pack("<2L", size, size)
+        with pytest.raises(CheckpointError, match=word):
+            tensors_of(small[: second + 20] + sizes + small[second + 28 :])
+
+
 @pytest.mark.parametrize(
     ("entries", "word"),
     [
