@@ -6,7 +6,12 @@ donors          the donor layer: opened, checked, described
 donor_store     the donor layer beside a stored graft: a hard link, found again by its sha256
 configuration   `SurgeonGraftConfig`: what config.json says
 modeling        `GraftedModel`: the parts, and how they are saved and loaded
-classification  the task: pooling, head, loss
+tasks           what each task needs of a graft
+sites           where the graft sits in the host, found from the host's structure
+classification, tokens, question_answering, features, seq2seq, causal
+                a class for each task
+pooling, head   what several tasks share
+assemble        host, donor and settings put together
 build           `graft_layer` in memory, `save_graft` into a folder
 card            the model card
 """
@@ -15,14 +20,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layer_surgeon.graft.auto import AUTO_CLASSES, GraftedModel, GraftedModelForSequenceClassification
+    from layer_surgeon.graft.auto import (
+        AUTO_CLASSES,
+        GraftedModel,
+        GraftedModelForCausalLM,
+        GraftedModelForFeatureExtraction,
+        GraftedModelForQuestionAnswering,
+        GraftedModelForSeq2SeqLM,
+        GraftedModelForSequenceClassification,
+        GraftedModelForTokenClassification,
+    )
     from layer_surgeon.graft.build import GraftResult, graft_layer, save_graft
     from layer_surgeon.graft.config import GraftConfig
     from layer_surgeon.graft.configuration import SurgeonGraftConfig
 
 # Lazy, because the command line needs `config` for its help, and must not import torch for that.
 _HOME = {
-    "auto": ("AUTO_CLASSES", "GraftedModel", "GraftedModelForSequenceClassification"),
+    "auto": (
+        "AUTO_CLASSES",
+        "GraftedModel",
+        "GraftedModelForCausalLM",
+        "GraftedModelForFeatureExtraction",
+        "GraftedModelForQuestionAnswering",
+        "GraftedModelForSeq2SeqLM",
+        "GraftedModelForSequenceClassification",
+        "GraftedModelForTokenClassification",
+    ),
     "build": ("GraftResult", "graft_layer", "save_graft"),
     "config": ("GraftConfig",),
     "configuration": ("SurgeonGraftConfig",),
@@ -34,7 +57,12 @@ __all__ = [
     "GraftConfig",
     "GraftResult",
     "GraftedModel",
+    "GraftedModelForCausalLM",
+    "GraftedModelForFeatureExtraction",
+    "GraftedModelForQuestionAnswering",
+    "GraftedModelForSeq2SeqLM",
     "GraftedModelForSequenceClassification",
+    "GraftedModelForTokenClassification",
     "SurgeonGraftConfig",
     "graft_layer",
     "save_graft",

@@ -5,26 +5,24 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
+from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig, graft_fields
-from layer_surgeon.graft.donors import DonorInput, open_donor
-from layer_surgeon.graft.hosts import bare_host, host_kind, host_width, load_host
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
-
-Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def graft_layer(
         SourceError: A folder or repo can't be read.
     """
     chosen = GraftConfig.from_settings(config, settings if config is not None else {"task": task, **settings})
-    return _assemble(host, donor, chosen, revision=None, token=None)
+    return assemble(host, donor, chosen, revision=None, token=None)
 
 
 def save_graft(
@@ -129,7 +127,7 @@ def save_graft(
     progress.begin("Grafting", 3, "steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _assemble(host, donor, config or GraftConfig(), revision=revision, token=token)
+        model = assemble(host, donor, config or GraftConfig(), revision=revision, token=token)
     progress.advance(1)
     tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
     _agree_on_padding(tokenizer, model.config)
@@ -145,44 +143,6 @@ def save_graft(
         donor=None if reference is None else layer_name(reference["name"] or "layer", reference["layer_indices"]),
         settings=model.config.settings,
         parameters=model.parameter_counts(),
-    )
-
-
-def _assemble(
-    host: Host, donor: DonorInput, settings: GraftConfig, *, revision: str | None, token: str | bool | None
-) -> GraftedModel:
-    if isinstance(host, str | os.PathLike):
-        model, commit = load_host(host, revision=revision, token=token)
-        name: str | None = os.fspath(host)
-    else:
-        model, commit = bare_host(host), None
-        name = model.name_or_path or None
-    settings = _resolve(settings, model.config)
-    host_width(model.config)
-    opened = None if donor is None else open_donor(donor, settings, token=token)
-    config = SurgeonGraftConfig(
-        host_config=model.config,
-        host={"name": name, "commit": commit},
-        donor=None if opened is None else opened.reference,
-        graft=graft_fields(settings),
-        id2label=dict(enumerate(settings.labels)),
-        label2id={label: index for index, label in enumerate(settings.labels)},
-    )
-    grafted = GraftedModel._class_for(settings.task)(config, host=model, donor_follows=True).to(model.dtype)
-    if opened is not None:
-        grafted.attach_donor(opened.layer, folder=opened.folder)
-    return grafted.to(model.device).eval()  # type: ignore[no-any-return]  # transformers is untyped here
-
-
-def _resolve(settings: GraftConfig, host_config: PretrainedConfig) -> GraftConfig:
-    """The settings with pooling and attention chosen by the kind of the host, where they were left open."""
-    decoder = host_kind(host_config) == "decoder"
-    return GraftConfig.from_settings(
-        settings,
-        {
-            "pooling": settings.pooling or ("last" if decoder else "cls"),
-            "attention": settings.attention or ("causal" if decoder else "bidirectional"),
-        },
     )
 
 

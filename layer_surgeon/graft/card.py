@@ -6,6 +6,7 @@ from typing import Any
 
 from layer_surgeon._version import __version__
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.workspace import short_name
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
@@ -17,6 +18,14 @@ _PARTS = {
     "proj_out": "projection, donor width to host width",
     "gate": "factor of the graft, zero at first",
     "head": "Linear, Dropout, GELU, Linear",
+}
+
+# Where transformers has a pipeline for the task, what to call it with; otherwise the Auto class is shown.
+_EXAMPLES = {
+    "text-classification": "A text.",
+    "token-classification": "A text.",
+    "feature-extraction": "A text.",
+    "causal-lm": "Once upon a time",
 }
 
 
@@ -35,7 +44,12 @@ def _front_matter(config: SurgeonGraftConfig) -> str:
     donor = config.donor or {}
     names = [(config.host or {}).get("name"), donor.get("base_model") or donor.get("name")]
     models = [name for name in names if name and _REPO_ID.fullmatch(name) and not Path(name).exists()]
-    lines = ["library_name: transformers", f"pipeline_tag: {config.task}", "tags:", "- layer-surgeon"]
+    lines = [
+        "library_name: transformers",
+        f"pipeline_tag: {TASKS[config.task].pipeline_tag}",
+        "tags:",
+        "- layer-surgeon",
+    ]
     if models:
         lines += ["base_model:", *(f"- {name}" for name in models)]
     if isinstance(donor.get("license"), str):
@@ -50,16 +64,14 @@ def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str
     )
     total, trained = (sum(values) for values in zip(*counts.values(), strict=True))
     settings = ", ".join(f"{name} {_plain(value)}" for name, value in config.graft.items())
+    labels = f"Labels: {', '.join(config.settings.labels)}.\n" if config.settings.labels else ""
     return f"""# {_title(config, host)}
 
 {_origin(config, host)}
 
 ```python
 import layer_surgeon  # makes the model's classes known to transformers
-from transformers import pipeline
-
-classify = pipeline("{config.task}", model="path/to/this/folder")
-classify("A text.")
+{_usage(config.task)}
 ```
 
 | part | what it is | parameters | trained |
@@ -68,8 +80,7 @@ classify("A text.")
 | **all** | | {total:,} | {trained:,} |
 
 Settings: {settings}.
-Labels: {", ".join(str(name) for name in config.id2label.values())}.
-
+{labels}
 `model.safetensors` holds what is trained{"; `donor/` holds the layer, as it was taken out" if config.donor else ""}.
 The terms of the host{" and of the donor model" if config.donor else ""} apply to their parts.
 
@@ -77,15 +88,34 @@ Made with layer_surgeon {__version__}.
 """
 
 
+def _usage(task: str) -> str:
+    folder, traits = '"path/to/this/folder"', TASKS[task]
+    if task in _EXAMPLES:
+        return (
+            "from transformers import pipeline\n\n"
+            f'run = pipeline("{traits.pipeline_tag}", model={folder})\n'
+            f'run("{_EXAMPLES[task]}")'
+        )
+    call = "model.generate" if traits.generates else "model"
+    arguments = '"A text."' if traits.generates else '"A question?", "A text."'
+    return (
+        f"from transformers import AutoTokenizer, {traits.auto}\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({folder})\n"
+        f"model = {traits.auto}.from_pretrained({folder})\n"
+        f'{call}(**tokenizer({arguments}, return_tensors="pt"))'
+    )
+
+
 def _title(config: SurgeonGraftConfig, host: str) -> str:
     if config.donor is None:
-        return f"{host}, with a classification head"
+        return f"{host}, with the head of a graft" if TASKS[config.task].head else f"{host}, without a graft"
     return f"{host} with {_layers(config.donor)}"
 
 
 def _origin(config: SurgeonGraftConfig, host: str) -> str:
     if config.donor is None:
-        return f"{host} alone, with the head that grafted models have: the model to compare a graft with."
+        head = ", with the head that grafted models have" if TASKS[config.task].head else ""
+        return f"{host} alone{head}: the model to compare a graft with."
     weights = (
         "with random weights, as a control" if config.graft["donor_init"] == "random" else "as it was trained there"
     )

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.graft.tasks import TASKS, Task
 
-Task = Literal["text-classification"]
 Pooling = Literal["cls", "mean", "mean_with_padding", "last", "none"]
 Attention = Literal["bidirectional", "causal"]
 Residual = Literal["none", "gated"]
@@ -15,6 +15,8 @@ DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16"]
 
 ENCODER_OUTPUT = "encoder_output"
+EMBEDDINGS = "embeddings"
+_DROPOUT = 0.2
 
 _T = TypeVar("_T")
 
@@ -37,12 +39,18 @@ class GraftConfig:
     num_labels: int | None = _option(None, "Number of labels; default: as many as id2label has, and 2 without it.")
     id2label: Mapping[int, str] | None = _option(None, 'Names of the labels, as JSON: {"0": "bad", "1": "good"}.')
     pooling: Pooling | None = _option(
-        None, "Which vector of a text goes through the graft; default: cls for encoder hosts, last for decoder hosts."
+        None,
+        "Which vector stands for a text; default: for classification cls (encoder hosts), last (decoder hosts) or mean "
+        "(encoder-decoder hosts), for features mean.",
     )
     attention: Attention | None = _option(
-        None, "How the donor layer attends; default: bidirectional for encoder hosts, causal for decoder hosts."
+        None, "How the donor layer attends; default: causal for decoder hosts, bidirectional for all others."
     )
-    site: str | int = _option(ENCODER_OUTPUT, "Where the graft sits: encoder_output is behind the host's last layer.")
+    site: str | int = _option(
+        ENCODER_OUTPUT,
+        "Where the graft sits: encoder_output is behind the host's last layer, a number behind that layer (from 0; -1 "
+        "is the last), embeddings behind the embeddings, with no layer of the host at all.",
+    )
     residual: Residual = _option(
         "none", "none: the graft replaces the host's vector; gated: host + gate x graft, the gate starting at zero."
     )
@@ -50,7 +58,7 @@ class GraftConfig:
         "pretrained", "pretrained, or random: the same layer with random weights, as a control."
     )
     train_donor: bool = _option(False, "Train the donor layer too, instead of leaving it as it is.")
-    dropout: float = _option(0.2, "Dropout in the head.")
+    dropout: float = _option(_DROPOUT, "Dropout in the head.")
     projection_bias: bool = _option(False, "Give the two projections a bias.")
     donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
 
@@ -63,12 +71,8 @@ class GraftConfig:
             _check(self, name, isinstance(getattr(self, name), bool), "true or false")
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         _check(self, "dropout", number and math.isfinite(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1")
-        _check(self, "site", self.site == ENCODER_OUTPUT, f"{ENCODER_OUTPUT!r}: other places are not there yet")
-        if self.pooling == "none":
-            raise ConfigError(
-                f"pooling is 'none', but {self.task} needs one vector per text. Choose cls, mean, mean_with_padding "
-                "or last."
-            )
+        self._check_site()
+        self._check_task()
         self._check_labels()
 
     @classmethod
@@ -88,10 +92,53 @@ class GraftConfig:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the labels in the order of their ids; LABEL_0, LABEL_1, ... where none are given."""
+        """The names of the labels in the order of their ids; LABEL_0, LABEL_1, ... where none are given.
+
+        Empty for a task that has none.
+        """
+        if not TASKS[self.task].labels:
+            return ()
         if self.id2label is not None:
             return tuple(self.id2label[index] for index in range(len(self.id2label)))
         return tuple(f"LABEL_{index}" for index in range(2 if self.num_labels is None else self.num_labels))
+
+    def _check_site(self) -> None:
+        if isinstance(self.site, str) and self.site.lstrip("-").isdecimal():
+            object.__setattr__(self, "site", int(self.site))
+        number = isinstance(self.site, int) and not isinstance(self.site, bool)
+        expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the number of a layer of the host, from 0"
+        _check(self, "site", number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
+
+    def _check_task(self) -> None:
+        """Refuse settings that mean nothing for the task, instead of leaving them without effect."""
+        traits = TASKS[self.task]
+        if self.pooling == "none" and self.task == "text-classification":
+            raise ConfigError(
+                f"pooling is 'none', but {self.task} needs one vector per text. Choose cls, mean, mean_with_padding "
+                "or last."
+            )
+        if self.pooling not in (None, "none") and not traits.pools:
+            raise ConfigError(
+                f"pooling is {self.pooling!r}, but {self.task} is about single tokens, so that nothing is pooled. "
+                "Leave pooling out."
+            )
+        if not traits.labels and (self.num_labels is not None or self.id2label is not None):
+            raise ConfigError(f"Labels are given, but {self.task} has none. Leave num_labels and id2label out.")
+        if not traits.head and self.dropout != _DROPOUT:
+            raise ConfigError(
+                f"dropout is {self.dropout}, but it is for the graft's own head, and for {self.task} there is none. "
+                "Leave dropout out."
+            )
+        if self.task == "causal-lm" and self.attention == "bidirectional":
+            raise ConfigError(
+                "attention is 'bidirectional', but with causal-lm a token must not see those that come after it. "
+                "Leave attention out, or choose causal."
+            )
+        if self.site == EMBEDDINGS and self.attention == "causal" and self.pooling == "cls":
+            raise ConfigError(
+                "pooling is 'cls', but without layers of the host, and with attention causal, the first token sees "
+                "nothing of the text. Choose attention bidirectional, or pooling last or mean."
+            )
 
     def _check_labels(self) -> None:
         whole = isinstance(self.num_labels, int) and not isinstance(self.num_labels, bool) and self.num_labels >= 1

@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.tasks import TASKS
 
 # Labels are stored where every transformers config has them, at the top.
 _LABEL_FIELDS = ("num_labels", "id2label")
@@ -37,6 +38,8 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
             self.host_config = _config_from_dict(self.host_config)
         self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
         attention = getattr(self.host_config, "_attn_implementation", None)
+        # Generation, and what collates batches for it, reads this; to all other tasks a graft is one stack.
+        self.is_encoder_decoder = self.task == "seq2seq"
         super().__post_init__(**kwargs)
         # transformers hands None down to the parts, but a loaded host has chosen already.
         if attention is not None and self._attn_implementation is None:
@@ -45,7 +48,10 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     @property
     def settings(self) -> GraftConfig:
         """The settings of the graft, with the labels."""
-        labels = None if self.id2label is None else {int(key): name for key, name in self.id2label.items()}
+        labels = None
+        # Every config of transformers has two labels, if nobody says otherwise.
+        if TASKS[self.task].labels and self.id2label is not None:
+            labels = {int(key): name for key, name in self.id2label.items()}
         return GraftConfig.from_settings(None, {**self.graft, "id2label": labels})
 
     @property

@@ -3,26 +3,53 @@
 import copy
 import inspect
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.quiet import quiet_transformers
+from layer_surgeon.graft.tasks import TASKS, HostKind
 from layer_surgeon.graft.translate import hub_errors
 
-HostKind = Literal["encoder", "decoder", "encoder-decoder"]
+_CLASSIFICATION = "text-classification"
+# Tasks that need the host's language head: what loads it, and transformers' table of such models.
+_WITH_HEAD: dict[str, tuple[Any, Any]] = {
+    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedHost:
+    """A host ready for its graft.
+
+    Attributes:
+        model: The part of it that the task needs.
+        config: The config of the whole model, from which `new_host` makes the same part again.
+        name: Where it came from; None where not known.
+        commit: The commit that it was read at; None where not known.
+    """
+
+    model: PreTrainedModel
+    config: PretrainedConfig
+    name: str | None
+    commit: str | None
 
 
 def host_kind(config: PretrainedConfig) -> HostKind:
@@ -35,6 +62,9 @@ def host_kind(config: PretrainedConfig) -> HostKind:
         return "encoder-decoder"
     if getattr(config, "is_decoder", False):
         return "decoder"
+    if getattr(type(config), "is_encoder_decoder", False) is True:
+        # The encoder of such a model by itself says of itself that it is none.
+        return "encoder-decoder"
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) is True:
         return "encoder"
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
@@ -57,17 +87,46 @@ def host_width(config: PretrainedConfig) -> int:
     return width
 
 
+def open_host(
+    host: str | os.PathLike[str] | PreTrainedModel,
+    task: str = _CLASSIFICATION,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> OpenedHost:
+    """Load a host from a folder or the Hub, or take a loaded one, and cut it down to what the task needs.
+
+    Raises:
+        SourceError: There is no such folder or repo, it may not be read, or the Hub can't be reached.
+        GraftError: It is not a transformers text model with whole weights, or not one for the task.
+    """
+    if isinstance(host, str | os.PathLike):
+        model, commit = load_host(host, task, revision=revision, token=token)
+        config = model.config
+        name: str | None = os.fspath(host)
+    else:
+        model = bare_host(host, task)
+        config, commit, name = host.config, None, host.name_or_path or None
+    return OpenedHost(model=_needed_part(model, task), config=config, name=name, commit=commit)
+
+
 def load_host(
-    source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    source: str | os.PathLike[str],
+    task: str = _CLASSIFICATION,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[PreTrainedModel, str | None]:
-    """Load a small model without any head, in float32 (it will be trained), from a folder or the Hub.
+    """Load a small model, in float32 (it will be trained), from a folder or the Hub.
+
+    Without any head, except for the tasks that write text.
 
     Returns:
         The model, and the commit that it was read at; None for a folder.
 
     Raises:
         SourceError: There is no such folder or repo, it may not be read, or the Hub can't be reached.
-        GraftError: It is not a transformers text model with whole weights.
+        GraftError: It is not a transformers text model with whole weights, or not one for the task.
     """
     name = os.fspath(source)
     commit = None
@@ -77,10 +136,10 @@ def load_host(
             commit = Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
             revision = commit
         config = _load_config(name, revision, token)
-        _check_host(config, name)
-        keywords = {"add_pooling_layer": False} if _takes_pooling_flag(config) else {}
+        _check_host(config, name, task)
+        loader, keywords = _loader(config, task)
         with quiet_transformers():
-            model, info = AutoModel.from_pretrained(
+            model, info = loader.from_pretrained(
                 name,
                 config=config,
                 revision=revision,
@@ -91,7 +150,9 @@ def load_host(
                 **keywords,
             )
     # transformers only logs this, and goes on with random numbers in their place.
-    missing = sorted(info["missing_keys"])
+    part = {id(tensor) for tensor in _needed_part(model, task).parameters()}
+    needed = {key for key, tensor in model.named_parameters(remove_duplicate=False) if id(tensor) in part}
+    missing = sorted(needed & set(info["missing_keys"]))
     if missing:
         raise GraftError(
             f"The weights of the host {name!r} lack {len(missing)} tensors of its model, such as {missing[0]}. "
@@ -100,30 +161,54 @@ def load_host(
     return model, commit
 
 
-def new_host(config: PretrainedConfig) -> PreTrainedModel:
-    """The host's module with fresh weights, as `load_host` would load it."""
-    keywords = {"add_pooling_layer": False} if _takes_pooling_flag(config) else {}
-    return AutoModel.from_config(config, **keywords)
+def new_host(config: PretrainedConfig, task: str = _CLASSIFICATION) -> PreTrainedModel:
+    """The host's module with fresh weights, as `open_host` would give it."""
+    loader, keywords = _loader(config, task)
+    return _needed_part(loader.from_config(config, **keywords), task)
 
 
-def bare_host(model: PreTrainedModel) -> PreTrainedModel:
+def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrainedModel:
     """A loaded model without its head and pooler: the same parameters, the caller's own object left as it is.
 
+    For the tasks that write text, the model as it is.
+
     Raises:
-        GraftError: It is not a transformers text model.
+        GraftError: It is not a transformers text model, or lacks the language head that the task needs.
     """
     if not isinstance(model, PreTrainedModel):
         raise GraftError(
             f"The host is a {type(model).__name__}; it must be a folder, a repo id or a loaded transformers model."
         )
     base = model.base_model
-    _check_host(base.config, base.config.name_or_path or type(model).__name__)
+    _check_host(base.config, base.config.name_or_path or type(model).__name__, task)
+    if task in _WITH_HEAD:
+        loader, table = _WITH_HEAD[task]
+        if type(model) is not table.get(type(model.config), None):
+            raise GraftError(
+                f"The host is a {type(model).__name__}, which lacks the language head that {task} needs. "
+                f"Load it with {loader.__name__}."
+            )
+        return model
     if getattr(base, "pooler", None) is None or not _takes_pooling_flag(base.config):
         return base
     bare = copy.copy(base)
     bare._modules = dict(base._modules)
     bare.pooler = None
     return bare
+
+
+def _loader(config: PretrainedConfig, task: str) -> tuple[Any, dict[str, Any]]:
+    """What loads the host of a task, and with which keywords."""
+    if task in _WITH_HEAD:
+        return _WITH_HEAD[task][0], {}
+    return AutoModel, {"add_pooling_layer": False} if _takes_pooling_flag(config) else {}
+
+
+def _needed_part(model: PreTrainedModel, task: str) -> PreTrainedModel:
+    """The encoder of a model of two stacks, where nothing is generated; else the model."""
+    if task in _WITH_HEAD or host_kind(model.config) != "encoder-decoder":
+        return model
+    return model.get_encoder()
 
 
 def _load_config(name: str, revision: str | None, token: str | bool | None) -> PretrainedConfig:
@@ -142,16 +227,20 @@ def _load_config(name: str, revision: str | None, token: str | bool | None) -> P
         ) from error
 
 
-def _check_host(config: PretrainedConfig, name: str) -> None:
+def _check_host(config: PretrainedConfig, name: str, task: str) -> None:
     if type(config) not in MODEL_MAPPING or _model_class(config).main_input_name != "input_ids":
         raise GraftError(
             f"The host {name!r} is a {config.model_type}, which is not a model that reads text. "
             "Choose a text model, such as bert-base-uncased."
         )
-    if host_kind(config) == "encoder-decoder":
+    kind, kinds = host_kind(config), TASKS[task].hosts
+    table = _WITH_HEAD[task][1] if task in _WITH_HEAD else MODEL_MAPPING
+    if kind not in kinds or type(config) not in table:
+        tasks = ", ".join(other for other, traits in TASKS.items() if kind in traits.hosts and other != task)
+        example = {"encoder-decoder": "t5-base", "decoder": "HuggingFaceTB/SmolLM2-135M"}[kinds[0]]
         raise GraftError(
-            f"The host {name!r} ({config.model_type}) is an encoder-decoder model; those are not there yet. "
-            "Choose an encoder such as bert-base-uncased or a decoder such as HuggingFaceTB/SmolLM2-135M."
+            f"The host {name!r} ({config.model_type}) is of the kind {kind}, but {task} needs one of the "
+            f"kind {kinds[0]} with a language head, such as {example}. Choose such a host, or another task: {tasks}."
         )
 
 

@@ -18,6 +18,9 @@ from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.donor_store import DONOR_FOLDER, find_stored_donor, store_donor
 from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.hosts import host_kind, host_width, new_host
+from layer_surgeon.graft.pooling import check_mask
+from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
+from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
 
 # What says where a file lies, among the keyword arguments of from_pretrained.
@@ -31,7 +34,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     shape; paper, section 3.1. What goes in and what comes behind is the task's, and lies in a subclass per task.
 
     Attributes:
-        host: The small model, without head and pooler.
+        host: The small model, without head and pooler; of an encoder-decoder model the encoder. Whole, where it writes
+            text.
         proj_in: Linear, host_hidden -> donor_hidden (L_in of the paper). None without a donor.
         donor: The `DonorLayer`. None in the control arm: the host alone, with the same head.
         proj_out: Linear, donor_hidden -> host_hidden (L_out of the paper). None without a donor.
@@ -73,9 +77,13 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     ) -> None:
         super().__init__(config)
         settings = config.settings
-        self.host = new_host(config.host_config) if host is None else host
         self.host_kind = host_kind(config.host_config)
+        self.host, target = prepare_host(
+            new_host(config.host_config, config.task) if host is None else host, self.host_kind, settings
+        )
         self.supports_gradient_checkpointing = self.host.supports_gradient_checkpointing
+        self._hooked = target is not None
+        self._mask: Tensor | None = None
         self._host_inputs = frozenset(inspect.signature(self.host.forward).parameters)
         self._causal = settings.attention == "causal"
         self.proj_in: nn.Linear | None = None
@@ -91,6 +99,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
                 self.gate = nn.Parameter(torch.zeros(1))
             if not donor_follows:
                 self.attach_donor(new_donor(config.donor, settings) if donor is None else donor)
+            if target is not None:
+                self._set_hooks(target)
         if host is not None:
             _mark_loaded(self.host)
 
@@ -214,6 +224,12 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             given["use_cache"] = False
         return self.host(**given, **kwargs, return_dict=True)
 
+    def read(self, attention_mask: Tensor | None, **inputs: Any) -> tuple[Any, Tensor]:
+        """The host's own output, and the states of all tokens behind the graft, [batch, seq, host_hidden]."""
+        outputs = self.run_host(attention_mask=attention_mask, **inputs)
+        hidden = outputs.last_hidden_state
+        return outputs, hidden if self._hooked else self.graft(hidden, attention_mask)
+
     def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Send hidden states through the graft; without a donor they come back as they are.
 
@@ -228,11 +244,43 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             return hidden
         if self.donor is None:
             raise GraftError("The donor layer is not attached yet. Call attach_donor first, or load with donor=...")
+        check_mask(attention_mask)
+        if hidden.shape[-1] != self.proj_in.in_features:
+            raise GraftError(
+                f"The host's hidden states are {hidden.shape[-1]} wide here, but its config names a hidden_size of "
+                f"{self.proj_in.in_features}. Choose another site, or another host."
+            )
         inside = self.proj_in(hidden)  # [batch, seq, donor_hidden]
         # A position alone sees itself either way, and not every family can be run bidirectionally.
         causal = self._causal or hidden.shape[1] == 1
-        out = self.proj_out(self.donor(inside, attention_mask=attention_mask, causal=causal))
+        positions = None
+        if attention_mask is not None and all(traits.takes_position_ids for traits in self.donor.probe()):
+            # Counted without padding, so that a text padded on the left gets what it gets alone.
+            positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        out = self.proj_out(self.donor(inside, attention_mask=attention_mask, position_ids=positions, causal=causal))
         return hidden + self.gate * out if self.gate is not None else out  # type: ignore[no-any-return]  # transformers is untyped here
+
+    def _set_hooks(self, target: nn.Module) -> None:
+        """Have the graft replace the output of a part of the host."""
+        reader = find_reader(self.host, self.host_kind)
+        if target is not reader and checkpoints_hooks(target):
+            self.supports_gradient_checkpointing = False
+        reader.register_forward_pre_hook(self._see_call, with_kwargs=True)
+        target.register_forward_hook(self._replace_output)
+
+    def _see_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Keep the mask for the graft, which a layer inside of the host is not given."""
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length() > 0:
+            raise GraftError(
+                "past_key_values holds tokens, but the donor layer keeps no cache and must see them again. Pass all "
+                "input_ids and no past_key_values; model.generate does so by itself."
+            )
+        self._mask = kwargs.get("attention_mask")
+        check_mask(self._mask)
+
+    def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return with_hidden(output, self.graft(hidden_of(output), self._mask))
 
     def parameter_counts(self) -> dict[str, tuple[int, int]]:
         """Numbers of parameters by part: (all, trained). Parts that the model lacks are left out."""
@@ -274,11 +322,13 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             write_card(self.config, self.parameter_counts(), folder)
 
     def set_labels(self, names: Sequence[str]) -> None:
-        """Name the labels, in the order of their ids.
+        """Name the labels, in the order of their ids; where their number changes, the head's last layer starts anew.
 
         Raises:
-            ConfigError: There are none, one is no text, or two are equal.
+            ConfigError: There are none, one is no text, two are equal, or the task has no labels.
         """
+        if not TASKS[self.config.task].labels:
+            raise ConfigError(f"Labels are given, but {self.config.task} has none. Leave them out.")
         if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
             raise ConfigError(f"Labels are {list(names)!r}; there must be at least one, each a text of its own.")
         if len(names) != self.config.num_labels:
@@ -286,6 +336,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             self.config.problem_type = None
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: index for index, name in enumerate(names)}
+        self.head.set_num_labels(len(names))
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's token embeddings."""
@@ -328,11 +379,3 @@ def _mark_loaded(part: PreTrainedModel) -> None:
     if part.device.type != "meta":
         for module in part.modules():
             module._is_hf_initialized = True
-
-
-def fresh_linear(like: nn.Linear, num_outputs: int) -> nn.Linear:
-    """A linear layer with other outputs and new weights, of the same input, device and dtype."""
-    weight = like.weight
-    return nn.Linear(
-        like.in_features, num_outputs, bias=like.bias is not None, device=weight.device, dtype=weight.dtype
-    )

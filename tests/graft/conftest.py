@@ -14,6 +14,9 @@ from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta-v2")
 DECODERS = ("llama", "gpt2", "qwen2")
+MORE_ENCODERS = ("deberta", "albert", "xlm-roberta", "modernbert")
+MORE_DECODERS = ("gpt_neox", "opt")
+ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "pegasus", "marian")
 WIDTH = 24
 
 _WORDS = ["a", "the", "film", "was", "is", "good", "bad", "dull", "very", "not", "and", "plot", "story", "end", "slow"]
@@ -31,6 +34,22 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "word_embed_proj_dim": WIDTH,
+    # of two stacks
+    "decoder_start_token_id": 0,
+    "forced_eos_token_id": 2,
+    "num_decoder_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 36,
+    "decoder_ffn_dim": 36,
+    "d_kv": 6,
+    "d_ff": 36,
+    # of ModernBERT, which has ids beyond this vocabulary
+    "cls_token_id": 1,
+    "sep_token_id": 2,
 }
 
 
@@ -40,10 +59,10 @@ def host_config(model_type: str, **overrides: Any) -> Any:
     return config_class(**{name: value for name, value in _SIZES.items() if name in known} | overrides)
 
 
-def host_model(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random base model with all weights moved away from their initial ones and zeros."""
+def host_model(model_type: str, *, seed: int = 0, auto: Any = AutoModel, **overrides: Any) -> PreTrainedModel:
+    """A random model, without head by default, with all weights moved away from their initial ones and zeros."""
     torch.manual_seed(seed)
-    model = AutoModel.from_config(host_config(model_type, **overrides)).eval()
+    model = auto.from_config(host_config(model_type, **overrides)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -43,7 +43,7 @@ def test_labels_come_from_json_too():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "translation"}, "task is 'translation'; it must be one of text-classification"),
+        ({"task": "translation"}, "task is 'translation'; it must be one of text-classification, token-class"),
         ({"pooling": "max"}, "pooling is 'max'; it must be one of cls, mean, mean_with_padding, last"),
         ({"pooling": "none"}, "needs one vector per text"),
         ({"attention": "both"}, "bidirectional, causal"),
@@ -55,7 +55,22 @@ def test_labels_come_from_json_too():
         ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),
         ({"dropout": float("nan")}, "from 0 to below 1"),
         ({"dropout": "0.1"}, "from 0 to below 1"),
-        ({"site": 3}, "site is 3; it must be 'encoder_output'"),
+        ({"site": "pooler"}, "site is 'pooler'; it must be 'encoder_output', 'embeddings' or the number of a layer"),
+        ({"site": True}, "site is True; it must be"),
+        ({"site": 1.0}, "site is 1.0; it must be"),
+        (
+            {"task": "question-answering", "pooling": "mean"},
+            "pooling is 'mean', but question-answering is about single",
+        ),
+        ({"task": "token-classification", "pooling": "cls"}, "nothing is pooled. Leave pooling out"),
+        ({"task": "seq2seq", "num_labels": 2}, "Labels are given, but seq2seq has none. Leave num_labels and id2label"),
+        ({"task": "question-answering", "id2label": {"0": "a"}}, "question-answering has none"),
+        (
+            {"task": "causal-lm", "dropout": 0.1},
+            "dropout is 0.1, but .* for causal-lm there is none. Leave dropout out",
+        ),
+        ({"task": "causal-lm", "attention": "bidirectional"}, "must not see those that come after it"),
+        ({"site": "embeddings", "attention": "causal", "pooling": "cls"}, "the first token sees nothing of the text"),
         ({"num_labels": 0}, "num_labels is 0; it must be a whole number of at least 1"),
         ({"num_labels": True}, "whole number"),
         ({"id2label": {}}, "a name for each id"),
@@ -70,6 +85,16 @@ def test_labels_come_from_json_too():
 def test_bad_values_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         GraftConfig(**settings)
+
+
+def test_a_site_may_be_text_with_a_number():
+    assert GraftConfig(site="-1").site == -1
+    assert GraftConfig(site=3).site == 3
+
+
+def test_only_some_tasks_have_labels():
+    assert GraftConfig(task="question-answering").labels == ()
+    assert GraftConfig(task="token-classification", num_labels=3).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
 def test_settings_are_laid_over_a_config():

@@ -9,7 +9,6 @@ from transformers import (
     BertConfig,
     BertModel,
     T5Config,
-    T5Model,
     ViTConfig,
     ViTModel,
 )
@@ -85,11 +84,31 @@ def test_models_that_can_be_no_host(artifact):
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     with pytest.raises(GraftError, match="is a vit, which is not a model that reads text"):
         graft_layer(ViTModel(ViTConfig(**small)), artifact)
-    t5 = T5Model(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
-    with pytest.raises(GraftError, match="is an encoder-decoder model; those are not there yet"):
-        graft_layer(t5, artifact)
     with pytest.raises(GraftError, match="The host is a Linear; it must be a folder, a repo id or a loaded"):
         graft_layer(torch.nn.Linear(2, 2), artifact)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task", "message"),
+    [
+        ("bert", "seq2seq", "of the kind encoder, but seq2seq needs one of the kind encoder-decoder.*such as t5-base"),
+        ("llama", "seq2seq", "of the kind decoder.* or another task: text-classification.*causal-lm"),
+        ("bert", "causal-lm", "needs one of the kind decoder with a language head, such as HuggingFaceTB"),
+        ("t5", "causal-lm", "of the kind encoder-decoder, but .*or another task: .*seq2seq"),
+    ],
+)
+def test_tasks_that_a_host_cant_do(model_type, task, message, artifact):
+    with pytest.raises(GraftError, match=message):
+        graft_layer(host_model(model_type), artifact, task)
+
+
+def test_a_language_head_is_not_made_up(artifact):
+    with pytest.raises(GraftError, match="is a LlamaModel, which lacks the language head.*Load it with AutoModelForCa"):
+        graft_layer(host_model("llama"), artifact, "causal-lm")
+    with pytest.raises(
+        GraftError, match="is a T5Model, which lacks .*seq2seq needs. Load it with AutoModelForSeq2SeqLM"
+    ):
+        graft_layer(host_model("t5"), artifact, "seq2seq")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Language modelling: the graft between a decoder and its language head."""
+
+import copy
+import inspect
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.errors import GraftError
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
+
+
+class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
+    """A grafted model that goes on with a text.
+
+    The states of all tokens go from the decoder's last layer through the graft to the host's language head. The donor
+    layer attends causally, and keeps no cache: each new token costs a pass over the whole text so far.
+    """
+
+    task = "causal-lm"
+
+    def __init__(
+        self,
+        config: SurgeonGraftConfig,
+        host: PreTrainedModel | None = None,
+        donor: DonorLayer | None = None,
+        donor_follows: bool = False,
+    ) -> None:
+        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
+        if host is not None:
+            self.generation_config = copy.deepcopy(host.generation_config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token at every position.
+
+        Args:
+            input_ids: [batch, seq].
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding).
+            position_ids: [batch, seq]; where left out, and there is a mask, counted without padding.
+            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
+            labels: [batch, seq] token ids, not moved; -100 where no loss is to be counted.
+            kwargs: Passed to the host.
+
+        Returns:
+            What the host returns: loss (with labels), logits, [batch, seq, vocabulary], and more. No cache.
+
+        Raises:
+            GraftError: past_key_values holds tokens.
+        """
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = self._positions(attention_mask)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        if self._hooked and "use_cache" in inspect.signature(self.host.forward).parameters:
+            kwargs["use_cache"] = False
+        return self.host(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write; as in transformers, but without cache: the whole text so far is run again for each token.
+
+        Raises:
+            GraftError: use_cache is asked for.
+        """
+        if self.donor is not None:
+            if kwargs.get("use_cache"):
+                raise GraftError(
+                    "use_cache is true, but the donor layer keeps no cache. Leave it out: each new token is computed "
+                    "from the whole text so far."
+                )
+            kwargs["use_cache"] = False
+        self.host.generation_config = self.generation_config
+        return self.host.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As the host does it."""
+        return self.host.prepare_inputs_for_generation(*args, **kwargs)
+
+    def get_output_embeddings(self) -> Any:
+        """The host's language head."""
+        return self.host.get_output_embeddings()

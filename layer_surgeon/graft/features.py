@@ -1,0 +1,80 @@
+"""Feature extraction: the grafted states of all tokens, and a vector for each text."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.pooling import check_mask, find_padding, pool
+
+
+class GraftedModelForFeatureExtraction(GraftedModel):
+    """A grafted model without a head, for sentence embeddings and as a base for other things.
+
+    All tokens go through the graft. What comes out is in `last_hidden_state`, as in every base model of transformers,
+    and pooled, unless pooling is none, in `pooler_output`.
+    """
+
+    task = "feature-extraction"
+
+    def __init__(
+        self,
+        config: SurgeonGraftConfig,
+        host: PreTrainedModel | None = None,
+        donor: DonorLayer | None = None,
+        donor_follows: bool = False,
+    ) -> None:
+        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
+        self.pooling = config.settings.pooling
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Compute features.
+
+        Args:
+            input_ids: [batch, seq].
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
+            token_type_ids: [batch, seq], for hosts that know segments.
+            position_ids: [batch, seq].
+            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
+            kwargs: Passed to the host.
+
+        Returns:
+            last_hidden_state, [batch, seq, host_hidden]; pooler_output, [batch, host_hidden], unless pooling is none;
+            hidden states and attentions of the host where asked.
+
+        Raises:
+            GraftError: Padding can't be told from text.
+        """
+        check_mask(attention_mask)
+        if attention_mask is None and self.host_kind == "decoder" and self.pooling in ("last", "mean"):
+            attention_mask = find_padding(input_ids, self.config.pad_token_id)
+        outputs, states = self.read(
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        pooled = None if self.pooling in (None, "none") else pool(states, attention_mask, self.pooling)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=pooled,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )

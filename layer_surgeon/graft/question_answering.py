@@ -1,0 +1,87 @@
+"""Question answering: every token through the graft; where the answer starts, and where it ends."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+from transformers.utils import can_return_tuple
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.head import ClassificationHead
+from layer_surgeon.graft.modeling import GraftedModel
+
+
+class GraftedModelForQuestionAnswering(GraftedModel):
+    """A grafted model that finds the answer to a question in a text.
+
+    All tokens of question and text go through the graft, and each of them through the paper's head, whose two outputs
+    are the logits of the answer's start and end (table 20 counts 0.592 M for it: two outputs). Padding can't be either.
+    """
+
+    task = "question-answering"
+
+    def __init__(
+        self,
+        config: SurgeonGraftConfig,
+        host: PreTrainedModel | None = None,
+        donor: DonorLayer | None = None,
+        donor_follows: bool = False,
+    ) -> None:
+        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
+        self.head = ClassificationHead(config.hidden_size, 2, config.settings.dropout)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """Find answers.
+
+        Args:
+            input_ids: [batch, seq]: question and text.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
+            token_type_ids: [batch, seq], for hosts that know segments.
+            position_ids: [batch, seq].
+            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
+            start_positions: [batch], the answer's first token; seq or more: not in this piece of the text, no loss.
+            end_positions: [batch], the answer's last token.
+            kwargs: Passed to the host.
+
+        Returns:
+            loss (with both positions: the mean of the two cross entropies), start_logits and end_logits, [batch, seq],
+            the lowest number of their dtype at padding; hidden states and attentions of the host where asked.
+        """
+        outputs, states = self.read(
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.head(states)
+        if attention_mask is not None:
+            # Not minus infinity, whose difference from itself, in a loss, is no number.
+            logits = logits.masked_fill((attention_mask == 0).unsqueeze(-1), torch.finfo(logits.dtype).min)
+        start_logits, end_logits = logits.unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )

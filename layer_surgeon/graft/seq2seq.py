@@ -1,0 +1,102 @@
+"""Translation and summarisation: the graft between encoder and decoder."""
+
+import copy
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
+
+
+class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
+    """A grafted model that writes a text out of a text.
+
+    All tokens of the source go through the graft, and the decoder attends to what comes out (paper, section 3.2). The
+    host is whole, its language head included, and runs its own code: only what its encoder returns is another.
+    Generation needs the graft once per text, and works as with the host: beams, sampling, cache.
+    """
+
+    task = "seq2seq"
+
+    def __init__(
+        self,
+        config: SurgeonGraftConfig,
+        host: PreTrainedModel | None = None,
+        donor: DonorLayer | None = None,
+        donor_follows: bool = False,
+    ) -> None:
+        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
+        if host is not None:
+            self.generation_config = copy.deepcopy(host.generation_config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Predict the next token at every position of the target.
+
+        Args:
+            input_ids: [batch, seq], the source.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding), of the source.
+            decoder_input_ids: [batch, target_seq]; made from labels where left out.
+            decoder_attention_mask: [batch, target_seq].
+            encoder_outputs: What `get_encoder()` returned, which has been through the graft already.
+            past_key_values: The decoder's cache.
+            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
+            decoder_inputs_embeds: [batch, target_seq, host_hidden], in place of decoder_input_ids.
+            labels: [batch, target_seq] token ids; -100 where no loss is to be counted.
+            use_cache: Return the decoder's cache.
+            kwargs: Passed to the host.
+
+        Returns:
+            What the host returns: loss (with labels), logits, [batch, target_seq, vocabulary], and more.
+        """
+        return self.host(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write; as in transformers. It is the host's own `generate`, whose encoder ends in the graft."""
+        self.host.generation_config = self.generation_config
+        return self.host.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As the host does it."""
+        return self.host.prepare_inputs_for_generation(*args, **kwargs)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The target moved by one, as the host's decoder takes it."""
+        return self.host.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[no-any-return]  # as above
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's encoder; what it returns has been through the graft."""
+        return self.host.get_encoder(*args, **kwargs)
+
+    def get_output_embeddings(self) -> Any:
+        """The host's language head."""
+        return self.host.get_output_embeddings()

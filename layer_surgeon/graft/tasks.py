@@ -1,0 +1,59 @@
+"""What each task needs of a graft. Light to import: no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+HostKind = Literal["encoder", "decoder", "encoder-decoder"]
+Task = Literal[
+    "text-classification", "token-classification", "question-answering", "feature-extraction", "seq2seq", "causal-lm"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTraits:
+    """What follows from a task.
+
+    Attributes:
+        hosts: The kinds of hosts that can do it.
+        pools: Whether the states of a text's tokens are made one vector.
+        labels: Whether the user names what the head tells apart.
+        head: Whether the graft brings a head; else the host's own is kept, or there is none.
+        generates: Whether the host is kept whole, with its language head, and writes text.
+        auto: Which of transformers' Auto classes loads such a model.
+        pipeline_tag: The Hub's name for it.
+    """
+
+    hosts: tuple[HostKind, ...] = ("encoder", "decoder", "encoder-decoder")
+    pools: bool = False
+    labels: bool = False
+    head: bool = False
+    generates: bool = False
+    auto: str
+    pipeline_tag: str
+
+
+TASKS: dict[str, TaskTraits] = {
+    "text-classification": TaskTraits(
+        pools=True,
+        labels=True,
+        head=True,
+        auto="AutoModelForSequenceClassification",
+        pipeline_tag="text-classification",
+    ),
+    "token-classification": TaskTraits(
+        labels=True, head=True, auto="AutoModelForTokenClassification", pipeline_tag="token-classification"
+    ),
+    "question-answering": TaskTraits(
+        head=True, auto="AutoModelForQuestionAnswering", pipeline_tag="question-answering"
+    ),
+    "feature-extraction": TaskTraits(pools=True, auto="AutoModel", pipeline_tag="feature-extraction"),
+    "seq2seq": TaskTraits(
+        hosts=("encoder-decoder",),
+        generates=True,
+        auto="AutoModelForSeq2SeqLM",
+        pipeline_tag="text2text-generation",
+    ),
+    "causal-lm": TaskTraits(
+        hosts=("decoder",), generates=True, auto="AutoModelForCausalLM", pipeline_tag="text-generation"
+    ),
+}

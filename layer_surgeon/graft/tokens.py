@@ -1,0 +1,79 @@
+"""Token classification: every token through the graft, to the paper's head."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.utils import can_return_tuple
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.head import ClassificationHead
+from layer_surgeon.graft.modeling import GraftedModel
+
+
+class GraftedModelForTokenClassification(GraftedModel):
+    """A grafted model that gives each token a label.
+
+    All tokens go through the graft, and each of them through the head. The paper has no such task; the head is the one
+    that it has for the others.
+    """
+
+    task = "token-classification"
+
+    def __init__(
+        self,
+        config: SurgeonGraftConfig,
+        host: PreTrainedModel | None = None,
+        donor: DonorLayer | None = None,
+        donor_follows: bool = False,
+    ) -> None:
+        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
+        self.head = ClassificationHead(config.hidden_size, config.num_labels, config.settings.dropout)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Label the tokens.
+
+        Args:
+            input_ids: [batch, seq].
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
+            token_type_ids: [batch, seq], for hosts that know segments.
+            position_ids: [batch, seq].
+            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
+            labels: [batch, seq] class ids; -100 where no loss is to be counted.
+            kwargs: Passed to the host.
+
+        Returns:
+            loss (with labels) and logits, [batch, seq, num_labels]; hidden states and attentions of the host where
+            asked.
+        """
+        outputs, states = self.read(
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.head(states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, config=self.config)
+        return TokenClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
