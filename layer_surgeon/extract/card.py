@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.sources import Source
 from layer_surgeon.extract.plan import ExtractionPlan
 
 # The names under which repos keep what must go along with their weights: Llama has LICENSE and USE_POLICY.md.
@@ -49,14 +50,19 @@ def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
     return stated | {key: str(content[key]) for key in _LICENCE_KEYS if isinstance(content.get(key), str)}
 
 
+def base_model(source: Source) -> str | None:
+    """The repo id of the donor model, for a source on the Hub; a part of a repo is named `owner/name/part`."""
+    return "/".join(source.name.split("/")[:2]) if source.kind == "hub" else None
+
+
 def write_card(
     checkpoint: Checkpoint, plan: ExtractionPlan, licence: dict[str, str], licence_files: Sequence[str]
 ) -> str:
     """The artifact's README.md."""
     source = checkpoint.source
     front: dict[str, Any] = {"library_name": "layer_surgeon", "tags": ["layer-surgeon", "donor-layer"]}
-    if source.kind == "hub":
-        front["base_model"] = source.name
+    if (repo := base_model(source)) is not None:
+        front["base_model"] = repo
     front |= licence
     layers = ", ".join(map(str, plan.layer_indices))
     plural = "layers" if len(plan.layer_indices) > 1 else "layer"

@@ -11,7 +11,7 @@ from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import CONFIG_FILE, MODEL_TYPE, LayerArtifact, is_artifact, read_config
-from layer_surgeon.extract.card import README_FILE, read_licence, read_licence_files, write_card
+from layer_surgeon.extract.card import README_FILE, base_model, read_licence, read_licence_files, write_card
 from layer_surgeon.extract.copy import copy_tensors
 from layer_surgeon.extract.follow import Digests
 from layer_surgeon.extract.journal import plan_identity
@@ -175,7 +175,7 @@ def _describe(
             **({"quantization": checkpoint.quantization} if checkpoint.quantization else {}),
             "files": list(plan.files),
             "layer_prefix": checkpoint.layer_prefix(plan.layer_indices[0]),
-            "base_model": source.name if source.kind == "hub" else None,
+            "base_model": base_model(source),
             "license": licence.get("license"),
             "tool_version": __version__,
             "tensors": tensors,
