@@ -88,6 +88,11 @@ def _try(model: GraftedModel) -> None:
     except UnsupportedArchitectureError as error:
         other = "causal" if settings.attention == "bidirectional" else "bidirectional"
         raise GraftError(f"The donor layer can't serve this graft: {error} Or choose attention {other!r}.") from error
+    except UnboundLocalError as error:
+        # What some families return is made by their layers.
+        raise GraftError(
+            f"The host ({kind}) can't run with site {settings.site!r}: {error}. Choose another site or another host."
+        ) from error
     finally:
         handle.remove()
     if len(seen) != 1:

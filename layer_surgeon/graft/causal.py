@@ -58,7 +58,7 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
             What the host returns: loss (with labels), logits, [batch, seq, vocabulary], and more. No cache.
 
         Raises:
-            GraftError: past_key_values holds tokens.
+            GraftError: There is a cache that holds tokens.
         """
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = self._positions(attention_mask)

@@ -270,11 +270,12 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     def _see_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Keep the mask for the graft, which a layer inside of the host is not given."""
-        past = kwargs.get("past_key_values")
-        if past is not None and past.get_seq_length() > 0:
+        # The argument's name is not the same in all versions of transformers.
+        caches = [value for value in kwargs.values() if hasattr(value, "get_seq_length")]
+        if any(cache.get_seq_length() > 0 for cache in caches):
             raise GraftError(
-                "past_key_values holds tokens, but the donor layer keeps no cache and must see them again. Pass all "
-                "input_ids and no past_key_values; model.generate does so by itself."
+                "The cache holds tokens, but the donor layer keeps none and must see them again. Pass all input_ids "
+                "and no cache; model.generate does so by itself."
             )
         self._mask = kwargs.get("attention_mask")
         check_mask(self._mask)

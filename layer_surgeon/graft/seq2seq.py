@@ -41,7 +41,6 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -56,29 +55,27 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
             decoder_input_ids: [batch, target_seq]; made from labels where left out.
             decoder_attention_mask: [batch, target_seq].
             encoder_outputs: What `get_encoder()` returned, which has been through the graft already.
-            past_key_values: The decoder's cache.
             inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
             decoder_inputs_embeds: [batch, target_seq, host_hidden], in place of decoder_input_ids.
             labels: [batch, target_seq] token ids; -100 where no loss is to be counted.
             use_cache: Return the decoder's cache.
-            kwargs: Passed to the host.
+            kwargs: Passed to the host, such as the decoder's cache.
 
         Returns:
             What the host returns: loss (with labels), logits, [batch, target_seq, vocabulary], and more.
         """
-        return self.host(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "encoder_outputs": encoder_outputs,
+            "inputs_embeds": inputs_embeds,
+            "decoder_inputs_embeds": decoder_inputs_embeds,
+            "labels": labels,
+            "use_cache": use_cache,
+        }
+        return self.host(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write; as in transformers. It is the host's own `generate`, whose encoder ends in the graft."""

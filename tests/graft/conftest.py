@@ -55,7 +55,8 @@ _SIZES: dict[str, Any] = {
 
 def host_config(model_type: str, **overrides: Any) -> Any:
     config_class = CONFIG_MAPPING[model_type]
-    known = set(config_class().to_dict()) | set(config_class.attribute_map)
+    # T5's is not in its class, but in every config.json of a T5.
+    known = set(config_class().to_dict()) | set(config_class.attribute_map) | {"decoder_start_token_id"}
     return config_class(**{name: value for name, value in _SIZES.items() if name in known} | overrides)
 
 

@@ -6,12 +6,21 @@ from torch.nn import functional
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import graft_layer
-from tests.graft.conftest import DECODERS, ENCODERS, host_model, make_inputs
+from tests.graft.conftest import (
+    DECODERS,
+    ENCODER_DECODERS,
+    ENCODERS,
+    MORE_DECODERS,
+    MORE_ENCODERS,
+    host_model,
+    make_inputs,
+)
 
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
-HOSTS = [*ENCODERS, *DECODERS]
+CAUSAL_HOSTS = (*DECODERS, *MORE_DECODERS)
+HOSTS = (*ENCODERS, *MORE_ENCODERS, *CAUSAL_HOSTS, *ENCODER_DECODERS)
 
 
 def run_layer(llm, states):
@@ -50,8 +59,11 @@ def test_default_is_the_papers_formula(model_type, llm, artifact):
     model = graft_layer(host, artifact)
     inputs = make_inputs()
     inputs["attention_mask"][1, 5:] = 0
-    hidden = host(**inputs).last_hidden_state
-    pooled = pool(hidden, inputs["attention_mask"], "last" if model_type in DECODERS else "cls")
+    stack = host.get_encoder() if model_type in ENCODER_DECODERS else host
+    hidden = stack(**inputs).last_hidden_state
+    pooling = {CAUSAL_HOSTS: "last", ENCODER_DECODERS: "mean"}
+    chosen = next((name for hosts, name in pooling.items() if model_type in hosts), "cls")
+    pooled = pool(hidden, inputs["attention_mask"], chosen)
     torch.testing.assert_close(model(**inputs).logits, reference(llm, model, pooled), rtol=1e-6, atol=1e-6)
 
 
@@ -74,7 +86,7 @@ def test_padding_changes_nothing(model_type, pooling, artifact):
     lengths = (9, 4, 6)
     ids = make_inputs()["input_ids"]
     alone = torch.cat([model(input_ids=ids[[row], :length]).logits for row, length in enumerate(lengths)])
-    for side in ("right", "left") if model_type in DECODERS else ("right",):
+    for side in ("right", "left") if model_type in CAUSAL_HOSTS else ("right",):
         padded, mask = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, length in enumerate(lengths):
             place = slice(0, length) if side == "right" else slice(9 - length, 9)
