@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "Show a checkpoint's layers, dtypes and sizes.",
     "extract": "Take layers out of a checkpoint, reading only their bytes.",
     "graft": "Put a layer into a small model.",
+    "profile": "Show what a graft costs: parameters, computation, memory, time.",
     "finetune": "Train a grafted model.",
     "evaluate": "Measure a trained model on a data set.",
     "predict": "Label texts with a trained model.",
