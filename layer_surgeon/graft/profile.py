@@ -3,35 +3,21 @@
 Everything but memory and time comes from shapes: models are made on the meta device, from their config.json alone.
 """
 
-import copy
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
-from layer_surgeon.donor.family import family_config
-from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
-from layer_surgeon.extract import LayerArtifact
+from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft.auto import GraftedModel
-from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.donors import describe
 from layer_surgeon.graft.flops import Macs, count_macs, count_training_macs, shapes_only
 from layer_surgeon.graft.measure import Measurement, Workload, example_inputs, measure
-from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.shapes import DonorShape, Target, graft_config, shape_of, without_donor
 
-Target: TypeAlias = "str | os.PathLike[str] | PretrainedConfig"
-DonorShape: TypeAlias = "str | os.PathLike[str] | LayerArtifact | PretrainedConfig | Mapping[str, Any] | None"
-
-_META = torch.device("meta")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -162,23 +148,15 @@ def profile_graft(
     """
     workload = workload or Workload()
     _check(workload)
-    shape = _config_of(target, token)
-    if isinstance(shape, SurgeonDonorConfig):
-        raise GraftError("That is a donor layer. Name a host or a graft, and the layer with donor=... (--donor).")
-    if not isinstance(shape, SurgeonGraftConfig):
-        graft_config, name = _new_config(shape, _donor_layer(donor, layer, token), config), shape.name_or_path
-    elif donor is not None or config is not None:
-        raise ConfigError("A graft has its own donor layer and settings. Leave them out, or name a host instead.")
-    else:
-        graft_config, name = shape, (shape.host or {}).get("name")
-    alone = _profile(_without_donor(graft_config), workload, measured)
+    chosen = graft_config(target, donor, layer=layer, config=config, token=token)
+    alone = _profile(without_donor(chosen), workload, measured)
     grafted, positions, full, per_token = None, 0, None, None
-    if graft_config.donor is not None:
-        grafted = _profile(graft_config, workload, measured)
-        positions, full, per_token = _graft_alone(graft_config, workload)
+    if chosen.donor is not None:
+        grafted = _profile(chosen, workload, measured)
+        positions, full, per_token = _graft_alone(chosen, workload)
     return GraftProfile(
-        host=name or graft_config.host_config.model_type,
-        donor=_donor_name(graft_config),
+        host=(chosen.host or {}).get("name") or chosen.host_config.model_type,
+        donor=None if chosen.donor is None else describe(chosen.donor),
         workload=workload,
         alone=alone,
         grafted=grafted,
@@ -186,21 +164,6 @@ def profile_graft(
         full=full,
         per_token=per_token,
     )
-
-
-def shape_of(config: SurgeonGraftConfig, dtype: str = "float32") -> GraftedModel:
-    """A grafted model on the meta device, in eval mode: shapes, and no weights.
-
-    Args:
-        config: Its config.
-        dtype: Number format of everything but the donor layer.
-    """
-    with _META:
-        model: GraftedModel = GraftedModel._from_config(copy.deepcopy(config))
-    donor, model.donor = model.donor, None
-    model.to(getattr(torch, dtype))
-    model.donor = donor
-    return model.eval()  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> ModelProfile:
@@ -268,72 +231,6 @@ class _Graft(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._graft(hidden)
-
-
-def _new_config(host: PretrainedConfig, donor: DonorLayer | None, config: GraftConfig | None) -> SurgeonGraftConfig:
-    """The config of a new graft, put together on the meta device by what also makes real ones."""
-    settings = config or GraftConfig()
-    auto = getattr(transformers, TASKS[settings.task].auto) if TASKS[settings.task].generates else AutoModel
-    if type(host) not in auto._model_mapping:
-        raise GraftError(
-            f"The host ({host.model_type}) is no model for {settings.task}. Choose another host or another task."
-        )
-    with _META:
-        model = auto.from_config(copy.deepcopy(host))
-        result: SurgeonGraftConfig = graft_layer(model, donor, config=settings).config
-    return result
-
-
-def _without_donor(config: SurgeonGraftConfig) -> SurgeonGraftConfig:
-    """The control arm: the host alone, with the same pooling and head."""
-    alone = copy.deepcopy(config)
-    alone.donor = None
-    return alone
-
-
-def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> DonorLayer | None:
-    """A layer on the meta device, of an artifact's or a whole language model's shape."""
-    if donor is None:
-        return None
-    if isinstance(donor, Mapping):
-        name, values = None, dict(donor)
-    elif isinstance(donor, PretrainedConfig):
-        name, values = donor.name_or_path or None, donor.to_dict()
-    else:
-        name = os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor)
-        with hub_errors(f"The donor {name!r}"):
-            values, _ = PretrainedConfig.get_config_dict(name, token=token)
-    if values.get("model_type") == SurgeonDonorConfig.model_type:
-        shape = SurgeonDonorConfig(donor_config=values["donor_config"], layer_indices=values["layer_indices"])
-        shape.source = values.get("source") or {"name": name}
-    else:
-        number = family_config(values).num_hidden_layers
-        if not -number <= layer < number:
-            raise LayerNotFoundError(
-                f"layer is {layer}, but the donor has {number} layers: choose 0 to {number - 1}, or -{number} to -1."
-            )
-        shape = SurgeonDonorConfig(donor_config=values, layer_indices=[layer % number], source={"name": name})
-    with _META:
-        return DonorLayer(shape)
-
-
-def _config_of(target: Target, token: str | bool | None) -> PretrainedConfig:
-    if isinstance(target, PretrainedConfig):
-        return target
-    name = os.fspath(target)
-    try:
-        with hub_errors(f"The host {name!r}"):
-            return AutoConfig.from_pretrained(name, token=token, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        if isinstance(error, LayerSurgeonError):
-            raise
-        raise GraftError(
-            f"The config.json of {name!r} is not one that transformers knows: {error} Name a graft or a text model."
-        ) from error
-
-
-def _donor_name(config: SurgeonGraftConfig) -> str | None:
-    return None if config.donor is None else describe(config.donor)
 
 
 def _check(workload: Workload) -> None:

@@ -1,0 +1,125 @@
+"""Models of which only the shapes are known: configs read or put together, and modules on the meta device."""
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.donor.family import family_config
+from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
+from layer_surgeon.extract import LayerArtifact
+from layer_surgeon.graft.auto import GraftedModel
+from layer_surgeon.graft.build import graft_layer
+from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.graft.translate import hub_errors
+
+Target: TypeAlias = "str | os.PathLike[str] | PretrainedConfig"
+DonorShape: TypeAlias = "str | os.PathLike[str] | LayerArtifact | PretrainedConfig | Mapping[str, Any] | None"
+
+_META = torch.device("meta")
+
+
+def graft_config(
+    target: Target,
+    donor: DonorShape = None,
+    *,
+    layer: int = -1,
+    config: GraftConfig | None = None,
+    token: str | bool | None = None,
+) -> SurgeonGraftConfig:
+    """The config of a graft: of one that is there, or of one that could be made of a host and a donor layer.
+
+    Args and errors are those of `profile_graft`.
+    """
+    shape = _read_config(target, token)
+    if isinstance(shape, SurgeonDonorConfig):
+        raise GraftError("That is a donor layer. Name a host or a graft, and the layer with donor=... (--donor).")
+    if not isinstance(shape, SurgeonGraftConfig):
+        return _new_config(shape, _donor_layer(donor, layer, token), config or GraftConfig())
+    if donor is not None or config is not None:
+        raise ConfigError("A graft has its own donor layer and settings. Leave them out, or name a host instead.")
+    return shape
+
+
+def without_donor(config: SurgeonGraftConfig) -> SurgeonGraftConfig:
+    """The control arm: the host alone, with the same pooling and head."""
+    alone = copy.deepcopy(config)
+    alone.donor = None
+    return alone
+
+
+def shape_of(config: SurgeonGraftConfig, dtype: str = "float32") -> GraftedModel:
+    """A grafted model on the meta device, in eval mode: shapes, and no weights.
+
+    Args:
+        config: Its config.
+        dtype: Number format of everything but the donor layer.
+    """
+    with _META:
+        model: GraftedModel = GraftedModel._from_config(copy.deepcopy(config))
+    donor, model.donor = model.donor, None
+    model.to(getattr(torch, dtype))
+    model.donor = donor
+    return model.eval()  # type: ignore[no-any-return]  # transformers is untyped here
+
+
+def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: GraftConfig) -> SurgeonGraftConfig:
+    """Put together on the meta device by what also makes real grafts."""
+    auto = getattr(transformers, TASKS[settings.task].auto) if TASKS[settings.task].generates else AutoModel
+    if type(host) not in auto._model_mapping:
+        raise GraftError(
+            f"The host ({host.model_type}) is no model for {settings.task}. Choose another host or another task."
+        )
+    with _META:
+        model = auto.from_config(copy.deepcopy(host))
+        result: SurgeonGraftConfig = graft_layer(model, donor, config=settings).config
+    result.host = {"name": host.name_or_path or None, "commit": None}
+    return result
+
+
+def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> DonorLayer | None:
+    """A layer on the meta device, of an artifact's or a whole language model's shape."""
+    if donor is None:
+        return None
+    if isinstance(donor, Mapping):
+        name, values = None, dict(donor)
+    elif isinstance(donor, PretrainedConfig):
+        name, values = donor.name_or_path or None, donor.to_dict()
+    else:
+        name = os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor)
+        with hub_errors(f"The donor {name!r}"):
+            values, _ = PretrainedConfig.get_config_dict(name, token=token)
+    if values.get("model_type") == SurgeonDonorConfig.model_type:
+        shape = SurgeonDonorConfig(donor_config=values["donor_config"], layer_indices=values["layer_indices"])
+        shape.source = values.get("source") or {"name": name}
+    else:
+        number = family_config(values).num_hidden_layers
+        if not -number <= layer < number:
+            raise LayerNotFoundError(
+                f"layer is {layer}, but the donor has {number} layers: choose 0 to {number - 1}, or -{number} to -1."
+            )
+        shape = SurgeonDonorConfig(donor_config=values, layer_indices=[layer % number], source={"name": name})
+    with _META:
+        return DonorLayer(shape)
+
+
+def _read_config(target: Target, token: str | bool | None) -> PretrainedConfig:
+    if isinstance(target, PretrainedConfig):
+        return target
+    name = os.fspath(target)
+    try:
+        with hub_errors(f"The host {name!r}"):
+            return AutoConfig.from_pretrained(name, token=token, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
+        raise GraftError(
+            f"The config.json of {name!r} is not one that transformers knows: {error} Name a graft or a text model."
+        ) from error
