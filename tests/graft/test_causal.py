@@ -1,0 +1,228 @@
+"""Decoder hosts that write text: the graft between the last layer and the language head."""
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    DynamicCache,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from layer_surgeon.errors import GraftError
+from layer_surgeon.graft import GraftedModel, GraftedModelForCausalLM, graft_layer, save_graft
+from layer_surgeon.workspace import Workspace
+from tests.graft.conftest import DECODERS, MORE_DECODERS, host_model, make_inputs, word_tokenizer
+from tests.support.decode_by_hand import decode_greedily, decode_with_beams
+from tests.support.graft_reference import run_graft, tokens_of
+
+TASK = "causal-lm"
+HOSTS = (*DECODERS, *MORE_DECODERS)
+LENGTHS = (9, 4, 6)
+STEPS = 6
+
+
+def whole_host(model_type, **overrides):
+    """A host with its language head, whose next tokens differ more than those of a fresh one."""
+    host = host_model(model_type, auto=AutoModelForCausalLM, **overrides)
+    with torch.no_grad():
+        for parameter in host.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return host
+
+
+def padded_inputs(side="left"):
+    inputs = make_inputs()
+    for row, length in enumerate(LENGTHS):
+        padding = slice(length, None) if side == "right" else slice(0, 9 - length)
+        inputs["attention_mask"][row, padding] = 0
+        inputs["input_ids"][row, padding] = 0
+    return inputs
+
+
+def by_formula(llm, model, host, inputs):
+    """Head(L_out(L_LLM(L_in(h)))) with the host's own language head, and nothing seen that comes later."""
+    hidden = host.base_model(**inputs).last_hidden_state
+    return host.get_output_embeddings()(run_graft(llm, model, hidden, inputs["attention_mask"], causal=True))
+
+
+@pytest.mark.parametrize("model_type", HOSTS)
+@torch.no_grad()
+def test_it_is_the_papers_formula(model_type, llm, artifact):
+    host = whole_host(model_type)
+    model = graft_layer(host, artifact, TASK)
+    assert type(model) is GraftedModelForCausalLM
+    assert model.config.settings.attention == "causal"
+    inputs = padded_inputs("right")
+    mask = inputs["attention_mask"]
+    expected, found = by_formula(llm, model, host, inputs), model(**inputs).logits
+    torch.testing.assert_close(
+        tokens_of(found, mask), tokens_of(expected, mask), rtol=1e-5, atol=1e-6 * float(expected.abs().max())
+    )
+
+
+@pytest.mark.parametrize("model_type", HOSTS)
+@torch.no_grad()
+def test_padding_changes_nothing(model_type, artifact):
+    model = graft_layer(whole_host(model_type), artifact, TASK)
+    for side in ("right", "left"):
+        inputs = padded_inputs(side)
+        together = model(**inputs).logits
+        for row, length in enumerate(LENGTHS):
+            place = slice(0, length) if side == "right" else slice(9 - length, 9)
+            alone = model(**{name: value[[row], place] for name, value in inputs.items()}).logits
+            torch.testing.assert_close(together[[row], place], alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
+
+
+@torch.no_grad()
+def test_no_token_sees_a_later_one(artifact):
+    model = graft_layer(whole_host("llama"), artifact, TASK)
+    inputs = make_inputs()
+    first = model(**inputs).logits
+    inputs["input_ids"][:, 5:] = 7
+    second = model(**inputs).logits
+    torch.testing.assert_close(first[:, :5], second[:, :5])
+    assert not torch.allclose(first[:, 5], second[:, 5])
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("model_type", HOSTS)
+@torch.no_grad()
+def test_generation_is_a_full_forward_for_each_token(model_type, beams, llm, artifact):
+    host = whole_host(model_type)
+    model = graft_layer(host, artifact, TASK)
+    inputs = padded_inputs()
+
+    expected = []
+    for row, length in enumerate(LENGTHS):
+        # With the padding, which no_repeat_ngram_size counts too, and the model must not.
+        start = inputs["input_ids"][row].tolist()
+
+        def next_logits(ids, padding=9 - length):
+            real = ids[:, padding:]
+            return by_formula(llm, model, host, {"input_ids": real, "attention_mask": torch.ones_like(real)})[:, -1]
+
+        if beams == 1:
+            ids = decode_greedily(next_logits, start, eos=2, steps=STEPS)
+        else:
+            ids = decode_with_beams(next_logits, start, eos=2, steps=STEPS, beams=beams)
+        expected.append(ids[9:])
+    settings = {"num_beams": beams, "max_new_tokens": STEPS, "do_sample": False, "no_repeat_ngram_size": 1}
+    found = model.generate(**inputs, pad_token_id=0, **settings)[:, 9:].tolist()
+    assert [row[: len(ids)] for row, ids in zip(found, expected, strict=True)] == expected
+    assert found != host.generate(**inputs, pad_token_id=0, **settings)[:, 9:].tolist()
+
+
+@pytest.mark.parametrize("model_type", HOSTS)
+@torch.no_grad()
+def test_a_graft_that_changes_nothing_generates_as_the_host(model_type, artifact):
+    host = whole_host(model_type)
+    gated = graft_layer(host, artifact, TASK, residual="gated")
+    control = graft_layer(host, None, TASK)
+    inputs = padded_inputs()
+    for settings in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 10}):
+        texts = []
+        for each in (host, gated, control):
+            torch.manual_seed(3)
+            texts.append(each.generate(**inputs, max_new_tokens=STEPS, pad_token_id=0, **settings))
+        assert torch.equal(texts[0], texts[1]), settings
+        assert torch.equal(texts[0], texts[2]), settings
+
+
+@torch.no_grad()
+def test_there_is_no_cache(artifact):
+    host = whole_host("llama")
+    model = graft_layer(host, artifact, TASK)
+    inputs = make_inputs()
+    with pytest.raises(GraftError, match="use_cache is true, but the donor layer keeps no cache. Leave it out"):
+        model.generate(**inputs, use_cache=True, max_new_tokens=2)
+    assert not [value for value in model(**inputs, use_cache=True).values() if hasattr(value, "get_seq_length")]
+    cache = DynamicCache(config=host.config)
+    name = next(key for key, value in host(**inputs, use_cache=True).items() if hasattr(value, "get_seq_length"))
+    host(**inputs, use_cache=True, **{name: cache})
+    assert cache.get_seq_length() == 9
+    with pytest.raises(GraftError, match="The cache holds tokens, but the donor layer keeps none.*Pass all input_ids"):
+        model(input_ids=inputs["input_ids"][:, :1], **{name: cache})
+    # The control arm is the host, cache and all.
+    assert graft_layer(host, None, TASK).generate(**inputs, use_cache=True, max_new_tokens=2).shape == (3, 11)
+
+
+def test_loss_and_a_step(artifact):
+    for model_type in HOSTS:
+        model = graft_layer(whole_host(model_type), artifact, TASK)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        inputs = make_inputs()
+        labels = inputs["input_ids"].clone()
+        labels[1, 5:] = -100
+        out = model(**inputs, labels=labels)
+        expected = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        torch.testing.assert_close(out.loss, expected)
+        out.loss.backward()
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
+        after = model.state_dict()
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"host", "proj_in", "proj_out"}, model_type
+        assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("model_type", HOSTS)
+@torch.no_grad()
+def test_round_trip_is_exact(model_type, artifact, tmp_path):
+    model = graft_layer(whole_host(model_type), artifact, TASK)
+    model.save_pretrained(tmp_path / "graft")
+    for loader in (GraftedModel, AutoModelForCausalLM):
+        loaded, info = loader.from_pretrained(tmp_path / "graft", output_loading_info=True)
+        assert type(loaded) is GraftedModelForCausalLM
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert torch.equal(loaded(**padded_inputs()).logits, model(**padded_inputs()).logits)
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
+
+
+@torch.no_grad()
+def test_logits_of_the_last_token_alone(artifact):
+    model = graft_layer(whole_host("llama"), artifact, TASK)
+    inputs = make_inputs()
+    # The graft still sees the whole text.
+    last = model(**inputs, logits_to_keep=1).logits
+    torch.testing.assert_close(last, model(**inputs).logits[:, -1:])
+
+
+def test_pipeline_and_trainer(artifact, tmp_path):
+    whole_host("llama").save_pretrained(tmp_path / "llama")
+    word_tokenizer(padding_side="left").save_pretrained(tmp_path / "llama")
+    config = graft_layer(whole_host("llama"), artifact, TASK).config.settings
+    workspace = Workspace(tmp_path / "surgery")
+    folder = save_graft(tmp_path / "llama", artifact, config=config, workspace=workspace).path
+    assert "pipeline_tag: text-generation" in (folder / "README.md").read_text()
+    write = pipeline("text-generation", model=str(folder))
+    found = write(["the film was", "a story"], max_new_tokens=3, do_sample=False, batch_size=2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = GraftedModel.from_pretrained(folder)
+    for text, (entry,) in zip(["the film was", "a story"], found, strict=True):
+        ids = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=3, do_sample=False)
+        written = tokenizer.decode(ids[0], skip_special_tokens=True)
+        assert entry["generated_text"].replace(" ", "") == written.replace(" ", "")
+
+    rows = [{"input_ids": [1, 5, 6 + row, 2], "attention_mask": [1] * 4} for row in range(4)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        dataloader_pin_memory=False,
+    )
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
+    before = model.proj_in.weight.clone()
+    trainer.train()
+    assert not torch.equal(model.proj_in.weight, before)
+    assert trainer.evaluate()["eval_loss"] > 0
