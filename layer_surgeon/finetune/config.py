@@ -44,7 +44,9 @@ class FinetuneConfig:
     label_smoothing: float = _option(0.05, "Label smoothing of the training loss.")
     select_by: Selection = _option("accuracy", "Validation metric by which the best epoch is kept.")
     early_stopping_patience: int | None = _option(None, "Stop after this many epochs without a better one.")
-    seed: int = _option(2023, "Seed of the hold-out, the order of the data, dropout, and of a last layer that starts anew.")
+    seed: int = _option(
+        2023, "Seed of the hold-out, the order of the data, dropout, and a last layer that starts anew."
+    )
     # Data
     max_length: int = _option(100, "Longest input in tokens; longer ones are cut.")
     validation_fraction: float = _option(0.2, "Share of the training data held out where there is no validation data.")

@@ -52,13 +52,13 @@ def load_model(model_or_path: ModelLike, *, num_labels: int | None = None) -> An
                 f"A {type(model_or_path).__name__} is no transformers classification model. Give a folder, a repo id "
                 "or a loaded model."
             )
-        return model_or_path
+        return _classifier(model_or_path)
     name = _checked_name(model_or_path)
     try:
         with hub_errors(f"The model {name!r}"):
             config = AutoConfig.from_pretrained(name)
             if config.model_type == "surgeon_graft":
-                return GraftedModel.from_pretrained(name)
+                return _classifier(GraftedModel.from_pretrained(name))
             # Half precision weights would lose Adam's small steps: what is trained is kept in float32 everywhere.
             sizes = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
             return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **sizes)
@@ -67,6 +67,15 @@ def load_model(model_or_path: ModelLike, *, num_labels: int | None = None) -> An
             raise
         first = str(error).strip().split("\n", 1)[0]
         raise GraftError(f"{name} can't be loaded as a classification model: {first}") from error
+
+
+def _classifier(model: Any) -> Any:
+    if isinstance(model, GraftedModel) and model.config.task != "text-classification":
+        raise GraftError(
+            f"The graft is for {model.config.task}; fine-tuning does text classification so far. Make one for that with: "
+            "surgeon graft HOST --task text-classification"
+        )
+    return model
 
 
 def _checked_name(model_or_path: str | os.PathLike[str]) -> str:

@@ -55,6 +55,15 @@ def test_columns_are_the_runs_where_the_data_has_them(trained):
     assert evaluate_model(trained.path, made).metrics == evaluate_model(trained.path, TEST).metrics
 
 
+def test_each_text_gets_its_own_prediction(trained):
+    """Texts are run in another order, by length: alone and together they come to the same."""
+    texts = [row["text"] for row in TEST[:8]]
+    alone = [predict(trained.model, [text], tokenizer=trained.path)[0].score for text in texts]
+    together = [p.score for p in predict(trained.model, texts, tokenizer=trained.path)]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len({round(score, 4) for score in alone}) > 4
+
+
 def test_batches_do_not_matter(trained):
     one = predict(trained.path, [row["text"] for row in TEST], eval_batch_size=1)
     many = predict(trained.path, [row["text"] for row in TEST], eval_batch_size=30)

@@ -27,8 +27,10 @@ def stop_at(monkeypatch):
 
     def arm(step, error=KeyboardInterrupt):
         armed = [True]
+        arm.steps = 0
 
         def training_step(self, *arguments, **keywords):
+            arm.steps += 1
             if armed and self.state.global_step == step:
                 armed.clear()
                 raise error()
@@ -54,7 +56,9 @@ def test_resumed_run_ends_with_the_same_weights(graft, workspace, tmp_path, stop
     assert f"trained up to step {kept} is kept" in str(interrupted.value)
     assert not workspace.folder("run", whole.path.name).exists()
     progress = Recorder()
+    stop_at.steps = 0
     resumed = train(graft, workspace, resume=True, progress=progress)
+    assert stop_at.steps == 15 - kept
     assert progress.amounts[0] == 15
     assert same(whole, resumed)
     assert resumed.history == whole.history

@@ -383,6 +383,12 @@ def test_half_precision_weights_are_trained_in_float32(workspace, tmp_path):
     assert {parameter.dtype for parameter in result.model.parameters()} == {torch.float32}
 
 
+def test_graft_for_another_task(host, artifact, workspace):
+    model = graft_layer(host, artifact, task="feature-extraction")
+    with pytest.raises(GraftError, match="is for feature-extraction; fine-tuning does text classification so far"):
+        train(model, workspace)
+
+
 def test_no_such_model(workspace, tmp_path):
     with pytest.raises(SourceNotFoundError, match="There is no model folder"):
         train(str(tmp_path / "nothing"), workspace)
