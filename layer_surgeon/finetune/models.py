@@ -72,7 +72,7 @@ def load_model(model_or_path: ModelLike, *, num_labels: int | None = None) -> An
 def _classifier(model: Any) -> Any:
     if isinstance(model, GraftedModel) and model.config.task != "text-classification":
         raise GraftError(
-            f"The graft is for {model.config.task}; fine-tuning does text classification so far. Make one for that with: "
+            f"The graft is for {model.config.task}; fine-tuning does text classification so far. Make one for that: "
             "surgeon graft HOST --task text-classification"
         )
     return model

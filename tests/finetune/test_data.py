@@ -93,6 +93,63 @@ def test_no_data_at_all():
     fails("a row is a int", [1, 2])
 
 
+# ---- the Hub (its protocol is tested with the three lines)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Answers in place of `datasets.load_dataset`, and remembers what was asked."""
+    asked = []
+
+    def answer_with(answer):
+        def load_dataset(*arguments, **keywords):
+            asked.append((arguments, keywords))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    return answer_with
+
+
+def hub_set(**splits):
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(made) for name, made in splits.items()})
+
+
+def test_name_leads_to_hub_id_subset_columns_and_splits(hub):
+    pairs = [{"premise": r["text"], "hypothesis": "x", "label": i % 3, "idx": i} for i, r in enumerate(rows(30))]
+    asked = hub(hub_set(train=pairs, validation_matched=pairs[:9], validation_mismatched=pairs[:6], test_matched=pairs))
+    data = prepare("mnli")
+    assert asked == [(("nyu-mll/glue", "mnli"), {"revision": None})]
+    assert (len(data.train), len(data.validation), len(data.test)) == (30, 9, 6)
+    assert data.label_names == ("entailment", "neutral", "contradiction")
+    assert data.test_spec == ("mnli",)
+
+
+def test_rows_of_a_hub_set_without_text_or_label_are_left_out_and_counted(hub):
+    pairs = [{"premise": r["text"], "hypothesis": "x", "label": i % 3} for i, r in enumerate(rows(30))]
+    odd = [{"premise": "a b", "hypothesis": "c", "label": -1}, {"premise": None, "hypothesis": "c", "label": 0}]
+    hub(hub_set(train=pairs + odd, validation=pairs, test=pairs))
+    progress = Recorder()
+    assert len(prepare("snli", progress=progress).train) == 30
+    assert "snli (train): 2 of 32 rows have no text or label; left out." in progress.notices
+
+
+def test_any_hub_id(hub):
+    hub(hub_set(train=rows(20), test=rows(4)))
+    data = prepare("somebody/reviews")
+    assert (data.name, data.spec, data.held_out, len(data.test)) == ("reviews", ("somebody/reviews",), True, 4)
+
+
+def test_hub_failures(hub):
+    hub(datasets.exceptions.DatasetNotFoundError("Dataset 'some/thing' doesn't exist on the Hub."))
+    fails("some/thing can't be loaded from the Hub: Dataset 'some/thing' doesn't exist on the Hub. Check", "some/thing")
+    hub(ConnectionError("Couldn't reach the Hub"))
+    fails("Couldn't reach the Hub. Check the id and the network", "sst2")
+
+
 # ---- columns
 
 
