@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def phases(config: SurgeonGraftConfig, workload: Workload) -> Callable[[], dict[
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter())
-        forward, backward, update = (after - before for before, after in zip(times, times[1:], strict=False))
+        forward, backward, update = (after - before for before, after in pairwise(times))
         return {"forward": forward, "backward": backward, "update": update, "step": times[-1] - times[0]}
 
     return step
