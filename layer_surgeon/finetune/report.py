@@ -49,7 +49,7 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
     lower.annotate(
         f"kept: epoch {best.epoch:g}, {best.accuracy:.4f}",
         (best.step, best.accuracy),
-        xytext=(12 * side, -14),
+        xytext=(6 * side, 11),
         textcoords="offset points",
         fontsize=8.5,
         color=_BLUE,
@@ -64,7 +64,7 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6eaee", linewidth=0.8)
         axes.set_axisbelow(True)
-    figure.suptitle(f"{result.data['name']}: training loss and validation", fontsize=11, x=0.02, ha="left")
+    figure.suptitle(f"{result.path.name}: training loss and validation", fontsize=11, x=0.02, ha="left")
     figure.savefig(path)
 
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from layer_surgeon.errors import GraftError
+from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.flops import training_loss
 from layer_surgeon.graft.modeling import GraftedModel
 
 _CALL = "from layer_surgeon.graft.measure import main; main()"
 _WARM_UP = 1
+_DTYPES = ("float32", "bfloat16", "float16")
 _STATUS = Path("/proc/self/status")
 
 
@@ -59,6 +60,9 @@ class Workload:
         dtype: Number format of host, projections and head: float32, bfloat16 or float16.
         device: Where it is measured, such as `cpu` or `cuda`; None: the GPU if there is one.
         repeats: How often each is timed.
+
+    Raises:
+        ConfigError: A value can't be used.
     """
 
     batch: int = 32
@@ -66,6 +70,14 @@ class Workload:
     dtype: str = "float32"
     device: str | None = None
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "length", "repeats"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}.")
 
 
 def example_inputs(

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
@@ -17,8 +16,6 @@ from layer_surgeon.graft.donors import describe
 from layer_surgeon.graft.flops import Macs, count_macs, count_training_macs, shapes_only
 from layer_surgeon.graft.measure import Measurement, Workload, example_inputs, measure
 from layer_surgeon.graft.shapes import DonorShape, Target, graft_config, shape_of, without_donor
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +139,11 @@ def profile_graft(
         token: Hub token.
 
     Raises:
-        ConfigError: The workload can't be used, or settings were given for a graft that has its own.
+        ConfigError: Settings were given for a graft that has its own.
         GraftError: Host, donor and settings don't fit each other; a model can't be followed on shapes alone.
         SourceError: A folder or repo can't be read.
     """
     workload = workload or Workload()
-    _check(workload)
     chosen = graft_config(target, donor, layer=layer, config=config, token=token)
     alone = _profile(without_donor(chosen), workload, measured)
     grafted, positions, full, per_token = None, 0, None, None
@@ -231,12 +227,3 @@ class _Graft(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._graft(hidden)
-
-
-def _check(workload: Workload) -> None:
-    for name in ("batch", "length", "repeats"):
-        value = getattr(workload, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    if workload.dtype not in _DTYPES:
-        raise ConfigError(f"dtype is {workload.dtype!r}; it must be one of {', '.join(_DTYPES)}.")

@@ -18,7 +18,6 @@ from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, evaluate_model, finetune_model
 from layer_surgeon.finetune.data import hold_out, prepare_evaluation
-from layer_surgeon.finetune.metrics import ClassificationMetrics
 from layer_surgeon.finetune.sources import DataLike
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.progress import NullProgress, Progress
@@ -110,10 +109,13 @@ def run_demo(
     shutil.rmtree(place.root / "runs", ignore_errors=True)
     arms: list[ArmResult] = []
     for seed in seeds:
-        for arm in (HOST_ALONE, GRAFTED):
+        for arm, donor in ((HOST_ALONE, None), (GRAFTED, artifact)):
             progress.notice(f"{arm}, seed {seed}:")
-            arms.append(_run_arm(arm, seed, parts, artifact, train, tests, config, place, progress))
-    result = DemoResult(
+            # Said and not left to be guessed; every set here has these columns.
+            settings = replace(config, seed=seed, text_column="text", label_column="label")
+            result = _train_arm(arm, parts.host, donor, train, settings, place, progress)
+            arms.append(_test_arm(arm, result, parts.host, tests, progress))
+    outcome = DemoResult(
         host_name=parts.host_name,
         donor_name=parts.donor_name,
         layer_indices=artifact.layer_indices,
@@ -128,8 +130,8 @@ def run_demo(
         seconds=time.monotonic() - started,
         folder=place.root,
     )
-    write_page(result)
-    return result
+    write_page(outcome)
+    return outcome
 
 
 def _layer(parts: DemoParts, place: Workspace, progress: Progress) -> tuple[LayerArtifact, bool]:
@@ -164,40 +166,40 @@ def _data(parts: DemoParts) -> tuple[list[dict[str, Any]], dict[str, DataLike]]:
     return rows[0], {f"{parts.train_name} (held out)": rows[1], **parts.others}
 
 
-def _run_arm(
+def _train_arm(
     arm: str,
-    seed: int,
-    parts: DemoParts,
-    artifact: LayerArtifact,
+    host: Path,
+    donor: LayerArtifact | None,
     train: list[dict[str, Any]],
-    tests: Mapping[str, DataLike],
     config: FinetuneConfig,
     place: Workspace,
     progress: Progress,
-) -> ArmResult:
-    # Said and not left to be guessed; every set here has these columns.
-    config = replace(config, seed=seed, text_column="text", label_column="label")
-    set_seed(seed)
-    model = graft_layer(parts.host, artifact if arm == GRAFTED else None)
-    result: FinetuneResult = finetune_model(
-        model,
+) -> FinetuneResult:
+    set_seed(config.seed)
+    return finetune_model(
+        graft_layer(host, donor),
         train,
         config=config,
-        output=place.folder("run", f"{arm.replace(' ', '-')}-seed-{seed}"),
+        output=place.folder("run", f"{arm.replace(' ', '-')}-seed-{config.seed}"),
         workspace=place,
-        tokenizer=parts.host,
+        tokenizer=host,
         progress=progress,
     )
+
+
+def _test_arm(
+    arm: str, result: FinetuneResult, host: Path, tests: Mapping[str, DataLike], progress: Progress
+) -> ArmResult:
     began = time.monotonic()
-    scores: dict[str, ClassificationMetrics] = {
-        name: evaluate_model(model, data, tokenizer=parts.host, config=config, progress=progress).metrics
+    scores = {
+        name: evaluate_model(result.model, data, tokenizer=host, config=result.config, progress=progress).metrics
         for name, data in tests.items()
     }
     return ArmResult(
         arm=arm,
-        seed=seed,
+        seed=result.config.seed,
         path=result.path,
-        parameters=model.parameter_counts(),
+        parameters=result.model.parameter_counts(),
         history=result.history,
         best_epoch=result.best_epoch,
         scores=scores,

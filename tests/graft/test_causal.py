@@ -80,6 +80,15 @@ def test_padding_changes_nothing(model_type, artifact):
 
 
 @torch.no_grad()
+def test_the_donors_positions_are_counted_without_padding(artifact):
+    model = graft_layer(whole_host("llama"), artifact, TASK)
+    seen = []
+    model.donor.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
+    model(**padded_inputs())
+    assert seen[0][1].tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3]
+
+
+@torch.no_grad()
 def test_no_token_sees_a_later_one(artifact):
     model = graft_layer(whole_host("llama"), artifact, TASK)
     inputs = make_inputs()

@@ -233,9 +233,9 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
         profile_graft(artifact)
     with pytest.raises(GraftError, match="no model for seq2seq"):
         profile_graft(host_config("bert"), donor, config=GraftConfig(task="seq2seq"))
-    for wrong in (Workload(batch=0), Workload(length=True), Workload(dtype="int3"), Workload(repeats=-1)):
+    for wrong in ({"batch": 0}, {"length": True}, {"dtype": "int3"}, {"repeats": -1}):
         with pytest.raises(ConfigError, match="must be"):
-            profile_graft(host_config("bert"), donor, workload=wrong)
+            Workload(**wrong)
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(GraftError, match="not one that transformers knows"):
         profile_graft(tmp_path)

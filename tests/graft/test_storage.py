@@ -20,7 +20,16 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError
 from layer_surgeon.graft import GraftedModel, GraftedModelForSequenceClassification, graft_layer
 from layer_surgeon.workspace import Workspace
-from tests.graft.conftest import DECODERS, ENCODERS, host_model, make_inputs, word_tokenizer
+from tests.graft.conftest import (
+    DECODERS,
+    ENCODER_DECODERS,
+    ENCODERS,
+    MORE_DECODERS,
+    MORE_ENCODERS,
+    host_model,
+    make_inputs,
+    word_tokenizer,
+)
 from tests.support.tiny_models import cut_artifact
 
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
@@ -44,7 +53,7 @@ def tensor_names(folder):
         return set(file.keys())
 
 
-@pytest.mark.parametrize("model_type", [*ENCODERS, *DECODERS])
+@pytest.mark.parametrize("model_type", [*ENCODERS, *MORE_ENCODERS, *DECODERS, *MORE_DECODERS, *ENCODER_DECODERS])
 def test_round_trip_is_exact(model_type, artifact, tmp_path, caplog):
     model = graft_layer(host_model(model_type), artifact)
     model.save_pretrained(tmp_path / "graft")

@@ -178,7 +178,7 @@ def test_decoder_without_mask(artifact):
 
 
 @pytest.mark.parametrize("task", [TOKEN, QUESTION, FEATURES])
-@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "modernbert", "llama", "opt", "t5", "bart", "marian"])
+@pytest.mark.parametrize("model_type", HOSTS)
 @torch.no_grad()
 def test_round_trip_is_exact(model_type, task, artifact, tmp_path):
     model = graft_layer(host_model(model_type), artifact, task)
@@ -193,7 +193,7 @@ def test_round_trip_is_exact(model_type, task, artifact, tmp_path):
 
 
 @pytest.mark.parametrize("task", [TOKEN, QUESTION, FEATURES])
-@pytest.mark.parametrize("model_type", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("model_type", HOSTS)
 def test_a_step_changes_all_but_the_donor(model_type, task, artifact):
     model = graft_layer(host_model(model_type), artifact, task)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -259,6 +259,23 @@ def test_pipelines(host_folder, artifact, tmp_path):
     with torch.no_grad():
         expected = GraftedModel.from_pretrained(folder)(**tokens).last_hidden_state
     torch.testing.assert_close(torch.tensor(rows), expected)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "t5"])
+def test_a_module_of_sentence_transformers(model_type, host_folder, artifact, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    config = graft_layer(host_model(model_type), artifact, FEATURES).config.settings
+    workspace = Workspace(tmp_path / "surgery")
+    folder = save_graft(host_folder(model_type), artifact, config=config, workspace=workspace).path
+    texts = ["the film was good", "a story"]
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = GraftedModel.from_pretrained(folder)(**tokens).pooler_output
+    model = library.SentenceTransformer(str(folder), device="cpu")
+    torch.testing.assert_close(torch.tensor(model.encode(texts)), expected)
+    model.save(str(tmp_path / "saved"))
+    again = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    torch.testing.assert_close(torch.tensor(again.encode(texts)), expected)
 
 
 @pytest.mark.parametrize("task", [TOKEN, QUESTION])
