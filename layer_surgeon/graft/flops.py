@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from layer_surgeon.errors import GraftError, LayerSurgeonError
 _PER_NORM_ELEMENT = 5
 _FAILURES = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
 OTHER_PART = "other"
+Nature: TypeAlias = Literal["weighted", "constant", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Macs:
     Attributes:
         linear: Products with weights.
         attention: Products of activations with activations: scores and their sums of values.
-        rest: Layer norms (5 per element, as fvcore counts them) and convolutions. Activation functions, sums and norms
-            that are made of single operations (RMS norms) are not counted; all of them together are far below 1 %.
+        rest: Layer norms (5 per element, as fvcore counts them), convolutions, angles of rotary positions. Activation
+            functions, sums and norms that are made of single operations (RMS norms) are not counted.
     """
 
     linear: int = 0
@@ -53,23 +54,23 @@ class _Tally:
     """Assigns what the counter has seen since the last look to the module that is running."""
 
     counter: FlopCounterMode
-    stack: list[tuple[str, bool]] = field(default_factory=lambda: [(OTHER_PART, False)])
+    stack: list[tuple[str, Nature]] = field(default_factory=lambda: [(OTHER_PART, "plain")])
     seen: dict[Any, int] = field(default_factory=dict)
     counts: dict[str, Macs] = field(default_factory=dict)
 
     def look(self) -> None:
         now = dict(self.counter.flop_counts["Global"])
-        part, weighted = self.stack[-1]
+        part, nature = self.stack[-1]
         for operation, flops in now.items():
             new = flops - self.seen.get(operation, 0)
             if new:
-                macs = Macs(**{_kind(str(operation), weighted): new // 2})
+                macs = Macs(**{_kind(str(operation), nature): new // 2})
                 self.counts[part] = self.counts.get(part, Macs()) + macs
         self.seen = now
 
-    def enter(self, part: str, weighted: bool) -> None:
+    def enter(self, part: str, nature: Nature) -> None:
         self.look()
-        self.stack.append((part, weighted))
+        self.stack.append((part, nature))
 
     def leave(self) -> None:
         self.look()
@@ -89,7 +90,7 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any], parts: Mapping[str, 
     part_of = {module: name for name, part in parts.items() for module in part.modules()}
     handles = []
     for module in model.modules():
-        entry = (part_of.get(module, OTHER_PART), _has_weights(module))
+        entry = (part_of.get(module, OTHER_PART), _nature(module))
         handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: tally.enter(*entry)))
         handles.append(module.register_forward_hook(lambda *_: tally.leave()))
     try:
@@ -191,13 +192,17 @@ def _norm_flops(shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * _PER_NORM_ELEMENT * torch.Size(shape).numel()
 
 
-def _kind(operation: str, weighted: bool) -> str:
+def _kind(operation: str, nature: Nature) -> str:
     name = operation.rpartition(".")[2]
-    if "norm" in name or "conv" in name:
+    if nature == "constant" or "norm" in name or "conv" in name:
         return "rest"
     # A product of a batch of matrices is attention's, unless the module that makes it holds matrices (experts do).
-    return "linear" if weighted or name in ("mm", "addmm") else "attention"
+    return "linear" if nature == "weighted" or name in ("mm", "addmm") else "attention"
 
 
-def _has_weights(module: nn.Module) -> bool:
-    return any(parameter is not None and parameter.ndim >= 2 for parameter in module._parameters.values())
+def _nature(module: nn.Module) -> Nature:
+    if any(parameter is not None and parameter.ndim >= 2 for parameter in module._parameters.values()):
+        return "weighted"
+    # Rotary embeddings, which some versions of transformers multiply out as matrices.
+    constant = bool(module._buffers) and not module._parameters and not module._modules
+    return "constant" if constant else "plain"

@@ -169,7 +169,8 @@ def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> 
     num_bytes = {name: _num_bytes(getattr(model, name)) for name in counts}
     with shapes_only(model):
         macs = count_macs(model, example_inputs(model, workload, labels=False), modules)
-        training = count_training_macs(model.train(), example_inputs(model, workload, labels=True))
+        # In eval mode: dropout multiplies nothing, and some families leave out layers at random while they are trained.
+        training = count_training_macs(model, example_inputs(model, workload, labels=True))
     parts = [
         PartProfile(
             name=name,
