@@ -134,15 +134,15 @@ def _extract(
             }
             for name, content in texts.items():
                 (staging.path / name).write_bytes(content)
-            if is_artifact(folder) and read_config(folder).get("sha256") == digests.file:
-                # The same bytes: what is there stays, and whoever links to it is not disturbed.
+            if is_artifact(folder) and not force:
+                if read_config(folder).get("sha256") != digests.file:
+                    raise _another_layer(folder)
+                # The same bytes of the same source: what is there stays.
                 staging.drop()
                 progress.notice(f"{folder} already holds exactly these bytes.")
-            elif is_artifact(folder) and not force:
-                raise _another_layer(folder)
             else:
                 staging.put_in_place()
-            return LayerArtifact(folder, config)
+            return LayerArtifact.open(folder)
     finally:
         if staging.kept:
             progress.notice(f"What was read is kept in {staging.path}; the same command goes on from there.")

@@ -129,6 +129,16 @@ def test_another_layer_needs_force(donor, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_force_also_replaces_what_is_known_of_the_same_bytes(donor, tmp_path):
+    extract_layer(donor, -1, tmp_path / "out")
+    copy = write_sparse_checkpoint(tmp_path / "copy", TINY, range(4), max_shard_bytes=8_000)
+    with pytest.raises(ArtifactError, match="already holds another layer"):
+        extract_layer(copy, -1, tmp_path / "out")
+    artifact = extract_layer(copy, -1, tmp_path / "out", force=True)
+    assert artifact.config["source"]["name"] == str(copy)
+    assert extract_layer(copy, -1, tmp_path / "out").sha256 == artifact.sha256
+
+
 def test_a_changed_source_is_another_layer(donor, tmp_path):
     extract_layer(donor, -1, tmp_path / "out")
     shard = sorted(donor.glob("*.safetensors"))[-1]
