@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
 
@@ -56,10 +57,10 @@ def measure(*command: str) -> dict[str, float]:
     return result
 
 
-def plan(checkpoint: Path) -> dict[str, object]:
+def plan(checkpoint: Path) -> dict[str, Any]:
     """What `surgeon extract --dry-run` says about the last layer."""
     command = [SURGEON, "extract", checkpoint, "--layer", "-1", "--dry-run", "--json"]
-    document: dict[str, object] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    document: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return document
 
 
@@ -71,7 +72,7 @@ def benchmark(name: str, folder: Path, runs: int) -> None:
     if document["num_bytes"] != expected:
         raise SystemExit(f"{name}: the plan reads {document['num_bytes']:,} bytes; {expected:,} are right.")
     tensors = document["tensors"]
-    ranges = json.dumps([[str(checkpoint / t["file"]), t["offset"], t["num_bytes"]] for t in tensors])  # type: ignore[attr-defined]
+    ranges = json.dumps([[str(checkpoint / t["file"]), t["offset"], t["num_bytes"]] for t in tensors])
     rows: dict[str, list[dict[str, float]]] = {"copy + sha256 (standard library)": [], "surgeon extract": []}
     for _ in range(runs):
         for row, results in rows.items():

@@ -41,7 +41,8 @@ class _Watcher(MetaPathFinder):
         finally:
             self.looking_for.discard(fullname)
         if spec is not None and spec.loader is not None:
-            # On the loader itself, so that it stays of its own class: resources and sources are read through it.
+            # On the loader itself, whose type allows no such thing, so that it stays of its own class: resources and
+            # sources are read through it.
             spec.loader.exec_module = partial(self.exec_module, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
