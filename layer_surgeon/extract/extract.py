@@ -118,10 +118,11 @@ def _extract(
     staging = Staging(folder, plan.num_out_bytes)
     try:
         with staging:
+            versions = _versions(checkpoint, plan)
             journal = None
-            if checkpoint.commit is not None and checkpoint.source.connections > 1:
-                # From a local disk everything is read again sooner than a journal is checked.
-                where = (checkpoint.source.name, checkpoint.commit)
+            if None not in versions.values():
+                # What nobody can tell the next version from must be read at one go.
+                where = (checkpoint.source.name, versions)
                 journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
             progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes, "bytes")
             digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
@@ -146,6 +147,12 @@ def _extract(
     finally:
         if staging.kept:
             progress.notice(f"What was read is kept in {staging.path}; the same command goes on from there.")
+
+
+def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | None]:
+    """Which version of each file the layers come from; scales count too, though a plan has read them already."""
+    files = {info.file for index in plan.layer_indices for info in checkpoint.layer_tensors(index)}
+    return {file: checkpoint.source.version(file) for file in sorted(files.union(plan.files))}
 
 
 def _describe(

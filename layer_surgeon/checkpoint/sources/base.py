@@ -38,6 +38,12 @@ class Source(Protocol):
     def size(self, file: str) -> int:
         """The size of `file` in bytes."""
 
+    def version(self, file: str) -> str | None:
+        """What differs as soon as `file` holds other bytes, today and in a later run; None where nothing tells it.
+
+        An extraction that was cut off is gone on with only where this is known and is what it was.
+        """
+
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """The whole of a small file (config.json, an index, a licence); SourceError where it is over `max_bytes`."""
 

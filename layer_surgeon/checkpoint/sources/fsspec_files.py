@@ -108,7 +108,8 @@ class FsspecFiles:
             raise SourceError(f"{file} in {self._protocol}://{self._root} is no file with a known size.")
         parts = [f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key) is not None]
         # Hashed: it is only compared, and a list of times and tags is no help to a reader.
-        return Stat(size=size, version=hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12] if parts else None)
+        version = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12] if parts else None
+        return Stat(size=size, version=version, lasting=version)
 
     def read(self, file: str, start: int, length: int, stat: Stat) -> Iterator[bytes]:
         """Pieces of at most PIECE_BYTES. The last one waits until the file has proved to be the same as at first."""

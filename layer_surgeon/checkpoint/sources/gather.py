@@ -19,11 +19,22 @@ def gather(
 
     Raises:
         TroubleError: There are more bytes, or fewer.
+        Exception: What the client raised while the body arrived.
     """
     buffer = bytearray(min(CHUNK_BYTES, length))
     view = memoryview(buffer)
     filled = done = 0
-    for piece in pieces:
+    arriving = iter(pieces)
+    while True:
+        try:
+            piece = next(arriving, None)
+        except Exception:
+            # What arrived of a body that was cut off is good, and need not be asked for again.
+            if filled:
+                yield view[:filled]
+            raise
+        if piece is None:
+            break
         if done + filled + len(piece) > length:
             raise broken(f"it sent more than the {length} bytes that were asked for")
         rest = memoryview(piece)
@@ -34,7 +45,6 @@ def gather(
             count = min(len(rest), len(buffer) - filled)
             view[filled : filled + count] = rest[:count]
             filled, rest = filled + count, rest[count:]
-    # What arrived of a body that was cut off is good, and need not be asked for again.
     if filled:
         yield view[:filled]
     if done + filled < length:

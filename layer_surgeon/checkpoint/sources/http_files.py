@@ -70,7 +70,7 @@ class HttpFiles:
         """Size and version, from a request for the first byte: some servers don't answer HEAD, and few get it wrong."""
         with self._answer(file, "bytes=0-0") as response:
             if response.status_code == 416 and _EMPTY_RANGE.fullmatch(response.headers.get("content-range", "")):
-                return Stat(size=0, version=_version(response))
+                return _stat(0, response)
             self._check_status(file, response, 200, 206)
             self._check_encoding(file, response)
             if response.status_code == 206:
@@ -84,7 +84,7 @@ class HttpFiles:
                 size = response.headers.get("content-length", "")
             if not _NUMBER.fullmatch(size):
                 raise self._broken(file, "it does not say how large the file is")
-            return Stat(size=int(size), version=_version(response))
+            return _stat(int(size), response)
 
     def read(self, file: str, start: int, length: int, stat: Stat) -> Iterator[memoryview]:
         """One request; for the whole of a file one without a range, which every server can answer."""
@@ -103,7 +103,7 @@ class HttpFiles:
                 size = match[3]
             elif "content-length" in response.headers:
                 size = response.headers["content-length"]
-            now = Stat(size=int(size) if _NUMBER.fullmatch(size) else -1, version=_version(response))
+            now = _stat(int(size) if _NUMBER.fullmatch(size) else -1, response)
             if now != stat:
                 raise changed(f"{file} at {self._host}", stat, now)
             if (announced := response.headers.get("content-length", str(length))) != str(length):
@@ -202,8 +202,11 @@ def _is_page(file: str, response: Any) -> bool:
     return str(response.headers.get("content-type", "")).lower().startswith("text/html")
 
 
-def _version(response: Any) -> str | None:
-    return plain_etag(response.headers.get("etag")) or response.headers.get("last-modified")
+def _stat(size: int, response: Any) -> Stat:
+    etag, time = response.headers.get("etag"), response.headers.get("last-modified")
+    # A weak tag promises the same meaning, not the same bytes: good enough to notice a change, not to go on from.
+    strong = None if etag is None or etag.startswith("W/") else etag
+    return Stat(size=size, version=plain_etag(etag) or time, lasting=strong or time)
 
 
 @cache

@@ -95,6 +95,11 @@ class HubSource:
         listed = self._find(file)
         return retried(Tries(self._title(file), self.limits), lambda: self._files.size(listed))
 
+    def version(self, file: str) -> str:
+        """The commit, and the hash that the Hub lists for the file in it."""
+        listed = self._find(file)
+        return f"{self.commit} {listed.sha256 or listed.blob_id or ''}".strip()
+
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """The whole of a small file, compared with the hash that the Hub lists for it."""
         listed = self._find(file)

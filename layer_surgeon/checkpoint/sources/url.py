@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk
@@ -17,10 +17,12 @@ class Stat:
     Attributes:
         size: In bytes.
         version: Differs once the file was replaced: an ETag, a time. None where the place tells nothing.
+        lasting: A version that a later run may rely on too: one that promises equal bytes. None where there is none.
     """
 
     size: int
     version: str | None
+    lasting: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.size:,} bytes, version {self.version}"
@@ -78,6 +80,11 @@ class UrlSource:
     def size(self, file: str) -> int:
         """The size of `file` in bytes."""
         return self._stat(file).size
+
+    def version(self, file: str) -> str | None:
+        """Size and version of the file; None where the place tells no version that promises equal bytes."""
+        stat = self._stat(file)
+        return None if stat.lasting is None else f"{stat.size} {stat.lasting}"
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """The whole of a small file."""
