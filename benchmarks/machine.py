@@ -1,0 +1,76 @@
+"""What a result depends on, and how results are shown: the machine, versions, tables, a JSON file."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """The machine, as far as it says what it is."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of installed packages of this interpreter."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def heading(facts: dict[str, Any], packages: dict[str, str]) -> str:
+    """One line that says where and with what the numbers were made."""
+    memory = facts["memory_bytes"] / 1e9
+    names = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return (
+        f"{facts['processor']}, {facts['cores']} cores, {memory:.0f} GB, {facts['platform']}, Python "
+        f"{facts['python']}, {names}, {facts['date']}; load before the first run {facts['load_before']:.2f}"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also stand under each other: the first one to the left, the others right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "| " + " | ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median of some times in seconds and, in brackets, the fastest and slowest."""
+    middle = statistics.median(values)
+    return f"{middle:.2f} s" if len(values) == 1 else f"{middle:.2f} s ({min(values):.2f}-{max(values):.2f})"
+
+
+def save(path: Path | None, document: dict[str, Any]) -> None:
+    """Write all that was measured, if it was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(document, indent=2, default=str) + "\n")
