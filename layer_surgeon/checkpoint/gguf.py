@@ -7,8 +7,9 @@ from math import prod
 from typing import Any
 
 from layer_surgeon.checkpoint.gguf_config import gguf_config, unread_rotary_scaling
-from layer_surgeon.checkpoint.gguf_header import GgufHeader, TensorEntry, read_gguf_header
+from layer_surgeon.checkpoint.gguf_header import GgufHeader, TensorEntry
 from layer_surgeon.checkpoint.gguf_names import NameMap, map_names, tensor_processor, try_processor
+from layer_surgeon.checkpoint.gguf_split import read_model_header
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
@@ -32,25 +33,25 @@ class GgufTensorInfo(TensorInfo):
 
 
 class GgufTable:
-    """The tensors of one GGUF file that transformers' model takes.
+    """The tensors of a GGUF model that transformers' model takes.
 
     Tensors that transformers leaves aside are not listed. The layers' ones are all checked here, so that a file whose
     layers can't be had is refused before anything is planned.
 
     Args:
-        source: Where the file lies.
-        file: Its path there.
+        source: Where the model lies.
+        files: The path of its file there, of any part of a split model, or of all its parts.
 
     Raises:
-        CheckpointError: The file is damaged, truncated, or contradicts itself.
+        CheckpointError: A file is damaged, truncated, or contradicts itself or the other parts.
         UnsupportedArchitectureError: transformers does not load such a model, or in a way that is not followed here.
-        SourceError: The file can't be read.
+        SourceError: A file can't be read.
     """
 
     format = "gguf"
 
-    def __init__(self, source: Source, file: str) -> None:
-        self._header: GgufHeader = read_gguf_header(source, file)
+    def __init__(self, source: Source, *files: str) -> None:
+        self._header: GgufHeader = read_model_header(source, files)
         self._config = gguf_config(self._header)
         self._names: NameMap = map_names(self._header, self._config)
         self._entries: dict[str, TensorEntry] = {
@@ -84,8 +85,8 @@ class GgufTable:
         )
 
     def files(self) -> Mapping[str, str]:
-        """The one file, by the name of each tensor, in the file's order."""
-        return dict.fromkeys(self._entries, self._header.file)
+        """The file of every tensor, by its name, in the model's order."""
+        return {name: entry.file for name, entry in self._entries.items()}
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
         """Where the named tensors lie; reads nothing more.
@@ -106,7 +107,7 @@ class GgufTable:
                     name=name,
                     dtype=entry.dtype,
                     shape=self._names.shape_of[name],
-                    file=self._header.file,
+                    file=entry.file,
                     offset=entry.offset,
                     num_bytes=entry.num_bytes,
                     gguf_name=entry.name,
@@ -128,7 +129,7 @@ class GgufTable:
             _, shape = try_processor(self._processor, entry.name, shape)
         if shape != wanted and (entry.name.startswith("blk.") or prod(shape) != prod(wanted)):
             raise CheckpointError(
-                f"{self._header.file}: the tensor {entry.name!r} has the sizes {list(shape)}, but the model that the "
+                f"{entry.file}: the tensor {entry.name!r} has the sizes {list(shape)}, but the model that the "
                 f"metadata describes wants {list(wanted)} for {name}. The metadata or the tensor is wrong: "
                 "get the file again, or convert the model again."
             )

@@ -14,7 +14,7 @@ from math import prod
 import gguf
 
 from layer_surgeon.checkpoint.sources.base import Source
-from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
+from layer_surgeon.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -26,7 +26,7 @@ _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
 
 # The header of Gemma-3-270M (262,144 tokens) takes 6.4 MB, nearly all of it vocabulary.
-_MAX_HEADER_BYTES = 128 << 20
+MAX_HEADER_BYTES = 128 << 20
 _FIRST_WINDOW_BYTES = 256 << 10
 _MAX_WINDOW_STEP_BYTES = 4 << 20
 
@@ -52,8 +52,9 @@ class MetadataEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """One tensor as the header has it: GGUF's name, sizes outermost first, type, absolute position, bytes."""
+    """One tensor as the header has it: file, GGUF's name, sizes outermost first, type, absolute position, bytes."""
 
+    file: str
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -63,7 +64,13 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """A checked header: every tensor lies inside the file, and no two share a byte."""
+    """A checked header: every tensor lies inside its file, and no two share a byte.
+
+    Attributes:
+        file: The file it was read from; of a split model the first part.
+        metadata: What it says about the model, by key.
+        tensors: The tensors, in its order.
+    """
 
     file: str
     metadata: Mapping[str, MetadataEntry]
@@ -75,15 +82,19 @@ class GgufHeader:
         return str(self.metadata["general.architecture"].value)
 
 
-def read_gguf_header(source: Source, file: str) -> GgufHeader:
-    """Read and check the header of `file`.
+def read_gguf_header(source: Source, file: str, *, max_bytes: int = MAX_HEADER_BYTES) -> GgufHeader:
+    """Read and check the header of `file`: a whole model's, or one part's of a split one.
+
+    Args:
+        source: Where the file lies.
+        file: Its path there.
+        max_bytes: How long its header may be.
 
     Raises:
         CheckpointError: The file is no GGUF file, is truncated, or its header contradicts itself or the file's size.
-        UnsupportedArchitectureError: The file is one part of a split model.
         SourceError: The file can't be read.
     """
-    window = _Window(source, file)
+    window = _Window(source, file, max_bytes)
     if window.size < 24 or window.take(4) != _MAGIC:
         raise CheckpointError(
             f"{file} does not start with the bytes {_MAGIC.decode()!r} and a header, so it is no GGUF file. "
@@ -105,7 +116,6 @@ def read_gguf_header(source: Source, file: str) -> GgufHeader:
     if num_tensors * 24 + num_entries * 13 > window.size:
         raise window.damaged(f"it promises {num_tensors:,} tensors and {num_entries:,} metadata entries")
     metadata = dict(_read_metadata(window, num_entries))
-    _check_metadata(file, metadata)
     alignment = _alignment(window, metadata)
     raw = [_read_tensor(window) for _ in range(num_tensors)]
     data_start = -(-window.position // alignment) * alignment
@@ -127,8 +137,9 @@ class _RawTensor:
 class _Window:
     """The front of a file, fetched as far as it is needed, and a position in it."""
 
-    def __init__(self, source: Source, file: str) -> None:
+    def __init__(self, source: Source, file: str, max_bytes: int) -> None:
         self.file = file
+        self._max_bytes = max_bytes
         self.size = source.size(file)
         self.position = 0
         self._source = source
@@ -192,8 +203,8 @@ class _Window:
             return
         if end > self.size:
             raise self.damaged(f"something of {length:,} bytes at position {self.position:,} reaches past its end")
-        if end > _MAX_HEADER_BYTES:
-            raise self.damaged(f"the header would be over {_MAX_HEADER_BYTES:,} bytes")
+        if end > self._max_bytes:
+            raise self.damaged(f"the header would be over {self._max_bytes:,} bytes")
         have = len(self._front)
         step = min(max(end - have, self._step), self.size - have)
         self._front += self._source.read_range(self.file, have, step)
@@ -236,21 +247,6 @@ def _skip_array(window: _Window, key: str) -> int:
     return count
 
 
-def _check_metadata(file: str, metadata: Mapping[str, MetadataEntry]) -> None:
-    architecture = metadata.get("general.architecture")
-    if architecture is None or not isinstance(architecture.value, str) or not architecture.value:
-        raise CheckpointError(
-            f"{file} does not say which architecture it holds (the key 'general.architecture' is missing or no text). "
-            "Convert the model again with a current llama.cpp."
-        )
-    split = metadata.get("split.count")
-    if split is not None and isinstance(split.value, int) and split.value > 1:
-        raise UnsupportedArchitectureError(
-            f"{file} is one of the {split.value} parts of a split GGUF model, and only whole ones can be read. "
-            "Join them with llama.cpp's `llama-gguf-split --merge`."
-        )
-
-
 def _alignment(window: _Window, metadata: Mapping[str, MetadataEntry]) -> int:
     entry = metadata.get("general.alignment")
     if entry is None:
@@ -289,7 +285,9 @@ def _place(window: _Window, raw: _RawTensor, data_start: int, alignment: int) ->
         raise window.damaged(f"{raw.name!r} is not aligned to {alignment} bytes")
     if start + num_bytes > window.size:
         raise window.damaged(f"{raw.name!r} would take bytes {start:,} to {start + num_bytes:,}")
-    return TensorEntry(name=raw.name, shape=raw.sizes, dtype=dtype.name, offset=start, num_bytes=num_bytes)
+    return TensorEntry(
+        file=window.file, name=raw.name, shape=raw.sizes, dtype=dtype.name, offset=start, num_bytes=num_bytes
+    )
 
 
 def _check_disjoint(window: _Window, tensors: tuple[TensorEntry, ...]) -> None:

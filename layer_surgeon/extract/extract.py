@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from layer_surgeon.workspace import Workspace, layer_name
 
 
 def extract_layer(
-    source: str | os.PathLike[str] | Checkpoint,
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Checkpoint,
     layer: LayerSelection = -1,
     output: str | os.PathLike[str] | None = None,
     *,
@@ -41,7 +42,8 @@ def extract_layer(
     kill, the same call goes on with what was not read yet.
 
     Args:
-        source: A folder, a safetensors or GGUF file, a Hub repo id, or an open checkpoint.
+        source: A folder, a safetensors, PyTorch or GGUF file, a Hub repo id, a list of the parts of a GGUF model, or an
+            open checkpoint.
         layer: A layer's index (negative counts from the end), a slice such as `"30:32"`, or several of them, in the
             order in which they are to be computed.
         output: The artifact's folder; None is a folder in the workspace, which then is the latest layer.

@@ -138,7 +138,7 @@ def test_a_config_that_is_no_json(sharded):
         (["pytorch_model.bin"], CheckpointError, r"no config\.json"),
         (["training_args.bin", "optimizer.pt"], CheckpointError, "2 PyTorch files"),
         (["a.safetensors", "b.safetensors"], CheckpointError, "Get the index"),
-        (["a.gguf", "b.gguf"], CheckpointError, "Name one"),
+        (["a.gguf", "b.gguf"], CheckpointError, "Name the file of one"),
     ],
 )
 def test_what_is_no_checkpoint(tmp_path, files, error, word):

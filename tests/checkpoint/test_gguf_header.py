@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from layer_surgeon.checkpoint.gguf_header import GgufHeader, read_gguf_header
+from layer_surgeon.checkpoint.gguf_header import GgufHeader
+from layer_surgeon.checkpoint.gguf_split import read_model_header
 from layer_surgeon.checkpoint.sources import FileSource
-from layer_surgeon.errors import CheckpointError, LayerSurgeonError, UnsupportedArchitectureError
+from layer_surgeon.errors import CheckpointError, LayerSurgeonError
 
 F32, Q8_0 = 0, 8
 HUGE = 2**63 + 8
@@ -53,7 +54,7 @@ def header(
 def read(content: bytes, folder: Path) -> GgufHeader:
     path = folder / "model.gguf"
     path.write_bytes(content)
-    return read_gguf_header(FileSource(path, name=str(path)), path.name)
+    return read_model_header(FileSource(path, name=str(path)), [path.name])
 
 
 def test_good_header(tmp_path: Path) -> None:
@@ -146,9 +147,9 @@ def test_header_that_lies_is_refused(name: str, tmp_path: Path) -> None:
     assert "model.gguf" in str(caught.value)
 
 
-def test_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
+def test_part_of_a_split_model_by_another_name_is_refused(tmp_path: Path) -> None:
     content = header((ARCHITECTURE, entry("split.count", 2, struct.pack("<H", 3))))
-    with pytest.raises(UnsupportedArchitectureError, match=r"one of the 3 parts of a split GGUF model"):
+    with pytest.raises(CheckpointError, match=r"one of the 3 parts of a split model, and its name does not say"):
         read(content, tmp_path)
 
 
@@ -159,7 +160,7 @@ def test_header_without_end_is_refused(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(2**40)
     with pytest.raises(CheckpointError, match=r"the header would be over 134,217,728 bytes"):
-        read_gguf_header(FileSource(path, name=str(path)), path.name)
+        read_model_header(FileSource(path, name=str(path)), [path.name])
 
 
 @pytest.mark.parametrize("length", range(0, len(header()), 7))

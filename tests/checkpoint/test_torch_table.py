@@ -7,7 +7,8 @@ import torch
 
 from layer_surgeon import extract_layer, open_checkpoint
 from layer_surgeon.checkpoint import torch_table
-from layer_surgeon.checkpoint.checkpoint import Checkpoint, _open_table
+from layer_surgeon.checkpoint.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.formats import open_table
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.summary import summarize
 from layer_surgeon.errors import CheckpointError
@@ -190,7 +191,7 @@ def test_from_the_hub(tmp_path, hub: LoopbackHub):
     folder = write_checkpoint(tmp_path / "donor", state, shards=2)
     hub.add_repo("owner/name", folder)
     source = HubSource("owner/name", endpoint=hub.endpoint)
-    artifact = extract_layer(Checkpoint(source, _open_table(source)), -1, tmp_path / "out")
+    artifact = extract_layer(Checkpoint(source, open_table(source)), -1, tmp_path / "out")
     raw = (artifact.path / "model.safetensors").read_bytes()
     for info in artifact.tensors():
         assert raw[info.offset : info.end] == raw_bytes(state[info.name.replace("layers.0.", "model.layers.3.")])

@@ -52,15 +52,17 @@ def write_gguf(
     *,
     metadata: Mapping[str, Any] | None = None,
     general: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Path:
-    """Write a GGUF file.
+    """Write a GGUF file; with `split_max_tensors` as parts, `<stem>-00001-of-00003.gguf`.
 
     Args:
         tensors: Name, content and type; of a quantised type the content is bytes, in rows.
         metadata: Keys of the architecture, without its name in front; None: those of `METADATA`.
         general: Other keys, written out.
+        options: For `gguf.GGUFWriter`: `split_max_tensors`, `small_first_shard` (a first part without tensors).
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, **options)
     for key, value in (METADATA[architecture] if metadata is None else metadata).items():
         _add(writer, f"{architecture}.{key}", value)
     for key, value in (general or {}).items():
@@ -77,10 +79,19 @@ def write_gguf(
     return path
 
 
-def write_model(path: Path, architecture: str, quantization: str = "F32", *, seed: int = 0, **metadata: Any) -> Path:
+def write_model(
+    path: Path,
+    architecture: str,
+    quantization: str = "F32",
+    *,
+    seed: int = 0,
+    split: Mapping[str, Any] | None = None,
+    **metadata: Any,
+) -> Path:
     """Write a whole tiny model: every tensor that transformers' model wants, random.
 
-    Vectors and convolutions stay F32, as llama.cpp leaves them.
+    Vectors and convolutions stay F32, as llama.cpp leaves them. With `split`, options of `write_gguf`, the same tensors
+    are also written in parts beside it.
     """
     generator = np.random.default_rng(seed)
     settings = {**METADATA[architecture], **metadata}
@@ -89,6 +100,8 @@ def write_model(path: Path, architecture: str, quantization: str = "F32", *, see
     for name, shape in _wanted_tensors(path, architecture).items():
         kind = gguf.GGMLQuantizationType[quantization if len(shape) == 2 and shape[-1] % 256 == 0 else "F32"]
         tensors.append((name, random_content(generator, shape, kind), kind))
+    if split is not None:
+        write_gguf(path, architecture, tensors, metadata=settings, **split)
     return write_gguf(path, architecture, tensors, metadata=settings)
 
 

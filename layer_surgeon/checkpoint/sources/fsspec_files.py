@@ -9,6 +9,7 @@ from fsspec.registry import known_implementations  # type: ignore[import-untyped
 
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits, TroubleError
 from layer_surgeon.checkpoint.sources.local import WEIGHTS
+from layer_surgeon.checkpoint.sources.shards import parts_of
 from layer_surgeon.checkpoint.sources.url import Stat, changed
 from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceError, SourceNotFoundError
 
@@ -96,7 +97,8 @@ class FsspecFiles:
             return found
         if file not in found:
             raise SourceNotFoundError(f"There is no file {file} in {self._protocol}://{self._root}. Check the URL.")
-        return {name: size for name, size in found.items() if name == file or not name.endswith(WEIGHTS)}
+        parts = set(parts_of(file))
+        return {name: size for name, size in found.items() if name in parts or not name.endswith(WEIGHTS)}
 
     def stat(self, file: str) -> Stat:
         """Size and version, asked anew."""

@@ -23,7 +23,7 @@ from layer_surgeon.checkpoint.sources.hub_errors import (
     trouble_of_status,
 )
 from layer_surgeon.checkpoint.sources.hub_ranges import plain_etag
-from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, MAX_INDEX_BYTES, shards_of_index
+from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, MAX_INDEX_BYTES, parts_of, shards_of_index
 from layer_surgeon.checkpoint.sources.url import Stat, changed
 from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceError, SourceNotFoundError
 
@@ -60,6 +60,9 @@ class HttpFiles:
         if not any(name in stats for name in wanted):
             raise self._none_found(file, [answer for answer in answers.values() if not isinstance(answer, Stat)])
         found: dict[str, int | None] = {name: stat.size for name, stat in stats.items()}
+        if file is not None:
+            # The other parts of a split model are asked for when their turn comes.
+            found |= {part: None for part in parts_of(file) if part not in found}
         for index in INDEX_FILES:
             if (stat := stats.get(index)) is not None and stat.size <= MAX_INDEX_BYTES:
                 for shard in shards_of_index(b"".join(map(bytes, self.read(index, 0, stat.size, stat)))):

@@ -11,7 +11,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile
 from layer_surgeon.checkpoint.sources.local import WEIGHTS, FolderSource
-from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, MAX_INDEX_BYTES, shards_of_index
+from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, MAX_INDEX_BYTES, parts_of, shards_of_index
 from layer_surgeon.errors import SourceError, SourceNotFoundError
 
 _LOGGER = logging.getLogger(__name__)
@@ -142,6 +142,8 @@ class CachedHubSource(FolderSource):
 def part_of_repo(files: Iterable[str], path: str) -> dict[str, str]:
     """The files of a subfolder, or of one checkpoint file and what lies beside it, by their names there.
 
+    With one part of a split model go the others.
+
     Args:
         files: The files of the repo.
         path: The subfolder or file; empty for all of the repo.
@@ -155,4 +157,5 @@ def part_of_repo(files: Iterable[str], path: str) -> dict[str, str]:
         return {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
     folder = PurePosixPath(path).parent
     beside = {PurePosixPath(file).name: file for file in files if PurePosixPath(file).parent == folder}
-    return {name: file for name, file in beside.items() if file == path or not name.endswith(WEIGHTS)}
+    parts = set(parts_of(PurePosixPath(path).name))
+    return {name: file for name, file in beside.items() if name in parts or not name.endswith(WEIGHTS)}

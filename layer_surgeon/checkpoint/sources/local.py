@@ -8,6 +8,7 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.shards import parts_of
 from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceError, SourceNotFoundError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -165,9 +166,10 @@ class FileSource(FolderSource):
         """The checkpoint file's name in its folder."""
 
     def list_files(self) -> dict[str, int | None]:
-        """The file itself and its neighbours, other weights left out."""
+        """The file itself and its neighbours; other weights are left out, but for the other parts of a split model."""
+        parts = set(parts_of(self.file))
         return {
-            file: size for file, size in super().list_files().items() if file == self.file or not file.endswith(WEIGHTS)
+            file: size for file, size in super().list_files().items() if file in parts or not file.endswith(WEIGHTS)
         }
 
 

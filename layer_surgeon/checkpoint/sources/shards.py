@@ -1,10 +1,13 @@
-"""The files of a sharded checkpoint where a place can't list them: the ones that its index names."""
+"""The files that belong together, known without a listing: from an index, or from the name of one part."""
 
 import json
+import re
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The index of DeepSeek-V3, 163 shards and 91,991 tensors, has 9 MB.
 MAX_INDEX_BYTES = 100_000_000
+# How llama-gguf-split and gguf's writer name the parts of a model, counted from 1.
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 
 
 def shards_of_index(raw: bytes) -> list[str]:
@@ -17,6 +20,15 @@ def shards_of_index(raw: bytes) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     return sorted(shard for shard in shards if _lies_inside(shard))
+
+
+def parts_of(file: str) -> tuple[str, ...]:
+    """All parts of the split GGUF model that a file's name makes it a part of, in order; else the file alone."""
+    match = _PART.fullmatch(file)
+    if match is None or not 0 < int(match["number"]) <= int(match["count"]):
+        return (file,)
+    count = int(match["count"])
+    return tuple(f"{match['stem']}-{number:05}-of-{count:05}{match['suffix']}" for number in range(1, count + 1))
 
 
 def _lies_inside(file: str) -> bool:
