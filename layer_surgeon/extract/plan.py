@@ -10,12 +10,17 @@ from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
 from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
-from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, plain_codec
+from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, Dropped, plain_codec
 from layer_surgeon.extract.fp8 import fp8_codec, pair_scales
 from layer_surgeon.extract.selection import LayerSelection, select_layers
 
+# A gap between two tensors that is read and dropped, so that they are one request over a network. torch.save leaves 128
+# bytes between the storages of a .bin file; the headers of a request and its answer, with a signed address, are longer.
+MAX_GAP_BYTES = 1 << 10
 # Over a link of 80 ms per request and 50 MB/s per connection, pieces below 8 MiB lose more to requests than they gain.
 MIN_PIECE_BYTES = 8 << 20
+# Above it, another request costs less than 15 % of a piece's time there, and more can be hashed while bytes arrive.
+MAX_PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +44,12 @@ class PlannedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A whole number of one tensor's blocks, as part of one read.
+    """A whole number of one tensor's blocks, as part of one read; or the gap before it, of which nothing is written.
 
     Attributes:
         length: Bytes of the source.
         offset: Absolute position in the artifact's file.
-        out_length: Bytes there.
+        out_length: Bytes there; 0 for a gap.
         codec: What turns one into the other.
         first_block: Which of the tensor's blocks is the first.
     """
@@ -71,7 +76,8 @@ class ExtractionPlan:
     Attributes:
         layer_indices: The layers, counted from 0, in the order in which they will be computed.
         planned: The tensors, in the order in which the artifact holds them.
-        pieces: The reads, none of which has a byte that is not wanted.
+        pieces: The reads. They have no byte that is not wanted but for gaps of up to 1 KiB between two tensors, over a
+            network and where that spares a request.
         header: The artifact file's first bytes.
     """
 
@@ -89,6 +95,11 @@ class ExtractionPlan:
     def num_bytes(self) -> int:
         """Bytes of weights that will be read."""
         return sum(info.num_bytes for info in self.tensors)
+
+    @cached_property
+    def num_bytes_read(self) -> int:
+        """Bytes that the requests ask for: the weights, and the gaps between them that are read and dropped."""
+        return sum(piece.range.length for piece in self.pieces)
 
     @cached_property
     def num_out_bytes(self) -> int:
@@ -207,38 +218,62 @@ def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -
 
 def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, ...]:
     """Join tensors that lie side by side into one read, and split long reads over the connections."""
+    # From a local disk a second read costs nothing.
+    gap = 0 if connections == 1 else MAX_GAP_BYTES
     runs: list[list[PlannedTensor]] = []
-    for tensor in sorted(planned, key=lambda tensor: (tensor.source.file, tensor.source.offset)):
+    wanted = [tensor for tensor in planned if tensor.source.num_bytes]
+    for tensor in sorted(wanted, key=lambda tensor: (tensor.source.file, tensor.source.offset)):
         last = runs[-1][-1].source if runs else None
-        if last is not None and last.file == tensor.source.file and last.end == tensor.source.offset:
+        if (
+            last is not None
+            and last.file == tensor.source.file
+            and last.end <= tensor.source.offset <= last.end + gap
+        ):
             runs[-1].append(tensor)
-        elif tensor.source.num_bytes:
+        else:
             runs.append([tensor])
     total = sum(tensor.source.num_bytes for tensor in planned)
-    limit = total if connections == 1 else max(MIN_PIECE_BYTES, -(-total // connections))
+    limit = total if connections == 1 else _piece_bytes(total, connections)
     return tuple(piece for run in runs for piece in _split(run, limit))
+
+
+def _piece_bytes(total: int, connections: int) -> int:
+    """About how long a piece is: every connection reads several of the same length, one after the other."""
+    # Hashing goes through the file in order. With one piece for each connection all of them end together, and hashing
+    # 436 MB takes 0.25 s more; with two, half of it is hashed meanwhile, for one more request of 80 ms.
+    rounds = max(2, -(-total // (connections * MAX_PIECE_BYTES)))
+    return max(MIN_PIECE_BYTES, -(-total // (connections * rounds)))
 
 
 def _split(run: list[PlannedTensor], limit: int) -> list[Piece]:
     """Cut a run of neighbouring tensors into pieces of about `limit` source bytes, between two blocks."""
-    length = sum(tensor.source.num_bytes for tensor in run)
+    begin = run[0].source.offset
+    length = run[-1].source.end - begin
     number = max(1, round(length / limit))
     pieces: list[Piece] = []
     segments: list[Segment] = []
-    start = run[0].source.offset
-    position = 0
+    start = position = begin
     for tensor in run:
+        if segments and position < tensor.source.offset:
+            segments.append(_gap(tensor, tensor.source.offset - position))
+        elif not segments:
+            start = tensor.source.offset
+        position = tensor.source.offset
         done, block = 0, tensor.codec.block_bytes
         while done < tensor.source.num_bytes:
             # Up to the next of the evenly spaced cuts, or the first end of a block behind it.
-            cut = -(-length * (len(pieces) + 1) // number)
+            cut = begin - (-length * (len(pieces) + 1) // number)
             take = min(tensor.source.num_bytes - done, max(1, -(-(cut - position) // block)) * block)
             segments.append(_segment(tensor, done, take))
             done, position = done + take, position + take
             if position >= cut:
                 pieces.append(_piece(tensor.source.file, start, segments))
-                start, segments = run[0].source.offset + position, []
+                start, segments = position, []
     return pieces
+
+
+def _gap(tensor: PlannedTensor, length: int) -> Segment:
+    return Segment(length=length, first_block=0, offset=tensor.offset, out_length=0, codec=Dropped())
 
 
 def _segment(tensor: PlannedTensor, done: int, take: int) -> Segment:
