@@ -18,9 +18,20 @@
 A message says what was found, what was expected, and what to do about it.
 """
 
+# What a message is quoted from may be a hostile file: a tensor's name of 25 MB, or one that steers a terminal.
+_MAX_CHARACTERS = 2000
+_LAST_CHARACTERS = 400
+
 
 class LayerSurgeonError(Exception):
-    """Base of all errors of this package; catch it to catch them all."""
+    """Base of all errors of this package; catch it to catch them all.
+
+    Args:
+        message: For a person. One that is too long to be read loses its middle, and what can't be printed is escaped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_readable(message))
 
 
 class CheckpointError(LayerSurgeonError, ValueError):
@@ -73,3 +84,13 @@ class TrainingError(LayerSurgeonError, RuntimeError):
 
 class WorkspaceError(LayerSurgeonError, OSError):
     """The workspace lacks, or can't hold, what a command wants."""
+
+
+def _readable(message: str) -> str:
+    if len(message) > _MAX_CHARACTERS:
+        first = message[: _MAX_CHARACTERS - _LAST_CHARACTERS]
+        message = f"{first} [...] {message[-_LAST_CHARACTERS:]}"
+    if all(line.isprintable() for line in message.split("\n")):
+        return message
+    escaped = (char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in message)
+    return "".join(escaped)

@@ -6,6 +6,7 @@ shard of every tensor.
 """
 
 import json
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 25_000_000
 # The index of DeepSeek-V3, 163 shards and 91,991 tensors, has 9 MB.
 MAX_INDEX_BYTES = 100_000_000
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # The spec's element types and their bits (safetensors 0.8, tensor.rs).
 DTYPE_BITS = {
@@ -229,6 +231,12 @@ def parse_json_object(raw: bytes, what: str) -> dict[str, Any]:
         raise CheckpointError(f"{what} is not valid JSON ({error}). Get the file again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{what} is JSON, but not an object. Get the file again.")
+    if _HALF.search(raw):
+        # Half of a character of two parts can be read from JSON, but not be written to a file.
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise CheckpointError(f"{what} has text that is no Unicode ({error}). Get the file again.") from error
     return content
 
 

@@ -17,7 +17,10 @@ from typing import Any
 
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 
-_NUMBERED = re.compile(r"^(?P<stack>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0,5})\.(?P<rest>.+)$")
+# DOTALL: a hostile name with a line's end behind a thousand numbers would be searched anew from each of them.
+_NUMBERED = re.compile(r"(?P<stack>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0,5})\.(?P<rest>.+)", re.DOTALL)
+# The deepest config of the families that transformers knows is nested 5 deep.
+_MAX_DEPTH = 60
 # What configs call the number of layers; transformers' attribute_map has the same spellings (gpt2, falcon: n_layer).
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -64,6 +67,7 @@ def check_family(config: Mapping[str, Any]) -> None:
         UnsupportedArchitectureError: Says why.
         CheckpointError: The config does not say which family it is.
     """
+    _check_depth(config)
     text = text_config(config)
     model_type = text.get("model_type")
     if not isinstance(model_type, str) or not model_type:
@@ -80,12 +84,28 @@ def check_family(config: Mapping[str, Any]) -> None:
     if reason is not None:
         raise UnsupportedArchitectureError(f"A layer of {model_type} can't be taken out: {reason}")
     family = _table()["families"].get(model_type)
-    architectures = [str(name) for name in config.get("architectures") or []]
+    stated = config.get("architectures")
+    architectures = [str(name) for name in stated] if isinstance(stated, list) else []
     if not _is_decoder(text, family, architectures):
         raise UnsupportedArchitectureError(
             f"{model_type}{f' ({architectures[0]})' if architectures else ''} is not a decoder model. Take a layer "
             "from a decoder-only language model, such as meta-llama/Llama-3.1-8B."
         )
+
+
+def _check_depth(config: Mapping[str, Any]) -> None:
+    """Refuse a config that is nested too deep to be written again: Python's writer calls itself for each level."""
+    level: list[Any] = [config]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            part
+            for value in level
+            for part in (value.values() if isinstance(value, Mapping) else value)
+            if isinstance(part, Mapping | list)
+        ]
+        if not level:
+            return
+    raise CheckpointError(f"config.json is nested more than {_MAX_DEPTH} deep, which no model's is. Get it again.")
 
 
 def _is_decoder(text: Mapping[str, Any], family: Mapping[str, Any] | None, architectures: list[str]) -> bool:

@@ -89,8 +89,11 @@ class LayerArtifact:
     @property
     def recorded(self) -> dict[str, Any]:
         """What config.json records about each tensor: the donor's name for it, dtype, shape and sha256."""
-        tensors = (self.config.get("source") or {}).get("tensors")
-        return tensors if isinstance(tensors, dict) else {}
+        source = self.config.get("source")
+        tensors = source.get("tensors") if isinstance(source, dict) else None
+        if not isinstance(tensors, dict):
+            return {}
+        return {name: entry if isinstance(entry, dict) else {} for name, entry in tensors.items()}
 
     def tensors(self) -> list[TensorInfo]:
         """The tensors in the file of weights.

@@ -14,7 +14,11 @@ from layer_surgeon.extract.plan import ExtractionPlan
 _LICENCE_FILE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)([._-].*)?", re.IGNORECASE)
 _MAX_TEXT_BYTES = 2_000_000
 README_FILE = "README.md"
-_LICENCE_KEYS = ("license", "license_name", "license_link")
+# No whitespace in it may match an end of a line too: a card of nothing but such ends would be searched for ever.
+_FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(\n|$)", re.DOTALL)
+_LICENCE_ENTRY = re.compile(
+    r"^(?P<key>license|license_name|license_link):(?P<value>[^\n]{0,1000}(?:\n[ \t][^\n]{0,1000})?)$", re.MULTILINE
+)
 
 
 def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -37,17 +41,28 @@ def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
     if README_FILE not in checkpoint.source.list_files():
         return stated
     text = checkpoint.source.read_file(README_FILE, _MAX_TEXT_BYTES).decode("utf-8", "replace")
-    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    front = _FRONT.match(text)
     if front is None:
         return stated
-    try:
-        content = yaml.safe_load(front[1])
-    except yaml.YAMLError:
-        # A card that no parser reads states no licence; the licence files are copied all the same.
-        return stated
-    if not isinstance(content, dict):
-        return stated
-    return stated | {key: str(content[key]) for key in _LICENCE_KEYS if isinstance(content.get(key), str)}
+    return stated | _parse_licence(front[1])
+
+
+def _parse_licence(front: str) -> dict[str, str]:
+    """What the first lines of a card state: only the entries of a line each, or a line and an indented one, are read.
+
+    YAML as a whole is slow (a card with the results of 100 benchmarks takes seconds) and has ways to take for ever.
+    """
+    found = {}
+    for key, text in {entry["key"]: entry["value"] for entry in _LICENCE_ENTRY.finditer(front)}.items():
+        try:
+            value = yaml.safe_load(text)
+        # What the parser raises on text that is none of its kind: also ValueError (a date of month 13).
+        except (yaml.YAMLError, ValueError, RecursionError):
+            # A card that no parser reads states no licence; the licence files are copied all the same.
+            continue
+        if isinstance(value, str) and value.isprintable():
+            found[key] = value
+    return found
 
 
 def base_model(source: Source) -> str | None:
