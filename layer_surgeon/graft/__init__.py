@@ -14,6 +14,7 @@ pooling, head   what several tasks share
 assemble        host, donor and settings put together
 build           `graft_layer` in memory, `save_graft` into a folder
 card            the model card
+export          `export_model`: a graft for other runtimes
 """
 
 import importlib
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.build import GraftResult, graft_layer, save_graft
     from layer_surgeon.graft.config import GraftConfig
     from layer_surgeon.graft.configuration import SurgeonGraftConfig
+    from layer_surgeon.graft.export import ExportResult, export_model
 
 # Lazy, because the command line needs `config` for its help, and must not import torch for that.
 _HOME = {
@@ -49,11 +51,13 @@ _HOME = {
     "build": ("GraftResult", "graft_layer", "save_graft"),
     "config": ("GraftConfig",),
     "configuration": ("SurgeonGraftConfig",),
+    "export": ("ExportResult", "export_model"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AUTO_CLASSES",
+    "ExportResult",
     "GraftConfig",
     "GraftResult",
     "GraftedModel",
@@ -64,6 +68,7 @@ __all__ = [
     "GraftedModelForSequenceClassification",
     "GraftedModelForTokenClassification",
     "SurgeonGraftConfig",
+    "export_model",
     "graft_layer",
     "save_graft",
 ]

@@ -132,7 +132,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         place = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
         config = kwargs.get("config")
         if not isinstance(config, SurgeonGraftConfig):
-            config = _read_config(os.fspath(config or pretrained_model_name_or_path), place)
+            config = read_graft_config(os.fspath(config or pretrained_model_name_or_path), place)
         task_class = cls._class_for(config.task)
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
@@ -364,7 +364,13 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def _read_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
+def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
+    """The config of a graft in a folder or a repo; `place`: revision, token, subfolder, ...
+
+    Raises:
+        GraftError: It is no graft.
+        SourceError: It can't be read.
+    """
     with hub_errors(f"The graft {name!r}"):
         values, _ = SurgeonGraftConfig.get_config_dict(name, **place)
     if values.get("model_type") != SurgeonGraftConfig.model_type:

@@ -1,0 +1,231 @@
+"""Export: what ONNX Runtime and `torch.export` compute is what the graft computes, and nothing half-written stays."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
+from layer_surgeon.graft import GraftedModel, export, export_model, graft_layer
+from tests.graft.conftest import host_model, make_inputs, word_tokenizer
+from tests.support.command_line import surgeon
+
+# torch 2.11 says so where transformers compiles parts of DeBERTa.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def stored(artifact, tmp_path):
+    """Stores a graft, with a tokenizer; gives its folder."""
+
+    def make(model_type="bert", task="text-classification", **settings):
+        overrides = settings.pop("host", {})
+        model = graft_layer(host_model(model_type, **overrides), artifact, task, **settings)
+        model.save_pretrained(tmp_path / "graft")
+        word_tokenizer().save_pretrained(tmp_path / "graft")
+        return tmp_path / "graft"
+
+    return make
+
+
+def padded(batch, length, *, segments=False):
+    inputs = make_inputs(batch, length)
+    for row in range(1, batch):
+        inputs["attention_mask"][row, length - row :] = 0
+    if segments:
+        inputs["token_type_ids"] = (torch.arange(length) > length // 2).long().expand(batch, -1).contiguous()
+    return inputs
+
+
+def run_onnx(path, inputs):
+    session = onnxruntime.InferenceSession(str(path))
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return dict(zip([output.name for output in session.get_outputs()], map(torch.from_numpy, found), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task", "settings"),
+    [
+        ("bert", "text-classification", {}),
+        ("t5", "text-classification", {"pooling": "mean"}),
+        ("llama", "token-classification", {}),
+        ("deberta-v2", "question-answering", {}),
+        ("modernbert", "feature-extraction", {}),
+        ("bert", "feature-extraction", {"site": 0, "residual": "gated", "pooling": "none"}),
+    ],
+)
+@torch.no_grad()
+def test_onnx_computes_what_the_graft_computes(model_type, task, settings, stored, tmp_path):
+    folder = stored(model_type, task, **settings)
+    model = GraftedModel.from_pretrained(folder)
+    if model.gate is not None:
+        model.gate.fill_(0.5)
+        model.save_pretrained(folder)
+    result = export_model(folder, tmp_path / "out/graft.onnx")
+    assert (result.path, result.task) == (tmp_path / "out/graft.onnx", task)
+    assert result.max_difference < 1e-5
+    assert [path.name for path in result.path.parent.iterdir()] == ["graft.onnx"]
+    for batch, length in ((2, 9), (1, 1), (5, 20)):
+        inputs = padded(batch, length, segments=model_type == "bert")
+        expected, found = model(**inputs), run_onnx(result.path, inputs)
+        assert tuple(found) == result.outputs
+        for name, value in found.items():
+            kept = inputs["attention_mask"].bool() if value.shape[:2] == (batch, length) else slice(None)
+            torch.testing.assert_close(value[kept], expected[name][kept], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_the_file_says_of_itself(stored, tmp_path):
+    folder = stored("bert", id2label={"0": "bad", "1": "good"})
+    session = onnxruntime.InferenceSession(str(export_model(folder, tmp_path / "graft.onnx").path))
+    inputs = {value.name: (value.shape, value.type) for value in session.get_inputs()}
+    assert inputs == {
+        name: (["batch", "length"], "tensor(int64)") for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    said = session.get_modelmeta().custom_metadata_map
+    assert said["task"] == "text-classification"
+    assert json.loads(said["labels"]) == ["bad", "good"]
+    assert json.loads(said["donor"])["layer_indices"] == [3]
+
+
+@pytest.mark.parametrize("donor_dtype", ["float32", "bfloat16"])
+@torch.no_grad()
+def test_torch_export_computes_what_the_graft_computes(donor_dtype, stored, tmp_path):
+    folder = stored("llama", "token-classification", donor_dtype=donor_dtype)
+    result = export_model(folder, tmp_path / "graft.pt2", format="torch")
+    assert result.outputs == ("logits",)
+    program = torch.export.load(result.path).module()
+    model = GraftedModel.from_pretrained(folder)
+    for shape in ((2, 9), (1, 1), (4, 17)):
+        inputs = padded(*shape)
+        kept = inputs["attention_mask"].bool()
+        (found,) = program(*inputs.values())
+        torch.testing.assert_close(found[kept], model(**inputs).logits[kept], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_donor_in_bfloat16_is_exported_in_float32(stored, tmp_path):
+    folder = stored("bert", donor_dtype="bfloat16")
+    result = export_model(folder, tmp_path / "graft.onnx")
+    inputs = padded(3, 9, segments=True)
+    found = run_onnx(result.path, inputs)["logits"]
+    torch.testing.assert_close(found, GraftedModel.from_pretrained(folder)(**inputs).logits, rtol=0.02, atol=0.02)
+
+
+def test_large_weights_lie_beside_the_program(stored, tmp_path, monkeypatch):
+    from torch.onnx._internal.exporter import _onnx_program
+
+    folder, path = stored("bert"), tmp_path / "graft.onnx"
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
+    result = export_model(folder, path)
+    assert result.files == (path, tmp_path / "graft.onnx.data")
+    assert result.num_bytes == sum(file.stat().st_size for file in result.files)
+    inputs = padded(2, 9, segments=True)
+    before = run_onnx(path, inputs)["logits"]
+    monkeypatch.undo()
+    # A later file of one piece takes the old weights along.
+    assert export_model(folder, path, force=True).files == (path,)
+    assert not (tmp_path / "graft.onnx.data").exists()
+    torch.testing.assert_close(run_onnx(path, inputs)["logits"], before)
+
+
+@pytest.mark.parametrize("factor", [1.01, torch.nan])
+def test_a_program_that_computes_something_else_is_not_kept(factor, stored, tmp_path, monkeypatch):
+    folder, kept = stored("bert"), tmp_path / "graft.onnx"
+    kept.write_text("before")
+
+    def wrong(exported, batches, path, *_):
+        path.write_text("odd")
+        return [tuple(value.detach() * factor for value in exported(*batch)) for batch in batches]
+
+    monkeypatch.setattr(export, "_write", wrong)
+    with pytest.raises(GraftError, match="computes something else than the graft: the largest difference is .*0.0001"):
+        export_model(folder, kept, force=True)
+    assert kept.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graft", "graft.onnx"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("op is odd\nadvice")])
+def test_a_failure_leaves_nothing(error, stored, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(export, "_save_onnx", fail)
+    kind, message = (
+        (WorkspaceError, "can't be written: No space left on device. Make room")
+        if isinstance(error, OSError)
+        else (GraftError, r"can't convert .* \(host bert\) to onnx: op is odd Update torch, or choose another format")
+    )
+    with pytest.raises(kind, match=message):
+        export_model(stored("bert"), tmp_path / "out/graft.onnx")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_refused(stored, artifact, tmp_path, monkeypatch):
+    folder = stored("bert")
+    with pytest.raises(ConfigError, match="format is 'tflite'; it must be one of onnx, torch"):
+        export_model(folder, tmp_path / "x", format="tflite")
+    (tmp_path / "x.onnx").write_text("mine")
+    with pytest.raises(WorkspaceError, match="x.onnx exists already. Replace it with --force"):
+        export_model(folder, tmp_path / "x.onnx")
+    with pytest.raises(WorkspaceError, match="exists already. Name a file with --output"):
+        export_model(folder, tmp_path, force=True)
+    with pytest.raises(GraftError, match="is no grafted model: its model_type is 'llama'.*surgeon graft"):
+        export_model(artifact.parent / "llm", tmp_path / "y.onnx")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(ConfigError, match=r"onnxscript must be installed.*pip install 'layer-surgeon\[export\]'"):
+        export_model(folder, tmp_path / "y.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graft", "x.onnx"]
+
+
+@pytest.mark.parametrize(("model_type", "task"), [("t5", "seq2seq"), ("llama", "causal-lm")])
+def test_what_writes_text_is_no_single_program(model_type, task, artifact, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    auto = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForCausalLM
+    graft_layer(host_model(model_type, auto=auto), artifact, task).save_pretrained(tmp_path / "graft")
+    with pytest.raises(GraftError, match=f"is {task}: it writes text step by step.*can be exported: text-classif"):
+        export_model(tmp_path / "graft", tmp_path / "y.onnx")
+
+
+def test_the_command(stored, artifact, tmp_path):
+    folder = stored("bert", id2label={"0": "bad", "1": "good"})
+    result = surgeon("export", folder, "--json", cwd=tmp_path)
+    assert result.code == 0, result.err
+    document = result.document()
+    assert (document["path"], document["outputs"]) == ("graft.onnx", ["logits"])
+    assert document["max_difference"] < 1e-5
+    tokens = AutoTokenizer.from_pretrained(folder)(["a film", "the plot was good"], padding=True, return_tensors="pt")
+    tokens["token_type_ids"] = torch.zeros_like(tokens["input_ids"])
+    with torch.no_grad():
+        expected = GraftedModel.from_pretrained(folder)(**tokens).logits
+    torch.testing.assert_close(run_onnx(tmp_path / "graft.onnx", tokens)["logits"], expected, rtol=1e-5, atol=1e-5)
+    again = surgeon("export", folder, cwd=tmp_path)
+    assert again.code == 1
+    assert "graft.onnx exists already. Replace it with --force" in again.err
+    shown = surgeon("export", folder, "--format", "torch", "--output", "p.pt2", cwd=tmp_path)
+    assert shown.code == 0, shown.err
+    assert "largest difference from the graft" in shown.out
+    assert "Traceback" not in shown.err
+    # In a process without this package.
+    script = (
+        "import sys, torch; p = torch.export.load('p.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
+        "print(p(i, i, i * 0)[0].shape, 'layer_surgeon' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "torch.Size([2, 2]) False"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["graft.onnx", "p.pt2"]
+
+
+def test_the_extra_is_named_as_in_the_message():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert '\nexport = ["onnx' in text
+    assert all(f'"{package}>=' in text for package in export._NEEDED)
