@@ -1,0 +1,162 @@
+"""An odd mirror of the Hub: olah hands on what it got, and a 206 without a body where its own Hub fails it."""
+
+import http.client
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layer_surgeon import LayerArtifact, extract_layer
+from layer_surgeon.checkpoint.sources import hub as hub_module
+from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.errors import SourceError
+from layer_surgeon.extract import copy as copy_module
+from layer_surgeon.extract import plan as plan_module
+from layer_surgeon.progress import NullProgress
+from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.command_line import surgeon
+from tests.support.hub_faults import reset
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.olah_mirror import NoEnvironmentError, make_environment, run_mirror
+
+pytestmark = pytest.mark.slow
+SMALL = LLAMA_8B | {
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 40,
+}
+MB = 1 << 20
+
+
+@pytest.fixture(scope="session")
+def olah(request: pytest.FixtureRequest) -> Path:
+    """olah's command, in an environment that is kept from run to run."""
+    try:
+        return make_environment(request.config.cache.mkdir("olah") / "environment")
+    except NoEnvironmentError as error:
+        pytest.skip(f"olah can't be installed here: {error}")
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def mirror(olah: Path, hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the mirror. It keeps what it has seen: each test asks for a repo of its own."""
+    with run_mirror(olah, tmp_path_factory.mktemp("olah"), hub=hub.endpoint, cdn=hub.cdn_endpoint) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def fresh(hub: LoopbackHub, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.faults.clear()
+    hub.reset_log()
+    monkeypatch.setattr(HubSource, "limits", HubLimits(tries=2, bad_answer_tries=2, base_wait=0.001, max_wait=0.002))
+    monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 2 * MB)
+    monkeypatch.setattr(copy_module, "STRETCH_BYTES", MB // 2)
+    monkeypatch.setattr(hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=mirror, token=False))
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), SMALL, [0, 1])
+    (folder / "LICENSE").write_text("terms")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(donor: Path, tmp_path_factory: pytest.TempPathFactory) -> LayerArtifact:
+    return extract_layer(donor, -1, tmp_path_factory.mktemp("expected") / "layer")
+
+
+class Notices(NullProgress):
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+
+def test_the_command_reads_through_the_mirror(
+    hub: LoopbackHub, mirror: str, donor: Path, expected: LayerArtifact, tmp_path: Path
+) -> None:
+    repo = hub.add_repo("owner/read", donor)
+    done = surgeon("extract", "owner/read", "--output", "out", cwd=tmp_path, env={"HF_ENDPOINT": mirror})
+    assert done.code == 0, done.err
+    artifact = LayerArtifact.open(tmp_path / "out")
+    artifact.verify()
+    assert artifact.sha256 == expected.sha256
+    assert artifact.config["source"]["commit"] == repo.refs["main"]
+    assert (artifact.path / "LICENSE").read_text() == "terms"
+    assert hub.count(server="cdn") > 0
+    hub.reset_log()
+    again = extract_layer("owner/read", -1, tmp_path / "again")
+    assert again.sha256 == expected.sha256
+    # The mirror has the bytes by now.
+    assert hub.count(server="cdn") == 0
+
+
+def test_an_answer_without_a_body_is_no_layer(hub: LoopbackHub, mirror: str, donor: Path, tmp_path: Path) -> None:
+    commit = hub.add_repo("owner/empty", donor).refs["main"]
+    shard = next(donor.glob("*.safetensors")).name
+    hub.faults.add(reset(), server="cdn", times=-1)
+    connection = http.client.HTTPConnection(mirror.removeprefix("http://"))
+    connection.request("GET", f"/owner/empty/resolve/{commit}/{shard}", headers={"Range": "bytes=0-7"})
+    response = connection.getresponse()
+    assert (response.status, response.headers["Content-Range"].split("/")[0]) == (206, "bytes 0-7")
+    with pytest.raises(http.client.IncompleteRead, match="0 bytes read"):
+        response.read()
+    connection.close()
+    with pytest.raises(SourceError, match=f"{shard} of owner/empty can't be read"):
+        extract_layer("owner/empty", -1, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mirrors_hub_is_lost_halfway(
+    hub: LoopbackHub, donor: Path, expected: LayerArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HubSource, "connections", 1)
+    hub.add_repo("owner/halfway", donor)
+    progress = Notices()
+    # The header and some blocks of weights arrive, one after the other.
+    hub.faults.add(reset(), server="cdn", times=-1, skip=6)
+    with pytest.raises(SourceError, match="of owner/halfway can't be read"):
+        extract_layer("owner/halfway", -1, tmp_path / "out", progress=progress)
+    assert not (tmp_path / "out").exists()
+    assert any("goes on from there" in notice for notice in progress.notices)
+    hub.faults.clear()
+    artifact = extract_layer("owner/halfway", -1, tmp_path / "out", progress=progress)
+    artifact.verify()
+    assert artifact.sha256 == expected.sha256
+    assert any("are already there from an earlier run" in notice for notice in progress.notices)
+
+
+def test_nothing_behind_the_mirror(hub: LoopbackHub, donor: Path, tmp_path: Path) -> None:
+    hub.add_repo("owner/gone", donor)
+    hub.faults.add(reset(), times=-1)
+    with pytest.raises(SourceError, match="owner/gone"):
+        extract_layer("owner/gone", -1, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_branch_that_the_mirror_remembers_as_it_was(
+    hub: LoopbackHub, donor: Path, expected: LayerArtifact, tmp_path: Path
+) -> None:
+    repo = hub.add_repo("owner/moving", donor)
+    first = repo.refs["main"]
+    assert extract_layer("owner/moving", -1, tmp_path / "out").config["source"]["commit"] == first
+    newer = {path.name: path.read_bytes() for path in donor.iterdir()}
+    shard = next(name for name in newer if name.endswith(".safetensors"))
+    newer[shard] = newer[shard][:-2000] + bytes(2000)
+    assert repo.commit(newer) != first
+    # For ten minutes it says that main is what it was: the layer then is that commit's, and says so.
+    stale = extract_layer("owner/moving", -1, tmp_path / "stale")
+    assert stale.config["source"]["commit"] == first
+    assert stale.sha256 == expected.sha256
