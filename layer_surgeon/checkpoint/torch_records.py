@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS
+from layer_surgeon.checkpoint.types import TensorInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,28 @@ class PickledTensor:
                 return False
             expected *= size
         return True
+
+    @property
+    def order(self) -> tuple[int, ...] | None:
+        """Its dimensions as they lie in the storage, outermost first; None where elements lie apart, or are shared."""
+        order = sorted(range(len(self.shape)), key=lambda axis: (self.shape[axis] == 1, self.stride[axis]))
+        expected = 1
+        for axis in order:
+            if self.shape[axis] != 1 and self.stride[axis] != expected:
+                return None
+            expected *= self.shape[axis]
+        return tuple(reversed(order))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedTensorInfo(TensorInfo):
+    """A tensor whose bytes lie side by side, but in another order of its dimensions, as those of a transpose do.
+
+    Attributes:
+        order: Its dimensions as they lie in the file, outermost first: (1, 0) for a transposed matrix.
+    """
+
+    order: tuple[int, ...]
 
 
 ORDERED_DICT = ("collections", "OrderedDict")

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.torch_pickle import MAX_PICKLE_BYTES, read_state_dict
-from layer_surgeon.checkpoint.torch_records import PickledTensor
+from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo, PickledTensor
 from layer_surgeon.checkpoint.torch_zip import ZipEntry, data_offset, local_header_bytes, read_entries
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
@@ -140,10 +140,11 @@ class TorchZipTable:
     def _info(self, name: str) -> TensorInfo:
         file, tensor = self._shard_of[name], self._tensor(name)
         archive, storage = self._archives[file], tensor.storage
-        if not tensor.is_contiguous:
+        order = None if tensor.is_contiguous else tensor.order
+        if order is None and not tensor.is_contiguous:
             raise CheckpointError(
                 f"In {file} the numbers of the tensor {name!r} do not lie side by side (shape {list(tensor.shape)}, "
-                f"stride {list(tensor.stride)}): it is a transposed or cut view. Load it once with torch.load and save "
+                f"stride {list(tensor.stride)}): it is a cut or expanded view. Load it once with torch.load and save "
                 "it with save_pretrained of transformers, which writes safetensors files."
             )
         if storage.num_bytes > archive.entries[storage.key].num_bytes:
@@ -151,7 +152,7 @@ class TorchZipTable:
                 f"In {file} the entry data/{storage.key[:100]} has {archive.entries[storage.key].num_bytes:,} bytes, "
                 f"but the tensor {name!r} needs a storage of {storage.num_bytes:,}. Get the file again."
             )
-        return TensorInfo(
+        info = TensorInfo(
             name=name,
             dtype=tensor.dtype,
             shape=tensor.shape,
@@ -159,6 +160,7 @@ class TorchZipTable:
             offset=archive.offsets[storage.key] + (tensor.first * tensor.item_bytes if tensor.num_bytes else 0),
             num_bytes=tensor.num_bytes,
         )
+        return info if order is None else PermutedTensorInfo(**vars(info), order=order)
 
 
 def _read_archive(source: Source, file: str) -> _Archive:

@@ -75,7 +75,7 @@ def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progre
     )
     good = (0,) * len(plan.pieces) if journal is None else journal.good
     if any(good):
-        progress.notice(f"{sum(good):,} of {plan.num_bytes:,} bytes are already there from an earlier run.")
+        progress.notice(f"{sum(good):,} of {plan.num_bytes_read:,} bytes are already there from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
         # The followers come first, so that they have threads from the start.

@@ -52,6 +52,18 @@ class ByteCopy:
         return blocks
 
 
+class Dropped:
+    """Bytes that are read because they lie between two tensors, and go nowhere."""
+
+    dtype = "U8"
+    block_bytes = 1
+    out_block_bytes = 0
+
+    def convert(self, blocks: Buffer, first: int = 0) -> Buffer:
+        """Nothing."""
+        return b""
+
+
 class FloatCast:
     """From one float type to another, rounded to the nearest, ties to even, as torch does.
 

@@ -126,7 +126,7 @@ def _extract(
                 # What nobody can tell the next version from must be read at one go.
                 where = (checkpoint.source.name, versions)
                 journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
-            progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes, "bytes")
+            progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
             digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
             progress.end()
             config = _describe(checkpoint, plan, digests, licence)

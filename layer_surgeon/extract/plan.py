@@ -8,10 +8,12 @@ from functools import cached_property
 from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
+from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
 from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, Dropped, plain_codec
 from layer_surgeon.extract.fp8 import fp8_codec, pair_scales
+from layer_surgeon.extract.permute import Permuted
 from layer_surgeon.extract.selection import LayerSelection, select_layers
 
 # A gap between two tensors that is read and dropped, so that they are one request over a network. torch.save leaves 128
@@ -208,12 +210,19 @@ def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -
     elif is_fp8(checkpoint.config) and code is not None:
         for info, scale in pair_scales(infos):
             if scale is None:
-                yield info, plain_codec(info.dtype, code)
+                yield info, _number_codec(info, code)
+            elif isinstance(info, PermutedTensorInfo) or isinstance(scale, PermutedTensorInfo):
+                raise CheckpointError(f"{info.name} has scales and is stored transposed, which no FP8 release is.")
             else:
                 yield info, fp8_codec(checkpoint.source, checkpoint.config, info, scale, code)
     else:
         for info in infos:
-            yield info, plain_codec(info.dtype, code)
+            yield info, _number_codec(info, code)
+
+
+def _number_codec(info: TensorInfo, code: str | None) -> Codec:
+    codec = plain_codec(info.dtype, code)
+    return Permuted(info, codec) if isinstance(info, PermutedTensorInfo) else codec
 
 
 def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, ...]:
