@@ -15,6 +15,7 @@ app = new_app()
 
 # Of the settings of fine-tuning, those that matter where nothing is trained.
 SETTINGS = (
+    "task",
     "max_length",
     "max_eval_samples",
     "text_column",
@@ -46,7 +47,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a trained model on a data set.
 
-    Accuracy, macro F1, scores by class and the confusion matrix, over the whole set.
+    Over the whole set; of a classification accuracy, macro F1, scores by class and the confusion matrix.
     """
     with usage():
         FinetuneConfig(**given)
@@ -57,29 +58,40 @@ def evaluate(
     result = evaluate_model(folder, dataset or _test_data(folder), split=split, progress=ui.progress, **given)
     metrics = result.metrics
     if not ui.as_json:
+        from layer_surgeon.finetune.metrics import TITLES
+
         ui.facts(
             {
                 "model": folder,
                 "data": f"{result.data}, {metrics.examples:,} examples ({result.num_truncated:,} cut)",
-                "accuracy": f"{metrics.accuracy:.4f}",
-                "macro F1": f"{metrics.macro_f1:.4f}",
-                "loss": f"{metrics.loss:.4f}",
+                **{TITLES[score]: f"{value:.4f}" for score, value in metrics.scores.items()},
                 "time": format_seconds(result.seconds),
             }
         )
-        rows = [
-            (name, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}", *counts)
-            for (name, s), counts in zip(metrics.per_class.items(), metrics.confusion, strict=True)
-        ]
-        named = [f"as {name}" for name in metrics.per_class]
-        ui.table(("class", "precision", "recall", "F1", "examples", *named), rows)
+        _show_classes(metrics, ui)
     return {
         "model": folder,
+        "task": result.task,
         "data": result.data,
         "truncated": result.num_truncated,
         "seconds": round(result.seconds, 3),
         **metrics.as_dict(),
     }
+
+
+def _show_classes(metrics: Any, ui: Ui) -> None:
+    """Scores by class, and the confusion where there is one."""
+    per_class = getattr(metrics, "per_class", None)
+    if not per_class:
+        return
+    confusion = getattr(metrics, "confusion", None)
+    rows = [
+        (name, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}")
+        + (confusion[index] if confusion else ())
+        for index, (name, s) in enumerate(per_class.items())
+    ]
+    named = [f"as {name}" for name in per_class] if confusion else []
+    ui.table(("class", "precision", "recall", "F1", "examples", *named), rows)
 
 
 def _test_data(folder: str) -> list[str]:

@@ -29,7 +29,7 @@ _PLACES = ("graft", "dataset", "validation", "test", "output", "tokenizer")
 def finetune(
     graft: Annotated[
         str | None,
-        typer.Argument(help="Folder or repo id of a graft, or of any classification model (default: latest graft)."),
+        typer.Argument(help="Folder or repo id of a graft, or of any model for the task (default: latest graft)."),
     ] = None,
     dataset: Annotated[
         list[str] | None,
@@ -136,24 +136,24 @@ def _number(value: Any) -> Any:
 
 
 def _show(result: "FinetuneResult", ui: Ui) -> None:
+    from layer_surgeon.finetune.metrics import TITLES
+
+    scores = list(result.validation.scores)
+    titles = [TITLES[score] for score in scores]
     rows = [
         (
             f"{epoch.epoch:g}" + (" (kept)" if number == result.best_epoch else ""),
             f"{epoch.training_loss:.4f}",
-            f"{epoch.loss:.4f}",
-            f"{epoch.accuracy:.4f}",
-            f"{epoch.macro_f1:.4f}",
+            *(f"{epoch.scores[score]:.4f}" for score in scores),
         )
         for number, epoch in enumerate(result.history, start=1)
     ]
-    ui.table(("epoch", "training loss", "validation loss", "accuracy", "macro F1"), rows)
-    sets = {"validation": result.validation, "test": result.test}
+    ui.table(("epoch", "training loss", *(f"validation {title}" for title in titles)), rows)
     ui.table(
-        ("set", "examples", "accuracy", "macro F1"),
+        ("set", "examples", *titles),
         [
-            (name, f"{measured.examples:,}", f"{measured.accuracy:.4f}", f"{measured.macro_f1:.4f}")
-            for name, measured in sets.items()
-            if measured is not None
+            (name, f"{measured.examples:,}", *(f"{measured.scores[score]:.4f}" for score in scores))
+            for name, measured in result.measured.items()
         ],
     )
     ui.facts(

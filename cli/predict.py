@@ -79,23 +79,12 @@ def predict(
                 for p in predictions
             ],
         )
-    return [_row(prediction) for prediction in predictions]
-
-
-def _row(prediction: "Prediction") -> dict[str, Any]:
-    pair = {} if prediction.text_pair is None else {"text_pair": prediction.text_pair}
-    return {
-        "text": prediction.text,
-        **pair,
-        "label": prediction.label,
-        "score": round(prediction.score, 6),
-        "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
-    }
+    return [prediction.as_row() for prediction in predictions]
 
 
 def _write(predictions: Sequence["Prediction"], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    rows = [_row(prediction) for prediction in predictions]
+    rows = [prediction.as_row() for prediction in predictions]
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             if path.suffix.lower() == ".jsonl":

@@ -3,14 +3,16 @@
 config, registry   plain data, light to import (the command line reads its options and names from them)
 files, sources     name, Hub id, files or a Dataset -> splits as they are
 columns, labels    which columns are text and label; label values <-> class ids
-data               the two above -> checked, split, counted `ClassificationData`
+examples           rows of any task: counted, chosen from, held out
+tasks              one module per task: its columns, tokens, loss, metrics and predictions. The rest knows no task
+data               all these -> checked, split, counted `TaskData`; summary: what a person sees of it
 models             the model and its tokenizer, with the data's classes, on the right device
 tokenization       texts -> ids, and how many were cut
 trainer            transformers.Trainer with the optimizer, sampler, checkpoints and events that we want
 run                `finetune_model`: the order of all that
 folder             the run's folder, unfinished and finished; what can be resumed
 results, report    what came out: typed, as JSON, as a picture, as a model card
-inference, metrics logits over a set; accuracy, macro F1, per class, confusion
+inference, metrics what a model says of a set; what all metrics share, and those of classification
 evaluation         `evaluate_model` and `predict`
 """
 
@@ -19,20 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layer_surgeon.finetune.config import FinetuneConfig
-    from layer_surgeon.finetune.evaluation import Evaluation, Prediction, evaluate_model, predict
+    from layer_surgeon.finetune.evaluation import Evaluation, evaluate_model, predict
     from layer_surgeon.finetune.metrics import ClassificationMetrics
     from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset
     from layer_surgeon.finetune.results import EpochResult, FinetuneResult
     from layer_surgeon.finetune.run import finetune_model
+    from layer_surgeon.finetune.tasks.text_classification import Prediction
 
 # Lazy, because the command line needs `config` and `registry` for its help, and must not import torch for that.
 _HOME = {
     "config": ("FinetuneConfig",),
-    "evaluation": ("Evaluation", "Prediction", "evaluate_model", "predict"),
+    "evaluation": ("Evaluation", "evaluate_model", "predict"),
     "metrics": ("ClassificationMetrics",),
     "registry": ("DATASETS", "DatasetRecord", "find_dataset"),
     "results": ("EpochResult", "FinetuneResult"),
     "run": ("finetune_model",),
+    "tasks.text_classification": ("Prediction",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -11,7 +11,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Optimizer = Literal["adam", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "linear", "cosine"]
-Selection = Literal["accuracy", "macro_f1", "loss"]
+Selection = Literal["accuracy", "macro_f1", "f1", "exact_match", "bleu", "rouge_l", "meteor", "loss"]
+TaskName = Literal["text-classification", "token-classification", "question-answering", "seq2seq", "causal-lm"]
 
 _T = TypeVar("_T")
 
@@ -30,6 +31,10 @@ class FinetuneConfig:
         ConfigError: A value is of the wrong kind or out of range.
     """
 
+    task: TaskName | None = _option(
+        None,
+        "What is learned; default: what the graft was made for, else what the data set is for, else classification.",
+    )
     # Training
     num_epochs: float = _option(3.0, "Passes over the training data.")
     max_steps: int | None = _option(None, "Optimizer steps; takes the place of the number of epochs.")
@@ -42,7 +47,9 @@ class FinetuneConfig:
     warmup_ratio: float = _option(0.0, "Share of the steps during which the learning rate rises from 0.")
     max_grad_norm: float = _option(5.0, "Gradients are clipped to this norm; 0 turns clipping off.")
     label_smoothing: float = _option(0.05, "Label smoothing of the training loss.")
-    select_by: Selection = _option("accuracy", "Validation metric by which the best epoch is kept.")
+    select_by: Selection | None = _option(
+        None, "Validation metric by which the best epoch is kept; default: accuracy, F1, BLEU or loss, by task."
+    )
     early_stopping_patience: int | None = _option(None, "Stop after this many epochs without a better one.")
     seed: int = _option(
         2023, "Seed of the hold-out, the order of the data, dropout, and a last layer that starts anew."
@@ -104,6 +111,7 @@ class FinetuneConfig:
 
 
 _CHOICES: dict[str, Any] = {
+    "task": TaskName,
     "optimizer": Optimizer,
     "schedule": Schedule,
     "select_by": Selection,
@@ -122,7 +130,15 @@ _FLOATS = (
     "validation_fraction",
     "train_fraction",
 )
-_OPTIONAL = ("max_steps", "early_stopping_patience", "max_train_samples", "max_eval_samples", "eval_batch_size")
+_OPTIONAL = (
+    "task",
+    "select_by",
+    "max_steps",
+    "early_stopping_patience",
+    "max_train_samples",
+    "max_eval_samples",
+    "eval_batch_size",
+)
 
 
 def _check_types(config: FinetuneConfig) -> None:
@@ -130,7 +146,8 @@ def _check_types(config: FinetuneConfig) -> None:
         name, value = entry.name, getattr(config, entry.name)
         if name in _CHOICES:
             choices = get_args(_CHOICES[name])
-            _check(config, name, value in choices, f"one of {', '.join(choices)}")
+            good = value in choices or (value is None and name in _OPTIONAL)
+            _check(config, name, good, f"one of {', '.join(choices)}")
         elif name in _TEXTS:
             _check(config, name, value is None or (isinstance(value, str) and bool(value)), "a column name")
         elif name in _FLAGS:

@@ -1,53 +1,68 @@
-"""Logits of a model over examples, in the examples' order."""
+"""What a model says of a whole set, in the set's order."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from layer_surgeon.progress import NullProgress, Progress
 
+_PADDING = -100
 
-def compute_logits(
-    model: Any,
+
+def run_model(
+    task: FinetuneTask,
     dataset: TokenizedDataset,
-    tokenizer: PreTrainedTokenizerBase,
+    context: TaskContext,
     *,
-    batch_size: int,
     description: str = "Predicting",
     progress: Progress | None = None,
-) -> npt.NDArray[np.float32]:
+) -> Outputs:
     """Run the model over a set, longest texts first so that little is padded and a lack of memory shows at once.
 
     Args:
-        model: A sequence classification model, on its device; left in evaluation mode.
+        task: Says what is kept of each batch.
         dataset: What to run it on.
-        tokenizer: Pads the batches.
-        batch_size: Examples per forward pass.
+        context: The model, on its device, which is left in evaluation mode; its tokenizer; the settings.
         description: What the progress calls it.
         progress: Told about every batch.
 
     Returns:
-        [examples, classes], in the order of `dataset`.
+        What `task.step` returns, one row for each feature, in the order of `dataset`.
     """
     progress = progress or NullProgress()
-    collate = DataCollatorWithPadding(tokenizer)
+    model, collate = context.model, task.collator(context)
     device = next(model.parameters()).device
     order = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
-    pieces: list[npt.NDArray[np.float32]] = []
+    pieces: list[tuple[npt.NDArray[Any], ...]] = []
     model.eval()
     progress.begin(description, len(dataset), "examples")
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = collate([{k: v for k, v in dataset[row].items() if k != "labels"} for row in rows])
-            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-            pieces.append(logits.float().cpu().numpy())
+        for start in range(0, len(order), context.config.evaluation_batch_size):
+            rows = order[start : start + context.config.evaluation_batch_size]
+            batch = collate([dataset[row] for row in rows])
+            outputs = task.step(model, {name: tensor.to(device) for name, tensor in batch.items()}, context)
+            pieces.append(tuple(output.cpu().numpy() for output in outputs))
             progress.advance(len(rows))
     progress.end()
-    result = np.concatenate(pieces)
-    result[order] = result.copy()
-    return result
+    joined = tuple(_join([piece[part] for piece in pieces]) for part in range(len(pieces[0])))
+    return in_order(joined, np.asarray(order))
+
+
+def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One below the other, short rows filled up."""
+    if arrays[0].ndim < 2:
+        return np.concatenate(arrays)
+    width = max(array.shape[1] for array in arrays)
+    filled = [
+        np.pad(
+            array,
+            [(0, 0), (0, width - array.shape[1]), *[(0, 0)] * (array.ndim - 2)],
+            constant_values=array.dtype.type(_PADDING),
+        )
+        for array in arrays
+    ]
+    return np.concatenate(filled)

@@ -1,12 +1,47 @@
-"""Classification metrics over a whole set, by scikit-learn."""
+"""What all metrics have in common; classification metrics over a whole set, by scikit-learn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+# How a person reads the names of the scores.
+TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "exact_match": "exact match",
+    "bleu": "BLEU",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "rouge_l_sum": "ROUGE-Lsum",
+    "meteor": "METEOR",
+    "bert_score": "BERTScore",
+    "bart_score": "BARTScore",
+    "perplexity": "perplexity",
+    "loss": "loss",
+}
+
+
+class Metrics(Protocol):
+    """What was measured on one set, whatever the task."""
+
+    @property
+    def examples(self) -> int:
+        """Size of the set."""
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """The single numbers, the most telling one first; names as in `TITLES`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +74,11 @@ class ClassificationMetrics:
     examples: int
     per_class: dict[str, ClassScores]
     confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Accuracy, macro F1 and loss."""
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1, "loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

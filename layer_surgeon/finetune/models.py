@@ -4,16 +4,23 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import datasets.utils.logging as datasets_logging
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
-from layer_surgeon.finetune.config import Device, FinetuneConfig
+from layer_surgeon.finetune.config import Device, FinetuneConfig, TaskName
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
+from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
 
 ModelLike = str | os.PathLike[str] | Any
@@ -34,48 +41,101 @@ def quiet() -> Iterator[None]:
             datasets_logging.enable_progress_bar()
 
 
-def load_model(model_or_path: ModelLike, *, num_labels: int | None = None) -> Any:
-    """A sequence classification model from a folder or repo id, its weights in float32; a loaded model as it is.
+def load_model(model_or_path: ModelLike, task: TaskName, *, num_labels: int | None = None) -> Any:
+    """A model for a task from a folder or repo id, its weights in float32; a loaded model as it is.
 
     Args:
         model_or_path: A folder, a repo id, or a loaded model.
+        task: What it shall do.
         num_labels: Of a model that is no graft: how many classes it shall have; where that is another number than it
             was stored with, its last layer gets fresh weights.
 
     Raises:
         SourceNotFoundError: There is no such folder.
-        GraftError: What is there is no sequence classification model.
+        GraftError: What is there is no model for that task.
     """
     if not isinstance(model_or_path, str | os.PathLike):
         if not hasattr(model_or_path, "config") or not hasattr(model_or_path.config, "id2label"):
             raise GraftError(
-                f"A {type(model_or_path).__name__} is no transformers classification model. Give a folder, a repo id "
-                "or a loaded model."
+                f"A {type(model_or_path).__name__} is no transformers {_PLAIN.get(task, task)} model. Give a folder, a "
+                "repo id or a loaded model."
             )
-        return _classifier(model_or_path)
+        return _checked_graft(model_or_path, task)
     name = _checked_name(model_or_path)
     try:
         with hub_errors(f"The model {name!r}"):
             config = AutoConfig.from_pretrained(name)
             if config.model_type == "surgeon_graft":
-                return _classifier(GraftedModel.from_pretrained(name))
+                return _checked_graft(GraftedModel.from_pretrained(name), task)
             # Half precision weights would lose Adam's small steps: what is trained is kept in float32 everywhere.
             sizes = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-            return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **sizes)
+            return getattr(transformers, TASKS[task].auto).from_pretrained(name, dtype=torch.float32, **sizes)
     except (ValueError, KeyError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
         first = str(error).strip().split("\n", 1)[0]
-        raise GraftError(f"{name} can't be loaded as a classification model: {first}") from error
+        raise GraftError(f"{name} can't be loaded as a {_PLAIN.get(task, task)} model: {first}") from error
 
 
-def _classifier(model: Any) -> Any:
-    if isinstance(model, GraftedModel) and model.config.task != "text-classification":
-        raise GraftError(
-            f"The graft is for {model.config.task}; fine-tuning does text classification so far. Make one for that: "
-            "surgeon graft HOST --task text-classification"
-        )
+# A word that people use for the first task, which most models are for.
+_PLAIN: dict[str, str] = {"text-classification": "classification"}
+
+
+def _checked_graft(model: Any, task: TaskName) -> Any:
+    if isinstance(model, GraftedModel) and model.config.task != task:
+        raise GraftError(_other_task(model.config.task, task))
     return model
+
+
+def _other_task(made_for: str, task: TaskName) -> str:
+    return f"The graft is for {made_for}, not for {task}. Make one for that: surgeon graft HOST --task {task}"
+
+
+def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskName | None = None) -> TaskName:
+    """What is to be learned: what a graft was made for; else what was said; else what the data or the model is for.
+
+    Args:
+        model_or_path: A folder, a repo id, or a loaded model.
+        wanted: What was said, if anything.
+        of_data: What the data set is known to be for.
+
+    Raises:
+        GraftError: The graft is for another task than the one that was said, or for none that can be trained.
+        SourceNotFoundError: There is no such folder.
+    """
+    if isinstance(model_or_path, str | os.PathLike):
+        name = _checked_name(model_or_path)
+        try:
+            with hub_errors(f"The model {name!r}"):
+                config = AutoConfig.from_pretrained(name)
+        except (ValueError, KeyError) as error:
+            if isinstance(error, LayerSurgeonError):
+                raise
+            first = str(error).strip().split("\n", 1)[0]
+            raise GraftError(f"{name} can't be loaded as a model: {first}") from error
+        classes = tuple(config.architectures or ())
+    else:
+        config = getattr(model_or_path, "config", None)
+        classes = (type(model_or_path).__name__,)
+    made_for = getattr(config, "task", None) if getattr(config, "model_type", "") == "surgeon_graft" else None
+    if made_for is not None:
+        if made_for not in get_args(TaskName):
+            raise GraftError(f"The graft is for {made_for}, which is not trained. {_other_task(made_for, _DEFAULT)}")
+        if wanted is not None and wanted != made_for:
+            raise GraftError(_other_task(made_for, wanted))
+        return cast(TaskName, made_for)
+    of_class = next((task for task, names in _CLASS_NAMES.items() if any(name in names for name in classes)), None)
+    return wanted or of_data or of_class or _DEFAULT
+
+
+_DEFAULT: TaskName = "text-classification"
+# By what a stored model says of itself. Not so for language models: most decoders on the Hub are stored as such, and
+# are as often trained to classify.
+_CLASS_NAMES: dict[TaskName, frozenset[str]] = {
+    "token-classification": frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
+    "question-answering": frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
+    "seq2seq": frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
+}
 
 
 def _checked_name(model_or_path: str | os.PathLike[str]) -> str:

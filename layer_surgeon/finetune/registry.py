@@ -9,8 +9,17 @@ from types import MappingProxyType
 from typing import Literal
 
 from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.config import TaskName
 
 DatasetTask = Literal["text-classification", "question-answering", "translation", "summarisation"]
+_TRAINED_AS: Mapping[DatasetTask, TaskName] = MappingProxyType(
+    {
+        "text-classification": "text-classification",
+        "question-answering": "question-answering",
+        "translation": "seq2seq",
+        "summarisation": "seq2seq",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,25 @@ class DatasetRecord:
         if self.hub_id is not None:
             return f"{self.hub_id} ({self.subset})" if self.subset else self.hub_id
         return "comes with layer_surgeon" if self.packaged_file else "no public copy known"
+
+    @property
+    def trained_as(self) -> TaskName:
+        """The task of fine-tuning that it is for."""
+        return _TRAINED_AS[self.task]
+
+    def check(self, task: TaskName) -> None:
+        """See that it can be loaded, and for that task.
+
+        Raises:
+            DataError: It is for another task, or there is no copy to load.
+        """
+        if task != self.trained_as:
+            raise DataError(
+                f"{self.name} is a data set for {self.task}, and the model does {task}. Make a graft for it (surgeon "
+                f"graft HOST --task {self.trained_as}), or choose another data set."
+            )
+        if self.hub_id is None and self.packaged_file is None:
+            raise DataError(f"{self.name} can't be loaded by name. {self.note}")
 
     def packaged_path(self) -> Path | None:
         """The file inside this package, for a data set that comes with it."""
@@ -212,19 +240,8 @@ DATASETS: Mapping[str, DatasetRecord] = _by_name(_RECORDS)
 
 
 def find_dataset(name: str) -> DatasetRecord | None:
-    """The record of a named data set, or None when the name is not one of ours.
-
-    Raises:
-        DataError: The data set is known, but its task can't be fine-tuned yet, or there is no copy to load.
-    """
-    record = DATASETS.get(name)
-    if record is None:
-        return None
-    if record.task != "text-classification":
-        raise DataError(f"{name} is a data set for {record.task}; fine-tuning does text classification so far.")
-    if record.hub_id is None and record.packaged_file is None:
-        raise DataError(f"{name} can't be loaded by name. {record.note}")
-    return record
+    """The record of a named data set, or None when the name is not one of ours."""
+    return DATASETS.get(name)
 
 
 def similar_names(name: str) -> list[str]:

@@ -11,13 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from layer_surgeon._version import __version__
-from layer_surgeon.finetune.metrics import ClassificationMetrics
+from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.finetune.results import RESULTS, FinetuneResult
+from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.workspace import short_name
 
 LOSS_CURVE = "loss_curve.png"
 _BLUE, _ORANGE, _GRAY = "#2563a8", "#c2570c", "#b8c4d0"
+# The Hub's names where they are others than ours.
+_HUB_METRICS = {"macro_f1": "f1"}
+PIPELINE_TAGS = {"translation": "translation", "summarisation": "summarization"}
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
 
 
@@ -29,7 +33,7 @@ def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> Non
 
 
 def draw_curve(result: FinetuneResult, path: Path) -> None:
-    """Training loss by step above, validation accuracy by epoch below; the kept epoch is marked."""
+    """Training loss by step above, the validation score by epoch below; the kept epoch is marked."""
     figure = Figure(figsize=(7.2, 5.4), dpi=150, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     steps, losses = [step for step, _ in result.steps], [loss for _, loss in result.steps]
@@ -41,21 +45,21 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
     upper.plot(ends, [epoch.loss for epoch in result.history], "o-", color=_ORANGE, markersize=5, label="validation")
     upper.set_ylabel("loss (nats)")
     upper.legend(frameon=False, fontsize=8.5)
-    accuracy = [epoch.accuracy for epoch in result.history]
-    lower.plot(ends, accuracy, "o-", color=_ORANGE, markersize=5)
+    name = next(iter(result.validation.scores))
+    lower.plot(ends, [epoch.scores[name] for epoch in result.history], "o-", color=_ORANGE, markersize=5)
     best = result.history[result.best_epoch - 1]
-    lower.plot([best.step], [best.accuracy], "o", markersize=11, markerfacecolor="none", color=_BLUE)
+    lower.plot([best.step], [best.scores[name]], "o", markersize=11, markerfacecolor="none", color=_BLUE)
     side = -1 if best.step > 0.6 * ends[-1] else 1
     lower.annotate(
-        f"kept: epoch {best.epoch:g}, {best.accuracy:.4f}",
-        (best.step, best.accuracy),
+        f"kept: epoch {best.epoch:g}, {best.scores[name]:.4f}",
+        (best.step, best.scores[name]),
         xytext=(6 * side, 11),
         textcoords="offset points",
         fontsize=8.5,
         color=_BLUE,
         ha="right" if side < 0 else "left",
     )
-    lower.set_ylabel("validation accuracy")
+    lower.set_ylabel(f"validation {TITLES[name]}")
     lower.set_xlabel("optimizer steps")
     lower.set_xlim(left=0)
     lower.margins(y=0.25)
@@ -93,25 +97,25 @@ def model_names(model_config: Any) -> list[str]:
 def _metadata(result: FinetuneResult, model_config: Any, names: Sequence[str]) -> ModelCardData:
     record = DATASETS.get(str(result.data["name"]))
     donor = getattr(model_config, "donor", None)
-    evaluated = {"validation": result.validation, "test": result.test}
+    tag = PIPELINE_TAGS.get(str(record.task) if record is not None else "", TASKS[result.task].pipeline_tag)
     entries = [
         EvalResult(
-            task_type="text-classification",
+            task_type=tag,
             dataset_type=record.hub_id if record is not None and record.hub_id else str(result.data["name"]),
             dataset_name=str(result.data["name"]),
             dataset_split=split,
-            metric_type=metric,
-            metric_name=label,
-            metric_value=round(float(getattr(measured, attribute)), 6),
+            metric_type=_HUB_METRICS.get(score, score),
+            metric_name=TITLES[score][:1].upper() + TITLES[score][1:],
+            metric_value=round(float(value), 6),
         )
-        for split, measured in evaluated.items()
-        if measured is not None
-        for metric, label, attribute in (("accuracy", "Accuracy", "accuracy"), ("f1", "Macro F1", "macro_f1"))
+        for split, measured in result.measured.items()
+        for score, value in measured.scores.items()
+        if score != "loss"
     ]
     repos = [name for name in names if _REPO_ID.fullmatch(name) and not Path(name).exists()]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=tag,
         tags=["layer-surgeon"],
         base_model=repos or None,
         license=donor["license"] if isinstance(donor, dict) and isinstance(donor.get("license"), str) else None,
@@ -124,47 +128,26 @@ def _metadata(result: FinetuneResult, model_config: Any, names: Sequence[str]) -
 
 def _body(result: FinetuneResult, names: Sequence[str]) -> str:
     shown = " with a layer of ".join(short_name(name) if Path(name).exists() else name for name in names)
-    measured = [("validation", result.validation), *([("test", result.test)] if result.test is not None else [])]
-    scores = "\n".join(
-        f"| {name} | {m.examples:,} | {m.accuracy:.4f} | {m.macro_f1:.4f} | {m.loss:.4f} |" for name, m in measured
-    )
-    epochs = "\n".join(
-        f"| {e.epoch:g}{' (kept)' if index == result.best_epoch else ''} | {e.training_loss:.4f} | {e.loss:.4f} | "
-        f"{e.accuracy:.4f} | {e.macro_f1:.4f} |"
-        for index, e in enumerate(result.history, start=1)
-    )
-    settings = "\n".join(f"| {name} | {value} |" for name, value in result.as_dict()["config"].items())
+    labels = f" to tell apart: {', '.join(result.label_names)}" if result.label_names else ""
     where = "a part of the training data held out" if result.data["validation_held_out_from_train"] else "its own split"
-    last = result.test if result.test is not None else result.validation
+    settings = "\n".join(f"| {name} | {value} |" for name, value in result.as_dict()["config"].items())
     return f"""# {result.path.name}
 
-{shown or "A transformers model"}, fine-tuned on {result.data["name"]} to tell apart: {", ".join(result.label_names)}.
+{shown or "A transformers model"}, fine-tuned on {result.data["name"]}{labels}.
 
-```python
-import layer_surgeon  # makes the model's classes known to transformers
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="path/to/this/folder")
-classify("A text.")
-```
-
+{_USE[result.task]}
 ## Results
 
-| set | examples | accuracy | macro F1 | loss |
-|---|---:|---:|---:|---:|
-{scores}
+{_score_table(result)}
 
 Validation data: {where}. The epoch with the best validation {result.config.select_by} was kept.
 
-{_class_table(last, measured[-1][0])}
-
+{_class_table(result)}
 ## Training
 
-![Training loss and validation accuracy]({LOSS_CURVE})
+![Training loss and validation score]({LOSS_CURVE})
 
-| epoch | training loss | validation loss | accuracy | macro F1 |
-|---|---:|---:|---:|---:|
-{epochs}
+{_epoch_table(result)}
 
 {result.num_trained_parameters:,} of {result.num_parameters:,} parameters were trained, on {result.device}, in
 {result.seconds:.0f} s.
@@ -183,9 +166,80 @@ Made with layer_surgeon {__version__}.
 """
 
 
-def _class_table(metrics: ClassificationMetrics, name: str) -> str:
-    head = f"| {name}, by class | precision | recall | F1 | examples |\n|---|---:|---:|---:|---:|\n"
-    return head + "\n".join(
-        f"| {label} | {scores.precision:.4f} | {scores.recall:.4f} | {scores.f1:.4f} | {scores.support:,} |"
-        for label, scores in metrics.per_class.items()
+def _pipeline_example(name: str, task: str, call: str) -> str:
+    return f"""```python
+import layer_surgeon  # makes the model's classes known to transformers
+from transformers import pipeline
+
+{name} = pipeline("{task}", model="path/to/this/folder")
+{call}
+```
+"""
+
+
+def _predict_example(item: str) -> str:
+    return f"""```python
+from layer_surgeon.finetune import predict
+
+predict("path/to/this/folder", [{item}])
+```
+"""
+
+
+_USE = {
+    "text-classification": _pipeline_example("classify", "text-classification", 'classify("A text.")'),
+    "token-classification": _pipeline_example("tag", "token-classification", 'tag("A text.")'),
+    "question-answering": _predict_example('("A question?", "A text with the answer.")'),
+    "seq2seq": _predict_example('"A text."'),
+    "causal-lm": _predict_example('"The beginning of a text"'),
+}
+
+
+def _score_table(result: FinetuneResult) -> str:
+    scores = list(result.validation.scores)
+    return _table(
+        ["set", "examples", *(TITLES[score] for score in scores)],
+        [
+            [name, f"{measured.examples:,}", *(f"{measured.scores[score]:.4f}" for score in scores)]
+            for name, measured in result.measured.items()
+        ],
     )
+
+
+def _epoch_table(result: FinetuneResult) -> str:
+    scores = list(result.validation.scores)
+    return _table(
+        ["epoch", "training loss", *(f"validation {TITLES[score]}" for score in scores)],
+        [
+            [
+                f"{epoch.epoch:g}{' (kept)' if index == result.best_epoch else ''}",
+                f"{epoch.training_loss:.4f}",
+                *(f"{epoch.scores[score]:.4f}" for score in scores),
+            ]
+            for index, epoch in enumerate(result.history, start=1)
+        ],
+    )
+
+
+def _class_table(result: FinetuneResult) -> str:
+    """Of the test examples, else of the validation examples; nothing for a task without classes."""
+    name, metrics = list(result.measured.items())[-1]
+    per_class = getattr(metrics, "per_class", None)
+    if not per_class:
+        return ""
+    return (
+        _table(
+            [f"{name}, by class", "precision", "recall", "F1", "examples"],
+            [
+                [label, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}"]
+                for label, s in per_class.items()
+            ],
+        )
+        + "\n"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; all columns but the first hold numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._version import __version__
-from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.metrics import ClassificationMetrics
+from layer_surgeon.finetune.config import FinetuneConfig, TaskName
+from layer_surgeon.finetune.metrics import TITLES, Metrics
 
 RESULTS = "results.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
@@ -23,17 +23,32 @@ class EpochResult:
         epoch: Passes over the training data so far; a fraction where the run ended inside one.
         step: Optimizer steps so far.
         training_loss: Mean loss over the epoch's steps, with label smoothing.
-        accuracy: On the validation examples.
-        macro_f1: On the validation examples.
-        loss: Mean cross-entropy on the validation examples, in nats, without label smoothing.
+        scores: On the validation examples, by name; their loss is without label smoothing.
     """
 
     epoch: float
     step: int
     training_loss: float
-    accuracy: float
-    macro_f1: float
-    loss: float
+    scores: Mapping[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Of a classification: accuracy on the validation examples."""
+        return self.scores["accuracy"]
+
+    @property
+    def macro_f1(self) -> float:
+        """Of a classification: macro F1 on the validation examples."""
+        return self.scores["macro_f1"]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy on the validation examples, in nats, without label smoothing."""
+        return self.scores["loss"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types, the scores beside the rest."""
+        return {"epoch": self.epoch, "step": self.step, "training_loss": self.training_loss, **self.scores}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +57,13 @@ class FinetuneResult:
 
     Attributes:
         path: The run's folder: model, tokenizer, results.json, loss_curve.png, README.md.
-        validation: Metrics of the kept model on the validation examples.
+        task: What was learned.
+        validation: The task's metrics (`ClassificationMetrics`, ...) of the kept model on the validation examples.
         test: The same on the test examples; None where there were none.
         history: One entry per epoch.
         best_epoch: Which of them was kept, counted from 1.
-        label_names: Class names, in the order of their ids.
-        config: The settings.
+        label_names: Class names, in the order of their ids; empty for a task without classes.
+        config: The settings, with those filled in that follow from task and data.
         data: Facts about the data: counts, columns, fingerprints.
         parameters: Numbers of parameters: total, trained, frozen.
         steps: Training losses along the run: (step, loss).
@@ -57,8 +73,9 @@ class FinetuneResult:
     """
 
     path: Path
-    validation: ClassificationMetrics
-    test: ClassificationMetrics | None
+    task: TaskName
+    validation: Any
+    test: Any
     history: tuple[EpochResult, ...]
     best_epoch: int
     label_names: tuple[str, ...]
@@ -72,14 +89,17 @@ class FinetuneResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy, macro F1 and loss by set: `validation_accuracy`, `test_macro_f1`, ..."""
-        sets = {"validation": self.validation, "test": self.test}
+        """The scores by set: `validation_accuracy`, `test_macro_f1`, ..."""
         return {
-            f"{name}_{metric}": float(getattr(measured, metric))
-            for name, measured in sets.items()
-            if measured is not None
-            for metric in ("accuracy", "macro_f1", "loss")
+            f"{name}_{score}": float(value)
+            for name, measured in self.measured.items()
+            for score, value in measured.scores.items()
         }
+
+    @property
+    def measured(self) -> dict[str, Metrics]:
+        """The metrics by set: of the validation examples and, where there are any, of the test examples."""
+        return {"validation": self.validation, **({} if self.test is None else {"test": self.test})}
 
     @property
     def num_parameters(self) -> int:
@@ -95,10 +115,11 @@ class FinetuneResult:
         """As plain JSON types, in the order of results.json."""
         return {
             "layer_surgeon": __version__,
+            "task": self.task,
             "best_epoch": self.best_epoch,
             "validation": self.validation.as_dict(),
             "test": None if self.test is None else self.test.as_dict(),
-            "history": [asdict(epoch) for epoch in self.history],
+            "history": [epoch.as_dict() for epoch in self.history],
             "labels": list(self.label_names),
             "data": dict(self.data),
             "parameters": dict(self.parameters),
@@ -113,9 +134,10 @@ class FinetuneResult:
 def read_history(log: Sequence[Mapping[str, Any]]) -> tuple[tuple[EpochResult, ...], tuple[tuple[int, float], ...]]:
     """The epochs, and the training losses by step, from the trainer's log."""
     steps = tuple((int(entry["step"]), float(entry["loss"])) for entry in log if "loss" in entry)
+    logged = {name: f"eval_{name}" for name in TITLES} | {"loss": "eval_cross_entropy"}
     history: list[EpochResult] = []
     for entry in log:
-        if "eval_accuracy" not in entry:
+        if "eval_cross_entropy" not in entry:
             continue
         begin = history[-1].step if history else 0
         losses = [loss for step, loss in steps if begin < step <= entry["step"]]
@@ -124,9 +146,7 @@ def read_history(log: Sequence[Mapping[str, Any]]) -> tuple[tuple[EpochResult, .
                 epoch=float(entry["epoch"]),
                 step=int(entry["step"]),
                 training_loss=sum(losses) / len(losses) if losses else float("nan"),
-                accuracy=float(entry["eval_accuracy"]),
-                macro_f1=float(entry["eval_macro_f1"]),
-                loss=float(entry["eval_cross_entropy"]),
+                scores={name: float(entry[key]) for name, key in logged.items() if key in entry},
             )
         )
     return tuple(history), steps

@@ -5,24 +5,26 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
-from layer_surgeon.errors import TrainingError, WorkspaceError
-from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.data import ClassificationData, Examples, prepare_data
+from layer_surgeon.errors import ConfigError, TrainingError, WorkspaceError
+from layer_surgeon.finetune.config import FinetuneConfig, Selection
+from layer_surgeon.finetune.data import TaskData, prepare_data
+from layer_surgeon.finetune.examples import ExampleSet
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
-from layer_surgeon.finetune.inference import compute_logits
-from layer_surgeon.finetune.metrics import ClassificationMetrics, measure
+from layer_surgeon.finetune.inference import run_model
+from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.models import (
     ModelLike,
     check_machine,
     count_parameters,
+    find_task,
     label_names_of,
     load_model,
     load_tokenizer,
@@ -31,8 +33,10 @@ from layer_surgeon.finetune.models import (
 )
 from layer_surgeon.finetune.report import write_report
 from layer_surgeon.finetune.results import FinetuneResult, read_history
-from layer_surgeon.finetune.sources import DataLike
-from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize
+from layer_surgeon.finetune.sources import DataLike, task_of_data
+from layer_surgeon.finetune.summary import summary
+from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
+from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.finetune.trainer import (
     ProgressCallback,
     SurgeonTrainer,
@@ -58,7 +62,7 @@ def finetune_model(
     resume: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
-    """Fine-tune a grafted model, or any sequence classification model of transformers.
+    """Fine-tune a grafted model, or any model of transformers for one of the tasks.
 
     Everything that can be wrong with data and settings is found before the first step. The folder appears under its
     name when the run is finished and whole; until then it is called `<name>.unfinished` and holds the checkpoints.
@@ -92,16 +96,22 @@ def finetune_model(
     workspace = workspace or Workspace()
     device = check_machine(config)
     with quiet(), _deterministic_kernels_as_before():
+        task = FINETUNE_TASKS[find_task(model_or_path, config.task, task_of_data(train))]
+        config = _for_task(config, task)
         set_seed(config.seed)  # a host without a head gets one with fresh weights
-        model = load_model(model_or_path)
+        model = load_model(model_or_path, task.name)
         tokenizer = load_tokenizer(model_or_path, model, tokenizer)
-        data = prepare_data(train, validation, test, config, model_names=label_names_of(model), progress=progress)
+        model_names = label_names_of(model) if task.has_classes else ()
+        data = prepare_data(train, validation, test, config, task=task, model_names=model_names, progress=progress)
+        config = task.resolve(config, data.train)
         set_seed(config.seed)
-        if _needs_other_head(model_or_path, model, data):
-            model = load_model(model_or_path, num_labels=len(data.label_names))
-        set_labels(model, data.label_names)
-        model.config.problem_type = "single_label_classification"
-        sets = _tokenize_all(tokenizer, model, data, config, progress)
+        if task.has_classes:
+            if _needs_other_head(model_or_path, model, data):
+                model = load_model(model_or_path, task.name, num_labels=len(data.label_names))
+            set_labels(model, data.label_names)
+        task.prepare_model(model)
+        context = TaskContext(tokenizer=tokenizer, model=model, config=config, label_names=data.label_names)
+        sets = _tokenize_all(data, context, progress)
         name = _model_name(model_or_path, model)
         folder = claim_folder(
             Path(output) if output is not None else workspace.folder("run", f"{short_name(data.name)}-{name}"),
@@ -111,32 +121,31 @@ def finetune_model(
             progress=progress,
         )
         with _keeping_what_is_done(folder, progress):
-            result = _train(model, tokenizer, data, sets, config, folder, device, progress)
+            result = _train(context, data, sets, folder, device, progress)
     workspace.set_latest("run", result.path)
     return result
 
 
 def _train(
-    model: Any,
-    tokenizer: Any,
-    data: ClassificationData,
+    context: TaskContext,
+    data: TaskData,
     sets: dict[str, TokenizedDataset],
-    config: FinetuneConfig,
     folder: RunFolder,
     device: torch.device,
     progress: Progress,
 ) -> FinetuneResult:
+    config, model, task = context.config, context.model, data.task
     callbacks: list[Any] = [ProgressCallback(progress)]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    measure = functools.partial(task.measure, dataset=sets["validation"], examples=data.validation, context=context)
     trainer = SurgeonTrainer(
-        finetune_config=config,
-        model=model,
+        task=task,
+        context=context,
         args=training_arguments(config, folder.checkpoints.resolve(), device, len(sets["train"])),
-        data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=sets["train"],
-        eval_dataset=sets["validation"],
-        compute_metrics=functools.partial(compute_metrics, label_names=data.label_names),
+        eval_dataset=NumberedDataset(sets["validation"]),
+        compute_metrics=functools.partial(compute_metrics, measure=measure),
         callbacks=callbacks,
     )
     started = time.monotonic()
@@ -145,11 +154,10 @@ def _train(
     progress.end()
     history, steps = read_history(trainer.state.log_history)
     best = next(i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step)
-    measured = {
-        name: _measure(model, tokenizer, data, sets, name, config, progress) for name in sets if name != "train"
-    }
+    measured = _measure_all(context, data, sets, progress)
     result = FinetuneResult(
         path=folder.target,
+        task=task.name,
         validation=measured["validation"],
         test=measured.get("test"),
         history=history,
@@ -164,50 +172,52 @@ def _train(
         model=model,
     )
     model.save_pretrained(folder.final)
-    tokenizer.save_pretrained(folder.final)
+    context.tokenizer.save_pretrained(folder.final)
     write_report(result, model.config, folder.final)
     folder.finish()
     return result
 
 
-def _measure(
-    model: Any,
-    tokenizer: Any,
-    data: ClassificationData,
-    sets: dict[str, TokenizedDataset],
-    name: str,
-    config: FinetuneConfig,
-    progress: Progress,
-) -> ClassificationMetrics:
-    logits = compute_logits(
-        model,
-        sets[name],
-        tokenizer,
-        batch_size=config.evaluation_batch_size,
-        description={"validation": "Validating", "test": "Testing"}[name],
-        progress=progress,
-    )
-    return measure(logits, [feature["labels"] for feature in sets[name].features], data.label_names)
+def _measure_all(
+    context: TaskContext, data: TaskData, sets: dict[str, TokenizedDataset], progress: Progress
+) -> dict[str, Metrics]:
+    parts = {"validation": data.validation, "test": data.test}
+    measured: dict[str, Metrics] = {}
+    for name, doing in (("validation", "Validating"), ("test", "Testing")):
+        part = parts[name]
+        if part is not None:
+            outputs = run_model(data.task, sets[name], context, description=doing, progress=progress)
+            measured[name] = data.task.measure(outputs, sets[name], part, context)
+    return measured
 
 
-def _tokenize_all(
-    tokenizer: Any, model: Any, data: ClassificationData, config: FinetuneConfig, progress: Progress
-) -> dict[str, TokenizedDataset]:
-    parts: dict[str, Examples | None] = {"train": data.train, "validation": data.validation, "test": data.test}
-    max_length = longest_input(tokenizer, model, config.max_length)
-    sets = {name: tokenize(tokenizer, part, max_length) for name, part in parts.items() if part is not None}
-    sizes = ", ".join(f"{len(part):,} {name}" for name, part in sets.items())
-    held_out = f" (held out of the training data, {config.validation_fraction:.0%})" if data.held_out else ""
-    progress.notice(f"{data.name}: {sizes} examples{held_out}, {len(data.label_names)} classes.")
-    if cut := sets["train"].num_truncated:
-        progress.notice(
-            f"{cut:,} of {len(sets['train']):,} training texts ({cut / len(sets['train']):.1%}) are longer than "
-            f"{max_length} tokens and are cut there (--max-length)."
-        )
+def _tokenize_all(data: TaskData, context: TaskContext, progress: Progress) -> dict[str, TokenizedDataset]:
+    parts: dict[str, ExampleSet | None] = {"train": data.train, "validation": data.validation, "test": data.test}
+    sets = {
+        name: data.task.tokenize(part, context, training=name == "train")
+        for name, part in parts.items()
+        if part is not None
+    }
+    for line in summary(data, sets, context.config):
+        progress.notice(line)
     return sets
 
 
-def _needs_other_head(model_or_path: ModelLike, model: Any, data: ClassificationData) -> bool:
+def _for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneConfig:
+    """The settings with those filled in that follow from the task.
+
+    Raises:
+        ConfigError: The best epoch is to be chosen by a score that the task doesn't have.
+    """
+    select_by = config.select_by or task.selections[0]
+    if select_by not in task.selections:
+        raise ConfigError(
+            f"select_by is {select_by!r}; for {task.name} it must be one of {', '.join(task.selections)}."
+        )
+    return replace(config, task=task.name, select_by=cast(Selection, select_by))
+
+
+def _needs_other_head(model_or_path: ModelLike, model: Any, data: TaskData) -> bool:
     stored = isinstance(model_or_path, str | os.PathLike) and not isinstance(model, GraftedModel)
     return stored and model.config.num_labels != len(data.label_names)
 

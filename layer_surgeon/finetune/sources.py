@@ -10,6 +10,7 @@ import datasets
 import datasets.exceptions
 
 from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.files import READERS, Columns, read_files, rows_to_columns
 from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset, similar_names
 from layer_surgeon.progress import NullProgress, Progress
@@ -96,21 +97,22 @@ class RawData:
         raise DataError(f"{self.name} has no test split, but {', '.join(self.splits)}. Say which with --split.")
 
 
-def load_data(data: DataLike, progress: Progress | None = None) -> RawData:
+def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskName = "text-classification") -> RawData:
     """Find and read a data set.
 
     Args:
         data: A name from the registry, a Hub id, one file or several, a `datasets.Dataset` or `DatasetDict`, a list of
             rows (dicts), or a dict of splits.
         progress: Told what is loaded from the Hub.
+        task: What it is wanted for.
 
     Raises:
-        DataError: There is no such data set or file, or it can't be read.
+        DataError: There is no such data set or file, it can't be read, or it is known to be for another task.
     """
     if isinstance(data, datasets.DatasetDict | datasets.Dataset):
         return _from_datasets(data)
     if isinstance(data, str | os.PathLike):
-        return _from_name(os.fspath(data), progress or NullProgress())
+        return _from_name(os.fspath(data), progress or NullProgress(), task)
     if isinstance(data, Mapping):
         return _from_splits(data)
     if not isinstance(data, Sequence):
@@ -119,13 +121,23 @@ def load_data(data: DataLike, progress: Progress | None = None) -> RawData:
         raise DataError("The data is an empty list: it has no rows.")
     if all(isinstance(entry, str | os.PathLike) for entry in data):
         paths = [os.fspath(entry) for entry in data]
-        return _from_name(paths[0], progress or NullProgress()) if len(paths) == 1 else _from_files(paths)
+        return _from_name(paths[0], progress or NullProgress(), task) if len(paths) == 1 else _from_files(paths)
     return RawData(name="data", spec=(), splits={"train": _rows_table(data, "the given rows")})
 
 
-def _from_name(name: str, progress: Progress) -> RawData:
-    record = find_dataset(name)
-    if record is not None and not Path(name).is_file():
+def task_of_data(data: DataLike) -> TaskName | None:
+    """The task that a named data set is for; None for data that can be for any."""
+    names = [data] if isinstance(data, str) else data if isinstance(data, Sequence) else []
+    if len(names) != 1 or not isinstance(names[0], str) or Path(names[0]).is_file():
+        return None
+    record = find_dataset(names[0])
+    return record.trained_as if record is not None else None
+
+
+def _from_name(name: str, progress: Progress, task: TaskName) -> RawData:
+    record = find_dataset(name) if not Path(name).is_file() else None
+    if record is not None:
+        record.check(task)
         packaged = record.packaged_path()
         if packaged is None:
             return _from_hub(record.hub_id or name, record, progress)

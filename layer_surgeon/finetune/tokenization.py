@@ -1,13 +1,13 @@
 """Texts to token ids, and how many texts were cut."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.data import Examples
+from layer_surgeon.finetune.examples import Examples
 
 Features = dict[str, Any]
 
@@ -20,13 +20,19 @@ class TokenizedDataset:
     Attributes:
         features: One dict of ids per example, not padded.
         lengths: Tokens of each.
-        num_truncated: Examples that were longer than the maximum.
+        num_truncated: Examples that were longer than the maximum, and were cut.
+        max_length: The maximum, in tokens.
+        places: What a task has to know of each feature to lead its output back to the example; may be empty.
     """
 
-    def __init__(self, features: list[Features], num_truncated: int) -> None:
+    def __init__(
+        self, features: list[Features], num_truncated: int, max_length: int, places: Sequence[Any] = ()
+    ) -> None:
         self.features = features
+        self.max_length = max_length
         self.lengths = [len(feature["input_ids"]) for feature in features]
         self.num_truncated = num_truncated
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.features)
@@ -34,6 +40,23 @@ class TokenizedDataset:
     def __getitem__(self, index: int) -> Features:
         # A copy: the collator takes keys out of what it gets.
         return dict(self.features[index])
+
+
+class NumberedDataset:
+    """The same, with each feature's number in it, by which outputs find back to their place."""
+
+    def __init__(self, dataset: TokenizedDataset) -> None:
+        self._dataset = dataset
+        self.lengths = dataset.lengths
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Features:
+        return self._dataset[index] | {"index": index}
+
+    def __iter__(self) -> Iterator[Features]:
+        return (self[index] for index in range(len(self)))
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: int) -> int:
@@ -69,7 +92,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length:
                 pair = examples.pairs[start + index] if examples.pairs else None
                 whole = dict(tokenizer(examples.texts[start + index], pair, truncation=True, max_length=max_length))
             features.append(whole | {"labels": label})
-    return TokenizedDataset(features, truncated)
+    return TokenizedDataset(features, truncated, max_length)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:

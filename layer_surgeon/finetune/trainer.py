@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,17 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.metrics import measure
-from layer_surgeon.finetune.tokenization import TokenizedDataset
+from layer_surgeon.finetune.metrics import TITLES, Metrics
+from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
+from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.progress import Progress
 
 # Points of the loss curve; reading the loss waits for the device, so it is not done at every step.
 _LOGS_PER_RUN = 200
-_METRICS = {"accuracy": "accuracy", "macro_f1": "macro_f1", "loss": "cross_entropy"}
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+# `eval_loss` is the trainer's own name, for a mean over batches.
+_LOGGED = {"loss": "cross_entropy"}
 _SCHEDULES = {
     ("constant", False): "constant",
     ("constant", True): "constant_with_warmup",
@@ -69,11 +71,31 @@ class EpochSampler(Sampler[int]):
 class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """Trains what asks for gradients; writes checkpoints without the frozen donor; says nothing by itself."""
 
-    def __init__(self, *, finetune_config: FinetuneConfig, **arguments: Any) -> None:
-        self._finetune_config = finetune_config
-        optimizer = _OPTIMIZERS[finetune_config.optimizer], {"lr": finetune_config.learning_rate}
-        super().__init__(optimizer_cls_and_kwargs=optimizer, **arguments)
+    def __init__(self, *, task: FinetuneTask, context: TaskContext, **arguments: Any) -> None:
+        self._task, self._context, self._finetune_config = task, context, context.config
+        optimizer = _OPTIMIZERS[context.config.optimizer], {"lr": context.config.learning_rate}
+        super().__init__(
+            model=context.model,
+            data_collator=task.collator(context),
+            compute_loss_func=task.loss_function(context.config),
+            optimizer_cls_and_kwargs=optimizer,
+            **arguments,
+        )
         self.remove_callback(PrinterCallback)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
+        """What the task keeps of a batch, and the number of each feature: gathered over processes, put in order."""
+        batch = dict(self._prepare_inputs(inputs))
+        index = batch.pop("index")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, self._task.step(model, batch, self._context), index
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "index" not in self._signature_columns:
+            self._signature_columns.append("index")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         config = self._finetune_config
@@ -108,7 +130,7 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 class SortedSampler(Sampler[int]):
     """Longest first: batches of equal length, and a lack of memory shows at once."""
 
-    def __init__(self, dataset: TokenizedDataset) -> None:
+    def __init__(self, dataset: NumberedDataset) -> None:
         self._order = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
 
     def __len__(self) -> int:
@@ -159,8 +181,9 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
                 )
         if "loss" in values:
             self._progress.metrics({"loss": values["loss"]})
-        if "eval_accuracy" in values:
-            self._progress.metrics({"val accuracy": values["eval_accuracy"], "val F1": values["eval_macro_f1"]})
+        shown = {f"val {title}": values[f"eval_{name}"] for name, title in TITLES.items() if f"eval_{name}" in values}
+        if "eval_cross_entropy" in values:
+            self._progress.metrics(dict(list(shown.items())[:2]) or {"val loss": values["eval_cross_entropy"]})
 
 
 def training_arguments(
@@ -203,7 +226,7 @@ def training_arguments(
         # So that early stopping goes on counting where it was.
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
-        metric_for_best_model=_METRICS[config.select_by],
+        metric_for_best_model=_LOGGED.get(str(config.select_by), config.select_by),
         greater_is_better=config.select_by != "loss",
         logging_strategy="steps",
         logging_steps=max(1, total // _LOGS_PER_RUN),
@@ -220,11 +243,15 @@ def training_arguments(
     return arguments
 
 
-def compute_metrics(prediction: EvalPrediction, label_names: tuple[str, ...]) -> dict[str, float]:
-    """The numbers that a validation during training yields."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    metrics = measure(logits, prediction.label_ids, label_names)
-    return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "cross_entropy": metrics.loss}
+def compute_metrics(prediction: EvalPrediction, measure: Callable[[Outputs], Metrics]) -> dict[str, float]:
+    """The numbers that a validation during training yields.
+
+    Args:
+        prediction: Outputs of all features and, as labels, the features' numbers.
+        measure: Measures outputs that are in order.
+    """
+    scores = measure(in_order(tuple(prediction.predictions), prediction.label_ids)).scores
+    return {_LOGGED.get(name, name): value for name, value in scores.items()}
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:

@@ -79,7 +79,7 @@ def test_unknown_name_offers_similar_ones():
 
 
 def test_name_of_another_task():
-    fails("squad is a data set for question-answering", "squad")
+    fails("squad is a data set for question-answering, and the model does text-classification.", "squad")
 
 
 def test_missing_file(tmp_path):

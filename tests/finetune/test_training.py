@@ -212,7 +212,7 @@ def test_best_epoch_is_kept(workspace, monkeypatch):
         kept[self.state.global_step] = {name: value.clone() for name, value in self.model.state_dict().items()}
         return original(self, *arguments, **keywords)
 
-    def metrics(prediction, label_names):
+    def metrics(prediction, measure):
         return {"accuracy": next(accuracies), "macro_f1": 0.5, "cross_entropy": 0.5}
 
     monkeypatch.setattr(SurgeonTrainer, "evaluate", evaluate)
@@ -385,7 +385,7 @@ def test_half_precision_weights_are_trained_in_float32(workspace, tmp_path):
 
 def test_graft_for_another_task(host, artifact, workspace):
     model = graft_layer(host, artifact, task="feature-extraction")
-    with pytest.raises(GraftError, match="is for feature-extraction; fine-tuning does text classification so far"):
+    with pytest.raises(GraftError, match="is for feature-extraction, which is not trained"):
         train(model, workspace)
 
 

@@ -1,0 +1,48 @@
+"""What a person should see of the data before it is trained on."""
+
+from collections.abc import Mapping
+
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.data import TaskData
+from layer_surgeon.finetune.tokenization import TokenizedDataset
+
+# A class with a smaller share than this is named: accuracy alone says little of it.
+_RARE = 0.05
+_MOST_CLASSES = 12
+
+
+def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: FinetuneConfig) -> list[str]:
+    """Sizes, classes and their balance, what is cut: one line each."""
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+    held_out = f" (held out of the training data, {config.validation_fraction:.0%})" if data.held_out else ""
+    classes = f", {len(data.label_names)} classes" if data.label_names else ""
+    lines = [f"{data.name}: {sizes} examples{held_out}{classes}."]
+    lines += _balance(data)
+    for name, part in sets.items():
+        if cut := part.num_truncated:
+            kind = {"train": "training"}.get(name, name)
+            lines.append(
+                f"{cut:,} of {len(part):,} {kind} {data.task.unit} ({cut / len(part):.1%}) are longer than "
+                f"{part.max_length} tokens and are cut there (--max-length)."
+            )
+    return lines
+
+
+def _balance(data: TaskData) -> list[str]:
+    counts = data.task.facts(data.train, data.label_names).get("per_class", {})
+    total = sum(counts.values())
+    if not counts or not total:
+        return []
+    shares = {name: count / total for name, count in counts.items()}
+    largest = sorted(shares, key=lambda name: -shares[name])
+    shown = ", ".join(f"{name} {shares[name]:.1%}" for name in largest[:_MOST_CLASSES])
+    more = f" and {len(largest) - _MOST_CLASSES} more" if len(largest) > _MOST_CLASSES else ""
+    lines = [f"Classes in training: {shown}{more}."]
+    rare = [name for name in largest if shares[name] < _RARE / max(1, len(shares) / 2)]
+    if rare:
+        lines.append(
+            f"Rare in training: {', '.join(rare[:5])}{', ...' if len(rare) > 5 else ''}. Look at macro F1 and at the "
+            "scores by class, not at accuracy alone."
+        )
+    return lines

@@ -1,0 +1,148 @@
+"""Text classification, of single texts and of pairs (inference)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding
+
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.columns import ColumnChoice
+from layer_surgeon.finetune.examples import Examples, ExampleSet, check_texts
+from layer_surgeon.finetune.labels import LabelMap, labels_of_model, make_label_map
+from layer_surgeon.finetune.metrics import ClassificationMetrics, log_softmax, measure
+from layer_surgeon.finetune.sources import Table
+from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
+from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize
+
+Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one text.
+
+    Attributes:
+        text: The text.
+        text_pair: The second text of a pair; None for a single text.
+        label: The most probable class.
+        score: Its probability.
+        probabilities: Every class's, by name.
+    """
+
+    text: str
+    text_pair: str | None
+    label: str
+    score: float
+    probabilities: dict[str, float]
+
+    def as_row(self) -> dict[str, Any]:
+        """As plain JSON types, for a line of output."""
+        pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
+        return {
+            "text": self.text,
+            **pair,
+            "label": self.label,
+            "score": round(self.score, 6),
+            "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
+        }
+
+
+class TextClassification(FinetuneTask):
+    """One class per text, or per pair of texts."""
+
+    name = "text-classification"
+    selections = ("accuracy", "macro_f1", "loss")
+    has_classes = True
+
+    def label_map(
+        self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
+    ) -> LabelMap:
+        """The classes, from the values of the label column."""
+        values = table.columns[str(columns.label)]
+        return make_label_map(values, table.place, declared=declared, model_names=model_names)
+
+    def known_labels(
+        self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]
+    ) -> LabelMap:
+        """By name or by number, as `labels_of_model` says."""
+        return labels_of_model(table.columns[str(columns.label)], table.place, names, declared=declared)
+
+    def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> Examples:
+        """Texts, pairs and class ids."""
+        if labels is None:
+            raise ValueError("classification has labels")
+        return Examples(
+            texts=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"),
+            pairs=None
+            if columns.text_pair is None
+            else check_texts(table.columns[columns.text_pair], f"{table.place}, column {columns.text_pair!r}"),
+            labels=tuple(labels.encode(table.columns[str(columns.label)], table.place)),
+        )
+
+    def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:
+        """How many examples each class has."""
+        counts = np.bincount(np.asarray(part.strata), minlength=len(label_names)).tolist()
+        return {"per_class": dict(zip(label_names, counts, strict=True))}
+
+    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+        """Each text, or pair, cut at the maximum length."""
+        if not isinstance(examples, Examples):
+            raise TypeError(f"{type(examples).__name__} are no examples of {self.name}")
+        longest = longest_input(context.tokenizer, context.model, context.config.max_length)
+        return tokenize(context.tokenizer, examples, longest)
+
+    def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
+        """Padding to the longest of the batch."""
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+        collate = DataCollatorWithPadding(context.tokenizer)
+        return collate
+
+    def prepare_model(self, model: Any) -> None:
+        """One class per text, and not a number, or several classes."""
+        model.config.problem_type = "single_label_classification"
+
+    def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
+        """The logits, [batch, classes]."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return (model(**inputs).logits.float(),)
+
+    def measure(
+        self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
+    ) -> ClassificationMetrics:
+        """Accuracy, macro F1, scores by class, confusion."""
+        return measure(outputs[0], examples.strata, context.label_names)
+
+    def inputs(self, items: Sequence[Any]) -> Examples:
+        """Texts, or pairs as tuples; not both."""
+        pairs = [text for text in items if isinstance(text, tuple | list)]
+        if pairs and len(pairs) != len(items):
+            raise DataError("Texts and pairs of texts are mixed; give one kind at a time.")
+        if any(len(pair) != 2 for pair in pairs):
+            raise DataError("A pair has two texts: (text, text).")
+        first = check_texts([text[0] for text in pairs] if pairs else items, "The given texts")
+        second = check_texts([text[1] for text in pairs], "The given pairs") if pairs else None
+        return Examples(texts=first, pairs=second, labels=(0,) * len(items))
+
+    def predictions(
+        self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
+    ) -> list[Prediction]:
+        """The most probable class of every text, and all probabilities."""
+        if not isinstance(examples, Examples):
+            raise TypeError(f"{type(examples).__name__} are no examples of {self.name}")
+        names, results = context.label_names, []
+        for index, row in enumerate(log_softmax(outputs[0])):
+            probabilities = dict(zip(names, map(float, np.exp(row)), strict=True))
+            best = names[int(row.argmax())]
+            results.append(
+                Prediction(
+                    text=examples.texts[index],
+                    text_pair=examples.pairs[index] if examples.pairs is not None else None,
+                    label=best,
+                    score=probabilities[best],
+                    probabilities=probabilities,
+                )
+            )
+        return results
