@@ -25,6 +25,9 @@ _SKELETON = "skeleton.gguf"
 # element of an array for a value that is no array.
 _TWO_TOKENS = struct.pack("<IIQQQ", 9, 8, 2, 0, 0)
 _F32 = 0
+# Building the outline of a layer takes 5 ms and 0.2 MB: a header of 300 kB that names 4,000 of them took 19 s and
+# 630 MB. The deepest models in use have some 200 layers.
+_MAX_LAYERS = 512
 
 
 def gguf_config(header: GgufHeader) -> dict[str, Any]:
@@ -87,13 +90,14 @@ def in_one_line(error: Exception) -> str:
 
 
 def _check_block_count(header: GgufHeader) -> None:
-    """Refuse more layers than tensors: a model that is never ended would be built from such a header."""
+    """Refuse more layers than there can be: a model that is never ended would be built from such a header."""
     entry = header.metadata.get(f"{header.architecture}.block_count")
     count = entry.value if entry is not None else None
-    if not isinstance(count, int) or not 0 < count <= len(header.tensors):
+    if type(count) is not int or not 0 < count <= min(len(header.tensors), _MAX_LAYERS):
         raise CheckpointError(
             f"{header.file} says {count!r} layers ('{header.architecture}.block_count') and has "
-            f"{len(header.tensors)} tensors, which can't be. Get the file again, or convert the model again."
+            f"{len(header.tensors)} tensors, which can't be (1 to {_MAX_LAYERS} layers can be read). Get the file "
+            "again, or convert the model again."
         )
 
 
