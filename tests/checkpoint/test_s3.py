@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 import layer_surgeon as ls
-from layer_surgeon.checkpoint.sources import open_source
+from layer_surgeon.checkpoint.sources import fsspec_files, open_source
+from layer_surgeon.checkpoint.sources.fsspec_files import FsspecFiles
 from layer_surgeon.errors import SourceChangedError, SourceError, SourceNotFoundError
+from layer_surgeon.extract import copy as copy_module
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 
-_REASON = "needs a server of S3's protocol: pip install s3fs 'moto[server]'"
-s3fs = pytest.importorskip("s3fs", reason=_REASON)
-moto_server = pytest.importorskip("moto.server", reason=_REASON)
-
-# The libraries of AWS warn about parts of Python and of each other that are to go.
-pytestmark = pytest.mark.filterwarnings("default")
 TINY = LLAMA_8B | {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -32,7 +30,7 @@ TINY = LLAMA_8B | {
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
-        server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
@@ -90,6 +88,39 @@ def test_an_object_that_is_replaced_is_noticed(donor: Path) -> None:
         source.read_range("model.safetensors", 10, 10)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_extraction_that_was_cut_off(
+    donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    store = s3fs.S3FileSystem()
+    for path in donor.iterdir():
+        store.pipe_file(f"bucket/cut/{path.name}", path.read_bytes())
+    monkeypatch.setattr(fsspec_files, "PIECE_BYTES", 500_000)
+    monkeypatch.setattr(copy_module, "STRETCH_BYTES", 400_000)
+    read, sent, allowed = FsspecFiles._read_piece, [0], [1_200_000]
+
+    def read_piece(self: FsspecFiles, path: str, start: int, stop: int) -> bytes:
+        if stop - start > 100_000:
+            if sent[0] >= allowed[0]:
+                raise SourceError("the line is dead")
+            sent[0] += stop - start
+        return read(self, path, start, stop)
+
+    monkeypatch.setattr(FsspecFiles, "_read_piece", read_piece)
+    with pytest.raises(SourceError, match="the line is dead"):
+        ls.extract_layer("s3://bucket/cut", -1, tmp_path / "found")
+    sent[0], allowed[0] = 0, 1 << 60
+    if replaced:
+        for path in donor.glob("*.safetensors"):
+            store.pipe_file(f"bucket/cut/{path.name}", path.read_bytes()[:-1000] + bytes(1000))
+    found = ls.extract_layer("s3://bucket/cut", -1, tmp_path / "found")
+    found.verify()
+    expected = ls.extract_layer(donor, -1, tmp_path / "expected")
+    assert (found.sha256 == expected.sha256) is not replaced
+    # Of the same objects only the rest is read; of others all.
+    assert (found.num_bytes - sent[0] < 100_000) is replaced
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/nothing", "s3://no-such-bucket/x", "s3://bucket/models/tiny/x.gguf"])
 def test_what_is_not_there(donor: Path, url: str) -> None:
     with pytest.raises(SourceNotFoundError):
@@ -98,5 +129,6 @@ def test_what_is_not_there(donor: Path, url: str) -> None:
 
 def test_nobody_at_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(SourceError):
         open_source("s3://bucket/models/tiny")
