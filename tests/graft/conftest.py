@@ -12,11 +12,21 @@ from transformers.utils import logging
 
 from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
 
-ENCODERS = ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta-v2")
-DECODERS = ("llama", "gpt2", "qwen2")
-MORE_ENCODERS = ("deberta", "albert", "xlm-roberta", "modernbert")
-MORE_DECODERS = ("gpt_neox", "opt")
+ENCODERS = (
+    "bert",
+    "roberta",
+    "electra",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "mpnet",
+    "albert",
+    "xlm-roberta",
+    "modernbert",
+)
 ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "pegasus", "marian")
+DECODERS = ("llama", "gpt2", "gpt_neox", "opt", "qwen2")
+HOSTS = (*ENCODERS, *ENCODER_DECODERS, *DECODERS)
 WIDTH = 24
 
 _WORDS = ["a", "the", "film", "was", "is", "good", "bad", "dull", "very", "not", "and", "plot", "story", "end", "slow"]

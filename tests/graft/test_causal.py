@@ -14,14 +14,13 @@ from transformers import (
 )
 
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft import GraftedModel, GraftedModelForCausalLM, graft_layer, save_graft
+from layer_surgeon.graft import GraftedModel, graft_layer, save_graft
 from layer_surgeon.workspace import Workspace
-from tests.graft.conftest import DECODERS, MORE_DECODERS, host_model, make_inputs, word_tokenizer
+from tests.graft.conftest import DECODERS, host_model, make_inputs, word_tokenizer
 from tests.support.decode_by_hand import decode_greedily, decode_with_beams
-from tests.support.graft_reference import run_graft, tokens_of
+from tests.support.graft_reference import run_graft
 
 TASK = "causal-lm"
-HOSTS = (*DECODERS, *MORE_DECODERS)
 LENGTHS = (9, 4, 6)
 STEPS = 6
 
@@ -51,34 +50,6 @@ def by_formula(llm, model, host, inputs):
     return host.get_output_embeddings()(run_graft(llm, model, hidden, inputs["attention_mask"], causal=True))
 
 
-@pytest.mark.parametrize("model_type", HOSTS)
-@torch.no_grad()
-def test_it_is_the_papers_formula(model_type, llm, artifact):
-    host = whole_host(model_type)
-    model = graft_layer(host, artifact, TASK)
-    assert type(model) is GraftedModelForCausalLM
-    assert model.config.settings.attention == "causal"
-    inputs = padded_inputs("right")
-    mask = inputs["attention_mask"]
-    expected, found = by_formula(llm, model, host, inputs), model(**inputs).logits
-    torch.testing.assert_close(
-        tokens_of(found, mask), tokens_of(expected, mask), rtol=1e-5, atol=1e-6 * float(expected.abs().max())
-    )
-
-
-@pytest.mark.parametrize("model_type", HOSTS)
-@torch.no_grad()
-def test_padding_changes_nothing(model_type, artifact):
-    model = graft_layer(whole_host(model_type), artifact, TASK)
-    for side in ("right", "left"):
-        inputs = padded_inputs(side)
-        together = model(**inputs).logits
-        for row, length in enumerate(LENGTHS):
-            place = slice(0, length) if side == "right" else slice(9 - length, 9)
-            alone = model(**{name: value[[row], place] for name, value in inputs.items()}).logits
-            torch.testing.assert_close(together[[row], place], alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
-
-
 @torch.no_grad()
 def test_the_donors_positions_are_counted_without_padding(artifact):
     model = graft_layer(whole_host("llama"), artifact, TASK)
@@ -100,7 +71,7 @@ def test_no_token_sees_a_later_one(artifact):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("model_type", HOSTS)
+@pytest.mark.parametrize("model_type", DECODERS)
 @torch.no_grad()
 def test_generation_is_a_full_forward_for_each_token(model_type, beams, llm, artifact):
     host = whole_host(model_type)
@@ -127,7 +98,7 @@ def test_generation_is_a_full_forward_for_each_token(model_type, beams, llm, art
     assert found != host.generate(**inputs, pad_token_id=0, **settings)[:, 9:].tolist()
 
 
-@pytest.mark.parametrize("model_type", HOSTS)
+@pytest.mark.parametrize("model_type", DECODERS)
 @torch.no_grad()
 def test_a_graft_that_changes_nothing_generates_as_the_host(model_type, artifact):
     host = whole_host(model_type)
@@ -161,37 +132,14 @@ def test_there_is_no_cache(artifact):
     assert graft_layer(host, None, TASK).generate(**inputs, use_cache=True, max_new_tokens=2).shape == (3, 11)
 
 
-def test_loss_and_a_step(artifact):
-    for model_type in HOSTS:
-        model = graft_layer(whole_host(model_type), artifact, TASK)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        inputs = make_inputs()
-        labels = inputs["input_ids"].clone()
-        labels[1, 5:] = -100
-        out = model(**inputs, labels=labels)
-        expected = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        torch.testing.assert_close(out.loss, expected)
-        out.loss.backward()
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
-        after = model.state_dict()
-        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        assert changed == {"host", "proj_in", "proj_out"}, model_type
-        assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-@pytest.mark.parametrize("model_type", HOSTS)
-@torch.no_grad()
-def test_round_trip_is_exact(model_type, artifact, tmp_path):
-    model = graft_layer(whole_host(model_type), artifact, TASK)
-    model.save_pretrained(tmp_path / "graft")
-    for loader in (GraftedModel, AutoModelForCausalLM):
-        loaded, info = loader.from_pretrained(tmp_path / "graft", output_loading_info=True)
-        assert type(loaded) is GraftedModelForCausalLM
-        assert not info["missing_keys"]
-        assert not info["unexpected_keys"]
-        assert torch.equal(loaded(**padded_inputs()).logits, model(**padded_inputs()).logits)
-        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
+def test_loss(artifact):
+    model = graft_layer(whole_host("llama"), artifact, TASK)
+    inputs = make_inputs()
+    labels = inputs["input_ids"].clone()
+    labels[1, 5:] = -100
+    out = model(**inputs, labels=labels)
+    expected = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, expected)
 
 
 @torch.no_grad()

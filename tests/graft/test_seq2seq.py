@@ -68,19 +68,6 @@ def make_identity(model):
     return model
 
 
-@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
-@torch.no_grad()
-def test_it_is_the_papers_formula(model_type, llm, artifact):
-    host = whole_host(model_type)
-    model = graft_layer(host, artifact, TASK)
-    assert type(model) is GraftedModelForSeq2SeqLM
-    assert model.config.settings.attention == "bidirectional"
-    inputs, targets = padded_inputs(), make_targets()
-    expected = by_formula(llm, model, host, inputs, targets)
-    found = model(**inputs, decoder_input_ids=targets).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
-
-
 @pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 @torch.no_grad()
@@ -150,18 +137,6 @@ def test_the_cache_changes_nothing_and_the_graft_runs_once(artifact):
 
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)
 @torch.no_grad()
-def test_padding_changes_nothing(model_type, artifact):
-    model = graft_layer(whole_host(model_type), artifact, TASK)
-    inputs, targets = padded_inputs(), make_targets()
-    together = model(**inputs, decoder_input_ids=targets).logits
-    for row, length in enumerate(LENGTHS):
-        source = {name: value[[row], :length] for name, value in inputs.items()}
-        alone = model(**source, decoder_input_ids=targets[[row]]).logits
-        torch.testing.assert_close(together[[row]], alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
-
-
-@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
-@torch.no_grad()
 def test_round_trip_is_exact(model_type, artifact, tmp_path):
     model = graft_layer(whole_host(model_type), artifact, TASK)
     model.generation_config.max_length = 17
@@ -209,20 +184,6 @@ def test_a_source_that_was_encoded_before(artifact):
     assert torch.equal(encoded.last_hidden_state, expected.encoder_last_hidden_state)
     as_tuple = model(**inputs, decoder_input_ids=targets, return_dict=False)
     assert torch.equal(as_tuple[0], expected.logits)
-
-
-@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
-def test_a_step_changes_all_but_the_donor(model_type, artifact):
-    model = graft_layer(whole_host(model_type), artifact, TASK)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.train()
-    out = model(**padded_inputs(), labels=make_targets())
-    assert out.logits.shape == (3, 5, 40)
-    out.loss.backward()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
-    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"host", "proj_in", "proj_out"}
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart"])

@@ -13,12 +13,11 @@ from layer_surgeon.graft import GraftedModel, graft_layer
 from layer_surgeon.graft.sites import checkpoints_hooks
 from tests.graft.conftest import (
     DECODERS,
-    ENCODER_DECODERS,
-    ENCODERS,
-    MORE_DECODERS,
-    MORE_ENCODERS,
     host_model,
     make_inputs,
+)
+from tests.graft.conftest import (
+    HOSTS as ALL_HOSTS,
 )
 from tests.support.decode_by_hand import decode_greedily
 from tests.support.graft_reference import run_graft, run_head, tokens_of
@@ -26,8 +25,7 @@ from tests.support.graft_reference import run_graft, run_head, tokens_of
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
-CAUSAL_HOSTS = (*DECODERS, *MORE_DECODERS)
-HOSTS = tuple(name for name in (*ENCODERS, *MORE_ENCODERS, *CAUSAL_HOSTS, *ENCODER_DECODERS) if name != "albert")
+HOSTS = tuple(name for name in ALL_HOSTS if name != "albert")
 FEATURES = "feature-extraction"
 LENGTHS = (9, 4, 6)
 # What families do behind their last layer.
@@ -174,7 +172,7 @@ def test_no_layer_of_the_host(model_type, llm, artifact):
     hidden = stack(**inputs, output_hidden_states=True).hidden_states[0]
     if model_type in NORMS:
         hidden = stack.get_submodule(NORMS[model_type])(hidden)
-    causal = model_type in CAUSAL_HOSTS
+    causal = model_type in DECODERS
     states = run_graft(llm, model, hidden, mask, causal=causal)
     rows = {
         "cls": lambda row: states[row, 0],

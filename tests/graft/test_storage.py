@@ -21,11 +21,6 @@ from layer_surgeon.errors import ArtifactError, GraftError
 from layer_surgeon.graft import GraftedModel, GraftedModelForSequenceClassification, graft_layer
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import (
-    DECODERS,
-    ENCODER_DECODERS,
-    ENCODERS,
-    MORE_DECODERS,
-    MORE_ENCODERS,
     host_model,
     make_inputs,
     word_tokenizer,
@@ -53,8 +48,8 @@ def tensor_names(folder):
         return set(file.keys())
 
 
-@pytest.mark.parametrize("model_type", [*ENCODERS, *MORE_ENCODERS, *DECODERS, *MORE_DECODERS, *ENCODER_DECODERS])
-def test_round_trip_is_exact(model_type, artifact, tmp_path, caplog):
+@pytest.mark.parametrize("model_type", ["bert", "deberta", "llama", "t5"])
+def test_loading_says_nothing(model_type, artifact, tmp_path, caplog):
     model = graft_layer(host_model(model_type), artifact)
     model.save_pretrained(tmp_path / "graft")
     logging.enable_propagation()
