@@ -1,107 +1,174 @@
-"""Time and memory of `surgeon extract` on the shapes of Llama-3.1-8B and 70B, beside the least that could be done.
+"""Time and memory of taking the last layer out of checkpoints of the shape of Llama-3.1-8B and 70B.
 
-    python -m benchmarks.extract            both shapes
-    python -m benchmarks.extract --only 8B --runs 3
+    python -m benchmarks.extract                                   both shapes, page cache warm and dropped, all rows
+    python -m benchmarks.extract --only 8B --cache warm --runs 3 --rows copy surgeon
 
-Sparse checkpoints with the real layout are made in a temporary folder (2.2 GB). Each row is a new process; rows take
-turns, and medians are shown. "copy + sha256" reads the layer's bytes, writes them and hashes them with nothing but the
-standard library: the limit that `surgeon extract` is measured against.
+Sparse checkpoints with the real layout are made in a temporary folder (2.2 GB, and up to 3 GB of output). Each run is
+a new process; rows take turns, and medians are shown, the fastest and slowest run in brackets. "copy + sha256" reads
+the layer's bytes, writes them and hashes them with nothing but the standard library: the limit that `surgeon extract`
+is measured against. The other rows are what people use today, installed by `make bench` in .venv-peers.
+docs/benchmarks.md says how to read the result.
 """
 
 import argparse
-import json
-import platform
-import shutil
+import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import heading, machine, save, say, spread, table, versions
+from benchmarks.peers import (
+    PEERS,
+    ROWS,
+    Job,
+    digest_of,
+    drop_from_cache,
+    environment,
+    find_job,
+    peer_versions,
+    remove,
+    settle,
+    size_of,
+)
+from benchmarks.process import HAS_PROC, Usage, measure
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
 
-SHAPES = {"8B": (LLAMA_8B, 436_224_000), "70B": (LLAMA_70B, 1_711_308_800)}
-SURGEON = Path(sys.executable).with_name("surgeon")
-
-# Runs a command and prints its seconds and peak resident memory; a process of its own, so that it counts one child.
-MEASURE = """
-import json, resource, subprocess, sys, time
-start = time.perf_counter()
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
-"""
-COPY = """
-import hashlib, json, sys
-ranges, target = json.loads(sys.argv[1]), sys.argv[2]
-digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-with open(target, "wb", buffering=0) as out:
-    for path, start, length in ranges:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(start)
-            while length:
-                count = file.readinto(buffer[:length])
-                out.write(buffer[:count])
-                digest.update(buffer[:count])
-                length -= count
-"""
+SMALL = LLAMA_8B | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 64}
+# Configuration, largest shard, bytes of the last layer, and the rows that are measured if none are named. Of the 70B
+# shape, mergekit would write 5.9 GB a run, and from_pretrained and safetensors-layer-grabber go through 141 GB.
+SHAPES: dict[str, tuple[dict[str, Any], int, int, tuple[str, ...]]] = {
+    "small": (SMALL, 2_500_000, 1_115_136, ("copy", "surgeon")),
+    "8B": (LLAMA_8B, 5_000_000_000, 436_224_000, tuple(ROWS)),
+    "70B": (LLAMA_70B, 5_000_000_000, 1_711_308_800, ("copy", "surgeon", "safe_open")),
+}
 
 
-def measure(*command: str) -> dict[str, float]:
-    """Seconds and peak resident bytes of one run of a command."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, *command], check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+def run_rows(job: Job, rows: Sequence[str], runs: int, *, cold: bool) -> tuple[dict[str, list[Usage]], dict[str, int]]:
+    """Run each row once, then all of them once more, and so on. The first round does not count: it loads libraries.
+
+    Every output is compared, byte for byte, with the checkpoint.
+
+    Returns:
+        What each row's runs took, and how many bytes each wrote.
+    """
+    results: dict[str, list[Usage]] = {row: [] for row in rows}
+    sizes = {}
+    # It also reads the layer, so that the page cache is warm.
+    expected = digest_of(iter(job.tensors))
+    for number in range(runs + 1):
+        for name in rows:
+            row = ROWS[name]
+            command = row.command(job)
+            settle()
+            if cold:
+                drop_from_cache(job)
+            usage = measure(command, environment=environment())
+            if number:
+                results[name].append(usage)
+            sizes[name] = size_of(job.output)
+            if digest_of(row.tensors(job)) != expected:
+                raise SystemExit(f"{row.title} wrote other bytes than the checkpoint holds.")
+            remove(job.output)
+            say(f"  {number}/{runs}  {row.title}: {usage.seconds:.2f} s")
+    return results, sizes
 
 
-def plan(checkpoint: Path) -> dict[str, Any]:
-    """What `surgeon extract --dry-run` says about the last layer."""
-    command = [SURGEON, "extract", checkpoint, "--layer", "-1", "--dry-run", "--json"]
-    document: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+def show(results: dict[str, list[Usage]], sizes: dict[str, int]) -> dict[str, float]:
+    """Print the rows, and return the medians of their seconds."""
+    medians = {name: statistics.median(usage.seconds for usage in usages) for name, usages in results.items()}
+    base = medians.get("copy")
+    lines = []
+    for name, usages in results.items():
+        lines.append(
+            [
+                ROWS[name].title,
+                spread([usage.seconds for usage in usages]),
+                f"{medians[name] / base:.2f}" if base else "",
+                spread([usage.cpu_seconds for usage in usages]),
+                _megabytes([usage.resident_bytes for usage in usages]),
+                _megabytes([usage.anonymous_bytes for usage in usages]),
+                _megabytes([usage.disk_bytes for usage in usages]),
+                f"{sizes[name] / 1e6:,.0f} MB",
+            ]
+        )
+    print(table(("", "time", "x copy", "CPU", "resident", "anonymous", "from disk", "written"), lines))
+    return medians
+
+
+def _megabytes(values: Sequence[int | None]) -> str:
+    """The largest of some numbers of bytes."""
+    known = [value for value in values if value is not None]
+    return f"{max(known) / 1e6:,.0f} MB" if known else "not known"
+
+
+def judge(shape: str, results: dict[str, list[Usage]], medians: dict[str, float]) -> None:
+    """Print how far `surgeon extract` is from what it aims at."""
+    if "surgeon" not in results:
+        return
+    ours = medians["surgeon"]
+    if "copy" in medians:
+        ratio, more = ours / medians["copy"], ours - medians["copy"]
+        aim = "1.5 x" if shape == "70B" else "0.4 s more"
+        print(f"surgeon extract: {ratio:.2f} x the copy, {more:.2f} s more; aim for this shape: {aim}")
+    peak = max(usage.resident_bytes for usage in results["surgeon"]) / 1e6
+    print(f"surgeon extract: {peak:.1f} MB resident; aim: 60 MB")
+    for name, aim in (("safe_open", "2 x"), ("from_pretrained", "8 x")):
+        if name in medians:
+            print(f"surgeon extract: {medians[name] / ours:.1f} x faster than {ROWS[name].title}; aim: {aim}")
+
+
+def benchmark(shape: str, folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
+    """Measure one shape and print its rows."""
+    config, max_shard_bytes, expected, default_rows = SHAPES[shape]
+    layer = config["num_hidden_layers"] - 1
+    checkpoint = write_sparse_checkpoint(folder / shape, config, [layer], max_shard_bytes=max_shard_bytes)
+    job = find_job(checkpoint, folder / "out")
+    if job.num_bytes != expected:
+        raise SystemExit(f"{shape}: the plan reads {job.num_bytes:,} bytes; {expected:,} are right.")
+    document: dict[str, Any] = {"num_bytes": job.num_bytes}
+    for cache in ("warm", "cold") if settings.cache == "both" else (settings.cache,):
+        say(f"{shape}, page cache {cache}")
+        results, sizes = run_rows(job, settings.rows or default_rows, settings.runs, cold=cache == "cold")
+        print(f"\n{shape}: layer {layer}, {job.num_bytes:,} bytes, page cache {cache}\n")
+        medians = show(results, sizes)
+        print()
+        judge(shape, results, medians)
+        document[cache] = {name: [asdict(usage) for usage in usages] for name, usages in results.items()}
+    remove(checkpoint)
     return document
 
 
-def benchmark(name: str, folder: Path, runs: int) -> None:
-    """Measure one shape and print its rows."""
-    config, expected = SHAPES[name]
-    checkpoint = write_sparse_checkpoint(folder / name, config, [config["num_hidden_layers"] - 1])
-    document = plan(checkpoint)
-    if document["num_bytes"] != expected:
-        raise SystemExit(f"{name}: the plan reads {document['num_bytes']:,} bytes; {expected:,} are right.")
-    tensors = document["tensors"]
-    ranges = json.dumps([[str(checkpoint / t["file"]), t["offset"], t["num_bytes"]] for t in tensors])
-    rows: dict[str, list[dict[str, float]]] = {"copy + sha256 (standard library)": [], "surgeon extract": []}
-    for _ in range(runs):
-        for row, results in rows.items():
-            target = folder / "out"
-            if row == "surgeon extract":
-                command = [str(SURGEON), "extract", str(checkpoint), "--layer", "-1", "--output", str(target)]
-            else:
-                command = [sys.executable, "-c", COPY, ranges, str(target)]
-            results.append(measure(*command))
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
-    base = statistics.median(result["seconds"] for result in rows["copy + sha256 (standard library)"])
-    for row, results in rows.items():
-        seconds = statistics.median(result["seconds"] for result in results)
-        peak = max(result["peak_bytes"] for result in results)
-        print(f"{name:4} {row:34} {seconds:6.2f} s  {seconds / base:5.2f} x  peak {peak / 1e6:6.1f} MB")
-    shutil.rmtree(checkpoint)
-
-
-def main() -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SHAPES)
+    parser.add_argument("--only", choices=SHAPES, help="one shape (default: 8B and 70B)")
+    parser.add_argument("--cache", choices=("warm", "cold", "both"), default="both", help="the checkpoint's pages")
+    parser.add_argument("--rows", choices=ROWS, nargs="+", help="default: all for 8B, without the slow ones for 70B")
     parser.add_argument("--runs", type=int, default=5)
-    arguments = parser.parse_args()
-    print(
-        f"{platform.platform()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}, {arguments.runs} runs"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        for name in [arguments.only] if arguments.only else SHAPES:
-            benchmark(name, Path(folder), arguments.runs)
+    parser.add_argument("--folder", type=Path, help="where files are made (default: TMPDIR); a disk, for a cold cache")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings = parse(arguments)
+    shapes = [settings.only] if settings.only else ["8B", "70B"]
+    wanted = {row for shape in shapes for row in settings.rows or SHAPES[shape][3]}
+    if any(ROWS[row].peer for row in wanted) and not (PEERS / "python").exists():
+        raise SystemExit(f"There is no {PEERS.parent}: run `make bench`, or name rows with --rows copy surgeon.")
+    if settings.cache != "warm" and not hasattr(os, "posix_fadvise"):
+        raise SystemExit("This system can't be told to forget the pages of a file: say --cache warm.")
+    facts, packages = machine(), versions("layer-surgeon") | peer_versions()
+    print(heading(facts, packages), flush=True)
+    if not HAS_PROC:
+        print("No /proc here: resident memory is that of the largest process, anonymous memory is not known.")
+    document: dict[str, Any] = {"machine": facts, "versions": packages, "settings": vars(settings), "shapes": {}}
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        for shape in shapes:
+            document["shapes"][shape] = benchmark(shape, Path(folder), settings)
+    save(settings.json, document)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import by_hand
 from benchmarks.link import REPO, Exchange, Link
+from benchmarks.machine import say
 
 SURGEON = Path(sys.executable).with_name("surgeon")
 FOLDER = Path(__file__).resolve().parent
@@ -201,8 +202,3 @@ def _range_of(exchange: Exchange) -> tuple[int, int]:
 def hub_environment(link: Link, home: Path) -> dict[str, str]:
     """The environment of a process for which the link's other end is the Hub, with nothing cached."""
     return os.environ | {"HF_ENDPOINT": link.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-
-
-def say(text: str) -> None:
-    """Tell how far it is; results alone go to stdout."""
-    sys.stderr.write(f"{text}\n")

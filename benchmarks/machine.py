@@ -5,10 +5,13 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def machine() -> dict[str, Any]:
@@ -68,6 +71,11 @@ def spread(values: Sequence[float]) -> str:
     """The median of some times in seconds and, in brackets, the fastest and slowest."""
     middle = statistics.median(values)
     return f"{middle:.2f} s" if len(values) == 1 else f"{middle:.2f} s ({min(values):.2f}-{max(values):.2f})"
+
+
+def say(text: str) -> None:
+    """Tell how far it is, on stderr: results alone go to stdout."""
+    sys.stderr.write(f"{text}\n")
 
 
 def save(path: Path | None, document: dict[str, Any]) -> None:

@@ -1,0 +1,219 @@
+"""The rows of `benchmarks.extract`: how each takes the layer out, and where in its output the tensors are."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+
+SURGEON = Path(sys.executable).with_name("surgeon")
+PEERS = ROOT / ".venv-peers" / "bin"
+SCRIPTS = ROOT / "benchmarks" / "rows"
+# Nobody's code may look for the model on the Hub.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+_VERSIONS = """
+import importlib.metadata, json
+print(json.dumps({name: importlib.metadata.version(name) for name in
+    ("torch", "transformers", "safetensors", "safetensors-layer-grabber", "mergekit")}))
+"""
+
+# Name inside the layer, file, position of its first byte, length.
+Place = tuple[str, Path, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A layer to take out.
+
+    Attributes:
+        checkpoint: The folder.
+        index: Which layer, counted from 0.
+        tensors: Where its tensors lie, in the order of the plan.
+        output: What a row writes: a file or a folder.
+    """
+
+    checkpoint: Path
+    index: int
+    tensors: tuple[Place, ...]
+    output: Path
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the layer's tensors begin with."""
+        return f"model.layers.{self.index}."
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the layer."""
+        return sum(length for *_, length in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to take a layer out.
+
+    Attributes:
+        title: As it is shown.
+        command: The command line.
+        tensors: Where its output holds the layer's tensors.
+        peer: Whether it needs the environment of the peers.
+    """
+
+    title: str
+    command: Callable[[Job], list[str]]
+    tensors: Callable[[Job], Iterator[Place]]
+    peer: bool = True
+
+
+def find_job(checkpoint: Path, output: Path) -> Job:
+    """The last layer, as `surgeon extract --dry-run` plans it."""
+    command = [SURGEON, "extract", checkpoint, "--layer", "-1", "--dry-run", "--json"]
+    plan = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    (index,) = plan["layer_indices"]
+    prefix = f"model.layers.{index}."
+    tensors = tuple(
+        (tensor["name"].removeprefix(prefix), checkpoint / tensor["file"], tensor["offset"], tensor["num_bytes"])
+        for tensor in plan["tensors"]
+    )
+    return Job(checkpoint=checkpoint, index=index, tensors=tensors, output=output)
+
+
+def digest_of(places: Iterator[Place]) -> str:
+    """A sha256 of tensors that does not depend on the order in which they lie."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    for name, path, start, length in sorted(places):
+        digest.update(f"{name} {length}\n".encode())
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while length and (count := file.readinto(buffer[:length])):
+                digest.update(buffer[:count])
+                length -= count
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def remove(path: Path) -> None:
+    """Take away what a row wrote."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def settle() -> None:
+    """Wait until everything written before is on the disk: else one row pays for the other's writing."""
+    os.sync()
+
+
+def drop_from_cache(job: Job) -> None:
+    """Make the kernel forget the checkpoint's pages, so that they are read from the disk again."""
+    for path in job.checkpoint.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def environment() -> dict[str, str]:
+    """The environment of every row."""
+    return os.environ | _OFFLINE
+
+
+def peer_versions() -> dict[str, str]:
+    """The versions of the peers; none where they are not installed."""
+    if not (PEERS / "python").exists():
+        return {}
+    found: dict[str, str] = json.loads(subprocess.run([PEERS / "python", "-c", _VERSIONS], capture_output=True).stdout)
+    return found
+
+
+def _in_safetensors(path: Path, prefix: str) -> Iterator[Place]:
+    """The tensors of a file whose names begin with `prefix`, without it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__" and name.startswith(prefix):
+            begin, end = entry["data_offsets"]
+            yield name.removeprefix(prefix), path, 8 + length + begin, end - begin
+
+
+def _copy_command(job: Job) -> list[str]:
+    ranges = [[str(path), start, length] for _, path, start, length in job.tensors]
+    return [sys.executable, str(SCRIPTS / "copy_and_hash.py"), json.dumps(ranges), str(job.output)]
+
+
+def _copied(job: Job) -> Iterator[Place]:
+    position = 0
+    for name, _, _, length in job.tensors:
+        yield name, job.output, position, length
+        position += length
+
+
+def _surgeon_command(job: Job) -> list[str]:
+    return [str(SURGEON), "extract", str(job.checkpoint), "--layer", "-1", "--output", str(job.output)]
+
+
+def _script(name: str, *arguments: str) -> list[str]:
+    return [str(PEERS / "python"), str(SCRIPTS / name), *arguments]
+
+
+def _grabber_command(job: Job) -> list[str]:
+    options = ["--model-dir", str(job.checkpoint), "--layer", job.prefix.rstrip("."), "--output", str(job.output)]
+    return [str(PEERS / "safetensors_layer_grabber"), *options]
+
+
+def _grabbed(job: Job) -> Iterator[Place]:
+    # What torch.save wrote is read with torch; the bytes are the same.
+    converted = job.output.with_suffix(".safetensors")
+    subprocess.run(_script("as_safetensors.py", str(job.output), str(converted)), check=True)
+    job.output.unlink()
+    converted.rename(job.output)
+    yield from _in_safetensors(job.output, "")
+
+
+def _mergekit_command(job: Job) -> list[str]:
+    config = job.output.with_suffix(".yaml")
+    source = {"model": str(job.checkpoint), "layer_range": [job.index, job.index + 1]}
+    # JSON is YAML.
+    config.write_text(
+        json.dumps({"slices": [{"sources": [source]}], "merge_method": "passthrough", "dtype": "bfloat16"})
+    )
+    return [str(PEERS / "mergekit-yaml"), str(config), str(job.output), "--no-copy-tokenizer", "--quiet"]
+
+
+def _merged(job: Job) -> Iterator[Place]:
+    for path in job.output.glob("*.safetensors"):
+        yield from _in_safetensors(path, "model.layers.0.")
+
+
+ROWS = {
+    "copy": Row(title="copy + sha256 (standard library)", command=_copy_command, tensors=_copied, peer=False),
+    "surgeon": Row(
+        title="surgeon extract",
+        command=_surgeon_command,
+        tensors=lambda job: _in_safetensors(job.output / "model.safetensors", "layers.0."),
+        peer=False,
+    ),
+    "safe_open": Row(
+        title="safe_open by hand",
+        command=lambda job: _script("by_safe_open.py", str(job.checkpoint), job.prefix, str(job.output)),
+        tensors=lambda job: _in_safetensors(job.output, ""),
+    ),
+    "from_pretrained": Row(
+        title="from_pretrained, keep one layer",
+        command=lambda job: _script("by_from_pretrained.py", str(job.checkpoint), str(job.output)),
+        tensors=lambda job: _in_safetensors(job.output, ""),
+    ),
+    "grabber": Row(title="safetensors-layer-grabber", command=_grabber_command, tensors=_grabbed),
+    "mergekit": Row(title="mergekit passthrough", command=_mergekit_command, tensors=_merged),
+}
