@@ -215,29 +215,48 @@ def replace_pickle(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
     return packed.getvalue()
 
 
+_GGUF_SIZES = {
+    "embedding_length": 32,
+    "feed_forward_length": 32,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+    "rope.dimension_count": 16,
+}
+_GGUF_NAMES = (b"llama.", b"gpt2.", b"general.", b"tokenizer.", b"blk.", b"split.")
+
+
 def _gguf(folder: Path) -> Target:
-    sizes = {
-        "embedding_length": 32,
-        "feed_forward_length": 32,
-        "attention.head_count": 2,
-        "attention.head_count_kv": 1,
-        "rope.dimension_count": 16,
-    }
-    path = write_model(folder / "model.gguf", "llama", **sizes)
-    end = path.read_bytes().rindex(b".weight") + 64
-    keys = (b"llama.", b"general.", b"tokenizer.", b"blk.")
+    write_model(folder / "model.gguf", "llama", **_GGUF_SIZES)
+    return Target(name="gguf", files=_read(folder), spoil=_spoil_gguf, opened="model.gguf")
 
-    def spoil(files: Files, random: Random) -> dict[str, bytes]:
-        content = files["model.gguf"]
-        if random.random() < 0.5:
-            return {"model.gguf": mutate_bytes(content, random, hot=(0, end))}
-        # At the number or text behind a name, which is where headers lie.
-        name = random.choice(keys)
-        places = [place for place in range(end) if content.startswith(name, place)]
-        place = random.choice(places)
-        return {"model.gguf": mutate_bytes(content, random, hot=(place, place + 60))}
 
-    return Target(name="gguf", files=_read(folder), spoil=spoil, opened="model.gguf")
+def _gguf_transposed(folder: Path) -> Target:
+    """A model whose tensors are not taken as they lie in the file."""
+    sizes = {name: size for name, size in _GGUF_SIZES.items() if "rope" not in name and "kv" not in name}
+    write_model(folder / "model.gguf", "gpt2", **sizes)
+    return Target(name="gguf_transposed", files=_read(folder), spoil=_spoil_gguf, opened="model.gguf")
+
+
+def _gguf_split(folder: Path) -> Target:
+    split = {"split_max_tensors": 8, "small_first_shard": True}
+    write_model(folder / "model.gguf", "llama", split=split, **_GGUF_SIZES)
+    (folder / "model.gguf").unlink(missing_ok=True)
+    files = _read(folder)
+    return Target(name="gguf_split", files=files, spoil=_spoil_gguf, opened=min(files))
+
+
+def _spoil_gguf(files: Files, random: Random) -> dict[str, bytes]:
+    file = random.choice(sorted(files))
+    content = files[file]
+    end = content.rindex(b".weight") + 64 if b".weight" in content else len(content)
+    if random.random() < 0.5:
+        return {file: mutate_bytes(content, random, hot=(0, end))}
+    # At the number or text behind a name, which is where headers lie.
+    names = [name for name in _GGUF_NAMES if name in content]
+    name = random.choice(names)
+    places = [place for place in range(end) if content.startswith(name, place)]
+    place = random.choice(places)
+    return {file: mutate_bytes(content, random, hot=(place, place + 60))}
 
 
 def _artifact(folder: Path) -> Target:
@@ -267,6 +286,8 @@ _MAKERS: dict[str, Callable[[Path], Target]] = {
     "zip": _zip,
     "pickle": _pickle,
     "gguf": _gguf,
+    "gguf_transposed": _gguf_transposed,
+    "gguf_split": _gguf_split,
     "artifact": _artifact,
 }
 TARGETS = tuple(_MAKERS)
