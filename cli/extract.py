@@ -16,7 +16,9 @@ app = new_app()
 
 @command(app)
 def extract(
-    source: Annotated[str, typer.Argument(help="A Hub repo id, a folder, or a safetensors or GGUF file.")],
+    source: Annotated[
+        str, typer.Argument(help="A Hub repo id, a folder, a URL, or a safetensors, PyTorch or GGUF file.")
+    ],
     layer: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,7 +50,7 @@ def extract(
         return _verify(ui, source)
     layers = layer or ["-1"]
     if dry_run:
-        return _plan(ui, open_checkpoint(source, revision=revision, token=token), layers)
+        return _plan(ui, open_checkpoint(source, revision=revision, token=token), layers, dtype)
     artifact = extract_layer(
         source,
         layer=layers,
@@ -73,15 +75,17 @@ def _verify(ui: Ui, folder: str) -> dict[str, Any]:
     return _document(artifact) | {"verified": True}
 
 
-def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[str]) -> dict[str, Any]:
-    plan = plan_extraction(checkpoint, layer=layers)
+def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[str], dtype: str | None) -> dict[str, Any]:
+    plan = plan_extraction(checkpoint, layer=layers, dtype=dtype)
     if not ui.as_json:
         rows = [(t.name, t.dtype, "x".join(map(str, t.shape)), format_bytes(t.num_bytes), t.file) for t in plan.tensors]
         ui.table(("tensor", "dtype", "shape", "bytes", "file"), rows)
+        between = plan.num_bytes_read - plan.num_bytes
         ui.facts(
             {
                 "tensors": len(plan.tensors),
-                "bytes": f"{plan.num_bytes:,} ({format_bytes(plan.num_bytes)})",
+                "bytes": f"{plan.num_bytes:,} ({format_bytes(plan.num_bytes)})"
+                + (f", and {between:,} between them" if between else ""),
                 "requests": plan.num_requests,
                 "files": len(plan.files),
             }
@@ -91,6 +95,7 @@ def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[str]) -> dict[str, Any]:
         "commit": checkpoint.commit,
         "layer_indices": list(plan.layer_indices),
         "num_bytes": plan.num_bytes,
+        "num_bytes_read": plan.num_bytes_read,
         "num_requests": plan.num_requests,
         "files": list(plan.files),
         "tensors": [

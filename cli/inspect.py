@@ -18,15 +18,17 @@ app = new_app()
 
 @command(app)
 def inspect(
-    source: Annotated[str, typer.Argument(help="A Hub repo id, a folder, or a safetensors or GGUF file.")],
+    source: Annotated[
+        str, typer.Argument(help="A Hub repo id, a folder, a URL, or a safetensors, PyTorch or GGUF file.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Show a checkpoint's layers, dtypes and sizes.
+    """Show a checkpoint's layers, dtypes, sizes and licence.
 
-    Reads the config, the index and the headers of the files; no weights.
+    Reads the config, the index, the headers of the files and the model card; no weights.
     """
     checkpoint = open_checkpoint(source, revision=revision, token=token)
     summary = summarize(checkpoint)
@@ -40,7 +42,11 @@ def inspect(
         "model_type": checkpoint.model_type,
         "num_layers": checkpoint.num_layers,
         "layer_prefix": checkpoint.layer_prefix(0),
-        "quantization": checkpoint.quantization,
+        "quantization": checkpoint.quantization or checkpoint.table.packing,
+        "license": summary.licence.get("license"),
+        "license_name": summary.licence.get("license_name"),
+        "license_link": summary.licence.get("license_link"),
+        "license_files": list(summary.licence_files),
         "notes": list(checkpoint.table.notes),
         "whole": asdict(summary.whole),
         "rest": asdict(summary.rest),
@@ -62,6 +68,9 @@ def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
     if checkpoint.quantization:
         how = "extract with --dtype bfloat16" if is_fp8(checkpoint.config) else "its layers can't be taken out"
         facts["quantised"] = f"{checkpoint.quantization}; {how}"
+    elif checkpoint.table.packing:
+        facts["quantised"] = f"{checkpoint.table.packing}; layers come out as float32, or as --dtype says"
+    facts["licence"] = _licence(summary)
     ui.facts(facts)
     for note in checkpoint.table.notes:
         ui.line(note)
@@ -72,6 +81,12 @@ def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
         rows.append(_row(str(first) if first == last else f"{first} to {last}", alike[0][1], each=first != last))
     rows.append(_row("the rest", summary.rest, each=False))
     ui.table(("layer", "tensors", "parameters", "bytes", "dtypes", "files"), rows)
+
+
+def _licence(summary: CheckpointSummary) -> str:
+    stated = [summary.licence[key] for key in ("license", "license_name", "license_link") if key in summary.licence]
+    files = f"see {', '.join(summary.licence_files)}" if summary.licence_files else ""
+    return "; ".join(filter(None, [", ".join(stated), files])) or "not stated"
 
 
 def _row(name: str, group: TensorGroup, *, each: bool) -> tuple[str, ...]:

@@ -1,10 +1,13 @@
 """GGUF files: the tensors of a llama.cpp model under the names and in the shapes that transformers gives them."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
+
+import gguf
 
 from layer_surgeon.checkpoint.gguf_config import gguf_config, unread_rotary_scaling
 from layer_surgeon.checkpoint.gguf_header import GgufHeader, TensorEntry
@@ -15,6 +18,8 @@ from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
 
 __all__ = ["GgufTable", "GgufTensorInfo"]
+
+_PLAIN = ("F32", "F16", "BF16", "F64", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,20 @@ class GgufTable:
         return entry.value if entry is not None and isinstance(entry.value, str) else None
 
     @property
+    def packing(self) -> str | None:
+        """The mixture of quantisations that the file says it is, such as `Q4_K_M`, or the type that most bytes have."""
+        entry = self._header.metadata.get("general.file_type")
+        names = {kind.value: kind.name for kind in gguf.LlamaFileType}
+        name = names.get(entry.value, "") if entry is not None and type(entry.value) is int else ""
+        kind = name.removeprefix("ALL_").removeprefix("MOSTLY_") if name != "GUESSED" else ""
+        if not kind:
+            sizes: Counter[str] = Counter()
+            for tensor in self._header.tensors:
+                sizes[tensor.dtype] += tensor.num_bytes
+            kind = sizes.most_common(1)[0][0] if sizes else ""
+        return None if kind in _PLAIN else kind
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about what transformers makes of the file, a sentence each."""
         unread = unread_rotary_scaling(self._header)
@@ -87,6 +106,10 @@ class GgufTable:
     def files(self) -> Mapping[str, str]:
         """The file of every tensor, by its name, in the model's order."""
         return {name: entry.file for name, entry in self._entries.items()}
+
+    def describe(self, names: Iterable[str]) -> list[TensorInfo]:
+        """The same as `tensors`: a header tells everything at once."""
+        return self.tensors(names)
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
         """Where the named tensors lie; reads nothing more.

@@ -71,6 +71,7 @@ class SafetensorsTable:
     format = "safetensors"
     notes = ()
     license = None
+    packing = None
 
     def __init__(
         self,
@@ -92,6 +93,10 @@ class SafetensorsTable:
     def files(self) -> Mapping[str, str]:
         """The file of every tensor, by tensor name."""
         return self._shard_of
+
+    def describe(self, names: Iterable[str]) -> list[TensorInfo]:
+        """The same as `tensors`: a header tells everything at once."""
+        return self.tensors(names)
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
         """Where the named tensors lie; reads the headers of the files that hold them, and no others."""

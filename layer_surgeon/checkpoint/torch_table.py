@@ -14,7 +14,7 @@ from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.torch_pickle import MAX_PICKLE_BYTES, read_state_dict
 from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo, PickledTensor
 from layer_surgeon.checkpoint.torch_zip import ZipEntry, data_offset, local_header_bytes, read_entries
-from layer_surgeon.checkpoint.types import TensorInfo
+from layer_surgeon.checkpoint.types import TensorInfo, TensorShape
 from layer_surgeon.errors import CheckpointError
 
 INDEX_FILE = "pytorch_model.bin.index.json"
@@ -58,6 +58,7 @@ class TorchZipTable:
     format = "torch"
     notes = ()
     license = None
+    packing = None
 
     def __init__(
         self,
@@ -81,6 +82,27 @@ class TorchZipTable:
         """The file of every tensor, by tensor name."""
         return self._shard_of
 
+    def describe(self, names: Iterable[str]) -> list[TensorShape]:
+        """What the named tensors are; reads the directories and pickles of the files that hold them, no entries.
+
+        Raises:
+            CheckpointError: A file is damaged, wants to run something, or lacks a tensor that the index promises.
+            SourceError: A file can't be read.
+        """
+        wanted = list(names)
+        self._open_all(wanted)
+        tensors = [(name, self._tensor(name)) for name in wanted]
+        return [
+            TensorShape(
+                name=name,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                file=self._shard_of[name],
+                num_bytes=tensor.num_bytes,
+            )
+            for name, tensor in tensors
+        ]
+
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
         """Where the named tensors lie; reads the directories and pickles of the files that hold them, and no others.
 
@@ -90,8 +112,7 @@ class TorchZipTable:
             SourceError: A file can't be read.
         """
         wanted = list(names)
-        shards = dict.fromkeys(self._shard_of[name] for name in wanted)
-        self._each(self._open, [(shard,) for shard in shards if shard not in self._archives])
+        self._open_all(wanted)
         missing = dict.fromkeys(
             (shard, key)
             for name in wanted
@@ -101,6 +122,10 @@ class TorchZipTable:
         )
         self._each(self._find, list(missing))
         return [self._info(name) for name in wanted]
+
+    def _open_all(self, names: list[str]) -> None:
+        shards = dict.fromkeys(self._shard_of[name] for name in names)
+        self._each(self._open, [(shard,) for shard in shards if shard not in self._archives])
 
     def _each(self, action: Callable[..., None], arguments: list[tuple[str, ...]]) -> None:
         """Do the same to several files or entries, as many at once as the source has connections."""

@@ -1,21 +1,20 @@
 """What the rooms say to each other about tensors and bytes: plain data, and the one protocol that lists tensors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorInfo:
-    """Where the bytes of one tensor lie, and what they are.
+class TensorShape:
+    """What one tensor is, and which file holds it.
 
     Attributes:
         name: The tensor's name in transformers' own naming, such as `model.layers.31.mlp.up_proj.weight`.
         dtype: The code of its element type in its file: `BF16`, `F32`, ... for safetensors, `Q4_K` ... for GGUF.
         shape: Its sizes, outermost first, as transformers has them.
         file: The file that holds it, as a POSIX path relative to the source.
-        offset: Absolute position of its first byte in that file.
         num_bytes: How many bytes of the file it takes.
     """
 
@@ -23,17 +22,32 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     file: str
-    offset: int
     num_bytes: int
 
     def __post_init__(self) -> None:
-        if self.offset < 0 or self.num_bytes < 0 or any(size < 0 for size in self.shape):
-            raise ValueError(f"Tensor {self.name!r} has a negative size or position: {self}")
+        if self.num_bytes < 0 or any(size < 0 for size in self.shape):
+            raise ValueError(f"Tensor {self.name!r} has a negative size: {self}")
 
     @property
     def num_elements(self) -> int:
         """How many numbers the tensor holds."""
         return prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo(TensorShape):
+    """What one tensor is, and where its bytes lie.
+
+    Attributes:
+        offset: Absolute position of its first byte in its file.
+    """
+
+    offset: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.offset < 0:
+            raise ValueError(f"Tensor {self.name!r} has a negative position: {self}")
 
     @property
     def end(self) -> int:
@@ -73,11 +87,22 @@ class TensorTable(Protocol):
         """The licence that the weights' own metadata state."""
 
     @property
+    def packing(self) -> str | None:
+        """How the format itself packs numbers, such as GGUF's `Q4_K_M`; None where they are plain."""
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The model's config.json verbatim, or the same content made from the format's own metadata."""
 
     def files(self) -> Mapping[str, str]:
         """The file of every tensor, by tensor name, in the checkpoint's order."""
+
+    def describe(self, names: Iterable[str]) -> Sequence[TensorShape]:
+        """What the named tensors are, without finding out where each begins if that takes further reads.
+
+        Raises:
+            CheckpointError: As `tensors`.
+        """
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
         """Where the named tensors lie; reads the headers of the files that hold them, and no others.

@@ -1,24 +1,14 @@
 """What goes with a layer: the donor's licence files, and a model card that says where the layer comes from."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_files
 from layer_surgeon.checkpoint.sources import Source
 from layer_surgeon.extract.plan import ExtractionPlan
-
-# The names under which repos keep what must go along with their weights: Llama has LICENSE and USE_POLICY.md.
-_LICENCE_FILE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)([._-].*)?", re.IGNORECASE)
-_MAX_TEXT_BYTES = 2_000_000
-README_FILE = "README.md"
-# No whitespace in it may match an end of a line too: a card of nothing but such ends would be searched for ever.
-_FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(\n|$)", re.DOTALL)
-_LICENCE_ENTRY = re.compile(
-    r"^(?P<key>license|license_name|license_link):(?P<value>[^\n]{0,1000}(?:\n[ \t][^\n]{0,1000})?)$", re.MULTILINE
-)
 
 
 def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -27,42 +17,7 @@ def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     Raises:
         SourceError: One of them can't be read.
     """
-    names = [name for name in checkpoint.source.list_files() if _LICENCE_FILE.fullmatch(name)]
-    return {name: checkpoint.source.read_file(name, _MAX_TEXT_BYTES) for name in names}
-
-
-def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
-    """The donor's licence: `license`, `license_name`, `license_link` of its model card, or what its weights state.
-
-    Raises:
-        SourceError: The card can't be read.
-    """
-    stated = {} if checkpoint.table.license is None else {"license": checkpoint.table.license}
-    if README_FILE not in checkpoint.source.list_files():
-        return stated
-    text = checkpoint.source.read_file(README_FILE, _MAX_TEXT_BYTES).decode("utf-8", "replace")
-    front = _FRONT.match(text)
-    if front is None:
-        return stated
-    return stated | _parse_licence(front[1])
-
-
-def _parse_licence(front: str) -> dict[str, str]:
-    """What the first lines of a card state: only the entries of a line each, or a line and an indented one, are read.
-
-    YAML as a whole is slow (a card with the results of 100 benchmarks takes seconds) and has ways to take for ever.
-    """
-    found = {}
-    for key, text in {entry["key"]: entry["value"] for entry in _LICENCE_ENTRY.finditer(front)}.items():
-        try:
-            value = yaml.safe_load(text)
-        # What the parser raises on text that is none of its kind: also ValueError (a date of month 13).
-        except (yaml.YAMLError, ValueError, RecursionError):
-            # A card that no parser reads states no licence; the licence files are copied all the same.
-            continue
-        if isinstance(value, str) and value.isprintable():
-            found[key] = value
-    return found
+    return {name: checkpoint.source.read_file(name, MAX_TEXT_BYTES) for name in licence_files(checkpoint)}
 
 
 def base_model(source: Source) -> str | None:

@@ -8,11 +8,19 @@ from typing import Any
 
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.checkpoint.licence import README_FILE, read_licence
 from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError
-from layer_surgeon.extract.artifact import CONFIG_FILE, MODEL_TYPE, LayerArtifact, is_artifact, read_config
-from layer_surgeon.extract.card import README_FILE, base_model, read_licence, read_licence_files, write_card
+from layer_surgeon.extract.artifact import (
+    CONFIG_FILE,
+    MODEL_TYPE,
+    LayerArtifact,
+    is_artifact,
+    read_config,
+    recorded_tensors,
+)
+from layer_surgeon.extract.card import base_model, read_licence_files, write_card
 from layer_surgeon.extract.copy import copy_tensors
 from layer_surgeon.extract.follow import Digests
 from layer_surgeon.extract.journal import plan_identity
@@ -101,8 +109,11 @@ def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, for
 
 
 def _identity(config: dict[str, Any]) -> object:
-    source = config.get("source") or {}
-    tensors = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in (source.get("tensors") or {}).items()}
+    source = config.get("source")
+    if not isinstance(source, dict):
+        return None
+    recorded = recorded_tensors(config)
+    tensors = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in recorded.items()}
     return [config.get("layer_indices"), source.get("name"), source.get("commit"), source.get("files"), tensors]
 
 

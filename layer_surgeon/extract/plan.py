@@ -233,11 +233,7 @@ def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, .
     wanted = [tensor for tensor in planned if tensor.source.num_bytes]
     for tensor in sorted(wanted, key=lambda tensor: (tensor.source.file, tensor.source.offset)):
         last = runs[-1][-1].source if runs else None
-        if (
-            last is not None
-            and last.file == tensor.source.file
-            and last.end <= tensor.source.offset <= last.end + gap
-        ):
+        if last is not None and last.file == tensor.source.file and last.end <= tensor.source.offset <= last.end + gap:
             runs[-1].append(tensor)
         else:
             runs.append([tensor])
