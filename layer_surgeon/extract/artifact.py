@@ -89,11 +89,7 @@ class LayerArtifact:
     @property
     def recorded(self) -> dict[str, Any]:
         """What config.json records about each tensor: the donor's name for it, dtype, shape and sha256."""
-        source = self.config.get("source")
-        tensors = source.get("tensors") if isinstance(source, dict) else None
-        if not isinstance(tensors, dict):
-            return {}
-        return {name: entry if isinstance(entry, dict) else {} for name, entry in tensors.items()}
+        return recorded_tensors(self.config)
 
     def tensors(self) -> list[TensorInfo]:
         """The tensors in the file of weights.
@@ -128,6 +124,15 @@ class LayerArtifact:
                     )
             if _digest(file, 0, path.stat().st_size) != self.sha256:
                 raise ArtifactError(f"{path} is not the file that was written. Extract the layer again, with --force.")
+
+
+def recorded_tensors(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an artifact's config.json records about each tensor, as far as it has the form of a record."""
+    source = config.get("source")
+    tensors = source.get("tensors") if isinstance(source, dict) else None
+    if not isinstance(tensors, dict):
+        return {}
+    return {name: entry if isinstance(entry, dict) else {} for name, entry in tensors.items()}
 
 
 def is_artifact(folder: Path) -> bool:
