@@ -1,6 +1,8 @@
-"""Write layer_surgeon/checkpoint/families.json: which families of transformers can give a layer, and where it lies.
+"""Write which families of transformers can give a layer, and where it lies: a table for the code, a page for readers.
 
-    python tools/generate_families.py [--output FILE] [--only FAMILY ...]
+    python tools/generate_families.py [--output FILE] [--page FILE] [--only FAMILY ...]
+
+The table is layer_surgeon/checkpoint/families.json, the page docs/families.md.
 
 For every decoder family that the installed transformers knows: make a tiny random model, save it, cut layers out of the
 checkpoint, load them as `DonorLayer`, and compare with the same layers inside the whole model, padded or not.
@@ -34,8 +36,10 @@ from layer_surgeon.donor.family import find_stack, model_class  # noqa: E402
 from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
 from tests.support.exactness import difference  # noqa: E402
 from tests.support.tiny_models import cut_artifact, layers_prefix, model_from, save_quietly, tiny_config  # noqa: E402
+from tools.families_page import page  # noqa: E402
 
 OUTPUT = ROOT / "layer_surgeon" / "checkpoint" / "families.json"
+PAGE = ROOT / "docs" / "families.md"
 SECONDS = 60
 MAX_PARAMETERS = 20_000_000
 PADDINGS = ("none", "left", "right")
@@ -75,6 +79,7 @@ class RefusedError(Exception):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--only", nargs="+", help="these families only; print, write nothing")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -101,6 +106,7 @@ def main() -> None:
     print(f"transformers {transformers.__version__}: {counts}")
     if not options.only:
         options.output.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        options.page.write_text(page(table))
 
 
 def text_families() -> list[str]:
