@@ -17,12 +17,13 @@ format: .venv/.ready  ## put the code into shape
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 docs: .venv/.docs-ready  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
-bench: .venv/.ready  ## repeatable measurements; see docs/benchmarks.md
+bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/benchmarks.md
 	$(BIN)/python -m benchmarks.extract
+	$(BIN)/python -m benchmarks.network
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
 clean:  ## remove the environments and everything built
-	rm -rf .venv .venv-min site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-min .venv-peers site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,4 +35,8 @@ clean:  ## remove the environments and everything built
 .venv-min/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/python -m pip install --quiet --editable '.[demo,test]' torch==2.11.0 transformers==5.17.0 huggingface_hub==1.31.0
+	touch $@
+.venv-peers/.ready: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
 	touch $@

@@ -36,7 +36,7 @@ class Layer:
 
     def at(self, url: str) -> list[by_hand.Piece]:
         """The ranges with URLs in place of file names."""
-        return [(f"{url}/{file}", *numbers) for file, *numbers in self.ranges]
+        return [(f"{url}/{file}", start, length, offset) for file, start, length, offset in self.ranges]
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,7 @@ class Run:
 
 def find_layer(checkpoint: Path) -> Layer:
     """Where the last layer lies, from what `surgeon extract --dry-run` says of the folder."""
-    command = [SURGEON, "extract", checkpoint, "--layer", "-1", "--dry-run", "--json"]
+    command = [str(SURGEON), "extract", str(checkpoint), "--layer", "-1", "--dry-run", "--json"]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     ranges: list[list[Any]] = []
     offset = 0
@@ -151,7 +151,7 @@ class Bench:
 
     def median(self, name: str, what: str) -> float:
         """The median of one of a row's numbers."""
-        return statistics.median(getattr(run, what) for run in self.results[name])
+        return float(statistics.median(getattr(run, what) for run in self.results[name]))
 
     def weights(self, log: list[Exchange]) -> list[Exchange]:
         """The requests for weights among those of a run: those for bytes inside of the layer's ranges."""

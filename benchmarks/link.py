@@ -43,7 +43,7 @@ class Exchange:
         range: The Range header, if there was one.
         client: The port that the request came from: one for each connection; 0 on the Hub, which does not say.
         arrived: When the request had arrived, before any delay; of a connection's first, when that was opened.
-        ended: When the last byte of the answer was handed to the network; 0 where it has not been, or is not known.
+        ended: When the last byte of the answer was handed to the network; 0 on the Hub, which does not say.
         body_bytes: Bytes of the answer's body.
         num_bytes: The same with the answer's headers.
     """
@@ -179,9 +179,15 @@ class _StorageHandler(BaseHTTPRequestHandler):
             arrived=arrived,
         )
         self.server.log.append(exchange)
+        try:
+            self._hand_out(exchange)
+        finally:
+            exchange.ended = time.monotonic()
+
+    def _hand_out(self, exchange: Exchange) -> None:
         time.sleep(self.server.latency)
         # Only names count: whatever the path before it, no file outside of the folder can be meant.
-        with open(self.server.folder / Path(path).name, "rb") as file:
+        with open(self.server.folder / Path(exchange.path).name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             start, stop = 0, size
             match = _RANGE.fullmatch(exchange.range or "")
@@ -199,7 +205,6 @@ class _StorageHandler(BaseHTTPRequestHandler):
             self.end_headers()
             if self.command == "GET":
                 self._send(file.fileno(), start, stop - start, exchange)
-        exchange.ended = time.monotonic()
 
     def _send(self, file: int, start: int, length: int, exchange: Exchange) -> None:
         rate = self.server.bytes_per_second
@@ -237,6 +242,9 @@ def _serve(pipe: Connection, checkpoint: Path, latency: float, bytes_per_second:
                 pipe.recv()
             except EOFError:
                 break
+            # A client that has all its bytes may ask before the answer's end was noted.
+            while any(not exchange.ended for exchange in storage.log):
+                time.sleep(0.001)
             pipe.send(sorted([*hub.exchanges(), *storage.log], key=lambda exchange: exchange.arrived))
             hub.reset_log()
             hub.arrivals.clear()

@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def measure_link(bench: Bench, settings: argparse.Namespace) -> dict[str, Any]:
     """Run all rows over the link, and compare."""
     used = bench.surgeon().connections
     grid = sorted({*settings.connections, used})
-    rows = {"surgeon extract": bench.surgeon}
+    rows: dict[str, Callable[[], Run]] = {"surgeon extract": bench.surgeon}
     for number in grid:
         for each in PIECES_EACH:
             rows[f"places known, {number} connections, {each} each"] = partial(bench.known, number, each)
@@ -44,7 +45,7 @@ def measure_link(bench: Bench, settings: argparse.Namespace) -> dict[str, Any]:
 
     def ideal(connections: int) -> float:
         # The connection and the answer, then the bytes.
-        return 2 * settings.latency + bench.layer.num_bytes / (connections * settings.rate * 1e6)
+        return float(2 * settings.latency + bench.layer.num_bytes / (connections * settings.rate * 1e6))
 
     lines = []
     for name, runs in bench.results.items():
@@ -133,7 +134,7 @@ def measure_wire(bench: Bench, download: int | None) -> dict[str, Any]:
 def measure_plain(bench: Bench, runs: int) -> dict[str, Any]:
     """What the command moves without delay and limit, beside the client library and http.client."""
     first = bench.surgeon()
-    rows = {
+    rows: dict[str, Callable[[], Run]] = {
         "surgeon extract": bench.surgeon,
         "huggingface_hub's client, the same ranges": partial(bench.replayed, "client_library.py", first),
         "http.client, the same ranges": partial(bench.replayed, "by_hand.py", first),

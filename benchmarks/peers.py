@@ -73,7 +73,7 @@ class Row:
 
 def find_job(checkpoint: Path, output: Path) -> Job:
     """The last layer, as `surgeon extract --dry-run` plans it."""
-    command = [SURGEON, "extract", checkpoint, "--layer", "-1", "--dry-run", "--json"]
+    command = [str(SURGEON), "extract", str(checkpoint), "--layer", "-1", "--dry-run", "--json"]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     (index,) = plan["layer_indices"]
     prefix = f"model.layers.{index}."
