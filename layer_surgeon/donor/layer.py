@@ -14,6 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.files import choose_dtype, copy_papers, describe_saved, read_config, read_weights
+from layer_surgeon.donor.influence import shorten
+from layer_surgeon.donor.one_key import installed
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
 from layer_surgeon.donor.scaffold import Run, run_scaffold, scaffold_class, take_layer
 from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_by_layer
@@ -205,7 +207,22 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
                 probe_layer(scaffold, layer, self.hidden_size)
                 for scaffold, layer in zip(self.scaffolds, self.layers, strict=True)
             )
+            for scaffold, layer, traits in zip(self.scaffolds, self.layers, self._traits, strict=True):
+                shorten(scaffold, layer, traits.extras, self.hidden_size)
         return self._traits
+
+    @property
+    def one_key_shortcut(self) -> bool:
+        """Whether, with one position per sequence, products that don't count then are left out.
+
+        False where a layer has none that don't. Setting it to False has everything computed, for comparing.
+        """
+        return any(bool(module.one_key) for _, module in installed(self))
+
+    @one_key_shortcut.setter
+    def one_key_shortcut(self, value: bool) -> None:
+        for _, module in installed(self):
+            module.one_key = value
 
     def unfreeze(self) -> Self:
         """Make the weights trainable, and let `train` reach them (dropout, where the family has one)."""

@@ -18,7 +18,7 @@ from layer_surgeon.errors import UnsupportedArchitectureError
 
 # A prime that no head width is a multiple of, so that a tensor with this last dimension has a number per position.
 _LENGTH = 7
-_FAILURES = (
+FAILURES = (
     TypeError,
     ValueError,
     IndexError,
@@ -92,7 +92,7 @@ def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int) -
             "be given hidden states. Take a donor of another family."
         )
     reference = next(layer.parameters())
-    extras = _find_extras(scaffold, reference, hidden_size)
+    extras = find_extras(scaffold, reference, hidden_size)
     ramp = torch.arange(2 * _LENGTH * hidden_size, device=reference.device, dtype=torch.float32)
     states = (ramp * 0.7).sin().reshape(2, _LENGTH, hidden_size).to(reference.dtype)
     not_causal = _why_not(scaffold, layer, states, extras, causal=True)
@@ -110,7 +110,7 @@ def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int) -
     )
 
 
-def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int) -> int | None:
+def find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int) -> int | None:
     """How layers return their hidden states: the way in which these reach the entrance whole."""
     nan = torch.full((2, _LENGTH, hidden_size), torch.nan, dtype=reference.dtype, device=reference.device)
     failure: Exception | None = None
@@ -118,7 +118,7 @@ def _find_extras(scaffold: PreTrainedModel, reference: Tensor, hidden_size: int)
     for extras in (None, 0, 1, 2, 3):
         try:
             seen = _arguments(scaffold, nan, None, extras)
-        except _FAILURES as error:
+        except FAILURES as error:
             failure = failure or error
             continue
         arrived = seen.pop("hidden_states")
@@ -165,7 +165,7 @@ def _check_alone(scaffold: PreTrainedModel, layer: nn.Module, run: Run) -> None:
     everything = torch.ones(filler.shape[:2], dtype=torch.long, device=filler.device)
     try:
         output = run_scaffold(scaffold, again, everything, None).output
-    except _FAILURES:
+    except FAILURES:
         output = None
     if output is None or run.output is None or not torch.equal(output, run.output):
         raise UnsupportedArchitectureError(
@@ -217,7 +217,7 @@ def _why_bias(scaffold: PreTrainedModel, states: Tensor, extras: int | None) -> 
     mask = bidirectional_mask(states, None)
     try:
         seen = _arguments(scaffold, states, mask, extras)
-    except _FAILURES as error:
+    except FAILURES as error:
         return f"its model takes no mask of its own ({type(error).__name__}: {error})"
     del seen["hidden_states"]
     tensors = [(name, tensor) for name, value in seen.items() for tensor in _tensors(value)]
@@ -244,7 +244,7 @@ def _why_not(
             run = Run(layer=layer, hidden_states=hidden_states, extras=extras)
             try:
                 output = run_scaffold(scaffold, run, mask, _positions(scaffold, states, mask)).output
-            except _FAILURES as error:
+            except FAILURES as error:
                 return f"it fails with {type(error).__name__} {error}".rstrip()
             if not isinstance(output, Tensor) or output.shape != states.shape:
                 return "it doesn't return hidden states of the width that it takes"

@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from layer_surgeon.donor import DonorLayer
+from layer_surgeon.donor.influence import needed_by_shape
+from layer_surgeon.donor.one_key import Needed, install, uninstall
 from layer_surgeon.donor.probe import Traits, takes_position_ids
 from layer_surgeon.donor.scaffold import Run, run_scaffold
 from layer_surgeon.errors import GraftError, LayerSurgeonError
@@ -137,12 +139,14 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
     Raises:
         GraftError: A forward pass needs values.
     """
+    donors = [part for part in model.modules() if isinstance(part, DonorLayer)]
+    # Found before, because what counts is a matter of numbers.
+    needed = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
             model.to_empty(device="cpu")
-            for part in model.modules():
-                if isinstance(part, DonorLayer):
-                    _assume_traits(part)
+            for donor, by_layer in zip(donors, needed, strict=True):
+                _assume_traits(donor, by_layer)
             yield
     except (RuntimeError, NotImplementedError) as error:
         if isinstance(error, LayerSurgeonError):
@@ -153,8 +157,8 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def _assume_traits(donor: DonorLayer) -> None:
-    """Let a donor without weights run, of which there is nothing to probe.
+def _assume_traits(donor: DonorLayer, needed: list[dict[str, Needed]]) -> None:
+    """Let a donor without weights run, of which there is nothing to probe, as one that has them will.
 
     Only the shapes that pass through its scaffold are looked at, to find out how layers hand on hidden states.
     """
@@ -167,6 +171,9 @@ def _assume_traits(donor: DonorLayer) -> None:
         )
         for scaffold, layer in zip(donor.scaffolds, donor.layers, strict=True)
     )
+    for layer, parts in zip(donor.layers, needed, strict=True):
+        uninstall(layer)
+        install(layer, parts)
 
 
 def _extras(scaffold: Any, layer: nn.Module, width: int) -> int | None:
