@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layer_surgeon.checkpoint.formats import open_table
-from layer_surgeon.checkpoint.quantization import describe_quantization
+from layer_surgeon.checkpoint.quantization import describe_packing, describe_quantization
 from layer_surgeon.checkpoint.sources import Source, open_source
 from layer_surgeon.checkpoint.sources.parts import join_parts
 from layer_surgeon.checkpoint.stack import LayerStack, check_family, find_stack, text_config
@@ -86,7 +86,7 @@ class Checkpoint:
     @property
     def quantization(self) -> str | None:
         """The method by which the weights were quantised, in words; None where they are plain numbers."""
-        return describe_quantization(self.table.config)
+        return describe_quantization(self.table.config) or describe_packing(self.layer_names(-1))
 
     def layer_index(self, layer: int) -> int:
         """The index from 0 of a layer that may be counted from the end.

@@ -1,4 +1,4 @@
-"""Under which licence a checkpoint's weights are, as its model card, its metadata and the files beside it say."""
+"""Under which licence a checkpoint's weights are, and what they were made from: card, metadata and files beside it."""
 
 import re
 
@@ -15,11 +15,26 @@ _FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(\n|$)", re.DOTALL)
 _LICENCE_ENTRY = re.compile(
     r"^(?P<key>license|license_name|license_link):(?P<value>[^\n]{0,1000}(?:\n[ \t][^\n]{0,1000})?)$", re.MULTILINE
 )
+# `base_model: owner/name`, or the first of a list.
+_BASE_MODEL = re.compile(
+    r"^base_model:[ \t]*(?:\r?\n[ \t]*-[ \t]*)?[\"']?(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})[\"']?[ \t\r]*$", re.MULTILINE
+)
 
 
 def licence_files(checkpoint: Checkpoint) -> list[str]:
     """The names of the licence files right in the checkpoint's folder or repo."""
     return [name for name in checkpoint.source.list_files() if _LICENCE_FILE.fullmatch(name)]
+
+
+def read_base_model(checkpoint: Checkpoint) -> str | None:
+    """The repo that the model card calls the base model; None where it names none, or there is no card.
+
+    Raises:
+        SourceError: The card can't be read.
+    """
+    front = _read_front(checkpoint)
+    match = None if front is None else _BASE_MODEL.search(front)
+    return None if match is None else match["repo"]
 
 
 def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
@@ -29,13 +44,17 @@ def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
         SourceError: The card can't be read.
     """
     stated = {} if checkpoint.table.license is None else {"license": checkpoint.table.license}
+    front = _read_front(checkpoint)
+    return stated if front is None else stated | _parse_licence(front)
+
+
+def _read_front(checkpoint: Checkpoint) -> str | None:
+    """The first lines of the model card, between two lines of hyphens; None where there are none."""
     if README_FILE not in checkpoint.source.list_files():
-        return stated
+        return None
     text = checkpoint.source.read_file(README_FILE, MAX_TEXT_BYTES).decode("utf-8", "replace")
     front = _FRONT.match(text)
-    if front is None:
-        return stated
-    return stated | _parse_licence(front[1])
+    return None if front is None else front[1]
 
 
 def _parse_licence(front: str) -> dict[str, str]:

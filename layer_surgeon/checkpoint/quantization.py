@@ -1,12 +1,30 @@
-"""Whether a checkpoint's weights are plain numbers, as its config says, and what can be done where they are not."""
+"""Whether a checkpoint's weights are plain numbers, as its config and its tensors' names say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from layer_surgeon.checkpoint.stack import text_config
 
-# Methods whose weights are 8-bit floats with scales beside them, and plain numbers once multiplied.
-_FP8 = ("fp8", "fbgemm_fp8")
+# Methods whose weights are 8-bit floats with scales beside them, and plain numbers once multiplied: by their name, and
+# by what the setting next to it says where one name stands for several.
+_FP8 = {
+    "fp8": None,
+    "fbgemm_fp8": None,
+    "compressed-tensors": ("format", "float-quantized"),
+    "modelopt": ("quant_algo", "FP8"),
+}
+# What the tensors of packed weights are called. Some checkpoints keep their settings in a file of their own
+# (quantize_config.json of older GPTQ, hf_quant_config.json of modelopt), so that config.json says nothing.
+_PACKED = {
+    ".qweight": "gptq or awq",
+    ".weight_packed": "packed compressed-tensors",
+    ".weight_scale_2": "modelopt, NVFP4",
+    "_blocks": "mxfp4",
+    ".absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".W_q": "hqq",
+    ".codebooks": "aqlm",
+}
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -25,9 +43,18 @@ def describe_quantization(config: Mapping[str, Any]) -> str | None:
         return None
     bits = settings.get("bits")
     method = str(settings.get("quant_method") or "unnamed method")
-    kind = settings.get("format")
-    described = f"{method} ({kind})" if isinstance(kind, str) and method == "compressed-tensors" else method
+    kind = settings.get({"compressed-tensors": "format", "modelopt": "quant_algo"}.get(method, ""))
+    described = f"{method} ({kind})" if isinstance(kind, str) else method
     return f"{described}, {bits} bits" if bits else described
+
+
+def describe_packing(names: Iterable[str]) -> str | None:
+    """The quantisation method that packs weights into tensors of such names; None where the names are plain."""
+    for name in names:
+        for ending, method in _PACKED.items():
+            if name.endswith(ending):
+                return method
+    return None
 
 
 def is_fp8(config: Mapping[str, Any]) -> bool:
@@ -36,7 +63,22 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
     if settings is None:
         return False
     method = settings.get("quant_method")
-    return method in _FP8 or (method == "compressed-tensors" and settings.get("format") == "float-quantized")
+    if not isinstance(method, str) or method not in _FP8:
+        return False
+    condition = _FP8[method]
+    return condition is None or settings.get(condition[0]) == condition[1]
+
+
+def block_sizes(config: Mapping[str, Any]) -> list[Any]:
+    """The rows and columns that have one scale, as a config says: of `fp8`, and of each compressed-tensors group."""
+    settings = quantization_config(config) or {}
+    groups = settings.get("config_groups")
+    weights = [
+        group["weights"]
+        for group in (groups.values() if isinstance(groups, Mapping) else ())
+        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
+    ]
+    return [settings.get("weight_block_size"), *(part.get("block_structure") for part in weights)]
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:

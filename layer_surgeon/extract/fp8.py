@@ -1,14 +1,15 @@
 """8-bit floats with scales beside them: which scale belongs to which weight, and the codec that multiplies them.
 
 Three forms are in use: one scale per block of 128 x 128 (`weight_scale_inv`; DeepSeek-V3, Qwen3-FP8), one per row
-(`weight_scale` [rows, 1]; Llama-3.1-405B-FP8 by fbgemm, compressed-tensors) and one per tensor. All multiply.
+(`weight_scale` [rows, 1]; Llama-3.1-405B-FP8 by fbgemm, compressed-tensors) and one per tensor (compressed-tensors,
+modelopt). All multiply.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from layer_surgeon.checkpoint import TensorInfo
-from layer_surgeon.checkpoint.quantization import quantization_config
+from layer_surgeon.checkpoint.quantization import block_sizes
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS
 from layer_surgeon.checkpoint.sources import Source
 from layer_surgeon.errors import CheckpointError
@@ -92,9 +93,12 @@ def fp8_codec(source: Source, config: Mapping[str, Any], weight: TensorInfo, sca
         SourceError: The scales can't be read.
     """
     if scale.num_bytes > _MAX_SCALE_BYTES or len(weight.shape) != 2:
-        raise CheckpointError(f"{scale.name} of shape {list(scale.shape)} is no scale of {list(weight.shape)}.")
+        raise CheckpointError(
+            f"{scale.name} of shape {list(scale.shape)} is no scale of {list(weight.shape)}: only matrices can be "
+            "multiplied out. Take the model that it was made from."
+        )
     raw = source.read_range(scale.file, scale.offset, scale.num_bytes)
-    values = decode_floats(raw, scale.dtype).astype("<f4")
+    values = _powers(raw) if scale.dtype == "F8_E8M0" else decode_floats(raw, scale.dtype).astype("<f4")
     block = _block(config, weight, scale)
     shape = [-(-size // per) for size, per in zip(weight.shape, block, strict=True)]
     return Fp8Codec(weight, values.reshape(shape), block, dtype)
@@ -106,17 +110,27 @@ def _block(config: Mapping[str, Any], weight: TensorInfo, scale: TensorInfo) -> 
         return rows, columns
     if tuple(scale.shape) in ((rows, 1), (rows,)):
         return 1, columns
-    size = (quantization_config(config) or {}).get("weight_block_size")
-    if _is_pair(size) and tuple(scale.shape) == (-(-rows // size[0]), -(-columns // size[1])):
-        return int(size[0]), int(size[1])
+    sizes = [size for size in block_sizes(config) if _is_pair(size)]
+    for size in sizes:
+        if tuple(scale.shape) == (-(-rows // size[0]), -(-columns // size[1])):
+            return int(size[0]), int(size[1])
     raise CheckpointError(
         f"{scale.name} has the shape {list(scale.shape)}, which fits neither the tensor, its rows, nor blocks of "
-        f"{size} of {weight.name} {list(weight.shape)}. Take the model that it was made from."
+        f"{' or '.join(map(str, sizes)) or 'a size in the config'} of {weight.name} {list(weight.shape)}. "
+        "Take the model that it was made from."
     )
 
 
 def _is_pair(value: Any) -> TypeGuard[Sequence[int]]:
     return isinstance(value, Sequence) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
+
+
+def _powers(raw: Buffer) -> "Floats":
+    """What 8 bits of exponent stand for: powers of two, and 255 for no number."""
+    import numpy as np
+
+    codes = np.frombuffer(raw, dtype=np.uint8)
+    return np.where(codes == 0xFF, np.nan, np.exp2(codes.astype(np.float64) - 127)).astype("<f4")
 
 
 def _table(dtype: str) -> "Floats":

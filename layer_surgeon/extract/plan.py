@@ -1,18 +1,19 @@
 """What an extraction will read and write, known to the byte before the first byte of a weight is read."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
+from layer_surgeon.checkpoint.licence import read_base_model
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
 from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
 from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, Dropped, plain_codec
-from layer_surgeon.extract.fp8 import fp8_codec, pair_scales
+from layer_surgeon.extract.fp8 import FP8_CODES, fp8_codec, pair_scales
 from layer_surgeon.extract.permute import Permuted
 from layer_surgeon.extract.selection import LayerSelection, select_layers
 
@@ -146,7 +147,7 @@ def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype
     if dtype is not None and dtype not in CODE_OF_NAME:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
     indices = select_layers(checkpoint, layer)
-    _check_quantization(checkpoint, dtype)
+    _check_quantization(checkpoint, indices, dtype)
     code = None if dtype is None else CODE_OF_NAME[dtype]
     parts = []
     for position, index in enumerate(indices):
@@ -158,18 +159,27 @@ def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype
     return ExtractionPlan(layer_indices=indices, planned=planned, pieces=pieces, header=header)
 
 
-def _check_quantization(checkpoint: Checkpoint, dtype: str | None) -> None:
-    if checkpoint.quantization is None or (is_fp8(checkpoint.config) and dtype is not None):
-        return
-    if is_fp8(checkpoint.config):
+def _check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: str | None) -> None:
+    method = checkpoint.quantization
+    if method is not None and not is_fp8(checkpoint.config):
+        base = read_base_model(checkpoint)
+        named = f": surgeon extract {base}" if base else ", whose weights are bfloat16 or float16"
         raise UnsupportedArchitectureError(
-            f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its weights are 8-bit floats with "
+            f"{checkpoint.source.name} is quantised ({method}): its bytes are no plain numbers. "
+            f"Extract from the model that it was made from{named}."
+        )
+    if dtype is not None or checkpoint.format == "gguf":
+        return
+    if method is not None or any(_has_fp8(checkpoint.layer_tensors(index)) for index in indices):
+        raise UnsupportedArchitectureError(
+            f"{checkpoint.source.name} is quantised ({method or 'FP8'}): its weights are 8-bit floats with "
             "scales beside them. Say --dtype bfloat16 (dtype='bfloat16') to have them multiplied out."
         )
-    raise UnsupportedArchitectureError(
-        f"{checkpoint.source.name} is quantised ({checkpoint.quantization}): its bytes are no plain numbers. "
-        "Extract from the model that it was made from, whose weights are bfloat16 or float16."
-    )
+
+
+def _has_fp8(infos: Iterable[TensorInfo]) -> bool:
+    """Whether weights are 8-bit floats, whatever the config says: modelopt says it in a file of its own."""
+    return any(info.dtype in FP8_CODES for info in infos)
 
 
 def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedTensor, ...], bytes]:
@@ -207,7 +217,7 @@ def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -
 
         for info in infos:
             yield info, gguf_codec(checkpoint.config, info, code)
-    elif is_fp8(checkpoint.config) and code is not None:
+    elif code is not None and _has_fp8(infos):
         for info, scale in pair_scales(infos):
             if scale is None:
                 yield info, _number_codec(info, code)

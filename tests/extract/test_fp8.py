@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from layer_surgeon import extract_layer, open_checkpoint, plan_extraction
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 from layer_surgeon.extract import plan as plan_module
-from layer_surgeon.extract.fp8 import _table
+from layer_surgeon.extract.fp8 import _powers, _table
 
 BLOCK = 16
 SHAPES = {"self_attn.q_proj": (64, 40), "self_attn.k_proj": (24, 40), "mlp.down_proj": (40, 56)}
@@ -43,9 +43,10 @@ def quantised(folder, form, dtype=torch.float8_e4m3fn, method=None):
         "row": {"quant_method": "fbgemm_fp8"},
         "tensor": {"quant_method": "compressed-tensors", "format": "float-quantized"},
     }[form]
+    settings = settings if method is None else method
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    config = {"model_type": "llama", "num_hidden_layers": 1, "quantization_config": method or settings}
+    config = {"model_type": "llama", "num_hidden_layers": 1} | ({"quantization_config": settings} if settings else {})
     (folder / "config.json").write_text(json.dumps(config))
     return plain
 
@@ -83,6 +84,58 @@ def test_every_byte_stands_for_what_torch_says(code, dtype):
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 
 
+COMPRESSED_BLOCKS = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"weights": {"strategy": "block", "block_structure": [BLOCK, BLOCK]}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        ("tensor", {"quant_method": "modelopt", "quant_algo": "FP8"}),
+        # The settings lie in hf_quant_config.json, and config.json knows nothing.
+        ("tensor", {}),
+        ("row", {}),
+        ("row", {"quant_method": "compressed-tensors", "format": "float-quantized"}),
+        ("block", COMPRESSED_BLOCKS),
+    ],
+)
+def test_who_else_writes_such_checkpoints(tmp_path, form, settings):
+    plain = quantised(tmp_path / "donor", form, method=settings)
+    if form == "block":
+        file = tmp_path / "donor" / "model.safetensors"
+        save_file({name.replace("_scale_inv", "_scale"): tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UnsupportedArchitectureError, match="--dtype bfloat16"):
+        plan_extraction(open_checkpoint(tmp_path / "donor"))
+    artifact = extract_layer(tmp_path / "donor", 0, tmp_path / "out", dtype="float32")
+    tensors = load_file(artifact.path / "model.safetensors")
+    assert tensors.keys() == plain.keys()
+    assert all(torch.equal(tensors[name], plain[name]) for name in plain)
+
+
+def test_scales_that_are_powers_of_two(tmp_path):
+    quantised(tmp_path / "donor", "block")
+    file = tmp_path / "donor" / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        tensors[name] = torch.rand_like(tensors[name]).mul(300).to(torch.float8_e8m0fnu)
+    save_file(tensors, file)
+    found = load_file(
+        extract_layer(tmp_path / "donor", 0, tmp_path / "out", dtype="float32").path / "model.safetensors"
+    )
+    name = "mlp.down_proj.weight"
+    weight, scale = tensors[f"model.layers.0.{name}"].float(), tensors[f"model.layers.0.{name}_scale_inv"].float()
+    full = scale.repeat_interleave(BLOCK, 0)[:40].repeat_interleave(BLOCK, 1)[:, :56]
+    assert torch.equal(found[f"layers.0.{name}"], weight * full)
+
+
+def test_every_power_of_two():
+    expected = torch.arange(256, dtype=torch.uint8).view(torch.float8_e8m0fnu).float()
+    assert torch.equal(torch.from_numpy(_powers(bytes(range(256)))).nan_to_num(), expected.nan_to_num())
+
+
 def test_without_a_dtype_it_is_refused_with_what_to_do(tmp_path):
     quantised(tmp_path / "donor", "block")
     with pytest.raises(UnsupportedArchitectureError, match="--dtype bfloat16"):
@@ -97,12 +150,53 @@ def test_without_a_dtype_it_is_refused_with_what_to_do(tmp_path):
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "mxfp4"},
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        {"quant_method": "something of next year"},
     ],
 )
 def test_other_methods_are_refused_by_name(tmp_path, method):
     quantised(tmp_path / "donor", "block", method=method)
     with pytest.raises(UnsupportedArchitectureError, match=rf"quantised \({method['quant_method']}.*made from"):
         plan_extraction(open_checkpoint(tmp_path / "donor"), dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("ending", "method"),
+    [
+        ("qweight", "gptq or awq"),
+        ("weight_packed", "packed compressed-tensors"),
+        ("weight_scale_2", "NVFP4"),
+        ("gate_up_proj_blocks", "mxfp4"),
+        ("absmax", "bitsandbytes"),
+        ("SCB", "bitsandbytes"),
+    ],
+)
+def test_packed_weights_are_known_by_the_names_of_their_tensors_too(tmp_path, ending, method):
+    quantised(tmp_path / "donor", "block", method={})
+    file = tmp_path / "donor" / "model.safetensors"
+    save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{ending}": torch.ones(4, dtype=torch.int32)}, file)
+    checkpoint = open_checkpoint(tmp_path / "donor")
+    assert method in checkpoint.quantization
+    with pytest.raises(UnsupportedArchitectureError, match=rf"quantised \(.*{method}.*made from"):
+        plan_extraction(checkpoint, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("card", "advice"),
+    [
+        ("---\nbase_model: Qwen/Qwen3-8B\n---\n", ": surgeon extract Qwen/Qwen3-8B."),
+        ("---\nlicense: mit\nbase_model:\n- Qwen/Qwen3-8B\nbase_model_relation: quantized\n---\n", "Qwen/Qwen3-8B."),
+        ('---\nbase_model: "Qwen/Qwen3-8B"\r\n---\n', "extract Qwen/Qwen3-8B."),
+        ("---\nbase_model: somewhere else\n---\n", "bfloat16 or float16."),
+        ("base_model: Qwen/Qwen3-8B", "bfloat16 or float16."),
+    ],
+)
+def test_the_model_that_it_was_made_from_is_named(tmp_path, card, advice):
+    quantised(tmp_path / "donor", "block", method={"quant_method": "gptq", "bits": 4})
+    (tmp_path / "donor" / "README.md").write_text(card)
+    with pytest.raises(UnsupportedArchitectureError) as error:
+        plan_extraction(open_checkpoint(tmp_path / "donor"))
+    assert str(error.value).endswith(advice)
 
 
 def test_a_weight_without_its_scale_is_refused(tmp_path):
