@@ -77,6 +77,16 @@ def extents(piece: Piece, start: int, end: int) -> Iterator[tuple[int, int]]:
         position += segment.length
 
 
+def _ends_a_block(piece: Piece, end: int) -> bool:
+    """Whether a block ends at byte `end` of a piece: one wrong digit in a line has the CRC of the blocks before it."""
+    position = 0
+    for segment in piece.segments:
+        if position < end <= position + segment.length:
+            return (end - position) % segment.codec.block_bytes == 0
+        position += segment.length
+    return False
+
+
 def _read_lines(path: Path) -> list[Any]:
     try:
         raw = path.read_bytes()
@@ -86,7 +96,7 @@ def _read_lines(path: Path) -> list[Any]:
     for line in raw.split(b"\n"):
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # torn, or the empty line after it
         lines.append(content)
     return lines
@@ -98,6 +108,8 @@ def _apply(line: Any, plan: ExtractionPlan, good: list[int], descriptor: int) ->
         return
     index, start, end = line["piece"], line["start"], line["end"]
     if not 0 <= index < len(good) or start != good[index] or not start < end <= plan.pieces[index].range.length:
+        return
+    if not _ends_a_block(plan.pieces[index], end):
         return
     crc = 0
     for offset, length in extents(plan.pieces[index], start, end):
