@@ -14,6 +14,9 @@ pooling, head   what several tasks share
 assemble        host, donor and settings put together
 build           `graft_layer` in memory, `save_graft` into a folder
 card            the model card
+adapters        LoRA and its kin (peft) on a graft
+devices         which part lies on which device
+gate            the gate of residual="gated"
 export          `export_model`: a graft for other runtimes
 """
 
@@ -21,6 +24,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layer_surgeon.graft.adapters import adapter_settings
     from layer_surgeon.graft.auto import (
         AUTO_CLASSES,
         GraftedModel,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
 # Lazy, because the command line needs `config` for its help, and must not import torch for that.
 _HOME = {
+    "adapters": ("adapter_settings",),
     "auto": (
         "AUTO_CLASSES",
         "GraftedModel",
@@ -68,6 +73,7 @@ __all__ = [
     "GraftedModelForSequenceClassification",
     "GraftedModelForTokenClassification",
     "SurgeonGraftConfig",
+    "adapter_settings",
     "export_model",
     "graft_layer",
     "save_graft",

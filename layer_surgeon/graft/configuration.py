@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.graft.translate import hub_errors
 
 # Labels are stored where every transformers config has them, at the top.
 _LABEL_FIELDS = ("num_labels", "id2label")
@@ -93,3 +94,20 @@ def _config_from_dict(values: dict[str, Any]) -> PretrainedConfig:
             "Update transformers, or make the graft again."
         )
     return CONFIG_MAPPING[model_type].from_dict(values)
+
+
+def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
+    """The config of a graft in a folder or a repo; `place`: revision, token, subfolder, ...
+
+    Raises:
+        GraftError: It is no graft.
+        SourceError: It can't be read.
+    """
+    with hub_errors(f"The graft {name!r}"):
+        values, _ = SurgeonGraftConfig.get_config_dict(name, **place)
+    if values.get("model_type") != SurgeonGraftConfig.model_type:
+        raise GraftError(
+            f"{name!r} is no grafted model: its model_type is {values.get('model_type')!r}, not "
+            f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
+        )
+    return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.auto import GraftedModel
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.modeling import read_graft_config
+from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.progress import NullProgress, Progress
@@ -225,8 +224,8 @@ def _write(
         ) from error
     if format == "onnx":
         return _run_onnx(path, exported, batches)
-    loaded = torch.export.load(path).module()
-    with torch.no_grad():
+    with _quiet_exporter(), torch.no_grad():
+        loaded = torch.export.load(path).module()
         return [loaded(*batch) for batch in batches]
 
 

@@ -197,6 +197,13 @@ def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrained
     return bare
 
 
+def mark_loaded(part: PreTrainedModel) -> None:
+    """Keep `post_init` from drawing weights anew, also in modules put in after loading (LoRA, new embeddings)."""
+    if part.device.type != "meta":
+        for module in part.modules():
+            module._is_hf_initialized = True
+
+
 def _loader(config: PretrainedConfig, task: str) -> tuple[Any, dict[str, Any]]:
     """What loads the host of a task, and with which keywords."""
     if task in _WITH_HEAD:

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
+from layer_surgeon.graft.adapters import check_adapters
 from layer_surgeon.graft.card import write_card
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
+from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_store import DONOR_FOLDER, find_stored_donor, store_donor
 from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
-from layer_surgeon.graft.hosts import host_kind, host_width, new_host
+from layer_surgeon.graft.gate import Gate
+from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.pooling import check_mask
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
 
 # What says where a file lies, among the keyword arguments of from_pretrained.
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -39,7 +39,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         proj_in: Linear, host_hidden -> donor_hidden (L_in of the paper). None without a donor.
         donor: The `DonorLayer`. None in the control arm: the host alone, with the same head.
         proj_out: Linear, donor_hidden -> host_hidden (L_out of the paper). None without a donor.
-        gate: With residual="gated", the factor of the graft, [1], zero at first; else None.
+        residual_gate: With residual="gated", what adds the graft to the host; else None.
 
     Args:
         config: The config.
@@ -50,6 +50,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     config_class = SurgeonGraftConfig
     base_model_prefix = "host"
+    # Spread over several devices, a donor layer stays in one piece.
+    _no_split_modules = ["DonorLayer"]
     main_input_name = "input_ids"
     # Whether an implementation of attention is possible is for host and donor to say; they check it themselves.
     _supports_sdpa = True
@@ -89,20 +91,20 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         self.proj_in: nn.Linear | None = None
         self.proj_out: nn.Linear | None = None
         self.donor: DonorLayer | None = None
-        self.gate: nn.Parameter | None = None
+        self.residual_gate: Gate | None = None
         self._donor_folder: Path | None = None
         if config.donor is not None:
             width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
             self.proj_in = nn.Linear(width, donor_width, bias=settings.projection_bias)
             self.proj_out = nn.Linear(donor_width, width, bias=settings.projection_bias)
             if settings.residual == "gated":
-                self.gate = nn.Parameter(torch.zeros(1))
+                self.residual_gate = Gate()
             if not donor_follows:
                 self.attach_donor(new_donor(config.donor, settings) if donor is None else donor)
             if target is not None:
                 self._set_hooks(target)
         if host is not None:
-            _mark_loaded(self.host)
+            mark_loaded(self.host)
 
     @classmethod
     def from_pretrained(
@@ -141,7 +143,11 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             reason = "has none" if reference is None else "was trained along and lies in the graft's own weights"
             raise GraftError(f"A donor layer was passed, but this graft's {reason}. Load it without donor=...")
         # A donor that is trained along is stored, and loaded, with what else is trained.
-        follows = {} if settings.train_donor or reference is None else {"donor_follows": True}
+        follows: dict[str, bool] = {}
+        donor_device = None
+        if not settings.train_donor and reference is not None:
+            follows = {"donor_follows": True}
+            kwargs, donor_device = plan_devices(cls, config, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if follows and reference is not None:
@@ -149,7 +155,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
                 donor = find_stored_donor(reference, pretrained_model_name_or_path, **place)
             opened = open_donor(donor, settings, token=place.get("token"), expected=reference)
             model.attach_donor(opened.layer, folder=opened.folder)
-            model.donor.to(model.proj_in.weight.device)
+            place_donor(model, donor_device)
         return loaded
 
     @classmethod
@@ -258,7 +264,22 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             # Counted without padding, so that a text padded on the left gets what it gets alone.
             positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         out = self.proj_out(self.donor(inside, attention_mask=attention_mask, position_ids=positions, causal=causal))
-        return hidden + self.gate * out if self.gate is not None else out  # type: ignore[no-any-return]  # transformers is untyped here
+        return out if self.residual_gate is None else self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
+
+    @property
+    def gate(self) -> nn.Parameter | None:
+        """With residual="gated", the factor of the graft, [1], zero at first; else None."""
+        return None if self.residual_gate is None else self.residual_gate.weight
+
+    def train(self, mode: bool = True) -> Self:
+        """Go into training mode; the frozen donor layer stays in eval mode.
+
+        Raises:
+            GraftError: An adapter (peft) was put into the frozen donor layer.
+        """
+        if mode:
+            check_adapters(self)
+        return super().train(mode)  # type: ignore[no-any-return]  # transformers is untyped here
 
     def _set_hooks(self, target: nn.Module) -> None:
         """Have the graft replace the output of a part of the host."""
@@ -352,37 +373,11 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
         Linear: uniform within 1/sqrt(width of its input), so that a projection out of a wide donor starts small.
         """
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | Gate):
             module.reset_parameters()
-        elif module is self and self.gate is not None:
-            init.zeros_(self.gate)
 
     def _positions(self, attention_mask: Tensor) -> Tensor | None:
         """Positions that count tokens and not padding, so that a decoder sees a text padded on the left as it is."""
         if self.host_kind != "decoder" or "position_ids" not in self._host_inputs:
             return None
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
-    """The config of a graft in a folder or a repo; `place`: revision, token, subfolder, ...
-
-    Raises:
-        GraftError: It is no graft.
-        SourceError: It can't be read.
-    """
-    with hub_errors(f"The graft {name!r}"):
-        values, _ = SurgeonGraftConfig.get_config_dict(name, **place)
-    if values.get("model_type") != SurgeonGraftConfig.model_type:
-        raise GraftError(
-            f"{name!r} is no grafted model: its model_type is {values.get('model_type')!r}, not "
-            f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
-        )
-    return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
-
-
-def _mark_loaded(part: PreTrainedModel) -> None:
-    """Keep `post_init` from drawing weights anew, also in modules put in after loading (LoRA, new embeddings)."""
-    if part.device.type != "meta":
-        for module in part.modules():
-            module._is_hf_initialized = True

@@ -15,8 +15,12 @@ from layer_surgeon.graft import GraftedModel, export, export_model, graft_layer
 from tests.graft.conftest import host_model, make_inputs, word_tokenizer
 from tests.support.command_line import surgeon
 
-# torch 2.11 says so where transformers compiles parts of DeBERTa.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    # torch 2.11 says so where transformers compiles parts of DeBERTa.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    # and where torch.export.load reads a file.
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
+]
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

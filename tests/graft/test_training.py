@@ -78,8 +78,8 @@ def test_gate_learns_first(artifact):
     model = graft_layer(host_model("bert"), artifact, residual="gated")
     before = trained_step(model)
     # Behind a gate of zero the projections get no gradient in the first step.
-    assert changed_parts(model, before) == {"host", "gate", "head"}
-    assert changed_parts(model, trained_step(model)) == {"host", "gate", "head", "proj_in", "proj_out"}
+    assert changed_parts(model, before) == {"host", "residual_gate", "head"}
+    assert changed_parts(model, trained_step(model)) == {"host", "residual_gate", "head", "proj_in", "proj_out"}
 
 
 def test_parameter_counts(artifact):
