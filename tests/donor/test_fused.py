@@ -1,0 +1,124 @@
+"""Weights that a family fuses, transposes or keeps per expert: whatever file they come in, the layer computes the same.
+
+Each checkpoint is written, a layer extracted from it, loaded as a DonorLayer, and compared with the layer inside the
+whole model, bit for bit.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from layer_surgeon import extract_layer
+from layer_surgeon.donor import DonorLayer
+from tests.support.exactness import difference, watch
+from tests.support.gguf_models import write_model
+from tests.support.tiny_models import save_quietly, tiny_model
+
+# Queries, keys and values in one matrix (in rows or interleaved by head), gates beside it, transposed matrices (GPT-2),
+# and experts, which current models hold fused and checkpoints mostly have one by one.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon, one key": ("falcon", {"multi_query": True, "new_decoder_architecture": False, "alibi": False}),
+    "falcon, groups": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}),
+    "falcon, heads": ("falcon", {"multi_query": False, "new_decoder_architecture": False, "alibi": True}),
+    "phi3": ("phi3", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "mixtral": ("mixtral", {}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "llama4": ("llama4_text", {}),
+    "deepseek_v3": ("deepseek_v3", {}),
+}
+# Those whose checkpoints have other names than the model: experts one by one.
+PER_EXPERT = ("mixtral", "qwen3_moe", "deepseek_v3")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    family, sizes = FAMILIES[request.param]
+    return tiny_model(family, **sizes)
+
+
+def write(model: PreTrainedModel, folder: Path, form: str) -> None:
+    """A checkpoint of a model in one of the forms in which people have them."""
+    save_quietly(model, folder)
+    if form == "as saved":
+        return
+    saved = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if form == "as saved, .bin":
+        torch.save(saved, folder / "pytorch_model.bin")
+    elif form == "own names, .bin":
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    else:
+        turned = {name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor for name, tensor in saved.items()}
+        torch.save(turned, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("form", ["as saved", "as saved, .bin", "own names, .bin", "as saved, transposed in .bin"])
+def test_every_form_of_a_checkpoint_gives_the_same_layer(model: PreTrainedModel, form: str, tmp_path: Path) -> None:
+    write(model, tmp_path / "donor", form)
+    donor = DonorLayer.from_pretrained(extract_layer(tmp_path / "donor", -1, tmp_path / "layer").path)
+    assert difference(model, donor, 3, "left") == 0.0
+
+
+@pytest.mark.parametrize("family", PER_EXPERT)
+def test_experts_are_one_by_one_in_a_checkpoint_and_fused_in_the_model(family: str, tmp_path: Path) -> None:
+    # Else the two forms above would be one, and the test would show nothing.
+    model = tiny_model(family)
+    save_quietly(model, tmp_path)
+    saved = [name for name in load_file(tmp_path / "model.safetensors") if ".3." in name and ".experts." in name]
+    own = [name for name in model.state_dict() if ".layers.3." in name and ".experts." in name]
+    assert len(saved) > 3 * len(own) > 0
+
+
+@pytest.mark.parametrize("form", ["as saved", "own names, .bin"])
+@pytest.mark.parametrize("family", ["falcon, groups", "mixtral"])
+def test_several_layers_are_computed_in_their_order(family: str, form: str, tmp_path: Path) -> None:
+    name, sizes = FAMILIES[family]
+    model = tiny_model(name, **sizes)
+    write(model, tmp_path / "donor", form)
+    artifact = extract_layer(tmp_path / "donor", "1:3", tmp_path / "layers")
+    assert artifact.layer_indices == (1, 2)
+    assert_computes(model, DonorLayer.from_pretrained(artifact.path), 1, 2)
+
+
+def assert_computes(model: PreTrainedModel, donor: DonorLayer, first: int, last: int) -> None:
+    """Whether a donor of the layers from `first` to `last` does what they do one after the other in the model."""
+    tokens = torch.randint(3, 60, (2, 11), generator=torch.Generator().manual_seed(0))
+    begin, end = watch(model, first, tokens, None), watch(model, last, tokens, None)
+    with torch.no_grad():
+        assert torch.equal(donor(begin.before), end.after)
+
+
+# Fused in three ways (falcon, phi3, bloom), transposed (gpt2), and with rotary rows in another order (llama).
+GGUF = ["falcon", "phi3", "bloom", "gpt2", "llama"]
+
+
+def whole_model(path: Path) -> PreTrainedModel:
+    """What transformers makes of a GGUF file, in float32."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    return loaded.eval()
+
+
+@pytest.mark.parametrize("architecture", GGUF)
+def test_a_gguf_files_layer_is_that_of_the_model_that_transformers_makes_of_it(
+    architecture: str, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").mkdir()
+    path = write_model(tmp_path / "whole" / "model.gguf", architecture, "Q8_0", split={"split_max_tensors": 7})
+    model = whole_model(path)
+    donor = DonorLayer.from_pretrained(extract_layer(path, -1, tmp_path / "layer").path)
+    assert difference(model, donor, 1, "left") == 0.0
+    # Both layers in one artifact, from the file and from its parts.
+    part = min(path.parent.glob("*-of-*.gguf"))
+    for number, source in enumerate((path, part)):
+        artifact = extract_layer(source, [0, 1], tmp_path / f"layers{number}")
+        assert_computes(model, DonorLayer.from_pretrained(artifact.path), 0, 1)
