@@ -55,6 +55,36 @@ def _assert_layer_equal(path: Path, layer: int) -> None:
         assert np.array_equal(_convert(path, table, info), wanted[info.name].numpy()), info.name
 
 
+# What `gguf` says that it can dequantise, by its own table.
+_KINDS = [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, *gguf.quants._type_traits]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random scales may be infinite
+@pytest.mark.parametrize("kind", _KINDS, ids=lambda kind: kind.name)
+def test_every_type_is_what_gguf_makes_of_it(kind: gguf.GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch) -> None:
+    block_elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rows, blocks = 6, 1024 // block_elements
+    raw = np.random.default_rng(0).integers(0, 256, size=(rows, blocks * block_bytes), dtype=np.uint8)
+    info = GgufTensorInfo(
+        name="model.layers.0.mlp.up_proj.weight",
+        dtype=kind.name,
+        shape=(rows, 1024),
+        file="model.gguf",
+        offset=0,
+        num_bytes=raw.nbytes,
+        gguf_name="blk.0.ffn_up.weight",
+        gguf_shape=(rows, 1024),
+        architecture="qwen2",
+    )
+    monkeypatch.setattr("layer_surgeon.extract.gguf_codec._PIECE_BYTES", 3 * block_bytes)
+    codec = gguf_codec({}, info, None)
+    half = 3 * blocks * codec.block_bytes
+    content = raw.tobytes()
+    out = b"".join((bytes(codec.convert(content[:half])), bytes(codec.convert(content[half:]))))
+    # Bit for bit, for random bytes are not all numbers.
+    assert out == gguf.quants.dequantize(raw, kind).astype("<f4").tobytes()
+
+
 @pytest.mark.parametrize("quantization", ["F32", "F16", "BF16", "Q8_0", "Q4_K"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
 def test_layer_equals_transformers(architecture: str, quantization: str, tmp_path: Path) -> None:
