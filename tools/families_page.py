@@ -42,7 +42,7 @@ layers are tried when they are loaded.
 """
 ENCODER = "needs `is_decoder` in its config: made from an encoder"
 # What no reader of a page can use: which layer to take instead, and transformers' list of all its families.
-ADVICE = re.compile(r" (Take|Extract the layer again|Model type should be) .*")
+ADVICE = re.compile(r" (Take|Extract the layer again|Model type should be)\b.*")
 
 
 def page(table: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 import layer_surgeon as ls
 from layer_surgeon.checkpoint.sources import fsspec_files, open_source
@@ -16,7 +15,9 @@ from layer_surgeon.checkpoint.sources.fsspec_files import FsspecFiles
 from layer_surgeon.errors import SourceChangedError, SourceError, SourceNotFoundError
 from layer_surgeon.extract import copy as copy_module
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.s3_server import IGNORED, run_s3
 
+pytestmark = pytest.mark.filterwarnings(IGNORED)
 TINY = LLAMA_8B | {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -28,26 +29,16 @@ TINY = LLAMA_8B | {
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield f"http://{host}:{port}"
-        server.stop()
+def store() -> Iterator[s3fs.S3FileSystem]:
+    with run_s3() as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
-def donor(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def donor(store: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose files are also at s3://bucket/models/tiny."""
     folder = write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), TINY, [0, 1, 2], max_shard_bytes=6_000_000)
     (folder / "LICENSE").write_text("terms")
-    store = s3fs.S3FileSystem()
-    store.mkdir("bucket")
     for path in folder.iterdir():
         store.pipe_file(f"bucket/models/tiny/{path.name}", path.read_bytes())
     return folder
@@ -78,8 +69,7 @@ def test_what_a_bucket_says_of_its_files(donor: Path) -> None:
     assert set(one.list_files()) == {"LICENSE", "config.json", shard.name}
 
 
-def test_an_object_that_is_replaced_is_noticed(donor: Path) -> None:
-    store = s3fs.S3FileSystem()
+def test_an_object_that_is_replaced_is_noticed(store: s3fs.S3FileSystem) -> None:
     store.pipe_file("bucket/moving/model.safetensors", b"a" * 1000)
     source = open_source("s3://bucket/moving")
     assert source.read_range("model.safetensors", 0, 10) == b"a" * 10
@@ -90,9 +80,8 @@ def test_an_object_that_is_replaced_is_noticed(donor: Path) -> None:
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_an_extraction_that_was_cut_off(
-    donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+    store: s3fs.S3FileSystem, donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    store = s3fs.S3FileSystem()
     for path in donor.iterdir():
         store.pipe_file(f"bucket/cut/{path.name}", path.read_bytes())
     monkeypatch.setattr(fsspec_files, "PIECE_BYTES", 500_000)

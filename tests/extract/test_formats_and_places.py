@@ -9,7 +9,6 @@ import fsspec
 import pytest
 import s3fs
 import torch
-from moto.server import ThreadedMotoServer
 
 from layer_surgeon import LayerArtifact, extract_layer
 from layer_surgeon.checkpoint.sources import hub as hub_module
@@ -18,8 +17,10 @@ from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 from tests.support.gguf_models import write_model
 from tests.support.http_folder import HttpFolder
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.s3_server import IGNORED, run_s3
 from tests.support.torch_files import tiny_state_dict, write_checkpoint
 
+pytestmark = pytest.mark.filterwarnings(IGNORED)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extract.md"
 TINY = LLAMA_8B | {
     "hidden_size": 64,
@@ -65,18 +66,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[s3fs.S3FileSystem]:
-    with pytest.MonkeyPatch.context() as patch:
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir("bucket")
+    with run_s3() as store:
         yield store
-        server.stop()
 
 
 @pytest.fixture
