@@ -21,6 +21,13 @@ SETTINGS = (
     "text_column",
     "text_pair_column",
     "label_column",
+    "doc_stride",
+    "max_answer_length",
+    "no_answer",
+    "max_target_length",
+    "num_beams",
+    "source_prefix",
+    "extra_metrics",
     "device",
     "eval_batch_size",
 )

@@ -1,11 +1,11 @@
-"""`surgeon predict`: label texts with a trained model."""
+"""`surgeon predict`: what a trained model says of texts."""
 
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,6 @@ from .command import command, new_app, usage
 from .errors import UsageError
 from .evaluate import WITHOUT
 from .ui import Ui
-
-if TYPE_CHECKING:
-    from layer_surgeon.finetune import Prediction
 
 app = new_app()
 
@@ -45,9 +42,10 @@ def predict(
     given: dict[str, Any],
     ui: Ui,
 ) -> list[dict[str, Any]]:
-    """Label texts with a trained model.
+    """Let a trained model label texts, answer questions, or write.
 
-    Shows the class of each text and its probability; with --output or --json every class's probability.
+    Shows the class of each text and its probability; with --output or --json every class's probability. A question is
+    given as "question, tab, text", or in a file with both columns.
     """
     with usage():
         config = FinetuneConfig(**given)
@@ -58,31 +56,69 @@ def predict(
     folder = model or str(ui.workspace.latest("run"))
 
     from layer_surgeon import finetune
-    from layer_surgeon.finetune.evaluation import load_texts
+    from layer_surgeon.finetune.evaluation import load_texts, trained_task
 
+    task = trained_task(folder, config)
     wanted: Sequence[Any]
     if input:
-        wanted = load_texts(input, config)
-    elif texts == ["-"]:
-        wanted = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        wanted = load_texts(input, config, task)
     else:
-        wanted = texts or []
+        wanted = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
+        if task == "question-answering":
+            wanted = [_question(text) for text in wanted]
     predictions = finetune.predict(folder, wanted, progress=ui.progress, **given)
     if output is not None:
         _write(predictions, output)
         ui.progress.notice(f"{len(predictions):,} predictions are in {output}.")
     elif not ui.as_json:
-        ui.table(
-            ("class", "probability", "text"),
-            [
-                (p.label, f"{p.score:.4f}", p.text if p.text_pair is None else f"{p.text} | {p.text_pair}")
-                for p in predictions
-            ],
-        )
+        ui.table(*_SHOWN[task](predictions))
     return [prediction.as_row() for prediction in predictions]
 
 
-def _write(predictions: Sequence["Prediction"], path: Path) -> None:
+def _question(text: str) -> tuple[str, str]:
+    question, tab, context = text.partition("\t")
+    if not tab:
+        raise UsageError(
+            f"{text!r}: a question needs the text with its answer behind it, with a tab between; or give a file with "
+            "the columns question and context (--input)."
+        )
+    return question, context
+
+
+_Shown = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+
+
+def _classes(predictions: Sequence[Any]) -> _Shown:
+    rows = [
+        (p.label, f"{p.score:.4f}", p.text if p.text_pair is None else f"{p.text} | {p.text_pair}") for p in predictions
+    ]
+    return ("class", "probability", "text"), rows
+
+
+def _tags(predictions: Sequence[Any]) -> _Shown:
+    return ("text with labels",), [
+        (" ".join(f"{w}/{label or '-'}" for w, label in zip(p.words, p.labels, strict=True)),) for p in predictions
+    ]
+
+
+def _answers(predictions: Sequence[Any]) -> _Shown:
+    return ("answer", "question"), [(p.answer or "(none)", p.question) for p in predictions]
+
+
+def _written(predictions: Sequence[Any]) -> _Shown:
+    return ("written", "text"), [(p.written, p.text) for p in predictions]
+
+
+_SHOWN: dict[str, Callable[[Sequence[Any]], _Shown]] = {
+    "text-classification": _classes,
+    "token-classification": _tags,
+    "question-answering": _answers,
+    "seq2seq": _written,
+    "causal-lm": _written,
+}
+
+
+def _write(predictions: Sequence[Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     rows = [prediction.as_row() for prediction in predictions]
     try:
@@ -90,11 +126,7 @@ def _write(predictions: Sequence["Prediction"], path: Path) -> None:
             if path.suffix.lower() == ".jsonl":
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             else:
-                flat = [
-                    {name: value for name, value in row.items() if name != "probabilities"}
-                    | {f"p({name})": value for name, value in row["probabilities"].items()}
-                    for row in rows
-                ]
+                flat = [_flat(row) for row in rows]
                 writer = csv.DictWriter(file, fieldnames=list(flat[0]) if flat else ["text", "label", "score"])
                 writer.writeheader()
                 writer.writerows(flat)
@@ -102,3 +134,13 @@ def _write(predictions: Sequence["Prediction"], path: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise WorkspaceError(f"{path} can't be written: {error.strerror}.") from error
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """One cell per column: a column for every class, lists as JSON."""
+    cells = {name: value for name, value in row.items() if name != "probabilities"}
+    cells |= {f"p({name})": value for name, value in row.get("probabilities", {}).items()}
+    return {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+        for name, value in cells.items()
+    }

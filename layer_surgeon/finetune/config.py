@@ -14,6 +14,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 Selection = Literal["accuracy", "macro_f1", "f1", "exact_match", "bleu", "rouge_l", "meteor", "loss"]
 TaskName = Literal["text-classification", "token-classification", "question-answering", "seq2seq", "causal-lm"]
 
+EXTRA_METRICS = ("bert_score", "bart_score")
+
 _T = TypeVar("_T")
 
 
@@ -63,6 +65,23 @@ class FinetuneConfig:
     text_column: str | None = _option(None, "Column of the text; guessed when not given.")
     text_pair_column: str | None = _option(None, "Column of the second text of a pair; guessed when not given.")
     label_column: str | None = _option(None, "Column of the label; guessed when not given.")
+    # Questions and answers
+    doc_stride: int | None = _option(
+        None, "Tokens that two neighbouring pieces of a long text share (questions); default: a quarter of max_length."
+    )
+    max_answer_length: int = _option(30, "Longest answer in tokens (questions).")
+    no_answer: bool | None = _option(
+        None, "Whether a question may have no answer; default: whether one of the training data has none."
+    )
+    # Written text
+    max_target_length: int = _option(100, "Longest text that is learned to write, or written, in tokens.")
+    num_beams: int = _option(5, "Beams of the search when text is written (the paper's code: 5); 1: no search.")
+    source_prefix: str | None = _option(
+        None, "Put before every source text, such as 'translate English to German: ' for T5."
+    )
+    extra_metrics: str | None = _option(
+        None, "More metrics of written text, after training: bert_score, bart_score, or both with a comma."
+    )
     # Machine
     device: Device = _option("auto", "Where to train: auto takes CUDA, else MPS, else the CPU.")
     precision: Precision = _option("fp32", "fp32, or mixed precision in bf16 or fp16.")
@@ -74,11 +93,14 @@ class FinetuneConfig:
         _check_types(self)
         for name in ("num_epochs", "learning_rate"):
             _check(self, name, getattr(self, name) > 0, "a number above 0")
-        for name in ("batch_size", "gradient_accumulation_steps", "max_length"):
+        for name in _COUNTS:
             _check(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("max_steps", "early_stopping_patience", "max_train_samples", "max_eval_samples"):
             _check_optional(self, name)
-        _check_optional(self, "eval_batch_size")
+        for name in ("eval_batch_size", "doc_stride"):
+            _check_optional(self, name)
+        asked = set((self.extra_metrics or "").replace(" ", "").split(",")) - {""}
+        _check(self, "extra_metrics", asked <= set(EXTRA_METRICS), f"some of {', '.join(EXTRA_METRICS)}, with commas")
         for name in ("weight_decay", "max_grad_norm"):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0")
         for name in ("warmup_ratio", "label_smoothing"):
@@ -105,6 +127,11 @@ class FinetuneConfig:
         return cls(**(base | dict(settings)))
 
     @property
+    def wanted_extra_metrics(self) -> tuple[str, ...]:
+        """The names in `extra_metrics`, one by one."""
+        return tuple(name for name in EXTRA_METRICS if name in (self.extra_metrics or ""))
+
+    @property
     def evaluation_batch_size(self) -> int:
         """Examples per forward pass in evaluation."""
         return self.eval_batch_size or 2 * self.batch_size
@@ -118,8 +145,16 @@ _CHOICES: dict[str, Any] = {
     "device": Device,
     "precision": Precision,
 }
-_TEXTS = ("text_column", "text_pair_column", "label_column")
-_FLAGS = ("group_by_length", "deterministic")
+_COUNTS = (
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "max_answer_length",
+    "max_target_length",
+    "num_beams",
+)
+_TEXTS = ("text_column", "text_pair_column", "label_column", "source_prefix", "extra_metrics")
+_FLAGS = ("no_answer", "group_by_length", "deterministic")
 _FLOATS = (
     "num_epochs",
     "learning_rate",
@@ -138,6 +173,8 @@ _OPTIONAL = (
     "max_train_samples",
     "max_eval_samples",
     "eval_batch_size",
+    "doc_stride",
+    "no_answer",
 )
 
 
@@ -149,9 +186,10 @@ def _check_types(config: FinetuneConfig) -> None:
             good = value in choices or (value is None and name in _OPTIONAL)
             _check(config, name, good, f"one of {', '.join(choices)}")
         elif name in _TEXTS:
-            _check(config, name, value is None or (isinstance(value, str) and bool(value)), "a column name")
+            kind = "a column name" if name.endswith("_column") else "a text that is not empty"
+            _check(config, name, value is None or (isinstance(value, str) and bool(value)), kind)
         elif name in _FLAGS:
-            _check(config, name, isinstance(value, bool), "true or false")
+            _check(config, name, isinstance(value, bool) or (value is None and name in _OPTIONAL), "true or false")
         elif name in _FLOATS:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             _check(config, name, number, "a number")

@@ -108,7 +108,7 @@ def predict(
         settings: Fields of `FinetuneConfig`, laid over `config`.
 
     Returns:
-        One prediction of the task for each: of classification `Prediction`.
+        One prediction of the task for each: `Prediction`, `TagPrediction`, `AnswerPrediction` or `TextPrediction`.
 
     Raises:
         ConfigError: A setting can't be used.
@@ -120,12 +120,23 @@ def predict(
         return []
     with quiet():
         config, _ = _settings_of(model_or_path, config, settings)
-        task = FINETUNE_TASKS[find_task(model_or_path, config.task)]
-        examples = task.inputs(texts)
+        examples = FINETUNE_TASKS[find_task(model_or_path, config.task)].inputs(texts)
         task, context = _ready(model_or_path, tokenizer, config, None)
         dataset = task.tokenize(examples, context, training=False)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
+
+
+def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> TaskName:
+    """What a model does: what its run says, what its graft was made for, or what kind of model it is.
+
+    Raises:
+        SourceNotFoundError: There is no such folder.
+        GraftError: It is for another task than the one in `config`.
+    """
+    with quiet():
+        known, _ = _settings_of(model_or_path, None, {"task": config.task} if config and config.task else {})
+        return find_task(model_or_path, known.task)
 
 
 def load_texts(
@@ -182,7 +193,16 @@ def _settings_of(
 
 
 # What a model was trained with and is to be used with.
-RUN_SETTINGS = ("task", "max_length")
+RUN_SETTINGS = (
+    "task",
+    "max_length",
+    "doc_stride",
+    "max_answer_length",
+    "no_answer",
+    "max_target_length",
+    "num_beams",
+    "source_prefix",
+)
 
 
 def _ready(

@@ -44,7 +44,9 @@ def run_model(
         for start in range(0, len(order), context.config.evaluation_batch_size):
             rows = order[start : start + context.config.evaluation_batch_size]
             batch = collate([dataset[row] for row in rows])
-            outputs = task.step(model, {name: tensor.to(device) for name, tensor in batch.items()}, context)
+            # The collator of targets leaves a None where there are none.
+            given = {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
+            outputs = task.step(model, given, context)
             pieces.append(tuple(output.cpu().numpy() for output in outputs))
             progress.advance(len(rows))
     progress.end()

@@ -1,5 +1,6 @@
 """Texts to token ids, and how many texts were cut."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,33 +70,71 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: in
     return min(limits)
 
 
+def padding_right(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy, that fills up behind the text, so that tokens keep their places in a batch."""
+    if tokenizer.padding_side == "right":
+        return tokenizer
+    other = copy.copy(tokenizer)
+    other.padding_side = "right"
+    return other
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> TokenizedDataset:
     """Tokenize, cut at `max_length` tokens (special ones counted; of a pair the longer one first), don't pad.
 
     Raises:
         ConfigError: `max_length` leaves no room for a token beside the special ones.
     """
-    special = tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
+    encoded, cut = tokenize_texts(tokenizer, examples.texts, examples.pairs, max_length)
+    features = [feature | {"labels": label} for feature, label in zip(encoded, examples.labels, strict=True)]
+    return TokenizedDataset(features, sum(cut), max_length)
+
+
+def tokenize_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    *,
+    targets: bool = False,
+) -> tuple[list[Features], list[bool]]:
+    """The ids of each text or pair, and whether it was cut. `targets`: they are what is to be written.
+
+    Raises:
+        ConfigError: `max_length` leaves no room for a token beside the special ones.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
     if max_length <= special:
+        name = "max_target_length" if targets else "max_length"
         raise ConfigError(
-            f"max_length is {max_length}, and {special} tokens are special ones. Take at least {special + 1}."
+            f"{name} is {max_length}, and {special} tokens are special ones. Take at least {special + 1}."
         )
     features: list[Features] = []
-    truncated = 0
-    for start in range(0, len(examples), _TEXTS_PER_CALL):
+    cut: list[bool] = []
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
         part = slice(start, start + _TEXTS_PER_CALL)
-        encoded = _encode(tokenizer, examples.texts[part], examples.pairs and examples.pairs[part])
-        for index, label in enumerate(examples.labels[part]):
+        encoded = _encode(tokenizer, texts[part], pairs and pairs[part], targets=targets)
+        for index in range(len(encoded["input_ids"])):
             whole = {name: values[index] for name, values in encoded.items()}
-            if len(whole["input_ids"]) > max_length:
-                truncated += 1
-                pair = examples.pairs[start + index] if examples.pairs else None
-                whole = dict(tokenizer(examples.texts[start + index], pair, truncation=True, max_length=max_length))
-            features.append(whole | {"labels": label})
-    return TokenizedDataset(features, truncated, max_length)
+            cut.append(len(whole["input_ids"]) > max_length)
+            if cut[-1]:
+                one = slice(start + index, start + index + 1)
+                again = _encode(tokenizer, texts[one], pairs and pairs[one], targets=targets, max_length=max_length)
+                whole = {name: values[0] for name, values in again.items()}
+            features.append(whole)
+    return features, cut
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
-    # Not truncated here, to know which ones are: verbose=False, for it would warn of every long one.
-    encoded = tokenizer(list(texts), list(pairs) if pairs else None, truncation=False, verbose=False)
-    return dict(encoded)
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    *,
+    targets: bool,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    # Not cut at first, to know which ones are: verbose=False, for it would warn of every long one.
+    settings: dict[str, Any] = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+    if targets:
+        return dict(tokenizer(text_target=list(texts), **settings))
+    return dict(tokenizer(list(texts), list(pairs) if pairs else None, **settings))

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,19 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         extra = {"include_donor": False} if isinstance(model, GraftedModel) else {}
         model.save_pretrained(folder, state_dict=state_dict, **extra)
 
+    def _named_weights(self) -> Iterable[tuple[str, Any]]:
+        """All names of all weights, several of one weight too (a language head that is the embeddings)."""
+        weights: Iterable[tuple[str, Any]] = self.model.named_parameters(remove_duplicate=False)
+        return weights
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Of a checkpoint, nothing but the frozen donor may be missing."""
+        """Of a checkpoint, nothing but the frozen donor, and second names of what is there, may be missing."""
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         buffers = {name for name, _ in self.model.named_buffers()}
-        missing = set(load_result.missing_keys) - frozen - buffers - set(self.model._tied_weights_keys or ())
+        absent = set(load_result.missing_keys)
+        there = {id(value) for name, value in self._named_weights() if name not in absent}
+        tied = {name for name, value in self._named_weights() if id(value) in there}
+        missing = absent - frozen - buffers - tied
         if missing or load_result.unexpected_keys:
             odd = sorted(missing or load_result.unexpected_keys)
             raise TrainingError(f"The checkpoint is not one of this model: {odd[0]} does not fit. Start a fresh run.")

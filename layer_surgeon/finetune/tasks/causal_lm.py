@@ -1,0 +1,184 @@
+"""Language modelling: the next token of a text."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DataCollatorForSeq2Seq
+
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.examples import ExampleSet, check_texts
+from layer_surgeon.finetune.labels import LabelMap
+from layer_surgeon.finetune.sources import Table
+from layer_surgeon.finetune.tasks.base import FinetuneTask, LossFunction, Outputs, TaskContext
+from layer_surgeon.finetune.tasks.seq2seq import TextPrediction, decode
+from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize_texts
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTexts(ExampleSet):
+    """Texts."""
+
+    texts: tuple[str, ...]
+
+
+class Prompts(PlainTexts):
+    """Beginnings of texts, to be gone on with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageMetrics:
+    """What was measured on one set of texts.
+
+    Attributes:
+        perplexity: exp(loss).
+        loss: Mean cross-entropy over all predicted tokens in nats, without label smoothing.
+        examples: Texts.
+        tokens: Tokens that were predicted: all but the first of each block.
+    """
+
+    perplexity: float
+    loss: float
+    examples: int
+    tokens: int
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Perplexity first."""
+        return {"perplexity": self.perplexity, "loss": self.loss}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+class CausalLM(FinetuneTask):
+    """Texts are joined, an end token between them, and cut into blocks of the maximum length: nothing is lost."""
+
+    name = "causal-lm"
+    selections = ("loss",)
+    roles = ColumnRoles(
+        text=("text", "content", "document", "sentence", "review", "story", "article", "body"), only_text=True
+    )
+    unit = "blocks"
+
+    def label_map(
+        self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
+    ) -> None:
+        """No classes."""
+        return
+
+    def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> PlainTexts:
+        """Texts, none of them empty."""
+        return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"))
+
+    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+        """Blocks of all texts; prompts as they are, without labels.
+
+        Raises:
+            DataError: All texts together have fewer than two tokens.
+        """
+        texts, tokenizer = _texts(examples), context.tokenizer
+        longest = longest_input(tokenizer, context.model, context.config.max_length)
+        if isinstance(examples, Prompts):
+            features, cut = tokenize_texts(tokenizer, texts.texts, None, longest)
+            return TokenizedDataset(features, sum(cut), longest)
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        stream = [
+            token
+            for ids in tokenizer(list(texts.texts), verbose=False)["input_ids"]
+            for token in (ids if ids[-1:] == end else [*ids, *end])
+        ]
+        blocks = [stream[start : start + longest] for start in range(0, len(stream), longest)]
+        # The first token of a block is predicted from nothing, so that a block of one has nothing to learn.
+        blocks = [block for block in blocks if len(block) > 1]
+        if not blocks:
+            raise DataError(f"The texts have {len(stream)} tokens in all; at least two are needed.")
+        features = [
+            {"input_ids": block, "attention_mask": [1] * len(block), "labels": [_IGNORED, *block[1:]]}
+            for block in blocks
+        ]
+        return TokenizedDataset(features, 0, longest)
+
+    def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
+        """Padding to the longest of the batch, of labels with -100."""
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+        collate = DataCollatorForSeq2Seq(context.tokenizer)
+        return collate
+
+    def loss_function(self, config: FinetuneConfig) -> LossFunction:
+        """Cross-entropy of the next token, with label smoothing, over the tokens of all accumulated batches."""
+
+        def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+            logits, targets = outputs["logits"][:, :-1].float(), labels[:, 1:]
+            total = cross_entropy(
+                logits.transpose(1, 2),
+                targets,
+                ignore_index=_IGNORED,
+                reduction="sum",
+                label_smoothing=config.label_smoothing,
+            )
+            count = (targets != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            return total / count
+
+        return loss
+
+    def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
+        """Summed loss and number of predicted tokens, [batch] each; of prompts what was written, [batch, written]."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        if "labels" not in batch:
+            config, inputs = context.config, _padded_left(inputs)
+            written = getattr(model, "module", model).generate(
+                **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
+            )
+            return (written[:, inputs["input_ids"].shape[1] :],)
+        targets = batch["labels"][:, 1:]
+        logits = model(**inputs).logits[:, :-1].float()
+        losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
+        return losses.double().sum(-1), (targets != _IGNORED).sum(-1)
+
+    def measure(
+        self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
+    ) -> LanguageMetrics:
+        """Loss and perplexity over all tokens."""
+        tokens = int(outputs[1].sum())
+        loss = float(outputs[0].sum() / tokens)
+        # Above 709 nats exp leaves the range of a float.
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        return LanguageMetrics(perplexity=perplexity, loss=loss, examples=len(examples), tokens=tokens)
+
+    def inputs(self, items: Sequence[Any]) -> Prompts:
+        """Beginnings of texts."""
+        return Prompts(texts=check_texts(items, "The given texts"))
+
+    def predictions(
+        self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
+    ) -> list[TextPrediction]:
+        """How each text goes on."""
+        written = decode(outputs[0], context)
+        return [
+            TextPrediction(text=text, written=new) for text, new in zip(_texts(examples).texts, written, strict=True)
+        ]
+
+
+def _block(tokens: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": [_IGNORED, *tokens[1:]]}
+
+
+def _padded_left(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is written goes on from the last column, so that no padding may lie there."""
+    order = inputs["attention_mask"].sort(dim=1, stable=True).indices
+    return {name: tensor.gather(1, order) for name, tensor in inputs.items()}
+
+
+def _texts(examples: ExampleSet) -> PlainTexts:
+    if not isinstance(examples, PlainTexts):
+        raise TypeError(f"{type(examples).__name__} are no texts")
+    return examples

@@ -1,0 +1,148 @@
+"""Translation and summarisation: a text is written out of a text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DataCollatorForSeq2Seq
+
+from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
+from layer_surgeon.finetune.examples import ExampleSet, check_texts
+from layer_surgeon.finetune.labels import LabelMap
+from layer_surgeon.finetune.sources import Table
+from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
+from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize_texts
+from layer_surgeon.finetune.written import TextMetrics, measure_texts
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairs(ExampleSet):
+    """Source texts and target texts."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPrediction:
+    """What a model wrote.
+
+    Attributes:
+        text: What it was given.
+        written: What it wrote.
+    """
+
+    text: str
+    written: str
+
+    def as_row(self) -> dict[str, Any]:
+        """As plain JSON types, for a line of output."""
+        return {"text": self.text, "written": self.written}
+
+
+class Seq2Seq(FinetuneTask):
+    """Teacher forcing in training; in validation and test the text is written, by beam search."""
+
+    name = "seq2seq"
+    selections = ("bleu", "rouge_l", "meteor", "loss")
+    roles = ColumnRoles(
+        titles=("source", "text_pair", "target"),
+        text=("source", "src", "input", "article", "document", "dialogue", "text", "en"),
+        label=("target", "tgt", "output", "highlights", "summary", "translation", "de"),
+        pairs=(
+            ("source", "target"),
+            ("src", "tgt"),
+            ("input", "output"),
+            ("article", "highlights"),
+            ("document", "summary"),
+            ("dialogue", "summary"),
+            ("text", "summary"),
+            ("en", "de"),
+        ),
+        learns_pair=True,
+    )
+
+    def label_map(
+        self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
+    ) -> None:
+        """No classes."""
+        return
+
+    def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> TextPairs:
+        """Both texts, none of them empty."""
+        sources, targets = (
+            check_texts(table.columns[str(name)], f"{table.place}, column {name!r}")
+            for name in (columns.text, columns.label)
+        )
+        return TextPairs(sources=sources, targets=targets)
+
+    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+        """Source and target, each cut at its maximum length; a pair of which either is cut counts once."""
+        pairs, config = _pairs(examples), context.config
+        longest = longest_input(context.tokenizer, context.model, config.max_length)
+        sources = [(config.source_prefix or "") + text for text in pairs.sources]
+        inputs, cut = tokenize_texts(context.tokenizer, sources, None, longest)
+        if any(pairs.targets):
+            targets, cut_targets = tokenize_texts(
+                context.tokenizer, pairs.targets, None, config.max_target_length, targets=True
+            )
+            inputs = [one | {"labels": two["input_ids"]} for one, two in zip(inputs, targets, strict=True)]
+            cut = [one or two for one, two in zip(cut, cut_targets, strict=True)]
+        return TokenizedDataset(inputs, sum(cut), longest)
+
+    def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
+        """Padding to the longest of the batch; the decoder's input is the target moved by one."""
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+        collate = DataCollatorForSeq2Seq(context.tokenizer, model=context.model)
+        return collate
+
+    def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
+        """What was written, [batch, written], and with labels their summed loss and their number, [batch] each."""
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_input_ids")}
+        config = context.config
+        written = getattr(model, "module", model).generate(
+            **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
+        )
+        if "labels" not in batch:
+            return (written,)
+        teacher = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**teacher).logits.float()
+        losses = cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=_IGNORED, reduction="none")
+        return written, losses.double().sum(-1), (batch["labels"] != _IGNORED).sum(-1)
+
+    def measure(
+        self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
+    ) -> TextMetrics:
+        """BLEU, ROUGE and METEOR over the whole set."""
+        loss = float(outputs[1].sum() / outputs[2].sum())
+        return measure_texts(decode(outputs[0], context), _pairs(examples).targets, loss)
+
+    def inputs(self, items: Sequence[Any]) -> TextPairs:
+        """Texts; what they become is not known."""
+        return TextPairs(sources=check_texts(items, "The given texts"), targets=("",) * len(items))
+
+    def predictions(
+        self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
+    ) -> list[TextPrediction]:
+        """What was written for every text."""
+        written = decode(outputs[0], context)
+        return [
+            TextPrediction(text=text, written=new) for text, new in zip(_pairs(examples).sources, written, strict=True)
+        ]
+
+
+def decode(ids: Any, context: TaskContext) -> list[str]:
+    """Token ids, filled up with -100, -> texts without special tokens."""
+    ids = np.where(ids < 0, context.tokenizer.pad_token_id, ids)
+    return [text.strip() for text in context.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _pairs(examples: ExampleSet) -> TextPairs:
+    if not isinstance(examples, TextPairs):
+        raise TypeError(f"{type(examples).__name__} are no pairs of texts")
+    return examples
