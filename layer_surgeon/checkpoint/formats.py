@@ -7,6 +7,7 @@ from layer_surgeon.checkpoint import safetensors, torch_table
 from layer_surgeon.checkpoint.sources import FileSource, Source
 from layer_surgeon.checkpoint.sources.parts import PartsSource
 from layer_surgeon.checkpoint.sources.shards import parts_of
+from layer_surgeon.checkpoint.sources.together import read_files
 from layer_surgeon.checkpoint.types import TensorTable
 from layer_surgeon.errors import CheckpointError, SourceNotFoundError
 
@@ -37,16 +38,16 @@ def open_table(source: Source) -> TensorTable:
         single = safetensors.SINGLE_FILE if safetensors.SINGLE_FILE in tensors else tensors[0]
         return safetensors.SafetensorsTable(source, _read_config(source, files), single_file=single)
     if safetensors.INDEX_FILE in candidates:
-        raw = source.read_file(safetensors.INDEX_FILE, safetensors.MAX_INDEX_BYTES)
+        raw, config = _read_index(source, files, safetensors.INDEX_FILE)
         shard_of = safetensors.parse_index(raw, safetensors.INDEX_FILE, files)
-        return safetensors.SafetensorsTable(source, _read_config(source, files), shard_of=shard_of)
+        return safetensors.SafetensorsTable(source, config, shard_of=shard_of)
     pickles = [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
     if torch_table.SINGLE_FILE in pickles:
         return torch_table.TorchZipTable(source, _read_config(source, files), single_file=torch_table.SINGLE_FILE)
     if torch_table.INDEX_FILE in candidates:
-        raw = source.read_file(torch_table.INDEX_FILE, safetensors.MAX_INDEX_BYTES)
+        raw, config = _read_index(source, files, torch_table.INDEX_FILE)
         shard_of = safetensors.parse_index(raw, torch_table.INDEX_FILE, files, suffix=".bin")
-        return torch_table.TorchZipTable(source, _read_config(source, files), shard_of=shard_of)
+        return torch_table.TorchZipTable(source, config, shard_of=shard_of)
     models = _gguf_models(source, candidates)
     if len(models) == 1 and not tensors:
         # Only a GGUF file needs the tables of gguf and transformers: 1 s that others need not pay.
@@ -71,13 +72,24 @@ def _gguf_models(source: Source, candidates: Sequence[str]) -> list[tuple[str, .
     return [(named[model],) for model in plain or models]
 
 
+def _read_index(source: Source, files: Mapping[str, int | None], index: str) -> tuple[bytes, Mapping[str, Any]]:
+    """The index as it is, and the config."""
+    _check_config(source, files)
+    read = read_files(source, {index: safetensors.MAX_INDEX_BYTES, CONFIG_FILE: _MAX_CONFIG_BYTES})
+    return read[index], safetensors.parse_json_object(read[CONFIG_FILE], CONFIG_FILE)
+
+
 def _read_config(source: Source, files: Mapping[str, int | None]) -> Mapping[str, Any]:
+    _check_config(source, files)
+    return safetensors.parse_json_object(source.read_file(CONFIG_FILE, _MAX_CONFIG_BYTES), CONFIG_FILE)
+
+
+def _check_config(source: Source, files: Mapping[str, int | None]) -> None:
     if CONFIG_FILE not in files:
         raise CheckpointError(
             f"{source.name} has weights but no {CONFIG_FILE}, which says what they compute. "
             "Put the model's config.json beside them."
         )
-    return safetensors.parse_json_object(source.read_file(CONFIG_FILE, _MAX_CONFIG_BYTES), CONFIG_FILE)
 
 
 def _nothing_to_open(

@@ -8,6 +8,7 @@ import yaml
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_files
 from layer_surgeon.checkpoint.sources import Source
+from layer_surgeon.checkpoint.sources.together import read_files
 from layer_surgeon.extract.plan import ExtractionPlan
 
 
@@ -17,7 +18,7 @@ def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     Raises:
         SourceError: One of them can't be read.
     """
-    return {name: checkpoint.source.read_file(name, MAX_TEXT_BYTES) for name in licence_files(checkpoint)}
+    return read_files(checkpoint.source, dict.fromkeys(licence_files(checkpoint), MAX_TEXT_BYTES))
 
 
 def base_model(source: Source) -> str | None:

@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ from layer_surgeon.extract.selection import LayerSelection
 from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, layer_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Papers:
+    """What a donor says about its licence, and its licence files."""
+
+    licence: dict[str, str]
+    files: dict[str, bytes]
 
 
 def extract_layer(
@@ -73,7 +83,12 @@ def extract_layer(
     progress = progress or NullProgress()
     workspace = workspace or Workspace()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
-    plan = plan_extraction(checkpoint, layer, dtype=dtype)
+    with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
+        # What goes along with the layer is read while headers are: over a network, requests that wait for nothing.
+        licence = pool.submit(read_licence, checkpoint)
+        licence_files = pool.submit(read_licence_files, checkpoint)
+        plan = plan_extraction(checkpoint, layer, dtype=dtype)
+        papers = _Papers(licence=licence.result(), files=licence_files.result())
     for note in checkpoint.table.notes:
         progress.notice(note)
     if output is None:
@@ -82,7 +97,7 @@ def extract_layer(
         folder = Path(output)
     artifact = _check_place(folder, checkpoint, plan, force)
     if artifact is None:
-        artifact = _extract(checkpoint, plan, folder, force, progress)
+        artifact = _extract(checkpoint, plan, papers, folder, force, progress)
     else:
         progress.notice(f"{folder} already holds this layer; nothing was read.")
     if output is None:
@@ -125,9 +140,8 @@ def _another_layer(folder: Path) -> ArtifactError:
 
 
 def _extract(
-    checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, force: bool, progress: Progress
+    checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers, folder: Path, force: bool, progress: Progress
 ) -> LayerArtifact:
-    licence, licence_files = read_licence(checkpoint), read_licence_files(checkpoint)
     staging = Staging(folder, plan.num_out_bytes)
     try:
         with staging:
@@ -140,10 +154,10 @@ def _extract(
             progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
             digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
             progress.end()
-            config = _describe(checkpoint, plan, digests, licence)
+            config = _describe(checkpoint, plan, digests, papers.licence)
             texts: dict[str, bytes] = {
-                **licence_files,
-                README_FILE: write_card(checkpoint, plan, licence, list(licence_files)).encode(),
+                **papers.files,
+                README_FILE: write_card(checkpoint, plan, papers.licence, list(papers.files)).encode(),
                 CONFIG_FILE: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
             }
             for name, content in texts.items():
