@@ -55,6 +55,20 @@ class Run:
 _CURRENT: ContextVar[Run] = ContextVar("layer_surgeon_run")
 
 
+class _Traced:
+    """The run that torch.compile is tracing. It can't follow context variables, and traces in one thread at a time."""
+
+    run: Run | None = None
+
+
+_TRACED = _Traced()
+
+
+def _current() -> Run:
+    run = _TRACED.run if torch.compiler.is_dynamo_compiling() else None
+    return _CURRENT.get() if run is None else run
+
+
 class _Stub(nn.Module):
     """Answers for the attributes of the module it replaces; forwards read some of layers, such as `attention_type`.
 
@@ -78,7 +92,7 @@ class _Passage(_Stub):
     """Stands where a layer was that the hidden states pass over."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        run = _CURRENT.get()
+        run = _current()
         if run.result is not None:
             return run.result
         hidden_states = args[0] if args else kwargs["hidden_states"]
@@ -89,7 +103,7 @@ class _Entrance(_Stub):
     """Stands where the chosen layer was, and calls it with the current run's hidden states."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        run = _CURRENT.get()
+        run = _current()
         run.arrived = args[0] if args else kwargs["hidden_states"]
         if args:
             args = (run.hidden_states, *args[1:])
@@ -113,12 +127,12 @@ class _LeftOut(_Stub):
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if self.looks_up:  # opt hands its embedding of positions the mask too
             tensors.sort(key=Tensor.is_floating_point)
-        like = tensors[0] if tensors else _CURRENT.get().hidden_states
+        like = tensors[0] if tensors else _current().hidden_states
         if self.width is None:
             shape = like.shape
         else:
             shape = torch.Size((*(like.shape if self.looks_up else like.shape[:-1]), self.width))
-        dtype = like.dtype if like.is_floating_point() else _CURRENT.get().hidden_states.dtype
+        dtype = like.dtype if like.is_floating_point() else _current().hidden_states.dtype
         return torch.full(shape, torch.nan, dtype=dtype, device=like.device)
 
 
@@ -213,6 +227,11 @@ def run_scaffold(
         arguments["attention_mask"] = attention_mask
     if position_ids is not None:
         arguments["position_ids"] = position_ids
+    if torch.compiler.is_dynamo_compiling():
+        _TRACED.run = run
+        scaffold(**arguments)
+        _TRACED.run = None
+        return run
     token = _CURRENT.set(run)
     try:
         scaffold(**arguments)
