@@ -23,7 +23,7 @@ SETTINGS = (
     "label_column",
     "doc_stride",
     "max_answer_length",
-    "no_answer",
+    "unanswerable",
     "max_target_length",
     "num_beams",
     "source_prefix",

@@ -70,8 +70,8 @@ class FinetuneConfig:
         None, "Tokens that two neighbouring pieces of a long text share (questions); default: a quarter of max_length."
     )
     max_answer_length: int = _option(30, "Longest answer in tokens (questions).")
-    no_answer: bool | None = _option(
-        None, "Whether a question may have no answer; default: whether one of the training data has none."
+    unanswerable: bool | None = _option(
+        None, "Whether a question may have no answer; default: whether one in the training data has none."
     )
     # Written text
     max_target_length: int = _option(100, "Longest text that is learned to write, or written, in tokens.")
@@ -80,7 +80,7 @@ class FinetuneConfig:
         None, "Put before every source text, such as 'translate English to German: ' for T5."
     )
     extra_metrics: str | None = _option(
-        None, "More metrics of written text, after training: bert_score, bart_score, or both with a comma."
+        None, "More metrics of written text, when training is done: bert_score, bart_score, or both with a comma."
     )
     # Machine
     device: Device = _option("auto", "Where to train: auto takes CUDA, else MPS, else the CPU.")
@@ -154,7 +154,7 @@ _COUNTS = (
     "num_beams",
 )
 _TEXTS = ("text_column", "text_pair_column", "label_column", "source_prefix", "extra_metrics")
-_FLAGS = ("no_answer", "group_by_length", "deterministic")
+_FLAGS = ("unanswerable", "group_by_length", "deterministic")
 _FLOATS = (
     "num_epochs",
     "learning_rate",
@@ -174,7 +174,7 @@ _OPTIONAL = (
     "max_eval_samples",
     "eval_batch_size",
     "doc_stride",
-    "no_answer",
+    "unanswerable",
 )
 
 

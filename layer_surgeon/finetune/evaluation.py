@@ -85,6 +85,7 @@ def evaluate_model(
         outputs = run_model(task, dataset, context, description="Evaluating", progress=progress)
         seconds = time.monotonic() - started
         metrics = task.measure(outputs, dataset, examples, context)
+        metrics = task.add_scores(metrics, outputs, examples, context, progress)
     return Evaluation(task=task.name, data=place, metrics=metrics, num_truncated=dataset.num_truncated, seconds=seconds)
 
 
@@ -198,7 +199,7 @@ RUN_SETTINGS = (
     "max_length",
     "doc_stride",
     "max_answer_length",
-    "no_answer",
+    "unanswerable",
     "max_target_length",
     "num_beams",
     "source_prefix",

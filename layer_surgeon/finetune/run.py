@@ -187,7 +187,8 @@ def _measure_all(
         part = parts[name]
         if part is not None:
             outputs = run_model(data.task, sets[name], context, description=doing, progress=progress)
-            measured[name] = data.task.measure(outputs, sets[name], part, context)
+            metrics = data.task.measure(outputs, sets[name], part, context)
+            measured[name] = data.task.add_scores(metrics, outputs, part, context, progress)
     return measured
 
 

@@ -284,13 +284,13 @@ def test_answers_are_mapped_back_to_the_text(workspace):
     outputs[0, :, window.start], outputs[1, :, window.end] = 9, 9
     # Better, but not of the text, or ending before it starts.
     outputs[0, :, 0] = outputs[1, :, 1] = 20
-    context = context_of(None, no_answer=False)
+    context = context_of(None, unanswerable=False)
     (prediction, _) = task.predictions((outputs[0], outputs[1]), dataset, examples, context)
     assert (prediction.answer, prediction.start, prediction.score) == ("anna   went", 9, 18)
     assert task.measure((outputs[0], outputs[1]), dataset, examples, context).exact_match == 100
     # Where no answer is an answer, the first token of all speaks for it.
     outputs[1, :, 0] = 0
-    empty = task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None, no_answer=True))[0]
+    empty = task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None, unanswerable=True))[0]
     assert (empty.answer, empty.score) == ("", 20)
     short = task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None, max_answer_length=1))[0]
     assert len(short.answer.split()) == 1
@@ -319,11 +319,11 @@ def test_questions_on_one_text_are_not_torn_apart():
 def test_unanswerable_questions(workspace):
     data = {"train": question_rows(40, unanswerable=True), "validation": question_rows(16, 1, unanswerable=True)}
     result = train(bert(BertForQuestionAnswering), workspace, data)
-    assert result.config.no_answer is True
+    assert result.config.unanswerable is True
     assert result.validation.version_2
     assert result.validation.without_answer["examples"] == 4
     assert result.data["splits"]["train"]["without_answer"] == 10
-    assert train(bert(BertForQuestionAnswering), workspace, question_rows(40)).config.no_answer is False
+    assert train(bert(BertForQuestionAnswering), workspace, question_rows(40)).config.unanswerable is False
 
 
 def test_reader_learns(workspace):

@@ -17,6 +17,7 @@ from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tokenization import TokenizedDataset
+from layer_surgeon.progress import Progress
 
 # What a model said of a set, one row for each feature, in the set's order: [features, ...]; -100 fills up short rows.
 Outputs: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -125,6 +126,13 @@ class FinetuneTask(ABC):
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> Metrics:
         """Measure the outputs for a whole set."""
+
+    def add_scores(
+        self, metrics: Any, outputs: Outputs, examples: ExampleSet, context: TaskContext, progress: Progress
+    ) -> Metrics:
+        """The metrics with those added that are asked for in the settings, and take too long for every epoch."""
+        kept: Metrics = metrics
+        return kept
 
     @abstractmethod
     def inputs(self, items: Sequence[Any]) -> ExampleSet:

@@ -126,9 +126,9 @@ class QuestionAnswering(FinetuneTask):
 
     def resolve(self, config: FinetuneConfig, train: ExampleSet) -> FinetuneConfig:
         """Whether no answer is an answer, from the training data."""
-        if config.no_answer is not None:
+        if config.unanswerable is not None:
             return config
-        return replace(config, no_answer=not all(_asked(train).answers))
+        return replace(config, unanswerable=not all(_asked(train).answers))
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
         """Each text in pieces: question, piece, with `doc_stride` tokens shared by neighbours. Nothing is cut off.
@@ -210,7 +210,7 @@ class QuestionAnswering(FinetuneTask):
         """The best answer over all pieces of each text."""
         asked, config = _asked(examples), context.config
         # Without a run that says so: as the data has it.
-        may_be_empty = not all(asked.answers) if config.no_answer is None else config.no_answer
+        may_be_empty = not all(asked.answers) if config.unanswerable is None else config.unanswerable
         best: list[tuple[float, int, int] | None] = [None] * len(asked)
         empty = [np.inf] * len(asked)
         for index, window in enumerate(dataset.places):

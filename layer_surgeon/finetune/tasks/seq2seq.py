@@ -1,7 +1,7 @@
 """Translation and summarisation: a text is written out of a text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from transformers import DataCollatorForSeq2Seq
 from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
+from layer_surgeon.finetune.scorers import extra_scores
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
 from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize_texts
 from layer_surgeon.finetune.written import TextMetrics, measure_texts
+from layer_surgeon.progress import Progress
 
 _IGNORED = -100
 
@@ -121,6 +123,17 @@ class Seq2Seq(FinetuneTask):
         """BLEU, ROUGE and METEOR over the whole set."""
         loss = float(outputs[1].sum() / outputs[2].sum())
         return measure_texts(decode(outputs[0], context), _pairs(examples).targets, loss)
+
+    def add_scores(
+        self, metrics: TextMetrics, outputs: Outputs, examples: ExampleSet, context: TaskContext, progress: Progress
+    ) -> TextMetrics:
+        """BERTScore and BARTScore, if they are asked for."""
+        if not context.config.wanted_extra_metrics:
+            return metrics
+        device = next(context.model.parameters()).device
+        targets = _pairs(examples).targets
+        extra = extra_scores(decode(outputs[0], context), targets, context.config, device, progress)
+        return replace(metrics, extra=extra)
 
     def inputs(self, items: Sequence[Any]) -> TextPairs:
         """Texts; what they become is not known."""

@@ -1,0 +1,87 @@
+"""Metrics that need a model of their own: BERTScore and BARTScore. Left out, with a notice, where it can't be had."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.progress import Progress
+
+# The model of the paper's BARTScore (Yuan et al. 2021), and what bert-score takes for English by itself.
+BART_SCORE_MODEL = "facebook/bart-large-cnn"
+BERT_SCORE_MODEL = "roberta-large"
+_BERT_SCORE_LAYER = 17
+_TEXTS_PER_BATCH = 8
+
+
+def extra_scores(
+    written: Sequence[str], references: Sequence[str], config: FinetuneConfig, device: torch.device, progress: Progress
+) -> dict[str, float]:
+    """The asked scores, by name, that can be had here.
+
+    Args:
+        written: What the model wrote.
+        references: What it should have, one for each.
+        config: Says which are asked for (`extra_metrics`).
+        device: Where to compute them.
+        progress: Told which can't be had, and why.
+    """
+    found: dict[str, float] = {}
+    for name in config.wanted_extra_metrics:
+        try:
+            found[name] = _SCORERS[name](written, references, device)
+        except (ImportError, OSError, ValueError) as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            progress.notice(f"{name} is left out: its model can't be had here ({reason}).")
+    return found
+
+
+def bert_score(written: Sequence[str], references: Sequence[str], device: torch.device) -> float:
+    """Mean F1 of BERTScore by roberta-large (Zhang et al. 2020), without rescaling.
+
+    Raises:
+        ImportError: The package bert-score is not installed.
+        OSError: The model can't be loaded.
+    """
+    import bert_score as package  # of the extra [scores]
+
+    _, _, f1 = package.score(
+        list(written),
+        list(references),
+        model_type=BERT_SCORE_MODEL,
+        num_layers=_BERT_SCORE_LAYER,
+        device=str(device),
+        verbose=False,
+    )
+    return float(f1.mean())
+
+
+def bart_score(
+    written: Sequence[str], references: Sequence[str], device: torch.device, model_name: str = BART_SCORE_MODEL
+) -> float:
+    """Mean over texts of BARTScore from the reference to the written text: the log-probability of its mean token.
+
+    Raises:
+        OSError: The model can't be loaded.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(model_name, dtype=torch.float32).to(device).eval()
+    scores: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(written), _TEXTS_PER_BATCH):
+            part = slice(start, start + _TEXTS_PER_BATCH)
+            settings: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+            source = tokenizer(list(references[part]), **settings).to(device)
+            target = tokenizer(list(written[part]), **settings).to(device)
+            labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+            inputs = {name: source[name] for name in ("input_ids", "attention_mask")}
+            logits = model(**inputs, labels=labels).logits.float()
+            losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+            scores += (-losses.sum(-1) / (labels != -100).sum(-1)).tolist()
+    return sum(scores) / len(scores)
+
+
+_SCORERS = {"bert_score": bert_score, "bart_score": bart_score}
