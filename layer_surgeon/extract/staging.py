@@ -7,6 +7,7 @@ It has a fixed name, so that a later run finds it and goes on, and a lock, so th
 """
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChanged
 
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"
+_OLD = ".old"
 
 
 class Staging:
@@ -79,11 +81,17 @@ class Staging:
             folder.rmdir()
         if not folder.exists():
             self.path.rename(folder)
+            self._remove_old()
             return
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_OLD, dir=folder.parent))
         folder.rename(old / folder.name)
         self.path.rename(folder)
-        shutil.rmtree(old)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove what was replaced, now and by runs that were killed in the last moment."""
+        for old in self._folder.parent.glob(f".{glob.escape(self._folder.name)}.*{_OLD}"):
+            shutil.rmtree(old)
 
     def drop(self) -> None:
         """Remove what was written: its place holds the same already."""

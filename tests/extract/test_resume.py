@@ -1,24 +1,16 @@
 """An extraction that was cut off goes on from there: the same bytes, read once, and never of two commits."""
 
-import json
-import os
-import random
-import subprocess
-import time
-
 import pytest
 
-from layer_surgeon import LayerArtifact, extract_layer
+from layer_surgeon import extract_layer
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
 from layer_surgeon.errors import ArtifactError, SourceError
 from layer_surgeon.extract import copy as copy_module
 from layer_surgeon.extract import plan as plan_module
-from layer_surgeon.extract.journal import STRETCH_BYTES
 from layer_surgeon.extract.staging import Staging
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
-from tests.support.command_line import SURGEON
 from tests.support.hub_faults import cut, status
 from tests.support.loopback_hub import LoopbackHub
 
@@ -176,44 +168,3 @@ def test_two_at_once_do_not_mix(hub, tmp_path):
         with pytest.raises(ArtifactError, match="Another process is writing"):
             extract_layer("owner/model", -1, tmp_path / "out")
         assert (tmp_path / ".out.partial").is_dir()
-
-
-LARGE = SMALL | {"hidden_size": 2048, "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 4}
-
-
-@pytest.mark.slow
-def test_killed_again_and_again(tmp_path):
-    kills = int(os.environ.get("SURGEON_KILLS", "4"))
-    donor = write_sparse_checkpoint(tmp_path / "donor", LARGE, [1])
-    expected = extract_layer(donor, -1, tmp_path / "expected")
-    generator = random.Random(kills)
-    command = [str(SURGEON), "extract", "owner/model", "--output", str(tmp_path / "out")]
-    with LoopbackHub(bytes_per_second=8e6) as hub:
-        hub.add_repo("owner/model", donor)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = 0
-        while done < kills:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            # Between the first bytes of weights and the last ones: before, there is nothing to lose.
-            hub.reset_log()
-            deadline = time.monotonic() + 60
-            while not weight_bytes(hub) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 0.6))
-            process.kill()
-            process.communicate()
-            done += 1
-            if (tmp_path / "out").exists():
-                LayerArtifact.open(tmp_path / "out").verify()
-                break
-        hub.reset_log()
-        last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        read_last = weight_bytes(hub)
-    artifact = LayerArtifact.open(tmp_path / "out")
-    artifact.verify()
-    assert artifact.sha256 == expected.sha256
-    assert read_last <= artifact.num_bytes
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["sha256"] == expected.sha256
-    assert artifact.num_bytes / 8 > STRETCH_BYTES
-    assert last.returncode == 0

@@ -1,0 +1,215 @@
+"""Killed (kill -9) at any moment, the next run gives the same bytes, and reads again no more than was on its way.
+
+`SURGEON_KILLS=50` kills each of the two commands 50 times instead of 4.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from layer_surgeon import LayerArtifact, extract_layer
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES
+from layer_surgeon.extract.journal import STRETCH_BYTES
+from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.command_line import SURGEON
+from tests.support.loopback_hub import LoopbackHub
+
+KILLS = int(os.environ.get("SURGEON_KILLS", "4"))
+# A layer of 34 MB.
+CONFIG = LLAMA_8B | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 40,
+}
+BYTES_PER_SECOND = 2e6
+# What the server has handed to the network and nobody has taken out of it yet.
+BUFFERED = 300_000
+
+# The command, with stretches so small that each run gets something done before it is killed.
+SMALL_STRETCHES = """
+from layer_surgeon.checkpoint.sources import gather
+from layer_surgeon.extract import copy, plan
+gather.CHUNK_BYTES = 65536
+copy.STRETCH_BYTES = 262144
+plan.MIN_PIECE_BYTES = 2000000
+from layer_surgeon_cli.main import main
+main()
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """A way to run `surgeon extract`.
+
+    Attributes:
+        command: How it is started.
+        in_flight: Bytes that each connection may have to read again after a kill.
+    """
+
+    command: tuple[str, ...]
+    in_flight: int
+
+
+MODES = {
+    "as installed": Mode(command=(str(SURGEON),), in_flight=STRETCH_BYTES + CHUNK_BYTES + BUFFERED),
+    "small stretches": Mode(command=(sys.executable, "-c", SMALL_STRETCHES), in_flight=262_144 + 65_536 + BUFFERED),
+}
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sparse_checkpoint(tmp_path_factory.mktemp("kills") / "donor", CONFIG, [1])
+
+
+@pytest.fixture
+def hub(donor: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(bytes_per_second=BYTES_PER_SECOND) as hub:
+        hub.add_repo("owner/model", donor)
+        yield hub
+
+
+def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
+    return kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def weight_bytes(hub: LoopbackHub) -> int:
+    """Bytes of weights that the CDN sent since the log was begun, headers of files apart."""
+    return sum(
+        request.body_bytes
+        for request in tuple(hub.requests)
+        if request.server == "cdn" and not str(request.range).startswith(("bytes=0-", "bytes=8-"))
+    )
+
+
+def connections(hub: LoopbackHub) -> int:
+    """How many answers with weights were under way at most, of those in the log."""
+    return sum(request.server == "cdn" and request.body_bytes > 100_000 for request in tuple(hub.requests))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_killed_again_and_again(hub: LoopbackHub, donor: Path, tmp_path: Path, mode: Mode) -> None:
+    expected = extract_layer(donor, -1, tmp_path / "expected")
+    place = tmp_path / "made"
+    command = [*mode.command, "extract", "owner/model", "--output", str(place / "out")]
+    generator = random.Random(KILLS)
+    read = allowed = rounds = 0
+    for kill in range(KILLS):
+        hub.reset_log()
+        process = subprocess.Popen(
+            command, env=environment(hub, tmp_path / "hf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if kill % 3 == 2:
+            # While the last bytes are written and hashed, and the artifact is put in its place.
+            wait_until(process, hub, expected.num_bytes - read_of_round(read, rounds, expected.num_bytes))
+            time.sleep(generator.uniform(0, 0.2))
+        else:
+            wait_until(process, hub, 1)
+            time.sleep(generator.uniform(0, 1.0))
+        process.kill()
+        process.wait()
+        read += weight_bytes(hub)
+        allowed += connections(hub) * mode.in_flight
+        if (place / "out").exists():
+            # Whole, or not there at all.
+            artifact = LayerArtifact.open(place / "out")
+            artifact.verify()
+            assert artifact.sha256 == expected.sha256
+            rounds += 1
+            shutil.rmtree(place)
+    known = journaled(place / ".out.partial" / ".journal")
+    hub.reset_log()
+    subprocess.run(command, env=environment(hub, tmp_path / "hf"), capture_output=True, check=True)
+    assert weight_bytes(hub) == expected.num_bytes - known
+    read, rounds = read + weight_bytes(hub), rounds + 1
+    artifact = LayerArtifact.open(place / "out")
+    artifact.verify()
+    assert (place / "out" / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
+    assert [path.name for path in place.iterdir()] == ["out"]
+    assert not [path.name for path in (place / "out").iterdir() if path.name.startswith(".")]
+    print(f"{KILLS} kills, {rounds} layers of {expected.num_bytes:,} bytes, {read:,} read, {allowed:,} more allowed")
+    assert rounds * expected.num_bytes <= read <= rounds * expected.num_bytes + allowed
+
+
+def journaled(journal: Path) -> int:
+    """Bytes of the layer that a journal tells of; a line that was being written when the process ended is none."""
+    if not journal.exists():
+        return 0
+    lines = [json.loads(line) for line in journal.read_bytes().splitlines()[1:] if line.endswith(b"}")]
+    return sum(line["end"] - line["start"] for line in lines)
+
+
+def read_of_round(read: int, rounds: int, num_bytes: int) -> int:
+    """About how much of the layer in work was read before; the last of it is what this run reads."""
+    return min(max(0, read - rounds * num_bytes), num_bytes - 1)
+
+
+def wait_until(process: subprocess.Popen[bytes], hub: LoopbackHub, num_bytes: int) -> None:
+    """Wait until so many bytes of weights were sent, or the process has ended."""
+    while weight_bytes(hub) < num_bytes and process.poll() is None:
+        time.sleep(0.005)
+
+
+# Ends the process at the n-th change of the file system that putting an artifact in its place makes.
+DIE = """
+import os, shutil, sys
+from pathlib import Path
+from layer_surgeon.extract import staging
+left = int(sys.argv[1])
+def dying(name, action):
+    def run(*arguments, **settings):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return action(*arguments, **settings)
+    return run
+original = staging.Staging.put_in_place
+def put_in_place(self):
+    for name in ("rename", "unlink", "rmdir"):
+        setattr(Path, name, dying(name, getattr(Path, name)))
+    shutil.rmtree = dying("rmtree", shutil.rmtree)
+    original(self)
+staging.Staging.put_in_place = put_in_place
+from layer_surgeon import extract_layer
+extract_layer("donor", int(sys.argv[2]), "made/out", force=True)
+"""
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "another layer"])
+def test_killed_while_it_takes_its_place(donor: Path, tmp_path: Path, there: str) -> None:
+    """At each step there is the old artifact or the new one, whole, or the next run makes it."""
+    (tmp_path / "donor").symlink_to(donor)
+    expected = {layer: extract_layer(donor, layer, tmp_path / f"expected {layer}").sha256 for layer in (0, 1)}
+    step, code = 0, 9
+    while code == 9:
+        shutil.rmtree(tmp_path / "made", ignore_errors=True)
+        if there == "another layer":
+            extract_layer(donor, 0, tmp_path / "made" / "out")
+        elif there == "an empty folder":
+            (tmp_path / "made" / "out").mkdir(parents=True)
+        code = subprocess.run([sys.executable, "-c", DIE, str(step), "1"], cwd=tmp_path, check=False).returncode
+        if (tmp_path / "made" / "out").exists() and any((tmp_path / "made" / "out").iterdir()):
+            artifact = LayerArtifact.open(tmp_path / "made" / "out")
+            artifact.verify()
+            assert artifact.sha256 in expected.values()
+        artifact = extract_layer(donor, 1, tmp_path / "made" / "out", force=True)
+        artifact.verify()
+        assert artifact.sha256 == expected[1]
+        assert [path.name for path in (tmp_path / "made").iterdir()] == ["out"], f"after step {step}"
+        step += 1
+    assert code == 0
+    assert step >= 4
