@@ -11,7 +11,7 @@ import layer_surgeon
 # In the order in which a user meets them. A summary stands here, and not only in the command's own file, so that
 # `surgeon --help` loads none of the commands: that help has to appear at once (a test compares both texts).
 COMMANDS = {
-    "inspect": "Show a checkpoint's layers, dtypes and sizes.",
+    "inspect": "Show a checkpoint's layers, dtypes, sizes and licence.",
     "extract": "Take layers out of a checkpoint, reading only their bytes.",
     "graft": "Put a layer into a small model.",
     "profile": "Show what a graft costs: parameters, computation, memory, time.",
