@@ -6,9 +6,10 @@ nothing is left in a cache folder, and a bad line is named by its number.
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -45,6 +46,36 @@ def read_file(path: Path) -> Columns:
     if not columns or not len(next(iter(columns.values()))):
         raise DataError(f"{path} has no rows{' below its header' if columns else ''}. Add some.")
     return columns
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The readable files of a folder, by name; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()]
+
+
+def read_stream(stream: BinaryIO, place: str) -> Columns:
+    """What comes in a stream: JSON lines, Parquet, tab-separated or CSV, told apart by how it begins.
+
+    Raises:
+        DataError: As `read_file`.
+    """
+    content = stream.read()
+    begin = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    first_line = begin.split(b"\n", 1)[0]
+    suffix = ".tsv" if b"\t" in first_line else ".csv"
+    if begin.startswith(b"PAR1"):
+        suffix = ".parquet"
+    elif begin[:1] in (b"{", b"["):
+        suffix = ".json"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"stdin{suffix}"
+        path.write_bytes(content)
+        try:
+            return read_file(path)
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), place)) from error
 
 
 def read_files(paths: list[Path]) -> Columns:
@@ -114,7 +145,8 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
 def _read_json(path: Path) -> Columns:
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("{"):
-        return _read_jsonl(path)
+        squad = _squad_rows(text)
+        return rows_to_columns(squad, str(path)) if squad else _read_jsonl(path)
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
@@ -122,6 +154,26 @@ def _read_json(path: Path) -> Columns:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} must be a list of objects, or one object per line.")
     return rows_to_columns(rows, str(path))
+
+
+def _squad_rows(text: str) -> list[dict[str, Any]]:
+    """The questions of a file in the form in which SQuAD is published; none for any other file."""
+    try:
+        content = json.loads(text)
+        return [
+            {
+                "id": question["id"],
+                "title": article.get("title", ""),
+                "context": paragraph["context"],
+                "question": question["question"],
+                "answers": [] if question.get("is_impossible") else question["answers"],
+            }
+            for article in content["data"]
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def rows_to_columns(rows: list[dict[str, Any]], place: str) -> Columns:

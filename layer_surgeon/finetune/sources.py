@@ -1,6 +1,8 @@
 """What a person names as data -> the splits it has, with their columns as they are."""
 
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ import datasets.exceptions
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.config import TaskName
-from layer_surgeon.finetune.files import READERS, Columns, read_files, rows_to_columns
+from layer_surgeon.finetune.files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
 from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset, similar_names
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import short_name
@@ -19,7 +21,10 @@ from layer_surgeon.workspace import short_name
 # A name or file, several files or rows, splits; or what the datasets library makes (Any: it is untyped here).
 DataLike: TypeAlias = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Any
 
+STDIN = "-"
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+# The number of a file of several: -00000-of-00002, -1, _2.
+_SHARD = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,8 @@ def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskNam
     """Find and read a data set.
 
     Args:
-        data: A name from the registry, a Hub id, one file or several, a `datasets.Dataset` or `DatasetDict`, a list of
-            rows (dicts), or a dict of splits.
+        data: A name from the registry, a Hub id, one file or several, a folder of them, "-" for stdin, a
+            `datasets.Dataset` or `DatasetDict`, a list of rows (dicts), or a dict of splits.
         progress: Told what is loaded from the Hub.
         task: What it is wanted for.
 
@@ -143,6 +148,11 @@ def _from_name(name: str, progress: Progress, task: TaskName) -> RawData:
             return _from_hub(record.hub_id or name, record, progress)
         table = Table(columns=read_files([packaged]), place=record.name, curated=True)
         return RawData(name=record.name, spec=(record.name,), splits={"train": table}, record=record)
+    if name == STDIN:
+        table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), place="stdin")
+        return RawData(name="stdin", spec=(), splits={"train": table})
+    if Path(name).expanduser().is_dir():
+        return _from_folder(Path(name).expanduser())
     if Path(name).exists() or Path(name).suffix.lower() in READERS:
         return _from_files([name])
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -157,6 +167,23 @@ def _from_files(names: Sequence[str]) -> RawData:
     table = Table(columns=read_files(paths), place=" + ".join(names))
     spec = tuple(str(path.resolve()) for path in paths)
     return RawData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": table})
+
+
+def _from_folder(folder: Path) -> RawData:
+    """Files whose names say which split they are: train.csv, dev.jsonl, test-00000-of-00002.parquet, ..."""
+    files = find_files(folder) or find_files(folder / "data")
+    if not files:
+        raise DataError(f"{folder} has no data: none of its files ends in {', '.join(READERS)}.")
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        stem = _SHARD.sub("", path.stem).lower()
+        groups.setdefault("validation" if stem in _VALIDATION_NAMES else stem, []).append(path)
+    if len(groups) == 1:
+        groups = {"train": files}
+    splits = {
+        name: Table(columns=read_files(paths), place=" + ".join(map(str, paths))) for name, paths in groups.items()
+    }
+    return RawData(name=short_name(folder.resolve().name), spec=(str(folder.resolve()),), splits=splits)
 
 
 def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> RawData:

@@ -1,5 +1,6 @@
 """Every kind of file is read as it is written; a bad one is refused with its line."""
 
+import io
 import json
 
 import pyarrow
@@ -8,6 +9,8 @@ import pytest
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.files import read_file, read_files
+from layer_surgeon.finetune.sources import load_data
+from tests.support.classification import rows
 
 ROWS = [{"text": 'He said "no",\nand left.', "label": 1}, {"text": "Ünïcode — fine", "label": 0}]
 AS_TEXT = {"text": [row["text"] for row in ROWS], "label": ["1", "0"]}
@@ -104,3 +107,87 @@ def test_files_with_other_columns(tmp_path):
     (tmp_path / "b.csv").write_text("text,stars\ntwo,5\n")
     with pytest.raises(DataError, match=r"b\.csv has the columns text, stars, and .*a\.csv has text, label"):
         read_files([tmp_path / "a.csv", tmp_path / "b.csv"])
+
+
+# ---- folders, stdin, SQuAD's own form
+
+
+def write(path, made):
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+def test_a_folder_has_its_splits_by_name(tmp_path):
+    write(tmp_path / "train-00000-of-00002.jsonl", rows(10))
+    write(tmp_path / "train-00001-of-00002.jsonl", rows(6, seed=1))
+    write(tmp_path / "dev.jsonl", rows(4))
+    write(tmp_path / "test.jsonl", rows(2))
+    write(tmp_path / "test_of_another_kind.jsonl", rows(8))
+    (tmp_path / "README.md").write_text("not data")
+    raw = load_data(str(tmp_path))
+    assert {name: len(table) for name, table in raw.splits.items()} == {
+        "train": 16,
+        "validation": 4,
+        "test": 2,
+        "test_of_another_kind": 8,
+    }
+    assert raw.spec == (str(tmp_path),)
+    assert (len(raw.train), len(raw.validation), len(raw.test)) == (16, 4, 2)
+
+
+def test_the_only_file_of_a_folder_is_what_is_trained_on(tmp_path):
+    write(tmp_path / "all.jsonl", rows(10))
+    assert len(load_data(str(tmp_path)).train) == 10
+
+
+def test_a_folder_as_the_hub_lays_them_out(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", rows(10))
+    write(tmp_path / "data" / "validation.jsonl", rows(4))
+    assert set(load_data(tmp_path).splits) == {"train", "validation"}
+
+
+def test_a_folder_without_data(tmp_path):
+    with pytest.raises(DataError, match="has no data: none of its files ends in .csv"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"text,label\na b,1\nc d,0\n",
+        b"text\tlabel\na b\t1\nc d\t0\n",
+        b'{"text": "a b", "label": 1}\n{"text": "c d", "label": 0}\n',
+        b'[{"text": "a b", "label": 1}, {"text": "c d", "label": 0}]',
+        b"\xef\xbb\xbftext,label\r\na b,1\r\nc d,0\r\n",
+    ],
+)
+def test_stdin(content, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    raw = load_data("-")
+    assert raw.train.columns["text"] == ["a b", "c d"]
+    assert [int(value) for value in raw.train.columns["label"]] == [1, 0]
+    assert raw.spec == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "stdin is empty"), (b"text,label\na,b,c\n", "stdin, line 2: 3 cells")]
+)
+def test_bad_stdin(content, says, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(DataError, match=says):
+        load_data("-")
+
+
+def test_squad_as_it_is_published(tmp_path):
+    context = "Anna went to Rome."
+    found = [{"text": "Rome", "answer_start": 13}]
+    questions = [
+        {"id": "1", "question": "Where?", "answers": found},
+        {"id": "2", "question": "Why?", "is_impossible": True, "answers": [], "plausible_answers": found},
+    ]
+    document = {"version": "2.0", "data": [{"title": "A", "paragraphs": [{"context": context, "qas": questions}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(document))
+    columns = load_data(tmp_path / "dev.json").train.columns
+    assert columns["question"] == ["Where?", "Why?"]
+    assert columns["answers"] == [found, []]
+    assert columns["context"] == [context, context]
