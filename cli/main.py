@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "Measure a trained model on a data set.",
     "predict": "Label texts with a trained model.",
     "export": "Write a graft as one program for other runtimes.",
+    "push": "Put a graft or a layer onto the Hub.",
     "datasets": "List the data sets that have a name here.",
     "demo": "Run the whole journey on real weights, without the Hub.",
     "env": "Show versions, devices and the workspace, for bug reports.",

@@ -18,6 +18,7 @@ adapters        LoRA and its kin (peft) on a graft
 devices         which part lies on which device
 gate            the gate of residual="gated"
 export          `export_model`: a graft for other runtimes
+push            `push_graft`: onto the Hub
 """
 
 import importlib
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.config import GraftConfig
     from layer_surgeon.graft.configuration import SurgeonGraftConfig
     from layer_surgeon.graft.export import ExportResult, export_model
+    from layer_surgeon.graft.push import PushResult, push_graft
 
 # Lazy, because the command line needs `config` for its help, and must not import torch for that.
 _HOME = {
@@ -57,6 +59,7 @@ _HOME = {
     "config": ("GraftConfig",),
     "configuration": ("SurgeonGraftConfig",),
     "export": ("ExportResult", "export_model"),
+    "push": ("PushResult", "push_graft"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -72,10 +75,12 @@ __all__ = [
     "GraftedModelForSeq2SeqLM",
     "GraftedModelForSequenceClassification",
     "GraftedModelForTokenClassification",
+    "PushResult",
     "SurgeonGraftConfig",
     "adapter_settings",
     "export_model",
     "graft_layer",
+    "push_graft",
     "save_graft",
 ]
 

@@ -35,7 +35,7 @@ def assemble(
         }
     config = SurgeonGraftConfig(
         host_config=opened_host.config,
-        host={"name": opened_host.name, "commit": opened_host.commit},
+        host={"name": opened_host.name, "commit": opened_host.commit, "license": opened_host.license},
         donor=None if opened is None else opened.reference,
         graft=graft_fields(settings),
         **labels,

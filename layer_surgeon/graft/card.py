@@ -52,8 +52,7 @@ def _front_matter(config: SurgeonGraftConfig) -> str:
     ]
     if models:
         lines += ["base_model:", *(f"- {name}" for name in models)]
-    if isinstance(donor.get("license"), str):
-        lines.append(f"license: {donor['license']}")
+    lines += _licence_lines([licence for _, licence in _licences(config) if licence])
     return "---\n" + "\n".join(lines) + "\n---\n\n"
 
 
@@ -82,10 +81,40 @@ import layer_surgeon  # makes the model's classes known to transformers
 Settings: {settings}.
 {labels}
 `model.safetensors` holds what is trained{"; `donor/` holds the layer, as it was taken out" if config.donor else ""}.
-The terms of the host{" and of the donor model" if config.donor else ""} apply to their parts.
+
+| part | model | licence |
+|---|---|---|
+{_terms(config)}
+
+The terms of each model apply to its part{"; those of the donor model to `donor/`" if config.donor else ""}.
 
 Made with layer_surgeon {__version__}.
 """
+
+
+def _licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
+    """Of host and donor model, as their model cards state them."""
+    parts = [("host", config.host or {}), *([("donor", config.donor)] if config.donor else [])]
+    stated = ((part, place.get("license")) for part, place in parts)
+    return [(part, licence if isinstance(licence, str) else None) for part, licence in stated]
+
+
+def _licence_lines(licences: list[str]) -> list[str]:
+    """The Hub has room for one licence: the only one there is, or `other`, and the names of both."""
+    different = list(dict.fromkeys(licences))
+    if len(different) < 2:
+        return [f"license: {licence}" for licence in different]
+    return ["license: other", f"license_name: {'-and-'.join(different)}"]
+
+
+def _terms(config: SurgeonGraftConfig) -> str:
+    names = {
+        "host": (config.host or {}).get("name") or f"a {config.host_config.model_type} model",
+        "donor": (config.donor or {}).get("base_model") or (config.donor or {}).get("name") or "an unnamed model",
+    }
+    return "\n".join(
+        f"| {part} | {_shown(names[part])} | {licence or 'not stated'} |" for part, licence in _licences(config)
+    )
 
 
 def _usage(task: str) -> str:

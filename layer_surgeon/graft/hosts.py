@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, metadata_load
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -21,6 +21,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from yaml import YAMLError
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.quiet import quiet_transformers
@@ -44,12 +45,14 @@ class OpenedHost:
         config: The config of the whole model, from which `new_host` makes the same part again.
         name: Where it came from; None where not known.
         commit: The commit that it was read at; None where not known.
+        license: Its licence, as its model card states it; None where it states none.
     """
 
     model: PreTrainedModel
     config: PretrainedConfig
     name: str | None
     commit: str | None
+    license: str | None
 
 
 def host_kind(config: PretrainedConfig) -> HostKind:
@@ -107,7 +110,8 @@ def open_host(
     else:
         model = bare_host(host, task)
         config, commit, name = host.config, None, host.name_or_path or None
-    return OpenedHost(model=_needed_part(model, task), config=config, name=name, commit=commit)
+    licence = None if name is None else read_licence(name, commit, token)
+    return OpenedHost(model=_needed_part(model, task), config=config, name=name, commit=commit, license=licence)
 
 
 def load_host(
@@ -195,6 +199,23 @@ def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrained
     bare._modules = dict(base._modules)
     bare.pooler = None
     return bare
+
+
+def read_licence(name: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
+    """The licence that a model card states; None without a card, or where it states none."""
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            card = folder / "README.md"
+        elif revision is None:
+            # A loaded model may say any name; only where we have read the repo ourselves do we know that there is one.
+            return None
+        else:
+            card = Path(hf_hub_download(name, "README.md", revision=revision, token=token))
+        stated = (metadata_load(card) or {}).get("license")
+    except (OSError, ValueError, YAMLError):
+        return None
+    return stated if isinstance(stated, str) and stated.isprintable() else None
 
 
 def mark_loaded(part: PreTrainedModel) -> None:

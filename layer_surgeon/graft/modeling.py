@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,10 +21,12 @@ from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.pooling import check_mask
+from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
 
 # What says where a file lies, among the keyword arguments of from_pretrained.
+_PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -326,9 +329,12 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             args: As in transformers.
             include_donor: Store the frozen donor layer too, as a hard link where it lies on the same disk. Without it,
                 loading finds the layer by its sha256 in the workspace, or at the place it came from.
-            kwargs: As in transformers.
+            kwargs: As in transformers. With push_to_hub=True, the folder is uploaded as it is then: repo_id, private,
+                token, revision, commit_message are for that.
         """
         folder = Path(save_directory)
+        push = kwargs.pop("push_to_hub", False) and kwargs.get("is_main_process", True)
+        target = {name: kwargs.pop(name) for name in _PUSH_KEYWORDS if push and name in kwargs}
         stored = self.donor is not None and not self.config.settings.train_donor
         if stored and self.donor is not None and kwargs.get("is_main_process", True):
             if include_donor:
@@ -342,6 +348,13 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         super().save_pretrained(save_directory, *args, **kwargs)
         if include_donor and not (folder / "README.md").exists():
             write_card(self.config, self.parameter_counts(), folder)
+        if push:
+            message = target.pop("commit_message", None)
+            upload(folder, target.pop("repo_id", folder.name), message=message, **target)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Save and upload, donor layer and model card included; takes what it takes in transformers."""
+        return push_model(self, repo_id, **kwargs)
 
     def set_labels(self, names: Sequence[str]) -> None:
         """Name the labels, in the order of their ids; where their number changes, the head's last layer starts anew.
