@@ -15,7 +15,7 @@ app = new_app()
 def datasets(*, ui: Ui) -> dict[str, Any]:
     """List the data sets that have a name here.
 
-    Any other data set works too: a Hub id, or CSV, TSV, JSONL and Parquet files.
+    Any other data set works too: a Hub id, CSV, TSV, JSONL and Parquet files, a folder of them, or stdin.
     """
     if not ui.as_json:
         rows = [

@@ -44,7 +44,8 @@ def evaluate(
         typer.Option(
             "--dataset",
             "-d",
-            help="A name of `surgeon datasets`, a Hub id, or a file (default: the test data of the run).",
+            help="A name of `surgeon datasets`, a Hub id, a file, a folder of files, or - for stdin (default: the test "
+            "data of the run).",
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Which split (default: test, else the only one).")] = None,

@@ -36,8 +36,8 @@ def finetune(
         typer.Option(
             "--dataset",
             "-d",
-            help="A name of `surgeon datasets`, a Hub id, or a CSV, TSV, JSONL or Parquet file (repeat it for several "
-            f"files). [dim](default: {DEFAULT_DATASET})[/]",
+            help="A name of `surgeon datasets`, a Hub id, a CSV, TSV, JSONL or Parquet file (repeat it for several "
+            f"files), a folder of them, or - for stdin. [dim](default: {DEFAULT_DATASET})[/]",
         ),
     ] = None,
     validation: Annotated[

@@ -9,14 +9,14 @@ from tests.support.classification import Recorder, classifier, rows, word_tokeni
 from tests.support.finetune_tasks import task_tokenizer, tiny_bart, translated_rows
 
 
-class Begun(Exception):
+class BegunError(Exception):
     """Training has begun."""
 
 
 @pytest.fixture
 def _no_training(monkeypatch):
     def train(self, *arguments, **keywords):
-        raise Begun
+        raise BegunError
 
     monkeypatch.setattr(SurgeonTrainer, "train", train)
 
@@ -24,7 +24,7 @@ def _no_training(monkeypatch):
 def notices(data, workspace, model=None, tokenizer=None, **settings):
     """All that is said until the first step."""
     progress = Recorder()
-    with pytest.raises(Begun):
+    with pytest.raises(BegunError):
         finetune_model(
             model or classifier(num_labels=settings.pop("num_labels", 2)),
             data,
