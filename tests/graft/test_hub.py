@@ -96,7 +96,7 @@ def test_a_graft_of_two_repos(hub):
     graft = seen["graft"]
     commit = {name: server.router.repos["models", name].refs["main"] for name in ("tiny/bert", "tiny/layer")}
     assert graft["folder"] == "bert+layer"
-    assert graft["host"] == {"name": "tiny/bert", "commit": commit["tiny/bert"]}
+    assert graft["host"] == {"name": "tiny/bert", "commit": commit["tiny/bert"], "license": None}
     assert graft["donor"]["repo"] == "tiny/layer"
     assert graft["donor"]["repo_commit"] == commit["tiny/layer"]
     assert seen["tag"]["host"]["commit"] == commit["tiny/bert"]
