@@ -11,6 +11,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import safetensors
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -153,6 +155,7 @@ class Place:
             artifact = extract_layer(checkpoint, -1, self.output, dtype=self.target.dtype)
             artifact.verify()
             check_bytes(plan, artifact, self.folder)
+            check_against_library(plan, artifact, self.folder)
             assert [path.name for path in self.output.parent.iterdir()] == ["out"]
 
 
@@ -166,3 +169,37 @@ def check_bytes(plan: ExtractionPlan, artifact: LayerArtifact, folder: Path) -> 
             with (folder / tensor.source.file).open("rb") as file:
                 file.seek(tensor.source.offset)
                 assert file.read(tensor.source.num_bytes) == weights[made.offset : made.end]
+
+
+def check_against_library(plan: ExtractionPlan, artifact: LayerArtifact, folder: Path) -> None:
+    """Where the format's own library reads the file too, it reads the same numbers."""
+    written = {info.name: info for info in artifact.tensors()}
+    weights = (artifact.path / "model.safetensors").read_bytes()
+    for file in plan.files:
+        read = read_by_library(folder / file)
+        for tensor in plan.planned:
+            made = written[tensor.name]
+            if tensor.source.file == file and tensor.source.name in read and made.dtype == tensor.source.dtype:
+                assert weights[made.offset : made.end] == read[tensor.source.name]
+
+
+def read_by_library(path: Path) -> dict[str, bytes]:
+    """The tensors of a file as safetensors or torch reads them; none where it does not."""
+    if path.suffix == ".safetensors":
+        try:
+            return {name: bytes(entry["data"]) for name, entry in safetensors.deserialize(path.read_bytes())}
+        except safetensors.SafetensorError:
+            return {}
+    if path.suffix == ".bin":
+        try:
+            state = torch.load(path, weights_only=True)
+        # Spoiled files make torch raise errors of a dozen types, and warn; what it can't read is no measure.
+        except Exception:  # noqa: BLE001
+            return {}
+        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        return {
+            name: value.detach().contiguous().view(torch.uint8).numpy().tobytes()
+            for name, value in tensors.items()
+            if value.dim()
+        }
+    return {}
