@@ -9,7 +9,7 @@ import errno
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,15 @@ class _Copy:
         """Read one piece from its byte `good` on, and write it."""
         self._report(good)
         place = piece.range
-        chunks = _Chunks(self.source.stream_range(place.file, place.start + good, place.length - good))
+        stream = self.source.stream_range(place.file, place.start + good, place.length - good)
+        try:
+            self._write(index, piece, good, _Chunks(stream))
+        finally:
+            # Where another piece failed, the error would keep this one's connection open until it is collected.
+            if isinstance(stream, Generator):
+                stream.close()
+
+    def _write(self, index: int, piece: Piece, good: int, chunks: "_Chunks") -> None:
         position, noted, crc = 0, good, 0
         for segment in piece.segments:
             block, out_block = segment.codec.block_bytes, segment.codec.out_block_bytes
@@ -132,7 +140,7 @@ class _Copy:
                 written, done = written + len(result), done + len(blocks)
                 if self.journal is not None:
                     crc = zlib.crc32(result, crc)
-                    if position + done - noted >= STRETCH_BYTES or position + done == place.length:
+                    if position + done - noted >= STRETCH_BYTES or position + done == piece.range.length:
                         self.journal.add(index, noted, position + done, crc)
                         noted, crc = position + done, 0
                 self.front.add(segment, written)

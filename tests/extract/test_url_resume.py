@@ -1,11 +1,13 @@
 """An extraction from a URL goes on where it was cut off, as long as the place shows that its files are the same."""
 
+import gc
 import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import GeneratorType
 
 import fsspec
 import pytest
@@ -263,3 +265,20 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert artifact.sha256 == expected.sha256
     assert artifact.num_bytes - second >= STRETCH_BYTES
     assert first > 0
+
+
+def test_no_connection_stays_open_after_an_error(web: HttpFolder, tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        web.fault = hang_up
+        with pytest.raises(SourceError) as error:
+            extract_layer(web.url, -1, tmp_path / "out")
+        suspended = [
+            value
+            for value in gc.get_objects()
+            if type(value) is GeneratorType and value.gi_frame is not None and value.__name__ == "stream_range"
+        ]
+        assert suspended == [], error
+    finally:
+        gc.enable()
