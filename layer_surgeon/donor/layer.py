@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -15,11 +16,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.files import choose_dtype, copy_papers, describe_saved, read_config, read_weights
 from layer_surgeon.donor.influence import shorten
+from layer_surgeon.donor.int8 import is_quantised, quantise
 from layer_surgeon.donor.one_key import installed
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
 from layer_surgeon.donor.scaffold import Run, run_scaffold, scaffold_class, take_layer
 from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_by_layer
-from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
+from layer_surgeon.errors import ArtifactError, ConfigError, UnsupportedArchitectureError
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # What AutoModel passes along that is of no use here. Code from a repo is never run, whatever trust_remote_code says.
@@ -225,7 +227,13 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             module.one_key = value
 
     def unfreeze(self) -> Self:
-        """Make the weights trainable, and let `train` reach them (dropout, where the family has one)."""
+        """Make the weights trainable, and let `train` reach them (dropout, where the family has one).
+
+        Raises:
+            ConfigError: They are 8-bit integers.
+        """
+        if self.int8:
+            raise ConfigError("8-bit integers can't be trained. Load the layer with another dtype, such as float32.")
         self._frozen = False
         self.requires_grad_(True)
         return self
@@ -235,6 +243,23 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         self._frozen = True
         self.requires_grad_(False)
         return self.eval()  # type: ignore[no-any-return]  # transformers is untyped here
+
+    @property
+    def int8(self) -> bool:
+        """Whether the weights are 8-bit integers."""
+        return is_quantised(self)
+
+    def to_int8(self) -> Self:
+        """Turn the weights of linear maps into 8-bit integers with a scale per row; the rest becomes float32.
+
+        It can't be undone, trained or saved: files keep the weights that the integers are made of.
+
+        Raises:
+            ConfigError: torchao is not installed.
+        """
+        self.freeze()
+        quantise(self)
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Go into training mode, or stay in eval mode if frozen."""
@@ -258,6 +283,11 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             push_to_hub: Also upload it; `kwargs` are for `push_to_hub` then, such as `repo_id`.
             kwargs: Otherwise accepted for transformers' sake, and without effect (`max_shard_size`, ...).
         """
+        if self.int8:
+            raise ArtifactError(
+                "The weights are 8-bit integers here, and a layer artifact holds those that the integers were made of. "
+                "Save the layer before to_int8, or copy the artifact that it was loaded from."
+            )
         if not is_main_process:
             return
         folder = Path(save_directory)
@@ -289,7 +319,8 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             for name in sorted(module._non_persistent_buffers_set)
             if module._buffers.get(name) is not None and not module._buffers[name].is_meta
         ]
-        super()._apply(fn, recurse)
+        # Integers have no other type, and the rest of an int8 donor has float32 with them.
+        super()._apply(_only_moving(fn) if self.int8 else fn, recurse)
         for module, name, buffer in kept:
             moved = module._buffers[name]
             if moved is not None:
@@ -300,6 +331,14 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         """Initialise as the family does it; transformers calls this for modules whose weights were not loaded."""
         scaffold: Any = self.scaffolds[0]
         scaffold._init_weights(module)
+
+
+def _only_moving(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def move(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+    return move
 
 
 def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:

@@ -12,7 +12,7 @@ Pooling = Literal["cls", "mean", "mean_with_padding", "last", "none"]
 Attention = Literal["bidirectional", "causal"]
 Residual = Literal["none", "gated"]
 DonorInit = Literal["pretrained", "random"]
-DonorDtype = Literal["float32", "bfloat16", "float16"]
+DonorDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
 ENCODER_OUTPUT = "encoder_output"
 EMBEDDINGS = "embeddings"
@@ -60,7 +60,9 @@ class GraftConfig:
     train_donor: bool = _option(False, "Train the donor layer too, instead of leaving it as it is.")
     dropout: float = _option(_DROPOUT, "Dropout in the head.")
     projection_bias: bool = _option(False, "Give the two projections a bias.")
-    donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
+    donor_dtype: DonorDtype = _option(
+        "float32", "Number format of the donor layer's weights in memory; int8 needs layer-surgeon[int8]."
+    )
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
@@ -72,6 +74,7 @@ class GraftConfig:
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         _check(self, "dropout", number and math.isfinite(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1")
         self._check_site()
+        self._check_donor()
         self._check_task()
         self._check_labels()
 
@@ -108,6 +111,20 @@ class GraftConfig:
         number = isinstance(self.site, int) and not isinstance(self.site, bool)
         expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the number of a layer of the host, from 0"
         _check(self, "site", number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
+
+    def _check_donor(self) -> None:
+        if self.donor_dtype != "int8":
+            return
+        if self.train_donor:
+            raise ConfigError(
+                "donor_dtype is 'int8' and train_donor is true, but integers can't be trained. Choose donor_dtype "
+                "float32 or bfloat16, or leave train_donor out."
+            )
+        if self.donor_init == "random":
+            raise ConfigError(
+                "donor_dtype is 'int8' and donor_init is 'random', but the integers are made of a stored layer, and "
+                "random weights are stored nowhere else. Choose donor_dtype float32 or bfloat16."
+            )
 
     def _check_task(self) -> None:
         """Refuse settings that mean nothing for the task, instead of leaving them without effect."""

@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.donor.int8 import check_available
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.extract.artifact import is_artifact
@@ -40,9 +41,10 @@ class OpenedDonor:
     folder: Path | None
 
 
-def dtype_of(settings: GraftConfig) -> torch.dtype:
-    """The donor layer's dtype in memory."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.donor_dtype]
+def dtype_of(settings: GraftConfig) -> torch.dtype | None:
+    """The dtype that the donor layer is loaded in; None, for int8, is the artifact's own."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return dtypes.get(settings.donor_dtype)
 
 
 def open_donor(
@@ -67,8 +69,12 @@ def open_donor(
         GraftError: The layer is not the expected one.
         SourceError: There is no such folder or repo, or it can't be read.
     """
-    dtype = dtype_of(settings)
+    dtype, int8 = dtype_of(settings), settings.donor_dtype == "int8"
+    if int8:
+        check_available()
     folder: Path | None
+    if isinstance(donor, DonorLayer) and (donor.int8 or (int8 and donor.device.type != "meta")):
+        donor = _stored_of(donor)
     if isinstance(donor, DonorLayer):
         folder, config = _folder_of(donor), donor.config.to_dict()
     else:
@@ -91,6 +97,8 @@ def open_donor(
             config["sha256"] = None
     else:
         layer = DonorLayer.from_pretrained(str(folder), dtype=dtype)
+        if int8:
+            layer.to_int8()
     reference = _reference(config, layer)
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
         # A snapshot in the Hub's cache lies in a folder that is named after its commit.
@@ -100,7 +108,10 @@ def open_donor(
 
 def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
     """A layer of the same shape as a graft's donor, with random weights; without any under `torch.device("meta")`."""
-    return _random(reference["config"], dtype_of(settings))
+    layer = _random(reference["config"], dtype_of(settings))
+    if settings.donor_dtype == "int8" and layer.device.type != "meta":
+        layer.to_int8()
+    return layer
 
 
 def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
@@ -141,11 +152,23 @@ def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
     }
 
 
-def _random(config: dict[str, Any], dtype: torch.dtype) -> DonorLayer:
+def _random(config: dict[str, Any], dtype: torch.dtype | None) -> DonorLayer:
     shape = SurgeonDonorConfig(donor_config=config["donor_config"], layer_indices=config["layer_indices"])
     if torch.empty(0).device.type == "meta":
-        return DonorLayer(shape).to(dtype)  # type: ignore[no-any-return]  # transformers is untyped here
+        return DonorLayer(shape).to(dtype or torch.float32)  # type: ignore[no-any-return]  # transformers is untyped here
     return DonorLayer.from_config(shape, dtype=dtype)
+
+
+def _stored_of(layer: DonorLayer) -> Path:
+    """The artifact that a layer came from: 8-bit integers are made of it, and stand for it."""
+    folder = Path(layer.name_or_path or "")
+    same = recorded_sha256(folder) == layer.config.sha256 if layer.int8 else _folder_of(layer) is not None
+    if not layer.name_or_path or layer.config.sha256 is None or not same:
+        raise GraftError(
+            "8-bit integers are made of a stored layer, but this one's weights are in no layer artifact that is still "
+            "there. Save it first (donor.save_pretrained), and pass the folder."
+        )
+    return folder
 
 
 def _folder_of(layer: DonorLayer) -> Path | None:

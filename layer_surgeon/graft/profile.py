@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.donor.int8 import count_bytes
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
@@ -166,7 +168,8 @@ def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> 
     model = shape_of(config, workload.dtype)
     counts = model.parameter_counts()
     modules = {name: part for name in counts if isinstance(part := getattr(model, name), nn.Module)}
-    num_bytes = {name: _num_bytes(getattr(model, name)) for name in counts}
+    int8 = config.settings.donor_dtype == "int8"
+    num_bytes = {name: _num_bytes(getattr(model, name), int8) for name in counts}
     with shapes_only(model):
         macs = count_macs(model, example_inputs(model, workload, labels=False), modules)
         # In eval mode: dropout multiplies nothing, and some families leave out layers at random while they are trained.
@@ -186,7 +189,9 @@ def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> 
     return ModelProfile(parts=tuple(parts), training_macs=training, measured=result)
 
 
-def _num_bytes(part: nn.Module | nn.Parameter) -> int:
+def _num_bytes(part: nn.Module | nn.Parameter, int8: bool) -> int:
+    if int8 and isinstance(part, DonorLayer):
+        return count_bytes(part)
     tensors = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

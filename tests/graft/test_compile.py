@@ -44,7 +44,7 @@ def losses_and_gradients(model, compiled, inputs):
         ("bert", "llama", {}),
         ("llama", "llama", {}),
         ("gpt2", "gpt_neox", {}),
-        ("bert", "mixtral", {"residual": "gated"}),
+        ("bert", "qwen3", {"residual": "gated"}),
         ("bert", "llama", {"task": "token-classification"}),
         ("bert", "gemma2", {"site": 0}),
         ("bert", "llama", {"train_donor": True}),
