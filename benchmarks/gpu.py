@@ -1,0 +1,233 @@
+"""Mixed-precision training of BERT-base with a layer of Llama-3.1-8B's shape on a GPU, beside the host alone.
+
+    python -m benchmarks.gpu                                   20 steps each, batch 32, 100 tokens, bf16
+    python -m benchmarks.gpu --device cpu --layers 2 --steps 2 --batch 4
+
+Random weights of the real shapes: neither time nor memory depends on them, so that nothing has to be on disk, and
+torch, transformers, accelerate, safetensors and numpy are all that is needed (run it from the repository's root).
+Weights that are trained are float32, the donor layer's are in the precision of the computation. A step is forward,
+backward, clipping and Adam, as in fine-tuning.
+
+Each arm runs in a process of its own, for its peak of memory: on a GPU what torch had allocated, on the CPU the
+process's resident memory beyond that of the interpreter. At the end a few steps are taken without dropout on the device
+and, with the same weights and inputs, on the CPU in float32: the losses must agree.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, set_seed
+
+from benchmarks.machine import heading, machine, save, say, table, versions
+from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.flops import training_loss
+from layer_surgeon.graft.measure import Workload, new_model
+from layer_surgeon.graft.measure import _peak_of as peak_of
+from layer_surgeon.graft.shapes import graft_config, without_donor
+from tests.support.checkpoints import LLAMA_8B
+
+HOST_ALONE, GRAFTED = "host alone", "grafted"
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+# Difference from the CPU's float32 that is allowed, as a part of the first loss: later ones go to 0. Rounding to bf16
+# changes a number by up to 2^-9, 0.002, and a step rounds thousands of times.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+MAX_GRAD_NORM, LEARNING_RATE, SEED = 5.0, 5e-5, 2023
+WARM_UP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        device: cpu or cuda.
+        precision: fp32, or bf16 by autocast.
+        layers: Layers of the host; BERT-base has 12.
+        batch: Texts at once.
+        length: Tokens of each.
+        steps: Timed steps, after two to warm up.
+        donor: The donor model's config.
+        host: Settings of the host's config beside its layers.
+    """
+
+    device: str
+    precision: str = "bf16"
+    layers: int = 12
+    batch: int = 32
+    length: int = 100
+    steps: int = 20
+    donor: Any = None
+    host: Any = None
+
+    def config(self, arm: str) -> SurgeonGraftConfig:
+        """The shapes of an arm."""
+        host = BertConfig(num_hidden_layers=self.layers, **(self.host or {}))
+        settings = GraftConfig(donor_dtype=DTYPES[self.precision])  # type: ignore[arg-type]  # one of its three names
+        grafted = graft_config(host, self.donor or LLAMA_8B, config=settings)
+        return without_donor(grafted) if arm == HOST_ALONE else grafted
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the forward pass runs in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device, dtype=getattr(torch, DTYPES[self.precision]))
+
+
+def take_steps(setting: Setting, arm: str, count: int, *, dropout: bool) -> list[tuple[float, float]]:
+    """Train a fresh model; the loss and the seconds of every step.
+
+    Weights and inputs are drawn on the CPU: with the same seed they are the same for every device.
+    """
+    set_seed(SEED)
+    device = torch.device(setting.device)
+    model = new_model(setting.config(arm), _workload(setting), torch.device("cpu"))
+    inputs = {name: value.to(device) for name, value in new_inputs(setting).items()}
+    model.to(device).train(dropout)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
+    taken = []
+    for _ in range(count):
+        _wait(device)
+        start = time.perf_counter()
+        with setting.autocast():
+            loss = training_loss(model(**inputs))
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+        taken.append((loss.item(), time.perf_counter() - start))
+    return taken
+
+
+def new_inputs(setting: Setting) -> dict[str, torch.Tensor]:
+    """A batch of random tokens without padding, half of it of each class."""
+    shape = (setting.batch, setting.length)
+    ids = torch.randint(1000, 30_000, shape, generator=torch.Generator().manual_seed(SEED))
+    vocabulary = (setting.host or {}).get("vocab_size")
+    ids = ids if vocabulary is None else ids % vocabulary
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(setting.batch) % 2}
+
+
+def measure_arm(setting: Setting, arm: str) -> dict[str, Any]:
+    """Step time and peak memory of one arm, in this process."""
+    peak = peak_of(torch.device(setting.device))
+    seconds = [taken for _, taken in take_steps(setting, arm, WARM_UP + setting.steps, dropout=True)][WARM_UP:]
+    return {
+        "arm": arm,
+        "step_seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "peak_bytes": peak(),
+    }
+
+
+def check_losses(setting: Setting, steps: int) -> dict[str, Any]:
+    """Losses on the device, in float32 and in the wanted precision, beside those of the CPU; without dropout."""
+
+    def losses(device: str, precision: str) -> list[float]:
+        one = replace(setting, device=device, precision=precision)
+        return [loss for loss, _ in take_steps(one, GRAFTED, steps, dropout=False)]
+
+    truth = losses("cpu", "fp32")
+    result: dict[str, Any] = {"cpu fp32": truth, "differences": {}, "tolerance": TOLERANCE}
+    for precision in dict.fromkeys(("fp32", setting.precision)):
+        found = losses(setting.device, precision)
+        result[f"{setting.device} {precision}"] = found
+        result["differences"][precision] = max(abs(a - b) for a, b in zip(found, truth, strict=True)) / truth[0]
+    result["agrees"] = all(value <= TOLERANCE[name] for name, value in result["differences"].items())
+    return result
+
+
+def apart(function: Any, *arguments: Any) -> Any:
+    """Call a function in a new process."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _workload(setting: Setting) -> Workload:
+    return Workload(batch=setting.batch, length=setting.length, device=setting.device, repeats=setting.steps)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def show(arms: list[dict[str, Any]], check: dict[str, Any]) -> str:
+    """The results as a table and a line about the losses."""
+    rows = [
+        (
+            arm["arm"],
+            f"{arm['step_seconds'] * 1e3:.1f} ms",
+            f"{arm['fastest'] * 1e3:.1f}-{arm['slowest'] * 1e3:.1f}",
+            f"{arm['peak_bytes'] / 1e9:.2f} GB",
+        )
+        for arm in arms
+    ]
+    alone, grafted = arms
+    lines = [
+        table(("arm", "step (median)", "range", "peak memory"), rows),
+        f"\ngrafted / host alone {grafted['step_seconds'] / alone['step_seconds']:.3f}",
+        f"losses {'agree' if check['agrees'] else 'DO NOT AGREE'} with the CPU's in float32",
+    ]
+    lines += [
+        f"  {name}: off by {value:.1e}, allowed {TOLERANCE[name]:.0e}" for name, value in check["differences"].items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the host")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--check-steps", type=int, default=5, help="steps whose losses are compared")
+    parser.add_argument("--check-batch", type=int, default=4, help="texts at once in that comparison")
+    parser.add_argument("--output", type=Path, help="a JSON file for everything measured")
+    arguments = parser.parse_args()
+    facts = machine() | {"device": arguments.device}
+    if arguments.device == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.get_device_properties(0).total_memory}
+    setting = Setting(
+        device=arguments.device,
+        precision=arguments.precision,
+        layers=arguments.layers,
+        batch=arguments.batch,
+        length=arguments.length,
+        steps=arguments.steps,
+    )
+    packages = versions(*PACKAGES)
+    print(heading(facts, packages) + f"; {facts.get('gpu', arguments.device)}")
+    print(
+        f"{setting.precision}, {setting.layers} layers of BERT-base, batch {setting.batch}, {setting.length} tokens, "
+        f"{setting.steps} steps\n"
+    )
+    arms = []
+    for arm in (HOST_ALONE, GRAFTED):
+        arms.append(apart(measure_arm, setting, arm))
+        say(f"{arm}: {arms[-1]['step_seconds']:.4f} s")
+    small = replace(setting, batch=arguments.check_batch)
+    check = apart(check_losses, small, arguments.check_steps)
+    print(show(arms, check))
+    document = {"machine": facts, "versions": packages, "setting": asdict(setting), "arms": arms, "check": check}
+    save(arguments.output, document)
+    if not check["agrees"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
