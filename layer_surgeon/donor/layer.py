@@ -114,8 +114,9 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
         config = deepcopy(config) if config is not None else read_config(path, hub)
-        tensors = read_weights(path, hub)
-        settings["dtype"] = choose_dtype(dtype or settings.pop("torch_dtype", None), config, tensors)
+        dtype = dtype or settings.pop("torch_dtype", None)
+        tensors = read_weights(path, hub, torch.float32 if dtype in (torch.float32, "float32") else None)
+        settings["dtype"] = choose_dtype(dtype, config, tensors)
         if config._attn_implementation is not None:
             settings.setdefault("attn_implementation", config._attn_implementation)
         parts = split_by_layer(tensors, list(config.layer_indices))

@@ -129,6 +129,16 @@ def test_keeps_the_artifacts_element_type(llama, tmp_path):
     assert DonorLayer.from_pretrained(folder).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
+def test_reading_gives_what_the_file_has_in_the_asked_type(llama, stored, asked, tmp_path):
+    folder = save_artifact(llama, [0], tmp_path / "layer", dtype=stored)
+    held = DonorLayer.from_pretrained(folder, dtype=asked).state_dict()
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(held[name], tensor.to(getattr(torch, asked)))
+        assert held[name].data_ptr() % 64 == 0
+
+
 def test_converting_the_weights_keeps_rotary_frequencies_in_float32(donor, artifact):
     frequencies = {name: buffer.clone() for name, buffer in donor.named_buffers() if "inv_freq" in name}
     converted = donor.to(torch.bfloat16)
