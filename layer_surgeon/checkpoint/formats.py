@@ -6,7 +6,7 @@ from typing import Any
 from layer_surgeon.checkpoint import safetensors, torch_table
 from layer_surgeon.checkpoint.sources import FileSource, Source
 from layer_surgeon.checkpoint.sources.parts import PartsSource
-from layer_surgeon.checkpoint.sources.shards import parts_of
+from layer_surgeon.checkpoint.sources.shards import MAX_INDEX_BYTES, parts_of
 from layer_surgeon.checkpoint.sources.together import read_files
 from layer_surgeon.checkpoint.types import TensorTable
 from layer_surgeon.errors import CheckpointError, SourceNotFoundError
@@ -75,7 +75,7 @@ def _gguf_models(source: Source, candidates: Sequence[str]) -> list[tuple[str, .
 def _read_index(source: Source, files: Mapping[str, int | None], index: str) -> tuple[bytes, Mapping[str, Any]]:
     """The index as it is, and the config."""
     _check_config(source, files)
-    read = read_files(source, {index: safetensors.MAX_INDEX_BYTES, CONFIG_FILE: _MAX_CONFIG_BYTES})
+    read = read_files(source, {index: MAX_INDEX_BYTES, CONFIG_FILE: _MAX_CONFIG_BYTES})
     return read[index], safetensors.parse_json_object(read[CONFIG_FILE], CONFIG_FILE)
 
 

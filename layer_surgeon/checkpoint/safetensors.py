@@ -15,6 +15,7 @@ from math import prod
 from typing import Any, TypeGuard
 
 from layer_surgeon.checkpoint.sources.base import Source
+from layer_surgeon.checkpoint.sources.shards import has_many_parts
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
 
@@ -24,8 +25,6 @@ LENGTH_BYTES = 8
 # huggingface_hub's own limit. The longest real header measured (a 30-shard 70B checkpoint) has 3 kB; a mixture of
 # 128 experts in one file has 4 MB.
 MAX_HEADER_BYTES = 25_000_000
-# The index of DeepSeek-V3, 163 shards and 91,991 tensors, has 9 MB.
-MAX_INDEX_BYTES = 100_000_000
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # The spec's element types and their bits (safetensors 0.8, tensor.rs).
@@ -226,8 +225,13 @@ def parse_json_object(raw: bytes, what: str) -> dict[str, Any]:
     """A JSON object with no key twice.
 
     Raises:
-        CheckpointError: It is something else.
+        CheckpointError: It is something else, or of more parts than any checkpoint's.
     """
+    if has_many_parts(raw):
+        raise CheckpointError(
+            f"{what} has more parts than a model of 100,000 tensors has. It is damaged or hostile: get the file again "
+            "from a place that you trust."
+        )
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, what))
     except CheckpointError:

@@ -3,15 +3,16 @@
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from layer_surgeon import extract_layer, open_checkpoint
 from layer_surgeon.checkpoint.gguf_header import read_gguf_header
-from layer_surgeon.checkpoint.safetensors import parse_json_object, read_header
+from layer_surgeon.checkpoint.safetensors import parse_header, parse_index, parse_json_object, read_header
 from layer_surgeon.checkpoint.sources import FolderSource
+from layer_surgeon.checkpoint.sources.shards import shards_of_index
 from layer_surgeon.checkpoint.stack import check_family, find_stack
 from layer_surgeon.checkpoint.torch_pickle import read_state_dict
 from layer_surgeon.checkpoint.torch_table import TorchZipTable
@@ -60,7 +61,7 @@ class HugeSource:
 @pytest.fixture(autouse=True)
 def guarded() -> Iterator[None]:
     """Each of these tests ends within a few seconds of work and 256 MB, or fails."""
-    with limited_memory(), limited_work(5):
+    with limited_memory(), limited_work(20):
         yield
 
 
@@ -292,9 +293,57 @@ def test_a_gguf_header_of_many_layers(tmp_path: Path) -> None:
     def number(key: str, value: int) -> bytes:
         return text(key) + struct.pack("<II", 4, value)
 
-    entries = text("general.architecture") + struct.pack("<I", 8) + text("llama") + number("llama.block_count", 100_000)
-    tensors = [text(f"blk.{layer}.attn_norm.weight") + struct.pack("<IQIQ", 1, 0, 0, 0) for layer in range(100_000)]
-    content = gguf(entries, 2, b"".join(tensors), 100_000)
+    entries = text("general.architecture") + struct.pack("<I", 8) + text("llama") + number("llama.block_count", 60_000)
+    tensors = [text(f"blk.{layer}.attn_norm.weight") + struct.pack("<IQIQ", 1, 0, 0, 0) for layer in range(60_000)]
+    content = gguf(entries, 2, b"".join(tensors), 60_000)
     (tmp_path / "x.gguf").write_bytes(content + bytes(64))
-    with pytest.raises(CheckpointError, match="says 100000 layers"):
+    with pytest.raises(CheckpointError, match="says 60000 layers"):
         open_checkpoint(tmp_path / "x.gguf")
+
+
+def many(entry: str, count: int) -> str:
+    return ",".join(entry % number for number in range(count))
+
+
+FULL: dict[str, Callable[[], str]] = {
+    "tensors": lambda: "{" + many('"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}', 420_000) + "}",
+    "objects": lambda: '{"a":[' + "{}," * 8_000_000 + "{}]}",
+    "lists": lambda: '{"a":[' + "[]," * 8_000_000 + "[]]}",
+    "numbers": lambda: '{"a":[' + "1," * 12_000_000 + "1]}",
+    "texts": lambda: '{"a":[' + '"ab",' * 4_800_000 + '"ab"]}',
+}
+
+
+@pytest.mark.parametrize("header", FULL.values(), ids=FULL)
+def test_a_safetensors_header_full_of_something(header: Callable[[], str]) -> None:
+    raw = header().encode()
+    with pytest.raises(CheckpointError, match="has more parts than"):
+        read_header(HugeSource(struct.pack("<Q", len(raw)) + raw), "file")
+
+
+def test_an_index_full_of_names() -> None:
+    raw = ('{"weight_map":{' + many('"%x":"a.safetensors"', 1_500_000) + "}}").encode()
+    with pytest.raises(CheckpointError, match="has more parts than"):
+        parse_index(raw, "index", ["a.safetensors"])
+    assert shards_of_index(raw) == []
+
+
+def test_a_large_model_is_none_of_that() -> None:
+    """The header of 100,000 tensors in one file, and the index of 500,000, which no model has."""
+    entry = '"model.layers.%d.w":{"dtype":"U8","shape":[0,4,1,1],"data_offsets":[0,0]}'
+    raw = ("{" + many(entry, 100_000) + "}").encode()
+    assert len(parse_header(raw, "file", 8 + len(raw))) == 100_000
+    raw = ('{"weight_map":{' + many('"%x":"a.safetensors"', 500_000) + "}}").encode()
+    assert len(parse_index(raw, "index", ["a.safetensors"])) == 500_000
+
+
+def test_a_gguf_header_full_of_texts() -> None:
+    texts = gguf(text("x") + struct.pack("<IIQ", 9, 8, 6_000_000) + bytes(48_000_000), 1)
+    with pytest.raises(CheckpointError, match="promises 6,000,000 texts"):
+        read_gguf_header(HugeSource(texts), "file")
+
+
+def test_a_gguf_header_full_of_tensors() -> None:
+    entries = gguf(tensors=bytes(24 * 1_000_000), num_tensors=1_000_000)
+    with pytest.raises(CheckpointError, match="promises 1,000,000 tensors"):
+        read_gguf_header(HugeSource(entries), "file")
