@@ -10,7 +10,7 @@ from transformers.utils import can_return_tuple
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.head import ClassificationHead
+from layer_surgeon.graft.head import ClassificationHead, check_labels
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 
@@ -85,6 +85,7 @@ class GraftedModelForSequenceClassification(GraftedModel):
         logits = self.head(vectors)
         loss = None
         if labels is not None:
+            check_labels(labels, self.config.num_labels)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(
             loss=loss,

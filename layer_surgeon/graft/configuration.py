@@ -1,6 +1,7 @@
 """What a grafted model's config.json says: host, donor, settings of the graft, labels."""
 
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -103,11 +104,23 @@ def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
         GraftError: It is no graft.
         SourceError: It can't be read.
     """
+    folder = Path(name).expanduser() / (place.get("subfolder") or "")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise GraftError(
+            f"The folder {name} holds no config.json, so it is no grafted model. Name a folder that surgeon graft or "
+            "finetune has made, or make one with: surgeon graft bert-base-uncased"
+        )
     with hub_errors(f"The graft {name!r}"):
         values, _ = SurgeonGraftConfig.get_config_dict(name, **place)
     if values.get("model_type") != SurgeonGraftConfig.model_type:
         raise GraftError(
             f"{name!r} is no grafted model: its model_type is {values.get('model_type')!r}, not "
             f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
+        )
+    lacking = [key for key in ("host_config", "graft") if not isinstance(values.get(key), dict)]
+    if lacking:
+        raise GraftError(
+            f"The config.json of the graft {name!r} lacks {' and '.join(lacking)}, so it was changed or damaged. "
+            "Get it again, or make the graft again."
         )
     return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here

@@ -1,6 +1,27 @@
 """The paper's head, and replacing its last layer."""
 
+import torch
 from torch import Tensor, nn
+
+from layer_surgeon.errors import DataError
+
+
+def check_labels(labels: Tensor, num_labels: int) -> None:
+    """Refuse class ids that the head has no output for; -100 is no label.
+
+    Only where it costs nothing to look: on a GPU it would wait for all work that is under way.
+
+    Raises:
+        DataError: There is such an id.
+    """
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or labels.is_floating_point():
+        return
+    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
+    if len(wrong) and num_labels > 1:
+        raise DataError(
+            f"The labels hold the class id {int(wrong[0])}, but the model has {num_labels} labels, 0 to "
+            f"{num_labels - 1}. Name all of them with model.set_labels([...]), or make the graft with more num_labels."
+        )
 
 
 class ClassificationHead(nn.Module):

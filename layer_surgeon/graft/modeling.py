@@ -24,6 +24,7 @@ from layer_surgeon.graft.pooling import check_mask
 from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.graft.translate import hub_errors
 
 # What says where a file lies, among the keyword arguments of from_pretrained.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
@@ -151,7 +152,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         if not settings.train_donor and reference is not None:
             follows = {"donor_follows": True}
             kwargs, donor_device = plan_devices(cls, config, kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)
+        with hub_errors(f"The graft {os.fspath(pretrained_model_name_or_path)!r}"):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if follows and reference is not None:
             if donor is None:

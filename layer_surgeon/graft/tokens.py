@@ -9,7 +9,7 @@ from transformers.utils import can_return_tuple
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.head import ClassificationHead
+from layer_surgeon.graft.head import ClassificationHead, check_labels
 from layer_surgeon.graft.modeling import GraftedModel
 
 
@@ -70,6 +70,7 @@ class GraftedModelForTokenClassification(GraftedModel):
         logits = self.head(states)
         loss = None
         if labels is not None:
+            check_labels(labels, self.config.num_labels)
             loss = self.loss_function(logits=logits, labels=labels, config=self.config)
         return TokenClassifierOutput(
             loss=loss,

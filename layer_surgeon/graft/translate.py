@@ -73,4 +73,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: Exception) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        # What transformers says then is about a setting of its own.
+        return "their shapes are not those that its config.json speaks of."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,134 @@
+"""What doesn't fit is refused, with what was found and what to change. More of it is in test_build and test_config."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from layer_surgeon.errors import ConfigError, DataError, GraftError, LayerSurgeonError, SourceError
+from layer_surgeon.graft import GraftedModel, graft_layer
+from tests.graft.conftest import host_model, make_inputs
+from tests.support.command_line import surgeon
+
+TOKENS = "token-classification"
+
+
+@pytest.fixture
+def stored(artifact, tmp_path):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
+    return tmp_path / "graft"
+
+
+def change_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    config = {name: value for name, value in (config | values).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def test_a_donor_of_another_width_than_it_says(artifact, tmp_path):
+    folder = shutil.copytree(artifact, tmp_path / "layer")
+    config = json.loads((folder / "config.json").read_text())
+    change_config(folder, donor_config=config["donor_config"] | {"hidden_size": 40})
+    with pytest.raises(LayerSurgeonError, match="tensors of layers.0 don't fit layer 3 .*Extract the layer again"):
+        graft_layer(host_model("bert"), folder)
+
+
+def test_a_graft_of_another_width_than_its_weights(stored):
+    config = json.loads((stored / "config.json").read_text())
+    change_config(stored, donor=config["donor"] | {"hidden_size": 40})
+    with pytest.raises(
+        GraftError, match="has weights that can't be loaded: their shapes are not those that its config"
+    ):
+        GraftedModel.from_pretrained(stored)
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "message"),
+    [
+        ({}, [0, 1, 2], "hold the class id 2, but the model has 2 labels, 0 to 1. Name all of them with model.set_lab"),
+        ({"num_labels": 3}, [0, -1, 2], "the class id -1, but the model has 3 labels"),
+    ],
+)
+def test_labels_that_dont_fit(settings, labels, message, artifact):
+    model = graft_layer(host_model("bert"), artifact, **settings)
+    with pytest.raises(DataError, match=message):
+        model(**make_inputs(), labels=torch.tensor(labels))
+
+
+def test_labels_of_tokens_that_dont_fit(artifact):
+    model = graft_layer(host_model("bert"), artifact, TOKENS)
+    labels = torch.zeros(3, 9, dtype=torch.long)
+    labels[0, 3] = -100
+    model(**make_inputs(), labels=labels)
+    labels[1, 2] = 5
+    with pytest.raises(DataError, match="hold the class id 5, but the model has 2 labels"):
+        model(**make_inputs(), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "error", "message"),
+    [
+        ("seq2seq", {}, GraftError, "of the kind encoder, but seq2seq needs one of the kind encoder-decoder"),
+        ("causal-lm", {}, GraftError, "needs one of the kind decoder with a language head.*Choose such a host"),
+        ("text-classification", {"site": 2}, GraftError, "site is 2, but the host has 2 layers: choose 0 to 1"),
+        ("text-classification", {"site": -3}, GraftError, "site is -3, but the host has 2 layers: choose 0 to 1"),
+        (TOKENS, {"pooling": "cls"}, ConfigError, "nothing is pooled. Leave pooling out"),
+        ("question-answering", {"pooling": "mean"}, ConfigError, "nothing is pooled. Leave pooling out"),
+        ("text-classification", {"pooling": "none"}, ConfigError, "needs one vector per text. Choose cls, mean"),
+        ("feature-extraction", {"num_labels": 3}, ConfigError, "Labels are given, but feature-extraction has none"),
+        (TOKENS, {"num_labels": 3, "id2label": {0: "a"}}, ConfigError, "names 1 labels. Leave one of the two out"),
+    ],
+)
+def test_settings_that_dont_fit(task, settings, error, message, artifact):
+    with pytest.raises(error, match=message):
+        graft_layer(host_model("bert"), artifact, task, **settings)
+
+
+def test_folders_that_are_no_graft(artifact, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GraftError, match="holds no config.json, so it is no grafted model. Name a folder that surgeon"):
+        GraftedModel.from_pretrained(tmp_path / "empty")
+    for folder, kind in ((artifact, "surgeon_donor"), (artifact.parent / "llm", "llama")):
+        with pytest.raises(GraftError, match=f"is no grafted model: its model_type is '{kind}'.*surgeon graft"):
+            GraftedModel.from_pretrained(folder)
+    with pytest.raises(SourceError, match="is neither a folder here nor a repo on the Hub. Check the name"):
+        GraftedModel.from_pretrained(tmp_path / "nowhere")
+
+
+def test_grafts_that_lack_something(stored):
+    config = json.loads((stored / "config.json").read_text())
+    for name in ("host_config", "graft"):
+        change_config(stored, **{name: None})
+        with pytest.raises(GraftError, match=f"lacks {name}, so it was changed or damaged. Get it again"):
+            GraftedModel.from_pretrained(stored)
+        change_config(stored, **config)
+    (stored / "model.safetensors").unlink()
+    with pytest.raises(LayerSurgeonError, match=r"The graft .* can't be loaded: .*model.safetensors"):
+        GraftedModel.from_pretrained(stored)
+    (stored / "config.json").write_text("{")
+    with pytest.raises(SourceError, match="can't be loaded: .*not a valid JSON"):
+        GraftedModel.from_pretrained(stored)
+
+
+def test_donors_of_stored_grafts(stored, artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGEON_WORKSPACE", str(tmp_path / "surgery"))
+    other = shutil.copytree(artifact, tmp_path / "other")
+    change_config(other, sha256="0" * 64)
+    sha256 = json.loads((artifact / "config.json").read_text())["sha256"]
+    with pytest.raises(
+        GraftError, match=f"has sha256 {'0' * 64}, but the graft was made with .*{sha256}. Take that one"
+    ):
+        GraftedModel.from_pretrained(stored, donor=other)
+    shutil.rmtree(stored / "donor")
+    with pytest.raises(GraftError, match=f"saved without its donor layer: .*{sha256}.*surgeon extract tiny --layer 3"):
+        GraftedModel.from_pretrained(stored)
+
+
+def test_from_the_command_line(host_folder, artifact, tmp_path):
+    result = surgeon("graft", host_folder("bert"), "--donor", artifact, "--site", "7", cwd=tmp_path)
+    assert result.code == 1
+    assert result.err.strip().endswith("error: site is 7, but the host has 2 layers: choose 0 to 1.")
+    assert "Traceback" not in result.err
+    assert list(tmp_path.glob("surgery*")) == []
