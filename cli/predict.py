@@ -22,7 +22,7 @@ app = new_app()
 _FORMATS = (".jsonl", ".csv")
 
 
-@command(app, settings=FinetuneConfig, without=(*WITHOUT, "max_eval_samples", "label_column"))
+@command(app, settings=FinetuneConfig, without=(*WITHOUT, "max_eval_samples", "label_column", "extra_metrics"))
 def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; a single - reads one text per line from stdin.")
