@@ -1,0 +1,53 @@
+"""The guards of the fuzz tests would be seen to fail, and a message of ours stays one that a person can read."""
+
+import pickle
+import sys
+
+import pytest
+
+from layer_surgeon.errors import CheckpointError, LayerNotFoundError, LayerSurgeonError, SourceError
+from tests.support.fuzz_guard import MAX_BYTES, TooLongError, check_error, limited_memory, limited_work
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to such a limit")
+def test_memory_is_limited() -> None:
+    with limited_memory():
+        assert len(bytearray(MAX_BYTES // 2)) == MAX_BYTES // 2
+        with pytest.raises(MemoryError):
+            bytearray(MAX_BYTES * 3 // 2)
+    assert len(bytearray(MAX_BYTES * 3 // 2)) == MAX_BYTES * 3 // 2
+
+
+def test_work_is_limited() -> None:
+    def work() -> None:
+        while True:
+            pass
+
+    with limited_work(0.05), pytest.raises(TooLongError, match="in work"):
+        work()
+
+
+def test_memory_that_ran_out_is_no_error_of_ours() -> None:
+    def wrapped() -> None:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise CheckpointError("The file can't be read.") from error
+
+    with pytest.raises(CheckpointError) as caught:
+        wrapped()
+    with pytest.raises(AssertionError, match="memory ran out"):
+        check_error(caught.value)
+
+
+@pytest.mark.parametrize("kind", [LayerSurgeonError, CheckpointError, SourceError, LayerNotFoundError])
+def test_a_message_is_short_and_can_be_printed(kind: type[LayerSurgeonError]) -> None:
+    assert str(kind("Two lines\nof text, and an é.")) == "Two lines\nof text, and an é."
+    long = str(kind("Found " + "x" * 10**7 + ". Get it again."))
+    assert len(long) < 2100
+    assert long.startswith("Found xxx")
+    assert " [...] x" in long
+    assert long.endswith(". Get it again.")
+    assert str(kind("a\x1b[2J\ud800\u202e")) == r"a\x1b[2J\ud800\u202e"
+    error = pickle.loads(pickle.dumps(kind("Get it again.")))  # noqa: S301  # processes hand errors on like this
+    assert (type(error), str(error), error.args) == (kind, "Get it again.", ("Get it again.",))
