@@ -24,7 +24,7 @@ def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: Finetu
             kind = {"train": "training"}.get(name, name)
             lines.append(
                 f"{cut:,} of {len(part):,} {kind} {data.task.unit} ({cut / len(part):.1%}) are longer than "
-                f"{part.max_length} tokens and are cut there (--max-length)."
+                f"{part.cut_at} and are cut there."
             )
     return lines
 

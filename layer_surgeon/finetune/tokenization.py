@@ -22,15 +22,20 @@ class TokenizedDataset:
         features: One dict of ids per example, not padded.
         lengths: Tokens of each.
         num_truncated: Examples that were longer than the maximum, and were cut.
-        max_length: The maximum, in tokens.
+        cut_at: Where, for a person.
         places: What a task has to know of each feature to lead its output back to the example; may be empty.
     """
 
     def __init__(
-        self, features: list[Features], num_truncated: int, max_length: int, places: Sequence[Any] = ()
+        self,
+        features: list[Features],
+        num_truncated: int,
+        max_length: int,
+        places: Sequence[Any] = (),
+        cut_at: str = "",
     ) -> None:
         self.features = features
-        self.max_length = max_length
+        self.cut_at = cut_at or f"{max_length} tokens (--max-length)"
         self.lengths = [len(feature["input_ids"]) for feature in features]
         self.num_truncated = num_truncated
         self.places = places

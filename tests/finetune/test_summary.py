@@ -54,7 +54,10 @@ class TestSummary:
         long = [{"text": " ".join(["film"] * 20), "label": 0}]
         data = {"train": rows(39) + long, "validation": rows(9) + long, "test": rows(9)}
         said = notices(data, workspace, max_length=15)
-        assert any("1 of 40 training texts (2.5%) are longer than 15 tokens and are cut there" in line for line in said)
+        assert any(
+            "1 of 40 training texts (2.5%) are longer than 15 tokens (--max-length) and are cut there." in line
+            for line in said
+        )
         assert any("1 of 10 validation texts (10.0%)" in line for line in said)
         assert not any("of 9 test" in line for line in said)
 
@@ -62,7 +65,10 @@ class TestSummary:
         data = {"train": translated_rows(20), "validation": translated_rows(4)}
         said = notices(data, workspace, model=tiny_bart(), tokenizer=task_tokenizer(), max_target_length=5)
         assert "data: 20 train, 4 validation examples." in said
-        assert any("training texts" in line and "are cut" in line for line in said)
+        assert any(
+            "tokens (source, --max-length) or 5 (target, --max-target-length) and are cut there." in line
+            for line in said
+        )
 
 
 MISTAKES = {

@@ -95,7 +95,8 @@ class Seq2Seq(FinetuneTask):
             )
             inputs = [one | {"labels": two["input_ids"]} for one, two in zip(inputs, targets, strict=True)]
             cut = [one or two for one, two in zip(cut, cut_targets, strict=True)]
-        return TokenizedDataset(inputs, sum(cut), longest)
+        limits = f"{longest} tokens (source, --max-length) or {config.max_target_length} (target, --max-target-length)"
+        return TokenizedDataset(inputs, sum(cut), longest, cut_at=limits)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
         """Padding to the longest of the batch; the decoder's input is the target moved by one."""
