@@ -2,32 +2,52 @@
 
     python -m benchmarks.graft                     8 steps each, batch 32, 100 tokens, 2 threads
     python -m benchmarks.graft --steps 3 --no-memory
+    python -m benchmarks.graft --formats           number formats of the donor: accuracy, memory, time
+    python -m benchmarks.graft --loading           peak memory of loading a stored graft
 
 Both models have random weights of the real shapes. A step is forward, backward and AdamW; steps take turns in one
 process, so that a busy machine slows both, and medians and the median of the ratios of neighbours are shown. Forward
 and backward are shown apart too. Peak memory is that of new processes that take two steps, one for each donor format,
 beyond the interpreter with torch and transformers. The aim is a ratio of at most 1.10.
+
+Formats: how far the output of Gemma 3 270M's last layer, with its real weights (the demo extra), is from that in
+float32, as a share of what the layer adds to its input; and bytes and time of a layer of Llama-3.1-8B's shape, 32 texts
+of one position and of 100, forward and backward. Loading: what a new process holds at most beyond torch and
+transformers once a graft of BERT-base is loaded and its weights were touched; the aim is 1.15 x the weights.
 """
 
 import argparse
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
+from layer_surgeon.checkpoint.packaged import packaged_gguf
+from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.donor.int8 import is_available
+from layer_surgeon.extract import extract_layer
+from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.flops import training_loss
-from layer_surgeon.graft.measure import Workload, example_inputs, measure, new_model
+from layer_surgeon.graft.measure import Workload, example_inputs, measure, new_model, status_bytes
 from layer_surgeon.graft.shapes import graft_config, without_donor
 from tests.support.checkpoints import LLAMA_8B
 
+__all__ = ["AutoModelForSequenceClassification", "status_bytes", "weight_bytes"]
+
 AIM = 1.10
+LOADING_AIM = 1.15
+FORMATS = ("float32", "bfloat16", "int8") if is_available() else ("float32", "bfloat16")
 
 
 def arms(donor_dtype: str = "float32") -> dict[str, SurgeonGraftConfig]:
@@ -80,11 +100,90 @@ def compare_memory(workload: Workload) -> None:
     """Print peak memory of training by number format of the donor."""
     workload = Workload(**{**vars(workload), "repeats": 1})
     rows: dict[str, Any] = {"host alone": arms()["host alone"]}
-    rows |= {f"grafted, donor {dtype}": arms(dtype)["grafted"] for dtype in ("float32", "bfloat16")}
+    rows |= {f"grafted, donor {dtype}": arms(dtype)["grafted"] for dtype in FORMATS}
     print(f"\n{'peak memory':24} {'forward':>10} {'training':>10}")
     for name, config in rows.items():
         result = measure(config, workload)
         print(f"{name:24} {result.forward_peak_bytes / 1e9:7.2f} GB {result.training_peak_bytes / 1e9:7.2f} GB")
+
+
+def compare_formats() -> None:
+    """Print what each number format of a donor costs and gives."""
+    torch.manual_seed(0)
+    print(f"\n{'Gemma 3 270M, last layer':26} {'largest error':>14} {'mean error':>11}")
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = extract_layer(packaged_gguf("gemma-3-270m", Path(folder)), -1, Path(folder, "layer"))
+        reference = DonorLayer.from_pretrained(artifact.path, dtype="float32")
+        states = torch.randn(8, 32, reference.hidden_size) * 10  # as large as hidden states of this model are
+        with torch.no_grad():
+            expected = reference(states)
+            for name in FORMATS:
+                error = (new_format(artifact.path, name)(states) - expected).abs()
+                added = (expected - states).abs()
+                print(f"{name:26} {error.max() / added.max():13.2%} {error.mean() / added.mean():10.2%}")
+    print(f"\n{'Llama-3.1-8B, one layer':26} {'weights':>14} {'1 position':>11} {'100 positions':>14}")
+    config = SurgeonDonorConfig(donor_config=LLAMA_8B, layer_indices=[31])
+    with tempfile.TemporaryDirectory() as folder:
+        DonorLayer.from_config(config, dtype="bfloat16").save_pretrained(folder)
+        for name in FORMATS:
+            donor = new_format(Path(folder), name)
+            times = [pass_seconds(donor, torch.randn(32, length, donor.hidden_size)) for length in (1, 100)]
+            print(f"{name:26} {weight_bytes(donor) / 1e6:11.1f} MB {times[0]:9.3f} s {times[1]:12.2f} s")
+
+
+def new_format(folder: Path, name: str) -> DonorLayer:
+    if name == "int8":
+        return DonorLayer.from_pretrained(folder).to_int8()
+    return DonorLayer.from_pretrained(folder, dtype=name)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """What the weights take, those that are integers with their scales."""
+    total = 0
+    for parameter in model.parameters():
+        parts = [parameter.qdata, parameter.scale] if hasattr(parameter, "qdata") else [parameter]
+        total += sum(part.numel() * part.element_size() for part in parts)
+    return total
+
+
+def pass_seconds(donor: DonorLayer, states: torch.Tensor) -> float:
+    """Median of three passes forward and backward, after one to warm up."""
+    states.requires_grad_()
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        donor(states).sum().backward()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def compare_loading() -> None:
+    """Print the peak of loading by number format, each in a process of its own."""
+    print(f"\n{'loading, donor':26} {'weights':>11} {'peak':>11} {'ratio':>7}")
+    config = SurgeonDonorConfig(donor_config=LLAMA_8B, layer_indices=[31])
+    with tempfile.TemporaryDirectory() as folder:
+        DonorLayer.from_config(config, dtype="bfloat16").save_pretrained(Path(folder, "layer"))
+        for name in FORMATS:
+            graft = Path(folder, name)
+            graft_layer(BertModel(BertConfig()), Path(folder, "layer"), donor_dtype=name).save_pretrained(graft)
+            command = [sys.executable, "-c", _LOAD, str(graft)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            held, peak = (int(number) for number in done.stdout.split()[-2:])
+            verdict = "within" if peak <= LOADING_AIM * held else "ABOVE"
+            print(f"{name:26} {held / 1e6:8.1f} MB {peak / 1e6:8.1f} MB {peak / held:5.2f} x  {verdict} {LOADING_AIM}")
+
+
+_LOAD = """
+import sys, torch, transformers
+from transformers import BertModel
+from benchmarks.graft import AutoModelForSequenceClassification, status_bytes, weight_bytes
+before = status_bytes("VmRSS")
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+for parameter in model.parameters():
+    for part in [parameter.qdata] if hasattr(parameter, "qdata") else [parameter]:
+        part.view(-1)[::512].sum()  # mapped from a file, it would not count before
+print(weight_bytes(model), status_bytes("VmHWM") - before)
+"""
 
 
 def main() -> None:
@@ -95,6 +194,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--donor-dtype", default="float32")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--formats", action="store_true")
+    parser.add_argument("--loading", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
@@ -102,6 +203,12 @@ def main() -> None:
         f"{time.strftime('%Y-%m-%d')}: {arguments.steps} steps, batch {arguments.batch}, {arguments.length} tokens, "
         f"{arguments.threads} threads"
     )
+    if arguments.formats or arguments.loading:
+        if arguments.formats:
+            compare_formats()
+        if arguments.loading:
+            compare_loading()
+        return
     workload = Workload(batch=arguments.batch, length=arguments.length, device="cpu", repeats=arguments.steps)
     compare_times(workload, arguments.donor_dtype)
     if not arguments.no_memory:

@@ -192,14 +192,14 @@ def _peak_of(device: torch.device) -> Callable[[], int]:
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
-        before = _status_bytes("VmRSS")
-        return lambda: _status_bytes("VmHWM") - before
+        before = status_bytes("VmRSS")
+        return lambda: status_bytes("VmHWM") - before
     # macOS, which has no such file, counts in bytes here.
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
     """A size from Linux's own account of this process. Not `ru_maxrss`: that one begins with the parent's peak."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
