@@ -17,7 +17,7 @@ COMMANDS = {
     "profile": "Show what a graft costs: parameters, computation, memory, time.",
     "finetune": "Train a grafted model.",
     "evaluate": "Measure a trained model on a data set.",
-    "predict": "Label texts with a trained model.",
+    "predict": "Let a trained model label texts, answer questions, or write.",
     "export": "Write a graft as one program for other runtimes.",
     "push": "Put a graft or a layer onto the Hub.",
     "datasets": "List the data sets that have a name here.",
