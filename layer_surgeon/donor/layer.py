@@ -318,14 +318,15 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             (module, name, module._buffers[name])
             for module in self.modules()
             for name in sorted(module._non_persistent_buffers_set)
-            if module._buffers.get(name) is not None and not module._buffers[name].is_meta
+            if module._buffers.get(name) is not None
         ]
         # Integers have no other type, and the rest of an int8 donor has float32 with them.
         super()._apply(_only_moving(fn) if self.int8 else fn, recurse)
         for module, name, buffer in kept:
             moved = module._buffers[name]
             if moved is not None:
-                module._buffers[name] = buffer.to(moved.device)
+                # Without numbers there are none to keep, but the type counts when they are made.
+                module._buffers[name] = moved.to(buffer.dtype) if buffer.is_meta else buffer.to(moved.device)
         return self
 
     def _init_weights(self, module: nn.Module) -> None:

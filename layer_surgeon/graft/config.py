@@ -113,6 +113,11 @@ class GraftConfig:
         _check(self, "site", number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
 
     def _check_donor(self) -> None:
+        if self.donor_dtype == "float16" and self.train_donor:
+            raise ConfigError(
+                "donor_dtype is 'float16' and train_donor is true, but an optimizer's small numbers are zero in "
+                "float16, and weights become NaN. Choose donor_dtype float32 or bfloat16."
+            )
         if self.donor_dtype != "int8":
             return
         if self.train_donor:

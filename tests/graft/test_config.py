@@ -5,9 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
+from tests.graft.conftest import host_model
+from tests.support.tiny_models import save_artifact, tiny_llama
 
 
 def test_defaults_are_the_papers():
@@ -49,6 +54,7 @@ def test_labels_come_from_json_too():
         ({"attention": "both"}, "bidirectional, causal"),
         ({"residual": True}, "none, gated"),
         ({"donor_init": "zeros"}, "pretrained, random"),
+        ({"donor_dtype": "float16", "train_donor": True}, "weights become NaN. Choose donor_dtype float32 or bfloat16"),
         ({"donor_dtype": "int4"}, "float32, bfloat16, float16, int8"),
         ({"train_donor": 1}, "train_donor is 1; it must be true or false"),
         ({"projection_bias": None}, "true or false"),
@@ -107,3 +113,39 @@ def test_settings_are_laid_over_a_config():
 def test_settings_need_no_torch():
     code = "import sys, layer_surgeon.graft.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("residual", ["none", "gated"])
+@pytest.mark.parametrize("projection_bias", [False, True])
+@pytest.mark.parametrize(
+    "donor",
+    [
+        {"donor_dtype": "float16"},
+        {"donor_dtype": "bfloat16", "train_donor": True},
+        {"donor_init": "random", "donor_dtype": "bfloat16"},
+        {"donor_init": "random", "train_donor": True},
+    ],
+)
+def test_settings_work_together(residual, projection_bias, donor, tmp_path):
+    """With two donor layers: a step of training changes what is to be trained, and all of it is stored and loaded."""
+    torch.manual_seed(0)
+    layers = save_artifact(tiny_llama(), [1, 3], tmp_path / "two")
+    settings = {"residual": residual, "projection_bias": projection_bias, "dropout": 0.4, "site": "embeddings", **donor}
+    model = graft_layer(host_model("bert"), layers, **settings).train()
+    if model.gate is not None:
+        torch.nn.init.ones_(model.gate)
+    before = {name: parameter.detach().clone() for name, parameter in model.donor.named_parameters()}
+    ids = torch.randint(3, 20, (4, 7))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    model(**inputs).loss.backward()
+    optimizer.step()
+    changed = {name for name, parameter in model.donor.named_parameters() if not torch.equal(parameter, before[name])}
+    assert ("layers.0.mlp.up_proj.weight" in changed) == ("layers.1.mlp.up_proj.weight" in changed)
+    assert bool(changed) == settings.get("train_donor", False)
+    model.eval().save_pretrained(tmp_path / "graft")
+    loaded = GraftedModel.from_pretrained(tmp_path / "graft")
+    assert loaded.donor.dtype == getattr(torch, settings.get("donor_dtype", "float32"))
+    assert loaded.config.settings == model.config.settings
+    assert torch.isfinite(loaded(**inputs).logits).all()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
