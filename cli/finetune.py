@@ -3,7 +3,7 @@
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 import yaml
@@ -22,7 +22,17 @@ app = new_app()
 
 DEFAULT_DATASET = "sst2"
 # What a configuration file may hold beside the settings: the same words as on the command line.
-_PLACES = ("graft", "dataset", "validation", "test", "output", "tokenizer")
+PLACES = {
+    "graft": "Folder or repo id of a graft, or of any model for the task; default: the latest graft.",
+    "dataset": f"A name of `surgeon datasets`, a Hub id, a file or a list of files; default: {DEFAULT_DATASET}.",
+    "validation": "Validation data, likewise; default: the data set's own, else a part of the training data.",
+    "test": "Test data, likewise; default: the data set's own, if it has any.",
+    "output": "Folder of the run; default: in the workspace.",
+    "tokenizer": "Folder or repo id of the tokenizer; default: beside the model.",
+}
+
+
+_NUMBERS = {name for name, kind in get_type_hints(FinetuneConfig).items() if {int, float} & {kind, *get_args(kind)}}
 
 
 @command(app, settings=FinetuneConfig, panel="Training settings (the paper's where none is given)")
@@ -114,15 +124,16 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold `name: value` lines, such as `batch_size: 16`.")
-    known = (*_PLACES, *(field.name for field in fields(FinetuneConfig)))
-    content = {str(name).replace("-", "_"): _number(value) for name, value in content.items()}
+    known = (*PLACES, *(field.name for field in fields(FinetuneConfig)))
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    content = {name: _number(value) if name in _NUMBERS else value for name, value in content.items()}
     for name in content:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
             raise UsageError(f"{path} has the key {name!r}, which is no setting. {hint}")
-    places = {name: content.pop(name) for name in _PLACES if content.get(name) is not None}
-    return places, {name: value for name, value in content.items() if name not in _PLACES}
+    places = {name: content.pop(name) for name in PLACES if content.get(name) is not None}
+    return places, {name: value for name, value in content.items() if name not in PLACES}
 
 
 def _number(value: Any) -> Any:

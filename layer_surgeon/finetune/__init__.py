@@ -6,11 +6,13 @@ columns, labels    which columns are text and label; label values <-> class ids
 examples           rows of any task: counted, chosen from, held out
 tasks              one module per task: its columns, tokens, loss, metrics and predictions. The rest knows no task
 data               all these -> checked, split, counted `TaskData`; summary: what a person sees of it
+parts              which parts are trained, and how fast: frozen hosts, LoRA, a rate for each part
 models             the model and its tokenizer, with the data's classes, on the right device
 tokenization       texts -> ids, and how many were cut
 trainer            transformers.Trainer with the optimizer, sampler, checkpoints and events that we want
 run                `finetune_model`: the order of all that
 folder             the run's folder, unfinished and finished; what can be resumed
+record             run.yaml, from which the command line repeats a run
 results, report    what came out: typed, as JSON, as a picture, as a model card
 inference, metrics what a model says of a set; what all metrics share, and those of classification
 evaluation         `evaluate_model` and `predict`

@@ -9,6 +9,7 @@ from layer_surgeon.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Optimizer = Literal["adam", "adamw"]
+HostTraining = Literal["full", "frozen", "lora"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "linear", "cosine"]
 Selection = Literal["accuracy", "macro_f1", "f1", "exact_match", "bleu", "rouge_l", "meteor", "loss"]
@@ -43,6 +44,15 @@ class FinetuneConfig:
     batch_size: int = _option(32, "Examples per forward pass.")
     gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.")
     learning_rate: float = _option(5e-5, "Learning rate of everything that is trained.")
+    host_learning_rate: float | None = _option(None, "Learning rate of the host; default: learning_rate.")
+    projection_learning_rate: float | None = _option(None, "That of the two projections; default: learning_rate.")
+    head_learning_rate: float | None = _option(None, "That of the head; default: learning_rate.")
+    train_host: HostTraining = _option(
+        "full", "full: the whole host is trained; frozen: it stays as it is; lora: by adapters, merged at the end."
+    )
+    lora_rank: int = _option(8, "Rank of the adapters of train_host lora (the paper: 8).")
+    lora_alpha: float = _option(16.0, "Their scale, divided by the rank (the paper: 16).")
+    lora_dropout: float = _option(0.1, "Dropout in front of the adapters (the paper: 0.1).")
     optimizer: Optimizer = _option("adam", "Optimizer: adam or adamw.")
     weight_decay: float = _option(0.0, "Weight decay (not on biases and norms).")
     schedule: Schedule = _option("constant", "How the learning rate goes on after the warm-up.")
@@ -53,6 +63,9 @@ class FinetuneConfig:
         None, "Validation metric by which the best epoch is kept; default: accuracy, F1, BLEU or loss, by task."
     )
     early_stopping_patience: int | None = _option(None, "Stop after this many epochs without a better one.")
+    checkpoint_steps: int | None = _option(
+        None, "Write a checkpoint after so many steps too, beside that of each epoch, so that a stop loses less."
+    )
     seed: int = _option(
         2023, "Seed of the hold-out, the order of the data, dropout, and a last layer that starts anew."
     )
@@ -85,25 +98,30 @@ class FinetuneConfig:
     # Machine
     device: Device = _option("auto", "Where to train: auto takes CUDA, else MPS, else the CPU.")
     precision: Precision = _option("fp32", "fp32, or mixed precision in bf16 or fp16.")
+    gradient_checkpointing: bool = _option(
+        False, "Compute activations again in the backward pass: less memory, about a third more time."
+    )
+    compile: bool = _option(False, "Compile the model with torch.compile; the first steps take long.")
     eval_batch_size: int | None = _option(None, "Examples per forward pass in evaluation; default: twice the batch.")
     group_by_length: bool = _option(True, "Put texts of similar length into a batch, so that little is padded.")
     deterministic: bool = _option(False, "Ask GPU kernels for exact repetition too (slower; the CPU repeats anyway).")
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("num_epochs", "learning_rate"):
-            _check(self, name, getattr(self, name) > 0, "a number above 0")
+        for name in ("num_epochs", "lora_alpha", *_RATES):
+            value = getattr(self, name)
+            _check(self, name, value is None or value > 0, "a number above 0")
         for name in _COUNTS:
             _check(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("max_steps", "early_stopping_patience", "max_train_samples", "max_eval_samples"):
             _check_optional(self, name)
-        for name in ("eval_batch_size", "doc_stride"):
+        for name in ("eval_batch_size", "doc_stride", "checkpoint_steps"):
             _check_optional(self, name)
         asked = set((self.extra_metrics or "").replace(" ", "").split(",")) - {""}
         _check(self, "extra_metrics", asked <= set(EXTRA_METRICS), f"some of {', '.join(EXTRA_METRICS)}, with commas")
         for name in ("weight_decay", "max_grad_norm"):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0")
-        for name in ("warmup_ratio", "label_smoothing"):
+        for name in ("warmup_ratio", "label_smoothing", "lora_dropout"):
             _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         _check(self, "validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1, both excluded")
         _check(self, "train_fraction", 0 < self.train_fraction <= 1, "above 0 and at most 1")
@@ -144,7 +162,9 @@ _CHOICES: dict[str, Any] = {
     "select_by": Selection,
     "device": Device,
     "precision": Precision,
+    "train_host": HostTraining,
 }
+_RATES = ("learning_rate", "host_learning_rate", "projection_learning_rate", "head_learning_rate")
 _COUNTS = (
     "batch_size",
     "gradient_accumulation_steps",
@@ -152,12 +172,15 @@ _COUNTS = (
     "max_answer_length",
     "max_target_length",
     "num_beams",
+    "lora_rank",
 )
 _TEXTS = ("text_column", "text_pair_column", "label_column", "source_prefix", "extra_metrics")
-_FLAGS = ("unanswerable", "group_by_length", "deterministic")
+_FLAGS = ("unanswerable", "group_by_length", "deterministic", "gradient_checkpointing", "compile")
 _FLOATS = (
     "num_epochs",
-    "learning_rate",
+    *_RATES,
+    "lora_alpha",
+    "lora_dropout",
     "weight_decay",
     "warmup_ratio",
     "max_grad_norm",
@@ -175,6 +198,8 @@ _OPTIONAL = (
     "eval_batch_size",
     "doc_stride",
     "unanswerable",
+    "checkpoint_steps",
+    *_RATES[1:],
 )
 
 
@@ -192,7 +217,7 @@ def _check_types(config: FinetuneConfig) -> None:
             _check(config, name, isinstance(value, bool) or (value is None and name in _OPTIONAL), "true or false")
         elif name in _FLOATS:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            _check(config, name, number, "a number")
+            _check(config, name, number or (value is None and name in _OPTIONAL), "a number")
         else:
             whole = isinstance(value, int) and not isinstance(value, bool)
             _check(config, name, whole or (value is None and name in _OPTIONAL), "a whole number")

@@ -161,22 +161,31 @@ def _is_running(work: Path) -> bool:
 
 def _resume(target: Path, signature: Mapping[str, Any], progress: Progress) -> RunFolder:
     work = _work(target)
-    checkpoint = last_checkpoint(work / "checkpoints")
-    if checkpoint is None:
-        if target.is_dir() and read_results(target):
-            raise TrainingError(f"The run {target} is finished: there is nothing to resume.")
-        raise TrainingError(f"There is nothing to resume at {work}: no epoch of a run was finished there.")
+    if target.is_dir() and read_results(target):
+        # Killed between the finished run's appearing and the end of tidying up.
+        if not _is_running(work):
+            shutil.rmtree(work, ignore_errors=True)
+        raise TrainingError(f"The run {target} is finished: there is nothing to resume.")
     if _is_running(work):
         raise WorkspaceError(f"{work} is in use by a run that is going on. Wait for it, or stop it.")
-    stored = json.loads((work / _RUN).read_text(encoding="utf-8"))["signature"]
+    try:
+        stored = json.loads((work / _RUN).read_text(encoding="utf-8"))["signature"]
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise TrainingError(f"There is nothing to resume at {work}: no run was begun there.") from error
     changes = _differences(stored, signature)
     if changes:
         raise TrainingError(
             f"{work} was started with other settings or data: {'; '.join(changes[:5])}. Resume with the same ones, or "
             "start a new run with another --output."
         )
+    checkpoint = last_checkpoint(work / "checkpoints")
+    # What a kill during the last lines of a run has left: half a run, which would be taken for a part of this one.
+    shutil.rmtree(work / "final", ignore_errors=True)
     _write_run(work, {"signature": signature, "pid": os.getpid()})
-    progress.notice(f"Going on from {checkpoint}.")
+    if checkpoint is None:
+        progress.notice(f"{work} has no checkpoint yet: the run begins anew.")
+    else:
+        progress.notice(f"Going on from {checkpoint}.")
     return RunFolder(target=target, checkpoint=checkpoint, created=())
 
 

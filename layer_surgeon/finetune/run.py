@@ -3,7 +3,7 @@
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +31,8 @@ from layer_surgeon.finetune.models import (
     quiet,
     set_labels,
 )
+from layer_surgeon.finetune.parts import as_it_was, choose_trained
+from layer_surgeon.finetune.record import write_run_file
 from layer_surgeon.finetune.report import write_report
 from layer_surgeon.finetune.results import FinetuneResult, read_history
 from layer_surgeon.finetune.sources import DataLike, task_of_data
@@ -38,6 +40,7 @@ from layer_surgeon.finetune.summary import summary
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.finetune.trainer import (
+    CheckpointCallback,
     ProgressCallback,
     SurgeonTrainer,
     compute_metrics,
@@ -100,7 +103,7 @@ def finetune_model(
         config = _for_task(config, task)
         set_seed(config.seed)  # a host without a head gets one with fresh weights
         model = load_model(model_or_path, task.name)
-        tokenizer = load_tokenizer(model_or_path, model, tokenizer)
+        given_tokenizer, tokenizer = tokenizer, load_tokenizer(model_or_path, model, tokenizer)
         model_names = label_names_of(model) if task.has_classes else ()
         data = prepare_data(train, validation, test, config, task=task, model_names=model_names, progress=progress)
         config = task.resolve(config, data.train)
@@ -110,6 +113,7 @@ def finetune_model(
                 model = load_model(model_or_path, task.name, num_labels=len(data.label_names))
             set_labels(model, data.label_names)
         task.prepare_model(model)
+        model = choose_trained(model, config, task.name)
         context = TaskContext(tokenizer=tokenizer, model=model, config=config, label_names=data.label_names)
         sets = _tokenize_all(data, context, progress)
         name = _model_name(model_or_path, model)
@@ -120,8 +124,10 @@ def finetune_model(
             by_default=output is None,
             progress=progress,
         )
+        places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test}
+        places["tokenizer"] = given_tokenizer
         with _keeping_what_is_done(folder, progress):
-            result = _train(context, data, sets, folder, device, progress)
+            result = _train(context, data, sets, folder, device, progress, places)
     workspace.set_latest("run", result.path)
     return result
 
@@ -133,11 +139,14 @@ def _train(
     folder: RunFolder,
     device: torch.device,
     progress: Progress,
+    places: Mapping[str, Any],
 ) -> FinetuneResult:
     config, model, task = context.config, context.model, data.task
     callbacks: list[Any] = [ProgressCallback(progress)]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    if config.checkpoint_steps is not None:
+        callbacks.append(CheckpointCallback(config.checkpoint_steps))
     measure = functools.partial(task.measure, dataset=sets["validation"], examples=data.validation, context=context)
     trainer = SurgeonTrainer(
         task=task,
@@ -152,6 +161,9 @@ def _train(
     trainer.train(resume_from_checkpoint=None if folder.checkpoint is None else str(folder.checkpoint.resolve()))
     seconds = time.monotonic() - started
     progress.end()
+    parameters = count_parameters(model)
+    model = as_it_was(model, config)
+    context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
     best = next(i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step)
     measured = _measure_all(context, data, sets, progress)
@@ -165,7 +177,7 @@ def _train(
         label_names=data.label_names,
         config=config,
         data=data.facts() | {"truncated": {name: part.num_truncated for name, part in sets.items()}},
-        parameters=count_parameters(model),
+        parameters=parameters,
         steps=steps,
         seconds=seconds,
         device=_device_name(device),
@@ -173,6 +185,7 @@ def _train(
     )
     model.save_pretrained(folder.final)
     context.tokenizer.save_pretrained(folder.final)
+    write_run_file(folder.final, places, config)
     write_report(result, model.config, folder.final)
     folder.finish()
     return result
@@ -282,6 +295,6 @@ def _kept(folder: RunFolder, progress: Progress) -> str:
     progress.end()
     checkpoint = folder.abandon()
     if checkpoint is None:
-        return " No epoch was finished, so nothing is kept."
+        return " No checkpoint was written yet, so nothing is kept."
     step = checkpoint.name.rsplit("-", 1)[-1]
     return f" What was trained up to step {step} is kept in {folder.work}; --resume goes on from there."

@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.metrics import TITLES, Metrics
+from layer_surgeon.finetune.parts import is_adapted, rates
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.graft import GraftedModel
@@ -92,6 +93,22 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         with torch.no_grad(), self.compute_loss_context_manager():
             return None, self._task.step(model, batch, self._context), index
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One group for each learning rate, with and without weight decay; without rates of parts the trainer's own."""
+        config, trained = self._finetune_config, self.model if model is None else model
+        own: Any = getattr(self, "optimizer", None)
+        if own is None and any(rate != config.learning_rate for _, _, rate in rates(trained, config)):
+            decayed = set(self.get_decay_parameter_names(trained))
+            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+            for name, parameter, rate in rates(trained, config):
+                key = rate, config.weight_decay if name in decayed else 0.0
+                groups.setdefault(key, []).append(parameter)
+            self.optimizer = _OPTIMIZERS[config.optimizer](
+                [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if "index" not in self._signature_columns:
@@ -115,6 +132,9 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         Path(folder).mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         extra = {"include_donor": False} if isinstance(model, GraftedModel) else {}
+        if is_adapted(model):
+            # Else it asks the place the model came from whether its vocabulary has grown.
+            extra = {"save_embedding_layers": False}
         model.save_pretrained(folder, state_dict=state_dict, **extra)
 
     def _named_weights(self) -> Iterable[tuple[str, Any]]:
@@ -146,6 +166,25 @@ class SortedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._order)
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Asks for a checkpoint after every so many steps.
+
+    The trainer's own way to save by steps wants the validation by steps too, for it to know the best one.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for one, except where an epoch or the run ends.
+
+        There the epoch's own comes, after the validation; one before it would resume behind the validation.
+        """
+        ends = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
+        if state.global_step % self._steps == 0 and not ends:
+            control.should_save = True
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -225,6 +264,7 @@ def training_arguments(
         use_cpu=device.type == "cpu",
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
+        torch_compile=config.compile,
         dataloader_pin_memory=device.type == "cuda",
         eval_strategy="epoch",
         save_strategy="epoch",

@@ -1,18 +1,28 @@
-"""The page of fine-tuning lists every setting, with its default and its sentence."""
+"""The pages of fine-tuning: every setting, task and data set; the example file is one that can be read."""
 
+import runpy
 from dataclasses import fields
 from pathlib import Path
 
 from layer_surgeon.finetune import DATASETS, FinetuneConfig
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "finetune.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "finetune.md").read_text()
 
 
-def test_every_setting_is_on_the_page():
+def test_the_page_of_settings_is_the_generators():
+    generator = runpy.run_path(str(ROOT / "tools" / "generate_configuration.py"))
+    assert (ROOT / "docs" / "configuration.md").read_text() == generator["page"](), (
+        "run tools/generate_configuration.py"
+    )
+
+
+def test_every_setting_is_on_the_page_of_settings():
+    page = (ROOT / "docs" / "configuration.md").read_text()
     for field in fields(FinetuneConfig):
-        default = "" if field.default is None else field.default
-        assert f"| `{field.name}` | {default} | {field.metadata['help']} |" in PAGE
+        assert f"| `{field.name}` |" in page
+        assert field.metadata["help"] in page
 
 
 def test_the_example_file_can_be_read(tmp_path):
@@ -25,7 +35,7 @@ def test_the_example_file_can_be_read(tmp_path):
 
 
 def test_every_task_and_data_set_is_on_the_page_of_data():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    page = (ROOT / "docs" / "data.md").read_text()
     for task in FINETUNE_TASKS:
         assert f"| `{task}` |" in page
     for record in DATASETS.values():

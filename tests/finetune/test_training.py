@@ -254,6 +254,7 @@ def test_folder(graft, workspace):
         "config.json",
         "donor",
         "loss_curve.png",
+        "run.yaml",
         "model.safetensors",
         "results.json",
         "tokenizer.json",
