@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # The tests are many small models: one thread each and two processes beat two threads.
 WORKERS ?= 2
 
-.PHONY: demo test lint format docs bench test-min clean
+.PHONY: demo test lint format docs bench test-min fuzz clean
 demo: .venv/.ready  ## the main job on real weights, without the Hub
 	$(BIN)/surgeon demo
 test: lint  ## every check and every test
@@ -22,6 +22,8 @@ bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/ben
 	$(BIN)/python -m benchmarks.network
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
+fuzz: .venv/.ready  ## the long runs: spoiled files by the hundred thousand, kills by the hundred
+	SURGEON_FUZZ=100000 SURGEON_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/extract/test_kills.py
 clean:  ## remove the environments and everything built
 	rm -rf .venv .venv-min .venv-peers site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
