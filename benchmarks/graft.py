@@ -12,7 +12,7 @@ beyond the interpreter with torch and transformers. The aim is a ratio of at mos
 
 Formats: how far the output of Gemma 3 270M's last layer, with its real weights (the demo extra), is from that in
 float32, as a share of what the layer adds to its input; and bytes and time of a layer of Llama-3.1-8B's shape, 32 texts
-of one position and of 100, forward and backward. Loading: what a new process holds at most beyond torch and
+of one position and 4 of 100, forward and backward. Loading: what a new process holds at most beyond torch and
 transformers once a graft of BERT-base is loaded and its weights were touched; the aim is 1.15 x the weights.
 """
 
@@ -121,13 +121,13 @@ def compare_formats() -> None:
                 error = (new_format(artifact.path, name)(states) - expected).abs()
                 added = (expected - states).abs()
                 print(f"{name:26} {error.max() / added.max():13.2%} {error.mean() / added.mean():10.2%}")
-    print(f"\n{'Llama-3.1-8B, one layer':26} {'weights':>14} {'1 position':>11} {'100 positions':>14}")
+    print(f"\n{'Llama-3.1-8B, one layer':26} {'weights':>14} {'32 x 1':>11} {'4 x 100':>14}")
     config = SurgeonDonorConfig(donor_config=LLAMA_8B, layer_indices=[31])
     with tempfile.TemporaryDirectory() as folder:
         DonorLayer.from_config(config, dtype="bfloat16").save_pretrained(folder)
         for name in FORMATS:
             donor = new_format(Path(folder), name)
-            times = [pass_seconds(donor, torch.randn(32, length, donor.hidden_size)) for length in (1, 100)]
+            times = [pass_seconds(donor, torch.randn(*shape, donor.hidden_size)) for shape in ((32, 1), (4, 100))]
             print(f"{name:26} {weight_bytes(donor) / 1e6:11.1f} MB {times[0]:9.3f} s {times[1]:12.2f} s")
 
 
