@@ -1,0 +1,249 @@
+"""The arms of a study: what is compared. Each is an ordinary configuration; users add their own in YAML.
+
+arms:
+  - host                       # by name
+  - graft
+  - name: graft-slow           # of one's own: like another, with changes
+    like: graft
+    finetune: {learning_rate: 1e-5}
+  - name: middle-layer
+    like: graft
+    donor: {source: meta-llama/Llama-3.1-8B, layer: 16}
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.workspace import layer_name, short_name
+
+Control = Literal["projections-only", "wide-head"]
+_NO_DONOR: Mapping[str, Any] = MappingProxyType({"donor": None})
+
+# What each arm changes in a graft with the study's host, donor and settings; and the question that it answers.
+ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "host": ("The host alone, with the same pooling and head: the vanilla model.", _NO_DONOR),
+        "graft": ("The donor's layer, frozen, between two trained projections (the paper).", {}),
+        "random": (
+            "The same layer with random weights, frozen: is it what the layer knows, or its form?",
+            {"graft": {"donor_init": "random"}},
+        ),
+        "random-trained": (
+            "The same layer from random weights, trained: do more trained parameters do as well?",
+            {"graft": {"donor_init": "random", "train_donor": True}},
+        ),
+        "donor-trained": ("The donor's layer, trained along.", {"graft": {"train_donor": True}}),
+        "donor-only": (
+            "The donor's layer behind the host's embeddings, without the host's layers.",
+            {"graft": {"site": "embeddings"}},
+        ),
+        "projections-only": (
+            "The same projections and head with nothing between: do the projections do it?",
+            {"control": "projections-only"},
+        ),
+        "wide-head": (
+            "A trained MLP in place of the graft, with as many trained parameters: does a larger head do it?",
+            {"control": "wide-head"},
+        ),
+        "lora": (
+            "The host alone, trained with LoRA (r 8, alpha 16, dropout 0.1).",
+            {"donor": None, "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}},
+        ),
+        "larger-host": ("A larger host alone: is a graft worth more than a larger model?", _NO_DONOR),
+        "zerogen": (
+            "The host alone, trained on texts that a language model wrote for each label (ZeroGen).",
+            {"donor": None, "synthetic": {}},
+        ),
+        "pool-mean": ("The graft on the mean over the tokens.", {"graft": {"pooling": "mean"}}),
+        "pool-mean-padding": (
+            "The graft on the mean over tokens and padding.",
+            {"graft": {"pooling": "mean_with_padding"}},
+        ),
+        "gated": (
+            "host + gate x graft, the gate starting at zero: training starts at the host itself.",
+            {"graft": {"residual": "gated"}},
+        ),
+    }
+)
+# A larger one of the same family, for the arm that asks for it.
+_LARGER = MappingProxyType(
+    {
+        "bert-base-uncased": "bert-large-uncased",
+        "google-bert/bert-base-uncased": "google-bert/bert-large-uncased",
+        "FacebookAI/roberta-base": "FacebookAI/roberta-large",
+        "roberta-base": "roberta-large",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DonorSpec:
+    """Which layers of which model.
+
+    Attributes:
+        source: What `surgeon extract` takes, the folder of a layer artifact, or `packaged:NAME`.
+        layers: Indices; negative ones count from the end.
+        revision: Branch, tag or commit.
+        dtype: The number format to extract in; None keeps the donor's.
+    """
+
+    source: str
+    layers: tuple[int, ...] = (-1,)
+    revision: str | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """From YAML: a source, or a mapping with source, layer (one or a list), revision, dtype.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(source=value)
+        known = {"source", "layer", "layers", "revision", "dtype"}
+        if not isinstance(value, Mapping) or not isinstance(value.get("source"), str) or set(value) - known:
+            raise ConfigError(
+                f"A donor is {value!r}; it must be a model, or a mapping such as {{source: meta-llama/Llama-3.1-8B, "
+                "layer: -1}."
+            )
+        layers = value.get("layers", value.get("layer", -1))
+        layers = tuple(layers) if isinstance(layers, list | tuple) else (layers,)
+        if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
+            raise ConfigError(f"The layers of the donor {value['source']} are {layers!r}; they must be whole numbers.")
+        return cls(source=value["source"], layers=layers, revision=value.get("revision"), dtype=value.get("dtype"))
+
+    @property
+    def name(self) -> str:
+        """As a folder name: `Llama-3.1-8B-L-1`."""
+        return layer_name(self.source.removeprefix("packaged:"), self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm, with nothing left open.
+
+    Attributes:
+        name: As in tables.
+        kind: The built-in arm that it is, or is like.
+        host: What `surgeon graft` takes, or `packaged:NAME`.
+        donor: None: the host alone.
+        graft: Fields of `GraftConfig`.
+        finetune: Fields of `FinetuneConfig`, laid over the study's.
+        lora: Settings of peft's `LoraConfig` for the host; None: the host is trained itself.
+        control: Something trained in the donor's place, as wide as the donor.
+        synthetic: Settings of `surgeon synthesize`: the training texts are written by a model.
+    """
+
+    name: str
+    kind: str
+    host: str
+    donor: DonorSpec | None
+    graft: Mapping[str, Any] = field(default_factory=dict)
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    lora: Mapping[str, Any] | None = None
+    control: Control | None = None
+    synthetic: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types; `parse_arm` reads it again."""
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        content["donor"] = None if self.donor is None else asdict(self.donor) | {"layers": list(self.donor.layers)}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave."""
+        donor = content["donor"]
+        return cls(
+            **{**content, "donor": None if donor is None else DonorSpec(**donor | {"layers": tuple(donor["layers"])})}
+        )
+
+    @property
+    def text(self) -> str:
+        """What it is for."""
+        return ARMS[self.kind][0]
+
+    @property
+    def host_name(self) -> str:
+        """The host, for people."""
+        return short_name(self.host.removeprefix("packaged:"))
+
+
+_KEYS = ("name", "like", "host", "donor", "graft", "finetune", "lora", "control", "synthetic")
+
+
+def parse_arm(
+    value: Any, *, host: str, donor: DonorSpec | None, graft: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
+) -> Arm:
+    """An arm from YAML: a name, or a mapping that says how it differs from a named one.
+
+    Args:
+        value: What the plan says.
+        host: The study's host.
+        donor: The study's donor.
+        graft: The study's graft settings.
+        others: Arms of the same plan that were said before, for `like`.
+
+    Raises:
+        ConfigError: There is no such arm or key, or the arm lacks something.
+    """
+    said: Mapping[str, Any] = {"name": value, "like": value} if isinstance(value, str) else value
+    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
+        raise ConfigError(f"An arm is {value!r}; it must be a name, or a mapping with a name and what it changes.")
+    unknown = sorted(set(said) - set(_KEYS))
+    if unknown:
+        raise ConfigError(f"The arm {said['name']} has the key {unknown[0]!r}. There are: {', '.join(_KEYS)}.")
+    kind, settings = _inherit(said, others)
+    chosen = settings.get("host") or (_LARGER.get(host) if kind == "larger-host" else host)
+    if chosen is None:
+        raise ConfigError(
+            f"No larger model of the family of {host} is known for the arm {said['name']}. Say which: "
+            "{name: larger-host, host: ...}."
+        )
+    own_donor = DonorSpec.parse(settings["donor"]) if settings.get("donor") is not None else None
+    used = own_donor if "donor" in settings else donor
+    if used is None and "donor" not in settings:
+        raise ConfigError(f"The arm {said['name']} needs a donor, and the study names none. Say: donor: MODEL.")
+    control = settings.get("control")
+    if control not in (None, "projections-only", "wide-head"):
+        raise ConfigError(f"control is {control!r} in {said['name']}; it must be projections-only or wide-head.")
+    # What is about the donor would be refused by, or mean nothing to, an arm without one.
+    own = dict(settings.get("graft", {}))
+    shared = {k: v for k, v in graft.items() if used is not None or k in ("pooling", "dropout")}
+    return Arm(
+        name=said["name"],
+        kind=kind,
+        host=chosen,
+        donor=used,
+        graft={**shared, **own},
+        finetune=dict(settings.get("finetune", {})),
+        lora=settings.get("lora"),
+        control=control,
+        synthetic=settings.get("synthetic"),
+    )
+
+
+def _inherit(said: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The built-in arm at the root, and the settings along the way; mappings are laid over each other."""
+    like = said.get("like") or (said["name"] if said["name"] in ARMS else "graft")
+    own = {key: value for key, value in said.items() if key not in ("name", "like")}
+    if like in ARMS and not (like in others and like != said["name"]):
+        kind, base = like, dict(ARMS[like][1])
+    elif like in others and like != said["name"]:
+        rest = {name: value for name, value in others.items() if name != like}
+        kind, base = _inherit(others[like], rest)
+    else:
+        near = get_close_matches(like, [*ARMS, *others], n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join([*ARMS, *others])}."
+        raise ConfigError(f"There is no arm {like!r}. {hint}")
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and key != "donor"
+        base[key] = {**base[key], **value} if both else value
+    return kind, base

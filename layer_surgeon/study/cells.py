@@ -1,0 +1,193 @@
+"""One training of a study, in a process of its own: `python -m layer_surgeon.study.cells FOLDER CELL`."""
+
+import datetime
+import importlib.metadata
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from layer_surgeon.errors import LayerSurgeonError, TrainingError
+from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
+from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.inference import run_model
+from layer_surgeon.finetune.models import label_names_of, load_tokenizer, quiet
+from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
+from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.study.data import PreparedData
+from layer_surgeon.study.layout import FORMAT, StudyFolder, locked, write_json
+from layer_surgeon.study.models import build_model
+from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.prepare import host_source, synthetic_file
+from layer_surgeon.workspace import Workspace
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy", "scipy")
+
+
+def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) -> dict[str, Any]:
+    """Train and test one cell, and write its result, whole; a cell that is done is only read.
+
+    A training that was killed goes on from its last checkpoint.
+
+    Raises:
+        LayerSurgeonError: What `finetune_model` raises; it is written down too.
+    """
+    progress = progress or NullProgress()
+    with locked(folder.root / "runs" / f"{cell.id}.lock", wait=True):
+        if folder.result(cell.id).exists():
+            return json.loads(folder.result(cell.id).read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # ours
+        try:
+            result = _run(cell, folder, progress)
+        except Exception as error:
+            failure = {"type": type(error).__name__, "message": str(error)}
+            write_json(folder.failure(cell.id), {**_head(cell), "error": failure, "finished": _now()})
+            raise
+        write_json(folder.result(cell.id), result)
+        folder.failure(cell.id).unlink(missing_ok=True)
+    return result
+
+
+def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+    began = time.monotonic()
+    trained = train_cell(cell, folder, progress)
+    testing = time.monotonic()
+    tests = _test(cell, trained, folder, progress)
+    if not cell.keep_model:
+        shutil.rmtree(folder.run(cell.id), ignore_errors=True)
+    return {
+        **_head(cell),
+        "host": cell.arm.host_name,
+        "donor": None if cell.arm.donor is None else cell.arm.donor.name,
+        "tests": tests,
+        "validation": {"examples": trained.validation.examples, "scores": dict(trained.validation.scores)},
+        "history": [epoch.as_dict() for epoch in trained.history],
+        "best_epoch": trained.best_epoch,
+        "parameters": dict(trained.parameters),
+        "train_examples": trained.data["splits"]["train"]["examples"],
+        "seconds": {
+            "training": round(trained.seconds, 3),
+            "testing": round(time.monotonic() - testing, 3),
+            "all": round(time.monotonic() - began, 3),
+        },
+        "device": trained.device,
+        "config": trained.as_dict()["config"],
+        "versions": {
+            "layer_surgeon": importlib.metadata.version("layer-surgeon"),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "finished": _now(),
+    }
+
+
+def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: Any) -> FinetuneResult:
+    """The training of a cell, without its tests; `settings` are laid over the cell's."""
+    config = FinetuneConfig(**{**cell.finetune, "task": cell.task, **settings})
+    train: Any
+    validation: Any = None
+    if cell.task == "text-classification":
+        data = PreparedData.open(folder.data(cell.data))
+        config = FinetuneConfig.from_settings(config, data.columns)
+        train, validation = data.part("train"), data.part("validation")
+        if cell.arm.synthetic is not None:
+            train, validation = str(synthetic_file(cell.arm, cell.data, folder)), validation or train
+    else:
+        spec = next(entry for entry in StudyPlan.read(folder.plan).data if entry.name == cell.data)
+        config = FinetuneConfig.from_settings(config, spec.columns)
+        train, validation = list(spec.train), list(spec.validation) or None
+    work = folder.run(cell.id)
+    shutil.rmtree(work, ignore_errors=True)
+    resumable = any(work.with_name(f"{work.name}.unfinished").glob("**/checkpoint-*"))
+    arguments: dict[str, Any] = {
+        "config": config,
+        "output": work,
+        "workspace": Workspace(folder.root / "runs" / f"{cell.id}.workspace"),
+        "tokenizer": host_source(cell.arm.host),
+        "progress": progress,
+    }
+    try:
+        for resume in (True, False) if resumable else (False,):
+            model = build_model(cell.arm, cell.task, cell.seed, folder)
+            try:
+                return finetune_model(model, train, validation, resume=resume, **arguments)
+            except TrainingError as error:
+                if not resume:
+                    raise
+                progress.notice(f"{error} It is trained from the start.")
+            shutil.rmtree(work.with_name(f"{work.name}.unfinished"), ignore_errors=True)
+        raise AssertionError("the second of two turns returns or raises")
+    finally:
+        shutil.rmtree(folder.root / "runs" / f"{cell.id}.workspace", ignore_errors=True)
+
+
+def _test(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+    if cell.task != "text-classification":
+        measured = trained.test or trained.validation
+        return {cell.data: {"examples": measured.examples, "scores": dict(measured.scores), "correct": None}}
+    task = FINETUNE_TASKS[cell.task]
+    tests: dict[str, Any] = {}
+    with quiet():
+        tokenizer = load_tokenizer(host_source(cell.arm.host), trained.model)
+        names = label_names_of(trained.model)
+        for name in cell.tests:
+            data = PreparedData.open(folder.data(name))
+            # max_eval_samples is for validation: what is tested must be the same examples in every cell.
+            config = FinetuneConfig.from_settings(trained.config, {**data.columns, "max_eval_samples": None})
+            _, examples = prepare_evaluation(str(data.part("test")), names, config, task=task)
+            context = TaskContext(tokenizer=tokenizer, model=trained.model, config=config, label_names=names)
+            tokens = task.tokenize(examples, context, training=False)
+            outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
+            metrics = task.measure(outputs, tokens, examples, context)
+            right = outputs[0].argmax(axis=-1) == examples.labels
+            tests[name] = {
+                "examples": metrics.examples,
+                "scores": dict(metrics.scores),
+                "correct": "".join("1" if value else "0" for value in right),
+            }
+    return tests
+
+
+def _head(cell: Cell) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "id": cell.id,
+        "arm": cell.arm.name,
+        "data": cell.data,
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class _Lines(NullProgress):
+    """Writes notices and steps as lines, for the cell's log."""
+
+    def begin(self, description: str, total: int | None, unit: str) -> None:
+        print(f"{_now()} {description} ({total} {unit})", flush=True)
+
+    def notice(self, message: str) -> None:
+        print(f"{_now()} {message}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the cell that a file describes.
+
+    Returns:
+        0 when it is done, 1 when it failed; why is in the result's place then.
+    """
+    folder, path = StudyFolder(root=Path(arguments[0])), Path(arguments[1])
+    cell = Cell.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        run_cell(cell, folder, _Lines())
+    except LayerSurgeonError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Who runs the cells: processes of this machine, or a Ray cluster. Both start the same process for a cell."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Literal
+
+from layer_surgeon.errors import ConfigError, WorkspaceError
+from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.plan import Cell
+
+Executor = Literal["local", "ray"]
+# What a cell's process prints when something breaks that is no error of ours stands at the end of its log.
+_TAIL = 600
+
+
+def threads_each(workers: int) -> int:
+    """Threads of one cell: a run repeats bit for bit only with the same number, so that it is fixed for the study."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) > 0 else max(1, (os.cpu_count() or 1) // workers)
+
+
+def run_process(cell: Cell, folder: StudyFolder, threads: int, running: "Running | None" = None) -> str | None:
+    """Run a cell in a process of its own.
+
+    Args:
+        cell: What to run.
+        folder: The study's folder.
+        threads: For the CPU's part of the work.
+        running: Knows the process while it runs, so that it can be ended.
+
+    Returns:
+        None when it is done; else what went wrong.
+    """
+    description = folder.root / "runs" / f"{cell.id}.cell.json"
+    write_json(description, cell.as_dict())
+    folder.log(cell.id).parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command = [sys.executable, "-m", "layer_surgeon.study.cells", str(folder.root), str(description)]
+    with folder.log(cell.id).open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+        if running is not None:
+            running.add(process)
+        code = process.wait()
+        if running is not None:
+            running.remove(process)
+    description.unlink(missing_ok=True)
+    if folder.result(cell.id).exists():
+        return None
+    return _reason(folder, cell, code)
+
+
+def _reason(folder: StudyFolder, cell: Cell, code: int) -> str:
+    try:
+        error = json.loads(folder.failure(cell.id).read_text(encoding="utf-8"))["error"]
+        return f"{error['type']}: {error['message']}"
+    except (OSError, ValueError, KeyError):
+        # It died without a word: killed, or out of memory.
+        tail = folder.log(cell.id).read_text(encoding="utf-8", errors="replace")[-_TAIL:].strip()
+        return f"its process ended with code {code}. {tail}"
+
+
+class Running:
+    """The processes under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+
+    def add(self, process: "subprocess.Popen[bytes]") -> None:
+        """A process began; where all are being ended, it is too."""
+        with self._lock:
+            self._processes.add(process)
+            if self._ended:
+                process.terminate()
+
+    def remove(self, process: "subprocess.Popen[bytes]") -> None:
+        """A process is over."""
+        with self._lock:
+            self._processes.discard(process)
+
+    def end(self) -> None:
+        """End all, now and later."""
+        with self._lock:
+            self._ended = True
+            for process in self._processes:
+                process.terminate()
+
+
+def run_local(cells: Sequence[Cell], folder: StudyFolder, workers: int) -> Generator[tuple[Cell, str | None]]:
+    """Run cells in `workers` processes at a time; yields each as it ends, with what went wrong, or None.
+
+    Where the iteration is broken off, the processes are ended; what they had trained stays.
+    """
+    threads, running = threads_each(workers), Running()
+    with ThreadPoolExecutor(workers, thread_name_prefix="cell") as pool:
+        waiting: dict[Future[str | None], Cell] = {
+            pool.submit(run_process, cell, folder, threads, running): cell for cell in cells
+        }
+        try:
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            running.end()
+
+
+def run_ray(
+    cells: Sequence[Cell], folder: StudyFolder, threads: int, address: str | None = None
+) -> Generator[tuple[Cell, str | None]]:
+    """Run cells on a Ray cluster; the study's folder must lie where all of its machines can write.
+
+    Args:
+        cells: What to run.
+        folder: The study's folder.
+        threads: CPUs that each cell takes; with a GPU in the cluster, it takes one of those too.
+        address: Of the cluster; None: the one that is running here or that RAY_ADDRESS names, else this machine.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError('The executor ray needs Ray: pip install "layer-surgeon[ray]"') from error
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="error")
+        except ConnectionError as error:
+            raise ConfigError(f"No Ray cluster answers at {address}: {error}") from error
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    place = folder.root.resolve()
+    # A machine that dies is Ray's to replace: the cell then runs again elsewhere, and goes on from its checkpoint.
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=3)(_on_ray)
+    waiting: dict[Any, Cell] = {task.remote(cell.as_dict(), str(place), threads): cell for cell in cells}
+    try:
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            for reference in done:
+                cell = waiting.pop(reference)
+                try:
+                    reason = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                yield cell, reason
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+        if started:
+            ray.shutdown()
+
+
+def _on_ray(content: dict[str, Any], root: str, threads: int) -> str | None:
+    folder = StudyFolder(root=Path(root))
+    if not folder.plan.is_file():
+        raise WorkspaceError(f"{root} is not the study's folder on this machine. It must lie on a shared disk.")
+    return run_process(Cell.from_dict(content), folder, threads)

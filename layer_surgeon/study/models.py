@@ -1,0 +1,59 @@
+"""From an arm to a model that can be trained."""
+
+from typing import Any
+
+from transformers import set_seed
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.graft import graft_layer
+from layer_surgeon.study.arms import Arm
+from layer_surgeon.study.controls import control_model
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.prepare import host_source, open_layer
+
+
+def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
+    """The model of an arm, its fresh weights drawn by the seed.
+
+    Raises:
+        ConfigError: The arm can't be built for the task, or a package is missing.
+        GraftError, ArtifactError, SourceError: As in `graft_layer`.
+    """
+    host = host_source(arm.host)
+    set_seed(seed)
+    if arm.control is not None:
+        if task != "text-classification" or arm.donor is None:
+            raise ConfigError(f"The arm {arm.name} is for text-classification, in a study with a donor.")
+        width = int(open_layer_width(arm, folder))
+        return control_model(host, arm.control, width, **arm.graft)
+    donor = None if arm.donor is None else open_layer(arm.donor, folder)
+    model = graft_layer(host, donor, task=task, **arm.graft)
+    if arm.lora is not None:
+        _add_lora(model, dict(arm.lora))
+    return model
+
+
+def open_layer_width(arm: Arm, folder: StudyFolder) -> int:
+    """The donor's width, which a control takes over."""
+    if arm.donor is None:
+        raise ConfigError(f"The arm {arm.name} has no donor.")
+    return int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
+
+
+def _add_lora(model: Any, settings: dict[str, Any]) -> None:
+    """Put LoRA into the host; its own weights are frozen then, the head is trained whole.
+
+    Into the module itself, and not around the model: what is saved and loaded again while training is then all of it.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+    except ImportError as error:
+        raise ConfigError('The arm lora needs peft: pip install "layer-surgeon[study]"') from error
+    if "target_modules" not in settings:
+        # peft's own choice for the family (for BERT: query and value, as in the LoRA paper).
+        family = model_type_to_module_name(model.host.config.model_type)
+        settings["target_modules"] = TARGETS.get(family, TARGETS.get(model.host.config.model_type, "all-linear"))
+    inject_adapter_in_model(LoraConfig(**settings), model.host)

@@ -1,0 +1,157 @@
+"""Is one arm better than another? Paired comparisons over seeds and over test examples.
+
+Two things are left to chance in a study: the seeds (weights, held-out part, order, dropout) and which examples happen
+to be in the test set. A claim is about other seeds and other texts, so that both have to count:
+
+- A test over the seeds alone (t-test, permutation) takes the test set as given. With three seeds its t has two degrees
+  of freedom, and a permutation test can never come below p = 2/2^3 = 0.25 (0.0625 with five).
+- A test over the examples alone takes the trained models as given. It calls a lucky seed an effect.
+
+The verdict comes from both: `crossed_test`. The others are reported beside it.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from layer_surgeon.study.statistics import Interval
+
+Matrix = npt.NDArray[np.float64]
+ALPHA = 0.05
+_RESAMPLES = 2000
+# Up to this many seeds all sign changes are counted: 2^12 = 4,096.
+_EXACT = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossedTest:
+    """Outcome of `crossed_test`: mean difference, its standard error, degrees of freedom, p, 95 % interval."""
+
+    mean: float
+    error: float
+    df: float
+    p: float
+    interval: Interval
+
+
+def crossed_test(differences: Matrix) -> CrossedTest:
+    """Test a mean difference with seeds and examples both drawn at random, each seed seeing each example.
+
+    The variance of the mean is estimated from the two-way analysis of variance without repetition,
+    (MS_seeds + MS_examples - MS_rest) / (seeds x examples), with Satterthwaite's degrees of freedom: the quasi-F test
+    of Clark (1973), in the form for one contrast. Where the estimate falls below what either source alone says,
+    the larger one is taken, so that noise in the estimate can't make a result surer than its parts.
+
+    Args:
+        differences: [seeds, examples], score of one arm minus that of the other; at least two of each.
+
+    Raises:
+        ValueError: There are fewer than two seeds or examples.
+    """
+    seeds, examples = differences.shape
+    if seeds < 2 or examples < 2:
+        raise ValueError(f"{seeds} seeds x {examples} examples: at least two of each are needed")
+    mean = float(differences.mean())
+    by_seed, by_example = differences.mean(axis=1), differences.mean(axis=0)
+    of_seeds = float(examples * by_seed.var(ddof=1))
+    of_examples = float(seeds * by_example.var(ddof=1))
+    rest = differences - by_seed[:, None] - by_example[None, :] + mean
+    of_rest = float((rest**2).sum() / ((seeds - 1) * (examples - 1)))
+    if max(of_seeds, of_examples, of_rest) == 0:
+        return CrossedTest(mean=mean, error=0.0, df=1.0, p=1.0 if mean == 0 else 0.0, interval=Interval(mean, mean))
+    parts = [(of_seeds, seeds - 1), (of_examples, examples - 1), (-of_rest, (seeds - 1) * (examples - 1))]
+    total = sum(part for part, _ in parts)
+    df = total**2 / sum(part**2 / count for part, count in parts) if total > 0 else 0.0
+    if total <= max(of_seeds, of_examples):
+        total, df = (of_seeds, seeds - 1) if of_seeds >= of_examples else (of_examples, examples - 1)
+    error = math.sqrt(total / (seeds * examples))
+    half = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, df))
+    return CrossedTest(mean=mean, error=error, df=float(df), p=p, interval=Interval(mean - half, mean + half))
+
+
+def sign_permutation(differences: Sequence[float], seed: int = 0) -> float:
+    """The p of the paired permutation test, two-sided: exact up to 12 pairs, else from 20,000 draws."""
+    values = np.asarray(differences, dtype=np.float64)
+    found = abs(values.mean())
+    tolerance = 1e-12 * max(1.0, float(np.abs(values).max(initial=0.0)))
+    if len(values) <= _EXACT:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(values))))
+        return float((np.abs(signs @ values / len(values)) >= found - tolerance).mean())
+    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(20_000, len(values)))
+    return float(((np.abs(signs @ values / len(values)) >= found - tolerance).sum() + 1) / 20_001)
+
+
+def bootstrap(differences: Matrix, over: str, seed: int = 0) -> Interval:
+    """The percentile bootstrap's 95 % interval of the mean.
+
+    Args:
+        differences: [seeds, examples].
+        over: seeds, examples, or both.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, examples = differences.shape
+    rows, columns = over in ("seeds", "both"), over in ("examples", "both")
+    means = np.empty(_RESAMPLES)
+    by_example = differences.mean(axis=0)
+    for index in range(_RESAMPLES):
+        values = by_example
+        if rows:
+            values = differences[rng.integers(0, seeds, seeds)].mean(axis=0)
+        # How often each example is drawn, and not the examples themselves: one product instead of a copy.
+        means[index] = (
+            rng.multinomial(examples, [1 / examples] * examples) @ values / examples if columns else values.mean()
+        )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's (1979) step-down correction: p-values that hold for all comparisons together, in the order given."""
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def compare_scores(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Second minus first, by seed: what can be said from the seeds' scores alone.
+
+    Args:
+        first: One score for each seed.
+        second: Likewise, in the same order.
+
+    Returns:
+        mean, deviation (None with one seed), t_test and permutation (p-values, None with one seed), effect_size (mean
+        by deviation, Cohen's d of pairs; None where it can't be told), seed_interval (bootstrap).
+    """
+    delta = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    several = len(delta) > 1
+    deviation = float(delta.std(ddof=1)) if several else None
+    spread = bool(deviation and deviation > 1e-12)
+    return {
+        "mean": float(delta.mean()),
+        "deviation": deviation,
+        "by_seed": [float(value) for value in delta],
+        "t_test": float(stats.ttest_1samp(delta, 0.0).pvalue) if spread else None,
+        "permutation": sign_permutation(delta.tolist()) if several else None,
+        "effect_size": float(delta.mean()) / float(deviation or 1) if spread else None,
+        "seed_interval": list(bootstrap(delta[:, None], "seeds")) if several else None,
+    }
+
+
+def seed_interval_of_mean(scores: Sequence[float]) -> Interval | None:
+    """The t distribution's 95 % interval of the mean over seeds; None with one seed."""
+    if len(scores) < 2:
+        return None
+    values = np.asarray(scores, dtype=np.float64)
+    half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)

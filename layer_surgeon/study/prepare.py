@@ -1,0 +1,218 @@
+"""What all trainings of a study share, made once before the first: data in files, layers, synthetic texts."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.checkpoint.packaged import packaged_folder, packaged_gguf
+from layer_surgeon.errors import ConfigError, DataError
+from layer_surgeon.extract import LayerArtifact, extract_layer
+from layer_surgeon.finetune.columns import choose_columns
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.data import hold_out, prepare_evaluation
+from layer_surgeon.finetune.examples import Examples
+from layer_surgeon.finetune.sources import RawData, load_data
+from layer_surgeon.progress import Progress
+from layer_surgeon.study.arms import Arm, DonorSpec
+from layer_surgeon.study.data import _INFO, _SPLIT_SEED, DataSpec, spec_key, write_rows
+from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.plan import StudyPlan
+
+PACKAGED = "packaged:"
+
+
+def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
+    """Make what is not there yet; a second call makes nothing.
+
+    Raises:
+        DataError: A data set can't be used.
+        SourceError, CheckpointError, ArtifactError: A layer can't be had.
+    """
+    if plan.task == "text-classification":
+        for spec in plan.data:
+            prepare_data_set(spec, folder.data(spec.name), plan.test_fraction, progress)
+    prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)
+    prepare_synthetic(plan, folder, progress)
+
+
+def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progress: Progress) -> None:
+    """Write a data set for classification as train.jsonl, validation.jsonl, test.jsonl and data.json.
+
+    Raises:
+        DataError: It can't be used.
+    """
+    key = spec_key(spec, test_fraction)
+    try:
+        if json.loads((folder / _INFO).read_text(encoding="utf-8"))["key"] == key:
+            return
+    except (OSError, ValueError, KeyError):
+        pass
+    parts = {name: _read(spec, name, progress) for name in ("train", "validation", "test")}
+    labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
+    train = parts["train"]
+    if parts["test"] is None and train:
+        parts["train"], held = _hold_out(train, labels, test_fraction)
+        parts["test"] = held
+        progress.notice(f"{spec.name} has no test part: {len(held)} of its examples are held out for all.")
+    present = {name: rows for name, rows in parts.items() if rows}
+    for name, rows in present.items():
+        write_rows(folder / f"{name}.jsonl", rows)
+    pairs = any("text_pair" in row for rows in present.values() for row in rows)
+    counts = {name: len(rows) for name, rows in present.items()}
+    write_json(folder / _INFO, {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts})
+
+
+def _read(spec: DataSpec, part: str, progress: Progress) -> list[dict[str, Any]] | None:
+    """The rows of a part: of what was named for it, else of the training sets' own split; None: there are none."""
+    named: Sequence[str] = getattr(spec, part)
+    if named:
+        return [row for source in named for row in _rows(spec, source, part if part == "train" else None, progress)]
+    if part == "train" or not spec.train:
+        return None
+    raws = [load_data(source, progress) for source in spec.train]
+    if not all((raw.validation if part == "validation" else raw.test) is not None for raw in raws):
+        return None
+    return [row for source in spec.train for row in _rows(spec, source, part, progress)]
+
+
+def _rows(spec: DataSpec, source: str, part: str | None, progress: Progress) -> list[dict[str, Any]]:
+    raw = load_data(source, progress)
+    config = FinetuneConfig.from_settings(None, spec.columns)
+    split = None if part is None else _split_name(raw, part)
+    names = _label_names(raw, split, config)
+    _, examples = prepare_evaluation(source, names, config, split=split, progress=progress)
+    rows = _as_rows(examples, names)
+    if spec.labels:
+        missing = sorted(set(spec.labels) - set(names))
+        if missing:
+            raise DataError(f"{source} has no label {missing[0]!r}, but {', '.join(names)}.")
+        rows = [row | {"label": spec.labels[row["label"]]} for row in rows if row["label"] in spec.labels]
+    return rows
+
+
+def _split_name(raw: RawData, part: str) -> str:
+    table = {"train": raw.train, "validation": raw.validation, "test": raw.test}[part]
+    return next(name for name, other in raw.splits.items() if other is table)
+
+
+def _label_names(raw: RawData, split: str | None, config: FinetuneConfig) -> tuple[str, ...]:
+    table = raw.choose(split)
+    columns = choose_columns(table, config, raw.record)
+    if raw.record is not None and columns.label == raw.record.label_column and raw.record.label_names:
+        return raw.record.label_names
+    declared = table.label_names.get(str(columns.label), ())
+    return declared or tuple(sorted({str(value).strip() for value in table.columns[str(columns.label)]}))
+
+
+def _as_rows(examples: Examples, names: Sequence[str]) -> list[dict[str, Any]]:
+    pairs = examples.pairs or (None,) * len(examples)
+    return [
+        {"text": text, **({} if pair is None else {"text_pair": pair}), "label": names[label]}
+        for text, pair, label in zip(examples.texts, pairs, examples.labels, strict=True)
+    ]
+
+
+def _hold_out(
+    rows: list[dict[str, Any]], names: Sequence[str], fraction: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    numbers = tuple(range(len(rows)))
+    examples = Examples(
+        texts=tuple(map(str, numbers)), pairs=None, labels=tuple(names.index(row["label"]) for row in rows)
+    )
+    rest, held = hold_out(examples, fraction, _SPLIT_SEED)
+    return [rows[int(text)] for text in rest.texts], [rows[int(text)] for text in held.texts]
+
+
+def host_source(host: str) -> str:
+    """What transformers can load: a folder or repo id.
+
+    Raises:
+        SourceNotFoundError: The package that carries it is not installed.
+    """
+    return str(packaged_folder(host.removeprefix(PACKAGED))) if host.startswith(PACKAGED) else host
+
+
+def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: Progress) -> None:
+    """Extract what is not there yet, with one look at each checkpoint for all of its layers.
+
+    Raises:
+        SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be had.
+    """
+    wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
+    missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
+    for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
+        of_it = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
+        place = source
+        if source.startswith(PACKAGED):
+            place = str(packaged_gguf(source.removeprefix(PACKAGED), folder.root / "donors", progress))
+        checkpoint = open_checkpoint(place, revision=revision)
+        for donor in of_it:
+            extract_layer(
+                checkpoint,
+                layer=list(donor.layers),
+                output=folder.layer(donor.name),
+                dtype=donor.dtype,
+                progress=progress,
+            )
+
+
+def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:
+    """Where the layer of an arm lies."""
+    return Path(donor.source).expanduser() if _is_artifact(donor) else folder.layer(donor.name)
+
+
+def _is_artifact(donor: DonorSpec) -> bool:
+    place = Path(donor.source).expanduser()
+    if donor.source.startswith(PACKAGED) or not (place / "config.json").is_file():
+        return False
+    return bool(json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type") == "surgeon_donor")
+
+
+def open_layer(donor: DonorSpec, folder: StudyFolder) -> LayerArtifact:
+    """The layer of an arm.
+
+    Raises:
+        ArtifactError: It is not there, or damaged.
+    """
+    return LayerArtifact.open(layer_folder(donor, folder))
+
+
+def synthetic_file(arm: Arm, data: str, folder: StudyFolder) -> Path:
+    """Where the texts lie that a model wrote for an arm."""
+    return folder.data(data) / f"synthetic-{arm.name}.jsonl"
+
+
+def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
+    """Have the training texts of the arms written that train on such.
+
+    Raises:
+        ConfigError: An arm does not say which model is to write.
+    """
+    from layer_surgeon.study.synthesize import SynthesisConfig, synthesize
+
+    for arm in plan.arms:
+        if arm.synthetic is None:
+            continue
+        for spec in plan.data:
+            target = synthetic_file(arm, spec.name, folder)
+            if not spec.train or target.is_file():
+                continue
+            settings = dict(arm.synthetic)
+            given = settings.pop("file", None)
+            if given is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(Path(given).read_text(encoding="utf-8"), encoding="utf-8")
+                continue
+            if "model" not in settings:
+                raise ConfigError(
+                    f"The arm {arm.name} trains on synthetic texts, and does not say which model writes them. Say: "
+                    "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
+                )
+            from layer_surgeon.study.data import PreparedData
+
+            labels = PreparedData.open(folder.data(spec.name)).labels
+            config = replace(SynthesisConfig(**settings), labels=labels)
+            synthesize(config, output=target, progress=progress)

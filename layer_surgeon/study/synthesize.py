@@ -1,0 +1,148 @@
+"""Training texts that a causal language model writes for each label (ZeroGen; paper, table 17)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.finetune.models import quiet
+from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.study.data import write_rows
+
+_T = TypeVar("_T")
+
+
+def _option(default: _T, text: str) -> _T:
+    value: _T = field(default=default, metadata={"help": text})
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """How texts are written.
+
+    Raises:
+        ConfigError: A value can't be used.
+    """
+
+    model: str = _option("gpt2", "Folder or repo id of a causal language model.")
+    labels: tuple[str, ...] = _option((), "The labels.")
+    prompt: str = _option(
+        'The movie review in {label} sentiment is: "', "What the model continues; {label} stands for the label's words."
+    )
+    prompts: Mapping[str, str] = field(default_factory=dict, metadata={"help": "A prompt of its own for a label."})
+    per_label: int = _option(1000, "Texts of each label.")
+    max_new_tokens: int = _option(40, "Longest text in tokens.")
+    top_k: int = _option(40, "Each token is drawn from so many of the most probable ones; 0: from all.")
+    top_p: float = _option(0.9, "Each token is drawn from the most probable ones that have this share together.")
+    temperature: float = _option(1.0, "Above 1: bolder; below: more probable.")
+    batch_size: int = _option(32, "Texts that are written at once.")
+    seed: int = _option(2023, "Of the draws.")
+
+    def __post_init__(self) -> None:
+        for name in ("per_label", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.top_p <= 1 or self.temperature <= 0 or self.top_k < 0:
+            raise ConfigError("top_p must be above 0 and at most 1, temperature above 0, top_k at least 0.")
+        unknown = sorted(set(self.prompts) - set(self.labels)) if self.labels else []
+        if unknown:
+            raise ConfigError(f"There is a prompt for {unknown[0]!r}, which is no label.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisResult:
+    """What was written: the file, the texts by label, and how many drawn ones were empty or there already."""
+
+    path: Path
+    counts: Mapping[str, int]
+    left_out: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"path": str(self.path), "counts": dict(self.counts), "left_out": self.left_out}
+
+
+def synthesize(config: SynthesisConfig, *, output: Path, progress: Progress | None = None) -> SynthesisResult:
+    """Have texts written for each label, into a JSON Lines file with the columns text and label.
+
+    Each text is what follows the prompt, up to a closing quotation mark or the end of a line. Empty ones, and those
+    that are there already, are drawn again; after ten times as many draws as texts are wanted, it stays at fewer.
+
+    Args:
+        config: How.
+        output: The file.
+        progress: Told about the texts.
+
+    Raises:
+        ConfigError: There are fewer than two labels, or none of a label's draws is a text.
+        SourceError: The model can't be had.
+    """
+    progress = progress or NullProgress()
+    if len(config.labels) < 2:
+        raise ConfigError(f"The labels are {', '.join(config.labels) or 'none'}; there must be at least two.")
+    write = _writer(config)
+    set_seed(config.seed)
+    rows: list[dict[str, str]] = []
+    counts: dict[str, int] = {}
+    drawn = 0
+    for label in config.labels:
+        prompt = config.prompts.get(label, config.prompt).replace("{label}", label.replace("_", " "))
+        texts: dict[str, None] = {}
+        progress.begin(f"Writing {label}", config.per_label, "texts")
+        for _ in range(10 * -(-config.per_label // config.batch_size)):
+            before = len(texts)
+            drawn += config.batch_size
+            texts.update(dict.fromkeys(text for text in map(_cut, write(prompt)) if text))
+            progress.advance(min(len(texts), config.per_label) - min(before, config.per_label))
+            if len(texts) >= config.per_label:
+                break
+        progress.end()
+        if not texts:
+            raise ConfigError(f"{config.model} wrote nothing after {prompt!r}. Choose another prompt or another model.")
+        kept = list(texts)[: config.per_label]
+        counts[label] = len(kept)
+        rows += [{"text": text, "label": label} for text in kept]
+    write_rows(output, rows)
+    return SynthesisResult(path=output, counts=counts, left_out=drawn - len(rows))
+
+
+def _cut(text: str) -> str:
+    """The text up to a closing quotation mark, or the end of its line."""
+    return text.split('"', 1)[0].strip().split("\n", 1)[0].strip()
+
+
+def _writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
+    with quiet(), hub_errors(f"The model {config.model!r}"):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(config.model)
+        except (ValueError, KeyError) as error:
+            first = str(error).strip().split("\n", 1)[0]
+            raise ConfigError(f"{config.model} can't be loaded as a causal language model: {first}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+
+    def write(prompt: str) -> list[str]:
+        inputs = tokenizer(prompt, return_tensors="pt").to(device)
+        with torch.inference_mode(), quiet():
+            tokens = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                do_sample=True,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+                num_return_sequences=config.batch_size,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+        start = inputs["input_ids"].shape[1]
+        return [str(text) for text in tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)]
+
+    return write

@@ -1,0 +1,110 @@
+"""What a comparison, and a study, comes to, in words. Nothing is called better that the test does not call so."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layer_surgeon.study.plan import StudyPlan
+
+# Scores from 0 to 1, which people read as per cent; a difference is then in points.
+_SHARES = ("accuracy", "macro_f1", "precision", "recall")
+_ONE_SEED = "for this one seed"
+
+
+def say_comparison(comparison: Mapping[str, Any], metric: str, higher: bool) -> str:
+    """One phrase, such as `graft is better than host by 1.2 points (p = 0.003)`."""
+    arm, against, delta = comparison["arm"], comparison["against"], comparison["mean"]
+    size = difference_in_words(delta, metric)
+    if comparison["p"] is None:
+        return f"{arm} and {against}: {size}; one seed without single examples can't be tested"
+    chance = f"p = {say_p(comparison['p_holm'])}, {_basis(comparison)}"
+    if not comparison["significant"]:
+        return f"{arm} and {against}: the difference of {size} is not significant ({chance})"
+    better = (delta > 0) == higher
+    return f"{arm} is {'better' if better else 'worse'} than {against} by {size.lstrip('+-')} ({chance})"
+
+
+def difference_in_words(delta: float, metric: str) -> str:
+    """A difference with its sign: in points, or as it is."""
+    return f"{100 * delta:+.1f} points" if metric in _SHARES else f"{delta:+.3g}"
+
+
+def say_p(p: float) -> str:
+    """A p-value for people."""
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _basis(comparison: Mapping[str, Any]) -> str:
+    count = len(comparison["seeds"])
+    texts = {
+        "seeds and examples": f"over {count} seeds and the test examples",
+        "seeds": f"over {count} seeds",
+        "examples": f"over the test examples, {_ONE_SEED}",
+    }
+    return texts[comparison["basis"]]
+
+
+def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: int, higher: bool) -> str:
+    """One sentence for the whole study, or two."""
+    if not tables:
+        return "Nothing is finished yet."
+    rest = f" {missing} trainings are still missing." if missing else ""
+    found = [(_place(table, tables), comparison) for table in tables for comparison in table["comparisons"]]
+    if not found:
+        return f"No two arms can be compared yet.{rest}"
+    if plan.focus is not None:
+        own = [(place, c) for place, c in found if _is(plan.focus, c["arm"]) and _is(plan.reference, c["against"])]
+        if own:
+            return _headline(own, higher) + _controls(found, plan, higher) + rest
+    told = [(place, c) for place, c in found if c["significant"]]
+    if not told:
+        return f"Not significant: no arm can be told apart from another, in {len(found)} comparisons.{rest}"
+    first = sorted(told, key=lambda entry: entry[1]["p_holm"])[:3]
+    sentences = "; ".join(f"{c['words']}{place}" for place, c in first)
+    more = f" {len(told)} of {len(found)} differences are significant." if len(told) > len(first) else ""
+    return f"{sentences}.{more}{rest}"
+
+
+def _headline(own: Sequence[tuple[str, Mapping[str, Any]]], higher: bool) -> str:
+    if len(own) == 1:
+        return f"{own[0][1]['words']}{own[0][0]}."
+    names = f"{own[0][1]['arm']} and {own[0][1]['against']}"
+    better = [c for _, c in own if c["significant"] and (c["mean"] > 0) == higher]
+    worse = [c for _, c in own if c["significant"] and (c["mean"] > 0) != higher]
+    if not better and not worse:
+        return f"Not significant: on none of {len(own)} comparisons can {names} be told apart."
+    return (
+        f"{own[0][1]['arm']} is significantly better than {own[0][1]['against']} in {len(better)} of {len(own)} "
+        f"comparisons, worse in {len(worse)}, and not to be told apart in {len(own) - len(better) - len(worse)}."
+    )
+
+
+def _controls(found: Sequence[tuple[str, Mapping[str, Any]]], plan: StudyPlan, higher: bool) -> str:
+    """Whether what the focus gains may be put down to the donor's knowledge: only if no control does as well."""
+    rivals: dict[str, bool] = {}
+    for _, comparison in found:
+        if not _is(str(plan.focus), comparison["arm"]) or _is(plan.reference, comparison["against"]):
+            continue
+        beaten = comparison["significant"] and (comparison["mean"] > 0) == higher
+        rivals[comparison["against"]] = rivals.get(comparison["against"], False) or beaten
+    standing = [name for name, beaten in rivals.items() if not beaten]
+    if not rivals:
+        return ""
+    if not standing:
+        return f" It is also better than {_and(list(rivals))}."
+    return f" It is not shown to be better than {_and(standing)}."
+
+
+def _place(table: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
+    if len(tables) == 1:
+        return f" on {table['test']}"
+    share = "" if table["fraction"] == 1 else f", {table['fraction']:.0%} of the data"
+    trained = "" if table["test"] == table["data"] else f", trained on {table['data']}"
+    return f" on {table['test']}{trained}{share}"
+
+
+def _is(wanted: str, name: str) -> bool:
+    return wanted in (name, name.partition("@")[0])
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,101 @@
+"""A study of tiny models: every cell once, whatever happens on the way."""
+
+import json
+
+import pytest
+
+from layer_surgeon.errors import WorkspaceError
+from layer_surgeon.study.arms import ARMS
+from layer_surgeon.study.cells import run_cell
+from layer_surgeon.study.compare import run_study
+from layer_surgeon.study.layout import StudyFolder, locked
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.prepare import prepare_study
+from tests.support.classification import Recorder
+from tests.support.studies import tiny_parts, tiny_plan
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return tiny_parts(tmp_path_factory.mktemp("parts"))
+
+
+def in_this_process(plan, root):
+    folder = StudyFolder(root=root)
+    prepare_study(plan, folder, Recorder())
+    return {cell.id: run_cell(cell, folder) for cell in plan.cells()}
+
+
+ALL_BUT = ("larger-host", "zerogen")
+
+
+@pytest.mark.slow
+def test_every_arm_trains_what_it_says(parts, tmp_path):
+    pytest.importorskip("peft")
+    arms = [name for name in ARMS if name not in ALL_BUT]
+    plan = tiny_plan(parts, arms=arms, seeds=[1], data=parts["data"][:1])
+    results = {cell["arm"]: cell for cell in in_this_process(plan, tmp_path).values()}
+    assert list(results) == arms
+    trained = {name: cell["parameters"]["trained"] for name, cell in results.items()}
+    total = {name: cell["parameters"]["total"] for name, cell in results.items()}
+    assert trained["graft"] == trained["random"] == trained["projections-only"] == trained["wide-head"]
+    assert total["host"] < total["wide-head"] < total["graft"] == total["random"]
+    assert trained["random-trained"] == trained["donor-trained"] == total["graft"]
+    assert trained["lora"] < trained["host"] == total["host"] < total["lora"]
+    assert trained["gated"] == trained["graft"] + 1
+    assert trained["donor-only"] < trained["graft"]
+    assert len({cell["history"][0]["training_loss"] for cell in results.values()}) == len(arms)
+    for cell in results.values():
+        test = cell["tests"]["films"]
+        assert test["examples"] == len(test["correct"]) == 12
+        assert test["correct"].count("1") / 12 == pytest.approx(test["scores"]["accuracy"])
+
+
+def test_a_study_goes_on_where_it_was(parts, tmp_path):
+    plan = tiny_plan(parts, arms=["host", "graft"], tests="all", data=parts["data"], seeds=[1])
+    result = run_study(plan, tmp_path)
+    assert (result.done, result.ran, result.failed, result.missing) == (4, 4, {}, 0)
+    folder = StudyFolder(root=tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    first = json.loads(folder.summary.read_text())
+    assert [(table["data"], table["test"]) for table in first["tables"]] == [
+        ("films", "films"),
+        ("films", "shops"),
+        ("shops", "shops"),
+        ("shops", "films"),
+    ]
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+
+    gone = next(path for path in files if path.name.startswith("graft.films"))
+    before = json.loads(gone.read_text())
+    gone.unlink()
+    again = run_study(StudyPlan.read(folder.plan), tmp_path)
+    assert (again.done, again.ran) == (4, 1)
+    assert {p: p.stat().st_mtime_ns for p in files if p != gone} == {p: t for p, t in files.items() if p != gone}
+    after = json.loads(gone.read_text())
+    assert after["tests"] == before["tests"]
+    assert after["history"] == before["history"]
+
+    def without_times(tables):
+        for table in tables:
+            for row in table["rows"]:
+                row.pop("training_seconds")
+        return tables
+
+    assert without_times(json.loads(folder.summary.read_text())["tables"]) == without_times(first["tables"])
+
+
+def test_a_failed_cell_is_shown_and_stops_nothing(parts, tmp_path):
+    broken = {"name": "broken", "like": "host", "host": str(tmp_path / "nowhere")}
+    plan = tiny_plan(parts, arms=["host", broken], seeds=[1], data=parts["data"][:1])
+    progress = Recorder()
+    result = run_study(plan, tmp_path / "study", progress=progress)
+    assert (result.done, len(result.failed), result.missing) == (1, 1, 0)
+    assert any(text.startswith("Failed: broken on films, seed 1: ") and "nowhere" in text for text in progress.notices)
+    failed = result.summary["cells"]["failed"]
+    assert [(cell["arm"], cell["error"]["type"]) for cell in failed] == [("broken", "SourceNotFoundError")]
+
+
+def test_two_commands_on_one_folder(parts, tmp_path):
+    with locked(tmp_path / "study.lock", wait=False), pytest.raises(WorkspaceError, match="Another process"):
+        run_study(tiny_plan(parts), tmp_path)
