@@ -1,6 +1,6 @@
 """`surgeon finetune`: train a grafted model."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -13,10 +13,10 @@ from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
-from .ui import Ui, format_count, format_seconds
+from .ui import Ui, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from layer_surgeon.finetune import FinetuneResult
+    from layer_surgeon.finetune import FinetuneResult, RunPlan, SeedsResult
 
 app = new_app()
 
@@ -70,6 +70,12 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run of the same settings and data.")
     ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train with so many seeds, and show mean and deviation.", min=1)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan; train and write nothing.")
+    ] = False,
     *,
     given: dict[str, Any],
     ui: Ui,
@@ -86,21 +92,34 @@ def finetune(
         settings = FinetuneConfig(**(from_file | given))
     model = places.get("graft") or ui.workspace.latest("graft")
 
-    from layer_surgeon.finetune import finetune_model
-
-    try:
-        result = finetune_model(
-            model,
-            places.get("dataset") or DEFAULT_DATASET,
-            places.get("validation"),
-            config=settings,
-            output=places.get("output"),
-            test=places.get("test"),
-            progress=ui.progress,
-            workspace=ui.workspace,
-            tokenizer=places.get("tokenizer"),
-            resume=resume,
+    if seeds is not None and resume:
+        raise UsageError(
+            "--seeds and --resume don't go together. Resume the one run: --seed N --output FOLDER --resume."
         )
+
+    from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning
+
+    data = places.get("dataset") or DEFAULT_DATASET, places.get("validation")
+    common: dict[str, Any] = {
+        "config": settings,
+        "output": places.get("output"),
+        "test": places.get("test"),
+        "progress": ui.progress,
+        "workspace": ui.workspace,
+        "tokenizer": places.get("tokenizer"),
+    }
+    if dry_run:
+        plan = plan_finetuning(model, *data, **common)
+        if not ui.as_json:
+            _show_plan(plan, ui)
+        return plan.as_dict()
+    try:
+        if seeds is not None:
+            outcome = finetune_seeds(model, *data, num_seeds=seeds, **common)
+            if not ui.as_json:
+                _show_seeds(outcome, ui)
+            return outcome.as_dict()
+        result = finetune_model(model, *data, resume=resume, **common)
     except KeyboardInterrupt as error:
         raise TrainingError(str(error) or "Interrupted before training began; nothing was written.") from error
     if not ui.as_json:
@@ -175,3 +194,30 @@ def _show(result: "FinetuneResult", ui: Ui) -> None:
         }
     )
     ui.line('\nNext: [bold]surgeon evaluate --dataset FILE[/] or [bold]surgeon predict "A text."[/]')
+
+
+def _show_plan(plan: "RunPlan", ui: Ui) -> None:
+    counts = [
+        (name, *(format_count(part[key]) for key in ("total", "trained"))) for name, part in plan.parameters.items()
+    ]
+    ui.table(("part", "parameters", "trained"), counts)
+    ui.table(("memory, estimated", ""), [(name, format_bytes(size)) for name, size in plan.memory.items()])
+    ui.table(("setting", ""), [(name, value) for name, value in asdict(plan.config).items() if value is not None])
+    ui.facts(
+        {
+            "model": f"{plan.model}, {plan.task}",
+            "examples": ", ".join(f"{count:,} {name}" for name, count in plan.examples.items()),
+            "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} an epoch, on {plan.device}",
+            "run": plan.output,
+        }
+    )
+    ui.line("\nNothing was trained or written: leave [bold]--dry-run[/] out to begin.")
+
+
+def _show_seeds(outcome: "SeedsResult", ui: Ui) -> None:
+    rows = []
+    for name, mean in outcome.mean.items():
+        each = [f"{result.metrics[name]:.4f}" for result in outcome.results]
+        rows.append((name, f"{mean:.4f}", f"{outcome.deviation[name]:.4f}", *each))
+    ui.table(("score", "mean", "deviation", *(f"seed {seed}" for seed in outcome.seeds)), rows)
+    ui.facts({f"seed {seed}": result.path for seed, result in zip(outcome.seeds, outcome.results, strict=True)})

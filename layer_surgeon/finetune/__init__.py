@@ -10,7 +10,9 @@ parts              which parts are trained, and how fast: frozen hosts, LoRA, a 
 models             the model and its tokenizer, with the data's classes, on the right device
 tokenization       texts -> ids, and how many were cut
 trainer            transformers.Trainer with the optimizer, sampler, checkpoints and events that we want
+prepare            everything before the first step: checked and brought together, nothing written
 run                `finetune_model`: the order of all that
+plan, repeat       `plan_finetuning`: a run that is only looked at; `finetune_seeds`: one with several seeds
 folder             the run's folder, unfinished and finished; what can be resumed
 record             run.yaml, from which the command line repeats a run
 results, report    what came out: typed, as JSON, as a picture, as a model card
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune.config import FinetuneConfig
     from layer_surgeon.finetune.evaluation import Evaluation, evaluate_model, predict
     from layer_surgeon.finetune.metrics import ClassificationMetrics
+    from layer_surgeon.finetune.plan import RunPlan, plan_finetuning
     from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset
+    from layer_surgeon.finetune.repeat import SeedsResult, finetune_seeds
     from layer_surgeon.finetune.results import EpochResult, FinetuneResult
     from layer_surgeon.finetune.run import finetune_model
     from layer_surgeon.finetune.tasks.text_classification import Prediction
@@ -35,7 +39,9 @@ _HOME = {
     "config": ("FinetuneConfig",),
     "evaluation": ("Evaluation", "evaluate_model", "predict"),
     "metrics": ("ClassificationMetrics",),
+    "plan": ("RunPlan", "plan_finetuning"),
     "registry": ("DATASETS", "DatasetRecord", "find_dataset"),
+    "repeat": ("SeedsResult", "finetune_seeds"),
     "results": ("EpochResult", "FinetuneResult"),
     "run": ("finetune_model",),
     "tasks.text_classification": ("Prediction",),
@@ -51,9 +57,13 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "Prediction",
+    "RunPlan",
+    "SeedsResult",
     "evaluate_model",
     "find_dataset",
     "finetune_model",
+    "finetune_seeds",
+    "plan_finetuning",
     "predict",
 ]
 

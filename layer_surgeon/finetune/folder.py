@@ -97,7 +97,7 @@ def claim_folder(
         signature = json.loads(json.dumps(signature))
         if resume:
             return _resume(target, signature, progress)
-        _check_free(target)
+        check_free(target)
         parents = [target.parent, *target.parent.parents]
         created = tuple(parent for parent in parents if not parent.exists())
         shutil.rmtree(_work(target), ignore_errors=True)
@@ -133,7 +133,12 @@ def _is_taken(target: Path) -> bool:
     return target.exists() or last_checkpoint(_work(target) / "checkpoints") is not None or _is_running(_work(target))
 
 
-def _check_free(target: Path) -> None:
+def check_free(target: Path) -> None:
+    """See that a run can be written there.
+
+    Raises:
+        WorkspaceError: The folder holds something, or an unfinished run lies beside it.
+    """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         what = "a finished run" if target.is_dir() and read_results(target) else "something else"
         raise WorkspaceError(f"{target} is in use: it holds {what}. Choose another folder with --output.")

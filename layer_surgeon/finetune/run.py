@@ -3,41 +3,30 @@
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback
 
-from layer_surgeon.errors import ConfigError, TrainingError, WorkspaceError
-from layer_surgeon.finetune.config import FinetuneConfig, Selection
-from layer_surgeon.finetune.data import TaskData, prepare_data
-from layer_surgeon.finetune.examples import ExampleSet
+from layer_surgeon.errors import TrainingError, WorkspaceError
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.metrics import Metrics
-from layer_surgeon.finetune.models import (
-    ModelLike,
-    check_machine,
-    count_parameters,
-    find_task,
-    label_names_of,
-    load_model,
-    load_tokenizer,
-    quiet,
-    set_labels,
-)
-from layer_surgeon.finetune.parts import as_it_was, choose_trained
+from layer_surgeon.finetune.models import ModelLike, count_parameters, quiet
+from layer_surgeon.finetune.parts import as_it_was
+from layer_surgeon.finetune.prepare import Preparation, prepare_run
 from layer_surgeon.finetune.record import write_run_file
 from layer_surgeon.finetune.report import write_report
 from layer_surgeon.finetune.results import FinetuneResult, read_history
-from layer_surgeon.finetune.sources import DataLike, task_of_data
-from layer_surgeon.finetune.summary import summary
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
+from layer_surgeon.finetune.sources import DataLike
+from layer_surgeon.finetune.tasks import TaskContext
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.finetune.trainer import (
     CheckpointCallback,
@@ -46,9 +35,8 @@ from layer_surgeon.finetune.trainer import (
     compute_metrics,
     training_arguments,
 )
-from layer_surgeon.graft import GraftedModel
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace, short_name
+from layer_surgeon.workspace import Workspace
 
 
 def finetune_model(
@@ -97,50 +85,24 @@ def finetune_model(
     """
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     workspace = workspace or Workspace()
-    device = check_machine(config)
+    places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
     with quiet(), _deterministic_kernels_as_before():
-        task = FINETUNE_TASKS[find_task(model_or_path, config.task, task_of_data(train))]
-        config = _for_task(config, task)
-        set_seed(config.seed)  # a host without a head gets one with fresh weights
-        model = load_model(model_or_path, task.name)
-        given_tokenizer, tokenizer = tokenizer, load_tokenizer(model_or_path, model, tokenizer)
-        model_names = label_names_of(model) if task.has_classes else ()
-        data = prepare_data(train, validation, test, config, task=task, model_names=model_names, progress=progress)
-        config = task.resolve(config, data.train)
-        set_seed(config.seed)
-        if task.has_classes:
-            if _needs_other_head(model_or_path, model, data):
-                model = load_model(model_or_path, task.name, num_labels=len(data.label_names))
-            set_labels(model, data.label_names)
-        task.prepare_model(model)
-        model = choose_trained(model, config, task.name)
-        context = TaskContext(tokenizer=tokenizer, model=model, config=config, label_names=data.label_names)
-        sets = _tokenize_all(data, context, progress)
-        name = _model_name(model_or_path, model)
+        run = prepare_run(places, config, progress)
         folder = claim_folder(
-            Path(output) if output is not None else workspace.folder("run", f"{short_name(data.name)}-{name}"),
-            {"config": asdict(config), "data": data.facts(), "model": name, "parameters": count_parameters(model)},
+            Path(output) if output is not None else run.default_folder(workspace),
+            run.signature,
             resume=resume,
             by_default=output is None,
             progress=progress,
         )
-        places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test}
-        places["tokenizer"] = given_tokenizer
         with _keeping_what_is_done(folder, progress):
-            result = _train(context, data, sets, folder, device, progress, places)
+            result = _train(run, folder, progress)
     workspace.set_latest("run", result.path)
     return result
 
 
-def _train(
-    context: TaskContext,
-    data: TaskData,
-    sets: dict[str, TokenizedDataset],
-    folder: RunFolder,
-    device: torch.device,
-    progress: Progress,
-    places: Mapping[str, Any],
-) -> FinetuneResult:
+def _train(run: Preparation, folder: RunFolder, progress: Progress) -> FinetuneResult:
+    context, data, sets = run.context, run.data, run.sets
     config, model, task = context.config, context.model, data.task
     callbacks: list[Any] = [ProgressCallback(progress)]
     if config.early_stopping_patience is not None:
@@ -151,7 +113,7 @@ def _train(
     trainer = SurgeonTrainer(
         task=task,
         context=context,
-        args=training_arguments(config, folder.checkpoints.resolve(), device, len(sets["train"])),
+        args=training_arguments(config, folder.checkpoints.resolve(), run.device, len(sets["train"])),
         train_dataset=sets["train"],
         eval_dataset=NumberedDataset(sets["validation"]),
         compute_metrics=functools.partial(compute_metrics, measure=measure),
@@ -180,12 +142,12 @@ def _train(
         parameters=parameters,
         steps=steps,
         seconds=seconds,
-        device=_device_name(device),
+        device=_device_name(run.device),
         model=model,
     )
     model.save_pretrained(folder.final)
     context.tokenizer.save_pretrained(folder.final)
-    write_run_file(folder.final, places, config)
+    write_run_file(folder.final, run.places, config)
     write_report(result, model.config, folder.final)
     folder.finish()
     return result
@@ -203,43 +165,6 @@ def _measure_all(
             metrics = data.task.measure(outputs, sets[name], part, context)
             measured[name] = data.task.add_scores(metrics, outputs, part, context, progress)
     return measured
-
-
-def _tokenize_all(data: TaskData, context: TaskContext, progress: Progress) -> dict[str, TokenizedDataset]:
-    parts: dict[str, ExampleSet | None] = {"train": data.train, "validation": data.validation, "test": data.test}
-    sets = {
-        name: data.task.tokenize(part, context, training=name == "train")
-        for name, part in parts.items()
-        if part is not None
-    }
-    for line in summary(data, sets, context.config):
-        progress.notice(line)
-    return sets
-
-
-def _for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneConfig:
-    """The settings with those filled in that follow from the task.
-
-    Raises:
-        ConfigError: The best epoch is to be chosen by a score that the task doesn't have.
-    """
-    select_by = config.select_by or task.selections[0]
-    if select_by not in task.selections:
-        raise ConfigError(
-            f"select_by is {select_by!r}; for {task.name} it must be one of {', '.join(task.selections)}."
-        )
-    return replace(config, task=task.name, select_by=cast(Selection, select_by))
-
-
-def _needs_other_head(model_or_path: ModelLike, model: Any, data: TaskData) -> bool:
-    stored = isinstance(model_or_path, str | os.PathLike) and not isinstance(model, GraftedModel)
-    return stored and model.config.num_labels != len(data.label_names)
-
-
-def _model_name(model_or_path: ModelLike, model: Any) -> str:
-    if isinstance(model_or_path, str | os.PathLike):
-        return short_name(os.fspath(model_or_path))
-    return short_name(model.name_or_path or type(model).__name__)
 
 
 def _device_name(device: torch.device) -> str:

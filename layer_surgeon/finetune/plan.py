@@ -1,0 +1,152 @@
+"""`plan_finetuning`: what a run would do, take and need, without doing it."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.folder import check_free
+from layer_surgeon.finetune.models import ModelLike, quiet
+from layer_surgeon.finetune.parts import part_of, plain_model
+from layer_surgeon.finetune.prepare import Preparation, prepare_run
+from layer_surgeon.finetune.sources import DataLike
+from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.workspace import Workspace
+
+# Bytes that a transformer layer keeps for the backward pass, per token and unit of width, in 16 bits and without the
+# attention scores, which the usual kernels don't keep (Korthikanti et al. 2022, "Reducing Activation Recomputation",
+# equation 1: 34).
+_KEPT_PER_WIDTH = 34
+_HALF = 2
+# Adam's two moments.
+_MOMENTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run would do.
+
+    Attributes:
+        task: What would be learned.
+        model: What the model is called.
+        examples: Number of examples by split.
+        steps_per_epoch: Optimizer steps of an epoch.
+        steps: Optimizer steps in all.
+        parameters: Of each part (host, projections, donor, head): how many there are, and how many are trained.
+        memory: Estimated bytes at the largest batch: weights, gradients, optimizer, activations, total. Of what
+            libraries and the device take for themselves, nothing.
+        device: Where it would run.
+        output: Where it would be written.
+        config: The settings, with what was left open filled in.
+    """
+
+    task: str
+    model: str
+    examples: dict[str, int]
+    steps_per_epoch: int
+    steps: int
+    parameters: dict[str, dict[str, int]]
+    memory: dict[str, int]
+    device: str
+    output: Path
+    config: FinetuneConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self) | {"output": str(self.output)}
+
+
+def plan_finetuning(
+    model_or_path: ModelLike,
+    train: DataLike,
+    validation: DataLike | None = None,
+    *,
+    config: FinetuneConfig | None = None,
+    output: str | os.PathLike[str] | None = None,
+    test: DataLike | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> RunPlan:
+    """Check all that `finetune_model` checks before its first step, with the same arguments; train and write nothing.
+
+    Raises:
+        ConfigError, DataError, GraftError, SourceNotFoundError, WorkspaceError: As `finetune_model`.
+    """
+    config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
+    places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
+    with quiet():
+        run = prepare_run(places, config, progress)
+    if output is not None:
+        check_free(Path(output))
+    folder = Path(output) if output is not None else run.default_folder(workspace or Workspace())
+    per_epoch, steps = count_steps(run.config, len(run.sets["train"]))
+    return RunPlan(
+        task=run.data.task.name,
+        model=run.model_name,
+        examples={name: len(part) for name, part in run.sets.items()},
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        parameters=_parameters(run.context.model),
+        memory=_memory(run),
+        device=str(run.device),
+        output=folder,
+        config=run.config,
+    )
+
+
+def count_steps(config: FinetuneConfig, num_examples: int) -> tuple[int, int]:
+    """Optimizer steps of an epoch and of the whole run."""
+    per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps))
+    return per_epoch, config.max_steps or math.ceil(config.num_epochs * per_epoch)
+
+
+def _parameters(model: Any) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        part = counts.setdefault(part_of(name, model), {"total": 0, "trained": 0})
+        part["total"] += parameter.numel()
+        part["trained"] += parameter.numel() * parameter.requires_grad
+    return counts
+
+
+def _memory(run: Preparation) -> dict[str, int]:
+    parameters = list(run.context.model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    memory = {
+        "weights": sum(p.numel() * p.element_size() for p in parameters),
+        "gradients": trained,
+        "optimizer": _MOMENTS * trained,
+        "activations": _activations(run),
+    }
+    return memory | {"total": sum(memory.values())}
+
+
+def _activations(run: Preparation) -> int:
+    """Of the largest batch: all layers' or, where they are computed again, their inputs and one layer's."""
+    config, model = run.config, plain_model(run.context.model)
+    host = getattr(model, "host", model).config
+    longest = max(run.sets["train"].lengths, default=0)
+    tokens = longest * min(config.batch_size, len(run.sets["train"]))
+    bytes_each = _HALF if config.precision != "fp32" else 2 * _HALF
+    decoder = next((getattr(host, name) for name in _DECODER_LAYERS if getattr(host, name, None)), 0)
+    layers, width = host.num_hidden_layers + (decoder if host.is_encoder_decoder else 0), host.hidden_size
+    if config.gradient_checkpointing:
+        kept = tokens * width * bytes_each * layers + tokens * width * _KEPT_PER_WIDTH * bytes_each // _HALF
+    else:
+        kept = layers * tokens * width * _KEPT_PER_WIDTH * bytes_each // _HALF
+    donor = getattr(model, "donor", None)
+    if donor is not None:
+        # Where one vector stands for a text, the donor layer sees one token of it.
+        seen = config.batch_size if getattr(model.config.settings, "pooling", None) not in (None, "none") else tokens
+        kept += seen * donor.hidden_size * _KEPT_PER_WIDTH * bytes_each // _HALF
+    if run.data.task.name in ("seq2seq", "causal-lm"):
+        # Logits in float32, and their gradient.
+        kept += 2 * tokens * host.vocab_size * 4
+    return int(kept)
+
+
+_DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
