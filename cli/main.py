@@ -18,6 +18,7 @@ COMMANDS = {
     "finetune": "Train a grafted model.",
     "evaluate": "Measure a trained model on a data set.",
     "predict": "Let a trained model label texts, answer questions, or write.",
+    "compare": "Compare arms over seeds, data sets and test sets, with statistics.",
     "export": "Write a graft as one program for other runtimes.",
     "push": "Put a graft or a layer onto the Hub.",
     "datasets": "List the data sets that have a name here.",

@@ -33,7 +33,7 @@ from layer_surgeon.workspace import short_name
 SEEDS = (2023, 2024, 2025, 2026, 2027)
 _KEYS = (
     *("name", "title", "task", "host", "hosts", "donor", "donors", "arms", "data", "tests", "fractions", "seeds"),
-    *("finetune", "graft", "reference", "focus", "metric", "test_fraction", "keep_models"),
+    *("finetune", "graft", "reference", "focus", "metric", "test_fraction", "keep_models", "layers"),
 )
 _NONE: list[DonorSpec | None] = [None]
 _METRICS: Mapping[str, str] = {
@@ -172,7 +172,7 @@ class StudyPlan:
             _check(math.isfinite(value) and 0 < value <= 1, "fractions", value, "above 0 and at most 1")
         for arm in self.arms:
             GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
-            FinetuneConfig(**{**self.finetune, **arm.finetune})
+            FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
 
     def cells(self) -> tuple[Cell, ...]:
         """Every training, seed by seed: a study that is stopped early then has whole seeds to compare."""
@@ -276,6 +276,9 @@ def _arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
     donors = [
         DonorSpec.parse(entry) for entry in _listed(content, "donors", [content.get("donor")]) if entry is not None
     ]
+    if "layers" in content:
+        layers = _listed(content, "layers", [])
+        donors = [replace(donor, layers=tuple(v if isinstance(v, list) else [v])) for donor in donors for v in layers]
     said = _listed(content, "arms", ["host", "graft"])
     graft = dict(content.get("graft") or {})
     by_name = {entry["name"]: entry for entry in said if isinstance(entry, Mapping) and "name" in entry}

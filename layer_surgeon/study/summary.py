@@ -31,10 +31,12 @@ from layer_surgeon.study.layout import FORMAT, StudyFolder, read_json
 from layer_surgeon.study.paired import (
     ALPHA,
     Matrix,
+    SeedVariance,
     bootstrap,
     compare_scores,
     crossed_test,
     holm,
+    pooled_seed_variance,
     seed_interval_of_mean,
 )
 from layer_surgeon.study.plan import StudyPlan
@@ -144,13 +146,14 @@ def _comparisons(plan: StudyPlan, test: str, by_arm: Results) -> list[dict[str, 
     """Every arm against the reference with the same host, and the focus against every other arm."""
     everything: list[dict[str, Any]] = []
     done: set[tuple[str, str]] = set()
+    pooled = _pooled(test, by_arm) if plan.metric == "accuracy" else {}
     against_reference = [(name, _partner(plan.reference, name, by_arm)) for name in by_arm]
     focused = [(focus, name) for name in by_arm if (focus := _partner(plan.focus, name, by_arm))]
     for arm, against in (*against_reference, *focused):
         if against is None or arm == against or (arm, against) in done or (against, arm) in done:
             continue
         done.add((arm, against))
-        if (comparison := _compare(plan, test, by_arm, arm, against)) is not None:
+        if (comparison := _compare(plan, test, (by_arm[arm], by_arm[against]), pooled)) is not None:
             everything.append(comparison)
     # All of a table are one family: a study makes one claim with all of its comparisons on a test set.
     tested = [comparison for comparison in everything if comparison["p"] is not None]
@@ -170,8 +173,25 @@ def _partner(wanted: str | None, arm: str, by_arm: Results) -> str | None:
     return name if name in by_arm else None
 
 
-def _compare(plan: StudyPlan, test: str, by_arm: Results, arm: str, against: str) -> dict[str, Any] | None:
-    first, second = ({result["seed"]: result for result in by_arm[name]} for name in (against, arm))
+def _pooled(test: str, by_arm: Results) -> dict[tuple[int, ...], SeedVariance | None]:
+    """What seeds do, by the seeds that arms have in common: of the arms that have all of them."""
+    seeds = {name: tuple(int(result["seed"]) for result in mine) for name, mine in by_arm.items()}
+    found: dict[tuple[int, ...], SeedVariance | None] = {}
+    for common in set(seeds.values()):
+        matrices = [_bits(by_arm[name], test) for name, own in seeds.items() if own == common]
+        usable = [matrix for matrix in matrices if matrix is not None]
+        found[common] = pooled_seed_variance(usable) if len({matrix.shape for matrix in usable}) == 1 else None
+    return found
+
+
+def _compare(
+    plan: StudyPlan,
+    test: str,
+    pair: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
+    pooled: Mapping[tuple[int, ...], SeedVariance | None],
+) -> dict[str, Any] | None:
+    second, first = ({int(result["seed"]): result for result in side} for side in pair)
+    arm, against = pair[0][0]["arm"], pair[1][0]["arm"]
     seeds = [seed for seed in second if seed in first]
     if not seeds:
         return None
@@ -184,7 +204,7 @@ def _compare(plan: StudyPlan, test: str, by_arm: Results, arm: str, against: str
         differences = bits[0] - bits[1]
         found["example_interval"] = list(bootstrap(differences, "examples"))
         if len(seeds) > 1:
-            crossed = crossed_test(differences)
+            crossed = crossed_test(differences, pooled.get(tuple(seeds)))
             found["both_interval"] = list(bootstrap(differences, "both"))
             found |= {"crossed": asdict(crossed) | {"interval": list(crossed.interval)}, "p": crossed.p}
             found["basis"] = "seeds and examples"

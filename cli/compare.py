@@ -1,0 +1,236 @@
+"""`surgeon compare`: a study of arms, seeds, data sets and test sets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from layer_surgeon.errors import TrainingError
+from layer_surgeon.finetune.config import FinetuneConfig
+
+from .command import command, new_app, usage
+from .errors import UsageError
+from .ui import Ui, format_seconds
+
+if TYPE_CHECKING:
+    from layer_surgeon.study.compare import StudyResult
+    from layer_surgeon.study.estimate import Estimate
+    from layer_surgeon.study.plan import StudyPlan
+
+app = new_app()
+
+_FIRST_SEED = 2023
+
+
+@command(
+    app,
+    settings=FinetuneConfig,
+    without=("seed", "train_fraction", "task"),
+    panel="Training settings (the paper's where none is given)",
+)
+def compare(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the plan of the study.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A plan that comes along: table-1 ... table-20, figure-2, figure-3.")
+    ] = None,
+    scale: Annotated[
+        Literal["full", "small"], typer.Option(help="small: models and data that need no Hub and no GPU.")
+    ] = "full",
+    host: Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")] = None,
+    donor: Annotated[
+        str | None, typer.Option(help="The large model, or a layer artifact. [dim](default: the latest layer)[/]")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Which of its layers. [dim](default: the last)[/]")] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option("--arm", "-a", help="An arm; repeat it. [dim](default: host, graft, random, wide-head)[/]"),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--dataset", "-d", help="A data set to train on; repeat it for several.")
+    ] = None,
+    tests: Annotated[
+        str | None, typer.Option(help="own: each on its own test part; all: on all of them (domain shift).")
+    ] = None,
+    fractions: Annotated[
+        list[float] | None, typer.Option("--fraction", help="Share of the training data; repeat it.")
+    ] = None,
+    num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="Runs of each arm. [dim](default: 5)[/]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the study (default: in the workspace).")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", help="Trainings at the same time.")] = 1,
+    executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs them.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many runs, and how long.")] = False,
+    *,
+    given: dict[str, Any],
+    ui: Ui,
+) -> dict[str, Any]:
+    """Compare arms over seeds, data sets and test sets, with statistics.
+
+    Each training runs in a process of its own. The same command goes on with a study that was stopped. A folder that
+    holds a study is enough: surgeon compare --output FOLDER.
+    """
+    said: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
+    if donor is not None or layer is not None:
+        said["donor"] = {"source": donor, "layer": layer}
+    with usage():
+        plan = make_plan(
+            config=config, preset=preset, scale=scale, output=output, said=said, num_seeds=num_seeds, given=given, ui=ui
+        )
+    folder = output or ui.workspace.root / "studies" / plan.name
+    return run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
+
+
+def make_plan(
+    *,
+    config: Path | None,
+    preset: str | None,
+    scale: Literal["full", "small"],
+    output: Path | None,
+    said: dict[str, Any],
+    num_seeds: int | None,
+    given: dict[str, Any],
+    ui: Ui,
+) -> "StudyPlan":
+    """The plan from a file, a preset, a study's folder or the command line alone; what is said goes before it."""
+    from layer_surgeon.study.plan import StudyPlan, read_yaml
+    from layer_surgeon.study.preset import preset as find_preset
+    from layer_surgeon.study.preset import preset_plan, scale_down
+
+    if config is not None and preset is not None:
+        raise UsageError("--config and --preset are given; a study has one plan. Leave one of them out.")
+    changes = {name: value for name, value in said.items() if value}
+    if config is None and preset is None and output is not None and (output / "study.yaml").is_file():
+        if changes or given or num_seeds:
+            raise UsageError(
+                f"{output} holds a study, and what it does stands in its study.yaml. Leave the other options out to "
+                "go on with it, or choose another folder."
+            )
+        return StudyPlan.read(output / "study.yaml")
+    content: dict[str, Any] = {"name": "study", "arms": ["host", "graft", "random", "wide-head"]}
+    if preset is not None:
+        content = find_preset(preset, scale)
+        if content.get("kind") == "profile":
+            preset_plan(preset, scale)
+    elif config is not None:
+        content = {"name": config.stem, **read_yaml(config)}
+        small = content.pop("small", None)
+        content = scale_down(content, small) if scale == "small" else content
+    elif scale == "small":
+        content = {**scale_down({"name": "study"}, None), "arms": content["arms"]}
+    if "donor" in changes:
+        known = content.get("donor")
+        known = {"source": known} if isinstance(known, str) else dict(known or {})
+        changes["donor"] = {**known, **{name: value for name, value in changes["donor"].items() if value is not None}}
+        content.pop("donors", None)
+    if "host" in changes:
+        content.pop("hosts", None)
+    content.update(changes)
+    if num_seeds is not None:
+        if num_seeds < 1:
+            raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
+        content["seeds"] = list(range(_FIRST_SEED, _FIRST_SEED + num_seeds))
+    content["finetune"] = {**(content.get("finetune") or {}), **given}
+    if not content.get("donor") and not content.get("donors"):
+        content["donor"] = str(ui.workspace.latest("layer"))
+    return StudyPlan.from_dict(content)
+
+
+def run_plan(
+    plan: "StudyPlan",
+    folder: Path,
+    *,
+    workers: int,
+    executor: Literal["local", "ray"],
+    address: str | None,
+    dry_run: bool,
+    ui: Ui,
+) -> dict[str, Any]:
+    """Run a plan, or say what it takes; and show what came out."""
+    if dry_run:
+        from layer_surgeon.study.estimate import estimate_study
+
+        estimate = estimate_study(plan, folder, ui.progress)
+        if not ui.as_json:
+            _show_estimate(plan, estimate, workers, ui)
+        return {"plan": plan.as_dict(), "path": folder, **estimate.as_dict()}
+
+    from layer_surgeon.study.compare import run_study
+
+    try:
+        result = run_study(plan, folder, workers=workers, executor=executor, address=address, progress=ui.progress)
+    except KeyboardInterrupt as error:
+        raise TrainingError(f"Interrupted. What is done is kept; go on: surgeon compare --output {folder}") from error
+    if result.done == 0:
+        raise TrainingError(f"None of the trainings succeeded. {next(iter(result.failed.values()), '')}")
+    if not ui.as_json:
+        _show(result, plan, ui)
+    return result.as_dict()
+
+
+def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui) -> None:
+    ui.facts(
+        {
+            "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {len(plan.data)} data "
+            f"sets x {len(plan.fractions)} shares of the data",
+            "done": estimate.done,
+            "time": f"about {format_seconds(estimate.seconds / workers)} with {workers} at a time",
+        }
+    )
+    rows = [(name, f"{1000 * seconds:.0f} ms") for name, seconds in estimate.seconds_by_arm.items()]
+    ui.table(("arm", "one step of training"), rows)
+
+
+def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
+    from layer_surgeon.study.verdict import difference_in_words, say_p
+
+    for table in result.summary["tables"]:
+        share = "" if table["fraction"] == 1 else f", {table['fraction']:.0%} of the data"
+        place = table["test"] if table["test"] == table["data"] else f"{table['test']}, trained on {table['data']}"
+        rows = [
+            (
+                row["arm"],
+                len(row["seeds"]),
+                f"{row['mean']:.4f}",
+                _signed(row["deviation"]),
+                _trained(result, row["arm"]),
+            )
+            for row in table["rows"]
+        ]
+        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{place}{share}")
+        ui.table(
+            ("comparison", "difference", "95 % interval", "p (Holm)", ""),
+            [
+                (
+                    f"{c['arm']} - {c['against']}",
+                    difference_in_words(c["mean"], plan.metric),
+                    _span(c),
+                    "" if c["p_holm"] is None else say_p(c["p_holm"]),
+                    "significant" if c["significant"] else "not significant",
+                )
+                for c in table["comparisons"]
+            ],
+        )
+    ui.line(f"[bold]{result.summary['verdict']}[/]\n")
+    facts = {"trainings": f"{result.done} done, {result.ran} of them now", "time": format_seconds(result.seconds)}
+    if result.failed:
+        facts["failed"] = f"{len(result.failed)}; the same command tries them again"
+    ui.facts({**facts, "study": result.path})
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _span(comparison: dict[str, Any]) -> str:
+    crossed = comparison["crossed"]
+    interval = crossed["interval"] if crossed else comparison["seed_interval"]
+    return "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
+def _trained(result: "StudyResult", arm: str) -> str:
+    from .ui import format_count
+
+    counts = result.summary["arms"][arm]["parameters"]
+    return "" if counts is None else format_count(counts["trained"])

@@ -1,0 +1,89 @@
+"""Plans that come with the package: every table and figure of the paper (PiFi, ACL 2025)."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.plan import StudyPlan, read_yaml
+
+Scale = Literal["full", "small"]
+# What runs offline on two cores: real weights that come as packages, and the sentences of this package.
+_SMALL: Mapping[str, Any] = MappingProxyType(
+    {
+        "host": "packaged:all-MiniLM-L6-v2",
+        "donor": {"source": "packaged:gemma-3-270m", "layer": -1},
+        "arms": ["host", "graft"],
+        "data": ["sentences-imdb"],
+        "seeds": [2023, 2024, 2025],
+        "finetune": {},
+    }
+)
+_REPLACED = ("host", "hosts", "donor", "donors", "data", "seeds", "finetune", "layers", "focus")
+
+
+def preset_names() -> tuple[str, ...]:
+    """All presets, tables and figures by number."""
+    names = [path.stem for path in _folder().glob("*.yaml")]
+    return tuple(sorted(names, key=lambda name: (name.split("-")[0] != "table", int(name.split("-")[1]), name)))
+
+
+def preset(name: str, scale: Scale = "full") -> dict[str, Any]:
+    """What `StudyPlan.from_dict` takes; of a preset that is measured without training, `kind` is "profile".
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    if name not in preset_names():
+        near = get_close_matches(name, preset_names(), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(preset_names())}."
+        raise ConfigError(f"There is no preset {name!r}. {hint}")
+    content = read_yaml(_folder() / f"{name}.yaml")
+    small = content.pop("small", None)
+    content["name"] = name
+    if scale == "small":
+        content = scale_down(content, small)
+        content["name"] = f"{name}-small"
+    return content
+
+
+def scale_down(content: Mapping[str, Any], small: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A plan with its models and data replaced by what runs offline, and then by what `small` says."""
+    kept = {key: value for key, value in content.items() if key not in _REPLACED}
+    if not all(isinstance(arm, str) for arm in content.get("arms", [])):
+        # Arms of one's own name models that need the Hub; those of `small` are for here.
+        kept.pop("arms")
+    scaled = {**_SMALL, **kept, **(small or {})}
+    if "donors" in scaled:
+        scaled.pop("donor")
+    return scaled
+
+
+def profile_pairs(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(host, donor) of a preset that is measured without training.
+
+    Of several hosts and donors, each host with the first donor and the first host with each: the paper's rows.
+    """
+    hosts = content.get("hosts") or [content["host"]]
+    donors = [entry["source"] for entry in content.get("donors") or [content["donor"]]]
+    return [(host, donors[0]) for host in hosts] + [(hosts[0], donor) for donor in donors[1:]]
+
+
+def preset_plan(name: str, scale: Scale = "full") -> StudyPlan:
+    """The plan of a preset.
+
+    Raises:
+        ConfigError: There is no such preset, or it is measured without training.
+    """
+    content = preset(name, scale)
+    if content.get("kind") == "profile":
+        commands = "; ".join(f"surgeon profile {host} --donor {donor}" for host, donor in profile_pairs(content))
+        raise ConfigError(f"{content['title']} is measured without any training: {commands}")
+    return StudyPlan.from_dict(content)
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("layer_surgeon") / "study" / "presets"))

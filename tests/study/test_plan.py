@@ -1,0 +1,145 @@
+"""Plans: what YAML says becomes cells, and what is wrong is said."""
+
+import pytest
+
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.preset import preset, preset_names, preset_plan, profile_pairs
+
+DONOR = {"source": "someone/llm", "layer": -1}
+
+
+def plan(**changes):
+    return StudyPlan.from_dict({"host": "someone/bert", "donor": DONOR, "data": ["sst2"], "seeds": [1, 2], **changes})
+
+
+def test_cells_of_a_plan():
+    cells = plan(arms=["host", "graft"], data=["sst2", "cola"], fractions=[1.0, 0.1]).cells()
+    assert len(cells) == len({cell.id for cell in cells}) == 2 * 2 * 2 * 2
+    assert [cell.seed for cell in cells] == [1] * 8 + [2] * 8
+    assert cells[0].id.startswith("host.sst2.1.s1.")
+    assert cells[0].finetune == {"seed": 1, "train_fraction": 1.0}
+
+
+def test_ids_change_with_what_decides_and_with_nothing_else():
+    first = plan(arms=["host", "graft"]).cells()
+    assert [cell.id for cell in plan(arms=["host", "graft", "random"], seeds=[1, 2, 3], name="x").cells()][:2] == [
+        cell.id for cell in first[:2]
+    ]
+    for change in ({"finetune": {"num_epochs": 2}}, {"tests": "all", "data": ["sst2", "cola"]}, {"test_fraction": 0.3}):
+        assert first[1].id not in [cell.id for cell in plan(arms=["host", "graft"], **change).cells()]
+    assert first[0].id in [cell.id for cell in plan(arms=["host", "graft"], donor="other/llm").cells()]
+    assert first[1].id not in [cell.id for cell in plan(arms=["host", "graft"], donor="other/llm").cells()]
+
+
+def test_a_plan_survives_its_file(tmp_path):
+    import yaml
+
+    made = plan(
+        arms=["host", {"name": "mine", "like": "gated", "finetune": {"learning_rate": 1e-3}}, "lora", "wide-head"],
+        data=[{"name": "tweets", "train": "tweet_sentiment", "labels": {"negative": "bad", "positive": "good"}}],
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(made.as_dict()))
+    again = StudyPlan.read(path)
+    assert again == made
+    assert [Cell.from_dict(cell.as_dict()) for cell in made.cells()] == list(again.cells())
+
+
+def test_arms_of_ones_own():
+    made = plan(
+        arms=[
+            "graft",
+            {"name": "slow", "finetune": {"learning_rate": 1e-5}, "graft": {"dropout": 0.1}},
+            {"name": "slower", "like": "slow", "finetune": {"num_epochs": 9}},
+            {"name": "middle", "like": "random", "donor": {"source": "other/llm", "layer": 3}},
+        ],
+        graft={"pooling": "mean"},
+    )
+    slower, middle = made.arms[2:]
+    assert slower.finetune == {"learning_rate": 1e-5, "num_epochs": 9}
+    assert slower.graft == {"pooling": "mean", "dropout": 0.1}
+    assert middle.graft == {"pooling": "mean", "donor_init": "random"}
+    assert middle.donor.name == "llm-L3"
+    assert (middle.kind, slower.kind) == ("random", "graft")
+
+
+def test_hosts_and_donors_are_told_apart():
+    made = plan(hosts=["a/bert", "b/roberta"], donors=["c/one", "d/two"], arms=["host", "graft"])
+    assert [arm.name for arm in made.arms] == [
+        "host@bert",
+        "graft+one-L-1@bert",
+        "graft+two-L-1@bert",
+        "host@roberta",
+        "graft+one-L-1@roberta",
+        "graft+two-L-1@roberta",
+    ]
+
+
+def test_a_sweep():
+    made = plan(layers=[0, 4, [2, 3]], arms=["host", "graft"])
+    assert [arm.name for arm in made.arms] == ["host", "graft+llm-L0", "graft+llm-L4", "graft+llm-L2-3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"arms": ["grfat"]}, "Did you mean graft"),
+        ({"arm": ["host"]}, "Did you mean arms"),
+        ({"arms": ["larger-host"]}, "No larger model"),
+        ({"donor": None, "arms": ["graft"]}, "needs a donor"),
+        ({"arms": ["host", "host"], "seeds": [1, 1]}, "seed 1 is there twice"),
+        ({"tests": ["nowhere"]}, "tests is 'nowhere'"),
+        ({"fractions": [0]}, "fractions is 0"),
+        ({"finetune": {"seed": 3}}, "in a study it is said by seeds"),
+        ({"finetune": {"epochs": 3}}, "epochs"),
+        ({"graft": {"pooling": "first"}}, "pooling is 'first'"),
+        ({"reference": "nobody"}, "reference is 'nobody'"),
+        ({"arms": [{"name": "x", "lyke": "host"}]}, "'lyke'"),
+        ({"data": [{"train": "sst2"}]}, "A data set is"),
+        ({"donor": {"source": "a", "layer": "last"}}, "whole numbers"),
+    ],
+)
+def test_what_is_wrong_is_said(change, said):
+    with pytest.raises(ConfigError, match=said):
+        plan(**{"arms": ["host", "graft"], **change})
+
+
+def test_every_table_and_figure_has_a_preset():
+    assert {name.split("-small")[0] for name in preset_names()} >= {
+        *(f"table-{number}" for number in range(1, 21)),
+        "figure-2",
+        "figure-3",
+    }
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_can_be_planned(name, scale):
+    content = preset(name, scale)
+    if content.get("kind") == "profile":
+        assert all(host and donor for host, donor in profile_pairs(content))
+        with pytest.raises(ConfigError, match="surgeon profile"):
+            preset_plan(name, scale)
+        return
+    made = preset_plan(name, scale)
+    assert len(made.seeds) == 5 or scale == "small"
+    assert len(made.cells()) >= 4
+    assert len(made.arms) >= 2
+    if scale == "small":
+        assert len(made.cells()) <= 18
+        for arm in made.arms:
+            assert arm.host.startswith("packaged:")
+            assert arm.donor is None or arm.donor.source.startswith("packaged:")
+        assert all(source.startswith("sentences-") for entry in made.data for source in entry.train)
+
+
+def test_numbers_of_some_presets():
+    assert len(preset_plan("table-1").cells()) == 5 * 2 * 7 * 5
+    assert len(preset_plan("table-3").cells()) == 3 * 3 * 5
+    assert preset_plan("table-3").tests["tweet"] == ("tweet", "imdb", "cr")
+    assert [arm.donor.layers for arm in preset_plan("figure-2").arms if arm.donor][:2] == [(0,), (3,)]
+    assert [arm.kind for arm in preset_plan("table-15", "small").arms].count("donor-only") == 2
+    assert preset_plan("table-19", "small").fractions == (1.0, 0.1)
+    with pytest.raises(ConfigError, match="Did you mean table-1"):
+        preset("tabel-1")
