@@ -9,12 +9,14 @@ from layer_surgeon.errors import DataError
 def check_labels(labels: Tensor, num_labels: int) -> None:
     """Refuse class ids that the head has no output for; -100 is no label.
 
-    Only where it costs nothing to look: on a GPU it would wait for all work that is under way.
+    Only where it costs nothing to look: on a GPU it would wait for all work that is under way, and a tensor of shapes
+    alone has no numbers.
 
     Raises:
         DataError: There is such an id.
     """
-    if torch.compiler.is_compiling() or labels.device.type != "cpu" or labels.is_floating_point():
+    plain = type(labels) is Tensor and labels.device.type == "cpu" and not labels.is_floating_point()
+    if not plain or torch.compiler.is_compiling():
         return
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
     if len(wrong) and num_labels > 1:

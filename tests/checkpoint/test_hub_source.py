@@ -30,7 +30,7 @@ def test_one_request_gives_commit_files_and_sizes(hub: LoopbackHub) -> None:
     repo = hub.add_repo(REPO, FILES)
     source: Source = open_repo(hub)
     assert source.commit == repo.refs["main"]
-    assert (source.name, source.kind, source.connections) == (REPO, "hub", 8)
+    assert (source.name, source.kind, source.connections) == (REPO, "hub", 16)
     assert source.list_files() == {"config.json": 8, "empty.txt": 0, "model.safetensors": len(SHARD), "sub/NOTICE": 1}
     assert source.size("model.safetensors") == len(SHARD)
     assert [(request.method, request.path) for request in hub.requests] == [("GET", f"/api/models/{REPO}")]

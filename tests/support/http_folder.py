@@ -116,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             for start in range(0, len(answer.body), 1 << 16):
                 piece = answer.body[start : start + (1 << 16)]
-                self.wfile.write(piece)
+                # Counted before it goes out: a client that has it all may look at once.
                 asked.sent += len(piece)
+                self.wfile.write(piece)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
