@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from layer_surgeon.errors import LayerSurgeonError
+from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.workspace import Workspace
 
 from .errors import UsageError, as_document, describe, format_traceback
+from .processes import is_main
 from .ui import Ui
 
 _COMMON_PANEL = "Everywhere"
@@ -62,8 +63,10 @@ def command(
         common = [_parameter(name, kind, None if name == "workspace" else False) for name, kind in _COMMON.items()]
 
         def run(**values: Any) -> None:
-            json_, workspace = values.pop("json_"), Workspace(values.pop("workspace"))
-            ui = Ui(as_json=json_, quiet=values.pop("quiet"), debug=values.pop("debug"), workspace=workspace)
+            # Of several processes that do one thing together the first one speaks for all.
+            json_, quiet = values.pop("json_") and is_main(), values.pop("quiet") or not is_main()
+            workspace = Workspace(values.pop("workspace"))
+            ui = Ui(as_json=json_, quiet=quiet, debug=values.pop("debug"), workspace=workspace)
             with _Guard(ui):
                 if settings is not None:
                     taken = {p.name: values.pop(p.name) for p in options}
@@ -109,6 +112,9 @@ class _Guard:
             return
         self._ui.progress.end()
         code, message = describe(error)
+        if not is_main() and isinstance(error, LayerSurgeonError) and not isinstance(error, TrainingError):
+            # Found before training by all of them; the first one says it.
+            raise typer.Exit(code) from error
         if self._ui.debug:
             self._ui.err.print(format_traceback(error), markup=False, highlight=False, soft_wrap=True)
         self._ui.error(message)

@@ -13,6 +13,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
+from .processes import is_main, is_started, start_processes
 from .ui import Ui, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def finetune(
     seeds: Annotated[
         int | None, typer.Option(help="Train with so many seeds, and show mean and deviation.", min=1)
     ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(help="Train in so many processes of this machine, one GPU each; each takes a batch.", min=1),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; train and write nothing.")
     ] = False,
@@ -97,6 +102,9 @@ def finetune(
             "--seeds and --resume don't go together. Resume the one run: --seed N --output FOLDER --resume."
         )
 
+    if num_processes is not None and num_processes > 1 and not dry_run and not is_started():
+        return start_processes(num_processes)
+
     from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning
 
     data = places.get("dataset") or DEFAULT_DATASET, places.get("validation")
@@ -109,20 +117,20 @@ def finetune(
         "tokenizer": places.get("tokenizer"),
     }
     if dry_run:
-        plan = plan_finetuning(model, *data, **common)
+        plan = plan_finetuning(model, *data, num_processes=num_processes or 1, **common)
         if not ui.as_json:
             _show_plan(plan, ui)
         return plan.as_dict()
     try:
         if seeds is not None:
             outcome = finetune_seeds(model, *data, num_seeds=seeds, **common)
-            if not ui.as_json:
+            if not ui.as_json and is_main():
                 _show_seeds(outcome, ui)
             return outcome.as_dict()
         result = finetune_model(model, *data, resume=resume, **common)
     except KeyboardInterrupt as error:
         raise TrainingError(str(error) or "Interrupted before training began; nothing was written.") from error
-    if not ui.as_json:
+    if not ui.as_json and is_main():
         _show(result, ui)
     return result.as_dict() | {"path": result.path}
 

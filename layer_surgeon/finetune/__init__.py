@@ -13,6 +13,7 @@ trainer            transformers.Trainer with the optimizer, sampler, checkpoints
 prepare            everything before the first step: checked and brought together, nothing written
 run                `finetune_model`: the order of all that
 plan, repeat       `plan_finetuning`: a run that is only looked at; `finetune_seeds`: one with several seeds
+processes          several processes that train together: who writes, and what all must know
 folder             the run's folder, unfinished and finished; what can be resumed
 record             run.yaml, from which the command line repeats a run
 results, report    what came out: typed, as JSON, as a picture, as a model card

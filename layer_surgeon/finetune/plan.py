@@ -1,6 +1,5 @@
 """`plan_finetuning`: what a run would do, take and need, without doing it."""
 
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from layer_surgeon.finetune.models import ModelLike, quiet
 from layer_surgeon.finetune.parts import part_of, plain_model
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
 from layer_surgeon.finetune.sources import DataLike
+from layer_surgeon.finetune.trainer import count_steps
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
@@ -69,9 +69,12 @@ def plan_finetuning(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     tokenizer: Any = None,
+    num_processes: int = 1,
     **settings: Any,
 ) -> RunPlan:
     """Check all that `finetune_model` checks before its first step, with the same arguments; train and write nothing.
+
+    `num_processes` is how many would train together; memory is that of each of them.
 
     Raises:
         ConfigError, DataError, GraftError, SourceNotFoundError, WorkspaceError: As `finetune_model`.
@@ -83,7 +86,7 @@ def plan_finetuning(
     if output is not None:
         check_free(Path(output))
     folder = Path(output) if output is not None else run.default_folder(workspace or Workspace())
-    per_epoch, steps = count_steps(run.config, len(run.sets["train"]))
+    per_epoch, steps = count_steps(run.config, len(run.sets["train"]), num_processes)
     return RunPlan(
         task=run.data.task.name,
         model=run.model_name,
@@ -96,12 +99,6 @@ def plan_finetuning(
         output=folder,
         config=run.config,
     )
-
-
-def count_steps(config: FinetuneConfig, num_examples: int) -> tuple[int, int]:
-    """Optimizer steps of an epoch and of the whole run."""
-    per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps))
-    return per_epoch, config.max_steps or math.ceil(config.num_epochs * per_epoch)
 
 
 def _parameters(model: Any) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.processes import is_main_process
 from layer_surgeon.finetune.results import FinetuneResult
 from layer_surgeon.finetune.run import finetune_model
 from layer_surgeon.finetune.sources import DataLike
@@ -99,6 +100,6 @@ def finetune_seeds(
         deviation={name: statistics.stdev(values) if num_seeds > 1 else 0.0 for name, values in scores.items()},
         path=folder,
     )
-    if folder is not None:
+    if folder is not None and is_main_process():
         (folder / SEEDS_FILE).write_text(json.dumps(outcome.as_dict(), indent=2) + "\n", encoding="utf-8")
     return outcome

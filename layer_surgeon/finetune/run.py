@@ -3,7 +3,7 @@
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +19,22 @@ from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.metrics import Metrics
-from layer_surgeon.finetune.models import ModelLike, count_parameters, quiet
+from layer_surgeon.finetune.models import ModelLike, check_machine, count_parameters, quiet
 from layer_surgeon.finetune.parts import as_it_was
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
+from layer_surgeon.finetune.processes import Processes, join_processes, leave_donor_alone
 from layer_surgeon.finetune.record import write_run_file
 from layer_surgeon.finetune.report import write_report
 from layer_surgeon.finetune.results import FinetuneResult, read_history
 from layer_surgeon.finetune.sources import DataLike
-from layer_surgeon.finetune.tasks import TaskContext
+from layer_surgeon.finetune.tasks import Outputs, TaskContext
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.finetune.trainer import (
     CheckpointCallback,
     ProgressCallback,
     SurgeonTrainer,
     compute_metrics,
+    predict_together,
     training_arguments,
 )
 from layer_surgeon.progress import NullProgress, Progress
@@ -87,23 +89,29 @@ def finetune_model(
     workspace = workspace or Workspace()
     places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
     with quiet(), _deterministic_kernels_as_before():
+        processes = join_processes(check_machine(config))
+        progress = progress if processes.is_main else NullProgress()
         run = prepare_run(places, config, progress)
-        folder = claim_folder(
+        claim = functools.partial(
+            claim_folder,
             Path(output) if output is not None else run.default_folder(workspace),
-            run.signature,
+            run.signature | ({} if processes.count == 1 else {"processes": processes.count}),
             resume=resume,
             by_default=output is None,
             progress=progress,
         )
-        with _keeping_what_is_done(folder, progress):
-            result = _train(run, folder, progress)
-    workspace.set_latest("run", result.path)
+        folder = processes.on_main(claim)
+        with _keeping_what_is_done(folder, progress, processes):
+            result = _train(run, folder, progress, processes)
+    if processes.is_main:
+        workspace.set_latest("run", result.path)
     return result
 
 
-def _train(run: Preparation, folder: RunFolder, progress: Progress) -> FinetuneResult:
+def _train(run: Preparation, folder: RunFolder, progress: Progress, processes: Processes) -> FinetuneResult:
     context, data, sets = run.context, run.data, run.sets
     config, model, task = context.config, context.model, data.task
+    leave_donor_alone(model)
     callbacks: list[Any] = [ProgressCallback(progress)]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
@@ -113,7 +121,7 @@ def _train(run: Preparation, folder: RunFolder, progress: Progress) -> FinetuneR
     trainer = SurgeonTrainer(
         task=task,
         context=context,
-        args=training_arguments(config, folder.checkpoints.resolve(), run.device, len(sets["train"])),
+        args=training_arguments(config, folder.checkpoints.resolve(), run.device, len(sets["train"]), processes.count),
         train_dataset=sets["train"],
         eval_dataset=NumberedDataset(sets["validation"]),
         compute_metrics=functools.partial(compute_metrics, measure=measure),
@@ -124,11 +132,13 @@ def _train(run: Preparation, folder: RunFolder, progress: Progress) -> FinetuneR
     seconds = time.monotonic() - started
     progress.end()
     parameters = count_parameters(model)
+    together = functools.partial(predict_together, trainer) if processes.count > 1 else None
+    outputs = {name: together(NumberedDataset(sets[name])) for name in sets if name != "train"} if together else {}
     model = as_it_was(model, config)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
     best = next(i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step)
-    measured = _measure_all(context, data, sets, progress)
+    measured = _measure_all(context, data, sets, outputs, progress)
     result = FinetuneResult(
         path=folder.target,
         task=task.name,
@@ -142,35 +152,45 @@ def _train(run: Preparation, folder: RunFolder, progress: Progress) -> FinetuneR
         parameters=parameters,
         steps=steps,
         seconds=seconds,
-        device=_device_name(run.device),
+        device=_device_name(run.device, processes),
         model=model,
     )
-    model.save_pretrained(folder.final)
-    context.tokenizer.save_pretrained(folder.final)
-    write_run_file(folder.final, run.places, config)
-    write_report(result, model.config, folder.final)
-    folder.finish()
+    if processes.is_main:
+        model.save_pretrained(folder.final)
+        context.tokenizer.save_pretrained(folder.final)
+        write_run_file(folder.final, run.places, config)
+        write_report(result, model.config, folder.final)
+        folder.finish()
+    processes.wait()
     return result
 
 
 def _measure_all(
-    context: TaskContext, data: TaskData, sets: dict[str, TokenizedDataset], progress: Progress
+    context: TaskContext,
+    data: TaskData,
+    sets: dict[str, TokenizedDataset],
+    outputs: Mapping[str, Outputs],
+    progress: Progress,
 ) -> dict[str, Metrics]:
+    """Measure both sets; `outputs` are those that several processes have found together already."""
     parts = {"validation": data.validation, "test": data.test}
     measured: dict[str, Metrics] = {}
     for name, doing in (("validation", "Validating"), ("test", "Testing")):
         part = parts[name]
         if part is not None:
-            outputs = run_model(data.task, sets[name], context, description=doing, progress=progress)
-            metrics = data.task.measure(outputs, sets[name], part, context)
-            measured[name] = data.task.add_scores(metrics, outputs, part, context, progress)
+            found = outputs.get(name)
+            if found is None:
+                found = run_model(data.task, sets[name], context, description=doing, progress=progress)
+            metrics = data.task.measure(found, sets[name], part, context)
+            measured[name] = data.task.add_scores(metrics, found, part, context, progress)
     return measured
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, processes: Processes) -> str:
+    several = f", {processes.count} processes" if processes.count > 1 else ""
     if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+        return f"cuda ({torch.cuda.get_device_name(device)}{several})"
+    return f"cpu ({torch.get_num_threads()} threads{several})" if device.type == "cpu" else device.type
 
 
 @contextmanager
@@ -187,37 +207,41 @@ def _deterministic_kernels_as_before() -> Iterator[None]:
 
 
 @contextmanager
-def _keeping_what_is_done(folder: RunFolder, progress: Progress) -> Iterator[None]:
+def _keeping_what_is_done(folder: RunFolder, progress: Progress, processes: Processes) -> Iterator[None]:
     """On failure: keep the last whole checkpoint and say where, or leave nothing; errors of libraries become ours."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             "Memory ran out. Use a smaller --batch-size, with --gradient-accumulation-steps to keep the same updates, "
-            f"or a smaller --max-length.{_kept(folder, progress)}"
+            f"or a smaller --max-length.{_kept(folder, progress, processes)}"
         ) from error
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"Interrupted.{_kept(folder, progress)}") from error
+        raise KeyboardInterrupt(f"Interrupted.{_kept(folder, progress, processes)}") from error
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise WorkspaceError(f"{folder.work} can't be written: {reason}.{_kept(folder, progress)}") from error
+        raise WorkspaceError(
+            f"{folder.work} can't be written: {reason}.{_kept(folder, progress, processes)}"
+        ) from error
     except RuntimeError as error:
         # How torch.save says that the disk is full.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
             raise WorkspaceError(
-                f"{folder.work} can't be written; the disk may be full.{_kept(folder, progress)}"
+                f"{folder.work} can't be written; the disk may be full.{_kept(folder, progress, processes)}"
             ) from error
         if isinstance(error, TrainingError):
-            raise TrainingError(f"{error}{_kept(folder, progress)}") from error.__cause__
-        _kept(folder, progress)
+            raise TrainingError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
+        _kept(folder, progress, processes)
         raise
     except BaseException:
-        _kept(folder, progress)
+        _kept(folder, progress, processes)
         raise
 
 
-def _kept(folder: RunFolder, progress: Progress) -> str:
+def _kept(folder: RunFolder, progress: Progress, processes: Processes) -> str:
     progress.end()
+    if not processes.is_main:
+        return ""
     checkpoint = folder.abandon()
     if checkpoint is None:
         return " No checkpoint was written yet, so nothing is kept."

@@ -116,7 +116,7 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         config = self._finetune_config
-        group = config.batch_size * config.gradient_accumulation_steps
+        group = config.batch_size * config.gradient_accumulation_steps * self.args.world_size
         return EpochSampler(train_dataset or self.train_dataset, group, config.seed, by_length=config.group_by_length)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
@@ -233,8 +233,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
             self._progress.metrics(dict(list(shown.items())[:2]) or {"val loss": values["eval_cross_entropy"]})
 
 
+def count_steps(config: FinetuneConfig, num_examples: int, num_processes: int = 1) -> tuple[int, int]:
+    """Optimizer steps of an epoch and of the whole run."""
+    per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps * num_processes))
+    return per_epoch, config.max_steps or math.ceil(config.num_epochs * per_epoch)
+
+
 def training_arguments(
-    config: FinetuneConfig, checkpoints: Path, device: torch.device, num_examples: int
+    config: FinetuneConfig, checkpoints: Path, device: torch.device, num_examples: int, num_processes: int = 1
 ) -> TrainingArguments:
     """Our settings in transformers' words.
 
@@ -243,9 +249,9 @@ def training_arguments(
         checkpoints: The folder in which checkpoint folders are written.
         device: Where to train.
         num_examples: Training examples, for the number of steps.
+        num_processes: Processes that each take a batch at every step.
     """
-    per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps))
-    total = config.max_steps or math.ceil(config.num_epochs * per_epoch)
+    _, total = count_steps(config, num_examples, num_processes)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.num_epochs,
@@ -289,6 +295,13 @@ def training_arguments(
         # One GPU: several in one process would mean DataParallel, which is slower than one and changes the batch size.
         arguments._n_gpu = 1
     return arguments
+
+
+def predict_together(trainer: SurgeonTrainer, dataset: NumberedDataset) -> Outputs:
+    """What the model says of a whole set, in the set's order, every process doing a part of it."""
+    trainer.compute_metrics = None
+    found = trainer.predict(dataset)
+    return in_order(tuple(found.predictions), found.label_ids)
 
 
 def compute_metrics(prediction: EvalPrediction, measure: Callable[[Outputs], Metrics]) -> dict[str, float]:

@@ -21,6 +21,7 @@ def test_a_plan_says_what_the_run_then_does(graft, workspace):
     result = finetune_model(graft, DATA, workspace=workspace, **settings)
     assert plan.examples == {"train": 42, "validation": 8}
     assert (plan.steps_per_epoch, plan.steps) == (3, 6)
+    assert plan_finetuning(graft, DATA, workspace=workspace, num_processes=2, **settings).steps == 4
     assert result.history[-1].step == plan.steps
     assert plan.output == result.path
     assert plan.config == result.config
