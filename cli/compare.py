@@ -94,20 +94,38 @@ def make_plan(
     ui: Ui,
 ) -> "StudyPlan":
     """The plan from a file, a preset, a study's folder or the command line alone; what is said goes before it."""
-    from layer_surgeon.study.plan import StudyPlan, read_yaml
+    from layer_surgeon.study.plan import StudyPlan
+
+    if config is None and preset is None and output is not None and (output / "study.yaml").is_file():
+        if any(said.values()) or given or num_seeds:
+            raise UsageError(
+                f"{output} holds a study, and what it does stands in its study.yaml. Leave the other options out to "
+                "go on with it, or choose another folder."
+            )
+        return StudyPlan.read(output / "study.yaml")
+    return StudyPlan.from_dict(
+        make_content(config=config, preset=preset, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui)
+    )
+
+
+def make_content(
+    *,
+    config: Path | None,
+    preset: str | None,
+    scale: Literal["full", "small"],
+    said: dict[str, Any],
+    num_seeds: int | None,
+    given: dict[str, Any],
+    ui: Ui,
+) -> dict[str, Any]:
+    """What `StudyPlan.from_dict` takes: a file's or preset's content, with what was said laid over it."""
+    from layer_surgeon.study.plan import read_yaml
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 
     if config is not None and preset is not None:
         raise UsageError("--config and --preset are given; a study has one plan. Leave one of them out.")
     changes = {name: value for name, value in said.items() if value}
-    if config is None and preset is None and output is not None and (output / "study.yaml").is_file():
-        if changes or given or num_seeds:
-            raise UsageError(
-                f"{output} holds a study, and what it does stands in its study.yaml. Leave the other options out to "
-                "go on with it, or choose another folder."
-            )
-        return StudyPlan.read(output / "study.yaml")
     content: dict[str, Any] = {"name": "study", "arms": ["host", "graft", "random", "wide-head"]}
     if preset is not None:
         content = find_preset(preset, scale)
@@ -118,7 +136,7 @@ def make_plan(
         small = content.pop("small", None)
         content = scale_down(content, small) if scale == "small" else content
     elif scale == "small":
-        content = {**scale_down({"name": "study"}, None), "arms": content["arms"]}
+        content = scale_down(content, None)
     if "donor" in changes:
         known = content.get("donor")
         known = {"source": known} if isinstance(known, str) else dict(known or {})
@@ -134,7 +152,7 @@ def make_plan(
     content["finetune"] = {**(content.get("finetune") or {}), **given}
     if not content.get("donor") and not content.get("donors"):
         content["donor"] = str(ui.workspace.latest("layer"))
-    return StudyPlan.from_dict(content)
+    return content
 
 
 def run_plan(

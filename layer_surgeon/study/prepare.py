@@ -1,6 +1,7 @@
 """What all trainings of a study share, made once before the first: data in files, layers, synthetic texts."""
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,8 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
                 dtype=donor.dtype,
                 progress=progress,
             )
+    # Hundreds of MB that the packages hold already; what the study needs from now on are the layers.
+    shutil.rmtree(folder.root / "donors", ignore_errors=True)
 
 
 def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:

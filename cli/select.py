@@ -1,0 +1,93 @@
+"""`surgeon select`: the best layer at a fraction of a sweep."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from layer_surgeon.errors import TrainingError
+from layer_surgeon.finetune.config import FinetuneConfig
+
+from .command import command, new_app
+from .sweep import sweep_plan
+from .ui import Ui
+
+if TYPE_CHECKING:
+    from layer_surgeon.study.select import SelectionResult
+
+app = new_app()
+
+
+@command(
+    app,
+    settings=FinetuneConfig,
+    without=("seed", "train_fraction", "task"),
+    panel="Training settings (the paper's where none is given)",
+)
+def select(
+    donor: Annotated[
+        str | None, typer.Argument(help="The large model: a folder, file or repo id (default: Llama-3.1-8B).")
+    ] = None,
+    layers: Annotated[str, typer.Option("--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4.")] = "all",
+    host: Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")] = None,
+    data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set (default: sst2).")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file with a plan, as for compare; its arms don't count.")
+    ] = None,
+    scale: Annotated[
+        Literal["full", "small"], typer.Option(help="small: models and data that need no Hub and no GPU.")
+    ] = "full",
+    num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="In the last rung. [dim](default: 5)[/]")] = None,
+    probe: Annotated[bool, typer.Option(help="Begin with a probe that needs no training.")] = True,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; that of a sweep lends its runs (default: workspace).")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", help="Trainings at the same time.")] = 1,
+    *,
+    given: dict[str, Any],
+    ui: Ui,
+) -> dict[str, Any]:
+    """Find the best layer at a fraction of a sweep.
+
+    Successive halving: a probe without training, then short trainings, then long ones, with ever fewer layers. The test
+    data is looked at once, for the chosen layer and the host alone.
+    """
+    folder = output or ui.workspace.root / "studies" / "select"
+    plan = sweep_plan(
+        donor=donor,
+        layers=layers,
+        host=host,
+        data=None if data is None else [data],
+        config=config,
+        scale=scale,
+        num_seeds=num_seeds,
+        given=given,
+        folder=folder,
+        ui=ui,
+    )
+
+    from layer_surgeon.study.select import select_arm
+
+    try:
+        result = select_arm(plan, folder, workers=workers, probe=probe, progress=ui.progress)
+    except KeyboardInterrupt as error:
+        raise TrainingError("Interrupted. What is done is kept; the same command goes on.") from error
+    if not ui.as_json:
+        _show(result, ui)
+    return result.as_dict()
+
+
+def _show(result: "SelectionResult", ui: Ui) -> None:
+    names = list(dict.fromkeys(name for rung in result.rungs for name in rung.scores))
+    rows = [
+        (name, *(f"{rung.scores[name]:.4f}" if name in rung.scores else "" for rung in result.rungs)) for name in names
+    ]
+    ui.table(("candidate", *(rung.name for rung in result.rungs)), rows)
+    ui.line(f"[bold]{result.study.summary['verdict']}[/]\n")
+    ui.facts(
+        {
+            "chosen": f"{result.best}: layer {', '.join(map(str, result.layers))}",
+            "cost": f"{result.cost:.0%} of the sweep",
+            "study": result.study.path,
+        }
+    )

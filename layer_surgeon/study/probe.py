@@ -1,0 +1,73 @@
+"""What can be told of a layer without training: a closed-form linear probe on what it makes of the host's vectors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoTokenizer
+
+from layer_surgeon.finetune.models import choose_device, quiet
+from layer_surgeon.study.arms import Arm
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.models import build_model
+from layer_surgeon.study.prepare import host_source
+
+_BATCH = 64
+_FOLDS = 5
+
+
+def probe_arm(
+    arm: Arm, texts: Sequence[Any], labels: Sequence[str], folder: StudyFolder, *, seed: int, max_length: int = 100
+) -> float:
+    """How well the classes can be told by a linear map from what comes out of the donor layer, untrained.
+
+    The host is as it is stored, the input projection as a graft begins with it: drawn by the seed, so that all layers
+    of a model get the same one. On what leaves the layer, a ridge classifier is fitted in closed form.
+
+    Args:
+        arm: A graft.
+        texts: Texts, or pairs as tuples.
+        labels: Their classes.
+        folder: The study's folder.
+        seed: Of the projection, and of the five folds.
+        max_length: Longest input in tokens.
+
+    Returns:
+        Accuracy, cross-validated.
+    """
+    features = _features(arm, texts, folder, seed, max_length)
+    probe = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 11)))
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
+    return float(cross_val_score(probe, features, np.asarray(labels), cv=folds).mean())
+
+
+def _features(
+    arm: Arm, texts: Sequence[Any], folder: StudyFolder, seed: int, max_length: int
+) -> npt.NDArray[np.float64]:
+    """[texts, donor width]: what comes to the output projection, mean over the positions."""
+    model = build_model(arm, "text-classification", seed, folder)
+    device = choose_device("auto")
+    model = model.to(device).eval()
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(host_source(arm.host))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    found: list[npt.NDArray[np.float64]] = []
+    handle = model.proj_out.register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0].mean(dim=1).double().cpu().numpy())
+    )
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(texts), _BATCH):
+                batch = list(texts[start : start + _BATCH])
+                encoded = tokenizer(batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+                model(**{name: tensor.to(device) for name, tensor in encoded.items()})
+    finally:
+        handle.remove()
+    return np.concatenate(found)
