@@ -312,13 +312,12 @@ def _tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...]]:
 
 
 def _comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) -> dict[str, Any]:
-    names = [arm.name for arm in arms]
-    kinds = [arm.kind for arm in arms]
-    reference = content.get("reference") or next(
-        (n for n, k in zip(names, kinds, strict=True) if k == "host"), names[0]
-    )
-    focus = content.get("focus", next((n for n in names if n == "graft"), None))
-    known = {name.partition("@")[0] for name in names} | set(names)
+    # Where there are several hosts, the names before the @: each arm is compared with that of its own host.
+    names = [arm.name.partition("@")[0] for arm in arms]
+    controls = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
+    reference = content.get("reference") or next(controls, names[0])
+    focus = content.get("focus", next((name for name in names if name == "graft"), None))
+    known = {arm.name for arm in arms} | set(names)
     for key, name in (("reference", reference), ("focus", focus)):
         _check(name is None or name in known, key, name, f"an arm of the study: {', '.join(names)}")
     return {"reference": reference, "focus": focus, "metric": content.get("metric", _METRICS[task])}

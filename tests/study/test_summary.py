@@ -1,0 +1,154 @@
+"""Tables and sentences from cells that were made up: planted truths at the level of a whole study."""
+
+import numpy as np
+import pytest
+
+from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.summary import summarize
+
+SEEDS = [1, 2, 3]
+
+
+def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
+    """A study whose arms are right on a share of the test examples, the same ones for all as far as it goes."""
+    plan = StudyPlan.from_dict(
+        {
+            "host": "a/bert",
+            "donor": "b/llm",
+            "arms": list(shares),
+            "data": ["films", "shops"] if changes.get("tests") == "all" else ["films"],
+            "seeds": seeds,
+            **changes,
+        }
+    )
+    folder, rng = StudyFolder(root=tmp_path), np.random.default_rng(0)
+    hard = {test: rng.random(examples) for test in ("films", "shops")}
+    for cell in plan.cells():
+        if (cell.arm.name, cell.seed) in skip:
+            continue
+        tests = {}
+        for test in cell.tests:
+            right = hard[test] + rng.normal(0, 0.05, examples) < shares[cell.arm.name]
+            bits = "".join("1" if value else "0" for value in right)
+            tests[test] = {"examples": examples, "scores": {"accuracy": float(right.mean())}, "correct": bits}
+        result = {
+            "format": 1,
+            "id": cell.id,
+            "arm": cell.arm.name,
+            "data": cell.data,
+            "fraction": cell.fraction,
+            "seed": cell.seed,
+            "tests": tests,
+            "parameters": {"total": 10, "trained": 5, "frozen": 5},
+            "seconds": {"training": 1.0},
+            "train_examples": 100,
+        }
+        write_json(folder.result(cell.id), result)
+    return summarize(plan, folder)
+
+
+def test_a_donor_that_helps_is_said_to_help(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.7, "wide-head": 0.71})
+    table = summary["tables"][0]
+    pairs = {(c["arm"], c["against"]): c for c in table["comparisons"]}
+    assert set(pairs) == {
+        ("graft", "host"),
+        ("random", "host"),
+        ("wide-head", "host"),
+        ("graft", "random"),
+        ("graft", "wide-head"),
+    }
+    assert pairs["graft", "host"]["significant"]
+    assert pairs["graft", "host"]["basis"] == "seeds and examples"
+    assert not pairs["random", "host"]["significant"]
+    assert "is not significant" in pairs["random", "host"]["words"]
+    assert pairs["graft", "host"]["mean"] == pytest.approx(0.1, abs=0.03)
+    low, high = pairs["graft", "host"]["crossed"]["interval"]
+    assert low < 0.1 < high
+    assert summary["verdict"].startswith("graft is better than host by")
+    assert summary["verdict"].endswith("It is also better than random and wide-head.")
+    row = table["rows"][0]
+    assert (row["arm"], row["seeds"], len(row["by_seed"])) == ("host", SEEDS, 3)
+    assert row["example_interval"][0] < row["mean"] < row["example_interval"][1]
+
+
+def test_a_control_that_does_as_well_is_named(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.8})
+    assert "graft is better than host" in summary["verdict"]
+    assert "not shown to be better than random" in summary["verdict"]
+
+
+def test_equal_arms(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.75, "graft": 0.75})
+    assert "is not significant (p = " in summary["verdict"]
+
+
+def test_several_tables(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, tests="all")
+    assert [(table["data"], table["test"]) for table in summary["tables"]] == [
+        ("films", "films"),
+        ("films", "shops"),
+        ("shops", "shops"),
+        ("shops", "films"),
+    ]
+    assert summary["verdict"].startswith("graft is significantly better than host in 4 of 4 comparisons")
+
+
+def test_one_seed_says_so(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.6, "graft": 0.8}, seeds=[1])
+    comparison = summary["tables"][0]["comparisons"][0]
+    assert comparison["basis"] == "examples"
+    assert "for this one seed" in comparison["words"]
+    assert summary["tables"][0]["rows"][0]["deviation"] is None
+
+
+def test_an_unfinished_study(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, skip=[("graft", 3), ("host", 2)])
+    assert summary["cells"] == {"planned": 6, "done": 4, "missing": 2, "failed": []}
+    assert summary["tables"][0]["comparisons"][0]["seeds"] == [1]
+    assert summary["verdict"].endswith("2 trainings are still missing.")
+    empty = made_up(
+        tmp_path / "empty", {"host": 0.7, "graft": 0.8}, skip=[(a, s) for a in ("host", "graft") for s in SEEDS]
+    )
+    assert empty["verdict"] == "Nothing is finished yet."
+
+
+def test_other_metrics_are_tested_over_the_seeds(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="accuracy")
+    assert summary["metric"] == "accuracy"
+    comparison = summary["tables"][0]["comparisons"][0]
+    assert comparison["t_test"] is not None
+    assert comparison["permutation"] == pytest.approx(0.25)
+
+
+def test_several_hosts_are_each_compared_with_their_own(tmp_path):
+    plan = StudyPlan.from_dict(
+        {"hosts": ["a/one", "b/two"], "donor": "c/llm", "arms": ["host", "graft"], "data": ["x"]}
+    )
+    shares = {"host@one": 0.6, "graft@one": 0.7, "host@two": 0.8, "graft@two": 0.9}
+    folder = StudyFolder(root=tmp_path)
+    rng = np.random.default_rng(0)
+    hard = rng.random(500)
+    for cell in plan.cells():
+        right = hard + rng.normal(0, 0.05, 500) < shares[cell.arm.name]
+        bits = "".join("1" if value else "0" for value in right)
+        write_json(
+            folder.result(cell.id),
+            {
+                "format": 1,
+                "arm": cell.arm.name,
+                "data": "x",
+                "fraction": 1.0,
+                "seed": cell.seed,
+                "tests": {"x": {"examples": 500, "scores": {"accuracy": float(right.mean())}, "correct": bits}},
+                "parameters": {"total": 10, "trained": 5},
+                "seconds": {"training": 1.0},
+                "train_examples": 100,
+            },
+        )
+    comparisons = summarize(plan, folder)["tables"][0]["comparisons"]
+    assert [(c["arm"], c["against"], c["significant"]) for c in comparisons] == [
+        ("graft@one", "host@one", True),
+        ("graft@two", "host@two", True),
+    ]
