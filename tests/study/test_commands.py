@@ -1,0 +1,135 @@
+"""`surgeon compare`, `sweep`, `select` and `synthesize` as a person calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from layer_surgeon.study import compare
+from layer_surgeon.study.cells import run_cell
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.synthesize import SynthesisConfig, synthesize
+from layer_surgeon_cli.main import app
+from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
+from tests.support.studies import tiny_parts
+from tests.support.tiny_models import save_quietly
+
+
+def surgeon(*arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return tiny_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture
+def plan_file(parts, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**parts, "arms": ["host", "wide-head"], "data": parts["data"][:1]}))
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch):
+    def run(cells, folder, workers):
+        for cell in cells:
+            run_cell(cell, folder)
+            yield cell, None
+
+    monkeypatch.setattr(compare, "run_local", run)
+
+
+def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path):
+    place = tmp_path / "study"
+    first = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--num-seeds", "1", "--json")
+    assert first.exit_code == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert (document["done"], document["ran"], document["failed"]) == (2, 2, {})
+    assert document["tables"] == json.loads((place / "summary.json").read_text())["tables"]
+    again = surgeon("compare", "--output", str(place))
+    assert again.exit_code == 0, again.stderr
+    assert "2 done, 0 of them now" in again.stdout
+    assert "wide-head" in again.stdout
+    refused = surgeon("compare", "--output", str(place), "--num-epochs", "2")
+    assert refused.exit_code == 2
+    assert "holds a study" in refused.stderr
+
+
+def test_a_dry_run_counts_and_times(plan_file, tmp_path):
+    place = tmp_path / "study"
+    result = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["cells"], document["done"]) == (4, 0)
+    assert set(document["seconds_per_step"]) == {"host", "wide-head"}
+    assert document["seconds"] > 0
+    assert not list((place / "cells").glob("*")) if (place / "cells").exists() else True
+
+
+def test_wrong_calls(tmp_path, plan_file):
+    both = surgeon("compare", "--config", str(plan_file), "--preset", "table-5")
+    assert (both.exit_code, "one plan" in both.stderr) == (2, True)
+    unknown = surgeon("compare", "--preset", "table-99")
+    assert (unknown.exit_code, "There is no preset" in unknown.stderr) == (2, True)
+    profiled = surgeon("compare", "--preset", "table-16")
+    assert (profiled.exit_code, "surgeon profile google-bert" in profiled.stderr) == (2, True)
+    taken = tmp_path / "taken.jsonl"
+    taken.touch()
+    there = surgeon("synthesize", "gpt2", "-l", "a", "-l", "b", "--output", str(taken))
+    assert (there.exit_code, "--force" in there.stderr) == (2, True)
+
+
+def test_texts_for_each_label(tmp_path):
+    folder = tmp_path / "writer"
+    save_quietly(tiny_gpt2(), folder)
+    task_tokenizer().save_pretrained(folder)
+    result = synthesize(
+        SynthesisConfig(model=str(folder), labels=("good", "bad"), per_label=7, max_new_tokens=6, batch_size=4),
+        output=tmp_path / "texts.jsonl",
+    )
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert result.counts == {"good": 7, "bad": 7}
+    assert [row["label"] for row in rows] == ["good"] * 7 + ["bad"] * 7
+    assert len({(row["text"], row["label"]) for row in rows}) == 14
+    assert all(row["text"].strip() == row["text"] != "" for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
+def test_killed_and_gone_on_with(plan_file, tmp_path):
+    """kill -9 of command and trainings, as soon as the first training is done; then the same table as without."""
+    command = [sys.executable, "-m", "layer_surgeon_cli.main", "compare", "--config", str(plan_file), "--quiet"]
+
+    def start(place):
+        arguments = [*command, "--output", str(place)]
+        return subprocess.Popen(arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    killed = start(tmp_path / "killed")
+    cells = tmp_path / "killed" / "cells"
+    while not (cells.is_dir() and any(cells.iterdir())):
+        assert killed.poll() is None, killed.stderr.read().decode()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    done = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 1 <= len(done) < 4
+
+    for place in ("killed", "whole"):
+        process = start(tmp_path / place)
+        _, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    results = [
+        {cell["id"]: (cell["tests"], cell["history"]) for cell in StudyFolder(root=tmp_path / place).results()}
+        for place in ("killed", "whole")
+    ]
+    assert len(results[0]) == 4
+    assert results[0] == results[1]
