@@ -167,8 +167,8 @@ def show(summary: dict[str, Any]) -> str:
     lines = [table(("arm", "epoch (median)", "processor", "accuracy (mean)", "deviation"), rows), ""]
     lines.append(
         f"fixed / ours {summary['fixed_over_ours']:.2f} (processor {summary['fixed_over_ours_cpu']:.2f}), ours / host "
-        f"alone {summary['ours_over_host_alone']:.3f} (processor {summary['ours_over_host_alone_cpu']:.3f}), difference "
-        f"of accuracies {summary['accuracy_difference']:.4f}"
+        f"alone {summary['ours_over_host_alone']:.3f} (processor {summary['ours_over_host_alone_cpu']:.3f}), "
+        f"difference of accuracies {summary['accuracy_difference']:.4f}"
     )
     lines += [f"{'met' if met else 'NOT MET'}: {aim}" for aim, met in summary["aims"].items()]
     return "\n".join(lines)
