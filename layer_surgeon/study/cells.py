@@ -91,7 +91,7 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         config = FinetuneConfig.from_settings(config, data.columns)
         train, validation = data.part("train"), data.part("validation")
         if cell.arm.synthetic is not None:
-            train, validation = str(synthetic_file(cell.arm, cell.data, folder)), validation or train
+            train = str(synthetic_file(cell.arm, cell.data, folder))
     else:
         spec = next(entry for entry in StudyPlan.read(folder.plan).data if entry.name == cell.data)
         config = FinetuneConfig.from_settings(config, spec.columns)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from layer_surgeon.errors import WorkspaceError
+from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.arms import ARMS
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
@@ -12,7 +12,7 @@ from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from tests.support.classification import Recorder
-from tests.support.studies import tiny_parts, tiny_plan
+from tests.support.studies import tiny_parts, tiny_plan, write_data
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,21 @@ def test_a_failed_cell_is_shown_and_stops_nothing(parts, tmp_path):
     assert any(text.startswith("Failed: broken on films, seed 1: ") and "nowhere" in text for text in progress.notices)
     failed = result.summary["cells"]["failed"]
     assert [(cell["arm"], cell["error"]["type"]) for cell in failed] == [("broken", "SourceNotFoundError")]
+
+
+def test_an_arm_that_trains_on_written_texts(parts, tmp_path):
+    """It sees no row of the real training data: neither to train on, nor to choose the best epoch by."""
+    written = write_data(tmp_path, "written", count=24, seed=9)
+    plan = tiny_plan(
+        parts, arms=["host", {"name": "zerogen", "synthetic": {"file": written}}], seeds=[1], data=parts["data"][:1]
+    )
+    results = {cell["arm"]: cell for cell in in_this_process(plan, tmp_path / "study").values()}
+    assert results["zerogen"]["train_examples"] + results["zerogen"]["validation"]["examples"] == 24
+    assert results["host"]["train_examples"] + results["host"]["validation"]["examples"] == 48
+    assert [results[name]["tests"]["films"]["examples"] for name in ("host", "zerogen")] == [12, 12]
+    nameless = tiny_plan(parts, arms=["host", "zerogen"], seeds=[1])
+    with pytest.raises(ConfigError, match="which model writes them"):
+        prepare_study(nameless, StudyFolder(root=tmp_path / "nameless"), Recorder())
 
 
 def test_two_commands_on_one_folder(parts, tmp_path):
