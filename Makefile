@@ -20,10 +20,11 @@ docs: .venv/.docs-ready  ## build the documentation into site/
 bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/benchmarks.md
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.network
+	$(BIN)/python -m benchmarks.graft
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
 fuzz: .venv/.ready  ## the long runs: spoiled files by the hundred thousand, kills by the hundred
-	SURGEON_FUZZ=100000 SURGEON_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/extract/test_kills.py
+	SURGEON_FUZZ=100000 SURGEON_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/extract/test_kills.py tests/finetune/test_kills.py
 clean:  ## remove the environments and everything built
 	rm -rf .venv .venv-min .venv-peers site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
