@@ -108,6 +108,8 @@ def test_ctrl_c(graft, place):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # What a shell starts in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list(place.glob("run.unfinished/checkpoints/*/trainer_state.json")):
         time.sleep(0.05)
