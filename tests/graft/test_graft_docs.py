@@ -89,7 +89,7 @@ def test_the_drawing_has_a_graft_for_each_kind_of_host():
     kinds = (
         "encoder: BERT, ModernBERT, ...",
         "encoder-decoder: T5, BART, ...",
-        "decoder that writes: SmolLM2, GPT-2, ...",
+        "decoder: SmolLM2, GPT-2, ...",
     )
     assert set(kinds) <= set(texts)
     assert "(assets/graft-kinds.svg)" in PAGE
