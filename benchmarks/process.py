@@ -98,8 +98,8 @@ def _tree(root: int) -> list[int]:
     found = [root]
     for pid in found:
         try:
-            for task in os.scandir(f"/proc/{pid}/task"):
-                found += map(int, Path(task.path, "children").read_text().split())
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
         except OSError:
             # It ended in between.
             continue

@@ -151,6 +151,8 @@ def load_host(
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
+                # Where peft is installed, transformers looks for adapters too; before 5.24 at `main`.
+                adapter_kwargs={} if commit is None else {"revision": commit},
                 **keywords,
             )
     # transformers only logs this, and goes on with random numbers in their place.
