@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from layer_surgeon.checkpoint.sources.base import Source
@@ -135,6 +136,19 @@ def read_header(source: Source, file: str) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{file} has {size} bytes, too few for a safetensors file. Copy or download it again.")
     length = parse_header_length(source.read_range(file, 0, LENGTH_BYTES), file, size)
     return parse_header(source.read_range(file, LENGTH_BYTES, length), file, size)
+
+
+def read_local_header(path: Path) -> dict[str, TensorInfo]:
+    """Read and check the header of a file on a local disk, with its name alone as the tensors' `file`.
+
+    Raises:
+        CheckpointError: The header is not what the file's size and the format allow.
+        OSError: The file can't be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = parse_header_length(file.read(LENGTH_BYTES).ljust(LENGTH_BYTES, b"\xff"), path.name, size)
+        return parse_header(file.read(length), path.name, size)
 
 
 def parse_header_length(raw: bytes, file: str, size: int) -> int:

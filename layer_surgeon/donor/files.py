@@ -1,22 +1,21 @@
 """The files of a layer artifact: its config, its weights, and the papers that go with them."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES as _DTYPES
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from layer_surgeon.checkpoint import TensorInfo
+from layer_surgeon.checkpoint.safetensors import read_local_header
 from layer_surgeon.donor.config import SurgeonDonorConfig
-from layer_surgeon.errors import ArtifactError, SourceError
+from layer_surgeon.errors import ArtifactError, CheckpointError, SourceError
 
-_SIZE_BYTES = 8  # of the number with which a safetensors file begins
 # What a donor repo's terms want passed on with its weights, and the model card.
 _PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -60,25 +59,19 @@ def read_weights(path: str, hub: Mapping[str, Any], widened: torch.dtype | None 
     """
     file = _find_weights(path, hub)
     try:
-        with safe_open(file, framework="pt") as checked:
-            names = list(checked.keys())
-    except SafetensorError as error:
+        infos = read_local_header(file)
+    except CheckpointError as error:
         raise ArtifactError(
-            f"{file} is damaged: {error}. A whole safetensors file was expected; extract the layer again."
+            f"{file} is damaged: {error} A whole safetensors file was expected; extract the layer again."
         ) from error
-    tensors = {}
-    with Path(file).open("rb") as opened:
-        size = int.from_bytes(opened.read(_SIZE_BYTES), "little")
-        header = json.loads(opened.read(size))
-        for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
-            opened.seek(_SIZE_BYTES + size + header[name]["data_offsets"][0])
-            tensors[name] = _widen(_read_tensor(opened, header[name]), widened)
-    return tensors
+    with file.open("rb") as opened:
+        return {name: _widen(_read_tensor(opened, info), widened) for name, info in infos.items()}
 
 
-def _read_tensor(file: BinaryIO, entry: Mapping[str, Any]) -> Tensor:
-    tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+def _read_tensor(file: BinaryIO, info: TensorInfo) -> Tensor:
+    tensor = torch.empty(info.shape, dtype=_DTYPES[info.dtype])
     if tensor.numel():
+        file.seek(info.offset)
         file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]  # it has it
     return tensor
 
@@ -88,9 +81,9 @@ def _widen(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if wider else tensor
 
 
-def _find_weights(path: str, hub: Mapping[str, Any]) -> str:
+def _find_weights(path: str, hub: Mapping[str, Any]) -> Path:
     try:
-        return str(cached_file(path, SAFE_WEIGHTS_NAME, **hub))
+        return Path(cached_file(path, SAFE_WEIGHTS_NAME, **hub))
     except OSError as error:
         kind = ArtifactError if Path(path).is_dir() else SourceError
         raise kind(

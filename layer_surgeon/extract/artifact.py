@@ -14,14 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon.checkpoint.safetensors import (
-    LENGTH_BYTES,
-    MAX_HEADER_BYTES,
-    SINGLE_FILE,
-    parse_header,
-    parse_header_length,
-    parse_json_object,
-)
+from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import ArtifactError, CheckpointError
@@ -97,12 +90,8 @@ class LayerArtifact:
         Raises:
             ArtifactError: The file is missing or damaged.
         """
-        path = self.path / SINGLE_FILE
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                length = parse_header_length(file.read(LENGTH_BYTES).ljust(LENGTH_BYTES, b"\xff"), SINGLE_FILE, size)
-                return list(parse_header(file.read(min(length, MAX_HEADER_BYTES)), SINGLE_FILE, size).values())
+            return list(read_local_header(self.path / SINGLE_FILE).values())
         except (OSError, CheckpointError) as error:
             raise ArtifactError(f"{self.path} is not a whole layer artifact: {error} {_HOW_TO_MAKE}") from error
 
