@@ -14,6 +14,9 @@ Residual = Literal["none", "gated"]
 DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
+# By what a folder is known to hold a graft, and where in it the layer artifact of a frozen donor lies.
+MODEL_TYPE = "surgeon_graft"
+DONOR_FOLDER = "donor"
 ENCODER_OUTPUT = "encoder_output"
 EMBEDDINGS = "embeddings"
 _DROPOUT = 0.2

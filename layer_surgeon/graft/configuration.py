@@ -7,7 +7,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.config import MODEL_TYPE, GraftConfig
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
 
@@ -27,7 +27,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         graft: The fields of `GraftConfig`, labels apart; `pooling` and `attention` are never None here.
     """
 
-    model_type = "surgeon_graft"
+    model_type = MODEL_TYPE
     sub_configs = {"host_config": AutoConfig}
 
     host_config: Any = None

@@ -16,7 +16,7 @@ from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.int8 import check_available
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
 from layer_surgeon.extract import LayerArtifact
-from layer_surgeon.extract.artifact import is_artifact
+from layer_surgeon.extract.artifact import MODEL_TYPE, is_artifact
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.translate import hub_errors
 
@@ -130,7 +130,7 @@ def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) 
         except (EntryNotFoundError, ValueError):
             config = {}
         # Before anything large: a language model's own repo would be hundreds of GB.
-        if config.get("model_type") != "surgeon_donor":
+        if config.get("model_type") != MODEL_TYPE:
             raise ArtifactError(
                 f"The repo {name!r} is no layer artifact. If it is a language model, take a layer out first: "
                 f"surgeon extract {name} --layer -1"

@@ -14,9 +14,10 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
 from layer_surgeon.graft.card import write_card
+from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.devices import place_donor, plan_devices
-from layer_surgeon.graft.donor_store import DONOR_FOLDER, find_stored_donor, store_donor
+from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
 from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
@@ -26,8 +27,9 @@ from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of,
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
 
-# What says where a file lies, among the keyword arguments of from_pretrained.
+# What is for an upload, among the keyword arguments of save_pretrained.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
+# What says where a file lies, among the keyword arguments of from_pretrained.
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 

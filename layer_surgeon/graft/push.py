@@ -6,19 +6,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, metadata_load, metadata_save
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, GraftError, SourceAccessError, SourceError
+from layer_surgeon.extract.artifact import MODEL_TYPE as LAYER
+from layer_surgeon.graft.config import DONOR_FOLDER
+from layer_surgeon.graft.config import MODEL_TYPE as GRAFT
 
-# That of donor_store, which needs torch; an upload doesn't.
-DONOR_FOLDER = "donor"
-_GRAFT, _LAYER = "surgeon_graft", "surgeon_donor"
 # What lies beside a model and is for nobody else: training state, logs, half-written files.
 _PRIVATE = [".*", "*.tmp", "checkpoint-*/*", "runs/*", "*/.*"]
 
@@ -76,7 +76,7 @@ def push_graft(
     folder = Path(folder)
     config = _read(folder)
     donor = config.get("donor") or {}
-    frozen = config.get("model_type") == _GRAFT and bool(donor) and not config["graft"].get("train_donor")
+    frozen = config.get("model_type") == GRAFT and bool(donor) and not config["graft"].get("train_donor")
     if frozen and include_donor and not (folder / DONOR_FOLDER).is_dir():
         raise GraftError(
             f"{folder} was saved without its donor layer. Load it and save it with include_donor=True, or upload it "
@@ -111,7 +111,7 @@ def upload(
 ) -> tuple[CommitInfo, list[str]]:
     """Make the repo where there is none, and upload a folder in one commit; the commit, and the files' paths."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = [name for name in names if not any(fnmatch(name, pattern) for pattern in ignored or ())]
+    files = list(filter_repo_objects(names, ignore_patterns=ignored))
     with _upload_errors(repo_id):
         api = HfApi(token=token, library_name="layer_surgeon")
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -149,7 +149,7 @@ def _read(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         config = None
-    if not isinstance(config, dict) or config.get("model_type") not in (_GRAFT, _LAYER):
+    if not isinstance(config, dict) or config.get("model_type") not in (GRAFT, LAYER):
         raise GraftError(
             f"{folder} is neither a graft nor a layer artifact. Name a folder that surgeon graft, finetune or extract "
             "has made; for any other there is: hf upload REPO FOLDER"
