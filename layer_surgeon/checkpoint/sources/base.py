@@ -11,7 +11,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class Source(Protocol):
-    """A folder, file or Hub repo. Files are named by POSIX paths relative to its root.
+    """A folder, a file, a Hub repo or a URL. Files are named by POSIX paths relative to its root.
 
     Making one checks that the place exists, and for a Hub repo resolves the revision to a commit at which everything
     is then read. `read_range` and `stream_range` may be called from several threads at once.
@@ -21,10 +21,10 @@ class Source(Protocol):
     """
 
     name: str
-    """What the user typed: a path or a repo id."""
+    """What the user typed: a path, a repo id or a URL, without secrets."""
 
     kind: str
-    """`folder`, `file` or `hub`."""
+    """`folder`, `file`, `hub` or `url`."""
 
     commit: str | None
     """The 40-hex commit that is read; None where a place has none."""

@@ -8,8 +8,7 @@ import fsspec  # type: ignore[import-untyped]  # it has no types
 from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # it has no types
 
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits, TroubleError
-from layer_surgeon.checkpoint.sources.local import WEIGHTS
-from layer_surgeon.checkpoint.sources.shards import parts_of
+from layer_surgeon.checkpoint.sources.shards import without_other_models
 from layer_surgeon.checkpoint.sources.url import Stat, changed
 from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceError, SourceNotFoundError
 
@@ -97,8 +96,7 @@ class FsspecFiles:
             return found
         if file not in found:
             raise SourceNotFoundError(f"There is no file {file} in {self._protocol}://{self._root}. Check the URL.")
-        parts = set(parts_of(file))
-        return {name: size for name, size in found.items() if name in parts or not name.endswith(WEIGHTS)}
+        return without_other_models(found, file)
 
     def stat(self, file: str) -> Stat:
         """Size and version, asked anew."""

@@ -10,8 +10,14 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile
-from layer_surgeon.checkpoint.sources.local import WEIGHTS, FolderSource
-from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, MAX_INDEX_BYTES, parts_of, shards_of_index
+from layer_surgeon.checkpoint.sources.local import FolderSource
+from layer_surgeon.checkpoint.sources.shards import (
+    INDEX_FILES,
+    MAX_INDEX_BYTES,
+    WEIGHTS,
+    shards_of_index,
+    without_other_models,
+)
 from layer_surgeon.errors import SourceError, SourceNotFoundError
 
 _LOGGER = logging.getLogger(__name__)
@@ -157,5 +163,4 @@ def part_of_repo(files: Iterable[str], path: str) -> dict[str, str]:
         return {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
     folder = PurePosixPath(path).parent
     beside = {PurePosixPath(file).name: file for file in files if PurePosixPath(file).parent == folder}
-    parts = set(parts_of(PurePosixPath(path).name))
-    return {name: file for name, file in beside.items() if name in parts or not name.endswith(WEIGHTS)}
+    return without_other_models(beside, PurePosixPath(path).name)

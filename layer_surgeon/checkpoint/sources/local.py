@@ -8,11 +8,10 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
-from layer_surgeon.checkpoint.sources.shards import parts_of
+from layer_surgeon.checkpoint.sources.shards import without_other_models
 from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceError, SourceNotFoundError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".index.json")
 
 
 class FolderSource:
@@ -167,10 +166,7 @@ class FileSource(FolderSource):
 
     def list_files(self) -> dict[str, int | None]:
         """The file itself and its neighbours; other weights are left out, but for the other parts of a split model."""
-        parts = set(parts_of(self.file))
-        return {
-            file: size for file, size in super().list_files().items() if file in parts or not file.endswith(WEIGHTS)
-        }
+        return without_other_models(super().list_files(), self.file)
 
 
 def _explain(error: OSError, what: str) -> SourceError:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from layer_surgeon.checkpoint.sources.base import Chunk, Source
-from layer_surgeon.checkpoint.sources.local import WEIGHTS
+from layer_surgeon.checkpoint.sources.shards import WEIGHTS
 from layer_surgeon.errors import SourceChangedError, SourceError
 
+_MAGIC = b"GGUF"
 # What a piece of a file that was cut is called: model.gguf.part00, model.gguf-split-a, model.gguf.part1of2.
 _CUT_NAME = re.compile(r"(.+?\.gguf)[.-].+", re.IGNORECASE)
 
@@ -158,9 +159,6 @@ def join_parts(sources: Sequence[Source], names: Sequence[str | os.PathLike[str]
         if source.size(file) < len(_MAGIC) or source.read_range(file, 0, len(_MAGIC)) != _MAGIC:
             return CutSource(parts)
     return PartsSource(parts)
-
-
-_MAGIC = b"GGUF"
 
 
 def _only_file(source: Source, name: str | os.PathLike[str]) -> str:

@@ -2,7 +2,12 @@
 
 import json
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
+_T = TypeVar("_T")
+
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".index.json")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The index of DeepSeek-V3, 163 shards and 91,991 tensors, has 9 MB.
 MAX_INDEX_BYTES = 50_000_000
@@ -39,6 +44,17 @@ def parts_of(file: str) -> tuple[str, ...]:
         return (file,)
     count = int(match["count"])
     return tuple(f"{match['stem']}-{number:05}-of-{count:05}{match['suffix']}" for number in range(1, count + 1))
+
+
+def without_other_models(files: Mapping[str, _T], file: str) -> dict[str, _T]:
+    """What belongs to the checkpoint that one file names: no other weights, but all parts of a split model.
+
+    Args:
+        files: What lies in its folder, by name.
+        file: The file's name there.
+    """
+    parts = parts_of(file)
+    return {name: value for name, value in files.items() if name in parts or not name.endswith(WEIGHTS)}
 
 
 def _lies_inside(file: str) -> bool:
