@@ -53,7 +53,7 @@ def quantise(donor: PreTrainedModel) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             wide = nn.Parameter(parameter.detach().to(torch.float32), requires_grad=False)
             setattr(module, name, wide)
-        if _is_linear(module):
+        if _make_linear(module):
             quantize_(module, config)
     for _, module in list(installed(donor)):
         if module.needed.blocks > 1:
@@ -61,8 +61,8 @@ def quantise(donor: PreTrainedModel) -> None:
             module.one_key = False
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it computes what `nn.Linear` does; one of a family's own class (falcon) is made an `nn.Linear` then."""
+def _make_linear(module: nn.Module) -> bool:
+    """Make a linear map of a family's own class (falcon) an `nn.Linear`; False where it computes something else."""
     if not isinstance(module, nn.Linear):
         return False
     kept: Any = module

@@ -2,7 +2,7 @@
 
 The softmax of one score is 1. The paper's classification sends one vector per text through the donor, so there the
 products for queries and keys, which are 42 M of the 218 M of a layer of Llama-3.1-8B, change nothing. Which ones these
-are is found by `influence`, and checked against the full layer when a donor is loaded (`probe`).
+are is found by `influence`, and checked against the full layer when a donor is loaded (`DonorLayer.probe`).
 
 A linear map some of whose outputs don't count becomes one of the classes here. They are those of transformers and torch
 with another forward, so that names and weights, copies, conversions, adapters and saved files stay what they were.
