@@ -62,14 +62,15 @@ def open_table(source: Source) -> TensorTable:
 
 def _gguf_models(source: Source, candidates: Sequence[str]) -> list[tuple[str, ...]]:
     """The files that name each GGUF model: one, or all parts where they were listed."""
-    found = [file for file in candidates if file.lower().endswith(".gguf")]
     if isinstance(source, PartsSource):
         return [source.files]
     # Of a split model any part stands for all, whether they are there or not.
-    models = list(dict.fromkeys(parts_of(file)[0] for file in found))
-    named = {parts_of(file)[0]: file for file in reversed(found)}
-    plain = [model for model in models if not model.lower().startswith(_GGUF_EXTRAS)]
-    return [(named[model],) for model in plain or models]
+    models: dict[str, str] = {}
+    for file in candidates:
+        if file.lower().endswith(".gguf"):
+            models.setdefault(parts_of(file)[0], file)
+    plain = [file for model, file in models.items() if not model.lower().startswith(_GGUF_EXTRAS)]
+    return [(file,) for file in plain or models.values()]
 
 
 def _read_index(source: Source, files: Mapping[str, int | None], index: str) -> tuple[bytes, Mapping[str, Any]]:

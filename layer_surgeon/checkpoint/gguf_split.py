@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from layer_surgeon.checkpoint.gguf_header import MAX_HEADER_BYTES, GgufHeader, MetadataEntry, read_gguf_header
+from layer_surgeon.checkpoint.gguf_header import MAX_HEADER_BYTES, GgufHeader, read_gguf_header
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.sources.shards import parts_of
 from layer_surgeon.errors import CheckpointError, SourceNotFoundError
@@ -61,21 +61,19 @@ def _check_listed(source: Source, named: str, parts: Sequence[str]) -> None:
 
 def _read_parts(source: Source, parts: Sequence[str]) -> list[GgufHeader]:
     """The header of each part; the first may be long, for it has the vocabulary."""
-    headers: dict[str, GgufHeader] = {}
     # In a list the first part may stand anywhere, so that only names tell which one may be long.
     first = parts[0] if parts_of(parts[0]) == tuple(parts) else None
 
-    def read(part: str) -> None:
+    def read(part: str) -> GgufHeader:
         limit = MAX_HEADER_BYTES if first in (part, None) else _MAX_LATER_HEADER_BYTES
         try:
-            headers[part] = read_gguf_header(source, part, max_bytes=limit)
+            return read_gguf_header(source, part, max_bytes=limit)
         except SourceNotFoundError as error:
             raise SourceNotFoundError(f"One of the {len(parts)} parts of a split model is missing. {error}") from error
 
     workers = 1 if first is None else min(source.connections, len(parts))
     with ThreadPoolExecutor(workers, thread_name_prefix="header") as pool:
-        list(pool.map(read, parts))
-    return [headers[part] for part in parts]
+        return list(pool.map(read, parts))
 
 
 def _join(headers: list[GgufHeader]) -> GgufHeader:
@@ -123,7 +121,7 @@ def _check_tensors(headers: list[GgufHeader], found: int, names: Counter[str]) -
 
 
 def _split_number(header: GgufHeader, key: str) -> int | None:
-    entry: MetadataEntry | None = header.metadata.get(key)
+    entry = header.metadata.get(key)
     if entry is None:
         return None
     if type(entry.value) is not int or entry.count != 1:

@@ -43,7 +43,8 @@ def describe_quantization(config: Mapping[str, Any]) -> str | None:
         return None
     bits = settings.get("bits")
     method = str(settings.get("quant_method") or "unnamed method")
-    kind = settings.get({"compressed-tensors": "format", "modelopt": "quant_algo"}.get(method, ""))
+    condition = _FP8.get(method)
+    kind = None if condition is None else settings.get(condition[0])
     described = f"{method} ({kind})" if isinstance(kind, str) else method
     return f"{described}, {bits} bits" if bits else described
 
