@@ -3,10 +3,18 @@
 import random
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
+from layer_surgeon.finetune.tasks import TaskContext
+from layer_surgeon.workspace import Workspace
+from tests.support.classification import bert_config
+
+_FAST = {"num_epochs": 1, "batch_size": 8, "learning_rate": 5e-3, "max_length": 40}
 _NAMES = ["anna", "bob", "carl", "dora"]
 _PLACES = ["rome", "paris", "berlin"]
 _REST = ["the", "went", "to", "saw", "and", "then", "a", "in", "day", "who", "where", "?", "."]
@@ -98,3 +106,24 @@ def tiny_gpt2(seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=2)
     )
+
+
+def bert(kind: Any, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(bert_config(**settings))
+
+
+def train(model: Any, workspace: Workspace, data: Any, **arguments: Any) -> FinetuneResult:
+    return finetune_model(model, data, workspace=workspace, tokenizer=task_tokenizer(), **(_FAST | arguments))
+
+
+def context_of(model: Any, **settings: Any) -> TaskContext:
+    return TaskContext(tokenizer=task_tokenizer(), model=model, config=FinetuneConfig(**settings))
+
+
+def refused(model: Any, workspace: Workspace, data: Any, says: str) -> None:
+    """Before anything is trained or written."""
+    with pytest.raises(DataError) as error:
+        train(model, workspace, data)
+    assert says in str(error.value), str(error.value)
+    assert not workspace.root.exists()
