@@ -20,6 +20,8 @@ from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChanged
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"
 _OLD = ".old"
+# What `mkdtemp` puts into a name. Without a dot in it, what `out.v2` had to replace is no leftover of `out`.
+_RANDOM = "[a-z0-9_]" * 8
 
 
 class Staging:
@@ -90,7 +92,7 @@ class Staging:
 
     def _remove_old(self) -> None:
         """Remove what was replaced, now and by runs that were killed in the last moment."""
-        for old in self._folder.parent.glob(f".{glob.escape(self._folder.name)}.*{_OLD}"):
+        for old in self._folder.parent.glob(f".{glob.escape(self._folder.name)}.{_RANDOM}{_OLD}"):
             shutil.rmtree(old)
 
     def drop(self) -> None:

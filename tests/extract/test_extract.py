@@ -139,6 +139,16 @@ def test_force_also_replaces_what_is_known_of_the_same_bytes(donor, tmp_path):
     assert extract_layer(copy, -1, tmp_path / "out").sha256 == artifact.sha256
 
 
+def test_what_another_artifact_had_to_replace_is_no_leftover(donor, tmp_path):
+    """A run that was killed between its two renames left the only copy of `out.v2` beside it."""
+    kept = extract_layer(donor, 0, tmp_path / ".out.v2.abcd1234.old" / "out.v2")
+    leftover = tmp_path / ".out.abcd1234.old" / "out"
+    leftover.mkdir(parents=True)
+    extract_layer(donor, -1, tmp_path / "out")
+    kept.verify()
+    assert not leftover.parent.exists()
+
+
 def test_a_changed_source_is_another_layer(donor, tmp_path):
     extract_layer(donor, -1, tmp_path / "out")
     shard = sorted(donor.glob("*.safetensors"))[-1]
