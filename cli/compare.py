@@ -1,16 +1,27 @@
 """`surgeon compare`: a study of arms, seeds, data sets and test sets."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layer_surgeon.errors import TrainingError
-from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
-from .ui import Ui, format_seconds
+from .studies import (
+    TRAINING,
+    AddressOption,
+    DryRunOption,
+    Executor,
+    ExecutorOption,
+    HostOption,
+    OutputOption,
+    Scale,
+    ScaleOption,
+    WorkersOption,
+)
+from .ui import Ui, format_count, format_seconds
 
 if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
@@ -22,21 +33,14 @@ app = new_app()
 _FIRST_SEED = 2023
 
 
-@command(
-    app,
-    settings=FinetuneConfig,
-    without=("seed", "train_fraction", "task"),
-    panel="Training settings (the paper's where none is given)",
-)
+@command(app, **TRAINING)
 def compare(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the plan of the study.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="A plan that comes along: table-1 ... table-20, figure-2, figure-3.")
     ] = None,
-    scale: Annotated[
-        Literal["full", "small"], typer.Option(help="small: models and data that need no Hub and no GPU.")
-    ] = "full",
-    host: Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")] = None,
+    scale: ScaleOption = "full",
+    host: HostOption = None,
     donor: Annotated[
         str | None, typer.Option(help="The large model, or a layer artifact. [dim](default: the latest layer)[/]")
     ] = None,
@@ -55,13 +59,11 @@ def compare(
         list[float] | None, typer.Option("--fraction", help="Share of the training data; repeat it.")
     ] = None,
     num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="Runs of each arm. [dim](default: 5)[/]")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the study (default: in the workspace).")
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", help="Trainings at the same time.")] = 1,
-    executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs them.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many runs, and how long.")] = False,
+    output: OutputOption = None,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    dry_run: DryRunOption = False,
     *,
     given: dict[str, Any],
     ui: Ui,
@@ -86,7 +88,7 @@ def make_plan(
     *,
     config: Path | None,
     preset: str | None,
-    scale: Literal["full", "small"],
+    scale: Scale,
     output: Path | None,
     said: dict[str, Any],
     num_seeds: int | None,
@@ -112,7 +114,7 @@ def make_content(
     *,
     config: Path | None,
     preset: str | None,
-    scale: Literal["full", "small"],
+    scale: Scale,
     said: dict[str, Any],
     num_seeds: int | None,
     given: dict[str, Any],
@@ -160,7 +162,7 @@ def run_plan(
     folder: Path,
     *,
     workers: int,
-    executor: Literal["local", "ray"],
+    executor: Executor,
     address: str | None,
     dry_run: bool,
     ui: Ui,
@@ -211,7 +213,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                 row["arm"],
                 len(row["seeds"]),
                 f"{row['mean']:.4f}",
-                _signed(row["deviation"]),
+                _deviation(row["deviation"]),
                 _trained(result, row["arm"]),
             )
             for row in table["rows"]
@@ -237,7 +239,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     ui.facts({**facts, "study": result.path})
 
 
-def _signed(value: float | None) -> str:
+def _deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
@@ -248,7 +250,5 @@ def _span(comparison: dict[str, Any]) -> str:
 
 
 def _trained(result: "StudyResult", arm: str) -> str:
-    from .ui import format_count
-
     counts = result.summary["arms"][arm]["parameters"]
     return "" if counts is None else format_count(counts["trained"])

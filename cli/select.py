@@ -1,14 +1,14 @@
 """`surgeon select`: the best layer at a fraction of a sweep."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layer_surgeon.errors import TrainingError
-from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app
+from .studies import TRAINING, BaseOption, DonorArgument, HostOption, LayersOption, ScaleOption, WorkersOption
 from .sweep import sweep_plan
 from .ui import Ui
 
@@ -18,31 +18,20 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(
-    app,
-    settings=FinetuneConfig,
-    without=("seed", "train_fraction", "task"),
-    panel="Training settings (the paper's where none is given)",
-)
+@command(app, **TRAINING)
 def select(
-    donor: Annotated[
-        str | None, typer.Argument(help="The large model: a folder, file or repo id (default: Llama-3.1-8B).")
-    ] = None,
-    layers: Annotated[str, typer.Option("--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4.")] = "all",
-    host: Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")] = None,
+    donor: DonorArgument = None,
+    layers: LayersOption = "all",
+    host: HostOption = None,
     data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set (default: sst2).")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file with a plan, as for compare; its arms don't count.")
-    ] = None,
-    scale: Annotated[
-        Literal["full", "small"], typer.Option(help="small: models and data that need no Hub and no GPU.")
-    ] = "full",
+    config: BaseOption = None,
+    scale: ScaleOption = "full",
     num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="In the last rung. [dim](default: 5)[/]")] = None,
     probe: Annotated[bool, typer.Option(help="Begin with a probe that needs no training.")] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; that of a sweep lends its runs (default: workspace).")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", help="Trainings at the same time.")] = 1,
+    workers: WorkersOption = 1,
     *,
     given: dict[str, Any],
     ui: Ui,

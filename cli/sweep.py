@@ -1,50 +1,49 @@
 """`surgeon sweep`: which layer of the donor, by training with each."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from layer_surgeon.finetune.config import FinetuneConfig
-
 from .command import command, new_app, usage
 from .compare import make_content, run_plan
+from .studies import (
+    TRAINING,
+    AddressOption,
+    BaseOption,
+    DonorArgument,
+    DryRunOption,
+    ExecutorOption,
+    HostOption,
+    LayersOption,
+    OutputOption,
+    Scale,
+    ScaleOption,
+    WorkersOption,
+)
 from .ui import Ui
 
 app = new_app()
 
 
-@command(
-    app,
-    settings=FinetuneConfig,
-    without=("seed", "train_fraction", "task"),
-    panel="Training settings (the paper's where none is given)",
-)
+@command(app, **TRAINING)
 def sweep(
-    donor: Annotated[
-        str | None, typer.Argument(help="The large model: a folder, file or repo id (default: Llama-3.1-8B).")
-    ] = None,
-    layers: Annotated[str, typer.Option("--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4.")] = "all",
-    host: Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")] = None,
+    donor: DonorArgument = None,
+    layers: LayersOption = "all",
+    host: HostOption = None,
     data: Annotated[
         list[str] | None, typer.Option("--dataset", "-d", help="A data set; repeat it for several (default: sst2).")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file with a plan, as for compare; its arms don't count.")
-    ] = None,
-    scale: Annotated[
-        Literal["full", "small"], typer.Option(help="small: models and data that need no Hub and no GPU.")
-    ] = "full",
+    config: BaseOption = None,
+    scale: ScaleOption = "full",
     num_seeds: Annotated[
         int | None, typer.Option("--num-seeds", help="Runs of each layer. [dim](default: 5)[/]")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the study (default: in the workspace).")
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", help="Trainings at the same time.")] = 1,
-    executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs them.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many runs, and how long.")] = False,
+    output: OutputOption = None,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    dry_run: DryRunOption = False,
     *,
     given: dict[str, Any],
     ui: Ui,
@@ -86,7 +85,7 @@ def sweep_plan(
     host: str | None,
     data: list[str] | None,
     config: Path | None,
-    scale: Literal["full", "small"],
+    scale: Scale,
     num_seeds: int | None,
     given: dict[str, Any],
     folder: Path,
