@@ -16,7 +16,7 @@ from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tasks.base import FinetuneTask, LossFunction, Outputs, TaskContext
-from layer_surgeon.finetune.tasks.seq2seq import TextPrediction, decode
+from layer_surgeon.finetune.tasks.seq2seq import TextPrediction, decode, write
 from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize_texts
 
 _IGNORED = -100
@@ -134,11 +134,8 @@ class CausalLM(FinetuneTask):
         """Summed loss and number of predicted tokens, [batch] each; of prompts what was written, [batch, written]."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if "labels" not in batch:
-            config, inputs = context.config, _padded_left(inputs)
-            written = getattr(model, "module", model).generate(
-                **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
-            )
-            return (written[:, inputs["input_ids"].shape[1] :],)
+            inputs = _padded_left(inputs)
+            return (write(model, inputs, context)[:, inputs["input_ids"].shape[1] :],)
         targets = batch["labels"][:, 1:]
         logits = model(**inputs).logits[:, :-1].float()
         losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
@@ -166,10 +163,6 @@ class CausalLM(FinetuneTask):
         return [
             TextPrediction(text=text, written=new) for text, new in zip(_texts(examples).texts, written, strict=True)
         ]
-
-
-def _block(tokens: list[int]) -> dict[str, list[int]]:
-    return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": [_IGNORED, *tokens[1:]]}
 
 
 def _padded_left(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -107,10 +107,7 @@ class Seq2Seq(FinetuneTask):
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
         """What was written, [batch, written], and with labels their summed loss and their number, [batch] each."""
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_input_ids")}
-        config = context.config
-        written = getattr(model, "module", model).generate(
-            **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
-        )
+        written = write(model, inputs, context)
         if "labels" not in batch:
             return (written,)
         teacher = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -148,6 +145,16 @@ class Seq2Seq(FinetuneTask):
         return [
             TextPrediction(text=text, written=new) for text, new in zip(_pairs(examples).sources, written, strict=True)
         ]
+
+
+def write(model: Any, inputs: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
+    """[batch, written] token ids, by beam search; of a decoder what it was given comes first."""
+    config = context.config
+    # Several processes wrap the model, and the wrapping doesn't write.
+    ids: torch.Tensor = getattr(model, "module", model).generate(
+        **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
+    )
+    return ids
 
 
 def decode(ids: Any, context: TaskContext) -> list[str]:
