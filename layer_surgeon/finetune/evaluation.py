@@ -11,7 +11,7 @@ from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig, TaskName
 from layer_surgeon.finetune.data import prepare_evaluation
-from layer_surgeon.finetune.examples import is_empty, listed
+from layer_surgeon.finetune.examples import check_filled
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.models import (
     ModelLike,
@@ -168,12 +168,7 @@ def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask) -> list[
     columns = choose_columns(table, config, with_label=False, roles=task.roles)
     named = [name for name in (columns.text, columns.text_pair) if name is not None]
     for name in named:
-        empty = [row for row, value in enumerate(table.columns[name], start=1) if is_empty(value)]
-        if empty:
-            raise DataError(
-                f"{table.place}, column {name!r}: {len(empty)} empty texts (rows {listed(empty)}). Fill them in, or "
-                "take those rows out."
-            )
+        check_filled(table.columns[name], f"{table.place}, column {name!r}")
     if len(named) == 1:
         return list(table.columns[named[0]])
     return list(zip(*(table.columns[name] for name in named), strict=True))

@@ -76,15 +76,24 @@ def check_texts(values: Sequence[Any], place: str) -> tuple[str, ...]:
     Raises:
         DataError: A value is empty, or is no text; rows are counted from 1.
     """
+    check_filled(values, place)
+    for row, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            raise DataError(f"{place}, row {row}: {value!r} is a {type(value).__name__}, not a text.")
+    return tuple(values)
+
+
+def check_filled(values: Sequence[Any], place: str) -> None:
+    """See that no text, or list of words, is empty.
+
+    Raises:
+        DataError: One is; rows are counted from 1.
+    """
     empty = [row for row, value in enumerate(values, start=1) if is_empty(value)]
     if empty:
         raise DataError(
             f"{place}: {len(empty)} empty texts (rows {listed(empty)}). Fill them in, or take those rows out."
         )
-    for row, value in enumerate(values, start=1):
-        if not isinstance(value, str):
-            raise DataError(f"{place}, row {row}: {value!r} is a {type(value).__name__}, not a text.")
-    return tuple(values)
 
 
 def listed(rows: Sequence[int]) -> str:

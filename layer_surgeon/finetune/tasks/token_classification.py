@@ -18,7 +18,7 @@ from transformers import DataCollatorForTokenClassification
 
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
-from layer_surgeon.finetune.examples import ExampleSet, is_empty, listed
+from layer_surgeon.finetune.examples import ExampleSet, check_filled, is_empty, listed
 from layer_surgeon.finetune.labels import LabelMap, labels_of_model, make_label_map
 from layer_surgeon.finetune.metrics import ClassScores
 from layer_surgeon.finetune.sources import Table
@@ -302,11 +302,7 @@ def _tag_rows(table: Table, columns: ColumnChoice) -> list[list[Any]]:
 
 def _check_words(values: Sequence[Any], place: str) -> tuple[tuple[str, ...], ...]:
     rows = [_as_list(value) for value in values]
-    empty = [row for row, words in enumerate(rows, start=1) if not words]
-    if empty:
-        raise DataError(
-            f"{place}: {len(empty)} empty texts (rows {listed(empty)}). Fill them in, or take those rows out."
-        )
+    check_filled(rows, place)
     for row, words in enumerate(rows, start=1):
         for word in words or ():
             if not isinstance(word, str) or is_empty(word):
