@@ -18,6 +18,7 @@ folder             the run's folder, unfinished and finished; what can be resume
 record             run.yaml, from which the command line repeats a run
 results, report    what came out: typed, as JSON, as a picture, as a model card
 inference, metrics what a model says of a set; what all metrics share, and those of classification
+squad, written     metrics of answers and of written texts; scorers: those that need a model of their own
 evaluation         `evaluate_model` and `predict`
 """
 

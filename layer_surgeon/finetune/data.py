@@ -15,8 +15,6 @@ from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask
 from layer_surgeon.progress import NullProgress, Progress
 
-__all__ = ["TaskData", "hold_out", "prepare_data", "prepare_evaluation", "subsample"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
@@ -46,16 +44,21 @@ class TaskData:
     held_out: bool
     task: FinetuneTask
 
+    @property
+    def splits(self) -> dict[str, ExampleSet]:
+        """The splits there are, by name, `train` first."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in splits.items() if part is not None}
+
     def facts(self) -> dict[str, Any]:
         """Plain facts for results.json: counts, classes and fingerprints of each split."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "name": self.name,
             "spec": list(self.spec),
             "test_spec": list(self.test_spec),
             "columns": {"text": self.columns.text, "text_pair": self.columns.text_pair, "label": self.columns.label},
             "validation_held_out_from_train": self.held_out,
-            "splits": {name: self._split_facts(part) for name, part in splits.items() if part is not None},
+            "splits": {name: self._split_facts(part) for name, part in self.splits.items()},
         }
 
     def _split_facts(self, part: ExampleSet) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def prepare_data(
     if columns.guessed:
         progress.notice(f"Columns of {raw.train.place}: {columns} (guessed).")
     train_table = _drop_unusable(raw.train, columns, raw.record, progress)
-    label_map = task.label_map(train_table, columns, _declared_names(raw, train_table, columns), model_names)
+    label_map = task.label_map(train_table, columns, declared_names(raw, train_table, columns), model_names)
     reader = _Reader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     training = reader.examples(train_table, columns)
     raw_validation = load_data(validation, progress, task=task.name) if validation is not None else None
@@ -156,13 +159,14 @@ def prepare_evaluation(
     if columns.guessed:
         progress.notice(f"Columns of {table.place}: {columns} (guessed).")
     table = _drop_unusable(table, columns, raw.record, progress)
-    label_map = task.known_labels(table, columns, _declared_names(raw, table, columns), label_names)
+    label_map = task.known_labels(table, columns, declared_names(raw, table, columns), label_names)
     reader = _Reader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     examples = reader.examples(table, columns)
     return table.place, subsample(examples, config.max_eval_samples or len(examples), config.seed)
 
 
-def _declared_names(raw: RawData, table: Table, columns: ColumnChoice) -> tuple[str, ...]:
+def declared_names(raw: RawData, table: Table, columns: ColumnChoice) -> tuple[str, ...]:
+    """The class names that the registry or the source itself says, in the order of their ids; empty: none."""
     if raw.record is not None and columns.label == raw.record.label_column:
         return raw.record.label_names
     return table.label_names.get(str(columns.label), ())

@@ -12,7 +12,6 @@ from transformers import set_seed
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig, Selection
 from layer_surgeon.finetune.data import TaskData, prepare_data
-from layer_surgeon.finetune.examples import ExampleSet
 from layer_surgeon.finetune.models import (
     ModelLike,
     check_machine,
@@ -110,12 +109,7 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
 
 
 def _tokenize_all(data: TaskData, context: TaskContext, progress: Progress) -> dict[str, TokenizedDataset]:
-    parts: dict[str, ExampleSet | None] = {"train": data.train, "validation": data.validation, "test": data.test}
-    sets = {
-        name: data.task.tokenize(part, context, training=name == "train")
-        for name, part in parts.items()
-        if part is not None
-    }
+    sets = {name: data.task.tokenize(part, context, training=name == "train") for name, part in data.splits.items()}
     for line in summary(data, sets, context.config):
         progress.notice(line)
     return sets

@@ -132,8 +132,8 @@ def _train(run: Preparation, folder: RunFolder, progress: Progress, processes: P
     seconds = time.monotonic() - started
     progress.end()
     parameters = count_parameters(model)
-    together = functools.partial(predict_together, trainer) if processes.count > 1 else None
-    outputs = {name: together(NumberedDataset(sets[name])) for name in sets if name != "train"} if together else {}
+    others = [name for name in sets if name != "train"] if processes.count > 1 else []
+    outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in others}
     model = as_it_was(model, config)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
@@ -173,16 +173,16 @@ def _measure_all(
     progress: Progress,
 ) -> dict[str, Metrics]:
     """Measure both sets; `outputs` are those that several processes have found together already."""
-    parts = {"validation": data.validation, "test": data.test}
     measured: dict[str, Metrics] = {}
-    for name, doing in (("validation", "Validating"), ("test", "Testing")):
-        part = parts[name]
-        if part is not None:
-            found = outputs.get(name)
-            if found is None:
-                found = run_model(data.task, sets[name], context, description=doing, progress=progress)
-            metrics = data.task.measure(found, sets[name], part, context)
-            measured[name] = data.task.add_scores(metrics, found, part, context, progress)
+    for name, part in data.splits.items():
+        if name == "train":
+            continue
+        found = outputs.get(name)
+        if found is None:
+            doing = {"validation": "Validating", "test": "Testing"}[name]
+            found = run_model(data.task, sets[name], context, description=doing, progress=progress)
+        metrics = data.task.measure(found, sets[name], part, context)
+        measured[name] = data.task.add_scores(metrics, found, part, context, progress)
     return measured
 
 

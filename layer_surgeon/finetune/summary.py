@@ -13,8 +13,7 @@ _MOST_CLASSES = 12
 
 def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: FinetuneConfig) -> list[str]:
     """Sizes, classes and their balance, what is cut: one line each."""
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    sizes = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in data.splits.items())
     held_out = f" (held out of the training data, {config.validation_fraction:.0%})" if data.held_out else ""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     lines = [f"{data.name}: {sizes} examples{held_out}{classes}."]

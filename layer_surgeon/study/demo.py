@@ -17,7 +17,8 @@ from layer_surgeon.checkpoint.packaged import packaged_folder, packaged_gguf
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, evaluate_model, finetune_model
-from layer_surgeon.finetune.data import hold_out, prepare_evaluation
+from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.examples import hold_out
 from layer_surgeon.finetune.sources import DataLike
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.progress import NullProgress, Progress

@@ -13,8 +13,8 @@ from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.data import hold_out, prepare_evaluation
-from layer_surgeon.finetune.examples import Examples
+from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.examples import Examples, hold_out
 from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import Arm, DonorSpec

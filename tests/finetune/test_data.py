@@ -7,7 +7,8 @@ import pytest
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.data import hold_out, prepare_data, prepare_evaluation, subsample
+from layer_surgeon.finetune.data import prepare_data, prepare_evaluation
+from layer_surgeon.finetune.examples import hold_out, subsample
 from layer_surgeon.finetune.sources import load_data
 from tests.support.classification import Recorder, rows
 
