@@ -16,9 +16,24 @@ if TYPE_CHECKING:
 app = new_app()
 
 _FIRST_SEED = 2023
+# What is said by the demo itself, and what is about other tasks than classification.
+_WITHOUT = (
+    "seed",
+    "task",
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "doc_stride",
+    "max_answer_length",
+    "unanswerable",
+    "max_target_length",
+    "num_beams",
+    "source_prefix",
+    "extra_metrics",
+)
 
 
-@command(app, settings=FinetuneConfig, without=("seed", "text_column", "text_pair_column", "label_column"))
+@command(app, settings=FinetuneConfig, without=_WITHOUT)
 def demo(
     num_seeds: Annotated[int, typer.Option("--num-seeds", help="Runs of each arm.")] = 2,
     *,
