@@ -149,18 +149,17 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             reason = "has none" if reference is None else "was trained along and lies in the graft's own weights"
             raise GraftError(f"A donor layer was passed, but this graft's {reason}. Load it without donor=...")
         # A donor that is trained along is stored, and loaded, with what else is trained.
-        follows: dict[str, bool] = {}
+        frozen = None if settings.train_donor else reference
         donor_device = None
-        if not settings.train_donor and reference is not None:
-            follows = {"donor_follows": True}
-            kwargs, donor_device = plan_devices(cls, config, kwargs)
+        if frozen is not None:
+            kwargs, donor_device = plan_devices(cls, config, kwargs | {"donor_follows": True})
         with hub_errors(f"The graft {os.fspath(pretrained_model_name_or_path)!r}"):
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **follows, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if follows and reference is not None:
+        if frozen is not None:
             if donor is None:
-                donor = find_stored_donor(reference, pretrained_model_name_or_path, **place)
-            opened = open_donor(donor, settings, token=place.get("token"), expected=reference)
+                donor = find_stored_donor(frozen, pretrained_model_name_or_path, **place)
+            opened = open_donor(donor, settings, token=place.get("token"), expected=frozen)
             model.attach_donor(opened.layer, folder=opened.folder)
             place_donor(model, donor_device)
         return loaded
@@ -311,16 +310,24 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         return with_hidden(output, self.graft(hidden_of(output), self._mask))
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Those of host, projections, donor, gate and head that the model has, in the order in which data goes."""
+        parts = {
+            "host": self.host,
+            "proj_in": self.proj_in,
+            "donor": self.donor,
+            "proj_out": self.proj_out,
+            "gate": self.residual_gate,
+            "head": getattr(self, "head", None),
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
     def parameter_counts(self) -> dict[str, tuple[int, int]]:
         """Numbers of parameters by part: (all, trained). Parts that the model lacks are left out."""
         counts = {}
-        for name in ("host", "proj_in", "donor", "proj_out", "gate", "head"):
-            part = getattr(self, name, None)
-            if part is None:
-                continue
-            parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
-            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            counts[name] = (sum(parameter.numel() for parameter in parameters), trained)
+        for name, part in self.parts().items():
+            trained = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+            counts[name] = (sum(parameter.numel() for parameter in part.parameters()), trained)
         return counts
 
     def save_pretrained(

@@ -166,12 +166,12 @@ def profile_graft(
 
 def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> ModelProfile:
     model = shape_of(config, workload.dtype)
+    # Before it runs on shapes, where weights that the model ties are no longer one.
     counts = model.parameter_counts()
-    modules = {name: part for name in counts if isinstance(part := getattr(model, name), nn.Module)}
     int8 = config.settings.donor_dtype == "int8"
-    num_bytes = {name: _num_bytes(getattr(model, name), int8) for name in counts}
+    num_bytes = {name: _num_bytes(part, int8) for name, part in model.parts().items()}
     with shapes_only(model):
-        macs = count_macs(model, example_inputs(model, workload, labels=False), modules)
+        macs = count_macs(model, example_inputs(model, workload, labels=False), model.parts())
         # In eval mode: dropout multiplies nothing, and some families leave out layers at random while they are trained.
         training = count_training_macs(model, example_inputs(model, workload, labels=True))
     parts = [
@@ -189,11 +189,10 @@ def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> 
     return ModelProfile(parts=tuple(parts), training_macs=training, measured=result)
 
 
-def _num_bytes(part: nn.Module | nn.Parameter, int8: bool) -> int:
+def _num_bytes(part: nn.Module, int8: bool) -> int:
     if int8 and isinstance(part, DonorLayer):
         return count_bytes(part)
-    tensors = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(parameter.numel() * parameter.element_size() for parameter in part.parameters())
 
 
 def _graft_alone(config: SurgeonGraftConfig, workload: Workload) -> tuple[int, Macs, Macs]:
