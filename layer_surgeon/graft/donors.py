@@ -161,9 +161,9 @@ def _random(config: dict[str, Any], dtype: torch.dtype | None) -> DonorLayer:
 
 def _stored_of(layer: DonorLayer) -> Path:
     """The artifact that a layer came from: 8-bit integers are made of it, and stand for it."""
-    folder = Path(layer.name_or_path or "")
-    same = recorded_sha256(folder) == layer.config.sha256 if layer.int8 else _folder_of(layer) is not None
-    if not layer.name_or_path or layer.config.sha256 is None or not same:
+    # Integers can't be compared with what they were made of, but nobody has trained them.
+    folder = _recorded_folder(layer) if layer.int8 else _folder_of(layer)
+    if folder is None:
         raise GraftError(
             "8-bit integers are made of a stored layer, but this one's weights are in no layer artifact that is still "
             "there. Save it first (donor.save_pretrained), and pass the folder."
@@ -173,13 +173,21 @@ def _stored_of(layer: DonorLayer) -> Path:
 
 def _folder_of(layer: DonorLayer) -> Path | None:
     """The artifact a loaded layer came from, if it is there and the layer's weights are still the same."""
-    folder = Path(layer.name_or_path or "")
-    if not layer.name_or_path or layer.config.sha256 is None or recorded_sha256(folder) != layer.config.sha256:
+    folder = _recorded_folder(layer)
+    if folder is None:
         return None
     stored = DonorLayer.from_pretrained(folder, dtype=layer.dtype).state_dict()
     mine = layer.state_dict()
     same = stored.keys() == mine.keys() and all(torch.equal(value, mine[key].cpu()) for key, value in stored.items())
     return folder if same else None
+
+
+def _recorded_folder(layer: DonorLayer) -> Path | None:
+    """The artifact a loaded layer came from, if it is there and records the same sha256."""
+    if not layer.name_or_path or layer.config.sha256 is None:
+        return None
+    folder = Path(layer.name_or_path)
+    return folder if recorded_sha256(folder) == layer.config.sha256 else None
 
 
 def recorded_sha256(folder: Path) -> str | None:
