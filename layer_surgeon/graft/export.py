@@ -21,6 +21,7 @@ from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import short_name
 
@@ -323,5 +324,4 @@ def _root(error: BaseException) -> str:
     """The first line of what an error began with; exporters wrap it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

@@ -26,7 +26,7 @@ from yaml import YAMLError
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS, HostKind
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.translate import first_line, hub_errors
 
 _CLASSIFICATION = "text-classification"
 # Tasks that need the host's language head: what loads it, and transformers' table of such models.
@@ -252,7 +252,7 @@ def _load_config(name: str, revision: str | None, token: str | bool | None) -> P
         return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         raise GraftError(
-            f"The config.json of the host {name!r} is not one that transformers knows: {_first_line(error)} "
+            f"The config.json of the host {name!r} is not one that transformers knows: {first_line(error)} "
             "Models that bring code of their own are not run; choose another host."
         ) from error
 
@@ -281,7 +281,3 @@ def _model_class(config: PretrainedConfig) -> Any:
 
 def _takes_pooling_flag(config: PretrainedConfig) -> bool:
     return "add_pooling_layer" in inspect.signature(_model_class(config).__init__).parameters
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

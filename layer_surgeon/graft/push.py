@@ -18,6 +18,7 @@ from layer_surgeon.errors import ConfigError, GraftError, SourceAccessError, Sou
 from layer_surgeon.extract.artifact import MODEL_TYPE as LAYER
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.config import MODEL_TYPE as GRAFT
+from layer_surgeon.graft.translate import first_line
 
 # What lies beside a model and is for nobody else: training state, logs, half-written files.
 _PRIVATE = [".*", "*.tmp", "checkpoint-*/*", "runs/*", "*/.*"]
@@ -109,7 +110,12 @@ def upload(
     token: str | bool | None = None,
     **settings: Any,
 ) -> tuple[CommitInfo, list[str]]:
-    """Make the repo where there is none, and upload a folder in one commit; the commit, and the files' paths."""
+    """Make the repo where there is none, and upload a folder in one commit; the commit, and the files' paths.
+
+    Raises:
+        ConfigError: The repo id is none.
+        SourceError: The Hub can't be reached, or doesn't accept the upload.
+    """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = list(filter_repo_objects(names, ignore_patterns=ignored))
     with _upload_errors(repo_id):
@@ -173,7 +179,7 @@ def _upload_errors(repo_id: str) -> Iterator[None]:
                 "or pass --token with a token that may write; the part before the / must be yours or your "
                 "organisation's."
             ) from error
-        raise SourceError(f"The Hub doesn't accept the upload to {repo_id}: {str(error).splitlines()[0]}") from error
+        raise SourceError(f"The Hub doesn't accept the upload to {repo_id}: {first_line(error)}") from error
     except (CLIENT_ERROR, ConnectionError, TimeoutError) as error:
         raise SourceError(
             f"The Hub can't be reached to upload {repo_id}: {error}. Nothing was committed; try again."

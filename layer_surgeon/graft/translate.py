@@ -37,7 +37,11 @@ def hub_errors(what: str) -> Iterator[None]:
     except (OSError, HFValidationError) as error:
         raise _explain(error, what) from error
     except (SafetensorError, RuntimeError) as error:
-        raise GraftError(f"{what} has weights that can't be loaded: {_first_line(error)} Get them again.") from error
+        reason = first_line(error)
+        if "ignore_mismatched_sizes" in str(error):
+            # What transformers says then is about a setting of its own.
+            reason = "their shapes are not those that its config.json speaks of."
+        raise GraftError(f"{what} has weights that can't be loaded: {reason} Get them again.") from error
 
 
 def _explain(error: Exception, what: str) -> LayerSurgeonError:
@@ -56,12 +60,12 @@ def _explain(error: Exception, what: str) -> LayerSurgeonError:
             "(`hf auth login`)."
         )
     if any(isinstance(link, LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
-        return SourceError(f"{what} is not on this machine, and the Hub can't be reached: {_first_line(error)}")
+        return SourceError(f"{what} is not on this machine, and the Hub can't be reached: {first_line(error)}")
     if any(isinstance(link, EntryNotFoundError) for link in chain):
-        return GraftError(f"{what} lacks a file of a transformers model: {_first_line(error)}")
+        return GraftError(f"{what} lacks a file of a transformers model: {first_line(error)}")
     if any(isinstance(link, PermissionError) for link in chain):
         return SourceAccessError(f"{what} may not be read by this user. Change its permissions.")
-    return SourceError(f"{what} can't be loaded: {_first_line(error)}")
+    return SourceError(f"{what} can't be loaded: {first_line(error)}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -72,8 +76,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: Exception) -> str:
-    if "ignore_mismatched_sizes" in str(error):
-        # What transformers says then is about a setting of its own.
-        return "their shapes are not those that its config.json speaks of."
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, and its type's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
