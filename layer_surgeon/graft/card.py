@@ -57,7 +57,7 @@ def _front_matter(config: SurgeonGraftConfig) -> str:
 
 
 def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str:
-    host = _shown((config.host or {}).get("name") or f"a {config.host_config.model_type} model")
+    host = _host(config)
     rows = "\n".join(
         f"| {part} | {_PARTS[part]} | {all_:,} | {trained:,} |" for part, (all_, trained) in counts.items()
     )
@@ -94,8 +94,9 @@ Made with layer_surgeon {__version__}.
 
 def _licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
     """Of host and donor model, as their model cards state them."""
-    parts = [("host", config.host or {}), *([("donor", config.donor)] if config.donor else [])]
-    stated = ((part, place.get("license")) for part, place in parts)
+    stated = [("host", (config.host or {}).get("license"))]
+    if config.donor:
+        stated.append(("donor", config.donor.get("license")))
     return [(part, licence if isinstance(licence, str) else None) for part, licence in stated]
 
 
@@ -108,13 +109,9 @@ def _licence_lines(licences: list[str]) -> list[str]:
 
 
 def _terms(config: SurgeonGraftConfig) -> str:
-    names = {
-        "host": (config.host or {}).get("name") or f"a {config.host_config.model_type} model",
-        "donor": (config.donor or {}).get("base_model") or (config.donor or {}).get("name") or "an unnamed model",
-    }
-    return "\n".join(
-        f"| {part} | {_shown(names[part])} | {licence or 'not stated'} |" for part, licence in _licences(config)
-    )
+    donor = config.donor or {}
+    names = {"host": _host(config), "donor": _shown(donor.get("base_model") or donor.get("name") or "an unnamed model")}
+    return "\n".join(f"| {part} | {names[part]} | {licence or 'not stated'} |" for part, licence in _licences(config))
 
 
 def _usage(task: str) -> str:
@@ -160,6 +157,10 @@ def _layers(donor: dict[str, Any]) -> str:
     indices = donor["layer_indices"]
     kind = "layer" if len(indices) == 1 else "layers"
     return f"{kind} {', '.join(map(str, indices))} of {_shown(donor.get('name') or 'an unnamed model')}"
+
+
+def _host(config: SurgeonGraftConfig) -> str:
+    return _shown((config.host or {}).get("name") or f"a {config.host_config.model_type} model")
 
 
 def _shown(name: str) -> str:
