@@ -105,9 +105,8 @@ def _show_graft(ui: Ui, result: "GraftProfile") -> None:
 
 
 def _show_costs(ui: Ui, result: "GraftProfile") -> None:
-    rows: dict[str, list[Any]] = {"MACs of a training step": []}
     models = [("host alone", result.alone)] + ([("grafted", result.grafted)] if result.grafted is not None else [])
-    rows["MACs of a training step"] = [model.training_macs for _, model in models]
+    rows: dict[str, list[Any]] = {"MACs of a training step": [model.training_macs for _, model in models]}
     formats: dict[str, Any] = {"MACs of a training step": _count}
     if result.alone.measured is not None:
         for name, field, shape in (

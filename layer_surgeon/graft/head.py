@@ -38,7 +38,7 @@ class ClassificationHead(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[..., host_hidden] -> [..., num_labels]."""
-        return self.out(self.activation(self.dropout(self.dense(vectors))))  # type: ignore[no-any-return]
+        return self.out(self.activation(self.dropout(self.dense(vectors))))  # type: ignore[no-any-return]  # torch types a module's call as Any
 
     def set_num_labels(self, number: int) -> None:
         """Start the last linear layer anew, where the number of labels changes."""
