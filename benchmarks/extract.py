@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import SMALL
 from benchmarks.machine import heading, machine, save, say, spread, table, versions
 from benchmarks.peers import (
     PEERS,
@@ -36,7 +37,6 @@ from benchmarks.peers import (
 from benchmarks.process import HAS_PROC, Usage, measure
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
 
-SMALL = LLAMA_8B | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 64}
 # Configuration, largest shard, bytes of the last layer, and the rows that are measured if none are named. Of the 70B
 # shape, mergekit would write 5.9 GB a run: more than a small disk or its page cache takes without spoiling other rows.
 SHAPES: dict[str, tuple[dict[str, Any], int, int, tuple[str, ...]]] = {

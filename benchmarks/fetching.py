@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import by_hand
+from benchmarks.command import SURGEON, plan_last_layer
 from benchmarks.link import REPO, Exchange, Link
 from benchmarks.machine import say
 
-SURGEON = Path(sys.executable).with_name("surgeon")
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -47,7 +47,7 @@ class Run:
         whole: Seconds of the process, its start included.
         transfer: Seconds from the arrival of the first request for weights until the last of them is in the file. Not
             until the server has sent it: 8 connections hide up to 80 MB in the sockets' buffers.
-        start: Seconds from the start of the process to its first request; None if that is not known.
+        start: Seconds from the start of the process to its first request.
         places: Seconds from its first request to the first one for weights.
         finish: Seconds from then to the end of the process.
         connections: How many connections carried weights.
@@ -78,8 +78,7 @@ class Run:
 
 def find_layer(checkpoint: Path) -> Layer:
     """Where the last layer lies, from what `surgeon extract --dry-run` says of the folder."""
-    command = [str(SURGEON), "extract", str(checkpoint), "--layer", "-1", "--dry-run", "--json"]
-    plan = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    plan = plan_last_layer(checkpoint)
     ranges: list[list[Any]] = []
     offset = 0
     for tensor in sorted(plan["tensors"], key=lambda tensor: (tensor["file"], tensor["offset"])):

@@ -27,17 +27,16 @@ import torch
 from transformers import BertConfig, set_seed
 
 from benchmarks.machine import heading, machine, save, say, table, versions
-from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.config import DonorDtype, GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.flops import training_loss
-from layer_surgeon.graft.measure import Workload, new_model
-from layer_surgeon.graft.measure import _peak_of as peak_of
+from layer_surgeon.graft.measure import Workload, new_model, peak_of
 from layer_surgeon.graft.shapes import graft_config, without_donor
 from tests.support.checkpoints import LLAMA_8B
 
 HOST_ALONE, GRAFTED = "host alone", "grafted"
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES: dict[str, DonorDtype] = {"fp32": "float32", "bf16": "bfloat16"}
 # Difference from the CPU's float32 that is allowed, as a part of the first loss: later ones go to 0. Rounding to bf16
 # changes a number by up to 2^-9, 0.002, and a step rounds thousands of times.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
@@ -72,7 +71,7 @@ class Setting:
     def config(self, arm: str) -> SurgeonGraftConfig:
         """The shapes of an arm."""
         host = BertConfig(num_hidden_layers=self.layers, **(self.host or {}))
-        settings = GraftConfig(donor_dtype=DTYPES[self.precision])  # type: ignore[arg-type]  # one of its three names
+        settings = GraftConfig(donor_dtype=DTYPES[self.precision])
         grafted = graft_config(host, self.donor or LLAMA_8B, config=settings)
         return without_donor(grafted) if arm == HOST_ALONE else grafted
 
@@ -90,7 +89,7 @@ def take_steps(setting: Setting, arm: str, count: int, *, dropout: bool) -> list
     """
     set_seed(SEED)
     device = torch.device(setting.device)
-    model = new_model(setting.config(arm), _workload(setting), torch.device("cpu"))
+    model = new_model(setting.config(arm), Workload(), torch.device("cpu"))
     inputs = {name: value.to(device) for name, value in new_inputs(setting).items()}
     model.to(device).train(dropout)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -153,10 +152,6 @@ def apart(function: Any, *arguments: Any) -> Any:
     """Call a function in a new process."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def _workload(setting: Setting) -> Workload:
-    return Workload(batch=setting.batch, length=setting.length, device=setting.device, repeats=setting.steps)
 
 
 def _wait(device: torch.device) -> None:

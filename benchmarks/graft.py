@@ -17,20 +17,21 @@ transformers once a graft of BERT-base is loaded and its weights were touched; t
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
+from benchmarks.machine import heading, machine, versions
 from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.int8 import is_available
@@ -39,11 +40,9 @@ from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.flops import training_loss
-from layer_surgeon.graft.measure import Workload, example_inputs, measure, new_model, status_bytes
+from layer_surgeon.graft.measure import Workload, example_inputs, measure, new_model
 from layer_surgeon.graft.shapes import graft_config, without_donor
 from tests.support.checkpoints import LLAMA_8B
-
-__all__ = ["AutoModelForSequenceClassification", "status_bytes", "weight_bytes"]
 
 AIM = 1.10
 LOADING_AIM = 1.15
@@ -98,7 +97,7 @@ def compare_times(workload: Workload, donor_dtype: str) -> None:
 
 def compare_memory(workload: Workload) -> None:
     """Print peak memory of training by number format of the donor."""
-    workload = Workload(**{**vars(workload), "repeats": 1})
+    workload = replace(workload, repeats=1)
     rows: dict[str, Any] = {"host alone": arms()["host alone"]}
     rows |= {f"grafted, donor {dtype}": arms(dtype)["grafted"] for dtype in FORMATS}
     print(f"\n{'peak memory':24} {'forward':>10} {'training':>10}")
@@ -175,8 +174,9 @@ def compare_loading() -> None:
 
 _LOAD = """
 import sys, torch, transformers
-from transformers import BertModel
-from benchmarks.graft import AutoModelForSequenceClassification, status_bytes, weight_bytes
+from transformers import AutoModelForSequenceClassification, BertModel
+from benchmarks.graft import weight_bytes
+from layer_surgeon.graft.measure import status_bytes
 before = status_bytes("VmRSS")
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 for parameter in model.parameters():
@@ -198,16 +198,13 @@ def main() -> None:
     parser.add_argument("--loading", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(
-        f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}: {arguments.steps} steps, batch {arguments.batch}, {arguments.length} tokens, "
-        f"{arguments.threads} threads"
-    )
+    print(heading(machine(), versions("torch", "transformers")))
+    print(f"{arguments.steps} steps, batch {arguments.batch}, {arguments.length} tokens, {arguments.threads} threads")
+    if arguments.formats:
+        compare_formats()
+    if arguments.loading:
+        compare_loading()
     if arguments.formats or arguments.loading:
-        if arguments.formats:
-            compare_formats()
-        if arguments.loading:
-            compare_loading()
         return
     workload = Workload(batch=arguments.batch, length=arguments.length, device="cpu", repeats=arguments.steps)
     compare_times(workload, arguments.donor_dtype)

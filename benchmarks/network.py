@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import SMALL
 from benchmarks.fetching import Bench, Layer, Run, find_layer, hub_environment
 from benchmarks.link import REPO, Link
 from benchmarks.machine import heading, machine, save, spread, table, versions
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
 
-SMALL = LLAMA_8B | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 64}
 # Configuration, and the largest shard: the small shape's last layer, too, lies in two shards.
 SHAPES = {"small": (SMALL, 2_500_000), "8B": (LLAMA_8B, 5_000_000_000), "70B": (LLAMA_70B, 5_000_000_000)}
 # One or two equal pieces for each connection: one is best where all connections are alike, two where one may lag.
@@ -122,11 +122,11 @@ def measure_wire(bench: Bench, download: int | None) -> dict[str, Any]:
         ["snapshot_download, from_pretrained (listed)", f"{whole:,}", f"{whole / layer.num_bytes:.1f}"],
     ]
     if download is not None:
-        rows.insert(5, ["hf_hub_download, smallest of the shards (measured)", f"{download:,}", ""])
-        rows[5][2] = f"{download / layer.num_bytes:.2f}"
+        title = "hf_hub_download, smallest of the shards (measured)"
+        rows.insert(5, [title, f"{download:,}", f"{download / layer.num_bytes:.2f}"])
     print("\nBytes on the wire\n")
     print(table(("", "bytes", "x layer"), rows))
-    ratio = (run.wire_bytes - bodies - heads) / layer.num_bytes
+    ratio = weights / layer.num_bytes
     print(f"\n{ratio:.5f} x the layer's bytes besides headers; aim {WIRE_AIM} x")
     return {"rows": rows, "ratio": ratio}
 

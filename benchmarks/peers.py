@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.command import SURGEON, plan_last_layer
 from benchmarks.machine import ROOT
 
-SURGEON = Path(sys.executable).with_name("surgeon")
 PEERS = ROOT / ".venv-peers" / "bin"
 SCRIPTS = ROOT / "benchmarks" / "rows"
 # Nobody's code may look for the model on the Hub.
@@ -73,8 +73,7 @@ class Row:
 
 def find_job(checkpoint: Path, output: Path) -> Job:
     """The last layer, as `surgeon extract --dry-run` plans it."""
-    command = [str(SURGEON), "extract", str(checkpoint), "--layer", "-1", "--dry-run", "--json"]
-    plan = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    plan = plan_last_layer(checkpoint)
     (index,) = plan["layer_indices"]
     prefix = f"model.layers.{index}."
     tensors = tuple(

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from benchmarks import by_hand, extract, network
+from benchmarks.command import SMALL
 from benchmarks.fetching import Bench, find_layer
 from benchmarks.link import REPO, Link
 from benchmarks.machine import ROOT, spread, table
@@ -18,7 +19,7 @@ from benchmarks.peers import ROWS, Job, digest_of, drop_from_cache, find_job
 from benchmarks.process import HAS_PROC, Usage, measure
 from tests.support.checkpoints import write_sparse_checkpoint
 
-TINY = network.SMALL | {"hidden_size": 64, "intermediate_size": 128}
+TINY = SMALL | {"hidden_size": 64, "intermediate_size": 128}
 # How coarse a file's time of modification may be.
 CLOCK_TICK = 0.01
 needs_proc = pytest.mark.skipif(not HAS_PROC, reason="this system has no /proc")

@@ -128,7 +128,7 @@ def measure_here(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
     """Measure in this process."""
     name = workload.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    peak = _peak_of(device)
+    peak = peak_of(device)
     model = new_model(config, workload, device)
     inputs = example_inputs(model, workload, device, labels=False)
 
@@ -186,8 +186,8 @@ def _median_seconds(function: Callable[[], None], repeats: int, device: torch.de
     return statistics.median(seconds[_WARM_UP:])
 
 
-def _peak_of(device: torch.device) -> Callable[[], int]:
-    """A function that gives the peak of memory from now on."""
+def peak_of(device: torch.device) -> Callable[[], int]:
+    """A function that gives the peak of memory from now on, in bytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
