@@ -30,6 +30,7 @@ from tests.support.hub_faults import (
     status,
     wrong_bytes,
 )
+from tests.support.hub_reading import note_waits
 from tests.support.loopback_hub import LoopbackHub
 
 SHARD = os.urandom(3 * CHUNK_BYTES + 12_345)
@@ -46,9 +47,7 @@ def source(hub: LoopbackHub) -> HubSource:
 @pytest.fixture
 def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits that were made, without making them."""
-    waited: list[float] = []
-    monkeypatch.setattr(hub_errors.time, "sleep", waited.append)
-    return waited
+    return note_waits(monkeypatch)
 
 
 @dataclass(frozen=True)

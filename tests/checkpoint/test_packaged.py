@@ -10,6 +10,7 @@ import pytest
 from layer_surgeon.checkpoint import packaged
 from layer_surgeon.checkpoint.packaged import PackagedModel, packaged_folder, packaged_gguf
 from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
+from tests.support.recorder import Recorder
 
 PARTS = [b"first" * 1000, b"second" * 1000]
 
@@ -48,28 +49,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
 
 def _register(monkeypatch: pytest.MonkeyPatch, record: PackagedModel) -> None:
     monkeypatch.setattr(packaged, "PARTED", {"toy": record})
-
-
-class Recorder:
-    """A `Progress` that sums up what it is told."""
-
-    def __init__(self) -> None:
-        self.total: int | None = None
-        self.done = 0
-        self.ended = 0
-
-    def begin(self, description: str, total: int | None, unit: str) -> None:
-        self.total = total
-
-    def advance(self, amount: int) -> None:
-        self.done += amount
-
-    def metrics(self, values: object) -> None: ...
-
-    def end(self) -> None:
-        self.ended += 1
-
-    def notice(self, message: str) -> None: ...
 
 
 def test_parts_are_joined(model: PackagedModel, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from layer_surgeon import extract_layer
-from layer_surgeon.checkpoint.sources import hub as hub_module
-from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.errors import CheckpointError, SourceError
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.hub_reading import read_from
 from tests.support.loopback_hub import LoopbackHub
 
 CONFIG = LLAMA_8B | {
@@ -35,9 +34,7 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
-        monkeypatch.setattr(
-            hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=hub.endpoint, token=False)
-        )
+        read_from(hub.endpoint, monkeypatch)
         yield hub
 
 

@@ -13,6 +13,7 @@ from layer_surgeon import LayerArtifact, Workspace, extract_layer
 from layer_surgeon.errors import ArtifactError, CheckpointError, LayerNotFoundError, SourceError
 from layer_surgeon.extract import plan as plan_module
 from tests.support.checkpoints import LLAMA_8B, write_safetensors, write_sparse_checkpoint
+from tests.support.recorder import Recorder
 
 TINY = LLAMA_8B | {
     "hidden_size": 16,
@@ -287,25 +288,7 @@ def test_open_refuses_what_is_no_artifact(donor, tmp_path, damage, word):
 
 
 def test_progress_counts_every_byte(donor, tmp_path):
-    class Recorder:
-        total = done = 0
-
-        def begin(self, description, total, unit):
-            self.total = total
-
-        def advance(self, amount):
-            self.done += amount
-
-        def metrics(self, values):
-            pass
-
-        def end(self):
-            self.ended = True
-
-        def notice(self, message):
-            pass
-
     recorder = Recorder()
     artifact = extract_layer(donor, -1, tmp_path / "out", progress=recorder)
     assert recorder.done == recorder.total == artifact.num_bytes
-    assert recorder.ended
+    assert recorder.ended == 1

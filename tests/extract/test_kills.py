@@ -3,7 +3,6 @@
 `SURGEON_KILLS=50` kills each of the two commands 50 times instead of 4.
 """
 
-import json
 import os
 import random
 import shutil
@@ -21,6 +20,7 @@ from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.extract.journal import STRETCH_BYTES
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 from tests.support.command_line import SURGEON
+from tests.support.hub_reading import journaled, weight_bytes
 from tests.support.loopback_hub import LoopbackHub
 
 KILLS = int(os.environ.get("SURGEON_KILLS", "4"))
@@ -85,15 +85,6 @@ def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
     return kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def weight_bytes(hub: LoopbackHub) -> int:
-    """Bytes of weights that the CDN sent since the log was begun, headers of files apart."""
-    return sum(
-        request.body_bytes
-        for request in tuple(hub.requests)
-        if request.server == "cdn" and not str(request.range).startswith(("bytes=0-", "bytes=8-"))
-    )
-
-
 def in_flight(hub: LoopbackHub, mode: Mode) -> int:
     """Bytes of the logged answers that may have to be read again: not all of one that was longer."""
     return sum(min(request.body_bytes, mode.in_flight) for request in tuple(hub.requests) if request.server == "cdn")
@@ -109,7 +100,7 @@ def test_killed_again_and_again(hub: LoopbackHub, donor: Path, tmp_path: Path, m
     read = allowed = rounds = 0
     for kill in range(KILLS):
         hub.reset_log()
-        missing = expected.num_bytes - journaled(place / ".out.partial" / ".journal")
+        missing = expected.num_bytes - journaled(place / "out")
         process = subprocess.Popen(
             command, env=environment(hub, tmp_path / "hf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -131,7 +122,7 @@ def test_killed_again_and_again(hub: LoopbackHub, donor: Path, tmp_path: Path, m
             assert artifact.sha256 == expected.sha256
             rounds += 1
             shutil.rmtree(place)
-    known = journaled(place / ".out.partial" / ".journal")
+    known = journaled(place / "out")
     hub.reset_log()
     subprocess.run(command, env=environment(hub, tmp_path / "hf"), capture_output=True, check=True)
     assert weight_bytes(hub) == expected.num_bytes - known
@@ -143,14 +134,6 @@ def test_killed_again_and_again(hub: LoopbackHub, donor: Path, tmp_path: Path, m
     assert not [path.name for path in (place / "out").iterdir() if path.name.startswith(".")]
     print(f"{KILLS} kills, {rounds} layers of {expected.num_bytes:,} bytes, {read:,} read, {allowed:,} more allowed")
     assert rounds * expected.num_bytes <= read <= rounds * expected.num_bytes + allowed
-
-
-def journaled(journal: Path) -> int:
-    """Bytes of the layer that a journal tells of; a line that was being written when the process ended is none."""
-    if not journal.exists():
-        return 0
-    lines = [json.loads(line) for line in journal.read_bytes().splitlines()[1:] if line.endswith(b"}")]
-    return sum(line["end"] - line["start"] for line in lines)
 
 
 def wait_until(process: subprocess.Popen[bytes], hub: LoopbackHub, num_bytes: int) -> None:

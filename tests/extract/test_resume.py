@@ -3,7 +3,6 @@
 import pytest
 
 from layer_surgeon import extract_layer
-from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
 from layer_surgeon.errors import ArtifactError, SourceError
@@ -12,7 +11,9 @@ from layer_surgeon.extract import plan as plan_module
 from layer_surgeon.extract.staging import Staging
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 from tests.support.hub_faults import cut, status
+from tests.support.hub_reading import read_from, weight_bytes
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.recorder import Recorder
 
 SMALL = LLAMA_8B | {
     "hidden_size": 1024,
@@ -31,9 +32,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", PIECE)
     monkeypatch.setattr(copy_module, "STRETCH_BYTES", STRETCH)
     with LoopbackHub() as hub:
-        monkeypatch.setattr(
-            hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=hub.endpoint, token=False)
-        )
+        read_from(hub.endpoint, monkeypatch)
         hub.add_repo("owner/model", write_sparse_checkpoint(tmp_path / "donor", SMALL, [0, 1]))
         yield hub
 
@@ -41,36 +40,6 @@ def hub(tmp_path, monkeypatch):
 def wanted(tmp_path):
     """The artifact as it comes from the folder itself."""
     return extract_layer(tmp_path / "donor", -1, tmp_path / "expected")
-
-
-def weight_bytes(hub):
-    """Bytes of weights that the CDN sent, headers of files apart."""
-    return sum(
-        request.body_bytes
-        for request in hub.requests
-        if request.server == "cdn" and not request.range.startswith(("bytes=0-", "bytes=8-"))
-    )
-
-
-class Notices:
-    def __init__(self):
-        self.notices = []
-        self.done = 0
-
-    def begin(self, description, total, unit):
-        self.total = total
-
-    def advance(self, amount):
-        self.done += amount
-
-    def metrics(self, values):
-        pass
-
-    def end(self):
-        pass
-
-    def notice(self, message):
-        self.notices.append(message)
 
 
 def cut_off(hub, tmp_path, after=1_500_000):
@@ -87,7 +56,7 @@ def test_it_goes_on_after_the_network_was_lost(hub, tmp_path):
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.partial").is_dir()
     hub.reset_log()
-    progress = Notices()
+    progress = Recorder()
     artifact = extract_layer("owner/model", -1, tmp_path / "out", progress=progress)
     assert artifact.sha256 == expected.sha256
     artifact.verify()
@@ -100,7 +69,7 @@ def test_it_goes_on_after_the_network_was_lost(hub, tmp_path):
 
 
 def test_it_says_that_it_can_go_on(hub, tmp_path):
-    progress = Notices()
+    progress = Recorder()
     hub.faults.add(cut(1_500_000), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "out", progress=progress)

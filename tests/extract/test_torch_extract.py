@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 from layer_surgeon import extract_layer, open_checkpoint, plan_extraction
-from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
 from layer_surgeon.errors import CheckpointError, SourceError
@@ -16,9 +15,10 @@ from layer_surgeon.extract import copy as copy_module
 from layer_surgeon.extract import permute
 from layer_surgeon.extract import plan as plan_module
 from layer_surgeon.extract.dtypes import plain_codec
-from layer_surgeon.progress import NullProgress
 from tests.support.hub_faults import cut
+from tests.support.hub_reading import read_from
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.recorder import Recorder
 from tests.support.torch_files import tiny_state_dict, write_checkpoint
 
 LAYER = "model.layers.3."
@@ -47,9 +47,7 @@ def hub(monkeypatch):
     limits = HubLimits(tries=1, bad_answer_tries=1, base_wait=0.001, max_wait=0.002)
     monkeypatch.setattr(HubSource, "limits", limits)
     with LoopbackHub() as hub:
-        monkeypatch.setattr(
-            hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=hub.endpoint, token=False)
-        )
+        read_from(hub.endpoint, monkeypatch)
         yield hub
 
 
@@ -73,28 +71,12 @@ def test_neighbours_are_one_request_and_the_plan_is_right_to_the_byte(hub, tmp_p
     assert plan.num_requests == (1 if layers == [-1] else max(stretches, len(plan.files)))
     assert plan.num_bytes < plan.num_bytes_read < 1.001 * plan.num_bytes + 128 * len(infos)
     hub.reset_log()
-    seen = Seen()
+    seen = Recorder()
     artifact = extract_layer(checkpoint, layers, tmp_path / "out", progress=seen)
     asked = weight_requests(hub, plan)
     assert len(asked) == plan.num_requests == sum(request.server == "cdn" for request in hub.requests)
     assert sum(sent for _, sent in asked) == plan.num_bytes_read == seen.total == seen.done
     assert same(artifact, state, [checkpoint.layer_index(layer) for layer in layers])
-
-
-class Seen(NullProgress):
-    """Counts what it is told."""
-
-    def __init__(self):
-        self.total, self.done, self.notices = 0, 0, []
-
-    def begin(self, label, total, unit=""):
-        self.total = total
-
-    def advance(self, amount=1):
-        self.done += amount
-
-    def notice(self, text):
-        self.notices.append(text)
 
 
 def test_from_a_disk_nothing_is_read_for_nothing(tmp_path):
@@ -147,7 +129,7 @@ def test_it_goes_on_behind_before_and_inside_of_a_gap(hub, tmp_path, monkeypatch
         extract_layer(checkpoint, -1, tmp_path / "out")
     hub.faults.clear()
     hub.reset_log()
-    seen = Seen()
+    seen = Recorder()
     artifact = extract_layer("owner/name", -1, tmp_path / "out", progress=seen)
     assert same(artifact, state)
     assert seen.done == seen.total == plan.num_bytes_read

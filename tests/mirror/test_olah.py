@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from layer_surgeon import LayerArtifact, extract_layer
-from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
 from layer_surgeon.errors import SourceError
 from layer_surgeon.extract import copy as copy_module
 from layer_surgeon.extract import plan as plan_module
-from layer_surgeon.progress import NullProgress
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 from tests.support.command_line import surgeon
 from tests.support.hub_faults import reset
+from tests.support.hub_reading import read_from
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.olah_mirror import NoEnvironmentError, make_environment, run_mirror
+from tests.support.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 SMALL = LLAMA_8B | {
@@ -61,7 +61,7 @@ def fresh(hub: LoopbackHub, mirror: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(HubSource, "limits", HubLimits(tries=2, bad_answer_tries=2, base_wait=0.001, max_wait=0.002))
     monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 2 * MB)
     monkeypatch.setattr(copy_module, "STRETCH_BYTES", MB // 2)
-    monkeypatch.setattr(hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=mirror, token=False))
+    read_from(mirror, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,6 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(donor: Path, tmp_path_factory: pytest.TempPathFactory) -> LayerArtifact:
     return extract_layer(donor, -1, tmp_path_factory.mktemp("expected") / "layer")
-
-
-class Notices(NullProgress):
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
 
 
 def test_the_command_reads_through_the_mirror(
@@ -124,7 +116,7 @@ def test_the_mirrors_hub_is_lost_halfway(
 ) -> None:
     monkeypatch.setattr(HubSource, "connections", 1)
     hub.add_repo("owner/halfway", donor)
-    progress = Notices()
+    progress = Recorder()
     # The header and some blocks of weights arrive, one after the other.
     hub.faults.add(reset(), server="cdn", times=-1, skip=6)
     with pytest.raises(SourceError, match="of owner/halfway can't be read"):

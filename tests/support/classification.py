@@ -8,35 +8,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from layer_surgeon.progress import NullProgress
+from tests.support.recorder import Recorder as Recorder
 
 _GOOD = ["good", "great", "lovely", "fine"]
 _BAD = ["bad", "awful", "dull", "poor"]
 _REST = ["the", "film", "was", "very", "a", "plot", "story", "with", "and", "it", "is", "end", "of", "actor"]
 _SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-
-
-class Recorder(NullProgress):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[str, int | None, str]] = []
-        self.amounts: list[int] = []
-        self.values: list[dict[str, float]] = []
-        self.notices: list[str] = []
-
-    def begin(self, description: str, total: int | None, unit: str) -> None:
-        self.steps.append((description, total, unit))
-        self.amounts.append(0)
-
-    def advance(self, amount: int) -> None:
-        self.amounts[-1] += amount
-
-    def metrics(self, values: Any) -> None:
-        self.values.append(dict(values))
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
 
 
 def rows(count: int = 40, *, seed: int = 0, labels: tuple[Any, Any] = (0, 1)) -> list[dict[str, Any]]:
