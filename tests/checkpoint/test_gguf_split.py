@@ -18,7 +18,7 @@ from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
 from layer_surgeon.checkpoint.sources.shards import parts_of
-from layer_surgeon.errors import CheckpointError, LayerSurgeonError, SourceError, SourceNotFoundError
+from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
 from tests.support.gguf_models import write_gguf, write_model
 from tests.support.http_folder import HttpFolder
 from tests.support.loopback_hub import LoopbackHub
@@ -283,4 +283,3 @@ def test_a_repo_of_several_quantisations(
         open_checkpoint("owner/name")
     artifact = ls.extract_layer("hf://owner/name/m-Q8_0-00003-of-00003.gguf", [0, 1], tmp_path / "out")
     assert artifact.sha256 == expected
-    assert issubclass(CheckpointError, LayerSurgeonError)
