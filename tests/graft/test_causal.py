@@ -19,9 +19,9 @@ from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import DECODERS, host_model, make_inputs, word_tokenizer
 from tests.support.decode_by_hand import decode_greedily, decode_with_beams
 from tests.support.graft_reference import run_graft
+from tests.support.graft_suite import LENGTHS, padded_inputs
 
 TASK = "causal-lm"
-LENGTHS = (9, 4, 6)
 STEPS = 6
 
 
@@ -35,15 +35,6 @@ def whole_host(model_type, **overrides):
     return host
 
 
-def padded_inputs(side="left"):
-    inputs = make_inputs()
-    for row, length in enumerate(LENGTHS):
-        padding = slice(length, None) if side == "right" else slice(0, 9 - length)
-        inputs["attention_mask"][row, padding] = 0
-        inputs["input_ids"][row, padding] = 0
-    return inputs
-
-
 def by_formula(llm, model, host, inputs):
     """Head(L_out(L_LLM(L_in(h)))) with the host's own language head, and nothing seen that comes later."""
     hidden = host.base_model(**inputs).last_hidden_state
@@ -55,7 +46,7 @@ def test_the_donors_positions_are_counted_without_padding(artifact):
     model = graft_layer(whole_host("llama"), artifact, TASK)
     seen = []
     model.donor.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
-    model(**padded_inputs())
+    model(**padded_inputs("left"))
     assert seen[0][1].tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3]
 
 
@@ -76,7 +67,7 @@ def test_no_token_sees_a_later_one(artifact):
 def test_generation_is_a_full_forward_for_each_token(model_type, beams, llm, artifact):
     host = whole_host(model_type)
     model = graft_layer(host, artifact, TASK)
-    inputs = padded_inputs()
+    inputs = padded_inputs("left")
 
     expected = []
     for row, length in enumerate(LENGTHS):
@@ -104,7 +95,7 @@ def test_a_graft_that_changes_nothing_generates_as_the_host(model_type, artifact
     host = whole_host(model_type)
     gated = graft_layer(host, artifact, TASK, residual="gated")
     control = graft_layer(host, None, TASK)
-    inputs = padded_inputs()
+    inputs = padded_inputs("left")
     for settings in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 10}):
         texts = []
         for each in (host, gated, control):

@@ -16,9 +16,9 @@ from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import ENCODER_DECODERS, host_model, make_inputs, word_tokenizer
 from tests.support.decode_by_hand import decode_greedily, decode_with_beams
 from tests.support.graft_reference import run_graft
+from tests.support.graft_suite import LENGTHS, padded_inputs
 
 TASK = "seq2seq"
-LENGTHS = (9, 4, 6)
 STEPS = 8
 
 
@@ -31,14 +31,6 @@ def whole_host(model_type, **overrides):
             if parameter.ndim > 1:
                 parameter.add_(torch.randn_like(parameter) * 0.5)
     return host
-
-
-def padded_inputs():
-    inputs = make_inputs()
-    for row, length in enumerate(LENGTHS):
-        inputs["attention_mask"][row, length:] = 0
-        inputs["input_ids"][row, length:] = 0
-    return inputs
 
 
 def make_targets():

@@ -21,13 +21,13 @@ from tests.graft.conftest import (
 )
 from tests.support.decode_by_hand import decode_greedily
 from tests.support.graft_reference import run_graft, run_head, tokens_of
+from tests.support.graft_suite import LENGTHS, padded_inputs
 
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 HOSTS = tuple(name for name in ALL_HOSTS if name != "albert")
 FEATURES = "feature-extraction"
-LENGTHS = (9, 4, 6)
 # What families do behind their last layer.
 NORMS = {
     **dict.fromkeys(("llama", "qwen2"), "norm"),
@@ -38,15 +38,6 @@ NORMS = {
     "opt": "decoder.final_layer_norm",
     "modernbert": "final_norm",
 }
-
-
-def padded_inputs(side="right"):
-    inputs = make_inputs()
-    for row, length in enumerate(LENGTHS):
-        padding = slice(length, None) if side == "right" else slice(0, 9 - length)
-        inputs["attention_mask"][row, padding] = 0
-        inputs["input_ids"][row, padding] = 0
-    return inputs
 
 
 def stack_of(host):

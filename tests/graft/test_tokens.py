@@ -28,6 +28,7 @@ from tests.graft.conftest import (
     make_inputs,
 )
 from tests.support.graft_reference import run_graft, tokens_of
+from tests.support.graft_suite import LENGTHS, padded_inputs
 
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -38,16 +39,6 @@ CLASSES = {
     QUESTION: (GraftedModelForQuestionAnswering, AutoModelForQuestionAnswering),
     FEATURES: (GraftedModelForFeatureExtraction, AutoModel),
 }
-LENGTHS = (9, 4, 6)
-
-
-def padded_inputs(side="right"):
-    inputs = make_inputs()
-    for row, length in enumerate(LENGTHS):
-        padding = slice(length, None) if side == "right" else slice(0, 9 - length)
-        inputs["attention_mask"][row, padding] = 0
-        inputs["input_ids"][row, padding] = 0
-    return inputs
 
 
 def outputs(model, inputs):
