@@ -95,13 +95,13 @@ def outputs(model: Any, task: str, inputs: dict[str, Tensor]) -> Tensor:
     if task == "seq2seq":
         rows = len(inputs["input_ids"])
         decoder_ids = make_inputs(length=5, seed=2)["input_ids"][:rows]
-        return model(**inputs, decoder_input_ids=decoder_ids).logits  # type: ignore[no-any-return]
+        return model(**inputs, decoder_input_ids=decoder_ids).logits
     out = model(**inputs)
     if task == "question-answering":
         return torch.stack([out.start_logits, out.end_logits], dim=-1)
     if task == "feature-extraction":
-        return out.last_hidden_state  # type: ignore[no-any-return]
-    return out.logits  # type: ignore[no-any-return]
+        return out.last_hidden_state
+    return out.logits
 
 
 def by_formula(case: Case, inputs: dict[str, Tensor]) -> Tensor:
@@ -117,13 +117,11 @@ def by_formula(case: Case, inputs: dict[str, Tensor]) -> Tensor:
     if case.task == "feature-extraction":
         return states
     if case.task == "causal-lm":
-        return host.get_output_embeddings()(states)  # type: ignore[no-any-return]
+        return host.get_output_embeddings()(states)
     if case.task == "seq2seq":
         decoder_ids = make_inputs(length=5, seed=2)["input_ids"][: len(mask)]
         encoded = BaseModelOutput(last_hidden_state=states)
-        return host(  # type: ignore[no-any-return]
-            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
-        ).logits
+        return host(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False).logits
     return run_head(model.head, states)
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from typing import Any
 
 from tests.support.hub_faults import Reply, Request
 from tests.support.hub_routes import RefusalError, Router, json_reply
@@ -24,7 +25,7 @@ class UploadRouter(Router):
         self.created: dict[str, dict[str, object]] = {}
         self.messages: list[str] = []
 
-    def _routes(self):  # type: ignore[no-untyped-def]
+    def _routes(self) -> list[Any]:
         own = [
             (_CREATE, self._create),
             (_YAML, lambda *_: json_reply({"errors": [], "warnings": []})),

@@ -61,7 +61,7 @@ def arm(step: int, place: str) -> None:
     SurgeonTrainer.training_step, SurgeonTrainer._save_rng_state = at_step, at_saving
     run.write_report = at_report
     if place == "finish":
-        RunFolder.finish = at_finish  # type: ignore[method-assign]
+        RunFolder.finish = at_finish
 
 
 if __name__ == "__main__":
