@@ -1,9 +1,10 @@
 """The settings of a fine-tuning run: the paper's defaults, checked where they are made."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from layer_surgeon.errors import ConfigError
 
@@ -111,12 +112,10 @@ class FinetuneConfig:
         for name in ("num_epochs", "lora_alpha", *_RATES):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0, "a number above 0")
-        for name in _COUNTS:
-            _check(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("max_steps", "early_stopping_patience", "max_train_samples", "max_eval_samples"):
-            _check_optional(self, name)
-        for name in ("eval_batch_size", "doc_stride", "checkpoint_steps"):
-            _check_optional(self, name)
+        for name, (kind, optional) in _kinds().items():
+            if kind is int and name != "seed":
+                value, rest = getattr(self, name), ", or nothing" if optional else ""
+                _check(self, name, value is None or value >= 1, f"a whole number of at least 1{rest}")
         asked = set((self.extra_metrics or "").replace(" ", "").split(",")) - {""}
         _check(self, "extra_metrics", asked <= set(EXTRA_METRICS), f"some of {', '.join(EXTRA_METRICS)}, with commas")
         for name in ("weight_decay", "max_grad_norm"):
@@ -155,77 +154,40 @@ class FinetuneConfig:
         return self.eval_batch_size or 2 * self.batch_size
 
 
-_CHOICES: dict[str, Any] = {
-    "task": TaskName,
-    "optimizer": Optimizer,
-    "schedule": Schedule,
-    "select_by": Selection,
-    "device": Device,
-    "precision": Precision,
-    "train_host": HostTraining,
-}
 _RATES = ("learning_rate", "host_learning_rate", "projection_learning_rate", "head_learning_rate")
-_COUNTS = (
-    "batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "max_answer_length",
-    "max_target_length",
-    "num_beams",
-    "lora_rank",
-)
-_TEXTS = ("text_column", "text_pair_column", "label_column", "source_prefix", "extra_metrics")
-_FLAGS = ("unanswerable", "group_by_length", "deterministic", "gradient_checkpointing", "compile")
-_FLOATS = (
-    "num_epochs",
-    *_RATES,
-    "lora_alpha",
-    "lora_dropout",
-    "weight_decay",
-    "warmup_ratio",
-    "max_grad_norm",
-    "label_smoothing",
-    "validation_fraction",
-    "train_fraction",
-)
-_OPTIONAL = (
-    "task",
-    "select_by",
-    "max_steps",
-    "early_stopping_patience",
-    "max_train_samples",
-    "max_eval_samples",
-    "eval_batch_size",
-    "doc_stride",
-    "unanswerable",
-    "checkpoint_steps",
-    *_RATES[1:],
-)
+
+
+@functools.cache
+def _kinds() -> Mapping[str, tuple[Any, bool]]:
+    """Of each field: what it takes, and whether it may be left open (None)."""
+    kinds = {}
+    for name, hint in get_type_hints(FinetuneConfig).items():
+        alternatives = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
+        kinds[name] = next(kind for kind in alternatives if kind is not type(None)), type(None) in alternatives
+    return kinds
 
 
 def _check_types(config: FinetuneConfig) -> None:
-    for entry in fields(config):
-        name, value = entry.name, getattr(config, entry.name)
-        if name in _CHOICES:
-            choices = get_args(_CHOICES[name])
-            good = value in choices or (value is None and name in _OPTIONAL)
-            _check(config, name, good, f"one of {', '.join(choices)}")
-        elif name in _TEXTS:
-            kind = "a column name" if name.endswith("_column") else "a text that is not empty"
-            _check(config, name, value is None or (isinstance(value, str) and bool(value)), kind)
-        elif name in _FLAGS:
-            _check(config, name, isinstance(value, bool) or (value is None and name in _OPTIONAL), "true or false")
-        elif name in _FLOATS:
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            _check(config, name, number or (value is None and name in _OPTIONAL), "a number")
-        else:
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            _check(config, name, whole or (value is None and name in _OPTIONAL), "a whole number")
+    for name, (kind, optional) in _kinds().items():
+        value = getattr(config, name)
+        good, expected = _fits(value, kind)
+        if name.endswith("_column"):
+            expected = "a column name"
+        _check(config, name, good or (optional and value is None), expected)
 
 
-def _check_optional(config: FinetuneConfig, name: str) -> None:
-    value = getattr(config, name)
-    _check(config, name, value is None or value >= 1, "a whole number of at least 1, or nothing")
+def _fits(value: Any, kind: Any) -> tuple[bool, str]:
+    """Whether a value is of a kind, and what the kind is called."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    if kind is str:
+        return isinstance(value, str) and bool(value), "a text that is not empty"
+    if kind is bool:
+        return isinstance(value, bool), "true or false"
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if kind is int:
+        return number, "a whole number"
+    return number and math.isfinite(value), "a number"
 
 
 def _check(config: FinetuneConfig, name: str, good: bool, expected: str) -> None:
