@@ -60,6 +60,7 @@ def command(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = [p for p in inspect.signature(function).parameters.values() if p.name not in ("ui", "given")]
         options = [] if settings is None else _settings_options(settings, without, panel)
+        texts = set() if settings is None else _text_fields(settings)
         common = [_parameter(name, kind, None if name == "workspace" else False) for name, kind in _COMMON.items()]
 
         def run(**values: Any) -> None:
@@ -70,7 +71,11 @@ def command(
             with _Guard(ui):
                 if settings is not None:
                     taken = {p.name: values.pop(p.name) for p in options}
-                    values["given"] = {name: _parse(name, value) for name, value in taken.items() if value is not None}
+                    values["given"] = {
+                        name: value if name in texts else _parse(name, value)
+                        for name, value in taken.items()
+                        if value is not None
+                    }
                 document = function(ui=ui, **values)
                 if json_:
                     ui.document(document)
@@ -144,11 +149,21 @@ def _settings_options(settings: type, without: Collection[str], panel: str) -> l
     return options
 
 
+def _text_fields(settings: type) -> set[str]:
+    """The fields that take any text, also one that looks like a number or like JSON: a column may be called 3."""
+    return {name for name, hint in typing.get_type_hints(settings).items() if _alternatives(hint) == [str]}
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """What a field takes, beside None."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]
+    return [kind for kind in typing.get_args(hint) if kind is not type(None)]
+
+
 def _option_type(hint: Any) -> Any:
     """The type typer parses for a field; what has no simple form on a command line is taken as text."""
-    alternatives = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        alternatives = [hint]
+    alternatives = _alternatives(hint)
     if len(alternatives) == 1:
         only = alternatives[0]
         if only in (int, float, bool, str, Path) or typing.get_origin(only) is typing.Literal:

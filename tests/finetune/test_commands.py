@@ -116,6 +116,14 @@ def test_config_file_and_flags_over_it(run, graft, train_csv, tmp_path):
     assert (config["max_steps"], config["batch_size"], config["learning_rate"]) == (2, 6, 1e-3)
 
 
+def test_a_column_whose_name_is_a_number(run, graft, tmp_path):
+    path = tmp_path / "numbered.csv"
+    path.write_text("3,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows(20)))
+    done = run("finetune", graft, "--dataset", path, "--text-column", "3", "--max-steps", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["data"]["columns"]["text"] == "3"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
