@@ -93,7 +93,7 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     if pooled is not None and own.mean_square < pooled.mean_square * (1 - 1e-9):
         return _quasi_f(differences, pooled)
     found = _quasi_f(differences, own)
-    plain = compare_scores([0.0] * seeds, differences.mean(axis=1).tolist())["t_test"]
+    plain = _t_test(differences.mean(axis=1))
     if own.df >= 4 or plain is None or plain <= found.p:
         return found
     error = math.sqrt(own.mean_square / (seeds * examples))
@@ -190,16 +190,23 @@ def compare_scores(first: Sequence[float], second: Sequence[float]) -> dict[str,
     delta = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     several = len(delta) > 1
     deviation = float(delta.std(ddof=1)) if several else None
-    spread = bool(deviation and deviation > 1e-12)
+    t_test = _t_test(delta)
     return {
         "mean": float(delta.mean()),
         "deviation": deviation,
         "by_seed": [float(value) for value in delta],
-        "t_test": float(stats.ttest_1samp(delta, 0.0).pvalue) if spread else None,
+        "t_test": t_test,
         "permutation": sign_permutation(delta.tolist()) if several else None,
-        "effect_size": float(delta.mean()) / float(deviation or 1) if spread else None,
+        "effect_size": None if t_test is None or deviation is None else float(delta.mean()) / deviation,
         "seed_interval": list(bootstrap(delta[:, None], "seeds")) if several else None,
     }
+
+
+def _t_test(delta: Matrix) -> float | None:
+    """The p of the paired t-test, of one difference for each seed; None where they don't differ from each other."""
+    if len(delta) < 2 or delta.std(ddof=1) <= 1e-12:
+        return None
+    return float(stats.ttest_1samp(delta, 0.0).pvalue)
 
 
 def seed_interval_of_mean(scores: Sequence[float]) -> Interval | None:
