@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.synthesize import SynthesisConfig, synthesize
+from layer_surgeon.study.synthesis_config import SynthesisConfig
+from layer_surgeon.study.synthesize import synthesize
 from layer_surgeon_cli.main import app
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
 from tests.support.studies import tiny_parts
@@ -71,7 +72,7 @@ def test_a_dry_run_counts_and_times(plan_file, tmp_path):
     assert (document["cells"], document["done"]) == (4, 0)
     assert set(document["seconds_per_step"]) == {"host", "wide-head"}
     assert document["seconds"] > 0
-    assert not list((place / "cells").glob("*")) if (place / "cells").exists() else True
+    assert not list(place.glob("cells/*"))
 
 
 def test_wrong_calls(tmp_path, plan_file):
@@ -100,6 +101,13 @@ def test_texts_for_each_label(tmp_path):
     assert [row["label"] for row in rows] == ["good"] * 7 + ["bad"] * 7
     assert len({(row["text"], row["label"]) for row in rows}) == 14
     assert all(row["text"].strip() == row["text"] != "" for row in rows)
+
+    settings = ("--per-label", "3", "--max-new-tokens", "6", "--prompt", "{label} is :")
+    done = surgeon(
+        "synthesize", str(folder), "-l", "good", "-l", "bad", "-o", str(tmp_path / "more.jsonl"), *settings, "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["counts"] == {"good": 3, "bad": 3}
 
 
 @pytest.mark.slow
