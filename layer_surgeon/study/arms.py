@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.workspace import layer_name, short_name
 
+PACKAGED = "packaged:"
 Control = Literal["projections-only", "wide-head"]
 _NO_DONOR: Mapping[str, Any] = MappingProxyType({"donor": None})
 
@@ -122,7 +123,7 @@ class DonorSpec:
     @property
     def name(self) -> str:
         """As a folder name: `Llama-3.1-8B-L-1`."""
-        return layer_name(self.source.removeprefix("packaged:"), self.layers)
+        return layer_name(self.source.removeprefix(PACKAGED), self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ class Arm:
     @property
     def host_name(self) -> str:
         """The host, for people."""
-        return short_name(self.host.removeprefix("packaged:"))
+        return short_name(self.host.removeprefix(PACKAGED))
 
 
 _KEYS = ("name", "like", "host", "donor", "graft", "finetune", "lora", "control", "synthetic")
@@ -234,11 +235,11 @@ def _inherit(said: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     """The built-in arm at the root, and the settings along the way; mappings are laid over each other."""
     like = said.get("like") or (said["name"] if said["name"] in ARMS else "graft")
     own = {key: value for key, value in said.items() if key not in ("name", "like")}
-    if like in ARMS and not (like in others and like != said["name"]):
-        kind, base = like, dict(ARMS[like][1])
-    elif like in others and like != said["name"]:
+    if like in others and like != said["name"]:
         rest = {name: value for name, value in others.items() if name != like}
         kind, base = _inherit(others[like], rest)
+    elif like in ARMS:
+        kind, base = like, dict(ARMS[like][1])
     else:
         near = get_close_matches(like, [*ARMS, *others], n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join([*ARMS, *others])}."

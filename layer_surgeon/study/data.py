@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.layout import write_text
 from layer_surgeon.workspace import short_name
 
 # Several that belong together, by one name.
 _GROUPS = MappingProxyType({"sentences": ("sentences-imdb", "sentences-amazon", "sentences-yelp")})
-_SPLIT_SEED = 2023
-_INFO = "data.json"
+SPLIT_SEED = 2023
+INFO = "data.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class PreparedData:
             ConfigError: It is not there.
         """
         try:
-            content = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+            content = json.loads((folder / INFO).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder} holds no prepared data set ({error}). Start the study again.") from error
         return cls(folder=folder, labels=tuple(content["labels"]), pairs=content["pairs"], examples=content["examples"])
@@ -123,11 +124,9 @@ class PreparedData:
 
 def spec_key(spec: DataSpec, test_fraction: float) -> dict[str, Any]:
     """What decides a prepared data set's content, as far as the plan says."""
-    return {"spec": spec.as_dict(), "test_fraction": test_fraction, "seed": _SPLIT_SEED}
+    return {"spec": spec.as_dict(), "test_fraction": test_fraction, "seed": SPLIT_SEED}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A JSON Lines file, whole or not at all."""
-    from layer_surgeon.study.layout import write_text
-
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

