@@ -12,6 +12,7 @@ from typing import Any
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
 from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.models import label_names_of, load_tokenizer, quiet
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
@@ -22,8 +23,6 @@ from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import host_source, synthetic_file
 from layer_surgeon.workspace import Workspace
-
-_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy", "scipy")
 
 
 def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) -> dict[str, Any]:
@@ -54,6 +53,7 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
     trained = train_cell(cell, folder, progress)
     testing = time.monotonic()
     tests = _test(cell, trained, folder, progress)
+    facts = trained.as_dict()
     if not cell.keep_model:
         shutil.rmtree(folder.run(cell.id), ignore_errors=True)
     return {
@@ -72,10 +72,11 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
             "all": round(time.monotonic() - began, 3),
         },
         "device": trained.device,
-        "config": trained.as_dict()["config"],
+        "config": facts["config"],
         "versions": {
-            "layer_surgeon": importlib.metadata.version("layer-surgeon"),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            "layer_surgeon": facts["layer_surgeon"],
+            **facts["versions"],
+            "scipy": importlib.metadata.version("scipy"),
         },
         "finished": _now(),
     }
@@ -98,7 +99,8 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         train, validation = list(spec.train), list(spec.validation) or None
     work = folder.run(cell.id)
     shutil.rmtree(work, ignore_errors=True)
-    resumable = any(work.with_name(f"{work.name}.unfinished").glob("**/checkpoint-*"))
+    unfinished = work.with_name(work.name + UNFINISHED)
+    resumable = any(unfinished.glob("**/checkpoint-*"))
     arguments: dict[str, Any] = {
         "config": config,
         "output": work,
@@ -115,7 +117,7 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
                 if not resume:
                     raise
                 progress.notice(f"{error} It is trained from the start.")
-            shutil.rmtree(work.with_name(f"{work.name}.unfinished"), ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise AssertionError("the second of two turns returns or raises")
     finally:
         shutil.rmtree(folder.root / "runs" / f"{cell.id}.workspace", ignore_errors=True)

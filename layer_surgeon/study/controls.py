@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.graft import GraftedModelForSequenceClassification, SurgeonGraftConfig, graft_layer
 from layer_surgeon.graft.hosts import host_width, mark_loaded
 from layer_surgeon.study.arms import Control
@@ -21,17 +20,9 @@ class ControlModel(GraftedModelForSequenceClassification):
     Args:
         config: Of the host alone, with `control` and `control_width` beside its fields.
         host: The loaded host; None makes one with fresh weights.
-        donor: None.
-        donor_follows: Has no meaning here.
     """
 
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
+    def __init__(self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None) -> None:
         super().__init__(config, host=host)
         width = host_width(config.host_config)
         between = nn.GELU() if config.control == "wide-head" else nn.Identity()

@@ -26,20 +26,13 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
     if arm.control is not None:
         if task != "text-classification" or arm.donor is None:
             raise ConfigError(f"The arm {arm.name} is for text-classification, in a study with a donor.")
-        width = int(open_layer_width(arm, folder))
+        width = int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
         return control_model(host, arm.control, width, **arm.graft)
     donor = None if arm.donor is None else open_layer(arm.donor, folder)
     model = graft_layer(host, donor, task=task, **arm.graft)
     if arm.lora is not None:
         _add_lora(model, dict(arm.lora))
     return model
-
-
-def open_layer_width(arm: Arm, folder: StudyFolder) -> int:
-    """The donor's width, which a control takes over."""
-    if arm.donor is None:
-        raise ConfigError(f"The arm {arm.name} has no donor.")
-    return int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
 
 
 def _add_lora(model: Any, settings: dict[str, Any]) -> None:

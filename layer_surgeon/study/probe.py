@@ -10,9 +10,8 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoTokenizer
 
-from layer_surgeon.finetune.models import choose_device, quiet
+from layer_surgeon.finetune.models import choose_device, load_tokenizer, quiet
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
@@ -55,9 +54,7 @@ def _features(
     device = choose_device("auto")
     model = model.to(device).eval()
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(host_source(arm.host))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = load_tokenizer(host_source(arm.host), model)
     found: list[npt.NDArray[np.float64]] = []
     handle = model.proj_out.register_forward_pre_hook(
         lambda _, inputs: found.append(inputs[0].mean(dim=1).double().cpu().numpy())
