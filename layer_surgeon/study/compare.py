@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.executors import Executor, run_local, run_ray, threads_each
-from layer_surgeon.study.layout import StudyFolder, locked, write_json, write_text
+from layer_surgeon.study.layout import StudyFolder, locked, write_json
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.summary import summarize
@@ -85,7 +83,7 @@ def run_study(
         raise ConfigError(f"workers is {workers}; it must be at least 1.")
     progress, folder, began = progress or NullProgress(), StudyFolder(root=output), time.monotonic()
     with locked(output / "study.lock", wait=False):
-        write_text(folder.plan, yaml.safe_dump(plan.as_dict(), sort_keys=False, allow_unicode=True))
+        plan.write(folder.plan)
         prepare_study(plan, folder, progress)
         cells = plan.cells()
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]

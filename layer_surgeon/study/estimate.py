@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.cells import train_cell
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.layout import StudyFolder, write_text
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 
@@ -59,7 +57,7 @@ def estimate_study(plan: StudyPlan, output: Path, progress: Progress) -> Estimat
         What `prepare_study` and `finetune_model` raise.
     """
     folder = StudyFolder(root=output)
-    write_text(folder.plan, yaml.safe_dump(plan.as_dict(), sort_keys=False, allow_unicode=True))
+    plan.write(folder.plan)
     prepare_study(plan, folder, progress)
     cells = plan.cells()
     todo = [cell for cell in cells if not folder.result(cell.id).exists()]

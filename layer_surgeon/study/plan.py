@@ -28,6 +28,7 @@ from layer_surgeon.finetune.config import FinetuneConfig, TaskName
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
 from layer_surgeon.study.data import DataSpec, parse_data, spec_key
+from layer_surgeon.study.layout import write_text
 from layer_surgeon.workspace import short_name
 
 SEEDS = (2023, 2024, 2025, 2026, 2027)
@@ -35,6 +36,7 @@ _KEYS = (
     *("name", "title", "task", "host", "hosts", "donor", "donors", "arms", "data", "tests", "fractions", "seeds"),
     *("finetune", "graft", "reference", "focus", "metric", "test_fraction", "keep_models", "layers"),
 )
+_LOWER_IS_BETTER = ("loss", "perplexity")
 _NONE: list[DonorSpec | None] = [None]
 _METRICS: Mapping[str, str] = {
     "text-classification": "accuracy",
@@ -234,9 +236,18 @@ class StudyPlan:
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{path} is no plan of a study ({error}). Choose another folder.") from error
 
-    def with_seeds(self, seeds: Sequence[int]) -> Self:
-        """The same with other seeds."""
-        return replace(self, seeds=tuple(seeds))
+    def write(self, path: Path) -> None:
+        """Write what `read` reads, whole or not at all.
+
+        Raises:
+            WorkspaceError: The folder can't be written.
+        """
+        write_text(path, yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True))
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the score that is compared."""
+        return self.metric not in _LOWER_IS_BETTER
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -289,12 +300,12 @@ def _arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
             for donor in donors or _NONE:
                 arm = parse_arm(entry, host=host, donor=donor, graft=graft, others=by_name)
                 name = arm.name
-                if len(donors) > 1 and arm.donor == donor:
-                    name += f"+{donor.name}" if donor is not None else ""
+                if donor is not None and len(donors) > 1 and arm.donor == donor:
+                    name += f"+{donor.name}"
                 if len(hosts) > 1:
                     name += f"@{arm.host_name}"
-                if not any(other.name == name and other == replace(arm, name=name) for other in arms):
-                    arms.append(replace(arm, name=name))
+                if (named := replace(arm, name=name)) not in arms:
+                    arms.append(named)
     _unique([arm.name for arm in arms], "arm")
     return tuple(arms)
 
@@ -316,7 +327,7 @@ def _comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) -> d
     names = [arm.name.partition("@")[0] for arm in arms]
     controls = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
     reference = content.get("reference") or next(controls, names[0])
-    focus = content.get("focus", next((name for name in names if name == "graft"), None))
+    focus = content.get("focus", "graft" if "graft" in names else None)
     known = {arm.name for arm in arms} | set(names)
     for key, name in (("reference", reference), ("focus", focus)):
         _check(name is None or name in known, key, name, f"an arm of the study: {', '.join(names)}")

@@ -24,7 +24,7 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import StudyResult, run_study
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.layout import StudyFolder, locked, write_json
+from layer_surgeon.study.layout import StudyFolder, locked, read_json, write_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import probe_arm
@@ -109,8 +109,8 @@ def select_arm(
             f"There are {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}; a selection "
             "is between at least two layers, on one data set, for text-classification."
         )
-    higher = plan.metric != "loss"
     rungs: list[Rung] = []
+    trained: dict[str, float] = {}
     if probe and len(candidates) > 2:
         scores = _probes(candidates, plan, folder, progress)
         kept = _best(scores, max(2, math.ceil(len(candidates) / 2)), higher=True)
@@ -129,19 +129,28 @@ def select_arm(
         part = replace(part, reference=candidates[0].name)
         result = run_study(part, output, workers=workers, progress=progress)
         scores, examples = _validation(part, folder)
+        trained |= examples
         if not scores:
             raise TrainingError(f"All candidates failed. {next(iter(result.failed.values()), '')}")
         count = 1 if last else max(2, math.ceil(len(candidates) / _THIRD))
-        kept = _best(scores, min(count, len(scores)), higher=higher)
-        rungs.append(Rung(name=name, scores=scores, kept=kept, examples=examples))
+        kept = _best(scores, min(count, len(scores)), higher=plan.higher_is_better)
+        rungs.append(Rung(name=name, scores=scores, kept=kept, examples=sum(examples.values())))
         candidates = [arm for name in kept for arm in candidates if arm.name == name]
         if last:
             break
-    return _finish(plan, candidates[0], rungs, output, workers, progress)
+    # A rung of whole trainings takes over those that an earlier one did: each counts once.
+    return _finish(plan, candidates[0], rungs, sum(trained.values()), output, workers=workers, progress=progress)
 
 
 def _finish(
-    plan: StudyPlan, best: Arm, rungs: Sequence[Rung], output: Path, workers: int, progress: Progress
+    plan: StudyPlan,
+    best: Arm,
+    rungs: Sequence[Rung],
+    spent: float,
+    output: Path,
+    *,
+    workers: int,
+    progress: Progress,
 ) -> SelectionResult:
     hosts = [arm for arm in plan.arms if arm.donor is None]
     final = replace(plan, arms=(*hosts, best), focus=best.name, reference=hosts[0].name if hosts else best.name)
@@ -149,14 +158,7 @@ def _finish(
     folder = StudyFolder(root=output)
     all_arms = [arm for arm in plan.arms if arm.donor is not None]
     done = [folder.result(cell.id) for cell in final.cells() if folder.result(cell.id).exists()]
-    one = max((_examples(json.loads(path.read_text(encoding="utf-8"))) for path in done), default=0.0)
-    # A rung of whole trainings takes over those that an earlier one did.
-    spent = sum(rung.examples for rung in rungs if not rung.name.startswith("one seed, all"))
-    whole = next((rung for rung in rungs if rung.name.startswith("one seed, all")), None)
-    if whole is not None:
-        last = next((rung for rung in rungs if rung.name.endswith("seeds, all of the data")), None)
-        again = 0 if last is None else len(last.scores)
-        spent += one * (len(whole.scores) - again)
+    one = max((_examples(read_json(path)) for path in done), default=0.0)
     result = SelectionResult(
         best=best.name,
         layers=() if best.donor is None else best.donor.layers,
@@ -200,14 +202,14 @@ def _share(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
     return [rows[index * len(rows) // wanted] for index in range(wanted)]
 
 
-def _validation(plan: StudyPlan, folder: StudyFolder) -> tuple[dict[str, float], float]:
-    """Mean validation score by arm, of arms all of whose cells are done; and the examples that were trained on."""
+def _validation(plan: StudyPlan, folder: StudyFolder) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean validation score by arm, of arms all of whose cells are done; and the examples that each cell trained on."""
     scores: dict[str, float] = {}
-    examples = 0.0
+    examples: dict[str, float] = {}
     for arm in plan.arms:
         paths = [folder.result(cell.id) for cell in plan.cells() if cell.arm == arm]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-        examples += sum(map(_examples, found))
+        found = [read_json(path) for path in paths if path.exists()]
+        examples |= {cell["id"]: _examples(cell) for cell in found}
         if found and len(found) == len(paths):
             scores[arm.name] = sum(cell["validation"]["scores"][plan.metric] for cell in found) / len(found)
     return scores, examples

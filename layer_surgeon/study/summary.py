@@ -42,7 +42,6 @@ from layer_surgeon.study.paired import (
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.verdict import say_comparison, say_study
 
-_LOWER_IS_BETTER = ("loss", "perplexity")
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -63,18 +62,17 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> dict[str, Any]:
         for test in tests
     ]
     tables = [table for table in tables if table["rows"]]
-    higher = plan.metric not in _LOWER_IS_BETTER
     return {
         "format": FORMAT,
         "name": plan.name,
         "title": plan.title,
         "task": plan.task,
         "metric": plan.metric,
-        "higher_is_better": higher,
+        "higher_is_better": plan.higher_is_better,
         "reference": plan.reference,
         "focus": plan.focus,
         "alpha": ALPHA,
-        "verdict": say_study(tables, plan, missing=len(cells) - len(results), higher=higher),
+        "verdict": say_study(tables, plan, missing=len(cells) - len(results)),
         "cells": {
             "planned": len(cells),
             "done": len(results),
@@ -160,8 +158,7 @@ def _comparisons(plan: StudyPlan, test: str, by_arm: Results) -> list[dict[str, 
     for comparison, adjusted in zip(tested, holm([comparison["p"] for comparison in tested]), strict=True):
         comparison["p_holm"] = adjusted
         comparison["significant"] = adjusted < ALPHA
-    higher = plan.metric not in _LOWER_IS_BETTER
-    return [comparison | {"words": say_comparison(comparison, plan.metric, higher)} for comparison in everything]
+    return [comparison | {"words": say_comparison(comparison, plan)} for comparison in everything]
 
 
 def _partner(wanted: str | None, arm: str, by_arm: Results) -> str | None:

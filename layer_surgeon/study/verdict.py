@@ -10,16 +10,16 @@ _SHARES = ("accuracy", "macro_f1", "precision", "recall")
 _ONE_SEED = "for this one seed"
 
 
-def say_comparison(comparison: Mapping[str, Any], metric: str, higher: bool) -> str:
+def say_comparison(comparison: Mapping[str, Any], plan: StudyPlan) -> str:
     """One phrase, such as `graft is better than host by 1.2 points (p = 0.003)`."""
     arm, against, delta = comparison["arm"], comparison["against"], comparison["mean"]
-    size = difference_in_words(delta, metric)
+    size = difference_in_words(delta, plan.metric)
     if comparison["p"] is None:
         return f"{arm} and {against}: {size}; one seed without single examples can't be tested"
     chance = f"p = {say_p(comparison['p_holm'])}, {_basis(comparison)}"
     if not comparison["significant"]:
         return f"{arm} and {against}: the difference of {size} is not significant ({chance})"
-    better = (delta > 0) == higher
+    better = (delta > 0) == plan.higher_is_better
     return f"{arm} is {'better' if better else 'worse'} than {against} by {size.lstrip('+-')} ({chance})"
 
 
@@ -43,7 +43,7 @@ def _basis(comparison: Mapping[str, Any]) -> str:
     return texts[comparison["basis"]]
 
 
-def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: int, higher: bool) -> str:
+def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: int) -> str:
     """One sentence for the whole study, or two."""
     if not tables:
         return "Nothing is finished yet."
@@ -54,7 +54,7 @@ def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: 
     if plan.focus is not None:
         own = [(place, c) for place, c in found if _is(plan.focus, c["arm"]) and _is(plan.reference, c["against"])]
         if own:
-            return _headline(own, higher) + _controls(found, plan, higher) + rest
+            return _headline(own, plan.higher_is_better) + _controls(found, plan) + rest
     told = [(place, c) for place, c in found if c["significant"]]
     if not told:
         return f"Not significant: no arm can be told apart from another, in {len(found)} comparisons.{rest}"
@@ -78,13 +78,13 @@ def _headline(own: Sequence[tuple[str, Mapping[str, Any]]], higher: bool) -> str
     )
 
 
-def _controls(found: Sequence[tuple[str, Mapping[str, Any]]], plan: StudyPlan, higher: bool) -> str:
+def _controls(found: Sequence[tuple[str, Mapping[str, Any]]], plan: StudyPlan) -> str:
     """Whether what the focus gains may be put down to the donor's knowledge: only if no control does as well."""
     rivals: dict[str, bool] = {}
     for _, comparison in found:
         if not _is(str(plan.focus), comparison["arm"]) or _is(plan.reference, comparison["against"]):
             continue
-        beaten = comparison["significant"] and (comparison["mean"] > 0) == higher
+        beaten = comparison["significant"] and (comparison["mean"] > 0) == plan.higher_is_better
         rivals[comparison["against"]] = rivals.get(comparison["against"], False) or beaten
     standing = [name for name, beaten in rivals.items() if not beaten]
     if not rivals:

@@ -31,7 +31,8 @@ def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
         for test in cell.tests:
             right = hard[test] + rng.normal(0, 0.05, examples) < shares[cell.arm.name]
             bits = "".join("1" if value else "0" for value in right)
-            tests[test] = {"examples": examples, "scores": {"accuracy": float(right.mean())}, "correct": bits}
+            scores = {"accuracy": float(right.mean()), "macro_f1": float(right.mean()), "loss": float(1 - right.mean())}
+            tests[test] = {"examples": examples, "scores": scores, "correct": bits}
         result = {
             "format": 1,
             "id": cell.id,
@@ -115,11 +116,18 @@ def test_an_unfinished_study(tmp_path):
 
 
 def test_other_metrics_are_tested_over_the_seeds(tmp_path):
-    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="accuracy")
-    assert summary["metric"] == "accuracy"
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="macro_f1")
     comparison = summary["tables"][0]["comparisons"][0]
-    assert comparison["t_test"] is not None
+    assert (comparison["basis"], comparison["crossed"]) == ("seeds", None)
+    assert comparison["p"] == comparison["t_test"]
     assert comparison["permutation"] == pytest.approx(0.25)
+
+
+def test_a_lower_loss_is_better(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="loss")
+    assert summary["higher_is_better"] is False
+    assert summary["tables"][0]["comparisons"][0]["mean"] < 0
+    assert summary["verdict"].startswith("graft is better than host by")
 
 
 def test_several_hosts_are_each_compared_with_their_own(tmp_path):
