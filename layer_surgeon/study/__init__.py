@@ -1,10 +1,22 @@
 """COMPARE: arms x seeds x data -> tables and reports.
 
-demo        the real layer in the real host beside the host alone; see `surgeon demo`
-results     what it comes to, and what may be said of it
-statistics  how sure a measured share, or a difference of two, is
-page        the HTML page
-charts      its pictures, as SVG
+A study:
+arms, data          what is compared, and on what: as the plan names them
+plan, preset        YAML -> `StudyPlan` -> cells (one training each); the paper's tables and figures
+layout              the study's folder and its files, which is all that shows a study
+prepare, synthesize what all cells share, made once: data, layers, texts that a model writes (synthesis_config: how)
+models, controls    from an arm to a model that can be trained
+cells, executors    one training in a process of its own; who runs the processes
+compare             `run_study`: the order of all that; estimate: how long it will take
+paired, summary     is one arm better? From cells to tables; verdict: the same in words
+sweep, select       which layer: by all of them, or at a fraction of that; probe: without training
+
+The demo:
+demo                the real layer in the real host beside the host alone; see `surgeon demo`
+results             what it comes to, and what may be said of it
+statistics          how sure a measured share, or a difference of two, is
+page                the HTML page
+charts              its pictures, as SVG
 """
 
 import importlib
