@@ -21,7 +21,7 @@ from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
 from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
-from layer_surgeon.graft.pooling import check_mask
+from layer_surgeon.graft.pooling import check_mask, count_positions
 from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
@@ -268,7 +268,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         positions = None
         if attention_mask is not None and all(traits.takes_position_ids for traits in self.donor.probe()):
             # Counted without padding, so that a text padded on the left gets what it gets alone.
-            positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+            positions = count_positions(attention_mask)
         out = self.proj_out(self.donor(inside, attention_mask=attention_mask, position_ids=positions, causal=causal))
         return out if self.residual_gate is None else self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
 
@@ -312,14 +312,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     def parts(self) -> dict[str, nn.Module]:
         """Those of host, projections, donor, gate and head that the model has, in the order in which data goes."""
-        parts = {
-            "host": self.host,
-            "proj_in": self.proj_in,
-            "donor": self.donor,
-            "proj_out": self.proj_out,
-            "gate": self.residual_gate,
-            "head": getattr(self, "head", None),
-        }
+        graft = {"proj_in": self.proj_in, "donor": self.donor, "proj_out": self.proj_out, "gate": self.residual_gate}
+        parts = {"host": self.host, **graft, "head": getattr(self, "head", None)}
         return {name: part for name, part in parts.items() if part is not None}
 
     def parameter_counts(self) -> dict[str, tuple[int, int]]:
@@ -346,8 +340,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         folder = Path(save_directory)
         push = kwargs.pop("push_to_hub", False) and kwargs.get("is_main_process", True)
         target = {name: kwargs.pop(name) for name in _PUSH_KEYWORDS if push and name in kwargs}
-        stored = self.donor is not None and not self.config.settings.train_donor
-        if stored and self.donor is not None and kwargs.get("is_main_process", True):
+        if self.donor is not None and not self.config.settings.train_donor and kwargs.get("is_main_process", True):
             if include_donor:
                 folder.mkdir(parents=True, exist_ok=True)
                 kept, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
@@ -402,6 +395,5 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     def _positions(self, attention_mask: Tensor) -> Tensor | None:
         """Positions that count tokens and not padding, so that a decoder sees a text padded on the left as it is."""
-        if self.host_kind != "decoder" or "position_ids" not in self._host_inputs:
-            return None
-        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        takes_them = self.host_kind == "decoder" and "position_ids" in self._host_inputs
+        return count_positions(attention_mask) if takes_them else None

@@ -12,6 +12,11 @@ def check_mask(attention_mask: Tensor | None) -> None:
         raise GraftError(f"attention_mask has {attention_mask.dim()} dimensions; it must be [batch, seq] of 1 and 0.")
 
 
+def count_positions(attention_mask: Tensor) -> Tensor:
+    """The positions of a batch's tokens, from 0, [batch, seq]; padding is not counted."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
 def find_padding(input_ids: Tensor | None, padding: int | None) -> Tensor | None:
     """The mask of a batch that came without: [batch, seq], 1 where there is text; None where all is.
 
