@@ -64,6 +64,11 @@ def read_weights(path: str, hub: Mapping[str, Any], widened: torch.dtype | None 
         raise ArtifactError(
             f"{file} is damaged: {error} A whole safetensors file was expected; extract the layer again."
         ) from error
+    if strange := sorted({info.dtype for info in infos.values()} - _DTYPES.keys()):
+        raise ArtifactError(
+            f"{file} holds weights of type {', '.join(strange)}, which can't be loaded. Extract the layer again with "
+            "--dtype bfloat16."
+        )
     with file.open("rb") as opened:
         return {name: _widen(_read_tensor(opened, info), widened) for name, info in infos.items()}
 

@@ -175,6 +175,11 @@ class StudyPlan:
         for arm in self.arms:
             GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
             FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
+            if self.keep_models and (arm.control or arm.lora):
+                raise ConfigError(
+                    f"keep_models is true, but what the arm {arm.name} trains is made for the comparison and can't be "
+                    "loaded by itself. Leave the arm out, or set keep_models to false."
+                )
 
     def cells(self) -> tuple[Cell, ...]:
         """Every training, seed by seed: a study that is stopped early then has whole seeds to compare."""

@@ -328,6 +328,14 @@ def test_a_layer_without_tensors_is_named(artifact, tmp_path):
         DonorLayer.from_pretrained(folder)
 
 
+def test_a_type_that_torch_has_not_is_named(artifact, tmp_path):
+    folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
+    header = b'{"layers.0.w":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"12")
+    with pytest.raises(ArtifactError, match="of type F4"):
+        DonorLayer.from_pretrained(folder)
+
+
 def test_a_damaged_file_is_named(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
     whole = (folder / "model.safetensors").read_bytes()

@@ -97,6 +97,8 @@ def test_a_sweep():
         ({"reference": "nobody"}, "reference is 'nobody'"),
         ({"arms": [{"name": "x", "lyke": "host"}]}, "'lyke'"),
         ({"data": [{"train": "sst2"}]}, "A data set is"),
+        ({"arms": ["host", "wide-head"], "keep_models": True}, "the arm wide-head"),
+        ({"arms": ["host", "lora"], "keep_models": True}, "the arm lora"),
         ({"donor": {"source": "a", "layer": "last"}}, "whole numbers"),
     ],
 )
