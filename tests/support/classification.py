@@ -28,7 +28,12 @@ def rows(count: int = 40, *, seed: int = 0, labels: tuple[Any, Any] = (0, 1)) ->
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *_GOOD, *_BAD, *_REST])}
+    return tokenizer_of([*_GOOD, *_BAD, *_REST], model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+
+
+def tokenizer_of(words: list[str], **settings: Any) -> PreTrainedTokenizerFast:
+    """These words and no others, with [CLS] before and [SEP] after a text."""
+    vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -40,8 +45,8 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         unk_token="[UNK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         model_max_length=64,
+        **settings,
     )
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
 from layer_surgeon.finetune.tasks import TaskContext
 from layer_surgeon.workspace import Workspace
-from tests.support.classification import bert_config
+from tests.support.classification import bert_config, tokenizer_of
 
 _FAST = {"num_epochs": 1, "batch_size": 8, "learning_rate": 5e-3, "max_length": 40}
 _NAMES = ["anna", "bob", "carl", "dora"]
@@ -20,28 +19,12 @@ _PLACES = ["rome", "paris", "berlin"]
 _REST = ["the", "went", "to", "saw", "and", "then", "a", "in", "day", "who", "where", "?", "."]
 _SOURCE = ["one", "two", "three", "four"]
 _TARGET = ["eins", "zwei", "drei", "vier"]
-_SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 TAGS = ("O", "B-PER", "B-LOC")
 
 
 def task_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
-    """Words, with [CLS] before and [SEP] after a text."""
-    words = [*_SPECIAL, *_NAMES, *_PLACES, *_REST, *_SOURCE, *_TARGET]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        eos_token="[SEP]",
-        unk_token="[UNK]",
-        model_max_length=64,
-        **settings,
-    )
+    """Words of all tasks; a text's end is the end of what is written."""
+    return tokenizer_of([*_NAMES, *_PLACES, *_REST, *_SOURCE, *_TARGET], eos_token="[SEP]", **settings)
 
 
 def tagged_rows(count: int = 40, seed: int = 0) -> list[dict[str, Any]]:
