@@ -1,0 +1,242 @@
+"""From summary.json and the cells to the tables and series of a report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.report_types import (
+    CostPoint,
+    CurvePoint,
+    Difference,
+    LayerPoint,
+    LayerSweep,
+    LearningCurve,
+    Row,
+    ShiftMatrix,
+    Span,
+    Table,
+)
+from layer_surgeon.study.verdict import difference_in_words
+from layer_surgeon.workspace import short_name
+
+
+def read_table(table: Mapping[str, Any], summary: Mapping[str, Any], plan: StudyPlan) -> Table:
+    """A table of summary.json, with what the arms cost."""
+    comparisons = tuple(_difference(entry, plan) for entry in table["comparisons"])
+    means = [row["mean"] for row in table["rows"]]
+    best = (max if plan.higher_is_better else min)(means, default=None)
+    rows = tuple(_row(row, summary, comparisons, plan, best=row["mean"] == best) for row in table["rows"])
+    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the data"
+    trained = "" if table["test"] == table["data"] else f", trained on {table['data']}"
+    return Table(
+        data=table["data"],
+        fraction=table["fraction"],
+        test=table["test"],
+        place=f"{table['test']}{trained}{share}",
+        examples=table["examples"],
+        rows=rows,
+        comparisons=comparisons,
+        costs=_costs(rows, comparisons, plan),
+    )
+
+
+def _row(
+    row: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    comparisons: Sequence[Difference],
+    plan: StudyPlan,
+    *,
+    best: bool,
+) -> Row:
+    counts = summary["arms"][row["arm"]]["parameters"] or {}
+    own = _against_reference(row["arm"], comparisons, plan)
+    verdict = None
+    if own is not None and own.p_holm is not None:
+        verdict = "not significant" if not own.significant else "better" if own.better else "worse"
+    return Row(
+        arm=row["arm"],
+        seeds=tuple(row["seeds"]),
+        by_seed=tuple(row["by_seed"]),
+        mean=row["mean"],
+        deviation=row["deviation"],
+        seed_interval=_span(row["seed_interval"]),
+        example_interval=_span(row["example_interval"]),
+        scores=row["scores"],
+        total=counts.get("total"),
+        trained=counts.get("trained"),
+        training_seconds=row["training_seconds"],
+        train_examples=row["train_examples"],
+        best=best,
+        verdict=verdict,
+    )
+
+
+def _difference(entry: Mapping[str, Any], plan: StudyPlan) -> Difference:
+    crossed = entry["crossed"]
+    decides = crossed["interval"] if crossed else entry["seed_interval"] or entry["example_interval"]
+    return Difference(
+        arm=entry["arm"],
+        against=entry["against"],
+        seeds=tuple(entry["seeds"]),
+        by_seed=tuple(entry["by_seed"]),
+        mean=entry["mean"],
+        deviation=entry["deviation"],
+        effect_size=entry["effect_size"],
+        size=difference_in_words(entry["mean"], plan.metric),
+        interval=_span(decides),
+        seed_interval=_span(entry["seed_interval"]),
+        example_interval=_span(entry["example_interval"]),
+        both_interval=_span(entry["both_interval"]),
+        t_test=entry["t_test"],
+        permutation=entry["permutation"],
+        basis=entry["basis"],
+        p=entry["p"],
+        p_holm=entry["p_holm"],
+        significant=entry["significant"],
+        better=entry["significant"] and (entry["mean"] > 0) == plan.higher_is_better,
+        words=entry["words"],
+    )
+
+
+def _is_reference(arm: str, plan: StudyPlan) -> bool:
+    return plan.reference in (arm, arm.partition("@")[0])
+
+
+def _against_reference(arm: str, comparisons: Sequence[Difference], plan: StudyPlan) -> Difference | None:
+    own = (entry for entry in comparisons if entry.arm == arm and _is_reference(entry.against, plan))
+    return next(own, None)
+
+
+def _costs(rows: Sequence[Row], comparisons: Sequence[Difference], plan: StudyPlan) -> tuple[CostPoint, ...]:
+    points = []
+    for row in rows:
+        own = _against_reference(row.arm, comparisons, plan)
+        if own is None and not _is_reference(row.arm, plan):
+            continue
+        points.append(
+            CostPoint(
+                arm=row.arm,
+                trained=row.trained,
+                total=row.total,
+                seconds=row.training_seconds,
+                gain=0.0 if own is None else own.mean,
+                interval=None if own is None else own.interval,
+                significant=own is not None and own.significant,
+                is_reference=own is None,
+            )
+        )
+    return tuple(points)
+
+
+def shift_matrices(tables: Sequence[Table], plan: StudyPlan) -> tuple[ShiftMatrix, ...]:
+    """Trained on each x tested on each, for every arm; none where each data set has only its own test part."""
+    if all(table.data == table.test for table in tables):
+        return ()
+    means = {(row.arm, table.fraction, table.data, table.test): row.mean for table in tables for row in table.rows}
+    trained_on = tuple(dict.fromkeys(table.data for table in tables))
+    named = [entry.name for entry in plan.data]
+    tested_on = tuple(sorted({table.test for table in tables}, key=named.index))
+    return tuple(
+        ShiftMatrix(
+            arm=arm.name,
+            fraction=fraction,
+            trained_on=trained_on,
+            tested_on=tested_on,
+            means=tuple(
+                tuple(means.get((arm.name, fraction, data, test)) for test in tested_on) for data in trained_on
+            ),
+        )
+        for fraction in plan.fractions
+        for arm in plan.arms
+        if any((arm.name, fraction, data, test) in means for data in trained_on for test in tested_on)
+    )
+
+
+def learning_curves(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> tuple[LearningCurve, ...]:
+    """One for every arm, data set and share that has a finished training."""
+    curves = []
+    for data in plan.tests:
+        for fraction in plan.fractions:
+            for arm in plan.arms:
+                mine = [r for r in results if (r["arm"], r["data"], r["fraction"]) == (arm.name, data, fraction)]
+                if not mine:
+                    continue
+                epochs = sorted({entry["epoch"] for result in mine for entry in result["history"]})
+                curves.append(
+                    LearningCurve(
+                        arm=arm.name,
+                        data=data,
+                        fraction=fraction,
+                        points=tuple(_curve_point(epoch, mine, plan.metric) for epoch in epochs),
+                        best_epochs=tuple(result["best_epoch"] for result in mine),
+                    )
+                )
+    return tuple(curves)
+
+
+def _curve_point(epoch: float, results: Sequence[Mapping[str, Any]], metric: str) -> CurvePoint:
+    entries = [entry for result in results for entry in result["history"] if entry["epoch"] == epoch]
+    scores = [entry[metric] for entry in entries if metric in entry]
+    return CurvePoint(
+        epoch=epoch,
+        seeds=len(entries),
+        loss=_around([entry["training_loss"] for entry in entries]),
+        score=_around(scores) if scores else None,
+    )
+
+
+def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...]:
+    """Where a donor stands in grafts with several layers, on each test set."""
+    groups: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+    hosts = {arm.name: arm.host_name for arm in plan.arms}
+    for arm in plan.arms:
+        if arm.donor is not None and arm.kind == "graft":
+            groups.setdefault((arm.donor.source, arm.host_name), {})[arm.name] = arm.donor.layers
+    found = []
+    for table in tables:
+        for (source, host), layers in groups.items():
+            rows = sorted((row for row in table.rows if row.arm in layers), key=lambda row: layers[row.arm])
+            if len({layers[row.arm] for row in rows}) < 2:
+                continue
+            own = [row for row in table.rows if _is_reference(row.arm, plan) and hosts[row.arm] == host]
+            found.append(
+                LayerSweep(
+                    donor=short_name(source),
+                    host=host,
+                    data=table.data,
+                    fraction=table.fraction,
+                    test=table.test,
+                    place=table.place,
+                    points=_layer_points(rows, layers, higher=plan.higher_is_better),
+                    reference=own[0] if own and own[0] not in rows else None,
+                )
+            )
+    return tuple(found)
+
+
+def _layer_points(
+    rows: Sequence[Row], layers: Mapping[str, tuple[int, ...]], *, higher: bool
+) -> tuple[LayerPoint, ...]:
+    best = (max if higher else min)(row.mean for row in rows)
+    return tuple(
+        LayerPoint(
+            arm=row.arm,
+            label="+".join(map(str, layers[row.arm])),
+            layers=layers[row.arm],
+            seeds=row.seeds,
+            by_seed=row.by_seed,
+            mean=row.mean,
+            deviation=row.deviation,
+            best=row.mean == best,
+            verdict=row.verdict,
+        )
+        for row in rows
+    )
+
+
+def _around(values: Sequence[float]) -> tuple[float, float, float]:
+    return sum(values) / len(values), min(values), max(values)
+
+
+def _span(interval: Sequence[float] | None) -> Span | None:
+    return None if interval is None else (interval[0], interval[1])

@@ -1,0 +1,399 @@
+"""All that a report shows, in the form in which every format shows it: plain values, nothing left to compute or read.
+
+Names of arms, data sets and titles are what people wrote. They may hold `<`, `&`, `|`, `%` or line ends: whoever writes
+a format escapes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["compare", "sweep", "select"]
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFacts:
+    """What an arm is.
+
+    Attributes:
+        name: As in tables.
+        text: What it is for, in one sentence.
+        kind: The built-in arm that it is, or is like.
+        host: Name of the host.
+        donor: Name of the donor's layer, such as "Llama-3.1-8B-L31"; None without one.
+        layers: The donor's layers, as the plan says them.
+        total, trained: Parameters; None before a training is done.
+        training_seconds: Mean over its trainings; None before one is done.
+    """
+
+    name: str
+    text: str
+    kind: str
+    host: str
+    donor: str | None
+    layers: tuple[int, ...]
+    total: int | None
+    trained: int | None
+    training_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An arm on a test set.
+
+    Attributes:
+        arm: Its name.
+        seeds: Which are finished.
+        by_seed: The metric of each.
+        mean, deviation: Over the seeds; the deviation is None with one seed.
+        seed_interval: 95 %, by t over the seeds; None with one seed.
+        example_interval: 95 %, by bootstrap over the test examples; None where single examples are not known.
+        scores: Means of all metrics.
+        total, trained: Parameters.
+        training_seconds: Mean over the seeds.
+        train_examples: How many were trained on.
+        best: No other arm of the table has a better mean.
+        verdict: Against the reference: "better", "worse", "not significant"; None for the reference itself, and where
+            no test is possible.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    by_seed: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    seed_interval: Span | None
+    example_interval: Span | None
+    scores: Mapping[str, float]
+    total: int | None
+    trained: int | None
+    training_seconds: float
+    train_examples: int
+    best: bool
+    verdict: str | None
+
+    @property
+    def interval(self) -> Span | None:
+        """The one to draw: over the seeds where there are several, else over the examples."""
+        return self.seed_interval or self.example_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One arm minus another.
+
+    Attributes:
+        arm, against: The arms.
+        seeds, by_seed: The seeds that both have, and the difference of each.
+        mean, deviation, effect_size: Of the paired differences; the last two are None with one seed.
+        size: The mean for people, such as "+1.2 points".
+        interval: 95 %, of the test that decides: over seeds and examples where both are known; None: there is none.
+        seed_interval, example_interval, both_interval: Each beside it, where it can be had.
+        t_test, permutation: p over the seeds alone; None with one seed.
+        basis: What the verdict is drawn from: "seeds and examples", "seeds", "examples"; None: no test is possible.
+        p, p_holm: Of the test that decides; p_holm is corrected over all comparisons of the table.
+        significant: p_holm is below alpha.
+        better: Significant, and in the direction that is better.
+        words: The verdict in words.
+    """
+
+    arm: str
+    against: str
+    seeds: tuple[int, ...]
+    by_seed: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    effect_size: float | None
+    size: str
+    interval: Span | None
+    seed_interval: Span | None
+    example_interval: Span | None
+    both_interval: Span | None
+    t_test: float | None
+    permutation: float | None
+    basis: str | None
+    p: float | None
+    p_holm: float | None
+    significant: bool
+    better: bool
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostPoint:
+    """What an arm costs, and what it brings, on one test set.
+
+    Attributes:
+        arm: Its name.
+        trained, total: Parameters; None where they are not known.
+        seconds: Of training, mean over the seeds.
+        gain: Mean difference to the reference (with the same host); 0 for the reference itself.
+        interval: 95 % of the gain; None for the reference.
+        significant: Whether the gain is.
+        is_reference: This is the reference.
+    """
+
+    arm: str
+    trained: int | None
+    total: int | None
+    seconds: float
+    gain: float
+    interval: Span | None
+    significant: bool
+    is_reference: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All arms on one test set.
+
+    Attributes:
+        data, fraction, test: Trained on which data set and which share of it, tested on which.
+        place: The same for people, such as "shops, trained on films, 10 % of the data".
+        examples: Size of the test part.
+        rows: One per arm that has a finished training, in the plan's order.
+        comparisons: What is compared.
+        costs: One per arm that can be compared with the reference, and the reference.
+    """
+
+    data: str
+    fraction: float
+    test: str
+    place: str
+    examples: int
+    rows: tuple[Row, ...]
+    comparisons: tuple[Difference, ...]
+    costs: tuple[CostPoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftMatrix:
+    """Domain shift of one arm: trained on each data set, tested on each.
+
+    Attributes:
+        arm: Its name.
+        fraction: Share of the training data.
+        trained_on, tested_on: Names of the rows, and of the columns.
+        means: [trained_on][tested_on] mean over the seeds; None: not measured.
+    """
+
+    arm: str
+    fraction: float
+    trained_on: tuple[str, ...]
+    tested_on: tuple[str, ...]
+    means: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One epoch of an arm: (mean, lowest, highest) over the seeds that reached it.
+
+    Attributes:
+        epoch: Passes over the training data; a fraction where a training ended inside one.
+        seeds: How many reached it.
+        loss: Training loss.
+        score: The metric on the validation part; None where it is not measured.
+    """
+
+    epoch: float
+    seeds: int
+    loss: tuple[float, float, float]
+    score: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurve:
+    """How an arm learned on one data set; `best_epochs`: by seed, the one that was kept, counted from 1."""
+
+    arm: str
+    data: str
+    fraction: float
+    points: tuple[CurvePoint, ...]
+    best_epochs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPoint:
+    """One layer, or several together, of a sweep; `label` such as "16" or "15+16"; the rest as in `Row`."""
+
+    arm: str
+    label: str
+    layers: tuple[int, ...]
+    seeds: tuple[int, ...]
+    by_seed: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    best: bool
+    verdict: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSweep:
+    """A donor's layers on one test set.
+
+    Attributes:
+        donor: Name of the donor.
+        host: Name of the host.
+        data, fraction, test, place: As in `Table`.
+        points: In the order of the layers.
+        reference: The host alone, with the same host; None where it has no finished training.
+    """
+
+    donor: str
+    host: str
+    data: str
+    fraction: float
+    test: str
+    place: str
+    points: tuple[LayerPoint, ...]
+    reference: Row | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRung:
+    """A round of a selection: validation scores by arm (or the probe's), who stayed, examples trained on."""
+
+    name: str
+    scores: Mapping[str, float]
+    kept: tuple[str, ...]
+    examples: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What `surgeon select` chose: the arm, its layers, the share of the whole sweep's cost, and how it came to it."""
+
+    best: str
+    layers: tuple[int, ...]
+    cost: float
+    rungs: tuple[SelectionRung, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCell:
+    """A training that is not finished; `error`: how it failed, None: it has not run."""
+
+    arm: str
+    data: str
+    fraction: float
+    seed: int
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One training on one test set: nothing is averaged here.
+
+    Attributes:
+        arm, data, fraction, test, seed: Which.
+        examples: Size of the test part.
+        scores: All metrics on the test part.
+        validation: The metrics on the validation part, at the kept epoch.
+        total, trained: Parameters.
+        train_examples: How many were trained on.
+        best_epoch: The kept epoch, counted from 1.
+        training_seconds, testing_seconds: Of all test sets together.
+        device: Such as "cpu (1 threads)".
+    """
+
+    arm: str
+    data: str
+    fraction: float
+    test: str
+    seed: int
+    examples: int
+    scores: Mapping[str, float]
+    validation: Mapping[str, float]
+    total: int
+    trained: int
+    train_examples: int
+    best_epoch: int
+    training_seconds: float
+    testing_seconds: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """All that a report shows.
+
+    Attributes:
+        path: The study's folder.
+        kind: Which command made it.
+        name, title: Of the plan.
+        task, metric, higher_is_better: What is learned, and by what it is judged.
+        reference, focus: The arm that all are compared with, and the one that is compared with all (or None).
+        alpha: Level of the tests.
+        verdict: One sentence, or two.
+        planned, done: Trainings.
+        failed, missing: Those that are not done.
+        seeds, fractions: Of the plan.
+        arms: All of the plan, finished or not.
+        tables: One per (data set, share, test set).
+        shifts: Domain shift, one matrix per arm and share; empty where each data set has only its own test.
+        curves: One per arm, data set and share.
+        sweeps: Where several layers of a donor are compared.
+        selection: Of `surgeon select`.
+        measurements: Every training on every test set.
+        plan: The plan, every default filled in, as study.yaml has it.
+        settings: Of fine-tuning: those that all trainings share.
+        versions: By package, as text; where trainings were done with several versions, all of them.
+        machines: Devices on which trainings ran.
+        started, finished: When the first and the last training ended, ISO 8601, UTC; None: none did.
+        training_seconds: Of all trainings together.
+        command: Repeats the study.
+    """
+
+    path: Path
+    kind: Kind
+    name: str
+    title: str
+    task: str
+    metric: str
+    higher_is_better: bool
+    reference: str
+    focus: str | None
+    alpha: float
+    verdict: str
+    planned: int
+    done: int
+    failed: tuple[OpenCell, ...]
+    missing: tuple[OpenCell, ...]
+    seeds: tuple[int, ...]
+    fractions: tuple[float, ...]
+    arms: tuple[ArmFacts, ...]
+    tables: tuple[Table, ...]
+    shifts: tuple[ShiftMatrix, ...]
+    curves: tuple[LearningCurve, ...]
+    sweeps: tuple[LayerSweep, ...]
+    selection: Selection | None
+    measurements: tuple[Measurement, ...]
+    plan: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    machines: tuple[str, ...]
+    started: str | None
+    finished: str | None
+    training_seconds: float
+    command: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Every planned training is done."""
+        return self.done == self.planned
+
+    @property
+    def state(self) -> str:
+        """For people: "All 12 trainings are done." or what is missing."""
+        if self.is_finished:
+            return f"All {self.planned} trainings are done."
+        rest = f", {len(self.failed)} failed" if self.failed else ""
+        rest += f", {len(self.missing)} are missing" if self.missing else ""
+        return f"Not finished: {self.done} of {self.planned} trainings are done{rest}."
+
+    @property
+    def is_share(self) -> bool:
+        """The metric goes from 0 to 1, and people read it as per cent."""
+        return self.metric in ("accuracy", "macro_f1", "precision", "recall")
