@@ -8,6 +8,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,9 +18,12 @@ import pyarrow.parquet
 from layer_surgeon.errors import DataError
 
 Columns = dict[str, list[Any]]
+Row = dict[str, Any]
 
 # The csv module refuses cells above 128 KiB, and a long document may well be one.
 _LARGEST_CELL = 1 << 26
+# Rows of a streamed Parquet file that are in memory at a time.
+_PARQUET_ROWS = 1000
 
 
 def read_file(path: Path) -> Columns:
@@ -27,6 +31,20 @@ def read_file(path: Path) -> Columns:
 
     Raises:
         DataError: The file is missing, empty, unreadable, has no rows, or has a suffix that is not known.
+    """
+    check_file(path)
+    with _reading(path):
+        columns = READERS[path.suffix.lower()](path)
+    if not columns or not len(next(iter(columns.values()))):
+        raise DataError(f"{path} has no rows{' below its header' if columns else ''}. Add some.")
+    return columns
+
+
+def check_file(path: Path) -> None:
+    """See that there is a file that can be read, without reading it.
+
+    Raises:
+        DataError: It is missing or empty, or has a suffix that is not known.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -37,15 +55,48 @@ def read_file(path: Path) -> Columns:
         raise DataError(f"{path} has the suffix {suffix or 'of nothing'!r}; these can be read: {', '.join(READERS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes). It needs a text column, a label column and rows.")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        columns = READERS[suffix](path)
+        yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start} can't be decoded). Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
-    if not columns or not len(next(iter(columns.values()))):
-        raise DataError(f"{path} has no rows{' below its header' if columns else ''}. Add some.")
-    return columns
+
+
+def iterate_file(path: Path) -> Iterator[Row]:
+    """The rows of a CSV, TSV, JSONL or Parquet file as `read_file` has them, a few in memory at a time.
+
+    Raises:
+        DataError: As `read_file`, when the bad row is reached; at once for a file that can only be read as a whole.
+    """
+    check_file(path)
+    if path.suffix.lower() not in ITERATORS:
+        raise DataError(
+            f"{path} can't be streamed: a {path.suffix} file is read as a whole. If it has an object on every line, name "
+            f"it .jsonl; else leave --streaming out. These can be streamed: {', '.join(ITERATORS)}."
+        )
+    return _rows_of(path)
+
+
+def _rows_of(path: Path) -> Iterator[Row]:
+    with _reading(path):
+        yield from ITERATORS[path.suffix.lower()](path)
+
+
+def count_rows(path: Path) -> int | None:
+    """The number of rows where the file says it (Parquet); else None.
+
+    Raises:
+        DataError: It is no Parquet file.
+    """
+    if path.suffix.lower() != ".parquet":
+        return None
+    with _reading(path), _parquet_errors(path):
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -96,6 +147,13 @@ def read_files(paths: list[Path]) -> Columns:
 
 
 def _read_csv(path: Path, delimiter: str = ",") -> Columns:
+    rows = _cells(path, delimiter)
+    header, cells = next(rows), list(rows)
+    return {name: [row[index] for row in cells] for index, name in enumerate(header)}
+
+
+def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
+    """The header, then every row."""
     csv.field_size_limit(_LARGEST_CELL)
     # newline="": line ends inside quotes belong to the cell. utf-8-sig: spreadsheets write a mark before the header.
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -104,7 +162,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> Columns:
             header = next(reader, [])
             if len(set(header)) != len(header):
                 raise DataError(f"{path} names a column twice in its header: {', '.join(header)}.")
-            cells: list[list[str]] = []
+            yield header
             for row in reader:
                 if not row:
                     continue
@@ -113,10 +171,19 @@ def _read_csv(path: Path, delimiter: str = ",") -> Columns:
                         f"{path}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)} "
                         f"({', '.join(header)}). Put cells that hold a {delimiter!r} into double quotes."
                     )
-                cells.append(row)
+                yield row
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
-    return {name: [row[index] for row in cells] for index, name in enumerate(header)}
+
+
+def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    rows = _cells(path, delimiter)
+    header = next(rows)
+    return (dict(zip(header, row, strict=True)) for row in rows)
+
+
+def _tsv_rows(path: Path) -> Iterator[Row]:
+    return _csv_rows(path, delimiter="\t")
 
 
 def _read_tsv(path: Path) -> Columns:
@@ -124,12 +191,14 @@ def _read_tsv(path: Path) -> Columns:
 
 
 def _read_jsonl(path: Path) -> Columns:
-    rows: list[dict[str, Any]] = []
+    return rows_to_columns(list(_jsonl_rows(path)), str(path))
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                rows.append(_parse_row(path, number, line))
-    return rows_to_columns(rows, str(path))
+                yield _parse_row(path, number, line)
 
 
 def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -191,12 +260,24 @@ def rows_to_columns(rows: list[dict[str, Any]], place: str) -> Columns:
 
 
 def _read_parquet(path: Path) -> Columns:
-    try:
+    with _parquet_errors(path):
         table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     columns: Columns = table.to_pydict()
     return columns
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
 
 def _neighbours(path: Path) -> str:
@@ -214,4 +295,13 @@ READERS: dict[str, Callable[[Path], Columns]] = {
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+}
+
+# Those that can be read row by row.
+ITERATORS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".parquet": _parquet_rows,
 }

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -66,24 +66,17 @@ class RawData:
     @property
     def train(self) -> Table:
         """The training split: by the registry, by name, or the only one."""
-        name = self.record.train if self.record else "train"
-        if name in self.splits:
-            return self.splits[name]
-        if len(self.splits) == 1:
-            return next(iter(self.splits.values()))
-        raise DataError(f"{self.name} has no split called {name}, but {', '.join(self.splits)}.")
+        return self.splits[training_split(self.splits, self.record, self.name)]
 
     @property
     def validation(self) -> Table | None:
         """The validation split, if there is one."""
-        if self.record is not None:
-            return self.splits.get(self.record.validation or "")
-        return next((self.splits[name] for name in _VALIDATION_NAMES if name in self.splits), None)
+        return self.splits.get(validation_split(self.splits, self.record) or "")
 
     @property
     def test(self) -> Table | None:
         """The test split, if there is one."""
-        return self.splits.get((self.record.test or "") if self.record is not None else "test")
+        return self.splits.get(test_split(self.splits, self.record) or "")
 
     def choose(self, split: str | None) -> Table:
         """The split to measure on: the named one; else test; else the only one.
@@ -91,15 +84,45 @@ class RawData:
         Raises:
             DataError: There is no such split, or several and none is the test.
         """
-        if split is not None:
-            if split not in self.splits:
-                raise DataError(f"{self.name} has no split {split!r}, but {', '.join(self.splits)}.")
-            return self.splits[split]
-        if (table := self.test) is not None:
-            return table
-        if len(self.splits) == 1:
-            return next(iter(self.splits.values()))
-        raise DataError(f"{self.name} has no test split, but {', '.join(self.splits)}. Say which with --split.")
+        return self.splits[measured_split(self.splits, self.record, self.name, split)]
+
+
+def training_split(splits: Collection[str], record: DatasetRecord | None, name: str) -> str:
+    """Which of the splits of the data set `name` is the training split.
+
+    Raises:
+        DataError: None is.
+    """
+    wanted = record.train if record else "train"
+    if wanted not in splits and len(splits) != 1:
+        raise DataError(f"{name} has no split called {wanted}, but {', '.join(splits)}.")
+    return wanted if wanted in splits else next(iter(splits))
+
+
+def validation_split(splits: Collection[str], record: DatasetRecord | None) -> str | None:
+    """Which is the validation split, if there is one."""
+    names = (record.validation,) if record is not None else _VALIDATION_NAMES
+    return next((name for name in names if name in splits), None)
+
+
+def test_split(splits: Collection[str], record: DatasetRecord | None) -> str | None:
+    """Which is the test split, if there is one."""
+    wanted = record.test if record is not None else "test"
+    return wanted if wanted in splits else None
+
+
+def measured_split(splits: Collection[str], record: DatasetRecord | None, name: str, split: str | None = None) -> str:
+    """The split to measure on: the named one; else test; else the only one.
+
+    Raises:
+        DataError: As `RawData.choose`.
+    """
+    if split is not None and split not in splits:
+        raise DataError(f"{name} has no split {split!r}, but {', '.join(splits)}.")
+    found = split or test_split(splits, record)
+    if found is None and len(splits) != 1:
+        raise DataError(f"{name} has no test split, but {', '.join(splits)}. Say which with --split.")
+    return found or next(iter(splits))
 
 
 def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskName = "text-classification") -> RawData:
@@ -116,6 +139,8 @@ def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskNam
     """
     if isinstance(data, datasets.DatasetDict | datasets.Dataset):
         return _from_datasets(data)
+    if isinstance(data, datasets.IterableDatasetDict | datasets.IterableDataset):
+        raise DataError(f"A {type(data).__name__} is read row by row: say so (streaming=True). Only training data can.")
     if isinstance(data, str | os.PathLike):
         return _from_name(os.fspath(data), progress or NullProgress(), task)
     if isinstance(data, Mapping):
@@ -155,11 +180,21 @@ def _from_name(name: str, progress: Progress, task: TaskName) -> RawData:
         return _from_folder(Path(name).expanduser())
     if Path(name).exists() or Path(name).suffix.lower() in READERS:
         return _from_files([name])
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name):
         return _from_hub(name, None, progress)
+    raise no_such_data(name)
+
+
+def no_such_data(name: str) -> DataError:
+    """What to say of a name that is nothing."""
     similar = similar_names(name)
     hint = f"Did you mean {' or '.join(similar)}? " if similar else f"Names: {', '.join(DATASETS)}. "
-    raise DataError(f"There is no data set called {name!r}, and no such file. {hint}A Hub id has the form owner/name.")
+    return DataError(f"There is no data set called {name!r}, and no such file. {hint}A Hub id has the form owner/name.")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no file has the form of a Hub id."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def _from_files(names: Sequence[str]) -> RawData:
@@ -170,7 +205,19 @@ def _from_files(names: Sequence[str]) -> RawData:
 
 
 def _from_folder(folder: Path) -> RawData:
-    """Files whose names say which split they are: train.csv, dev.jsonl, test-00000-of-00002.parquet, ..."""
+    splits = {
+        name: Table(columns=read_files(paths), place=" + ".join(map(str, paths)))
+        for name, paths in group_files(folder).items()
+    }
+    return RawData(name=short_name(folder.resolve().name), spec=(str(folder.resolve()),), splits=splits)
+
+
+def group_files(folder: Path) -> dict[str, list[Path]]:
+    """Files whose names say which split they are: train.csv, dev.jsonl, test-00000-of-00002.parquet, ...
+
+    Raises:
+        DataError: The folder has no file that can be read.
+    """
     files = find_files(folder) or find_files(folder / "data")
     if not files:
         raise DataError(f"{folder} has no data: none of its files ends in {', '.join(READERS)}.")
@@ -178,30 +225,35 @@ def _from_folder(folder: Path) -> RawData:
     for path in files:
         stem = _SHARD.sub("", path.stem).lower()
         groups.setdefault("validation" if stem in _VALIDATION_NAMES else stem, []).append(path)
-    if len(groups) == 1:
-        groups = {"train": files}
-    splits = {
-        name: Table(columns=read_files(paths), place=" + ".join(map(str, paths))) for name, paths in groups.items()
-    }
-    return RawData(name=short_name(folder.resolve().name), spec=(str(folder.resolve()),), splits=splits)
+    return {"train": files} if len(groups) == 1 else groups
 
 
 def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> RawData:
-    subset, revision = (record.subset, record.revision) if record else (None, None)
-    progress.notice(f"Loading {hub_id}{f' ({subset})' if subset else ''} from the Hub.")
-    try:
-        loaded = datasets.load_dataset(hub_id, subset, revision=revision)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"The data set {hub_id} can't be loaded from the Hub: {_first_line(error)} Check the id and the network; "
-            "for a gated one, ask for access on its page and log in with `hf auth login`."
-        ) from error
+    loaded = load_from_hub(hub_id, record, progress)
     name = record.name if record else short_name(hub_id)
     splits = {str(split): _datasets_table(table, f"{name} ({split})", curated=True) for split, table in loaded.items()}
     return RawData(name=name, spec=(record.name if record else hub_id,), splits=splits, record=record)
 
 
-def _first_line(error: Exception) -> str:
+def load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress, *, streaming: bool = False) -> Any:
+    """What the datasets library makes of a Hub id: a dict of splits. `streaming`: nothing of the rows is loaded yet.
+
+    Raises:
+        DataError: It can't be had.
+    """
+    subset, revision = (record.subset, record.revision) if record else (None, None)
+    progress.notice(f"Loading {hub_id}{f' ({subset})' if subset else ''} from the Hub.")
+    try:
+        return datasets.load_dataset(hub_id, subset, revision=revision, **({"streaming": True} if streaming else {}))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The data set {hub_id} can't be loaded from the Hub: {first_line(error)} Check the id and the network; "
+            "for a gated one, ask for access on its page and log in with `hf auth login`."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of a library's message, as a sentence."""
     line = str(error).strip().split("\n", 1)[0] or type(error).__name__
     return line if line.endswith((".", "!", "?")) else line + "."
 
@@ -213,13 +265,17 @@ def _from_datasets(data: datasets.Dataset | datasets.DatasetDict) -> RawData:
 
 
 def _datasets_table(table: datasets.Dataset, place: str, *, curated: bool = False) -> Table:
-    names = {
+    columns: Columns = table.with_format("python").to_dict()
+    return Table(columns=columns, place=place, label_names=class_names(table), curated=curated)
+
+
+def class_names(data: datasets.Dataset | datasets.IterableDataset) -> dict[str, tuple[str, ...]]:
+    """Column name -> names of its class ids, where the data set says them."""
+    return {
         column: tuple(feature.names)
-        for column, feature in table.features.items()
+        for column, feature in (data.features or {}).items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    columns: Columns = table.with_format("python").to_dict()
-    return Table(columns=columns, place=place, label_names=names, curated=curated)
 
 
 def _from_splits(data: Mapping[str, Any]) -> RawData:
