@@ -1,5 +1,6 @@
 """`surgeon finetune`: train a grafted model."""
 
+import shlex
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 import yaml
 
-from layer_surgeon.errors import TrainingError
+from layer_surgeon.errors import LayerSurgeonError, SourceError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
 from .processes import is_main, is_started, start_processes
+from .push import show_push
 from .ui import Ui, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from layer_surgeon.finetune import FinetuneResult, RunPlan, SeedsResult
+    from layer_surgeon.graft import PushResult
 
 app = new_app()
 
@@ -78,6 +81,17 @@ def finetune(
         int | None,
         typer.Option(help="Train in so many processes of this machine, one GPU each; each takes a batch.", min=1),
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Put the finished run onto the Hub, as `surgeon push` does; whether that may be done is checked "
+            "before training.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repo for --push-to-hub public; it is private otherwise.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; train and write nothing.")
     ] = False,
@@ -101,6 +115,19 @@ def finetune(
         raise UsageError(
             "--seeds and --resume don't go together. Resume the one run: --seed N --output FOLDER --resume."
         )
+
+    if public and push_to_hub is None:
+        raise UsageError("--public is for --push-to-hub REPO, which is not given.")
+    if push_to_hub is not None:
+        if seeds is not None:
+            raise UsageError(
+                "--seeds and --push-to-hub don't go together: of several runs, choose the one to show, with surgeon "
+                "push REPO FOLDER."
+            )
+        if is_main():
+            from layer_surgeon.graft.access import check_access
+
+            check_access(push_to_hub)
 
     if num_processes is not None and num_processes > 1 and not dry_run and not is_started():
         return start_processes(num_processes)
@@ -132,7 +159,26 @@ def finetune(
         raise TrainingError(str(error) or "Interrupted before training began; nothing was written.") from error
     if not ui.as_json and is_main():
         _show(result, ui)
-    return result.as_dict() | {"path": result.path}
+    document = result.as_dict() | {"path": result.path}
+    if push_to_hub is not None and is_main():
+        document["pushed"] = asdict(_push(result.path, push_to_hub, public, ui))
+    return document
+
+
+def _push(run: Path, repo: str, public: bool, ui: Ui) -> "PushResult":
+    """Put the run onto the Hub; where that fails, say that the run itself is whole."""
+    from layer_surgeon.graft import push_graft
+
+    try:
+        result = push_graft(run, repo, private=not public)
+    except (LayerSurgeonError, KeyboardInterrupt) as error:
+        again = f"surgeon push {repo} {shlex.quote(str(run))}{' --public' if public else ''}"
+        raise SourceError(
+            f"{str(error) or 'Interrupted.'} Training is finished and the run is whole, in {run}; only the upload is "
+            f"missing. Try it again with: {again}"
+        ) from error
+    show_push(result, run, ui)
+    return result
 
 
 def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:

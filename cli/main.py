@@ -23,7 +23,7 @@ COMMANDS = {
     "select": "Find the best layer at a fraction of a sweep.",
     "synthesize": "Have a language model write training texts for each label.",
     "export": "Write a graft as one program for other runtimes.",
-    "push": "Put a graft or a layer onto the Hub.",
+    "push": "Put a graft, a run or a layer onto the Hub.",
     "datasets": "List the data sets that have a name here.",
     "demo": "Run the whole journey on real weights, without the Hub.",
     "env": "Show versions, devices and the workspace, for bug reports.",

@@ -1,13 +1,16 @@
-"""`surgeon push`: a graft or a layer onto the Hub."""
+"""`surgeon push`: a graft, a run or a layer onto the Hub."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .command import command, new_app
 from .ui import Ui, format_bytes
+
+if TYPE_CHECKING:
+    from layer_surgeon.graft import PushResult
 
 app = new_app()
 
@@ -28,9 +31,10 @@ def push(
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Put a graft or a layer onto the Hub.
+    """Put a graft, a run or a layer onto the Hub.
 
-    With its model card, which names host and donor model, their licences, the parameters and how to use it.
+    With its model card: the models it was made from and their licences, how to use it and, of a run, data, settings and
+    scores. Training state, logs and paths of this machine stay here.
     """
     source = folder or ui.workspace.latest("run")
 
@@ -45,16 +49,21 @@ def push(
         revision=revision,
         token=token,
     )
-    if not without_donor:
+    show_push(result, source, ui)
+    return {"folder": source, **asdict(result)}
+
+
+def show_push(result: "PushResult", folder: Path, ui: Ui) -> None:
+    """Say what was uploaded, and whose terms there are to mind."""
+    if result.holds_donor:
         terms = f"its licence is {result.terms}" if result.terms else "its licence is not stated"
         ui.progress.notice(f"The repo holds weights of the donor model; {terms}. See that you may share them.")
     if not ui.as_json:
         ui.facts(
             {
-                "folder": source,
+                "folder": folder,
                 "page": result.url,
                 "commit": result.commit,
                 "files": f"{len(result.files)}, {format_bytes(result.num_bytes)}",
             }
         )
-    return {"folder": source, **asdict(result)}

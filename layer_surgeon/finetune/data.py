@@ -23,6 +23,7 @@ class TaskData:
     Attributes:
         name: A short name that can be part of a folder's name.
         spec: What the user named as training data, if it can be named again.
+        validation_spec: The same for the validation data; equal to `spec` where that has one or it is held out.
         test_spec: The same for the test data; equal to `spec` where that has a test split.
         columns: The columns that were used.
         label_names: Class names, in the order of the ids; empty for a task without classes.
@@ -35,6 +36,7 @@ class TaskData:
 
     name: str
     spec: tuple[str, ...]
+    validation_spec: tuple[str, ...]
     test_spec: tuple[str, ...]
     columns: ColumnChoice
     label_names: tuple[str, ...]
@@ -55,6 +57,7 @@ class TaskData:
         return {
             "name": self.name,
             "spec": list(self.spec),
+            "validation_spec": list(self.validation_spec),
             "test_spec": list(self.test_spec),
             "columns": {"text": self.columns.text, "text_pair": self.columns.text_pair, "label": self.columns.label},
             "validation_held_out_from_train": self.held_out,
@@ -109,6 +112,7 @@ def prepare_data(
     return TaskData(
         name=raw.name,
         spec=raw.spec,
+        validation_spec=raw_validation.spec if raw_validation is not None else raw.spec,
         test_spec=raw_test.spec if raw_test is not None else raw.spec if raw.test is not None else (),
         columns=columns,
         label_names=() if label_map is None else label_map.names,

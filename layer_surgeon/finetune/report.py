@@ -1,28 +1,18 @@
 """What a finished run shows of itself: results.json, the picture of its losses, the model card."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from layer_surgeon._version import __version__
+from layer_surgeon.finetune.card import LOSS_CURVE, make_card
 from layer_surgeon.finetune.metrics import TITLES
-from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.finetune.results import RESULTS, FinetuneResult
-from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.workspace import short_name
 
-LOSS_CURVE = "loss_curve.png"
 _BLUE, _ORANGE, _GRAY = "#2563a8", "#c2570c", "#b8c4d0"
-# The Hub's names where they are others than ours.
-_HUB_METRICS = {"macro_f1": "f1"}
-PIPELINE_TAGS = {"translation": "translation", "summarisation": "summarization"}
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
 
 
 def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> None:
@@ -78,168 +68,3 @@ def _moving_mean(values: Sequence[float]) -> list[float]:
     if width < 2:
         return []
     return [sum(part) / len(part) for part in (values[max(0, i - width + 1) : i + 1] for i in range(len(values)))]
-
-
-def make_card(result: FinetuneResult, model_config: Any) -> str:
-    """The text of README.md: the Hub's metadata, with the measured values, and a page for people."""
-    names = model_names(model_config)
-    return f"---\n{_metadata(result, model_config, names).to_yaml()}\n---\n\n{_body(result, names)}"
-
-
-def model_names(model_config: Any) -> list[str]:
-    """What the model was made from: the host and, in a graft, the donor model."""
-    host, donor = getattr(model_config, "host", None), getattr(model_config, "donor", None)
-    names = [(host or {}).get("name"), (donor or {}).get("base_model") or (donor or {}).get("name")]
-    names = names if isinstance(host, dict) else [getattr(model_config, "_name_or_path", None)]
-    return [name for name in names if name]
-
-
-def _metadata(result: FinetuneResult, model_config: Any, names: Sequence[str]) -> ModelCardData:
-    record = DATASETS.get(str(result.data["name"]))
-    donor = getattr(model_config, "donor", None)
-    tag = PIPELINE_TAGS.get(str(record.task) if record is not None else "", TASKS[result.task].pipeline_tag)
-    entries = [
-        EvalResult(
-            task_type=tag,
-            dataset_type=record.hub_id if record is not None and record.hub_id else str(result.data["name"]),
-            dataset_name=str(result.data["name"]),
-            dataset_split=split,
-            metric_type=_HUB_METRICS.get(score, score),
-            metric_name=TITLES[score][:1].upper() + TITLES[score][1:],
-            metric_value=round(float(value), 6),
-        )
-        for split, measured in result.measured.items()
-        for score, value in measured.scores.items()
-        if score != "loss"
-    ]
-    repos = [name for name in names if _REPO_ID.fullmatch(name) and not Path(name).exists()]
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag=tag,
-        tags=["layer-surgeon"],
-        base_model=repos or None,
-        license=donor["license"] if isinstance(donor, dict) and isinstance(donor.get("license"), str) else None,
-        datasets=[record.hub_id] if record is not None and record.hub_id else None,
-        model_name=result.path.name,
-        eval_results=entries,
-        ignore_metadata_errors=False,
-    )
-
-
-def _body(result: FinetuneResult, names: Sequence[str]) -> str:
-    shown = " with a layer of ".join(short_name(name) if Path(name).exists() else name for name in names)
-    labels = f" to tell apart: {', '.join(result.label_names)}" if result.label_names else ""
-    where = "a part of the training data held out" if result.data["validation_held_out_from_train"] else "its own split"
-    settings = "\n".join(f"| {name} | {value} |" for name, value in result.as_dict()["config"].items())
-    return f"""# {result.path.name}
-
-{shown or "A transformers model"}, fine-tuned on {result.data["name"]}{labels}.
-
-{_USE[result.task]}
-## Results
-
-{_score_table(result)}
-
-Validation data: {where}. The epoch with the best validation {result.config.select_by} was kept.
-
-{_class_table(result)}
-## Training
-
-![Training loss and validation score]({LOSS_CURVE})
-
-{_epoch_table(result)}
-
-{result.num_trained_parameters:,} of {result.num_parameters:,} parameters were trained, on {result.device}, in
-{result.seconds:.0f} s.
-
-<details><summary>All settings</summary>
-
-| setting | value |
-|---|---|
-{settings}
-
-</details>
-
-`results.json` holds all of this for programs. The terms of the models and of the data that this was made from apply.
-
-Made with layer_surgeon {__version__}.
-"""
-
-
-def _pipeline_example(name: str, task: str, call: str) -> str:
-    return f"""```python
-import layer_surgeon  # makes the model's classes known to transformers
-from transformers import pipeline
-
-{name} = pipeline("{task}", model="path/to/this/folder")
-{call}
-```
-"""
-
-
-def _predict_example(item: str) -> str:
-    return f"""```python
-from layer_surgeon.finetune import predict
-
-predict("path/to/this/folder", [{item}])
-```
-"""
-
-
-_USE = {
-    "text-classification": _pipeline_example("classify", "text-classification", 'classify("A text.")'),
-    "token-classification": _pipeline_example("tag", "token-classification", 'tag("A text.")'),
-    "question-answering": _predict_example('("A question?", "A text with the answer.")'),
-    "seq2seq": _predict_example('"A text."'),
-    "causal-lm": _predict_example('"The beginning of a text"'),
-}
-
-
-def _score_table(result: FinetuneResult) -> str:
-    scores = list(result.validation.scores)
-    return _table(
-        ["set", "examples", *(TITLES[score] for score in scores)],
-        [
-            [name, f"{measured.examples:,}", *(f"{measured.scores[score]:.4f}" for score in scores)]
-            for name, measured in result.measured.items()
-        ],
-    )
-
-
-def _epoch_table(result: FinetuneResult) -> str:
-    scores = list(result.validation.scores)
-    return _table(
-        ["epoch", "training loss", *(f"validation {TITLES[score]}" for score in scores)],
-        [
-            [
-                f"{epoch.epoch:g}{' (kept)' if index == result.best_epoch else ''}",
-                f"{epoch.training_loss:.4f}",
-                *(f"{epoch.scores[score]:.4f}" for score in scores),
-            ]
-            for index, epoch in enumerate(result.history, start=1)
-        ],
-    )
-
-
-def _class_table(result: FinetuneResult) -> str:
-    """Of the test examples, else of the validation examples; nothing for a task without classes."""
-    name, metrics = list(result.measured.items())[-1]
-    per_class = getattr(metrics, "per_class", None)
-    if not per_class:
-        return ""
-    return (
-        _table(
-            [f"{name}, by class", "precision", "recall", "F1", "examples"],
-            [
-                [label, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}"]
-                for label, s in per_class.items()
-            ],
-        )
-        + "\n"
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first hold numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,15 +1,19 @@
 """The model card of a grafted model."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from layer_surgeon._version import __version__
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.published import PLACE_IN_CARD
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.workspace import short_name
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
+_REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 _PARTS = {
     "host": "the small model",
@@ -41,19 +45,29 @@ def write_card(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]], f
 
 
 def _front_matter(config: SurgeonGraftConfig) -> str:
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": TASKS[config.task].pipeline_tag,
+        "tags": ["layer-surgeon"],
+        **base_model_fields(config),
+        **licence_fields([licence for _, licence in licences(config) if licence]),
+    }
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n\n"
+
+
+def base_model_fields(config: SurgeonGraftConfig) -> dict[str, Any]:
+    """What the Hub's metadata says of the models this one was made from, as far as they are on the Hub."""
     donor = config.donor or {}
-    names = [(config.host or {}).get("name"), donor.get("base_model") or donor.get("name")]
-    models = [name for name in names if name and _REPO_ID.fullmatch(name) and not Path(name).exists()]
-    lines = [
-        "library_name: transformers",
-        f"pipeline_tag: {TASKS[config.task].pipeline_tag}",
-        "tags:",
-        "- layer-surgeon",
-    ]
-    if models:
-        lines += ["base_model:", *(f"- {name}" for name in models)]
-    lines += _licence_lines([licence for _, licence in _licences(config) if licence])
-    return "---\n" + "\n".join(lines) + "\n---\n\n"
+    hosts, donors = repos([(config.host or {}).get("name")]), repos([donor.get("base_model") or donor.get("name")])
+    if not hosts and not donors:
+        return {}
+    # Of the four relations that the Hub knows, the only one for a model with weights of two others.
+    return {"base_model": [*hosts, *donors], "base_model_relation": "merge" if donors else "finetune"}
+
+
+def repos(names: Sequence[str | None]) -> list[str]:
+    """Those names that can be repo ids, and are no folders here."""
+    return [name for name in names if name and _REPO_ID.fullmatch(name) and not Path(name).exists()]
 
 
 def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str:
@@ -66,11 +80,11 @@ def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str
     labels = f"Labels: {', '.join(config.settings.labels)}.\n" if config.settings.labels else ""
     return f"""# {_title(config, host)}
 
-{_origin(config, host)}
+{describe_origin(config)}
 
 ```python
 import layer_surgeon  # makes the model's classes known to transformers
-{_usage(config.task)}
+{usage(config.task)}
 ```
 
 | part | what it is | parameters | trained |
@@ -84,7 +98,7 @@ Settings: {settings}.
 
 | part | model | licence |
 |---|---|---|
-{_terms(config)}
+{licence_rows(config)}
 
 The terms of each model apply to its part{"; those of the donor model to `donor/`" if config.donor else ""}.
 
@@ -92,7 +106,7 @@ Made with layer_surgeon {__version__}.
 """
 
 
-def _licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
+def licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
     """Of host and donor model, as their model cards state them."""
     stated = [("host", (config.host or {}).get("license"))]
     if config.donor:
@@ -100,22 +114,27 @@ def _licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
     return [(part, licence if isinstance(licence, str) else None) for part, licence in stated]
 
 
-def _licence_lines(licences: list[str]) -> list[str]:
+def licence_fields(licences: list[str]) -> dict[str, str]:
     """The Hub has room for one licence: the only one there is, or `other`, and the names of both."""
     different = list(dict.fromkeys(licences))
     if len(different) < 2:
-        return [f"license: {licence}" for licence in different]
-    return ["license: other", f"license_name: {'-and-'.join(different)}"]
+        return {"license": different[0]} if different else {}
+    return {"license": "other", "license_name": "-and-".join(different)}
 
 
-def _terms(config: SurgeonGraftConfig) -> str:
+def licence_rows(config: SurgeonGraftConfig) -> str:
+    """Lines of a table: part, model, licence."""
     donor = config.donor or {}
-    names = {"host": _host(config), "donor": _shown(donor.get("base_model") or donor.get("name") or "an unnamed model")}
-    return "\n".join(f"| {part} | {names[part]} | {licence or 'not stated'} |" for part, licence in _licences(config))
+    names = {
+        "host": _host(config),
+        "donor": shown_name(donor.get("base_model") or donor.get("name") or "an unnamed model"),
+    }
+    return "\n".join(f"| {part} | {names[part]} | {licence or 'not stated'} |" for part, licence in licences(config))
 
 
-def _usage(task: str) -> str:
-    folder, traits = '"path/to/this/folder"', TASKS[task]
+def usage(task: str) -> str:
+    """Python that loads the model and calls it; without the import that makes a graft known."""
+    folder, traits = f'"{PLACE_IN_CARD}"', TASKS[task]
     if task in _EXAMPLES:
         return (
             "from transformers import pipeline\n\n"
@@ -138,7 +157,9 @@ def _title(config: SurgeonGraftConfig, host: str) -> str:
     return f"{host} with {_layers(config.donor)}"
 
 
-def _origin(config: SurgeonGraftConfig, host: str) -> str:
+def describe_origin(config: SurgeonGraftConfig) -> str:
+    """What the model was made from, in a sentence or two."""
+    host = _host(config)
     if config.donor is None:
         head = ", with the head that grafted models have" if TASKS[config.task].head else ""
         return f"{host} alone{head}: the model to compare a graft with."
@@ -156,14 +177,14 @@ def _origin(config: SurgeonGraftConfig, host: str) -> str:
 def _layers(donor: dict[str, Any]) -> str:
     indices = donor["layer_indices"]
     kind = "layer" if len(indices) == 1 else "layers"
-    return f"{kind} {', '.join(map(str, indices))} of {_shown(donor.get('name') or 'an unnamed model')}"
+    return f"{kind} {', '.join(map(str, indices))} of {shown_name(donor.get('name') or 'an unnamed model')}"
 
 
 def _host(config: SurgeonGraftConfig) -> str:
-    return _shown((config.host or {}).get("name") or f"a {config.host_config.model_type} model")
+    return shown_name((config.host or {}).get("name") or f"a {config.host_config.model_type} model")
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """A repo id as it is; of a path only the last part, which says something to others."""
     return short_name(name) if Path(name).is_absolute() or Path(name).exists() else name
 

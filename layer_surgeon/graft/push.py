@@ -1,27 +1,24 @@
-"""Grafts and layer artifacts onto the Hub, with a card that names both models and their licences."""
+"""Grafts, runs and layer artifacts onto the Hub, with a card that names the models in it and their licences."""
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, metadata_load, metadata_save
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, metadata_load, metadata_save
 
-from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
-from layer_surgeon.errors import ConfigError, GraftError, SourceAccessError, SourceError
+from layer_surgeon.errors import GraftError
 from layer_surgeon.extract.artifact import MODEL_TYPE as LAYER
+from layer_surgeon.graft.access import upload_errors
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.config import MODEL_TYPE as GRAFT
-from layer_surgeon.graft.translate import first_line
+from layer_surgeon.graft.published import published_files
 
-# What lies beside a model and is for nobody else: training state, logs, half-written files.
-_PRIVATE = [".*", "*.tmp", "checkpoint-*/*", "runs/*", "*/.*"]
+# What a finished run of fine-tuning has, whatever the model is that it trained.
+_RESULTS = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +32,7 @@ class PushResult:
         private: Whether the repo was asked to be private.
         files: Paths in the repo.
         num_bytes: Of all files.
+        holds_donor: Whether weights of a donor model are among them.
         terms: The licence of the donor model, whose weights are in the repo; None: not stated, or no donor in it.
     """
 
@@ -44,6 +42,7 @@ class PushResult:
     private: bool
     files: tuple[str, ...]
     num_bytes: int
+    holds_donor: bool
     terms: str | None
 
 
@@ -57,7 +56,10 @@ def push_graft(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> PushResult:
-    """Upload the folder of a graft, a run or a layer artifact as it is, in one commit.
+    """Upload the folder of a graft, a run or a layer artifact, in one commit.
+
+    Training state and logs stay here, and so do the paths of this machine that stand in the configs, in results.json
+    and in run.yaml: what is uploaded has their last parts only. The folder itself is left as it is.
 
     Args:
         folder: The folder.
@@ -70,7 +72,7 @@ def push_graft(
         token: Hub token with the right to write.
 
     Raises:
-        GraftError: The folder is neither a graft nor a layer artifact, or lacks what belongs to it.
+        GraftError: The folder is neither a graft nor a run nor a layer artifact, or lacks what belongs to it.
         ConfigError: The repo id is none.
         SourceError: The Hub can't be reached, or doesn't accept the upload.
     """
@@ -83,19 +85,22 @@ def push_graft(
             f"{folder} was saved without its donor layer. Load it and save it with include_donor=True, or upload it "
             "without (--without-donor)."
         )
-    ignored = [*_PRIVATE, *([] if include_donor else [f"{DONOR_FOLDER}/*"])]
+    ignored = [] if include_donor else [f"{DONOR_FOLDER}/*"]
     commit, files = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )
+    random = bool(donor) and config["graft"].get("donor_init") == "random" and frozen
+    holds_donor = config["model_type"] == LAYER or (bool(donor) and not random and (include_donor or not frozen))
     source = config.get("source") or {}
     return PushResult(
-        repo_id=repo_id,
+        repo_id=str(commit.repo_url.repo_id),
         url=str(commit.repo_url),
         commit=str(commit.oid),
         private=private,
         files=tuple(files),
-        num_bytes=sum((folder / file).stat().st_size for file in files),
-        terms=(donor.get("license") or source.get("license")) if include_donor else None,
+        num_bytes=sum(files.values()),
+        holds_donor=holds_donor,
+        terms=(donor.get("license") or source.get("license")) if holds_donor else None,
     )
 
 
@@ -109,29 +114,29 @@ def upload(
     revision: str | None = None,
     token: str | bool | None = None,
     **settings: Any,
-) -> tuple[CommitInfo, list[str]]:
-    """Make the repo where there is none, and upload a folder in one commit; the commit, and the files' paths.
+) -> tuple[CommitInfo, dict[str, int]]:
+    """Make the repo where there is none, and upload a folder in one commit; the commit, and each file's size.
 
     Raises:
         ConfigError: The repo id is none.
         SourceError: The Hub can't be reached, or doesn't accept the upload.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = list(filter_repo_objects(names, ignore_patterns=ignored))
-    with _upload_errors(repo_id):
+    with upload_errors(repo_id):
         api = HfApi(token=token, library_name="layer_surgeon")
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        # The Hub adds the account's name where there is none.
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
+        files = published_files(folder, repo_id, ignored)
+        commit = api.create_commit(
             repo_id=repo_id,
-            folder_path=folder,
-            ignore_patterns=ignored,
+            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()],
             commit_message=message or f"Upload {folder.name}",
             revision=revision,
             **settings,
         )
-    return commit, files
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    return commit, sizes
 
 
 def push_model(
@@ -155,32 +160,14 @@ def _read(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         config = None
-    if not isinstance(config, dict) or config.get("model_type") not in (GRAFT, LAYER):
+    ours = isinstance(config, dict) and (
+        config.get("model_type") in (GRAFT, LAYER) or ("model_type" in config and (folder / _RESULTS).is_file())
+    )
+    if not isinstance(config, dict) or not ours:
         raise GraftError(
-            f"{folder} is neither a graft nor a layer artifact. Name a folder that surgeon graft, finetune or extract "
-            "has made; for any other there is: hf upload REPO FOLDER"
+            f"{folder} is neither a graft nor a run nor a layer artifact. Name a folder that surgeon graft, finetune "
+            "or extract has made; for any other there is: hf upload REPO FOLDER"
         )
     if not any(folder.glob("model*.safetensors")):
         raise GraftError(f"{folder} holds no weights (model.safetensors), so it is not whole. Make it again.")
     return config
-
-
-@contextmanager
-def _upload_errors(repo_id: str) -> Iterator[None]:
-    try:
-        yield
-    except HFValidationError as error:
-        raise ConfigError(f"{repo_id!r} is no repo id. Choose one such as me/my-graft.") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403):
-            raise SourceAccessError(
-                f"The Hub doesn't let this account write to {repo_id} (status {status}). Log in with `hf auth login`, "
-                "or pass --token with a token that may write; the part before the / must be yours or your "
-                "organisation's."
-            ) from error
-        raise SourceError(f"The Hub doesn't accept the upload to {repo_id}: {first_line(error)}") from error
-    except (CLIENT_ERROR, ConnectionError, TimeoutError) as error:
-        raise SourceError(
-            f"The Hub can't be reached to upload {repo_id}: {error}. Nothing was committed; try again."
-        ) from error

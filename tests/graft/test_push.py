@@ -42,6 +42,12 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def in_the_repo(files, repo_id):
+    """What becomes of a folder's files: the examples of the card name the repo."""
+    card = files["README.md"].replace(b"path/to/this/folder", repo_id.encode())
+    return {**files, "README.md": card}
+
+
 def test_push_uploads_the_folder(hub, settings, stored, tmp_path):
     whole = files(stored)
     (stored / ".note.tmp").write_text("mine")
@@ -50,6 +56,8 @@ def test_push_uploads_the_folder(hub, settings, stored, tmp_path):
     result = surgeon("push", "me/graft", stored, "--json", "-m", "First", cwd=tmp_path, env=settings)
     assert result.code == 0, result.err
     document = result.document()
+    whole = in_the_repo(whole, "me/graft")
+    assert b'model="me/graft"' in whole["README.md"]
     assert uploaded(hub, "me/graft") == whole
     assert set(document["files"]) == set(whole)
     assert document["num_bytes"] == sum(map(len, whole.values()))
@@ -70,7 +78,7 @@ def test_push_uploads_the_folder(hub, settings, stored, tmp_path):
     result = surgeon("push", "me/other", stored, "--without-donor", cwd=tmp_path, env=settings)
     assert result.code == 0, result.err
     assert set(uploaded(hub, "me/other")) == {name for name in whole if not name.startswith("donor/")}
-    assert uploaded(hub, "me/other")["README.md"] == whole["README.md"]
+    assert b'model="me/other"' in uploaded(hub, "me/other")["README.md"]
 
 
 def test_an_upload_needs_no_torch():
@@ -91,7 +99,7 @@ def test_what_is_refused(hub, settings, stored, artifact, tmp_path):
         assert "Traceback" not in result.err
         return result.err
 
-    assert "neither a graft nor a layer artifact. Name a folder" in fails("me/x", artifact.parent / "llm")
+    assert "neither a graft nor a run nor a layer artifact. Name a folder" in fails("me/x", artifact.parent / "llm")
     assert "neither a graft" in fails("me/x", tmp_path / "nowhere")
     assert "holds no run yet" in fails("me/x")
     assert "'a b c' is no repo id. Choose one such as me/my-graft" in fails("a b c", stored)
@@ -139,7 +147,7 @@ def test_push_to_hub_of_a_model(hub, settings, stored, tmp_path):
     one, two = uploaded(hub, "me/one"), uploaded(hub, "me/two")
     assert one["model.safetensors"] == two["model.safetensors"] == files(stored)["model.safetensors"]
     assert one["donor/model.safetensors"] == two["donor/model.safetensors"]
-    assert two == files(tmp_path / "saved")
+    assert two == in_the_repo(files(tmp_path / "saved"), "me/two")
     assert hub.router.messages[0] == "One"
     front = yaml.safe_load(one["README.md"].decode().split("---")[1])
     assert front["tags"] == ["layer-surgeon", "mine"]
@@ -170,6 +178,7 @@ def test_the_card_names_both_licences(host, donor, expected, artifact, tmp_path)
     front = yaml.safe_load(text.split("---")[1])
     assert {key: value for key, value in front.items() if key.startswith("license")} == expected
     assert front["base_model"] == ["owner/host", "meta/donor"]
+    assert front["base_model_relation"] == "merge"
     assert front["pipeline_tag"] == "text-classification"
     assert f"| host | owner/host | {host or 'not stated'} |" in text
     assert f"| donor | meta/donor | {donor or 'not stated'} |" in text

@@ -1,0 +1,93 @@
+"""What of a folder goes onto the Hub: no training state, no logs, and no paths of this machine."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
+
+from layer_surgeon.workspace import short_name
+
+# How a model card writes the place of the model as long as it is nowhere but in a folder.
+PLACE_IN_CARD = "path/to/this/folder"
+# What lies beside a model and is for nobody else: training state, half-written files, and logs, which also name the
+# machine, its user and its folders.
+PRIVATE = (
+    *(".*", "*/.*", "*.tmp"),
+    *("checkpoint-*/*", "checkpoints/*"),
+    *("runs/*", "logs/*", "*tfevents*", "wandb/*", "mlruns/*", "trackio/*"),
+)
+# Where paths can stand, beside the text of a card, and under which keys.
+_WITH_PATHS = ("config.json", "donor/config.json", "results.json", "run.yaml")
+_PATH_KEYS = frozenset(
+    {
+        *("name", "path", "base_model", "_name_or_path", "name_or_path"),
+        *("graft", "dataset", "validation", "test", "tokenizer", "spec", "validation_spec", "test_spec"),
+    }
+)
+
+
+def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None) -> dict[str, Path | bytes]:
+    """What to upload, by its path in the repo: a file as it lies there, or what stands in its place.
+
+    Paths of this machine are cut down to `./<last part>` in the configs, in results.json, in run.yaml and in model
+    cards; the examples of the cards name the repo. The folder itself stays as it is.
+
+    Args:
+        folder: The folder.
+        repo_id: The repo.
+        ignored: Patterns of what else to leave out.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    wanted = list(filter_repo_objects(names, ignore_patterns=[*PRIVATE, *(ignored or [])]))
+    # Longest first, so that a folder's name is not cut out of the names of what lies in it.
+    private = sorted({path for name in _WITH_PATHS for path in _paths_in(folder / name)}, key=len, reverse=True)
+    files: dict[str, Path | bytes] = {}
+    for name in wanted:
+        files[name] = path = folder / name
+        if name in _WITH_PATHS or path.suffix == ".md":
+            before = path.read_text(encoding="utf-8")
+            after = before.replace(PLACE_IN_CARD, repo_id) if path.suffix == ".md" else before
+            for text in private:
+                after = _without(after, text)
+            if after != before:
+                files[name] = after.encode()
+    return files
+
+
+def _without(text: str, path: str) -> str:
+    shown = f"./{short_name(path)}"
+    # As it is, and as JSON and YAML write what is not ASCII or has a backslash.
+    for written in dict.fromkeys((path, json.dumps(path)[1:-1])):
+        text = text.replace(written, shown)
+    return text
+
+
+def _paths_in(file: Path) -> Iterator[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    yield from _paths(content, "")
+
+
+def _paths(value: Any, key: str) -> Iterator[str]:
+    """The paths of this machine among the values of the keys that can hold one."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _paths(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner, key)
+    elif isinstance(value, str) and key in _PATH_KEYS and is_local_path(value):
+        yield value
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a name is a path that says something of the machine it was written on."""
+    if name.startswith(("~", "../", "file:")):
+        return True
+    return PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
