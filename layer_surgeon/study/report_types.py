@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from layer_surgeon.study.verdict import SHARES
+
 Kind = Literal["compare", "sweep", "select"]
 Span = tuple[float, float]
 
@@ -216,7 +218,7 @@ class LearningCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPoint:
-    """One layer, or several together, of a sweep; `label` such as "16" or "15+16"; the rest as in `Row`."""
+    """One layer of a sweep, or several together: `label` is "16" or "15+16"; the rest as in `Row`."""
 
     arm: str
     label: str
@@ -327,8 +329,7 @@ class StudyReport:
         reference, focus: The arm that all are compared with, and the one that is compared with all (or None).
         alpha: Level of the tests.
         verdict: One sentence, or two.
-        planned, done: Trainings.
-        failed, missing: Those that are not done.
+        planned, done: Trainings; failed, missing: those that are not done.
         seeds, fractions: Of the plan.
         arms: All of the plan, finished or not.
         tables: One per (data set, share, test set).
@@ -396,4 +397,4 @@ class StudyReport:
     @property
     def is_share(self) -> bool:
         """The metric goes from 0 to 1, and people read it as per cent."""
-        return self.metric in ("accuracy", "macro_f1", "precision", "recall")
+        return self.metric in SHARES

@@ -6,7 +6,7 @@ from typing import Any
 from layer_surgeon.study.plan import StudyPlan
 
 # Scores from 0 to 1, which people read as per cent; a difference is then in points.
-_SHARES = ("accuracy", "macro_f1", "precision", "recall")
+SHARES = ("accuracy", "macro_f1", "precision", "recall")
 _ONE_SEED = "for this one seed"
 
 
@@ -25,7 +25,7 @@ def say_comparison(comparison: Mapping[str, Any], plan: StudyPlan) -> str:
 
 def difference_in_words(delta: float, metric: str) -> str:
     """A difference with its sign: in points, or as it is."""
-    return f"{100 * delta:+.1f} points" if metric in _SHARES else f"{delta:+.3g}"
+    return f"{100 * delta:+.1f} points" if metric in SHARES else f"{delta:+.3g}"
 
 
 def say_p(p: float) -> str:
