@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig, TaskName
@@ -22,7 +24,7 @@ from layer_surgeon.finetune.models import (
     load_tokenizer,
     quiet,
 )
-from layer_surgeon.finetune.results import read_results
+from layer_surgeon.finetune.results import RESULTS, read_results
 from layer_surgeon.finetune.sources import DataLike, Table, load_data, task_of_data
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
 from layer_surgeon.progress import NullProgress, Progress
@@ -64,7 +66,7 @@ def evaluate_model(
         data: In the forms that `finetune_model` takes.
         split: Which split; default: test, else the only one.
         config: Settings; of these the columns, the length, the device, the batch and `max_eval_samples` count. Of a
-            run's folder the length and, where the data has them, the columns are the run's own by default.
+            run's folder or repo the length and, where the data has them, the columns are the run's own by default.
         tokenizer: A tokenizer, or where one lies; default: the one beside the model.
         progress: Is told about every batch.
         settings: Fields of `FinetuneConfig`, laid over `config`.
@@ -179,13 +181,27 @@ def _settings_of(
 ) -> tuple[FinetuneConfig, Mapping[str, str | None]]:
     """The settings, and the columns the model was trained on; both from the run's results where nothing was said."""
     given = FinetuneConfig.from_settings(config, settings)
-    run = read_results(Path(model_or_path)) if isinstance(model_or_path, str | os.PathLike) else None
+    run = _run_of(model_or_path)
     if run is None:
         return given, {}
     kept = {name: run["config"][name] for name in RUN_SETTINGS if name in run["config"] and name not in settings}
     if config is None:
         given = replace(given, **kept)
     return given, run["data"]["columns"]
+
+
+def _run_of(model_or_path: ModelLike) -> dict[str, Any] | None:
+    """The results of the run that a model came from, out of its folder or its repo; None where it is no run's."""
+    if not isinstance(model_or_path, str | os.PathLike):
+        return None
+    folder = Path(model_or_path).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(hf_hub_download(os.fspath(model_or_path), RESULTS)).parent
+        except (OSError, ValueError):
+            # No such file in it; or no such repo, and then loading the model says what is wrong.
+            return None
+    return read_results(folder)
 
 
 # What a model was trained with and is to be used with.
