@@ -164,6 +164,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_somebody_else_loads_it(hub, place, tmp_path):
     """On a machine that has neither a token nor anything of the run: the card's own examples, and the same numbers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
