@@ -111,7 +111,8 @@ def dots(drawing: Drawing, rows: Sequence[Dot], axis: Format, *, value: Format, 
     bottom = 8 + sum(_height(lines, narrow=narrow) for lines in labels)
     for tick in marks:
         drawing.line(scale(tick), 4, scale(tick), bottom, "ink zero" if zero and tick == 0 else "rule")
-        drawing.label(scale(tick), bottom + 18, axis(tick), "faint", "middle")
+        if text_width(axis(tick)) / 2 <= min(scale(tick), drawing.width - scale(tick)):
+            drawing.label(scale(tick), bottom + 18, axis(tick), "faint", "middle")
     y: float = 8
     for row, lines in zip(rows, labels, strict=True):
         height = _height(lines, narrow=narrow)
@@ -313,7 +314,12 @@ def _costs(drawing: Drawing, scale: Scale, height: float, text: Format) -> None:
 
 
 def heat_map(
-    drawing: Drawing, names: tuple[Sequence[str], Sequence[str]], tiles: Sequence[Sequence[Tile | None]], axes: Axes
+    drawing: Drawing,
+    names: tuple[Sequence[str], Sequence[str]],
+    tiles: Sequence[Sequence[Tile | None]],
+    axes: Axes,
+    *,
+    largest: float,
 ) -> Drawing:
     """Fields in colours that go two ways from zero, each with its value.
 
@@ -322,6 +328,7 @@ def heat_map(
         names: Of the rows and of the columns.
         tiles: [row][column]; None: not measured.
         axes: What rows (y) and columns (x) are.
+        largest: The size of the value that has the strongest colour.
     """
     rows, columns = names
     narrow = drawing.narrow
@@ -340,13 +347,12 @@ def heat_map(
             drawing.label(middle + 4.5, head - 8, text, full=name, up=True)
         else:
             drawing.label(middle, head - 10, text, anchor="middle", full=name)
-    largest = max((abs(tile.value) for line in tiles for tile in line if tile), default=0) or 1.0
     for number, (name, line) in enumerate(zip(rows, tiles, strict=True)):
         y = head + tall * number
         drawing.label(0, y + tall / 2 + 4.5, shorten(name, left - 12), full=name)
         for index, tile in enumerate(line):
             x = left + side * index
-            step = 0 if tile is None else round(4 * tile.value / largest)
+            step = 0 if tile is None or not largest else round(4 * tile.value / largest)
             css = "gap" if tile is None else f"heat h{step + 4}"
             told = tile.told if tile else f"{name}, {columns[index]}: not measured"
             drawing.box(x + 1.5, y + 1.5, side - 3, tall - 3, css, 4, told)

@@ -7,7 +7,7 @@ from html import escape
 from layer_surgeon.study.report_charts import Axes, Dot, Pair, Series, Tile, dots, heat_map, lines, scatter
 from layer_surgeon.study.report_html import Pages, count, duration, figure
 from layer_surgeon.study.report_svg import NARROW
-from layer_surgeon.study.report_types import CostPoint, LayerSweep, LearningCurve, Row, Table
+from layer_surgeon.study.report_types import CostPoint, Difference, LayerSweep, LearningCurve, Row, ShiftMatrix, Table
 
 # More lines than this in one plot, and nobody finds theirs: each then has a panel of its own.
 _TOGETHER = 5
@@ -121,41 +121,45 @@ def shift_plots(page: Pages) -> str:
         for entry in table.comparisons
         if page.report.reference in (entry.against, entry.against.partition("@")[0])
     }
-    drawn = []
-    for shift in page.report.shifts:
-        tiles: list[list[Tile | None]] = []
-        for data, means in zip(shift.trained_on, shift.means, strict=True):
-            line: list[Tile | None] = []
-            for test, mean in zip(shift.tested_on, means, strict=True):
-                entry = gains.get((shift.fraction, data, test, shift.arm))
-                tile = None
-                if entry is not None and mean is not None:
-                    told = f"{data} → {test}: {page.score(mean)}; {entry.words}"
-                    better = entry.mean if page.report.higher_is_better else -entry.mean
-                    tile = Tile(value=better, text=page.gain(entry.mean), marked=entry.significant, told=told)
-                line.append(tile)
-            tiles.append(line)
-        if any(tile for line in tiles for tile in line):
-            drawn.append(_shift_plot(page, shift.arm, shift.fraction, (shift.trained_on, shift.tested_on), tiles))
-    return "".join(drawn)
-
-
-def _shift_plot(
-    page: Pages,
-    arm: str,
-    fraction: float,
-    names: tuple[Sequence[str], Sequence[str]],
-    tiles: Sequence[Sequence[Tile | None]],
-) -> str:
-    share = "" if fraction == 1 else f", {100 * fraction:g} % of the data"
-    title = f"{arm}: difference to the reference{share}, in {page.points}"
-    axes = Axes(x="tested on", y="trained on", format=page.gain_tick)
-    text = "; ".join(tile.told for line in tiles for tile in line if tile)
-    drawn = page.plot(title, text, lambda drawing: heat_map(drawing, names, tiles, axes))
-    return f"<h3>{page.arm(arm)}{escape(share)}</h3>" + figure(
-        drawn,
-        f"Difference to the reference in {escape(page.points)}. Blue: better; brown: worse; bold: significant.",
+    fields = [(shift, _tiles(page, shift, gains)) for shift in page.report.shifts]
+    # One scale for all arms: what one gains must not look like what another loses by a tenth of it.
+    largest = max((abs(tile.value) for _, tiles in fields for line in tiles for tile in line if tile), default=0.0)
+    return "".join(
+        _shift_plot(page, shift, tiles, largest)
+        for shift, tiles in fields
+        if any(tile for line in tiles for tile in line)
     )
+
+
+def _tiles(
+    page: Pages, shift: ShiftMatrix, gains: Mapping[tuple[float, str, str, str], Difference]
+) -> list[list[Tile | None]]:
+    tiles: list[list[Tile | None]] = []
+    for data, means in zip(shift.trained_on, shift.means, strict=True):
+        line: list[Tile | None] = []
+        for test, mean in zip(shift.tested_on, means, strict=True):
+            entry = gains.get((shift.fraction, data, test, shift.arm))
+            if entry is None or mean is None:
+                line.append(None)
+                continue
+            told = f"{data} → {test}: {page.score(mean)}; {entry.words}"
+            better = entry.mean if page.report.higher_is_better else -entry.mean
+            line.append(Tile(value=better, text=page.gain(entry.mean), marked=entry.significant, told=told))
+        tiles.append(line)
+    return tiles
+
+
+def _shift_plot(page: Pages, shift: ShiftMatrix, tiles: Sequence[Sequence[Tile | None]], largest: float) -> str:
+    share = "" if shift.fraction == 1 else f", {100 * shift.fraction:g} % of the data"
+    axes = Axes(x="tested on", y="trained on", format=page.gain_tick)
+    names = (shift.trained_on, shift.tested_on)
+    drawn = page.plot(
+        f"{shift.arm}: difference to the reference{share}, in {page.points}",
+        "; ".join(tile.told for line in tiles for tile in line if tile),
+        lambda drawing: heat_map(drawing, names, tiles, axes, largest=largest),
+    )
+    said = f"Difference to the reference in {escape(page.points)}. Blue: better; brown: worse; bold: significant."
+    return f"<h3>{page.arm(shift.arm)}{escape(share)}</h3>{figure(drawn, said)}"
 
 
 def sweep_plot(page: Pages, sweep: LayerSweep) -> str:

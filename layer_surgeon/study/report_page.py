@@ -34,7 +34,7 @@ from layer_surgeon.study.report_html import (
 )
 from layer_surgeon.study.report_types import Difference, OpenCell, Row, StudyReport, Table
 
-# So many test sets stand open on the page; the others are folded.
+# So many test sets all stand open on the page; of more, the first.
 _OPEN = 3
 _TAGS = {"better": "up", "worse": "down"}
 
@@ -86,8 +86,8 @@ def _sections(page: Pages) -> list[tuple[str, str, str]]:
     return [
         ("chosen", "The choice", _selection(page)),
         ("layers", "Which layer", layers),
-        ("results", "Results", _results(page)),
         ("shift", "Trained here, tested there", shift_plots(page)),
+        ("results", "Results", _results(page)),
         ("shares", "With less data", shares_plots(page)),
         ("learning", "Learning", curves_plots(page)),
         ("arms", "The arms", _arms(page)),
@@ -153,11 +153,14 @@ def _results(page: Pages) -> str:
     if len(tables) == 1:
         place = f'<p class="note">{escape(_place(tables[0]))}.</p>'
         return place + _block(page, tables[0])
-    return "".join(
-        f'<details class="place"{" open" if index < _OPEN else ""}><summary><b>{escape(each.place)}</b>'
-        f"<small>{escape(_gist(page, each))}</small></summary>{_block(page, each)}</details>"
-        for index, each in enumerate(tables)
-    )
+    blocks = []
+    for index, each in enumerate(tables):
+        shown = " open" if len(tables) <= _OPEN or index == 0 else ""
+        blocks.append(
+            f'<details class="place"{shown}><summary><b>{escape(each.place)}</b>'
+            f"<small>{escape(_gist(page, each))}</small></summary>{_block(page, each)}</details>"
+        )
+    return "".join(blocks)
 
 
 def _place(each: Table) -> str:
@@ -177,7 +180,8 @@ def _block(page: Pages, each: Table) -> str:
     parts = [f"<h3>{page.metric.capitalize()} by arm</h3>", scores_plot(page, each), _scores_table(page, each)]
     if each.comparisons:
         parts += ["<h3>Differences</h3>", differences_plot(page, each), _differences_table(page, each)]
-    if costs := costs_plot(page, each) if each.comparisons else "":
+    # The layers of one donor cost the same.
+    if costs := costs_plot(page, each) if each.comparisons and page.report.kind == "compare" else "":
         parts += ["<h3>Cost against gain</h3>", costs]
     return "".join(parts)
 

@@ -1,0 +1,166 @@
+"""The page of a report, opened in Chromium: it asks for nothing, says nothing, and can be read on every screen."""
+
+import pytest
+
+from layer_surgeon.study import paired
+from layer_surgeon.study.report_data import load_report
+from layer_surgeon.study.report_page import write_page
+from tests.support.browser import chromium, opened
+from tests.support.made_up_studies import HOSTILE, made_up_study
+
+LONG = "a-graft-with-a-very-long-name/learning-rate-5e-5+Llama-3.1-8B-Instruct-L31@all-MiniLM-L6-v2"
+DATA = ("films", "shops", "a-data-set-with-a-long-name-of-its-own")
+
+# Contrast as WCAG 2.2 defines it; 4.5 for text, 3 for marks.
+_CONTRAST = """() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const contrast = (a, b) => {
+    const [dark, bright] = [light(a), light(b)].sort((x, y) => x - y);
+    return (bright + 0.05) / (dark + 0.05);
+  };
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const color = parts(getComputedStyle(element).backgroundColor);
+      if (color.length < 4 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  const check = (element, color, back, least) => {
+    const value = contrast(parts(color), back);
+    if (value < least) poor.push([element.textContent.slice(0, 30), element.getAttribute("class"), value.toFixed(2)]);
+  };
+  const visible = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.getClientRects().length);
+  for (const element of visible("body *:not(script, style, title, desc)")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own) continue;
+    const style = getComputedStyle(element);
+    const onTile = /on\\d/.test(element.getAttribute("class"));
+    const back = onTile ? parts(getComputedStyle(element.previousElementSibling).color) : behind(element);
+    check(element, element.tagName === "text" ? style.fill : style.color, back, 4.5);
+  }
+  for (const mark of visible("svg .mark")) check(mark, getComputedStyle(mark).color, behind(mark), 3);
+  return poor;
+}"""
+_PLOTS = """() => {
+  const measure = (plot) => {
+    const box = plot.getBoundingClientRect();
+    const scale = box.width / plot.viewBox.baseVal.width;
+    const texts = [...plot.querySelectorAll("text")].map((text) => ({
+      text: text.textContent, ...text.getBoundingClientRect().toJSON(),
+      size: parseFloat(getComputedStyle(text).fontSize) * scale,
+    }));
+    const isOut = (text) => text.left < box.left - 1 || text.right > box.right + 1
+      || text.top < box.top - 1 || text.bottom > box.bottom + 1;
+    const touch = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+      && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+    return {
+      title: plot.querySelector("title").textContent, told: plot.querySelector("desc").textContent,
+      width: box.width, height: box.height, shapes: plot.querySelectorAll(".mark, .heat").length,
+      smallest: Math.min(...texts.map((text) => text.size)),
+      outside: texts.filter(isOut).map((text) => text.text),
+      touching: texts.flatMap((a, i) => texts.slice(i + 1).filter((b) => touch(a, b)).map((b) => [a.text, b.text])),
+    };
+  };
+  return [...document.querySelectorAll("svg.plot")].filter((plot) => plot.getClientRects().length).map(measure);
+}"""
+_VALUES = "(table, column) => [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.v)"
+_NAMES = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent)"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Two reports: domain shift with hostile names and gaps, and a sweep."""
+    folder = tmp_path_factory.mktemp("reports")
+    with pytest.MonkeyPatch.context() as patch:
+        # What is shown matters here, and not how well it is estimated.
+        patch.setattr(paired, "_RESAMPLES", 40)
+        _write_pages(folder)
+    return folder
+
+
+def _write_pages(folder):
+    arms = ["host", "graft", {"name": LONG, "like": "graft", "finetune": {"learning_rate": 1e-4}}]
+    arms.append({"name": HOSTILE, "like": "random"})
+    shares = {"host": 0.7, "graft": 0.82, LONG: 0.75, HOSTILE: 0.6}
+    gaps = {"skip": [(HOSTILE, 2)], "fail": [("graft", 2)]}
+    common = {"seeds": [1, 2], "examples": 60, "title": HOSTILE}
+    made_up_study(folder / "shift", shares, arms=arms, data=list(DATA), tests="all", **gaps, **common)
+    layers = [{"source": "b/llm", "layer": layer} for layer in range(5)]
+    by_layer = {"host": 0.7, **{f"graft+llm-L{layer}": 0.7 + 0.02 * layer for layer in range(5)}}
+    made_up_study(folder / "sweep", by_layer, arms=["host", "graft"], donors=layers, donor=None, focus=None, **common)
+    for name in ("shift", "sweep"):
+        write_page(load_report(folder / name), folder / f"{name}.html")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["shift", "sweep"])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1200, "dark")])
+def test_it_is_drawn_and_readable(browser, pages, name, width, scheme):
+    path = pages / f"{name}.html"
+    with opened(browser, path, width=width, scheme=scheme) as page:
+        page.ask("() => document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        assert page.problems == []
+        assert page.requests == [path.as_uri()]
+        assert page.ask("() => document.documentElement.scrollWidth") <= width
+        plots = page.ask(_PLOTS)
+        assert len(plots) > (20 if name == "shift" else 8)
+        for plot in plots:
+            assert plot["title"]
+            assert plot["told"]
+            assert min(plot["width"], plot["height"]) > 80
+            assert plot["shapes"]
+            assert plot["smallest"] >= 10.5, plot["title"]
+            assert (plot["outside"], plot["touching"]) == ([], []), plot["title"]
+        assert page.ask(_CONTRAST) == []
+
+
+def test_the_dark_theme_is_another_one(browser, pages):
+    def colors(scheme):
+        with opened(browser, pages / "sweep.html", scheme=scheme) as page:
+            return page.ask("() => ['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name])")
+
+    assert not set(colors("light")) & set(colors("dark"))
+
+
+def test_tables_sort_by_mouse_and_keyboard(browser, pages):
+    with opened(browser, pages / "sweep.html") as page:
+        table = page.page.locator("table.sorts").first
+        head = table.locator("thead th").nth(1)
+        before = [float(value) for value in table.evaluate(_VALUES, 1)]
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        assert [float(value) for value in table.evaluate(_VALUES, 1)] == sorted(before, reverse=True) != before
+        head.locator("button").press("Enter")
+        assert head.get_attribute("aria-sort") == "ascending"
+        assert [float(value) for value in table.evaluate(_VALUES, 1)] == sorted(before)
+        table.locator("thead th button").first.press("Space")
+        assert table.locator("[aria-sort]").count() == 1
+        names = table.evaluate(_NAMES)
+        assert names == sorted(names)
+
+
+def test_what_has_no_value_is_sorted_last_and_the_command_is_copied(browser, pages):
+    with opened(browser, pages / "shift.html") as page:
+        table = page.page.locator("details[open] table.sorts").first
+        for _ in range(2):
+            table.locator("thead th button").nth(2).click()
+            values = table.evaluate(_VALUES, 2)
+            assert values[0] != ""
+            assert values[-1] == ""
+        page.page.locator(".command button").click()
+        page.page.wait_for_function("document.querySelector('.command button').textContent !== 'Copy'")
+
+
+def test_without_scripts_all_is_there(browser, pages):
+    with opened(browser, pages / "shift.html", scripts=False) as page:
+        assert page.page.locator("h1").inner_text().replace("\n", " ") == HOSTILE
+        assert page.page.locator("svg.plot").first.is_visible()
+        assert page.page.locator("thead button, .command button").count() == 0

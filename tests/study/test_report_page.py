@@ -1,0 +1,225 @@
+"""The page of a report as text: what stands on it, and that names which people chose can't break it."""
+
+import re
+from html.parser import HTMLParser
+from importlib import resources
+
+import pytest
+
+from layer_surgeon.study import paired
+from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.report_data import load_report
+from layer_surgeon.study.report_html import count, duration
+from layer_surgeon.study.report_page import make_page, write_page
+from layer_surgeon.study.report_svg import look, shorten, text_width, ticks, wrap
+from tests.support.made_up_studies import HOSTILE, made_up_study
+
+VOID = {"meta", "link", "br"}
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    """What is shown matters here, and not how well it is estimated."""
+    monkeypatch.setattr(paired, "_RESAMPLES", 40)
+
+
+class Parsed(HTMLParser):
+    """The elements of a page, which must be closed in the order in which they are opened."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.attributes, self.text = [], [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page_of(folder, shares, **changes):
+    made_up_study(folder, shares, examples=60, **changes)
+    report = load_report(folder)
+    return report, make_page(report)
+
+
+def test_what_stands_on_the_page(tmp_path):
+    report, text = page_of(tmp_path, {"host": 0.6, "graft": 0.9, "random": 0.6}, title="Short reviews")
+    page = Parsed(text)
+    assert report.verdict in page.text
+    assert page.text.index(report.verdict) < page.text.index("Results")
+    for comparison in report.tables[0].comparisons:
+        assert comparison.words in page.text
+    for said in (report.state, report.command, "learning_rate", "5.24.0", "cpu (1 threads)", "p (Holm)", "effect size"):
+        assert said in page.text
+    for section in ("results", "learning", "arms", "made"):
+        assert section in page.ids
+    assert not {"layers", "shift", "shares", "open", "chosen"} & set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    for name, value in page.attributes:
+        if name == "aria-labelledby":
+            assert set(value.split()) <= set(page.ids)
+
+
+def test_it_holds_all_it_needs_and_allows_no_more(tmp_path):
+    text = page_of(tmp_path, {"host": 0.7, "graft": 0.8})[1]
+    assert "default-src 'none'" in text
+    assert re.search(r"script-src 'sha256-[\w+/=]{44}'", text)
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", text)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_names_can_not_break_it(tmp_path):
+    arms = ["host", "graft", {"name": HOSTILE, "like": "random"}]
+    _, text = page_of(
+        tmp_path, {"host": 0.7, "graft": 0.8, HOSTILE: 0.7}, arms=arms, title=HOSTILE, fail=[(HOSTILE, 2)]
+    )
+    page = Parsed(text)
+    assert page.tags.count("script") == 1
+    assert page.tags.count("b") == 0
+    assert page.text.count(HOSTILE) > 5
+    assert "the loss is nan | <b>" in page.text
+
+
+def test_a_study_that_is_under_way(tmp_path):
+    gaps = {"skip": [("random", 2), ("random", 3)], "fail": [("graft", 2)]}
+    report, text = page_of(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.7}, **gaps)
+    page = Parsed(text)
+    assert report.state in page.text
+    assert page.text.count("not run yet") == 2
+    assert page.text.count("TrainingError: the loss is nan") == 1
+
+
+def test_nothing_done_yet(tmp_path):
+    everything = [(arm, seed) for arm in ("host", "graft") for seed in (1, 2, 3)]
+    report, text = page_of(tmp_path, {"host": 0.7, "graft": 0.8}, skip=everything)
+    page = Parsed(text)
+    assert report.verdict in page.text
+    assert "results" not in page.ids
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [7]}, {"fractions": [1.0, 0.1]}])
+def test_one_arm(tmp_path, changes):
+    report, text = page_of(tmp_path, {"host": 0.7}, **changes)
+    page = Parsed(text)
+    assert "Differences" not in page.text
+    assert ("shares" in page.ids) == (len(report.fractions) > 1)
+
+
+def test_domain_shift_is_a_field_of_colours_with_values(tmp_path):
+    report, text = page_of(tmp_path, {"host": 0.5, "graft": 0.9}, data=["films", "shops"], tests="all")
+    assert "shift" in Parsed(text).ids
+    # Two by two, for desks and for phones.
+    assert len(re.findall(r'class="heat h\d"', text)) == 8
+    gains = [entry.mean for table in report.tables for entry in table.comparisons]
+    assert f">{100 * max(gains):+.1f}</text>" in text
+    assert 'class="heat h8"' in text
+
+
+def test_a_sweep_and_its_best_layer(tmp_path):
+    layers = [{"source": "b/llm", "layer": layer} for layer in range(4)]
+    shares = {"host": 0.7, **{f"graft+llm-L{layer}": 0.6 + 0.05 * layer for layer in range(4)}}
+    _, text = page_of(tmp_path, shares, arms=["host", "graft"], donors=layers, donor=None, focus=None)
+    page = Parsed(text)
+    assert "layers" in page.ids
+    assert "Highest: layer 3 (ringed)" in page.text
+    assert text.count(' ring"') == 2
+    assert "Cost against gain" not in page.text
+
+
+def test_a_selection_says_what_was_chosen(tmp_path):
+    made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, examples=60)
+    rungs = [
+        {"name": "probe without training", "scores": {"graft": 0.61, "other": 0.5}, "kept": ["graft"], "examples": 0}
+    ]
+    content = {"format": 1, "best": "graft", "layers": [3], "cost": 0.12, "rungs": rungs}
+    write_json(StudyFolder(root=tmp_path).root / "selection.json", content)
+    page = Parsed(make_page(load_report(tmp_path)))
+    assert "Chosen: graft, layer 3, at 12 %" in page.text
+    assert "probe without training" in page.text
+
+
+def test_lower_is_better_is_said(tmp_path):
+    page = Parsed(page_of(tmp_path, {"host": 0.6, "graft": 0.9}, metric="loss")[1])
+    assert "lower is better" in page.text
+    assert "far down and to the left" in page.text
+
+
+def test_it_is_written_whole(tmp_path):
+    made_up_study(tmp_path / "study", {"host": 0.7, "graft": 0.8}, examples=60)
+    write_page(load_report(tmp_path / "study"), tmp_path / "deep" / "page.html")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
+    assert (tmp_path / "deep" / "page.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
+def test_arms_look_different():
+    looks = [look(index) for index in range(64)]
+    assert len({(each.color, each.shape) for each in looks}) == 64
+
+
+def test_colours_can_be_read_in_both_themes():
+    style = (resources.files("layer_surgeon.study") / "assets" / "report.css").read_text(encoding="utf-8")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+):(#\w+)", block)) for block in re.findall(r":root\{(.*?)\}", style, re.S)[:2]
+    )
+    assert light.keys() == dark.keys()
+    for theme in (light, dark):
+        for ground in ("page", "card"):
+            assert min(contrast(theme[name], theme[ground]) for name in ("ink", "soft", "link", "warn")) >= 4.5
+            assert min(contrast(theme[f"c{index}"], theme[ground]) for index in range(8)) >= 3
+        assert min(contrast(theme[f"t{step}"], theme[f"h{step}"]) for step in range(9)) >= 4.5
+        for name, back in (("ink", "chip"), ("soft", "chip"), ("warn", "warn-back"), ("card", "c2"), ("card", "warn")):
+            assert contrast(theme[name], theme[back]) >= 4.5, (name, back)
+
+
+def contrast(one, other):
+    dark, bright = sorted(map(luminance, (one, other)))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(color):
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_is_cut_to_its_room():
+    name = "graft+Llama-3.1-8B-Instruct-L31@all-MiniLM-L6-v2"
+    short = shorten(name, 120)
+    assert text_width(short) <= 120
+    assert short.startswith("graft")
+    assert short.endswith("v2")
+    assert wrap(name, 260) == ["graft+Llama-3.1-8B-Instruct-L31", "@all-MiniLM-L6-v2"]
+    assert wrap("host", 260) == ["host"]
+
+
+def test_ticks_are_round():
+    assert ticks(0.63, 0.81, 4) == [0.65, 0.7, 0.75, 0.8]
+    assert ticks(-3, 12, 5) == [0, 5, 10]
+
+
+@pytest.mark.parametrize(("value", "said"), [(950, "950"), (1_540, "1.54 k"), (23_205_506, "23.2 M"), (8e9, "8 B")])
+def test_counts_for_people(value, said):
+    assert count(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(8.314, "8.31 s"), (145, "2 min 25 s"), (1500, "25 min"), (3600, "1 h"), (5400, "1 h 30 min")]
+)
+def test_times_for_people(value, said):
+    assert duration(value) == said
