@@ -1,4 +1,4 @@
-"""`surgeon select`: the best layer at a fraction of a sweep."""
+"""`surgeon select`: the best layer, pair of layers or site at a fraction of a sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,12 +8,22 @@ import typer
 from layer_surgeon.errors import TrainingError
 
 from .command import command, new_app
-from .studies import TRAINING, BaseOption, DonorArgument, HostOption, LayersOption, ScaleOption, WorkersOption
+from .report import write_page
+from .studies import (
+    TRAINING,
+    BaseOption,
+    CandidatesOption,
+    DonorArgument,
+    HostOption,
+    LayersOption,
+    ScaleOption,
+    WorkersOption,
+)
 from .sweep import sweep_plan
 from .ui import Ui
 
 if TYPE_CHECKING:
-    from layer_surgeon.study.select import SelectionResult
+    from layer_surgeon.study.selection import SelectionResult
 
 app = new_app()
 
@@ -21,7 +31,8 @@ app = new_app()
 @command(app, **TRAINING)
 def select(
     donor: DonorArgument = None,
-    layers: LayersOption = "all",
+    layers: LayersOption = None,
+    candidates: CandidatesOption = "layers",
     host: HostOption = None,
     data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set (default: sst2).")] = None,
     config: BaseOption = None,
@@ -36,15 +47,16 @@ def select(
     given: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Find the best layer at a fraction of a sweep.
+    """Find the best layer, pair or site at a fraction of a sweep.
 
-    Successive halving: a probe without training, then short trainings, then long ones, with ever fewer layers. The test
-    data is looked at once, for the chosen layer and the host alone.
+    Successive halving: a probe without training, then short trainings, then long ones, with ever fewer candidates. The
+    test data is looked at once, for the chosen one and the host alone.
     """
     folder = output or ui.workspace.root / "studies" / "select"
     plan = sweep_plan(
         donor=donor,
         layers=layers,
+        candidates=candidates,
         host=host,
         data=None if data is None else [data],
         config=config,
@@ -63,7 +75,7 @@ def select(
         raise TrainingError("Interrupted. What is done is kept; the same command goes on.") from error
     if not ui.as_json:
         _show(result, ui)
-    return result.as_dict()
+    return result.as_dict() | {"report": write_page(folder, ui)}
 
 
 def _show(result: "SelectionResult", ui: Ui) -> None:
@@ -75,8 +87,9 @@ def _show(result: "SelectionResult", ui: Ui) -> None:
     ui.line(f"[bold]{result.study.summary['verdict']}[/]\n")
     ui.facts(
         {
-            "chosen": f"{result.best}: layer {', '.join(map(str, result.layers))}",
-            "cost": f"{result.cost:.0%} of the sweep",
+            "chosen": f"{result.best}: layer {', '.join(map(str, result.layers))}, site {result.site}",
+            **({} if result.margin is None else {"margin": result.margin.text}),
+            "cost": f"{result.cost:.0%} of the sweep's examples, about {result.time:.0%} of its time",
             "study": result.study.path,
         }
     )

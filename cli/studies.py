@@ -9,6 +9,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 
 Scale = Literal["full", "small"]
 Executor = Literal["local", "ray"]
+Candidates = Literal["layers", "pairs", "sites"]
 
 # Of the settings of training, those that a study doesn't set itself: for `command`.
 TRAINING: dict[str, Any] = {
@@ -20,7 +21,19 @@ TRAINING: dict[str, Any] = {
 DonorArgument = Annotated[
     str | None, typer.Argument(help="The large model: a folder, file or repo id (default: Llama-3.1-8B).")
 ]
-LayersOption = Annotated[str, typer.Option("--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4.")]
+CandidatesOption = Annotated[
+    Candidates,
+    typer.Option(
+        help="What is tried: layers; pairs: each layer with the next of --layers; sites: places in the host for the "
+        "last layer, or for those that --layers names."
+    ),
+]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4. [dim](default: all; for sites: the last)[/]"
+    ),
+]
 HostOption = Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")]
 BaseOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file with a plan, as for compare; its arms don't count.")

@@ -1,7 +1,7 @@
-"""`surgeon sweep`: which layer of the donor, by training with each."""
+"""`surgeon sweep`: which layer of the donor, pair of them, or site, by training with each."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,8 @@ from .studies import (
     TRAINING,
     AddressOption,
     BaseOption,
+    Candidates,
+    CandidatesOption,
     DonorArgument,
     DryRunOption,
     ExecutorOption,
@@ -23,13 +25,17 @@ from .studies import (
 )
 from .ui import Ui
 
+if TYPE_CHECKING:
+    from layer_surgeon.study.plan import StudyPlan
+
 app = new_app()
 
 
 @command(app, **TRAINING)
 def sweep(
     donor: DonorArgument = None,
-    layers: LayersOption = "all",
+    layers: LayersOption = None,
+    candidates: CandidatesOption = "layers",
     host: HostOption = None,
     data: Annotated[
         list[str] | None, typer.Option("--dataset", "-d", help="A data set; repeat it for several (default: sst2).")
@@ -48,14 +54,16 @@ def sweep(
     given: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Train with each layer of the donor, and draw which does best.
+    """Train with each layer of the donor, pair or site, and draw which does best.
 
-    One run for each layer and seed, and the host alone beside them. The checkpoint is opened once for all layers.
+    One run for each of them and each seed, and the host alone beside them. The checkpoint is opened once for all
+    layers.
     """
     folder = output or ui.workspace.root / "studies" / "sweep"
     plan = sweep_plan(
         donor=donor,
         layers=layers,
+        candidates=candidates,
         host=host,
         data=data,
         config=config,
@@ -81,7 +89,8 @@ def sweep(
 def sweep_plan(
     *,
     donor: str | None,
-    layers: str,
+    layers: str | None,
+    candidates: Candidates,
     host: str | None,
     data: list[str] | None,
     config: Path | None,
@@ -90,11 +99,11 @@ def sweep_plan(
     given: dict[str, Any],
     folder: Path,
     ui: Ui,
-) -> Any:
-    """The plan of a sweep: the host alone, and the graft with each of the layers."""
+) -> "StudyPlan":
+    """The plan of a sweep: the host alone, and the graft with each of the layers, pairs or sites."""
     from layer_surgeon.study.arms import DonorSpec
     from layer_surgeon.study.plan import StudyPlan
-    from layer_surgeon.study.sweep import choose_layers, count_layers, with_layers
+    from layer_surgeon.study.sweep import choose_layers, count_layers, with_candidates
 
     said: dict[str, Any] = {"host": host, "data": data, "arms": ["host", "graft"]}
     wanted = donor or (None if config is not None or scale == "small" else "meta-llama/Llama-3.1-8B")
@@ -105,6 +114,7 @@ def sweep_plan(
             config=config, preset=None, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui
         )
     spec = DonorSpec.parse(content["donor"])
-    chosen = choose_layers(layers, count_layers(spec, folder, ui.progress))
+    said_layers = layers or ("-1" if candidates == "sites" else "all")
+    chosen = choose_layers(said_layers, count_layers(spec, folder, ui.progress))
     with usage():
-        return StudyPlan.from_dict({**with_layers(content, chosen), "name": folder.name})
+        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

@@ -9,7 +9,14 @@ models, controls    from an arm to a model that can be trained
 cells, executors    one training in a process of its own; who runs the processes
 compare             `run_study`: the order of all that; estimate: how long it will take
 paired, summary     is one arm better? From cells to tables; verdict: the same in words
-sweep, select       which layer: by all of them, or at a fraction of that; probe: without training
+sweep, select       which layer, pair or site: by all of them, or at a fraction of that; probe: without training;
+                    selection: what came out
+
+The report of a study:
+report_data         `load_report`: all that it shows, from the folder; report_tables, report_types: in which form
+report_export       `write_report`: every format; report_text: numbers as they are said
+report_page         HTML; its pieces: report_html, report_figures, report_charts, report_svg
+report_markdown, report_csv, report_latex, report_pictures    the others
 
 The demo:
 demo                the real layer in the real host beside the host alone; see `surgeon demo`

@@ -1,7 +1,7 @@
 """What can be told of a layer without training: a closed-form linear probe on what it makes of the host's vectors."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,25 @@ from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.prepare import host_source
 
+Place = Literal["donor", "head"]
 _BATCH = 64
 _FOLDS = 5
 
 
 def probe_arm(
-    arm: Arm, texts: Sequence[Any], labels: Sequence[str], folder: StudyFolder, *, seed: int, max_length: int = 100
+    arm: Arm,
+    texts: Sequence[Any],
+    labels: Sequence[str],
+    folder: StudyFolder,
+    *,
+    seed: int,
+    max_length: int = 100,
+    place: Place = "donor",
 ) -> float:
     """How well the classes can be told by a linear map from what comes out of the donor layer, untrained.
 
-    The host is as it is stored, the input projection as a graft begins with it: drawn by the seed, so that all layers
-    of a model get the same one. On what leaves the layer, a ridge classifier is fitted in closed form.
+    The host is as it is stored, the projections as a graft begins with them: drawn by the seed, so that all layers
+    of a model get the same ones. On what leaves the layer, a ridge classifier is fitted in closed form.
 
     Args:
         arm: A graft.
@@ -36,29 +44,34 @@ def probe_arm(
         folder: The study's folder.
         seed: Of the projection, and of the five folds.
         max_length: Longest input in tokens.
+        place: Where the features are taken: what leaves the donor layer, or what comes to the head. The latter is for
+            sites, where layers of the host lie between the two.
 
     Returns:
         Accuracy, cross-validated.
     """
-    features = _features(arm, texts, folder, seed, max_length)
+    features = _features(arm, texts, folder, seed, max_length, place)
     probe = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 11)))
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
     return float(cross_val_score(probe, features, np.asarray(labels), cv=folds).mean())
 
 
 def _features(
-    arm: Arm, texts: Sequence[Any], folder: StudyFolder, seed: int, max_length: int
+    arm: Arm, texts: Sequence[Any], folder: StudyFolder, seed: int, max_length: int, place: Place
 ) -> npt.NDArray[np.float64]:
-    """[texts, donor width]: what comes to the output projection, mean over the positions."""
+    """[texts, width]: what comes to the output projection, mean over the positions; or the vector before the head."""
     model = build_model(arm, "text-classification", seed, folder)
     device = choose_device("auto")
     model = model.to(device).eval()
     with quiet():
         tokenizer = load_tokenizer(host_source(arm.host), model)
     found: list[npt.NDArray[np.float64]] = []
-    handle = model.proj_out.register_forward_pre_hook(
-        lambda _, inputs: found.append(inputs[0].mean(dim=1).double().cpu().numpy())
-    )
+
+    def keep(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        vectors = inputs[0] if inputs[0].dim() == 2 else inputs[0].mean(dim=1)
+        found.append(vectors.double().cpu().numpy())
+
+    handle = (model.proj_out if place == "donor" else model.head).register_forward_pre_hook(keep)
     try:
         with torch.inference_mode():
             for start in range(0, len(texts), _BATCH):

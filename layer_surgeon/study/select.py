@@ -1,4 +1,4 @@
-"""The best layer at a fraction of a sweep: successive halving over the same cells that a sweep has.
+"""The best layer, pair or site at a fraction of a sweep: successive halving over the same cells that a sweep has.
 
 Rung 0    a probe without training (`probe`), of all candidates; the better half stays
 Rung 1    one seed, a quarter of the training data
@@ -9,81 +9,46 @@ After each rung the better third stays, at least two until the last. What decide
 part is looked at once, for the one that is left and the host alone.
 
 Successive halving (Jamieson and Talwalkar, 2016) in its plain form: rungs of whole trainings in the folder of a study,
-so that what was trained before is there, and a stopped selection goes on.
+so that what was trained before is there, and a stopped selection goes on. Optuna's pruner of that name decides trial by
+trial, and lets the first ones pass, before there is anything to compare them with; with a dozen candidates that is most
+of the cost.
 """
 
 import json
 import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon.errors import ConfigError, TrainingError
+from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError
+from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
-from layer_surgeon.study.compare import StudyResult, run_study
+from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder, locked, read_json, write_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
-from layer_surgeon.study.probe import probe_arm
+from layer_surgeon.study.probe import Place, probe_arm
+from layer_surgeon.study.selection import Margin, Rung, SelectionResult
 
 SELECTION = "selection.json"
 PROBES = "probes.json"
 _PROBE_TEXTS = 512
+_QUARTER = 0.25
 _THIRD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One round.
+class _Trained:
+    """What one training came to."""
 
-    Attributes:
-        name: What was done.
-        scores: By arm: mean validation score, or the probe's accuracy.
-        kept: The arms that go on, the best first.
-        examples: Training examples seen in this rung, over all epochs: its cost.
-    """
-
-    name: str
-    scores: Mapping[str, float]
-    kept: tuple[str, ...]
+    score: float
     examples: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionResult:
-    """What was chosen.
-
-    Attributes:
-        best: The arm.
-        layers: Its layers.
-        rungs: How it came to that.
-        cost: Examples trained on, as a share of what the whole sweep would take.
-        study: The last rung's study: the chosen arm and the host alone, with statistics.
-    """
-
-    best: str
-    layers: tuple[int, ...]
-    rungs: tuple[Rung, ...]
-    cost: float
-    study: StudyResult
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {
-            "format": 1,
-            "best": self.best,
-            "layers": list(self.layers),
-            "cost": self.cost,
-            "rungs": [
-                {"name": rung.name, "scores": dict(rung.scores), "kept": list(rung.kept), "examples": rung.examples}
-                for rung in self.rungs
-            ],
-            "verdict": self.study.summary["verdict"],
-            "path": str(self.study.path),
-        }
+    seconds: float
 
 
 def select_arm(
@@ -109,44 +74,75 @@ def select_arm(
             f"There are {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}; a selection "
             "is between at least two layers, on one data set, for text-classification."
         )
+    with locked(folder.root / "study.lock", wait=False):
+        prepare_study(plan, folder, progress)
     rungs: list[Rung] = []
-    trained: dict[str, float] = {}
     if probe and len(candidates) > 2:
+        began = time.monotonic()
         scores = _probes(candidates, plan, folder, progress)
         kept = _best(scores, max(2, math.ceil(len(candidates) / 2)), higher=True)
-        rungs.append(Rung(name="probe without training", scores=scores, kept=kept, examples=0.0))
-        candidates = [arm for name in kept for arm in candidates if arm.name == name]
-    seeds = plan.seeds
-    for name, fraction, of_seeds in (
-        ("one seed, a quarter of the data", 0.25, seeds[:1]),
-        ("one seed, all of the data", 1.0, seeds[:1]),
-        (f"{len(seeds)} seeds, all of the data", 1.0, seeds),
-    ):
-        last = of_seeds == seeds and fraction == 1.0
+        seconds = time.monotonic() - began
+        rungs.append(Rung(name="probe without training", scores=scores, kept=kept, examples=0.0, seconds=seconds))
+        candidates = _in_order(kept, candidates)
+    trained: dict[str, _Trained] = {}
+    margin = None
+    for name, part in _parts(plan, folder):
         if len(candidates) == 1:
             break
-        part = replace(plan, arms=tuple(candidates), fractions=(fraction,), seeds=of_seeds, focus=None)
-        part = replace(part, reference=candidates[0].name)
+        part = replace(part, arms=tuple(candidates), reference=candidates[0].name, focus=None)
         result = run_study(part, output, workers=workers, progress=progress)
-        scores, examples = _validation(part, folder)
-        trained |= examples
-        if not scores:
+        found = _validation(part, folder)
+        trained |= {cell: one for cells in found.values() for cell, one in cells.items()}
+        if not found:
             raise TrainingError(f"All candidates failed. {next(iter(result.failed.values()), '')}")
-        count = 1 if last else max(2, math.ceil(len(candidates) / _THIRD))
-        kept = _best(scores, min(count, len(scores)), higher=plan.higher_is_better)
-        rungs.append(Rung(name=name, scores=scores, kept=kept, examples=sum(examples.values())))
-        candidates = [arm for name in kept for arm in candidates if arm.name == name]
+        last = part.seeds == plan.seeds and part.fractions == (1.0,)
+        scores = {arm: statistics.fmean(one.score for one in cells.values()) for arm, cells in found.items()}
+        order = _best(scores, len(scores), higher=plan.higher_is_better)
+        kept = order[: 1 if last else max(2, math.ceil(len(candidates) / _THIRD))]
+        ones = [one for cells in found.values() for one in cells.values()]
+        rungs.append(
+            Rung(
+                name=name,
+                scores=scores,
+                kept=kept,
+                examples=sum(one.examples for one in ones),
+                seconds=sum(one.seconds for one in ones),
+            )
+        )
+        if last and len(order) > 1:
+            margin = _margin(order[1], found[order[0]], found[order[1]], higher=plan.higher_is_better)
+        candidates = _in_order(kept, candidates)
         if last:
             break
-    # A rung of whole trainings takes over those that an earlier one did: each counts once.
-    return _finish(plan, candidates[0], rungs, sum(trained.values()), output, workers=workers, progress=progress)
+    return _finish(plan, candidates[0], rungs, margin, trained, output, workers=workers, progress=progress)
+
+
+def _parts(plan: StudyPlan, folder: StudyFolder) -> list[tuple[str, StudyPlan]]:
+    """The rungs of trainings: what each is called, and the plan with its seeds and share of the data."""
+    finetune = dict(plan.finetune)
+    counts = PreparedData.open(folder.data(plan.data[0].name)).examples
+    there = counts["train"] * (1.0 if "validation" in counts else 1 - float(finetune.get("validation_fraction", 0.2)))
+    # The share is one of what is there, of which max_train_samples may take less than a quarter.
+    used = min(1.0, float(finetune.get("max_train_samples") or there) / there)
+    if finetune.get("max_steps") is not None:
+        finetune["max_steps"] = max(1, round(_QUARTER * finetune["max_steps"]))
+    one = plan.seeds[:1]
+    return [
+        (
+            "one seed, a quarter of the data",
+            replace(plan, fractions=(_QUARTER * used,), seeds=one, finetune=finetune),
+        ),
+        ("one seed, all of the data", replace(plan, fractions=(1.0,), seeds=one)),
+        (f"{len(plan.seeds)} seeds, all of the data", replace(plan, fractions=(1.0,))),
+    ]
 
 
 def _finish(
     plan: StudyPlan,
     best: Arm,
     rungs: Sequence[Rung],
-    spent: float,
+    margin: Margin | None,
+    trained: Mapping[str, _Trained],
     output: Path,
     *,
     workers: int,
@@ -155,15 +151,19 @@ def _finish(
     hosts = [arm for arm in plan.arms if arm.donor is None]
     final = replace(plan, arms=(*hosts, best), focus=best.name, reference=hosts[0].name if hosts else best.name)
     study = run_study(final, output, workers=workers, progress=progress)
-    folder = StudyFolder(root=output)
-    all_arms = [arm for arm in plan.arms if arm.donor is not None]
-    done = [folder.result(cell.id) for cell in final.cells() if folder.result(cell.id).exists()]
-    one = max((_examples(read_json(path)) for path in done), default=0.0)
+    whole = list(_validation(replace(final, arms=(best,)), StudyFolder(root=output)).get(best.name, {}).values())
+    count = len([arm for arm in plan.arms if arm.donor is not None]) * len(plan.seeds)
+    # A rung of whole trainings takes over those that an earlier one did: each counts once.
+    examples = sum(one.examples for one in trained.values())
+    seconds = sum(one.seconds for one in trained.values()) + sum(rung.seconds for rung in rungs if not rung.examples)
     result = SelectionResult(
         best=best.name,
         layers=() if best.donor is None else best.donor.layers,
+        site=best.graft.get("site", ENCODER_OUTPUT),
         rungs=tuple(rungs),
-        cost=spent / (one * len(all_arms) * len(plan.seeds)) if one else 0.0,
+        margin=margin,
+        cost=examples / (count * max(one.examples for one in whole)) if whole else 0.0,
+        time=seconds / (count * statistics.fmean(one.seconds for one in whole)) if whole else 0.0,
         study=study,
     )
     write_json(output / SELECTION, result.as_dict())
@@ -171,9 +171,13 @@ def _finish(
 
 
 def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress: Progress) -> dict[str, float]:
-    """The probe's accuracy of each arm, on training texts; kept in the folder."""
-    with locked(folder.root / "study.lock", wait=False):
-        prepare_study(plan, folder, progress)
+    """The probe's accuracy of each arm, on training texts; kept in the folder.
+
+    An arm that can't be built is said and left out.
+
+    Raises:
+        TrainingError: None can be built.
+    """
     seed, name = plan.seeds[0], plan.data[0].name
     path = folder.root / PROBES
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"format": 1}
@@ -181,17 +185,25 @@ def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress:
     rows = _share(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
     labels = [str(row["label"]) for row in rows]
+    place: Place = "head" if len({arm.graft.get("site", ENCODER_OUTPUT) for arm in arms}) > 1 else "donor"
+    length = int(plan.finetune.get("max_length", 100))
     scores: dict[str, float] = {}
-    progress.begin("Probing", len(arms), "layers")
+    reason = ""
+    progress.begin("Probing", len(arms), "candidates")
     for arm in arms:
-        key = json.dumps([arm.as_dict(), name, seed, len(rows)], sort_keys=True)
-        if key not in known:
-            length = int(plan.finetune.get("max_length", 100))
-            known[key] = probe_arm(arm, texts, labels, folder, seed=seed, max_length=length)
-            write_json(path, known)
-        scores[arm.name] = float(known[key])
+        key = json.dumps([arm.as_dict(), name, seed, len(rows), place], sort_keys=True)
+        try:
+            if key not in known:
+                known[key] = probe_arm(arm, texts, labels, folder, seed=seed, max_length=length, place=place)
+                write_json(path, known)
+            scores[arm.name] = float(known[key])
+        except LayerSurgeonError as error:
+            reason = f"{arm.name}: {error}"
+            progress.notice(reason)
         progress.advance(1)
     progress.end()
+    if not scores:
+        raise TrainingError(f"No candidate can be built. {reason}")
     return scores
 
 
@@ -202,21 +214,37 @@ def _share(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
     return [rows[index * len(rows) // wanted] for index in range(wanted)]
 
 
-def _validation(plan: StudyPlan, folder: StudyFolder) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean validation score by arm, of arms all of whose cells are done; and the examples that each cell trained on."""
-    scores: dict[str, float] = {}
-    examples: dict[str, float] = {}
+def _validation(plan: StudyPlan, folder: StudyFolder) -> dict[str, dict[str, _Trained]]:
+    """By arm, of those all of whose cells are done: what each cell came to, by its id, in the order of the seeds."""
+    found: dict[str, dict[str, _Trained]] = {}
     for arm in plan.arms:
-        paths = [folder.result(cell.id) for cell in plan.cells() if cell.arm == arm]
-        found = [read_json(path) for path in paths if path.exists()]
-        examples |= {cell["id"]: _examples(cell) for cell in found}
-        if found and len(found) == len(paths):
-            scores[arm.name] = sum(cell["validation"]["scores"][plan.metric] for cell in found) / len(found)
-    return scores, examples
+        cells = [cell for cell in plan.cells() if cell.arm == arm]
+        if all(folder.result(cell.id).exists() for cell in cells):
+            results = [read_json(folder.result(cell.id)) for cell in cells]
+            found[arm.name] = {
+                result["id"]: _Trained(
+                    score=float(result["validation"]["scores"][plan.metric]),
+                    examples=float(result["train_examples"] * result["history"][-1]["epoch"]),
+                    seconds=float(result["seconds"]["all"]),
+                )
+                for result in results
+            }
+    return found
 
 
-def _examples(cell: Mapping[str, Any]) -> float:
-    return float(cell["train_examples"] * cell["history"][-1]["epoch"])
+def _margin(runner_up: str, best: Mapping[str, _Trained], other: Mapping[str, _Trained], *, higher: bool) -> Margin:
+    sign = 1 if higher else -1
+    pairs = zip(best.values(), other.values(), strict=True)
+    differences = [sign * (one.score - two.score) for one, two in pairs]
+    return Margin(
+        runner_up=runner_up,
+        difference=statistics.fmean(differences),
+        deviation=statistics.stdev(differences) if len(differences) > 1 else None,
+    )
+
+
+def _in_order(names: Sequence[str], arms: Sequence[Arm]) -> list[Arm]:
+    return [arm for name in names for arm in arms if arm.name == name]
 
 
 def _best(scores: Mapping[str, float], count: int, *, higher: bool) -> tuple[str, ...]:

@@ -1,18 +1,24 @@
-"""Which layer: one run for each layer and seed, beside the host alone (paper, figures 2 and 3)."""
+"""Which layer, pair or site: one run for each of them and each seed, beside the host alone (paper, figures 2 and 3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from transformers import AutoConfig
 
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
+from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
+from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import DonorSpec
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import open_donor
+from layer_surgeon.study.prepare import host_source, open_donor
 
 PICTURE = "sweep.png"
+Candidates = Literal["layers", "pairs", "sites"]
 
 
 def choose_layers(text: str, count: int) -> list[int]:
@@ -59,11 +65,43 @@ def count_layers(donor: DonorSpec, folder: Path, progress: Progress) -> int:
     return open_donor(donor.source, donor.revision, StudyFolder(root=folder), progress).num_layers
 
 
+def host_sites(host: str) -> list[str | int]:
+    """Where a graft can sit in a host: behind its embeddings, behind each of its layers, and behind all of it.
+
+    Behind the last layer by its number, the graft sees all tokens; as `encoder_output`, the vector that stands for the
+    text.
+
+    Args:
+        host: What `surgeon graft` takes, or `packaged:NAME`. Only its config is read.
+
+    Raises:
+        SourceError: It can't be read.
+    """
+    with hub_errors(f"The host {host!r}"):
+        config = AutoConfig.from_pretrained(host_source(host))
+    return [EMBEDDINGS, *range(config.get_text_config().num_hidden_layers), ENCODER_OUTPUT]
+
+
 def layer_rows(plan: StudyPlan, table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a table that are layers of the donor: layer and row, in the order of the layers."""
-    donors = {arm.name: arm.donor for arm in plan.arms if arm.donor is not None and arm.kind == "graft"}
-    rows = [{"layers": list(donors[row["arm"]].layers), **row} for row in table["rows"] if row["arm"] in donors]
+    """The rows of a table that are candidates: layers, site and row, in the order of the layers, then of the plan."""
+    arms = {arm.name: (arm.donor, arm) for arm in plan.arms if arm.donor is not None and arm.kind == "graft"}
+    rows = [
+        {"layers": list(arms[row["arm"]][0].layers), "site": arms[row["arm"]][1].graft.get("site"), **row}
+        for row in table["rows"]
+        if row["arm"] in arms
+    ]
     return sorted(rows, key=lambda row: row["layers"])
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
+    """What to write below each candidate, and below them all."""
+    layers = ["+".join(map(str, row["layers"])) for row in rows]
+    sites = [str(row["site"] if row["site"] is not None else ENCODER_OUTPUT).replace("_", "\n") for row in rows]
+    if len(set(sites)) < 2:
+        return layers, "layer of the donor (from 0)"
+    if len(set(layers)) < 2:
+        return sites, f"site of layer {layers[0]}: behind which layer of the host (from 0)"
+    return [f"{layer}\n{site}" for layer, site in zip(layers, sites, strict=True)], "layer of the donor, and site"
 
 
 def draw_sweep(summary: Mapping[str, Any], plan: StudyPlan, path: Path) -> None:
@@ -96,8 +134,9 @@ def draw_sweep(summary: Mapping[str, Any], plan: StudyPlan, path: Path) -> None:
             axis.axhline(host["mean"], color="#718096", linestyle="--", label="host alone")
             band = host["deviation"] or 0.0
             axis.axhspan(host["mean"] - band, host["mean"] + band, color="#718096", alpha=0.15, linewidth=0)
-        axis.set_xticks(places, ["+".join(map(str, row["layers"])) for row in rows])
-        axis.set_xlabel("layer of the donor (from 0)")
+        labels, what = _labels(rows)
+        axis.set_xticks(places, labels, fontsize=8)
+        axis.set_xlabel(what)
         axis.set_ylabel(summary["metric"])
         axis.set_title(f"{table['test']}: mean and deviation over the seeds", fontsize=10)
         axis.legend(frameon=False)
@@ -121,3 +160,28 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
         "layers": [list(layer) if isinstance(layer, Sequence) else layer for layer in layers],
         "focus": None,
     }
+
+
+def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates) -> dict[str, Any]:
+    """What `StudyPlan.from_dict` takes, as a sweep over layers, pairs of neighbours among them, or sites of each.
+
+    Args:
+        plan: What YAML says.
+        layers: Layers of the donor, in order.
+        candidates: layers; pairs: each layer with the next of `layers`; sites: see `host_sites`.
+
+    Raises:
+        ConfigError: The plan names no donor; or there is no pair.
+        SourceError: The host's config can't be read.
+    """
+    if candidates == "pairs":
+        pairs = [list(pair) for pair in pairwise(layers)]
+        if not pairs:
+            raise ConfigError(f"Layer {layers[0]} alone makes no pair. Name two layers or more.")
+        return with_layers(plan, pairs)
+    content = with_layers(plan, layers)
+    if candidates == "sites":
+        sites = host_sites(str(content.get("host", "bert-base-uncased")))
+        grafts = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in sites]
+        content["arms"] = ["host", *grafts]
+    return content

@@ -1,6 +1,8 @@
 """Sweeps and selections, with tiny models trained in this process."""
 
 import json
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -14,7 +16,16 @@ from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import probe_arm
 from layer_surgeon.study.select import select_arm
-from layer_surgeon.study.sweep import choose_layers, count_layers, draw_sweep, layer_rows, with_layers
+from layer_surgeon.study.selection import Margin
+from layer_surgeon.study.sweep import (
+    choose_layers,
+    count_layers,
+    draw_sweep,
+    host_sites,
+    layer_rows,
+    with_candidates,
+    with_layers,
+)
 from tests.support.classification import Recorder, rows
 from tests.support.studies import tiny_parts
 
@@ -84,6 +95,91 @@ def test_a_sweep_and_a_selection_on_its_cells(parts, trained, tmp_path, monkeypa
     assert validation[chosen.best] == max(validation.values())
     # Two arms with one seed on a quarter, and with both seeds on all; the rung between is a part of the last.
     assert chosen.cost == pytest.approx((2 * 0.25 + 2 * 2) / (2 * count), abs=0.01)
+    assert chosen.margin.runner_up in scores
+    assert chosen.margin.difference >= 0
+    assert chosen.site == "encoder_output"
+
+
+@pytest.fixture
+def fake_training(monkeypatch):
+    """Cells whose scores and examples are made up; the list of those that were."""
+    ran, folders = [], []
+
+    def run(cells, folder, workers):
+        folders.append(folder)
+        for cell in cells:
+            ran.append(cell)
+            yield cell, None
+
+    def validation(plan, folder):
+        return {
+            arm.name: {
+                cell.id: select._Trained(score=fake.score(cell), examples=cell.fraction, seconds=cell.fraction)
+                for cell in plan.cells()
+                if cell.arm == arm
+            }
+            for arm in plan.arms
+        }
+
+    class Fake:
+        def score(self, cell):
+            return 0.5
+
+    fake = Fake()
+    fake.ran = ran
+    monkeypatch.setattr(compare, "run_local", run)
+    monkeypatch.setattr(select, "_validation", validation)
+    return fake
+
+
+def test_fewer_and_fewer_candidates_go_on(parts, fake_training, tmp_path, monkeypatch):
+    plan = sweep(parts, list(permutations(range(4), 2)), finetune={"max_train_samples": 24})
+    names = [arm.name for arm in plan.arms if arm.donor is not None]
+    worth = {name: index / 100 for index, name in enumerate(names)}
+    fake_training.score = lambda cell: worth[cell.arm.name] + 0.001 * cell.seed * (cell.arm.name == names[-1])
+    monkeypatch.setattr(select, "_probes", lambda arms, *_: worth)
+    chosen = select_arm(plan, tmp_path)
+    assert chosen.best == names[-1]
+    assert [len(rung.scores) for rung in chosen.rungs] == [12, 6, 2, 2]
+    assert chosen.layers == (3, 2)
+    # Of 48 texts, less a fifth for validation, 24 are trained on: a quarter of these.
+    assert chosen.rungs[1].examples == pytest.approx(6 * 0.25 * 24 / 38.4)
+    assert chosen.margin.difference == pytest.approx(0.01 + 0.0015)
+    assert "too close" not in chosen.margin.text
+
+
+def test_a_margin_in_words():
+    close = Margin(runner_up="other", difference=0.01, deviation=0.02)
+    assert "too close to call" in close.text
+    assert "too close" not in Margin(runner_up="other", difference=0.03, deviation=0.02).text
+    assert "one seed" in Margin(runner_up="other", difference=0.03, deviation=None).text
+
+
+def test_pairs_and_sites_are_candidates(parts):
+    content = {**parts, "name": "sweep"}
+    pairs = StudyPlan.from_dict(with_candidates(content, [0, 2, 3], "pairs"))
+    assert [arm.donor.layers for arm in pairs.arms if arm.donor] == [(0, 2), (2, 3)]
+    with pytest.raises(ConfigError, match="Layer 3 alone"):
+        with_candidates(content, [3], "pairs")
+    assert host_sites(parts["host"]) == ["embeddings", 0, 1, "encoder_output"]
+    sites = StudyPlan.from_dict(with_candidates(content, [1], "sites"))
+    grafts = [arm for arm in sites.arms if arm.donor]
+    assert [arm.graft["site"] for arm in grafts] == ["embeddings", 0, 1, "encoder_output"]
+    table = {"rows": [{"arm": arm.name} for arm in sites.arms]}
+    assert [row["site"] for row in layer_rows(sites, table)] == [arm.graft["site"] for arm in grafts]
+
+
+def test_a_probe_of_sites_looks_before_the_head(parts, tmp_path):
+    """All sites are told by the vector that comes to the head; one that can't be built is left out, and said."""
+    plan = StudyPlan.from_dict(with_candidates({**parts, "name": "sweep"}, [0], "sites"))
+    folder, told = StudyFolder(root=tmp_path), Recorder()
+    prepare_study(plan, folder, told)
+    grafts = [arm for arm in plan.arms if arm.donor is not None]
+    broken = replace(grafts[0], name="broken", graft={"site": 9})
+    scores = select._probes([*grafts, broken], plan, folder, told)
+    assert sorted(scores) == sorted(arm.name for arm in grafts)
+    assert any("broken" in notice and "layers" in notice for notice in told.notices)
+    assert scores == select._probes(grafts, plan, folder, told)
 
 
 def test_a_probe_without_training(parts, tmp_path):
