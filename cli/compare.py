@@ -9,6 +9,7 @@ from layer_surgeon.errors import TrainingError
 
 from .command import command, new_app, usage
 from .errors import UsageError
+from .report import write_page
 from .studies import (
     TRAINING,
     AddressOption,
@@ -98,16 +99,30 @@ def make_plan(
     """The plan from a file, a preset, a study's folder or the command line alone; what is said goes before it."""
     from layer_surgeon.study.plan import StudyPlan
 
-    if config is None and preset is None and output is not None and (output / "study.yaml").is_file():
-        if any(said.values()) or given or num_seeds:
+    own = _whole_plan(config, preset, output)
+    if own is not None:
+        if any(said.values()) or given or num_seeds or scale != "full":
             raise UsageError(
-                f"{output} holds a study, and what it does stands in its study.yaml. Leave the other options out to "
-                "go on with it, or choose another folder."
+                f"{own} holds a study, with nothing left open. Leave the other options out to run it as it is, or "
+                "choose another folder."
             )
-        return StudyPlan.read(output / "study.yaml")
+        return StudyPlan.read(own)
     return StudyPlan.from_dict(
         make_content(config=config, preset=preset, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui)
     )
+
+
+def _whole_plan(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
+    """The study.yaml that a study left: its folder is named and nothing else, or the file itself."""
+    from layer_surgeon.study.plan import read_yaml
+
+    if preset is not None:
+        return None
+    if config is None:
+        return output / "study.yaml" if output is not None and (output / "study.yaml").is_file() else None
+    arms = read_yaml(config).get("arms")
+    whole = isinstance(arms, list) and bool(arms) and all(isinstance(arm, dict) and "kind" in arm for arm in arms)
+    return config if whole else None
 
 
 def make_content(
@@ -186,7 +201,7 @@ def run_plan(
         raise TrainingError(f"None of the trainings succeeded. {next(iter(result.failed.values()), '')}")
     if not ui.as_json:
         _show(result, plan, ui)
-    return result.as_dict()
+    return result.as_dict() | {"report": write_page(folder, ui)}
 
 
 def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui) -> None:

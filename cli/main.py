@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "Compare arms over seeds, data sets and test sets, with statistics.",
     "sweep": "Train with each layer of the donor, and draw which does best.",
     "select": "Find the best layer at a fraction of a sweep.",
+    "report": "Show a study: one page with the verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.",
     "synthesize": "Have a language model write training texts for each label.",
     "export": "Write a graft as one program for other runtimes.",
     "push": "Put a graft, a run or a layer onto the Hub.",

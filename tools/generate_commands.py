@@ -46,7 +46,9 @@ def value_of(kind: Any) -> str:
 
 def names_of(parameter: inspect.Parameter, info: Any) -> str:
     """The option's names."""
-    declared = list(info.param_decls or [])
+    # Inside of Annotated typer takes the first name for a default until it reads the function.
+    first = [info.default] if isinstance(info.default, str) and info.default.startswith("-") else []
+    declared = [*first, *(info.param_decls or [])]
     if not any(name.startswith("--") for name in declared):
         declared = ["--" + parameter.name.strip("_").replace("_", "-"), *declared]
     default = typing.get_args(parameter.annotation)[0]

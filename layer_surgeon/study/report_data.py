@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon.errors import ConfigError, WorkspaceError
+from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.study.layout import PLAN, StudyFolder, read_json
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.report_tables import learning_curves, read_table, shift_matrices, sweeps_of
@@ -19,6 +20,7 @@ from layer_surgeon.study.report_types import (
     StudyReport,
 )
 from layer_surgeon.study.summary import summarize
+from layer_surgeon.study.verdict import difference_in_words
 
 Result = Mapping[str, Any]
 # Known here as well as where they are written: those modules import torch, and a report needs none.
@@ -190,8 +192,30 @@ def _read_selection(plan: StudyPlan, place: StudyFolder) -> Selection | None:
     content = read_json(path)
     if [arm.name for arm in plan.arms if arm.donor is not None] != [content["best"]]:
         return None
-    rungs = (SelectionRung(**{**rung, "kept": tuple(rung["kept"])}) for rung in content["rungs"])
-    return Selection(best=content["best"], layers=tuple(content["layers"]), cost=content["cost"], rungs=tuple(rungs))
+    rungs = (
+        SelectionRung(
+            name=rung["name"], scores=rung["scores"], kept=tuple(rung["kept"]), examples=float(rung["examples"])
+        )
+        for rung in content["rungs"]
+    )
+    margin = content.get("margin")
+    return Selection(
+        best=content["best"],
+        layers=tuple(content["layers"]),
+        site=str(content.get("site", ENCODER_OUTPUT)),
+        cost=content["cost"],
+        time=content.get("time"),
+        margin=None if margin is None else _margin(margin, plan.metric),
+        rungs=tuple(rungs),
+    )
+
+
+def _margin(margin: Mapping[str, Any], metric: str) -> str:
+    ahead = f"ahead of {margin['runner_up']} by {difference_in_words(margin['difference'], metric).lstrip('+')}"
+    if margin["deviation"] is None:
+        return f"{ahead}, with one seed"
+    close = ": too close to call" if margin["difference"] <= margin["deviation"] else ""
+    return f"{ahead}, which scatters by {difference_in_words(margin['deviation'], metric).lstrip('+')} by seed{close}"
 
 
 def _kind(plan: StudyPlan, place: StudyFolder, selection: Selection | None) -> Kind:

@@ -176,13 +176,13 @@ def _sweep(sweep: LayerSweep, report: StudyReport) -> str:
         mean = rf"\textbf{{{mean}}}" if point.best and point.verdict == "better" else mean
         deviation = "--" if point.deviation is None else say.say_score(point.deviation, report, 2)
         dagger = r"$^\dagger$" if point.verdict in ("better", "worse") else ""
-        rows.append((point.label.replace("-", "$-$"), mean + dagger, deviation))
+        rows.append((escape(point.label), mean + dagger, deviation))
     if sweep.reference is not None:
         spread = sweep.reference.deviation
         deviation = "--" if spread is None else say.say_score(spread, report, 2)
         rows.append((escape(sweep.reference.arm), say.say_score(sweep.reference.mean, report, 2), deviation))
     caption = f"Layers of {escape(sweep.donor)} in {escape(sweep.host)}, on {escape(sweep.place)}."
-    return _float("lrr", ("Layer", escape(say.metric_name(report)), "Deviation"), rows, caption)
+    return _float("lrr", (escape(sweep.axis), escape(say.metric_name(report)), "Deviation"), rows, caption)
 
 
 def _shift(matrix: ShiftMatrix, report: StudyReport) -> str:

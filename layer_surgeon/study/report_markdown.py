@@ -111,10 +111,12 @@ def _selection(report: StudyReport) -> list[str]:
         for name in names
     ]
     layers = ", ".join(map(str, chosen.layers))
+    margin = "" if chosen.margin is None else f", {escape(chosen.margin)}"
     return [
         "## What was selected",
-        f"**{escape(chosen.best)}** (layer {layers}), at {chosen.cost:.0%} of the cost of the whole sweep. Scores are "
-        "of the validation part; the test part was looked at once, for the chosen arm and the host alone.",
+        f"**{escape(chosen.best)}** (layer {layers}, site {escape(chosen.site)}){margin}, at {chosen.cost:.0%} of the "
+        "cost of the whole sweep. Scores are of the validation part; the test part was looked at once, for the chosen "
+        "arm and the host alone.",
         _grid(["candidate", *(escape(rung.name) for rung in chosen.rungs)], rows, range(1, len(chosen.rungs) + 1)),
     ]
 
@@ -124,12 +126,12 @@ def _sweep(sweep: LayerSweep, report: StudyReport) -> list[str]:
     for point in sweep.points:
         deviation = "" if point.deviation is None else say.say_score(point.deviation, report)
         mean = say.say_score(point.mean, report)
-        rows.append([point.label, f"**{mean}**" if point.best else mean, deviation, point.verdict or ""])
+        rows.append([escape(point.label), f"**{mean}**" if point.best else mean, deviation, point.verdict or ""])
     if sweep.reference is not None:
         scatter = sweep.reference.deviation
         spread = "" if scatter is None else say.say_score(scatter, report)
         rows.append([escape(sweep.reference.arm), say.say_score(sweep.reference.mean, report), spread, ""])
-    header = ["layer", escape(say.metric_name(report)), "deviation", "against the reference"]
+    header = [escape(sweep.axis), escape(say.metric_name(report)), "deviation", "against the reference"]
     title = f"## Which layer of {escape(sweep.donor)} in {escape(sweep.host)}: {escape(sweep.place)}"
     return [title, _grid(header, rows, (1, 2))]
 

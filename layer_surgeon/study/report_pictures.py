@@ -138,8 +138,9 @@ def draw_layers(sweep: LayerSweep, report: StudyReport) -> Any:
         axis.plot([], [], "o", markersize=11, markerfacecolor="none", color=_COLORS[1], label="significantly better")
     labels = [point.label for point in sweep.points]
     every = math.ceil(len(labels) / 24)
-    axis.set_xticks(places[::every], labels[::every])
-    axis.set_xlabel("layer of the donor (from 0)")
+    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 6 else {}
+    axis.set_xticks(places[::every], [_text(label) for label in labels[::every]], **turned)
+    axis.set_xlabel(_name(sweep.axis, 70))
     axis.set_ylabel(_metric(report))
     axis.grid(axis="y", color=_RULE)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)

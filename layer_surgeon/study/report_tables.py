@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.report_types import (
     CostPoint,
@@ -186,19 +187,23 @@ def _curve_point(epoch: float, results: Sequence[Mapping[str, Any]], metric: str
 
 
 def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...]:
-    """Where a donor stands in grafts with several layers, on each test set."""
-    groups: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+    """Where a donor stands in grafts with several layers, or in several places, on each test set."""
+    groups: dict[tuple[str, str], dict[str, tuple[tuple[int, ...], str]]] = {}
     hosts = {arm.name: arm.host_name for arm in plan.arms}
     for arm in plan.arms:
         if arm.donor is not None and arm.kind == "graft":
-            groups.setdefault((arm.donor.source, arm.host_name), {})[arm.name] = arm.donor.layers
+            site = str(arm.graft.get("site", ENCODER_OUTPUT))
+            groups.setdefault((arm.donor.source, arm.host_name), {})[arm.name] = (arm.donor.layers, site)
     found = []
     for table in tables:
-        for (source, host), layers in groups.items():
-            rows = sorted((row for row in table.rows if row.arm in layers), key=lambda row: layers[row.arm])
-            if len({layers[row.arm] for row in rows}) < 2:
+        for (source, host), known in groups.items():
+            # Sorting keeps the plan's order among the sites of a layer, from the first to the last.
+            rows = sorted((row for row in table.rows if row.arm in known), key=lambda row: known[row.arm][0])
+            if len({known[row.arm] for row in rows}) < 2:
                 continue
             own = [row for row in table.rows if _is_reference(row.arm, plan) and hosts[row.arm] == host]
+            places = [known[row.arm] for row in rows]
+            axis, labels = _labels(places, short_name(source))
             found.append(
                 LayerSweep(
                     donor=short_name(source),
@@ -207,22 +212,36 @@ def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...
                     fraction=table.fraction,
                     test=table.test,
                     place=table.place,
-                    points=_layer_points(rows, layers, higher=plan.higher_is_better),
+                    axis=axis,
+                    points=_layer_points(rows, places, labels, higher=plan.higher_is_better),
                     reference=own[0] if own and own[0] not in rows else None,
                 )
             )
     return tuple(found)
 
 
+def _labels(places: Sequence[tuple[tuple[int, ...], str]], donor: str) -> tuple[str, list[str]]:
+    """What stands below the axis, and below each point: layers, sites, or both where both differ."""
+    layers = ["+".join(map(str, layers)) for layers, _ in places]
+    sites = [site.replace("_", " ") for _, site in places]
+    if len(set(sites)) == 1:
+        return f"layer of {donor} (from 0)", layers
+    if len(set(layers)) == 1:
+        return f"where layer {layers[0]} of {donor} sits in the host", sites
+    return f"layer of {donor} (from 0), and where it sits", [
+        f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)
+    ]
+
+
 def _layer_points(
-    rows: Sequence[Row], layers: Mapping[str, tuple[int, ...]], *, higher: bool
+    rows: Sequence[Row], places: Sequence[tuple[tuple[int, ...], str]], labels: Sequence[str], *, higher: bool
 ) -> tuple[LayerPoint, ...]:
     best = (max if higher else min)(row.mean for row in rows)
     return tuple(
         LayerPoint(
             arm=row.arm,
-            label="+".join(map(str, layers[row.arm])),
-            layers=layers[row.arm],
+            label=label,
+            layers=layers,
             seeds=row.seeds,
             by_seed=row.by_seed,
             mean=row.mean,
@@ -230,7 +249,7 @@ def _layer_points(
             best=row.mean == best,
             verdict=row.verdict,
         )
-        for row in rows
+        for row, (layers, _), label in zip(rows, places, labels, strict=True)
     )
 
 

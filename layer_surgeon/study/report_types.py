@@ -20,8 +20,7 @@ class ArmFacts:
     """What an arm is.
 
     Attributes:
-        name: As in tables.
-        text: What it is for, in one sentence.
+        name, text: As in tables; and what it is for, in one sentence.
         kind: The built-in arm that it is, or is like.
         host: Name of the host.
         donor: Name of the donor's layer, such as "Llama-3.1-8B-L31"; None without one.
@@ -47,15 +46,12 @@ class Row:
 
     Attributes:
         arm: Its name.
-        seeds: Which are finished.
-        by_seed: The metric of each.
+        seeds, by_seed: Which are finished, and the metric of each.
         mean, deviation: Over the seeds; the deviation is None with one seed.
         seed_interval: 95 %, by t over the seeds; None with one seed.
         example_interval: 95 %, by bootstrap over the test examples; None where single examples are not known.
         scores: Means of all metrics.
-        total, trained: Parameters.
-        training_seconds: Mean over the seeds.
-        train_examples: How many were trained on.
+        total, trained: Parameters; training_seconds: mean over the seeds; train_examples: how many were trained on.
         best: No other arm of the table has a better mean.
         verdict: Against the reference: "better", "worse", "not significant"; None for the reference itself, and where
             no test is possible.
@@ -128,13 +124,11 @@ class CostPoint:
     """What an arm costs, and what it brings, on one test set.
 
     Attributes:
-        arm: Its name.
-        trained, total: Parameters; None where they are not known.
+        arm, trained, total: Its name and parameters; None where they are not known.
         seconds: Of training, mean over the seeds.
         gain: Mean difference to the reference (with the same host); 0 for the reference itself.
         interval: 95 % of the gain; None for the reference.
-        significant: Whether the gain is.
-        is_reference: This is the reference.
+        significant, is_reference: Whether the gain is significant; whether this is the reference.
     """
 
     arm: str
@@ -175,8 +169,7 @@ class ShiftMatrix:
     """Domain shift of one arm: trained on each data set, tested on each.
 
     Attributes:
-        arm: Its name.
-        fraction: Share of the training data.
+        arm, fraction: Its name, and the share of the training data.
         trained_on, tested_on: Names of the rows, and of the columns.
         means: [trained_on][tested_on] mean over the seeds; None: not measured.
     """
@@ -218,7 +211,7 @@ class LearningCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPoint:
-    """One layer of a sweep, or several together: `label` is "16" or "15+16"; the rest as in `Row`."""
+    """One layer of a sweep, several, or a site: `label` is "16", "15+16", "embeddings"; the rest as in `Row`."""
 
     arm: str
     label: str
@@ -236,9 +229,9 @@ class LayerSweep:
     """A donor's layers on one test set.
 
     Attributes:
-        donor: Name of the donor.
-        host: Name of the host.
+        donor, host: Their names.
         data, fraction, test, place: As in `Table`.
+        axis: What the labels of the points are, such as "layer of llm (from 0)".
         points: In the order of the layers.
         reference: The host alone, with the same host; None where it has no finished training.
     """
@@ -249,6 +242,7 @@ class LayerSweep:
     fraction: float
     test: str
     place: str
+    axis: str
     points: tuple[LayerPoint, ...]
     reference: Row | None
 
@@ -265,11 +259,21 @@ class SelectionRung:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What `surgeon select` chose: the arm, its layers, the share of the whole sweep's cost, and how it came to it."""
+    """What `surgeon select` chose.
+
+    Attributes:
+        best, layers, site: The arm, the donor's layers, and where in the host they sit.
+        cost, time: Examples and seconds, as shares of what the whole sweep takes; time: None where it was not noted.
+        margin: How far the chosen one is ahead of the next, in words; None: there was none left.
+        rungs: How it came to that.
+    """
 
     best: str
     layers: tuple[int, ...]
+    site: str
     cost: float
+    time: float | None
+    margin: str | None
     rungs: tuple[SelectionRung, ...]
 
 
@@ -294,8 +298,7 @@ class Measurement:
         scores: All metrics on the test part.
         validation: The metrics on the validation part, at the kept epoch.
         total, trained: Parameters.
-        train_examples: How many were trained on.
-        best_epoch: The kept epoch, counted from 1.
+        train_examples, best_epoch: How many were trained on; the kept epoch, counted from 1.
         training_seconds, testing_seconds: Of all test sets together.
         device: Such as "cpu (1 threads)".
     """
@@ -322,16 +325,13 @@ class StudyReport:
     """All that a report shows.
 
     Attributes:
-        path: The study's folder.
-        kind: Which command made it.
-        name, title: Of the plan.
+        path, kind: The study's folder, and which command made it; name, title: of the plan.
         task, metric, higher_is_better: What is learned, and by what it is judged.
         reference, focus: The arm that all are compared with, and the one that is compared with all (or None).
         alpha: Level of the tests.
         verdict: One sentence, or two.
         planned, done: Trainings; failed, missing: those that are not done.
-        seeds, fractions: Of the plan.
-        arms: All of the plan, finished or not.
+        seeds, fractions, arms: Of the plan, finished or not.
         tables: One per (data set, share, test set).
         shifts: Domain shift, one matrix per arm and share; empty where each data set has only its own test.
         curves: One per arm, data set and share.

@@ -88,6 +88,16 @@ def test_a_sweep(tmp_path):
     assert (sweep.donor, sweep.host, sweep.reference.arm) == ("llm", "bert", "host")
     assert [(point.label, point.best) for point in sweep.points] == [("0", True), ("1+2", False), ("2", False)]
     assert sweep.points[0].verdict == "better"
+    assert sweep.axis == "layer of llm (from 0)"
+
+
+def test_a_sweep_over_sites(tmp_path):
+    arms = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in ("embeddings", 0, 1)]
+    made_up_study(tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", *arms], seeds=[1], focus=None)
+    report = load_report(tmp_path)
+    (sweep,) = report.sweeps
+    assert (report.kind, sweep.axis) == ("sweep", "where layer -1 of llm sits in the host")
+    assert [point.label for point in sweep.points] == ["embeddings", "0", "1"]
 
 
 def test_a_selection(tmp_path):
@@ -97,6 +107,13 @@ def test_a_selection(tmp_path):
     report = load_report(tmp_path)
     assert (report.kind, report.selection.best, report.selection.layers) == ("select", "graft", (17,))
     assert report.selection.rungs[0].kept == ("graft",)
+    assert (report.selection.site, report.selection.margin) == ("encoder_output", None)
+    margin = {"runner_up": "x", "difference": 0.01, "deviation": 0.02}
+    content = {"format": 1, "best": "graft", "layers": [17], "cost": 0.3, "rungs": rungs, "site": 3, "margin": margin}
+    write_json(tmp_path / "selection.json", content)
+    found = load_report(tmp_path).selection
+    assert found.margin == "ahead of x by 1.0 points, which scatters by 2.0 points by seed: too close to call"
+    assert found.site == "3"
     # The folder then serves another study.
     made_up_study(tmp_path, {"host": 0.7, "gated": 0.8})
     assert load_report(tmp_path).kind == "compare"

@@ -1,0 +1,75 @@
+"""`surgeon report`: a study as a page, and as what papers and programs need."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .command import command, new_app
+from .errors import UsageError
+from .ui import Ui
+
+app = new_app()
+
+
+@command(app)
+def report(
+    study: Annotated[Path, typer.Argument(help="The folder of a study, of compare, sweep or select.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write into. [dim](default: STUDY/report)[/]")
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="html, md, csv, tex or png; repeat it. [dim](default: all)[/]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a report in the folder of --output.")] = False,
+    *,
+    ui: Ui,
+) -> dict[str, Any]:
+    """Show a study: one page with the verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.
+
+    Nothing is trained. A study that is under way, or was stopped, is shown as far as it is.
+    """
+    from layer_surgeon.study.report_data import load_report
+    from layer_surgeon.study.report_export import FOLDER, FORMATS, write_report
+
+    unknown = next((name for name in formats or () if name not in FORMATS), None)
+    if unknown is not None:
+        raise UsageError(f"--format is {unknown!r}; it must be one of {', '.join(FORMATS)}.")
+    found = load_report(study)
+    place = output or study / FOLDER
+    # What lies in the study's own folder was written by this command.
+    written = write_report(
+        found, place, [name for name in FORMATS if formats is None or name in formats], force=force or output is None
+    )
+    if not ui.as_json:
+        ui.line(f"[bold]{_escape(found.verdict)}[/]\n")
+        figures = [path for path in written if path.suffix == ".png"]
+        rows = {path.name: path for path in written if path not in figures}
+        ui.facts({"trainings": found.state, **rows, **({"figures": figures[0].parent} if figures else {})})
+    return {
+        "study": study,
+        "kind": found.kind,
+        "verdict": found.verdict,
+        "done": found.done,
+        "planned": found.planned,
+        "path": place,
+        "files": written,
+    }
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def write_page(folder: Path, ui: Ui) -> Path:
+    """The page of a study that was just run; its path is shown."""
+    from layer_surgeon.study.report_data import load_report
+    from layer_surgeon.study.report_export import FOLDER, write_report
+
+    (page,) = write_report(load_report(folder), folder / FOLDER, ("html",))
+    if not ui.as_json:
+        ui.facts({"report": page})
+    return page
