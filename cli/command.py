@@ -1,7 +1,9 @@
 """What all commands share: the common options, options made from a settings dataclass, and the way errors leave."""
 
+import contextlib
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection
@@ -76,7 +78,9 @@ def command(
                         for name, value in taken.items()
                         if value is not None
                     }
-                document = function(ui=ui, **values)
+                # What other libraries print would else stand beside the one document.
+                with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
+                    document = function(ui=ui, **values)
                 if json_:
                     ui.document(document)
 

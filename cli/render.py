@@ -1,10 +1,11 @@
 """Two renderings of `layer_surgeon.progress.Progress`: bars for a terminal, lines for everything else."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,27 +19,66 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from .ui import format_bytes, format_seconds
 
-# Away from a terminal a line at most this often: enough to see that it lives, few enough to read a log.
+# Away from a terminal a line for every tenth of a step, and between two of them at least this long; nothing for longer
+# than the second would look like a run that hangs.
+TENTHS = 10
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_OF_SILENCE = 600.0
+# How the scores on the validation examples are called beside what is measured at every step.
+_VALIDATION = "val "
 
 
-def _format_metrics(values: Mapping[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value:.3g}" if abs(value) < 1e-2 else f"{name} {value:.4f}" for name, value in values.items()
-    )
+def _format_values(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {_format_value(name, value)}" for name, value in values.items())
+
+
+def _format_value(name: str, value: float) -> str:
+    if name == "memory":
+        return format_bytes(value)
+    if name.endswith("/s"):
+        return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"
+
+
+class _Panel(Bars):
+    """A bar and, from when there are any, the newest values in a frame around both."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        self.values: dict[str, float] = {}
+        super().__init__(*columns, console=console, transient=False)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn several times a second."""
+        bar = self.make_tasks_table(self.tasks)
+        if not self.values:
+            yield bar
+            return
+        scores = {name: value for name, value in self.values.items() if name.startswith(_VALIDATION)}
+        training = {name: value for name, value in self.values.items() if name not in scores}
+        rows = [_row(training)] if training else []
+        if scores:
+            row = _row({name.removeprefix(_VALIDATION): value for name, value in scores.items()})
+            rows.append(Text.assemble(("validation:  ", "dim"), row))
+        yield Panel(Group(bar, *rows), expand=False, border_style="dim")
+
+
+def _row(values: Mapping[str, float]) -> Text:
+    """Names in grey, values in colour."""
+    cells = [Text.assemble((f"{name} ", "dim"), (_format_value(name, value), "cyan")) for name, value in values.items()]
+    return Text("   ").join(cells)
 
 
 class RichProgress:
-    """One live bar with rate, remaining time and the newest values."""
+    """A live bar with remaining time; in training a panel with loss, learning rate, speed, memory and last scores."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars: Bars | None = None
+        self._bars: _Panel | None = None
         self._task = TaskID(0)
-        self._values: dict[str, float] = {}
 
     def begin(self, description: str, total: int | None, unit: str) -> None:
         """Open a bar."""
@@ -48,20 +88,17 @@ class RichProgress:
             amount = [DownloadColumn(), TransferSpeedColumn()]
         else:
             amount = [MofNCompleteColumn(), TextColumn(unit)]
-        self._bars = Bars(
+        self._bars = _Panel(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             *amount,
-            TextColumn("[cyan]{task.fields[values]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            transient=False,
         )
-        self._values = {}
-        self._task = self._bars.add_task(escape(description), total=total, values="")
+        self._task = self._bars.add_task(escape(description), total=total)
         self._bars.start()
 
     def advance(self, amount: int) -> None:
@@ -70,10 +107,9 @@ class RichProgress:
             self._bars.advance(self._task, amount)
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show values beside the bar; earlier names keep their newest value."""
-        self._values.update(values)
+        """Show values below the bar; earlier names keep their newest value."""
         if self._bars is not None:
-            self._bars.update(self._task, values=_format_metrics(self._values))
+            self._bars.values.update(values)
 
     def end(self) -> None:
         """Leave the finished bar on the screen."""
@@ -98,18 +134,29 @@ class LineProgress:
         self._done = 0
         self._values: dict[str, float] = {}
         self._started = self._printed = 0.0
+        self._tenth = 0
+        # When, and with how much, counting began: the first amount may be what an earlier run had done.
+        self._first: tuple[float, int] | None = None
 
     def begin(self, description: str, total: int | None, unit: str) -> None:
         """Say what starts."""
         self.end()
         self._description, self._total, self._unit = description, total, unit
         self._done, self._values = 0, {}
+        self._tenth, self._first = 0, None
         self._started = self._printed = time.monotonic()
 
     def advance(self, amount: int) -> None:
-        """Count, and now and then say how far it is."""
+        """Count, and for every tenth say how far it is."""
         self._done += amount
-        if self._description is not None and time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+        silence = time.monotonic() - self._printed
+        tenth = self._done * TENTHS // self._total if self._total else self._tenth + 1
+        if self._first is None:
+            self._first, self._tenth = (time.monotonic(), self._done), tenth
+        # The last one's line is that of `end`.
+        is_time = silence >= SECONDS_BETWEEN_LINES and tenth > self._tenth and self._done != self._total
+        if self._description is not None and (is_time or silence >= SECONDS_OF_SILENCE):
+            self._tenth = tenth
             self._print(self._remaining())
 
     def metrics(self, values: Mapping[str, float]) -> None:
@@ -127,10 +174,11 @@ class LineProgress:
         self._console.print(escape(message), soft_wrap=True, highlight=False)
 
     def _remaining(self) -> str:
-        elapsed = time.monotonic() - self._started
-        if not self._total or not self._done:
+        if not self._total or self._first is None or self._done <= self._first[1]:
             return ""
-        return f"{format_seconds(elapsed / self._done * max(self._total - self._done, 0))} left"
+        since, before = self._first
+        seconds_each = (time.monotonic() - since) / (self._done - before)
+        return f"{format_seconds(seconds_each * max(self._total - self._done, 0))} left"
 
     def _print(self, ending: str) -> None:
         self._printed = time.monotonic()
@@ -140,5 +188,5 @@ class LineProgress:
             done, total = str(self._done), str(self._total) if self._total else None
         amount = f"{done} of {total}" if total else done
         parts = [f"{self._description}: {amount}", "" if self._unit == "bytes" else f" {self._unit}"]
-        tail = "  ".join(part for part in (_format_metrics(self._values), ending) if part)
+        tail = "  ".join(part for part in (_format_values(self._values), ending) if part)
         self._console.print(escape("".join(parts) + (f"  {tail}" if tail else "")), soft_wrap=True, highlight=False)

@@ -20,7 +20,7 @@ class Progress(Protocol):
         """Count `amount` more units of the current step as done. A negative amount takes back a failed try."""
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show the newest named values, such as the loss, beside the current step."""
+        """Show the newest named values, such as the loss, beside the current step. `memory` is in bytes."""
 
     def end(self) -> None:
         """Finish the current step."""

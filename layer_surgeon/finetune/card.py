@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from layer_surgeon._version import __version__
 from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.registry import DATASETS
-from layer_surgeon.finetune.results import FinetuneResult
+from layer_surgeon.finetune.results import CONFUSION_MATRIX, FinetuneResult
 from layer_surgeon.graft.card import (
     base_model_fields,
     describe_origin,
@@ -167,6 +167,8 @@ def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataO
 def _body(result: FinetuneResult, model: _Model, origins: Mapping[str, DataOrigin]) -> str:
     labels = f" The classes: {', '.join(result.label_names)}." if result.label_names else ""
     classes = "\n".join(_class_table(name, measured) for name, measured in result.measured.items())
+    if any(getattr(measured, "confusion", None) for measured in result.measured.values()):
+        classes += f"\n![Confusion matrix]({CONFUSION_MATRIX})\n"
     return f"""# {result.path.name}
 
 {model.origin} Fine-tuned on {result.data["name"]} for {result.task}.{labels}

@@ -17,6 +17,7 @@ Selection = Literal["accuracy", "macro_f1", "f1", "exact_match", "bleu", "rouge_
 TaskName = Literal["text-classification", "token-classification", "question-answering", "seq2seq", "causal-lm"]
 
 EXTRA_METRICS = ("bert_score", "bart_score")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 _T = TypeVar("_T")
 
@@ -106,8 +107,12 @@ class FinetuneConfig:
     eval_batch_size: int | None = _option(None, "Examples per forward pass in evaluation; default: twice the batch.")
     group_by_length: bool = _option(True, "Put texts of similar length into a batch, so that little is padded.")
     deterministic: bool = _option(False, "Ask GPU kernels for exact repetition too (slower; the CPU repeats anyway).")
+    report_to: str | None = _option(
+        None, "Show the run in tensorboard, wandb, mlflow or trackio too; several with a comma."
+    )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "report_to", _joined(self.report_to))
         _check_types(self)
         for name in ("num_epochs", "lora_alpha", *_RATES):
             value = getattr(self, name)
@@ -118,6 +123,7 @@ class FinetuneConfig:
                 _check(self, name, value is None or value >= 1, f"a whole number of at least 1{rest}")
         asked = set((self.extra_metrics or "").replace(" ", "").split(",")) - {""}
         _check(self, "extra_metrics", asked <= set(EXTRA_METRICS), f"some of {', '.join(EXTRA_METRICS)}, with commas")
+        _check(self, "report_to", set(self.trackers) <= set(TRACKERS), f"some of {', '.join(TRACKERS)}, with commas")
         for name in ("weight_decay", "max_grad_norm"):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0")
         for name in ("warmup_ratio", "label_smoothing", "lora_dropout"):
@@ -149,9 +155,24 @@ class FinetuneConfig:
         return tuple(name for name in EXTRA_METRICS if name in (self.extra_metrics or ""))
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `report_to`, one by one."""
+        return tuple(self.report_to.split(",")) if self.report_to else ()
+
+    @property
     def evaluation_batch_size(self) -> int:
         """Examples per forward pass in evaluation."""
         return self.eval_batch_size or 2 * self.batch_size
+
+
+def _joined(names: Any) -> Any:
+    """Names of a list, or with commas, in one form; of anything else the value, for the check of types to refuse."""
+    if isinstance(names, str):
+        names = names.split(",")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return names
+    known = dict.fromkeys(name.strip() for name in names if name.strip())
+    return None if tuple(known) in ((), ("none",)) else ",".join(known)
 
 
 _RATES = ("learning_rate", "host_learning_rate", "projection_learning_rate", "head_learning_rate")

@@ -3,6 +3,7 @@
 sst2-bert+Llama-L31.unfinished/
 ├── run.json                the run's settings, data and model, to resume only the same run
 ├── checkpoints/            the last epoch's, and the best one's
+├── logs/                   what TensorBoard shows, if it was asked for
 └── final/                  becomes sst2-bert+Llama-L31/
 """
 
@@ -20,6 +21,7 @@ from layer_surgeon.finetune.trainer import last_checkpoint
 from layer_surgeon.progress import Progress
 
 UNFINISHED = ".unfinished"
+LOGS = "logs"
 _RUN = "run.json"
 
 
@@ -48,6 +50,16 @@ class RunFolder:
         return self.work / "checkpoints"
 
     @property
+    def logs(self) -> Path:
+        """Where a tracker writes that writes files."""
+        return self.work / LOGS
+
+    @property
+    def first_step(self) -> int:
+        """The step that the run begins with."""
+        return 1 if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2]) + 1
+
+    @property
     def final(self) -> Path:
         """Where the finished run is put together."""
         return self.work / "final"
@@ -56,6 +68,8 @@ class RunFolder:
         """Make the finished run appear under its name, and remove the checkpoints."""
         if self.target.is_dir():
             self.target.rmdir()
+        if self.logs.is_dir():
+            self.logs.replace(self.final / LOGS)
         self.final.replace(self.target)
         shutil.rmtree(self.work, ignore_errors=True)
 

@@ -27,6 +27,7 @@ from layer_surgeon.finetune.sources import task_of_data
 from layer_surgeon.finetune.summary import summary
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import TokenizedDataset
+from layer_surgeon.finetune.tracking import check_trackers
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.progress import Progress
 from layer_surgeon.workspace import Workspace, short_name
@@ -61,7 +62,8 @@ class Preparation:
     def signature(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed."""
         return {
-            "config": asdict(self.config),
+            # Who watches is no part of the run: one whose tracker has died goes on without it.
+            "config": {name: value for name, value in asdict(self.config).items() if name != "report_to"},
             "data": self.data.facts(),
             "model": self.model_name,
             "parameters": count_parameters(self.context.model),
@@ -85,6 +87,7 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
     """
     model_or_path, train = places["graft"], places["dataset"]
     device = check_machine(config)
+    check_trackers(config)
     task = FINETUNE_TASKS[find_task(model_or_path, config.task, task_of_data(train))]
     config = _for_task(config, task)
     set_seed(config.seed)  # a host without a head gets one with fresh weights

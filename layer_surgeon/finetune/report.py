@@ -1,4 +1,4 @@
-"""What a finished run shows of itself: results.json, the picture of its losses, the model card."""
+"""What a finished run shows of itself: results.json, its pictures, the model card."""
 
 import json
 from collections.abc import Sequence
@@ -9,15 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from layer_surgeon.finetune.card import LOSS_CURVE, make_card
+from layer_surgeon.finetune.confusion import draw_confusion
 from layer_surgeon.finetune.metrics import TITLES
-from layer_surgeon.finetune.results import RESULTS, FinetuneResult
+from layer_surgeon.finetune.results import CONFUSION_MATRIX, RESULTS, FinetuneResult
 
 _BLUE, _ORANGE, _GRAY = "#2563a8", "#c2570c", "#b8c4d0"
 
 
 def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> None:
-    """Write the card, the picture and, last, results.json into a folder that holds the model already."""
+    """Write the card, the pictures and, last, results.json into a folder that holds the model already."""
     draw_curve(result, folder / LOSS_CURVE)
+    name, metrics = list(result.measured.items())[-1]
+    confusion = getattr(metrics, "confusion", None)
+    if confusion:
+        title = f"{result.path.name}: {metrics.examples:,} {name} examples"
+        draw_confusion(confusion, result.label_names, title, folder / CONFUSION_MATRIX)
     (folder / "README.md").write_text(make_card(result, model_config), encoding="utf-8")
     (folder / RESULTS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
 

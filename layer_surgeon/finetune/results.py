@@ -12,6 +12,7 @@ from layer_surgeon.finetune.config import FinetuneConfig, TaskName
 from layer_surgeon.finetune.metrics import TITLES, Metrics
 
 RESULTS = "results.json"
+CONFUSION_MATRIX = "confusion_matrix.png"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")
 
 
@@ -56,7 +57,8 @@ class FinetuneResult:
     """A finished run.
 
     Attributes:
-        path: The run's folder: model, tokenizer, results.json, loss_curve.png, README.md.
+        path: The run's folder: model, tokenizer, results.json, loss_curve.png, README.md; of a classification
+            confusion_matrix.png too.
         task: What was learned.
         validation: The task's metrics (`ClassificationMetrics`, ...) of the kept model on the validation examples.
         test: The same on the test examples; None where there were none.

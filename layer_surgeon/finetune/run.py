@@ -29,14 +29,15 @@ from layer_surgeon.finetune.results import FinetuneResult, read_history
 from layer_surgeon.finetune.sources import DataLike
 from layer_surgeon.finetune.tasks import Outputs, TaskContext
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
+from layer_surgeon.finetune.tracking import Trackers
 from layer_surgeon.finetune.trainer import (
     CheckpointCallback,
-    ProgressCallback,
     SurgeonTrainer,
     compute_metrics,
     predict_together,
     training_arguments,
 )
+from layer_surgeon.finetune.watching import ProgressCallback
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
@@ -101,18 +102,21 @@ def finetune_model(
             progress=progress,
         )
         folder = processes.on_main(claim)
-        with _keeping_what_is_done(folder, progress, processes):
-            result = _train(run, folder, progress, processes)
+        trackers = Trackers(run.config.trackers if processes.is_main else (), folder, progress)
+        with _keeping_what_is_done(folder, progress, processes), trackers:
+            result = _train(run, folder, trackers, progress, processes)
     if processes.is_main:
         workspace.set_latest("run", result.path)
     return result
 
 
-def _train(run: Preparation, folder: RunFolder, progress: Progress, processes: Processes) -> FinetuneResult:
+def _train(
+    run: Preparation, folder: RunFolder, trackers: Trackers, progress: Progress, processes: Processes
+) -> FinetuneResult:
     context, data, sets = run.context, run.data, run.sets
     config, model, task = context.config, context.model, data.task
     leave_donor_alone(model)
-    callbacks: list[Any] = [ProgressCallback(progress)]
+    callbacks: list[Any] = [trackers, ProgressCallback(progress, len(sets["train"]))]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     if config.checkpoint_steps is not None:
@@ -160,6 +164,7 @@ def _train(run: Preparation, folder: RunFolder, progress: Progress, processes: P
         context.tokenizer.save_pretrained(folder.final)
         write_run_file(folder.final, run.places, config)
         write_report(result, model.config, folder.final)
+        trackers.finish(result.metrics)
         folder.finish()
     processes.wait()
     return result

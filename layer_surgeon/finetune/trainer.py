@@ -22,18 +22,16 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.metrics import TITLES, Metrics
+from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.parts import is_adapted, rates
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
+from layer_surgeon.finetune.watching import LOGGED
 from layer_surgeon.graft import GraftedModel
-from layer_surgeon.progress import Progress
 
 # Points of the loss curve; reading the loss waits for the device, so it is not done at every step.
 _LOGS_PER_RUN = 200
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-# `eval_loss` is the trainer's own name, for a mean over batches.
-_LOGGED = {"loss": "cross_entropy"}
 _SCHEDULES = {
     ("constant", False): "constant",
     ("constant", True): "constant_with_warmup",
@@ -187,52 +185,6 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
             control.should_save = True
 
 
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Hands the trainer's events to a `Progress`, and stops a run whose loss is no number."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar; a resumed run starts where it was."""
-        self._progress.begin("Training", state.max_steps, "steps")
-        if state.global_step:
-            self._progress.advance(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count an optimizer step."""
-        self._progress.advance(1)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the training loss and the validation metrics.
-
-        Raises:
-            TrainingError: A loss is not finite.
-        """
-        values = logs or {}
-        for name in ("loss", "eval_cross_entropy"):
-            if name in values and not math.isfinite(values[name]):
-                raise TrainingError(
-                    f"The loss is {values[name]} at step {state.global_step}: training has diverged. Try a lower "
-                    "--learning-rate, a --warmup-ratio of 0.1, a smaller --max-grad-norm or, if it was fp16, "
-                    "--precision bf16 or fp32."
-                )
-        if "loss" in values:
-            self._progress.metrics({"loss": values["loss"]})
-        shown = {f"val {title}": values[f"eval_{name}"] for name, title in TITLES.items() if f"eval_{name}" in values}
-        if "eval_cross_entropy" in values:
-            self._progress.metrics(dict(list(shown.items())[:2]) or {"val loss": values["eval_cross_entropy"]})
-
-
 def count_steps(config: FinetuneConfig, num_examples: int, num_processes: int = 1) -> tuple[int, int]:
     """Optimizer steps of an epoch and of the whole run."""
     per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps * num_processes))
@@ -280,13 +232,14 @@ def training_arguments(
         # So that early stopping goes on counting where it was.
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
-        metric_for_best_model=_LOGGED.get(str(config.select_by), config.select_by),
+        metric_for_best_model=LOGGED.get(str(config.select_by), config.select_by),
         greater_is_better=config.select_by != "loss",
         logging_strategy="steps",
         logging_steps=max(1, total // _LOGS_PER_RUN),
         # Without this a loss that is no number is replaced in the log by the mean of those before.
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        # Trackers are called by `Trackers`, which outlives them.
         report_to="none",
         label_names=["labels"],
         remove_unused_columns=True,
@@ -312,7 +265,7 @@ def compute_metrics(prediction: EvalPrediction, measure: Callable[[Outputs], Met
         measure: Measures outputs that are in order.
     """
     scores = measure(in_order(tuple(prediction.predictions), prediction.label_ids)).scores
-    return {_LOGGED.get(name, name): value for name, value in scores.items()}
+    return {LOGGED.get(name, name): value for name, value in scores.items()}
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:

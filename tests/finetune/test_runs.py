@@ -24,6 +24,7 @@ def test_folder(graft, workspace):
     assert {path.name for path in result.path.iterdir()} == {
         "README.md",
         "config.json",
+        "confusion_matrix.png",
         "donor",
         "loss_curve.png",
         "run.yaml",

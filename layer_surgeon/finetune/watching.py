@@ -1,0 +1,138 @@
+"""What a run shows while it trains: steps, loss, learning rate, speed, memory, and a line for each validation."""
+
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from layer_surgeon.errors import TrainingError
+from layer_surgeon.finetune.metrics import TITLES
+from layer_surgeon.progress import Progress
+
+# `eval_loss` is the trainer's own name, for a mean over batches.
+LOGGED = {"loss": "cross_entropy"}
+_STATUS = Path("/proc/self/statm")
+
+
+def validation_scores(logs: dict[str, float]) -> dict[str, float]:
+    """Of an entry of the trainer's log, the scores on the validation examples, by our names."""
+    keys = {name: f"eval_{LOGGED.get(name, name)}" for name in TITLES}
+    return {name: logs[key] for name, key in keys.items() if key in logs}
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Of a GPU the most that tensors took so far; else what this process has in memory now (macOS: the most so far)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if _STATUS.exists():
+        return int(_STATUS.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Speedometer:
+    """Examples per second of training, without the time for validations and checkpoints."""
+
+    def __init__(self) -> None:
+        self._examples, self._since = 0.0, 0.0
+
+    def restart(self, examples: float) -> None:
+        """Measure from here on, where so many examples were trained on."""
+        self._examples, self._since = examples, time.monotonic()
+
+    def read(self, examples: float) -> float:
+        """Examples per second since the last reading."""
+        trained, seconds = examples - self._examples, time.monotonic() - self._since
+        self.restart(examples)
+        return trained / seconds if seconds > 0 else 0.0
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Hands the trainer's events to a `Progress`, and stops a run whose loss is no number."""
+
+    def __init__(self, progress: Progress, num_examples: int) -> None:
+        self._progress, self._num_examples = progress, num_examples
+        self._speed = Speedometer()
+        self._losses: list[float] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar; a resumed run starts where it was."""
+        self._progress.begin("Training", state.max_steps, "steps")
+        if state.global_step:
+            self._progress.advance(state.global_step)
+        self._restart(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count an optimizer step."""
+        self._progress.advance(1)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the validation out of the speed."""
+        self._restart(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the checkpoint out of the speed."""
+        self._restart(state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the training loss, and what goes with it, or the validation scores.
+
+        Raises:
+            TrainingError: A loss is not finite.
+        """
+        values = logs or {}
+        for name in ("loss", "eval_cross_entropy"):
+            if name in values and not math.isfinite(values[name]):
+                raise TrainingError(
+                    f"The loss is {values[name]} at step {state.global_step}: training has diverged. Try a lower "
+                    "--learning-rate, a --warmup-ratio of 0.1, a smaller --max-grad-norm or, if it was fp16, "
+                    "--precision bf16 or fp32."
+                )
+        if "loss" in values:
+            self._show_training(args, state, values)
+        scores = validation_scores(values)
+        if scores:
+            self._show_validation(args, state, values, scores)
+
+    def _show_training(self, args: TrainingArguments, state: TrainerState, values: dict[str, float]) -> None:
+        self._losses.append(values["loss"])
+        shown = {"loss": values["loss"]}
+        if "learning_rate" in values:
+            shown["learning rate"] = values["learning_rate"]
+        shown["samples/s"] = self._speed.read(state.epoch * self._num_examples)
+        self._progress.metrics(shown | {"memory": memory_bytes(args.device)})
+
+    def _show_validation(
+        self, args: TrainingArguments, state: TrainerState, values: dict[str, float], scores: dict[str, float]
+    ) -> None:
+        self._progress.metrics({f"val {TITLES[name]}": value for name, value in list(scores.items())[:3]})
+        words = [f"{TITLES[name]} {value:.4f}" for name, value in scores.items()]
+        trained = f"training loss {sum(self._losses) / len(self._losses):.4f}, " if self._losses else ""
+        best = ", the best so far" if _is_best(args, state, values) else ""
+        self._progress.notice(f"Epoch {state.epoch:.4g}: {trained}validation {', '.join(words)}{best}.")
+        self._losses.clear()
+
+    def _restart(self, state: TrainerState) -> None:
+        self._speed.restart((state.epoch or 0) * self._num_examples)
+
+
+def _is_best(args: TrainingArguments, state: TrainerState, values: dict[str, float]) -> bool:
+    """Whether the trainer, which compares after it has logged, will take this validation for the best."""
+    value, best = values.get(f"eval_{args.metric_for_best_model}"), state.best_metric
+    if value is None or best is None:
+        return value is not None
+    return bool(value > best) if args.greater_is_better else bool(value < best)
