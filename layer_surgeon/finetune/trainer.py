@@ -47,7 +47,9 @@ _SCHEDULES = {
 class EpochSampler(Sampler[int]):
     """The order of the examples as a function of seed and epoch alone.
 
-    transformers draws it from the global random state, which a run that resumes inside an epoch no longer has.
+    transformers draws it from the global random state, which a run that resumes inside an epoch no longer has. And its
+    order by length begins with long texts and ends with short ones, fifty batches at a time, so that the last steps
+    before a validation see short texts only. Here batches of texts of similar length come in random order.
     """
 
     def __init__(self, dataset: TokenizedDataset, batch_size: int, seed: int, *, by_length: bool) -> None:
@@ -65,8 +67,17 @@ class EpochSampler(Sampler[int]):
         # Multiplied, so that epoch 1 of seed 7 is not epoch 0 of seed 8.
         generator = torch.Generator().manual_seed(self._seed * 10_007 + self._epoch)
         if self._by_length:
-            return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+            return iter(self._grouped(generator))
         return iter(torch.randperm(len(self), generator=generator).tolist())
+
+    def _grouped(self, generator: torch.Generator) -> list[int]:
+        size = self._batch_size
+        order = get_length_grouped_indices(self._lengths, size, generator=generator)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        # The first one holds the longest text, so that a lack of memory shows at once; the last one may be smaller.
+        between = torch.randperm(max(0, len(batches) - 2), generator=generator).tolist()
+        places = [0, *(place + 1 for place in between), len(batches) - 1][: len(batches)]
+        return [index for place in places for index in batches[place]]
 
 
 class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
