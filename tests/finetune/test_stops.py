@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
+from layer_surgeon.finetune import run as run_module
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon_cli.main import app
 from tests.support.classification import rows
@@ -95,6 +96,23 @@ def test_disk_that_gets_full_in_the_second_checkpoint(graft, place, monkeypatch,
     assert "trained up to step 5 is kept in run.unfinished" in said
     assert not (place / "run.unfinished" / "checkpoints" / "checkpoint-10").exists()
     goes_on(graft, place, 5)
+
+
+def test_disk_that_gets_full_when_the_finished_run_is_written(graft, place, monkeypatch):
+    write, armed = run_module.write_report, [True]
+
+    def full(*arguments):
+        if armed:
+            armed.clear()
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(run_module, "write_report", full)
+    code, said = run(graft)
+    assert code == 1
+    assert "run.unfinished can't be written: No space left on device. What was trained up to step 15 is kept" in said
+    assert not (place / "run").exists()
+    goes_on(graft, place, 15)
 
 
 @pytest.mark.slow
