@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.report_data import load_report
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
 from layer_surgeon_cli.main import app
@@ -62,6 +64,15 @@ def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path
     refused = surgeon("compare", "--output", str(place), "--num-epochs", "2")
     assert refused.exit_code == 2
     assert "holds a study" in refused.stderr
+    # The page at the end, and the command that it names.
+    assert document["report"] == str(place / "report" / "report.html")
+    assert "report/report.html" in again.stdout
+    assert (place / "report" / "report.html").read_text().startswith("<!doctype html>")
+    repeated = surgeon(*shlex.split(load_report(place).command)[1:], "--json")
+    assert repeated.exit_code == 0, repeated.stderr
+    rows = json.loads(repeated.stdout)["tables"][0]["rows"]
+    assert [row["by_seed"] for row in rows] == [row["by_seed"] for row in document["tables"][0]["rows"]]
+    assert (tmp_path / "study-again" / "summary.json").is_file()
 
 
 def test_a_dry_run_counts_and_times(plan_file, tmp_path):
