@@ -49,7 +49,8 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
         files[name] = path = folder / name
         if name in _WITH_PATHS or path.suffix == ".md":
             before = path.read_text(encoding="utf-8")
-            after = before.replace(PLACE_IN_CARD, repo_id) if path.suffix == ".md" else before
+            # Not in donor/README.md: the layer lies in a folder of the repo.
+            after = before.replace(PLACE_IN_CARD, repo_id) if name == "README.md" else before
             for text in private:
                 after = _without(after, text)
             if after != before:

@@ -66,7 +66,7 @@ def test_graft_is_trained_measured_stored_and_used(task, hosts, artifact, worksp
     assert result.config.select_by in result.validation.scores
     stored = json.loads((result.path / "results.json").read_text())
     assert stored["test"] == json.loads(json.dumps(result.test.as_dict()))
-    assert "fine-tuned on data" in (result.path / "README.md").read_text()
+    assert f"Fine-tuned on data for {task}." in (result.path / "README.md").read_text()
     # From the folder alone: task and settings are the run's.
     measured = evaluate_model(result.path, data["test"])
     assert measured.task == task
