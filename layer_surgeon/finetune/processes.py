@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 
-from layer_surgeon.errors import LayerSurgeonError
+from layer_surgeon.errors import ConfigError, LayerSurgeonError
 from layer_surgeon.graft import GraftedModel
 
 _T = TypeVar("_T")
@@ -72,16 +72,31 @@ def join_processes(device: torch.device) -> Processes:
     """Meet the other processes, if the launcher has started any."""
     if number_of_processes() == 1:
         return Processes()
+    # Else all processes but the first would start with empty weights, donor and all, and wait for the first one's.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # accelerate's own state, which the trainer takes up: gloo on the CPU, NCCL on GPUs.
     state = PartialState(cpu=device.type == "cpu")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and state.distributed_type == "MULTI_CPU":
+        raise ConfigError(
+            "The launcher's configuration asks for FSDP, which accelerate has for GPUs alone: on the CPU it would run "
+            "something else. Take a configuration without it (distributed_type: MULTI_CPU)."
+        )
     return Processes(rank=state.process_index, count=state.num_processes)
+
+
+def frozen_donor(model: Any) -> list[str]:
+    """Names of all weights and buffers of the model's donor layer; none if it has none, or trains it."""
+    if not isinstance(model, GraftedModel) or model.donor is None:
+        return []
+    if any(parameter.requires_grad for parameter in model.donor.parameters()):
+        return []
+    both = (*model.donor.named_parameters(), *model.donor.named_buffers())
+    return [f"donor.{name}" for name, _ in both]
 
 
 def leave_donor_alone(model: Any) -> None:
     """Have DistributedDataParallel not send the frozen donor layer around: every process has read the same file."""
-    if isinstance(model, GraftedModel) and model.donor is not None:
-        frozen = [name for name, parameter in model.donor.named_parameters() if not parameter.requires_grad]
-        if len(frozen) == sum(1 for _ in model.donor.parameters()):
-            names = [*frozen, *(name for name, _ in model.donor.named_buffers())]
-            # What DistributedDataParallel's own `_set_params_and_buffers_to_ignore_for_model` sets.
-            model._ddp_params_and_buffers_to_ignore = [f"donor.{name}" for name in names]
+    names = frozen_donor(model)
+    if names:
+        # What DistributedDataParallel's own `_set_params_and_buffers_to_ignore_for_model` sets.
+        model._ddp_params_and_buffers_to_ignore = names

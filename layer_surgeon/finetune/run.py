@@ -19,7 +19,7 @@ from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.metrics import Metrics
-from layer_surgeon.finetune.models import ModelLike, check_machine, count_parameters, quiet
+from layer_surgeon.finetune.models import ModelLike, check_machine, count_parameters, load_model, quiet
 from layer_surgeon.finetune.parts import as_it_was
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
 from layer_surgeon.finetune.processes import Processes, join_processes, leave_donor_alone
@@ -131,13 +131,14 @@ def _train(
         compute_metrics=functools.partial(compute_metrics, measure=measure),
         callbacks=callbacks,
     )
+    parameters = count_parameters(model)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if folder.checkpoint is None else str(folder.checkpoint.resolve()))
     seconds = time.monotonic() - started
     progress.end()
-    parameters = count_parameters(model)
     others = [name for name in sets if name != "train"] if processes.count > 1 else []
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in others}
+    weights = trainer.whole_weights()
     model = as_it_was(model, config)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
@@ -160,14 +161,15 @@ def _train(
         model=model,
     )
     if processes.is_main:
-        model.save_pretrained(folder.final)
+        model.save_pretrained(folder.final, **({} if weights is None else {"state_dict": weights}))
         context.tokenizer.save_pretrained(folder.final)
         write_run_file(folder.final, run.places, config)
         write_report(result, model.config, folder.final)
         trackers.finish(result.metrics)
         folder.finish()
     processes.wait()
-    return result
+    # A model whose weights were spread is of no use to anybody behind the run.
+    return result if weights is None else replace(result, model=load_model(folder.target, task.name))
 
 
 def _measure_all(

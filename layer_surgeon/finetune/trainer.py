@@ -12,7 +12,6 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     EvalPrediction,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -24,6 +23,7 @@ from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.parts import is_adapted, rates
+from layer_surgeon.finetune.sharding import ShardedTrainer
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.finetune.watching import LOGGED
@@ -80,7 +80,7 @@ class EpochSampler(Sampler[int]):
         return [index for place in places for index in batches[place]]
 
 
-class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+class SurgeonTrainer(ShardedTrainer):
     """Trains what asks for gradients; writes checkpoints without the frozen donor; says nothing by itself."""
 
     def __init__(self, *, task: FinetuneTask, context: TaskContext, **arguments: Any) -> None:
@@ -129,7 +129,11 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         config = self._finetune_config
         group = config.batch_size * config.gradient_accumulation_steps * self.args.world_size
-        return EpochSampler(train_dataset or self.train_dataset, group, config.seed, by_length=config.group_by_length)
+        sampler = EpochSampler(
+            train_dataset or self.train_dataset, group, config.seed, by_length=config.group_by_length
+        )
+        self.add_callback(EpochCallback(sampler))
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         if self.args.world_size > 1:
@@ -140,6 +144,8 @@ class SurgeonTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the weights that are trained, and the configuration; the data's tokenizer is kept once, elsewhere."""
+        if not self.args.should_save:
+            return
         folder = output_dir or self.args.output_dir
         Path(folder).mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
@@ -178,6 +184,22 @@ class SortedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._order)
+
+
+class EpochCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Tells the sampler which epoch begins.
+
+    accelerate doesn't reach it where several processes share the batches and a resumed run skips the first of them.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set it, before the first batch is drawn."""
+        self._sampler.set_epoch(int(state.epoch or 0))
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here

@@ -1,15 +1,23 @@
-"""Two processes on one CPU (gloo): the same losses as one process, every example measured once, one of them writes."""
+"""Two processes on one CPU (gloo): the same losses as one process, every example measured once, one of them writes.
+
+FSDP too, although accelerate has it for GPUs alone: there it is told that these are some (tests/support/together.py).
+"""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from layer_surgeon.graft import GraftConfig, save_graft
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.finetune import processes
+from layer_surgeon.finetune.sharding import plan_sharding
+from layer_surgeon.graft import GraftConfig, GraftedModel, save_graft
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import bert_config, rows, word_tokenizer
 
@@ -19,8 +27,9 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-# --multi_gpu is what starts processes; that they are on the CPU is our own setting. (--cpu would want MPI.)
-ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+# That they are on the CPU is our own setting. (accelerate's would want MPI.)
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", "--config_file")
+DOCUMENTED = re.findall(r"```yaml\n# (\w+\.yaml).*?\n(.*?)```", (ROOT / "docs/distributed.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +71,17 @@ def alone(still, tmp_path_factory):
     return seen(folder, "1-8-0")
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_two_processes_do_what_one_does(still, alone, tmp_path, launcher):
-    start((*launcher, "-m", "tests.support.together"), still, tmp_path, 4)
+def launched(name, folder):
+    """How to start two processes: by torchrun, or by accelerate with a file of the documentation."""
+    if name == "torchrun":
+        return TORCHRUN
+    (folder / name).write_text(dict(DOCUMENTED)[name])
+    return (*ACCELERATE, folder / name)
+
+
+@pytest.mark.parametrize("name", ["torchrun", "ddp.yaml", "fsdp.yaml"])
+def test_two_processes_do_what_one_does(still, alone, tmp_path, name):
+    start((*launched(name, tmp_path), "-m", "tests.support.together"), still, tmp_path, 4)
     first, second = seen(tmp_path, "2-4-0"), seen(tmp_path, "2-4-1")
     assert len(alone["losses"]) == len(first["losses"]) == 20
     assert len(set(alone["losses"])) == 20
@@ -72,11 +89,22 @@ def test_two_processes_do_what_one_does(still, alone, tmp_path, launcher):
     # Every example once, though neither set divides.
     assert first["examples"] == second["examples"] == alone["examples"] == {"validation": 13, "test": 7}
     assert first["metrics"] == second["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
-    # The frozen donor is not sent around, and nothing waits for its gradients.
-    assert set(first["donor"]) <= set(first["ignored"])
-    assert first["reduced"] == first["trained"]
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["run", "surgery"]
+    # The frozen donor is not sent around, nothing waits for its gradients, and no checkpoint holds it.
+    if name == "fsdp.yaml":
+        assert first["whole"] == first["donor"]
+        assert first["spread"] == first["checkpoint"]
+    else:
+        assert set(first["donor"]) <= set(first["ignored"])
+        assert first["reduced"] == first["trained"]
+    assert first["checkpoint"] == alone["checkpoint"]
+    assert not [file for file in first["files"] if "fsdp" in file]
+    # Stopped within an epoch and resumed, it sees the same examples as if it had not been.
+    assert len({*first["weights"].values(), *second["weights"].values()}) == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["resumed", "run", "surgery"]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["device"].endswith("2 processes)")
+    together, before = GraftedModel.from_pretrained(tmp_path / "run"), GraftedModel.from_pretrained(still)
+    for key, weight in before.donor.state_dict().items():
+        assert torch.equal(together.donor.state_dict()[key], weight)
 
 
 def test_the_command_starts_the_processes(still, tmp_path):
@@ -103,3 +131,33 @@ def test_an_error_is_said_once(still, tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("There is no file") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fsdp_on_the_cpu_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    there = SimpleNamespace(distributed_type="MULTI_CPU", process_index=0, num_processes=2)
+    monkeypatch.setattr(processes, "PartialState", lambda cpu: there)
+    with pytest.raises(ConfigError, match="asks for FSDP, which accelerate has for GPUs alone"):
+        processes.join_processes(torch.device("cpu"))
+
+
+def test_what_fsdp_spreads(still):
+    model = GraftedModel.from_pretrained(still)
+    plugin = SimpleNamespace(fsdp_version=2, transformer_cls_names_to_wrap=None, ignored_modules=None)
+    plan_sharding(plugin, model)
+    # BertEmbeddings is among what transformers doesn't split, and holds the embeddings, which are a piece already.
+    assert plugin.transformer_cls_names_to_wrap == ["BertLayer"]
+    assert plugin.ignored_modules == [model.donor]
+    plugin.transformer_cls_names_to_wrap = ["BertAttention"]
+    model.donor.unfreeze()
+    plugin.ignored_modules = None
+    plan_sharding(plugin, model)
+    assert plugin.transformer_cls_names_to_wrap == ["BertAttention"]
+    assert plugin.ignored_modules is None
+
+
+def test_the_old_fsdp_is_refused(still):
+    with pytest.raises(ConfigError, match="fsdp_version is 1; it must be 2"):
+        plan_sharding(SimpleNamespace(fsdp_version=1), GraftedModel.from_pretrained(still))
