@@ -250,7 +250,8 @@ def together(page: Pages, series: Sequence[Series], axes: Axes, title: str) -> s
     """Lines in one plot with a legend, or each in a panel, all with the same axes."""
     text = "; ".join(f"{one.name}: {', '.join(map(axes.format, one.values))}" for one in series)
     said = f"{axes.y.capitalize()}: mean over the seeds, with the lowest and the highest as a band."
-    if len(series) <= _TOGETHER:
+    # The layers of a sweep look alike.
+    if len(series) <= _TOGETHER and len({one.look for one in series}) == len(series):
         drawn = page.plot(title, text, lambda drawing: lines(drawing, series, axes))
         return figure(page.legend(one.name for one in series) + drawn, said)
     ends = tuple(end for one in series for band in one.bands for end in band)

@@ -194,6 +194,8 @@ def _scores_table(page: Pages, each: Table) -> str:
     columns = [Column(name="arm"), Column(name=page.metric, number=True), Column(name="deviation", number=True)]
     columns += [Column(name=f"against {page.report.reference}"), *(Column(name=name, number=True) for name in names)]
     rows = [_score_fields(page, row, others) for row in each.rows]
+    if not any(row.verdict for row in each.rows):
+        columns, rows = [*columns[:3], *columns[4:]], [[*row[:3], *row[4:]] for row in rows]
     return table(columns, rows, f"{page.metric} by arm on {each.place}")
 
 

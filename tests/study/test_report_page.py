@@ -1,9 +1,11 @@
 """The page of a report as text: what stands on it, and that names which people chose can't break it."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 from importlib import resources
 
+import numpy as np
 import pytest
 
 from layer_surgeon.study import paired
@@ -171,11 +173,14 @@ def test_arms_look_different():
     assert len({(each.color, each.shape) for each in looks}) == 64
 
 
-def test_colours_can_be_read_in_both_themes():
+def themes():
     style = (resources.files("layer_surgeon.study") / "assets" / "report.css").read_text(encoding="utf-8")
-    light, dark = (
-        dict(re.findall(r"--([\w-]+):(#\w+)", block)) for block in re.findall(r":root\{(.*?)\}", style, re.S)[:2]
-    )
+    blocks = re.findall(r":root\{(.*?)\}", style, re.DOTALL)[:2]
+    return [dict(re.findall(r"--([\w-]+):(#\w+)", block)) for block in blocks]
+
+
+def test_colours_can_be_read_in_both_themes():
+    light, dark = themes()
     assert light.keys() == dark.keys()
     for theme in (light, dark):
         for ground in ("page", "card"):
@@ -186,16 +191,41 @@ def test_colours_can_be_read_in_both_themes():
             assert contrast(theme[name], theme[back]) >= 4.5, (name, back)
 
 
+# How linear RGB is seen without red, green and blue cones (Machado et al. 2009, severity 1).
+BLINDNESS = (
+    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+)
+
+
+def test_colours_of_arms_differ_for_colour_blind_people():
+    for theme in themes():
+        for seen in (np.eye(3), *map(np.array, BLINDNESS)):
+            colors = [lab(seen @ linear(theme[f"c{index}"])) for index in range(8)]
+            nearest = min(np.linalg.norm(one - other) for one, other in itertools.combinations(colors, 2))
+            assert nearest >= 10
+
+
+def lab(rgb):
+    to_xyz = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(rgb, 0, 1) / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 def contrast(one, other):
     dark, bright = sorted(map(luminance, (one, other)))
     return (bright + 0.05) / (dark + 0.05)
 
 
 def luminance(color):
+    return float(linear(color) @ (0.2126, 0.7152, 0.0722))
+
+
+def linear(color):
     digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
-    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    parts = np.array([int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
 
 def test_text_is_cut_to_its_room():
