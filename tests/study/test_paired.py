@@ -1,9 +1,13 @@
 """Planted truths: where arms are equal, studies say so; where one is better, they find it."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from layer_surgeon.study import paired, summary
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.paired import (
     bootstrap,
     compare_scores,
@@ -12,6 +16,8 @@ from layer_surgeon.study.paired import (
     pooled_seed_variance,
     sign_permutation,
 )
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.statistics import Interval
 
 ARMS = 4
 
@@ -45,6 +51,8 @@ SHAPES = [
     {"of_seeds": 0.2, "of_examples": 0.5},
     {"of_seeds": 0.5, "of_examples": 0.5},
     {"of_seeds": (0.1, 0.1, 0.3, 0.3), "of_examples": 0.5},
+    # The arm that all are compared with scatters six times as much as they do.
+    {"of_seeds": (0.6, 0.1, 0.1, 0.1), "of_examples": 0.5},
 ]
 
 
@@ -55,6 +63,87 @@ def test_equal_arms_are_called_equal(seeds, shape):
     rng = np.random.default_rng(seeds)
     false = sum(any(found(simulate(rng, seeds=seeds, examples=200, **shape))) for _ in range(100))
     assert false <= 7
+
+
+NAMES = ("host", "random", "wide-head", "graft")
+
+
+class Studies:
+    """Whole studies of made-up cells: the files of the trainings in, the verdict out."""
+
+    def __init__(self, root, seeds):
+        self.plan = StudyPlan.from_dict(
+            {"host": "a/bert", "donor": "b/llm", "arms": list(NAMES), "data": ["films"], "seeds": list(range(seeds))}
+        )
+        self.folder = StudyFolder(root=root)
+        (root / "cells").mkdir()
+
+    def summarize(self, arms):
+        for cell in self.plan.cells():
+            right = arms[NAMES.index(cell.arm.name)][cell.seed]
+            content = {
+                "arm": cell.arm.name,
+                "data": "films",
+                "fraction": 1.0,
+                "seed": cell.seed,
+                "tests": {
+                    "films": {
+                        "examples": len(right),
+                        "scores": {"accuracy": right.mean()},
+                        "correct": "".join("1" if value else "0" for value in right),
+                    }
+                },
+                "parameters": {"total": 10, "trained": 5},
+                "seconds": {"training": 1.0},
+                "train_examples": 100,
+            }
+            self.folder.result(cell.id).write_text(json.dumps(content))
+        return summary.summarize(self.plan, self.folder)
+
+
+@pytest.fixture
+def no_bootstrap(monkeypatch):
+    """Its intervals stand beside the verdict, and take most of the time."""
+    for module in (paired, summary):
+        monkeypatch.setattr(module, "bootstrap", lambda *_: Interval(0.0, 0.0))
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], SHAPES[-1]], ids=str)
+def test_studies_of_equal_arms_say_so(shape, tmp_path, no_bootstrap):
+    """Through the whole path, from cells to the sentence: at most 7 of 100 name a difference where there is none."""
+    studies, rng = Studies(tmp_path, 3), np.random.default_rng(3)
+    false = 0
+    for _ in range(100):
+        found = studies.summarize(simulate(rng, seeds=3, examples=200, **shape))
+        comparisons = found["tables"][0]["comparisons"]
+        assert len(comparisons) == 5
+        said = any(c["significant"] for c in comparisons)
+        assert said == any(" better than " in c["words"] or " worse than " in c["words"] for c in comparisons)
+        false += said
+        about_graft = next(c for c in comparisons if (c["arm"], c["against"]) == ("graft", "host"))
+        assert ("is not significant" in found["verdict"]) == (not about_graft["significant"])
+    assert false <= 7
+
+
+def test_studies_with_a_better_arm_say_so(tmp_path, no_bootstrap):
+    studies, rng = Studies(tmp_path, 5), np.random.default_rng(5)
+    shape = {"of_seeds": 0.05, "of_examples": 0.3, "effect": 0.7}
+    verdicts = [studies.summarize(simulate(rng, seeds=5, examples=1000, **shape))["verdict"] for _ in range(20)]
+    assert sum(text.startswith("graft is better than host by ") for text in verdicts) >= 19
+    assert sum("It is also better than random and wide-head." in text for text in verdicts) >= 17
+
+
+def test_an_arm_that_scatters_alone_lends_no_degrees_of_freedom():
+    """With equal scatter, four arms and three seeds have nearly six; with one arm's alone, its own two."""
+    rng = np.random.default_rng(6)
+
+    def mean_df(of_seeds):
+        scatter = np.array(of_seeds)[:, None, None]
+        return np.mean([pooled_seed_variance(rng.normal(0, 1, (4, 3, 1)) * scatter).df for _ in range(400)])
+
+    assert mean_df([1, 1, 1, 1]) > 4.5
+    assert mean_df([10, 1, 1, 1]) < 2.6
+    assert pooled_seed_variance([np.zeros((3, 4)), np.ones((3, 4))]).df == 2
 
 
 def test_the_usual_tests_would_not_hold_that():
