@@ -43,6 +43,8 @@ def load_report(folder: Path) -> StudyReport:
     place = StudyFolder(root=folder)
     plan = _read_plan(place)
     cells = plan.cells()
+    # A cell's id has the arm's name as file names have it: after a small change of the name, cells have the old one.
+    names = {arm.name for arm in plan.arms}
     try:
         paths = [place.result(cell.id) for cell in cells if place.result(cell.id).exists()]
         results = [_read_cell(path) for path in paths]
@@ -72,7 +74,9 @@ def load_report(folder: Path) -> StudyReport:
             curves=learning_curves(plan, results),
             sweeps=sweeps_of(tables, plan),
             selection=selection,
-            measurements=tuple(entry for result in results for entry in _measurements(result)),
+            measurements=tuple(
+                entry for result in results if result["arm"] in names for entry in _measurements(result)
+            ),
             plan=plan.as_dict(),
             settings=_shared([result["config"] for result in results]) or dict(plan.finetune),
             versions=_versions(results),

@@ -193,7 +193,9 @@ def draw_costs(table: Table, report: StudyReport) -> Any:
             axis.set_xlim(0, 1.12 * max(numbers, default=1))
         axis.set_xlabel(label)
         axis.grid(color=_RULE)
-    axes[0].set_ylabel(f"gain over {_name(report.reference)}{' (points)' if report.is_share else ''}")
+    unit_words = " (points)" if report.is_share else "" if report.higher_is_better else " (lower is better)"
+    metric = _name(report.metric.replace("_", " "))
+    axes[0].set_ylabel(f"{metric}: difference to {_name(report.reference, 20)}{unit_words}")
     figure.legend(
         loc="outside lower center", ncols=min(len(names), 4 if max(map(len, names)) < 18 else 2), frameon=False
     )
