@@ -95,7 +95,9 @@ class FinetuneConfig:
         None, "Put before every source text, such as 'translate English to German: ' for T5."
     )
     extra_metrics: str | None = _option(
-        None, "More metrics of written text, when training is done: bert_score, bart_score, or both with a comma."
+        None,
+        "More metrics of written text, when training is done: bert_score, bart_score, or both with a comma; "
+        "bert_score=MODEL names a repo id or folder of another model than the usual.",
     )
     # Machine
     device: Device = _option("auto", "Where to train: auto takes CUDA, else MPS, else the CPU.")
@@ -121,8 +123,9 @@ class FinetuneConfig:
             if kind is int and name != "seed":
                 value, rest = getattr(self, name), ", or nothing" if optional else ""
                 _check(self, name, value is None or value >= 1, f"a whole number of at least 1{rest}")
-        asked = set((self.extra_metrics or "").replace(" ", "").split(",")) - {""}
-        _check(self, "extra_metrics", asked <= set(EXTRA_METRICS), f"some of {', '.join(EXTRA_METRICS)}, with commas")
+        asked = self.wanted_extra_metrics
+        known = set(asked) <= set(EXTRA_METRICS) and "" not in asked.values()
+        _check(self, "extra_metrics", known, f"some of {', '.join(EXTRA_METRICS)}, with commas")
         _check(self, "report_to", set(self.trackers) <= set(TRACKERS), f"some of {', '.join(TRACKERS)}, with commas")
         for name in ("weight_decay", "max_grad_norm"):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0")
@@ -150,9 +153,10 @@ class FinetuneConfig:
         return cls(**(base | dict(settings)))
 
     @property
-    def wanted_extra_metrics(self) -> tuple[str, ...]:
-        """The names in `extra_metrics`, one by one."""
-        return tuple(name for name in EXTRA_METRICS if name in (self.extra_metrics or ""))
+    def wanted_extra_metrics(self) -> dict[str, str | None]:
+        """The names in `extra_metrics`, each with the model that it shall use, or None for its usual one."""
+        entries = [entry.strip().partition("=") for entry in (self.extra_metrics or "").split(",") if entry.strip()]
+        return {name.strip(): model.strip() if equals else None for name, equals, model in entries}
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.progress import Progress
@@ -13,7 +13,6 @@ from layer_surgeon.progress import Progress
 # The model of the paper's BARTScore (Yuan et al. 2021), and what bert-score takes for English by itself.
 BART_SCORE_MODEL = "facebook/bart-large-cnn"
 BERT_SCORE_MODEL = "roberta-large"
-_BERT_SCORE_LAYER = 17
 _TEXTS_PER_BATCH = 8
 
 
@@ -30,33 +29,51 @@ def extra_scores(
         progress: Told which can't be had, and why.
     """
     found: dict[str, float] = {}
-    for name in config.wanted_extra_metrics:
+    for name, model in config.wanted_extra_metrics.items():
         try:
-            found[name] = _SCORERS[name](written, references, device)
+            found[name] = _SCORERS[name](written, references, device, *([] if model is None else [model]))
         except (ImportError, OSError, ValueError) as error:
             reason = str(error).strip().split("\n", 1)[0]
             progress.notice(f"{name} is left out: its model can't be had here ({reason}).")
     return found
 
 
-def bert_score(written: Sequence[str], references: Sequence[str], device: torch.device) -> float:
-    """Mean F1 of BERTScore by roberta-large (Zhang et al. 2020), without rescaling.
+def bert_score(
+    written: Sequence[str], references: Sequence[str], device: torch.device, model_name: str = BERT_SCORE_MODEL
+) -> float:
+    """Mean F1 of BERTScore (Zhang et al. 2020), without rescaling; 0 where nothing, or nothing but space, was written.
+
+    Args:
+        written: What the model wrote.
+        references: What it should have.
+        device: Where to compute it.
+        model_name: A repo id or a folder. Of a model that bert-score knows by that name its layer is taken, else the
+            last one.
 
     Raises:
         ImportError: The package bert-score is not installed.
         OSError: The model can't be loaded.
+        ValueError: Its tokenizer names no greatest length.
     """
     import bert_score as package  # of the extra [scores]
 
-    _, _, f1 = package.score(
-        list(written),
-        list(references),
-        model_type=BERT_SCORE_MODEL,
-        num_layers=_BERT_SCORE_LAYER,
-        device=str(device),
-        verbose=False,
-    )
-    return float(f1.mean())
+    # With transformers 5 the package fails at a text without words.
+    pairs = [(text, other) for text, other in zip(written, references, strict=True) if text.strip() and other.strip()]
+    if not pairs:
+        return 0.0
+    layers = package.utils.model2layers.get(model_name) or AutoConfig.from_pretrained(model_name).num_hidden_layers
+    try:
+        _, _, f1 = package.score(
+            *(list(texts) for texts in zip(*pairs, strict=True)),
+            model_type=model_name,
+            num_layers=layers,
+            device=str(device),
+            verbose=False,
+        )
+    except OverflowError as error:
+        # It hands on what transformers has for "no limit", which is no number for the tokenizer.
+        raise ValueError("model_max_length is missing in its tokenizer_config.json") from error
+    return float(f1.sum()) / len(written)
 
 
 def bart_score(

@@ -4,11 +4,12 @@ import sys
 
 import pytest
 import torch
+from transformers import BertModel
 
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, scorers
-from layer_surgeon.finetune.scorers import bart_score, extra_scores
-from tests.support.classification import Recorder
+from layer_surgeon.finetune.scorers import bart_score, bert_score, extra_scores
+from tests.support.classification import Recorder, bert_config, word_tokenizer
 from tests.support.finetune_tasks import task_tokenizer, tiny_bart, translated_rows
 
 CPU = torch.device("cpu")
@@ -49,6 +50,46 @@ def test_they_are_in_the_metrics(monkeypatch):
     measured = evaluate_model(tiny_bart(), translated_rows(4), extra_metrics="bart_score", **settings).metrics
     assert measured.scores["bart_score"] == -2.5
     assert "bart_score" not in evaluate_model(tiny_bart(), translated_rows(4), **settings).metrics.scores
+
+
+@pytest.fixture
+def bert(tmp_path):
+    torch.manual_seed(0)
+    BertModel(bert_config()).save_pretrained(tmp_path / "bert")
+    word_tokenizer().save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")
+
+
+def test_bert_score_is_the_package_s(bert):
+    package = pytest.importorskip("bert_score")
+    written, references = ["the film was good", "a dull plot"], ["a very good film", "the story was poor"]
+    _, _, f1 = package.score(written, references, model_type=bert, num_layers=2, device="cpu")
+    asked = FinetuneConfig(extra_metrics=f"bert_score={bert}")
+    assert extra_scores(written, references, asked, CPU, Recorder()) == {"bert_score": pytest.approx(float(f1.mean()))}
+    # Of three texts, one without words.
+    measured = bert_score([*written, " "], [*references, "good"], CPU, bert)
+    assert measured == pytest.approx(float(f1.sum()) / 3)
+    assert bert_score([""], ["good"], CPU, bert) == 0
+
+
+def test_a_tokenizer_without_a_greatest_length(bert):
+    pytest.importorskip("bert_score")
+    tokenizer = word_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(bert)
+    progress = Recorder()
+    assert extra_scores(["good"], ["good"], FinetuneConfig(extra_metrics=f"bert_score={bert}"), CPU, progress) == {}
+    assert "(model_max_length is missing in its tokenizer_config.json)" in progress.notices[0]
+
+
+def test_models_by_name(monkeypatch):
+    asked = FinetuneConfig(extra_metrics="bart_score = my/bart , bert_score")
+    assert asked.wanted_extra_metrics == {"bart_score": "my/bart", "bert_score": None}
+    monkeypatch.setitem(scorers._SCORERS, "bert_score", lambda written, references, device, model="usual": model)
+    monkeypatch.setitem(scorers._SCORERS, "bart_score", lambda written, references, device, model="usual": model)
+    assert extra_scores([], [], asked, CPU, Recorder()) == {"bart_score": "my/bart", "bert_score": "usual"}
+    with pytest.raises(ConfigError, match="extra_metrics is 'bert_score='"):
+        FinetuneConfig(extra_metrics="bert_score=")
 
 
 def test_unknown_metric():
