@@ -62,14 +62,19 @@ def scale_down(content: Mapping[str, Any], small: Mapping[str, Any] | None) -> d
     return scaled
 
 
-def profile_pairs(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(host, donor) of a preset that is measured without training.
+def profile_commands(content: Mapping[str, Any]) -> list[str]:
+    """The commands of a preset that is measured without training.
 
     Of several hosts and donors, each host with the first donor and the first host with each: the paper's rows.
     """
     hosts = content.get("hosts") or [content["host"]]
     donors = [entry["source"] for entry in content.get("donors") or [content["donor"]]]
-    return [(host, donors[0]) for host in hosts] + [(hosts[0], donor) for donor in donors[1:]]
+    tasks = content.get("tasks", {})
+    pairs = [(host, donors[0]) for host in hosts] + [(hosts[0], donor) for donor in donors[1:]]
+    return [
+        f"surgeon profile {host} --donor {donor}" + (f" --task {tasks[host]}" if host in tasks else "")
+        for host, donor in pairs
+    ]
 
 
 def preset_plan(name: str, scale: Scale = "full") -> StudyPlan:
@@ -80,8 +85,9 @@ def preset_plan(name: str, scale: Scale = "full") -> StudyPlan:
     """
     content = preset(name, scale)
     if content.get("kind") == "profile":
-        commands = "; ".join(f"surgeon profile {host} --donor {donor}" for host, donor in profile_pairs(content))
-        raise ConfigError(f"{content['title']} is measured without any training: {commands}")
+        raise ConfigError(
+            f"{content['title']} is measured without any training: {'; '.join(profile_commands(content))}"
+        )
     return StudyPlan.from_dict(content)
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.preset import preset, preset_names, preset_plan, profile_pairs
 
 DONOR = {"source": "someone/llm", "layer": -1}
 
@@ -105,43 +104,3 @@ def test_a_sweep():
 def test_what_is_wrong_is_said(change, said):
     with pytest.raises(ConfigError, match=said):
         plan(**{"arms": ["host", "graft"], **change})
-
-
-def test_every_table_and_figure_has_a_preset():
-    assert {name.split("-small")[0] for name in preset_names()} >= {
-        *(f"table-{number}" for number in range(1, 21)),
-        "figure-2",
-        "figure-3",
-    }
-
-
-@pytest.mark.parametrize("scale", ["full", "small"])
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_can_be_planned(name, scale):
-    content = preset(name, scale)
-    if content.get("kind") == "profile":
-        assert all(host and donor for host, donor in profile_pairs(content))
-        with pytest.raises(ConfigError, match="surgeon profile"):
-            preset_plan(name, scale)
-        return
-    made = preset_plan(name, scale)
-    assert len(made.seeds) == 5 or scale == "small"
-    assert len(made.cells()) >= 4
-    assert len(made.arms) >= 2
-    if scale == "small":
-        assert len(made.cells()) <= 18
-        for arm in made.arms:
-            assert arm.host.startswith("packaged:")
-            assert arm.donor is None or arm.donor.source.startswith("packaged:")
-        assert all(source.startswith("sentences-") for entry in made.data for source in entry.train)
-
-
-def test_numbers_of_some_presets():
-    assert len(preset_plan("table-1").cells()) == 5 * 2 * 7 * 5
-    assert len(preset_plan("table-3").cells()) == 3 * 3 * 5
-    assert preset_plan("table-3").tests["tweet"] == ("tweet", "imdb", "cr")
-    assert [arm.donor.layers for arm in preset_plan("figure-2").arms if arm.donor][:2] == [(0,), (3,)]
-    assert [arm.kind for arm in preset_plan("table-15", "small").arms].count("donor-only") == 2
-    assert preset_plan("table-19", "small").fractions == (1.0, 0.1)
-    with pytest.raises(ConfigError, match="Did you mean table-1"):
-        preset("tabel-1")
