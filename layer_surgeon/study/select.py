@@ -5,8 +5,8 @@ Rung 1    one seed, a quarter of the training data
 Rung 2    one seed, all of the data
 Rung 3    all seeds
 
-After each rung the better third stays, at least two until the last. What decides is the validation part alone: the test
-part is looked at once, for the one that is left and the host alone.
+After each rung the better third stays, at least two until the last; a rung that would drop none is left out. What
+decides is the validation part alone: the test part is looked at once, for the one that is left and the host alone.
 
 Successive halving (Jamieson and Talwalkar, 2016) in its plain form: rungs of whole trainings in the folder of a study,
 so that what was trained before is there, and a stopped selection goes on. Optuna's pruner of that name decides trial by
@@ -40,6 +40,7 @@ PROBES = "probes.json"
 _PROBE_TEXTS = 512
 _QUARTER = 0.25
 _THIRD = 3
+_LEAST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,25 +81,25 @@ def select_arm(
     if probe and len(candidates) > 2:
         began = time.monotonic()
         scores = _probes(candidates, plan, folder, progress)
-        kept = _best(scores, max(2, math.ceil(len(candidates) / 2)), higher=True)
+        kept = _best(scores, max(_LEAST, math.ceil(len(candidates) / 2)), higher=True)
         seconds = time.monotonic() - began
         rungs.append(Rung(name="probe without training", scores=scores, kept=kept, examples=0.0, seconds=seconds))
         candidates = _in_order(kept, candidates)
     trained: dict[str, _Trained] = {}
     margin = None
     for name, part in _parts(plan, folder):
-        if len(candidates) == 1:
-            break
+        last = part.seeds == plan.seeds and part.fractions == (1.0,)
+        if len(candidates) <= (1 if last else _LEAST):
+            continue
         part = replace(part, arms=tuple(candidates), reference=candidates[0].name, focus=None)
         result = run_study(part, output, workers=workers, progress=progress)
         found = _validation(part, folder)
         trained |= {cell: one for cells in found.values() for cell, one in cells.items()}
         if not found:
             raise TrainingError(f"All candidates failed. {next(iter(result.failed.values()), '')}")
-        last = part.seeds == plan.seeds and part.fractions == (1.0,)
         scores = {arm: statistics.fmean(one.score for one in cells.values()) for arm, cells in found.items()}
         order = _best(scores, len(scores), higher=plan.higher_is_better)
-        kept = order[: 1 if last else max(2, math.ceil(len(candidates) / _THIRD))]
+        kept = order[: 1 if last else max(_LEAST, math.ceil(len(candidates) / _THIRD))]
         ones = [one for cells in found.values() for one in cells.values()]
         rungs.append(
             Rung(
