@@ -289,11 +289,15 @@ def scatter(drawing: Drawing, points: Sequence[tuple[Dot, float]], axes: Axes, *
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Places that would lie on each other, side by side: controls have as many parameters as what they control for."""
+    """Places that would lie on each other, side by side: controls have as many parameters as what they control for.
+
+    Nothing is moved by more than 15 pixels.
+    """
     moved: list[float] = []
     for place in places:
         same = [index for index, other in enumerate(places) if abs(other - place) < 3]
-        moved.append(place + 13 * (same.index(len(moved)) - (len(same) - 1) / 2))
+        step = min(13.0, 30 / max(len(same) - 1, 1))
+        moved.append(place + step * (same.index(len(moved)) - (len(same) - 1) / 2))
     return moved
 
 

@@ -85,8 +85,8 @@ def costs_plot(page: Pages, table: Table) -> str:
     good = "up" if page.report.higher_is_better else "down"
     return figure(
         content,
-        "Difference to the reference, which lies at zero, with its 95 % interval; costs on a logarithmic axis. Full "
-        f"mark: significant. The best buy stands far {good} and to the left.",
+        "Difference to the reference, which lies at zero, with its 95 % interval; costs on a logarithmic axis, "
+        f"equal ones side by side. Full mark: significant. The best buy stands far {good} and to the left.",
     )
 
 
