@@ -6,7 +6,7 @@ plan, preset        YAML -> `StudyPlan` -> cells (one training each); the paper'
 layout              the study's folder and its files, which is all that shows a study
 prepare, synthesize what all cells share, made once: data, layers, texts that a model writes (synthesis_config: how)
 models, controls    from an arm to a model that can be trained
-cells, executors    one training in a process of its own; who runs the processes
+cells, testing      one training in a process of its own, and its tests; executors: who runs the processes
 compare             `run_study`: the order of all that; estimate: how long it will take
 paired, summary     is one arm better? From cells to tables; verdict: the same in words
 sweep, select       which layer, pair or site: by all of them, or at a fraction of that; probe: without training;

@@ -215,6 +215,8 @@ def parse_arm(
     control = settings.get("control")
     if control not in (None, "projections-only", "wide-head"):
         raise ConfigError(f"control is {control!r} in {said['name']}; it must be projections-only or wide-head.")
+    if control is not None and used is None:
+        raise ConfigError(f"The arm {said['name']} is as wide as a donor that it stands for, and has none. Name one.")
     # What is about the donor would be refused by, or mean nothing to, an arm without one.
     own = dict(settings.get("graft", {}))
     shared = {k: v for k, v in graft.items() if used is not None or k in ("pooling", "dropout")}

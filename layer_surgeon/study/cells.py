@@ -11,17 +11,14 @@ from typing import Any
 
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
-from layer_surgeon.finetune.data import prepare_evaluation
 from layer_surgeon.finetune.folder import UNFINISHED
-from layer_surgeon.finetune.inference import run_model
-from layer_surgeon.finetune.models import label_names_of, load_tokenizer, quiet
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import FORMAT, StudyFolder, locked, write_json
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import host_source, synthetic_file
+from layer_surgeon.study.testing import measure_cell
 from layer_surgeon.workspace import Workspace
 
 
@@ -52,7 +49,7 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
     began = time.monotonic()
     trained = train_cell(cell, folder, progress)
     testing = time.monotonic()
-    tests = _test(cell, trained, folder, progress)
+    tests = measure_cell(cell, trained, folder, progress)
     facts = trained.as_dict()
     if not cell.keep_model:
         shutil.rmtree(folder.run(cell.id), ignore_errors=True)
@@ -121,33 +118,6 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         raise AssertionError("the second of two turns returns or raises")
     finally:
         shutil.rmtree(folder.root / "runs" / f"{cell.id}.workspace", ignore_errors=True)
-
-
-def _test(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
-    if cell.task != "text-classification":
-        measured = trained.test or trained.validation
-        return {cell.data: {"examples": measured.examples, "scores": dict(measured.scores), "correct": None}}
-    task = FINETUNE_TASKS[cell.task]
-    tests: dict[str, Any] = {}
-    with quiet():
-        tokenizer = load_tokenizer(host_source(cell.arm.host), trained.model)
-        names = label_names_of(trained.model)
-        for name in cell.tests:
-            data = PreparedData.open(folder.data(name))
-            # max_eval_samples is for validation: what is tested must be the same examples in every cell.
-            config = FinetuneConfig.from_settings(trained.config, {**data.columns, "max_eval_samples": None})
-            _, examples = prepare_evaluation(str(data.part("test")), names, config, task=task)
-            context = TaskContext(tokenizer=tokenizer, model=trained.model, config=config, label_names=names)
-            tokens = task.tokenize(examples, context, training=False)
-            outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
-            metrics = task.measure(outputs, tokens, examples, context)
-            right = outputs[0].argmax(axis=-1) == examples.labels
-            tests[name] = {
-                "examples": metrics.examples,
-                "scores": dict(metrics.scores),
-                "correct": "".join("1" if value else "0" for value in right),
-            }
-    return tests
 
 
 def _head(cell: Cell) -> dict[str, Any]:

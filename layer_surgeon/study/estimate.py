@@ -13,7 +13,7 @@ from layer_surgeon.study.cells import train_cell
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.prepare import prepare_study
+from layer_surgeon.study.prepare import prepare_study, synthetic_file
 
 _STEPS = 4
 # Starting Python, torch and transformers, and loading a model: 8 s on a laptop's core.
@@ -84,15 +84,7 @@ def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
 def _steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
     """Steps of training, with those of validation and test counted as a third."""
     config = FinetuneConfig(**cell.finetune)
-    counts: Mapping[str, int]
-    if cell.task == "text-classification":
-        counts = PreparedData.open(folder.data(cell.data)).examples
-        tests = sum(PreparedData.open(folder.data(name)).examples.get("test", 0) for name in cell.tests)
-    else:
-        spec = next(entry for entry in plan.data if entry.name == cell.data)
-        raw = load_data(spec.train[0], task=cell.task)
-        counts = {"train": len(raw.train)} | ({} if raw.validation is None else {"validation": len(raw.validation)})
-        tests = 0 if raw.test is None else len(raw.test)
+    counts, tests = _examples(cell, plan, folder)
     examples = counts.get("train", 0)
     validation = counts.get("validation", round(config.validation_fraction * examples))
     examples -= 0 if "validation" in counts else validation
@@ -102,3 +94,22 @@ def _steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
         epochs = config.max_steps * config.batch_size / max(1, wanted)
     measured = min(validation, config.max_eval_samples or validation) * max(1, epochs)
     return float(wanted * epochs + _FORWARD * (measured + validation + tests)) / config.batch_size
+
+
+def _examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping[str, int], int]:
+    """How many examples the parts of a cell's data have, and its test sets together."""
+    if cell.task == "text-classification":
+        counts = dict(PreparedData.open(folder.data(cell.data)).examples)
+        if cell.arm.synthetic is not None:
+            with synthetic_file(cell.arm, cell.data, folder).open(encoding="utf-8") as file:
+                counts["train"] = sum(1 for _ in file)
+        return counts, sum(PreparedData.open(folder.data(name)).examples.get("test", 0) for name in cell.tests)
+    specs = {spec.name: spec for spec in plan.data}
+    raw = load_data(list(specs[cell.data].train), task=cell.task)
+    counts = {"train": len(raw.train)} | ({} if raw.validation is None else {"validation": len(raw.validation)})
+    tests = 0
+    for name in cell.tests:
+        tested = load_data(list(specs[name].test or specs[name].train), task=cell.task)
+        part = tested.train if specs[name].test else tested.test if tested.test is not None else tested.validation
+        tests += 0 if part is None else len(part)
+    return counts, tests

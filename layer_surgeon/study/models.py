@@ -18,16 +18,16 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
     """The model of an arm, its fresh weights drawn by the seed.
 
     Raises:
-        ConfigError: The arm can't be built for the task, or a package is missing.
+        ConfigError: The arm can't be built, or a package is missing.
         GraftError, ArtifactError, SourceError: As in `graft_layer`.
     """
     host = host_source(arm.host)
     set_seed(seed)
     if arm.control is not None:
-        if task != "text-classification" or arm.donor is None:
-            raise ConfigError(f"The arm {arm.name} is for text-classification, in a study with a donor.")
+        if arm.donor is None:
+            raise ConfigError(f"The arm {arm.name} stands for a graft, and no donor says how wide it is to be.")
         width = int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
-        return control_model(host, arm.control, width, **arm.graft)
+        return control_model(host, arm.control, width, task=task, **arm.graft)
     donor = None if arm.donor is None else open_layer(arm.donor, folder)
     model = graft_layer(host, donor, task=task, **arm.graft)
     if arm.lora is not None:

@@ -175,6 +175,11 @@ class StudyPlan:
         for arm in self.arms:
             GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
             FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
+            if arm.synthetic is not None and self.task != "text-classification":
+                raise ConfigError(
+                    f"The arm {arm.name} trains on texts that are written for each label, which {self.task} does not "
+                    "have. Leave it out."
+                )
             if self.keep_models and (arm.control or arm.lora):
                 raise ConfigError(
                     f"keep_models is true, but what the arm {arm.name} trains is made for the comparison and can't be "

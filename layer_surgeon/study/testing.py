@@ -1,0 +1,92 @@
+"""A trained model on every test set of its cell."""
+
+from typing import Any
+
+from layer_surgeon.errors import DataError
+from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, evaluate_model
+from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.inference import run_model
+from layer_surgeon.finetune.models import label_names_of, load_tokenizer, quiet
+from layer_surgeon.finetune.sources import load_data
+from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
+from layer_surgeon.progress import Progress
+from layer_surgeon.study.data import DataSpec, PreparedData
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.prepare import host_source
+
+
+def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+    """What `tests` of a cell's result holds.
+
+    Classification reads the prepared files. The other tasks read the data sets themselves: the data named as test, else
+    the test split, else the validation split; where there is none, the part that was held out to choose the best epoch.
+
+    Raises:
+        DataError: A test set's labels are not the model's, or it has no part to be tested on.
+    """
+    if cell.task == "text-classification":
+        return _classify(cell, trained, folder, progress)
+    specs = {spec.name: spec for spec in StudyPlan.read(folder.plan).data}
+    measured = {name: _measure(cell, trained, specs[name], progress) for name in cell.tests}
+    return {
+        name: {"examples": found.examples, "scores": dict(found.scores), "correct": None}
+        for name, found in measured.items()
+    }
+
+
+def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+    task = FINETUNE_TASKS[cell.task]
+    tests: dict[str, Any] = {}
+    with quiet():
+        tokenizer = load_tokenizer(host_source(cell.arm.host), trained.model)
+        names = label_names_of(trained.model)
+        for name in cell.tests:
+            data = PreparedData.open(folder.data(name))
+            # max_eval_samples is for validation: what is tested must be the same examples in every cell.
+            config = FinetuneConfig.from_settings(trained.config, {**data.columns, "max_eval_samples": None})
+            _, examples = prepare_evaluation(str(data.part("test")), names, config, task=task)
+            context = TaskContext(tokenizer=tokenizer, model=trained.model, config=config, label_names=names)
+            tokens = task.tokenize(examples, context, training=False)
+            outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
+            metrics = task.measure(outputs, tokens, examples, context)
+            right = outputs[0].argmax(axis=-1) == examples.labels
+            tests[name] = {
+                "examples": metrics.examples,
+                "scores": dict(metrics.scores),
+                "correct": "".join("1" if value else "0" for value in right),
+            }
+    return tests
+
+
+def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, progress: Progress) -> Any:
+    own = spec.name == cell.data and not spec.test
+    if own and trained.config.max_eval_samples is None:
+        return trained.test or trained.validation
+    place = _place(spec, cell, progress)
+    if place is None and own:
+        return trained.validation
+    if place is None:
+        raise DataError(
+            f"{spec.name} has no test and no validation part, so that a model trained on {cell.data} can't be tested "
+            "on it. Name one in the plan: {name: ..., train: ..., test: ...}."
+        )
+    config = FinetuneConfig.from_settings(trained.config, {**spec.columns, "max_eval_samples": None})
+    with quiet():
+        tokenizer = load_tokenizer(host_source(cell.arm.host), trained.model)
+    source, split = place
+    found = evaluate_model(
+        trained.model, list(source), split=split, config=config, tokenizer=tokenizer, progress=progress
+    )
+    return found.metrics
+
+
+def _place(spec: DataSpec, cell: Cell, progress: Progress) -> tuple[tuple[str, ...], str | None] | None:
+    """Where the test examples are, and in which split; None: nowhere."""
+    if spec.test:
+        return spec.test, None
+    raw = load_data(list(spec.train), progress, task=cell.task)
+    if raw.test is None and spec.validation:
+        return spec.validation, None
+    table = raw.validation if raw.test is None else raw.test
+    return None if table is None else (spec.train, next(name for name, other in raw.splits.items() if other is table))
