@@ -77,6 +77,13 @@ class FinetuneConfig:
     train_fraction: float = _option(1.0, "Share of the training data that is used (stratified).")
     max_train_samples: int | None = _option(None, "Largest number of training examples that are used (stratified).")
     max_eval_samples: int | None = _option(None, "Largest number of validation and of test examples (stratified).")
+    streaming: bool = _option(
+        False, "Read the training data row by row, for data that doesn't fit into memory; see docs/data.md."
+    )
+    shuffle_buffer: int = _option(10_000, "Rows of a stream that are in memory, and shuffled, at a time.")
+    eval_steps: int | None = _option(
+        None, "Steps of a streamed run from one validation to the next; default: a tenth of all."
+    )
     text_column: str | None = _option(None, "Column of the text; guessed when not given.")
     text_pair_column: str | None = _option(None, "Column of the second text of a pair; guessed when not given.")
     label_column: str | None = _option(None, "Column of the label; guessed when not given.")
@@ -133,6 +140,12 @@ class FinetuneConfig:
             _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         _check(self, "validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1, both excluded")
         _check(self, "train_fraction", 0 < self.train_fraction <= 1, "above 0 and at most 1")
+        _check(self, "eval_steps", self.eval_steps is None or self.streaming, "left out without streaming")
+        if self.streaming and self.train_fraction != 1:
+            raise ConfigError(
+                f"train_fraction is {self.train_fraction:g}; of a stream a share can't be chosen by classes without "
+                "reading all of it. Give max_train_samples: the first so many rows."
+            )
         _check(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
 
     @classmethod

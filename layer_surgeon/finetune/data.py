@@ -13,6 +13,7 @@ from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask
+from layer_surgeon.finetune.train_stream import TrainStream
 from layer_surgeon.progress import NullProgress, Progress
 
 
@@ -32,6 +33,7 @@ class TaskData:
         test: Test examples; None where there are none.
         held_out: Whether the validation examples were taken from the training data.
         task: What it is for.
+        stream: All training rows, where they are streamed; `train` is then what was checked of them, the first ones.
     """
 
     name: str
@@ -45,6 +47,7 @@ class TaskData:
     test: ExampleSet | None
     held_out: bool
     task: FinetuneTask
+    stream: TrainStream | None = None
 
     @property
     def splits(self) -> dict[str, ExampleSet]:
@@ -62,6 +65,7 @@ class TaskData:
             "columns": {"text": self.columns.text, "text_pair": self.columns.text_pair, "label": self.columns.label},
             "validation_held_out_from_train": self.held_out,
             "splits": {name: self._split_facts(part) for name, part in self.splits.items()},
+            **({} if self.stream is None else {"stream": self.stream.facts()}),
         }
 
     def _split_facts(self, part: ExampleSet) -> dict[str, Any]:
@@ -97,9 +101,9 @@ def prepare_data(
     columns = choose_columns(raw.train, config, raw.record, roles=task.roles)
     if columns.guessed:
         progress.notice(f"Columns of {raw.train.place}: {columns} (guessed).")
-    train_table = _drop_unusable(raw.train, columns, raw.record, progress)
+    train_table = drop_unusable(raw.train, columns, raw.record, progress)
     label_map = task.label_map(train_table, columns, declared_names(raw, train_table, columns), model_names)
-    reader = _Reader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
+    reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     training = reader.examples(train_table, columns)
     raw_validation = load_data(validation, progress, task=task.name) if validation is not None else None
     raw_test = load_data(test, progress, task=task.name) if test is not None else None
@@ -162,9 +166,9 @@ def prepare_evaluation(
     columns = choose_columns(table, config, raw.record, roles=task.roles)
     if columns.guessed:
         progress.notice(f"Columns of {table.place}: {columns} (guessed).")
-    table = _drop_unusable(table, columns, raw.record, progress)
+    table = drop_unusable(table, columns, raw.record, progress)
     label_map = task.known_labels(table, columns, declared_names(raw, table, columns), label_names)
-    reader = _Reader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
+    reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     examples = reader.examples(table, columns)
     return table.place, subsample(examples, config.max_eval_samples or len(examples), config.seed)
 
@@ -177,7 +181,7 @@ def declared_names(raw: RawData, table: Table, columns: ColumnChoice) -> tuple[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reader:
+class SplitReader:
     """Makes the examples of several splits in the same way."""
 
     task: FinetuneTask
@@ -187,6 +191,7 @@ class _Reader:
     progress: Progress
 
     def examples(self, table: Table, columns: ColumnChoice) -> ExampleSet:
+        """The rows of a table, checked."""
         if len(table) == 0:
             raise DataError(f"{table.place} has no rows.")
         return self.task.examples(table, columns, self.labels)
@@ -196,17 +201,29 @@ class _Reader:
         if given is None:
             if own is None:
                 return None
-            return self.examples(_drop_unusable(own, self.columns, raw.record, self.progress), self.columns)
+            return self.examples(drop_unusable(own, self.columns, raw.record, self.progress), self.columns)
         table, columns = given.choose(None), self.columns
         # The same columns as in training where it has them; another file may name them differently.
         wanted = [name for name in (columns.text, columns.text_pair, columns.label) if name is not None]
         if given.record is not None or not all(name in table.columns for name in wanted):
             columns = choose_columns(table, self.config, given.record, roles=self.task.roles)
-        return self.examples(_drop_unusable(table, columns, given.record, self.progress), columns)
+        return self.examples(drop_unusable(table, columns, given.record, self.progress), columns)
 
 
-def _drop_unusable(table: Table, columns: ColumnChoice, record: DatasetRecord | None, progress: Progress) -> Table:
-    """Without the rows that carry no label by the registry's rule and, in data sets nobody here can edit, no text."""
+def drop_unusable(table: Table, columns: ColumnChoice, record: DatasetRecord | None, progress: Progress) -> Table:
+    """Without the rows that carry no label by the registry's rule and, in data sets nobody here can edit, no text.
+
+    Raises:
+        DataError: There are no rows, or a column is missing that the training split has.
+    """
+    if len(table) == 0:
+        raise DataError(f"{table.place} has no rows.")
+    for name in (columns.text, columns.text_pair, columns.label):
+        if name is not None and name not in table.columns:
+            raise DataError(
+                f"{table.place} has no column {name!r}, which the training data has. Its columns are: "
+                f"{', '.join(table.columns)}. Rename them, or take that split out."
+            )
     labels = table.columns[str(columns.label)] if columns.label is not None else [None] * len(table)
     unlabelled = record.unlabelled if record is not None else None
     texts = [table.columns[name] for name in (columns.text, columns.text_pair) if name is not None]

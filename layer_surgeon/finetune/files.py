@@ -67,22 +67,27 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
 
 
-def iterate_file(path: Path) -> Iterator[Row]:
-    """The rows of a CSV, TSV, JSONL or Parquet file as `read_file` has them, a few in memory at a time.
+def check_streamable(path: Path) -> None:
+    """See that there is a file that can be read row by row, without reading it.
 
     Raises:
-        DataError: As `read_file`, when the bad row is reached; at once for a file that can only be read as a whole.
+        DataError: As `check_file`, and for a file that can only be read as a whole.
     """
     check_file(path)
     if path.suffix.lower() not in ITERATORS:
         raise DataError(
-            f"{path} can't be streamed: a {path.suffix} file is read as a whole. If it has an object on every line, name "
-            f"it .jsonl; else leave --streaming out. These can be streamed: {', '.join(ITERATORS)}."
+            f"{path} can't be streamed: a {path.suffix} file is read as a whole. If it has an object on every line, "
+            f"name it .jsonl; else leave --streaming out. These can be streamed: {', '.join(ITERATORS)}."
         )
-    return _rows_of(path)
 
 
-def _rows_of(path: Path) -> Iterator[Row]:
+def iterate_file(path: Path) -> Iterator[Row]:
+    """The rows of a CSV, TSV, JSONL or Parquet file as `read_file` has them, a few in memory at a time.
+
+    Raises:
+        DataError: As `check_streamable` and, when the bad row is reached, as `read_file`.
+    """
+    check_streamable(path)
     with _reading(path):
         yield from ITERATORS[path.suffix.lower()](path)
 

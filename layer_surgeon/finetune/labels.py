@@ -113,6 +113,33 @@ def make_label_map(
     return LabelMap(names=tuple(map(str, found)), ids={label: index for index, label in enumerate(found)})
 
 
+def declared_label_map(names: Sequence[str]) -> LabelMap:
+    """The classes that a data set declares, for labels that come as their ids or as their names."""
+    ids: dict[Label, int] = {name: index for index, name in enumerate(names)}
+    return LabelMap(names=tuple(names), ids={**ids, **{index: index for index in range(len(names))}})
+
+
+def counted_label_map(counts: "Counter[Any]", place: str, model_names: Sequence[str] = ()) -> LabelMap:
+    """The classes of a training set of which only the numbers of its labels are kept.
+
+    A part of such a set may hold nothing but whole numbers where the whole has names too, and is read alike.
+
+    Raises:
+        DataError: As `make_label_map`.
+    """
+    # As many rows as `make_label_map` needs to see that these are classes, and no more.
+    values = [value for value in counts for _ in range(min(counts[value], _FEWEST_ROWS_PER_CLASS))]
+    commonest = max(counts, key=lambda value: counts[value])
+    wanted = min(sum(counts.values()), max(20, _FEWEST_ROWS_PER_CLASS * len(counts)))
+    values += [commonest] * (wanted - len(values))
+    known = make_label_map(values, place, model_names=model_names)
+    ids: dict[Label, int] = {}
+    for label, index in known.ids.items():
+        if (number := _as_int(label)) is not None:
+            ids[number] = index
+    return LabelMap(names=known.names, ids=ids | known.ids)
+
+
 def _with_declared(found: Sequence[Label], names: tuple[str, ...], place: str) -> LabelMap:
     by_id = all(isinstance(label, int) for label in found)
     ids: dict[Label, int] = {index if by_id else name: index for index, name in enumerate(names)}

@@ -31,8 +31,8 @@ class RunPlan:
     Attributes:
         task: What would be learned.
         model: What the model is called.
-        examples: Number of examples by split.
-        steps_per_epoch: Optimizer steps of an epoch.
+        examples: Number of examples by split; of a stream its rows or, where they were not counted, those of all steps.
+        steps_per_epoch: Optimizer steps of an epoch; of a stream those from one validation to the next.
         steps: Optimizer steps in all.
         parameters: Of each part (host, projections, donor, head): how many there are, and how many are trained.
         memory: Estimated bytes at the largest batch: weights, gradients, optimizer, activations, total. Of what
@@ -86,18 +86,22 @@ def plan_finetuning(
     if output is not None:
         check_free(Path(output))
     folder = Path(output) if output is not None else run.default_folder(workspace or Workspace())
-    per_epoch, steps = count_steps(run.config, len(run.sets["train"]), num_processes)
+    train_set, resolved = run.training_set(num_processes)
+    per_epoch, steps = count_steps(resolved, len(train_set), num_processes)
+    examples = {name: len(part) for name, part in run.sets.items()}
+    if run.data.stream is not None:
+        examples["train"] = run.data.stream.num_rows or steps * (len(train_set) // per_epoch)
     return RunPlan(
         task=run.data.task.name,
         model=run.model_name,
-        examples={name: len(part) for name, part in run.sets.items()},
+        examples=examples,
         steps_per_epoch=per_epoch,
         steps=steps,
         parameters=_parameters(run.context.model),
         memory=_memory(run),
         device=str(run.device),
         output=folder,
-        config=run.config,
+        config=resolved,
     )
 
 

@@ -24,10 +24,12 @@ from layer_surgeon.finetune.models import (
 )
 from layer_surgeon.finetune.parts import choose_trained
 from layer_surgeon.finetune.sources import task_of_data
+from layer_surgeon.finetune.streaming import begin_stream, prepare_stream
 from layer_surgeon.finetune.summary import summary
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from layer_surgeon.finetune.tracking import check_trackers
+from layer_surgeon.finetune.train_stream import StreamedDataset
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.progress import Progress
 from layer_surgeon.workspace import Workspace, short_name
@@ -40,7 +42,7 @@ class Preparation:
     Attributes:
         context: Model, tokenizer and settings, with what was left open filled in.
         data: The examples.
-        sets: Their tokens, by split.
+        sets: Their tokens, by split; of a stream those of the rows that were checked, as `data` has them.
         device: Where it will run.
         model_name: What to call the model.
         places: What was trained on what, as it was said.
@@ -57,6 +59,13 @@ class Preparation:
     def config(self) -> FinetuneConfig:
         """The settings."""
         return self.context.config
+
+    def training_set(self, num_processes: int = 1) -> tuple[TokenizedDataset | StreamedDataset, FinetuneConfig]:
+        """What is trained on, and the settings; of a stream with the number of steps, which the processes share."""
+        if self.data.stream is None:
+            return self.sets["train"], self.config
+        streamed = StreamedDataset(self.data.stream, self.context, num_processes)
+        return streamed, replace(self.config, max_steps=self.data.stream.steps(self.config, num_processes)[1])
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -90,13 +99,17 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
     check_trackers(config)
     task = FINETUNE_TASKS[find_task(model_or_path, config.task, task_of_data(train))]
     config = _for_task(config, task)
+    opened = begin_stream(train, config, task, progress) if config.streaming else None
     set_seed(config.seed)  # a host without a head gets one with fresh weights
     model = load_model(model_or_path, task.name)
     tokenizer = load_tokenizer(model_or_path, model, places["tokenizer"])
     model_names = label_names_of(model) if task.has_classes else ()
-    data = prepare_data(
-        train, places["validation"], places["test"], config, task=task, model_names=model_names, progress=progress
-    )
+    others = places["validation"], places["test"], config
+    common: dict[str, Any] = {"task": task, "model_names": model_names, "progress": progress}
+    if opened is None:
+        data = prepare_data(train, *others, **common)
+    else:
+        data = prepare_stream(opened, *others, **common)
     config = task.resolve(config, data.train)
     set_seed(config.seed)
     if task.has_classes:

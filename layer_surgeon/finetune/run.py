@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
-from layer_surgeon.errors import TrainingError, WorkspaceError
+from layer_surgeon.errors import DataError, TrainingError, WorkspaceError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
@@ -114,9 +114,10 @@ def _train(
     run: Preparation, folder: RunFolder, trackers: Trackers, progress: Progress, processes: Processes
 ) -> FinetuneResult:
     context, data, sets = run.context, run.data, run.sets
-    config, model, task = context.config, context.model, data.task
+    train_set, config = run.training_set(processes.count)
+    model, task = context.model, data.task
     leave_donor_alone(model)
-    callbacks: list[Any] = [trackers, ProgressCallback(progress, len(sets["train"]))]
+    callbacks: list[Any] = [trackers, ProgressCallback(progress, len(train_set))]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     if config.checkpoint_steps is not None:
@@ -125,8 +126,8 @@ def _train(
     trainer = SurgeonTrainer(
         task=task,
         context=context,
-        args=training_arguments(config, folder.checkpoints.resolve(), run.device, len(sets["train"]), processes.count),
-        train_dataset=sets["train"],
+        args=training_arguments(config, folder.checkpoints.resolve(), run.device, len(train_set), processes.count),
+        train_dataset=train_set,
         eval_dataset=NumberedDataset(sets["validation"]),
         compute_metrics=functools.partial(compute_metrics, measure=measure),
         callbacks=callbacks,
@@ -230,6 +231,9 @@ def _keeping_what_is_done(folder: RunFolder, progress: Progress, processes: Proc
         raise WorkspaceError(
             f"{folder.work} can't be written: {reason}.{_kept(folder, progress, processes)}"
         ) from error
+    except DataError as error:
+        # A bad row of a stream, which nobody could know of before.
+        raise DataError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
     except RuntimeError as error:
         # How torch.save says that the disk is full.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):

@@ -9,27 +9,58 @@ from layer_surgeon.finetune.tokenization import TokenizedDataset
 # A class with a smaller share than this is named: accuracy alone says little of it.
 _RARE = 0.05
 _MOST_CLASSES = 12
+# So many rows of one class are no chance.
+_ENOUGH = 50
 
 
 def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: FinetuneConfig) -> list[str]:
     """Sizes, classes and their balance, what is cut: one line each."""
-    sizes = ", ".join(f"{len(part):,} {name}" for name, part in data.splits.items())
+    sizes = ", ".join(
+        f"{_size(data) if name == 'train' else f'{len(part):,}'} {name}" for name, part in data.splits.items()
+    )
     held_out = f" (held out of the training data, {config.validation_fraction:.0%})" if data.held_out else ""
+    if data.held_out and data.stream is not None:
+        held_out = " (held out of the first rows of the training data)"
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     lines = [f"{data.name}: {sizes} examples{held_out}{classes}."]
     lines += _balance(data)
+    lines += _order(data, config)
     for name, part in sets.items():
         if cut := part.num_truncated:
             kind = {"train": "training"}.get(name, name)
+            first = "the first " if name == "train" and data.stream is not None else ""
             lines.append(
-                f"{cut:,} of {len(part):,} {kind} {data.task.unit} ({cut / len(part):.1%}) are longer than "
+                f"{cut:,} of {first}{len(part):,} {kind} {data.task.unit} ({cut / len(part):.1%}) are longer than "
                 f"{part.cut_at} and are cut there."
             )
     return lines
 
 
+def _size(data: TaskData) -> str:
+    if data.stream is None:
+        return f"{len(data.train):,}"
+    return "an unknown number of" if data.stream.num_rows is None else f"{data.stream.num_rows:,} streamed"
+
+
+def _order(data: TaskData, config: FinetuneConfig) -> list[str]:
+    """Of a stream: whether its rows seem to come class by class."""
+    counts = data.task.facts(data.train, data.label_names).get("per_class", {})
+    found = [name for name, count in counts.items() if count]
+    if data.stream is None or len(found) != 1 or len(data.train) < _ENOUGH:
+        return []
+    return [
+        f"The first {len(data.train):,} training rows are all {found[0]!r}: the stream seems to be sorted, and only "
+        f"{config.shuffle_buffer:,} rows at a time are shuffled (--shuffle-buffer). Better shuffle the data itself."
+    ]
+
+
 def _balance(data: TaskData) -> list[str]:
     counts = data.task.facts(data.train, data.label_names).get("per_class", {})
+    where = "in training"
+    if data.stream is not None and data.stream.per_class is not None:
+        counts = data.stream.per_class
+    elif data.stream is not None:
+        where = f"in the first {len(data.train):,} training rows"
     total = sum(counts.values())
     if not counts or not total:
         return []
@@ -37,11 +68,11 @@ def _balance(data: TaskData) -> list[str]:
     largest = sorted(shares, key=lambda name: -shares[name])
     shown = ", ".join(f"{name} {shares[name]:.1%}" for name in largest[:_MOST_CLASSES])
     more = f" and {len(largest) - _MOST_CLASSES} more" if len(largest) > _MOST_CLASSES else ""
-    lines = [f"Classes in training: {shown}{more}."]
+    lines = [f"Classes {where}: {shown}{more}."]
     rare = [name for name in largest if shares[name] < _RARE / max(1, len(shares) / 2)]
     if rare:
         lines.append(
-            f"Rare in training: {', '.join(rare[:5])}{', ...' if len(rare) > 5 else ''}. Look at macro F1 and at the "
+            f"Rare {where}: {', '.join(rare[:5])}{', ...' if len(rare) > 5 else ''}. Look at macro F1 and at the "
             "scores by class, not at accuracy alone."
         )
     return lines

@@ -275,6 +275,9 @@ def training_arguments(
         # Without this a loss that is no number is replaced in the log by the mean of those before.
         logging_nan_inf_filter=False,
         disable_tqdm=True,
+        # Of a stream every process reads all and takes its part of each batch: batches that one process hands out would
+        # all have to be padded alike.
+        accelerator_config={"dispatch_batches": False},
         # Trackers are called by `Trackers`, which outlives them.
         report_to="none",
         label_names=["labels"],

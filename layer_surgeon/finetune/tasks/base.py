@@ -52,6 +52,10 @@ class FinetuneTask(ABC):
     has_classes: ClassVar[bool] = False
     # What one row of the data is called.
     unit: ClassVar[str] = "texts"
+    # Whether every row becomes one feature, so that the number of rows says how many steps a pass has.
+    one_feature_each: ClassVar[bool] = True
+    # Whether rows with the same second text belong together, and are held out together.
+    keeps_pairs_together: ClassVar[bool] = False
 
     # ---- data
 
@@ -74,6 +78,14 @@ class FinetuneTask(ABC):
             DataError: A label is none of the model's classes.
         """
         return None
+
+    def labels_in(self, value: Any) -> Sequence[Any]:
+        """The labels that one cell of the label column holds.
+
+        Raises:
+            DataError: It can't hold any.
+        """
+        return [value]
 
     @abstractmethod
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> ExampleSet:

@@ -68,6 +68,7 @@ class CausalLM(FinetuneTask):
         text=("text", "content", "document", "sentence", "review", "story", "article", "body"), only_text=True
     )
     unit = "blocks"
+    one_feature_each = False
 
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]

@@ -99,6 +99,8 @@ class QuestionAnswering(FinetuneTask):
         label=("answers", "answer", "answertext"),
     )
     unit = "questions"
+    one_feature_each = False
+    keeps_pairs_together = True
 
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]

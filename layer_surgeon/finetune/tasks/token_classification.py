@@ -122,6 +122,13 @@ class TokenClassification(FinetuneTask):
         tags = [tag for row in _tag_rows(table, columns) for tag in row]
         return labels_of_model(tags, table.place, names, declared=declared)
 
+    def labels_in(self, value: Any) -> Sequence[Any]:
+        """One for each word."""
+        tags = _as_list(value)
+        if tags is None:
+            raise DataError(f"{value!r} is no list of labels.")
+        return tags
+
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> TaggedTexts:
         """Words and class ids, equally many in every row."""
         if labels is None:
