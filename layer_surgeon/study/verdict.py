@@ -8,6 +8,7 @@ from layer_surgeon.study.plan import StudyPlan
 # Scores from 0 to 1, which people read as per cent; a difference is then in points.
 SHARES = ("accuracy", "macro_f1", "precision", "recall")
 _ONE_SEED = "for this one seed"
+_SMALLEST = 0.001
 
 
 def say_comparison(comparison: Mapping[str, Any], plan: StudyPlan) -> str:
@@ -16,7 +17,8 @@ def say_comparison(comparison: Mapping[str, Any], plan: StudyPlan) -> str:
     size = difference_in_words(delta, plan.metric)
     if comparison["p"] is None:
         return f"{arm} and {against}: {size}; one seed without single examples can't be tested"
-    chance = f"p = {say_p(comparison['p_holm'])}, {_basis(comparison)}"
+    p = comparison["p_holm"]
+    chance = f"p {say_p(p) if p < _SMALLEST else f'= {say_p(p)}'}, {_basis(comparison)}"
     if not comparison["significant"]:
         return f"{arm} and {against}: the difference of {size} is not significant ({chance})"
     better = (delta > 0) == plan.higher_is_better
@@ -30,7 +32,7 @@ def difference_in_words(delta: float, metric: str) -> str:
 
 def say_p(p: float) -> str:
     """A p-value for people."""
-    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"< {_SMALLEST}" if p < _SMALLEST else f"{p:.3f}"
 
 
 def _basis(comparison: Mapping[str, Any]) -> str:
