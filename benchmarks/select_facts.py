@@ -4,6 +4,7 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,16 @@ def measure(work: Path) -> dict[str, Any]:
         best = max(LAYERS, key=means.__getitem__)
         pooled = statistics.fmean(statistics.variance(layer["test"]) for layer in layers) ** 0.5
         own = statistics.stdev(layers[best]["test"])
-        found = [read_selection(work / f"select-{data}-{number}", means) for number in range(SELECTIONS)]
+        read = [read_selection(work / f"select-{data}-{number}", means) for number in range(SELECTIONS)]
+        found = [selection for selection in read if selection is not None]
+        probes = [[one["rungs"][0]["scores"][str(layer)] for layer in LAYERS] for one in found]
+        mean_probe = [statistics.fmean(scores) for scores in zip(*probes, strict=True)]
+        ways = {
+            "select": [one["layer"] for one in found],
+            "probe alone": [max(LAYERS, key=scores.__getitem__) for scores in probes],
+            "last layer": [LAYERS[-1]],
+            "any layer": list(LAYERS),
+        }
         facts[data] = {
             "layers": layers,
             "host": host,
@@ -35,12 +45,22 @@ def measure(work: Path) -> dict[str, Any]:
             "deviation_of_best": own,
             "pooled_deviation": pooled,
             "layers_differ_p": float(f_oneway(*(layer["test"] for layer in layers)).pvalue),
-            "random": judge(list(LAYERS), means, own, pooled),
-            "one_seed": one_seed(layers),
-            "selections": [selection for selection in found if selection],
-            "chosen": judge([one["layer"] for one in found if one], means, own, pooled),
+            "spearman_of_seeds": spearman_of_seeds(layers),
+            "spearman_of_mean_probe": float(spearmanr(mean_probe, means).statistic),
+            "ways": {name: judge(choices, means, own, pooled) for name, choices in ways.items()}
+            | {"one seed of all": one_seed(layers)},
+            "selections": found,
         }
     return {"format": 1, "seeds": list(SEEDS), "rows": ROWS, "settings": SETTINGS, "data": facts}
+
+
+def spearman_of_seeds(layers: Sequence[dict[str, list[float]]]) -> list[float]:
+    """How far two seeds of the sweep agree on the order of the layers: more than that can't be asked of a selection."""
+    pairs = combinations(range(len(SEEDS)), 2)
+    return [
+        float(spearmanr([layer["test"][one] for layer in layers], [layer["test"][two] for layer in layers]).statistic)
+        for one, two in pairs
+    ]
 
 
 def read_sweep(work: Path, data: str) -> tuple[list[dict[str, list[float]]], list[float]]:

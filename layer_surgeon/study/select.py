@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.progress import NullProgress, Progress
@@ -179,23 +181,28 @@ def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress:
     Raises:
         TrainingError: None can be built.
     """
-    seed, name = plan.seeds[0], plan.data[0].name
+    name = plan.data[0].name
     path = folder.root / PROBES
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"format": 1}
     rows = PreparedData.open(folder.data(name)).rows("train")
     rows = _share(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
     labels = [str(row["label"]) for row in rows]
-    place: Place = "head" if len({arm.graft.get("site", ENCODER_OUTPUT) for arm in arms}) > 1 else "donor"
+    place: Place = "donor"
+    if any(arm.graft.get("site", ENCODER_OUTPUT) != ENCODER_OUTPUT for arm in arms):
+        place = "head"
+    vectors: dict[tuple[str, str], Tensor] = {}
     length = int(plan.finetune.get("max_length", 100))
     scores: dict[str, float] = {}
     reason = ""
     progress.begin("Probing", len(arms), "candidates")
     for arm in arms:
-        key = json.dumps([arm.as_dict(), name, seed, len(rows), place], sort_keys=True)
+        key = json.dumps([arm.as_dict(), name, plan.seeds, len(rows), place], sort_keys=True)
         try:
             if key not in known:
-                known[key] = probe_arm(arm, texts, labels, folder, seed=seed, max_length=length, place=place)
+                known[key] = probe_arm(
+                    arm, texts, labels, folder, seeds=plan.seeds, max_length=length, place=place, known=vectors
+                )
                 write_json(path, known)
             scores[arm.name] = float(known[key])
         except LayerSurgeonError as error:

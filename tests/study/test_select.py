@@ -187,10 +187,13 @@ def test_a_probe_without_training(parts, tmp_path):
     arm = next(arm for arm in plan.arms if arm.donor is not None)
     made = rows(200, seed=4)
     texts, labels = [row["text"] for row in made], [str(row["label"]) for row in made]
-    told = probe_arm(arm, texts, labels, folder, seed=1)
-    assert told == probe_arm(arm, texts, labels, folder, seed=1)
+    known = {}
+    told = probe_arm(arm, texts, labels, folder, seeds=[1, 2], known=known)
+    assert [vectors.shape[0] for vectors in known.values()] == [200]
+    assert told == probe_arm(arm, texts, labels, folder, seeds=[1, 2], known=known)
+    assert told == probe_arm(arm, texts, labels, folder, seeds=[1, 2])
     mixed = [str(index // 2 % 2) for index in range(200)]
-    assert told > 0.6 > probe_arm(arm, texts, mixed, folder, seed=1)
+    assert told > 0.6 > probe_arm(arm, texts, mixed, folder, seeds=[1, 2])
 
 
 def test_nothing_to_choose_from(parts, tmp_path):
