@@ -11,8 +11,8 @@ Gemma-3-270M; both from the demo extra. Fixed before any sweep was run: the data
 for the sweeps, and that a selection has seeds of its own, so that it knows nothing of the sweep that it is measured by.
 
 The host is frozen and without dropout, so that what it says of a text is always the same, and is computed once; all
-trainings run in one process. Neither changes a number beyond rounding. It makes hundreds of trainings affordable on a
-core.
+trainings run in one process. That makes hundreds of trainings affordable on a core, and should change no number beyond
+rounding: `--check` shows it for one.
 """
 
 import argparse

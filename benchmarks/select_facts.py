@@ -94,16 +94,22 @@ def read_selection(folder: Path, means: Sequence[float]) -> dict[str, Any] | Non
                 "scores": {str(layer): score for layer, score in sorted(layers.items())},
                 "kept": [int(name.rpartition("-L")[2]) for name in rung["kept"]],
                 "spearman": agreement,
-                "seconds": rung["seconds"],
             }
         )
     return {
         "layer": found["layers"][0],
         "cost": found["cost"],
-        "time": found["time"],
+        # Not in seconds: those of a machine with other work say nothing.
+        "trainings": trainings(found["rungs"]),
         "margin": found["margin"],
         "rungs": rungs,
     }
+
+
+def trainings(rungs: Sequence[dict[str, Any]]) -> int:
+    """How many trainings of candidates a selection began; the last rung takes over those of the one before."""
+    quarter, one, last = (len(rung["scores"]) for rung in rungs[1:])
+    return quarter + one + last * (len(SEEDS) - 1)
 
 
 def judge(choices: Sequence[int], means: Sequence[float], own: float, pooled: float) -> dict[str, float]:
@@ -152,7 +158,7 @@ def draw(facts: dict[str, Any]) -> None:
         chosen = Counter(selection["layer"] for selection in data["selections"])
         low = min(mean - band for mean, band in zip(means, bands, strict=True)) - 1.5
         for layer, times in chosen.items():
-            axis.scatter([layer], [low], s=90 * times, color=ORANGE, zorder=3)
+            axis.scatter([layer], [low], s=130, color=ORANGE, zorder=3)
             axis.annotate(str(times), (layer, low), ha="center", va="center", fontsize=8, zorder=4)
         axis.scatter([], [], s=60, color=ORANGE, label="chosen by select (how often)")
         axis.set_xticks(list(LAYERS))
