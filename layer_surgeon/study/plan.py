@@ -15,6 +15,7 @@ graft: {}
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -37,6 +38,7 @@ _KEYS = (
     *("finetune", "graft", "reference", "focus", "metric", "test_fraction", "keep_models", "layers"),
 )
 _LOWER_IS_BETTER = ("loss", "perplexity")
+_POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
 _NONE: list[DonorSpec | None] = [None]
 _METRICS: Mapping[str, str] = {
     "text-classification": "accuracy",
@@ -278,17 +280,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML takes 5e-5 for text, since it has no point; a person means the number."""
+    """YAML takes 5e-5 for text, since it has no point; a person means the number. Text such as "2024" stays text."""
     if isinstance(value, dict):
         return {name: _numbers(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_numbers(entry) for entry in value]
-    if isinstance(value, str) and value[:1].isdigit():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
 
 
 def _arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:

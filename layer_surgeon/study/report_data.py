@@ -43,11 +43,11 @@ def load_report(folder: Path) -> StudyReport:
     place = StudyFolder(root=folder)
     plan = _read_plan(place)
     cells = plan.cells()
-    # A cell's id has the arm's name as file names have it: after a small change of the name, cells have the old one.
-    names = {arm.name for arm in plan.arms}
     try:
-        paths = [place.result(cell.id) for cell in cells if place.result(cell.id).exists()]
-        results = [_read_cell(path) for path in paths]
+        there = [cell for cell in cells if place.result(cell.id).exists()]
+        paths = [place.result(cell.id) for cell in there]
+        # As in the summary: a cell can be older than the name of its arm.
+        results = [{**_read_cell(path), "arm": cell.arm.name} for path, cell in zip(paths, there, strict=True)]
         summary = _read_summary(plan, place, paths)
         tables = tuple(read_table(table, summary, plan) for table in summary["tables"])
         selection = _read_selection(plan, place)
@@ -74,9 +74,7 @@ def load_report(folder: Path) -> StudyReport:
             curves=learning_curves(plan, results),
             sweeps=sweeps_of(tables, plan),
             selection=selection,
-            measurements=tuple(
-                entry for result in results if result["arm"] in names for entry in _measurements(result)
-            ),
+            measurements=tuple(entry for result in results for entry in _measurements(result)),
             plan=plan.as_dict(),
             settings=_shared([result["config"] for result in results]) or dict(plan.finetune),
             versions=_versions(results),
@@ -250,5 +248,7 @@ def _versions(results: Sequence[Result]) -> dict[str, str]:
 
 
 def _command(folder: Path) -> str:
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
     plan, output = shlex.quote(str(folder / PLAN)), shlex.quote(f"{folder}-again")
     return f"surgeon compare --config {plan} --output {output}"

@@ -175,26 +175,27 @@ def sweep_plot(page: Pages, sweep: LayerSweep) -> str:
     )
     level = None if sweep.reference is None else _level(page, sweep.reference)
     axes = Axes(
-        x=f"layer of {sweep.donor}, from 0",
+        x=sweep.axis,
         y=page.metric,
         format=page.tick,
         places=tuple((float(index), point.label) for index, point in enumerate(sweep.points)),
         least=page.least,
     )
     best = [index for index, point in enumerate(sweep.points) if point.best]
-    text = "; ".join(f"layer {point.label} {page.score(point.mean)}" for point in sweep.points)
+    text = "; ".join(f"{point.label}: {page.score(point.mean)}" for point in sweep.points)
     drawn = page.plot(
-        f"{page.metric.capitalize()} by layer on {sweep.place}",
+        f"{page.metric.capitalize()} by {sweep.axis} on {sweep.place}",
         text,
         lambda drawing: lines(drawing, [series], axes, level=level, rings=best),
     )
-    found = " and ".join(f"layer {sweep.points[index].label}" for index in best)
+    kind = "layer " if sweep.axis.endswith("(from 0)") else ""
+    found = " and ".join(f"{kind}{sweep.points[index].label}" for index in best)
     said = f"Highest: {found}" if page.report.higher_is_better else f"Lowest: {found}"
     beside = f"; dashed: {escape(sweep.reference.arm)}" if sweep.reference is not None else ""
     return figure(
         drawn,
         f"Mean over the seeds with one standard deviation, the single seeds as faint dots{beside}. {escape(said)} "
-        "(ringed). The highest of many layers is high by luck too: look at how far its neighbours lie.",
+        "(ringed). The best of many is so by luck too: look at how far its neighbours lie.",
     )
 
 

@@ -256,9 +256,10 @@ def _selection(page: Pages) -> str:
             fields.append(number(rung.scores.get(name), page.score, "most" if kept else ""))
         rows.append(fields)
     layers = " and ".join(map(str, chosen.layers))
+    margin = "" if chosen.margin is None else f", {escape(chosen.margin)}"
     return (
-        f"<p>Chosen: <strong>{escape(chosen.best)}</strong>, layer {escape(layers)}, at {100 * chosen.cost:.0f} % of "
-        "what training with every candidate and seed takes.</p>"
+        f"<p>Chosen: <strong>{escape(chosen.best)}</strong> (layer {escape(layers)}, site {escape(chosen.site)})"
+        f"{margin}, at {100 * chosen.cost:.0f} % of what training with every candidate and seed takes.</p>"
         + table(columns, rows, "Scores of the candidates by round")
         + '<p class="note">Scores on validation data; bold: went on into the next round.</p>'
     )

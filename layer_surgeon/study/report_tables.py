@@ -188,17 +188,20 @@ def _curve_point(epoch: float, results: Sequence[Mapping[str, Any]], metric: str
 
 def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...]:
     """Where a donor stands in grafts with several layers, or in several places, on each test set."""
-    groups: dict[tuple[str, str], dict[str, tuple[tuple[int, ...], str]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, tuple[tuple[int, ...], str]]] = {}
     hosts = {arm.name: arm.host_name for arm in plan.arms}
     for arm in plan.arms:
         if arm.donor is not None and arm.kind == "graft":
             site = str(arm.graft.get("site", ENCODER_OUTPUT))
-            groups.setdefault((arm.donor.source, arm.host_name), {})[arm.name] = (arm.donor.layers, site)
+            # An arm that is trained in another way is no point on the line of those that differ by layer or site alone.
+            graft = {key: value for key, value in arm.graft.items() if key != "site"}
+            rest = repr([arm.donor.revision, arm.donor.dtype, sorted(graft.items()), sorted(arm.finetune.items())])
+            groups.setdefault((arm.donor.source, arm.host_name, rest), {})[arm.name] = (arm.donor.layers, site)
     found = []
     for table in tables:
-        for (source, host), known in groups.items():
+        for (source, host, _), known in groups.items():
             # Sorting keeps the plan's order among the sites of a layer, from the first to the last.
-            rows = sorted((row for row in table.rows if row.arm in known), key=lambda row: known[row.arm][0])
+            rows = sorted((row for row in table.rows if row.arm in known), key=lambda row: _depth(known[row.arm][0]))
             if len({known[row.arm] for row in rows}) < 2:
                 continue
             own = [row for row in table.rows if _is_reference(row.arm, plan) and hosts[row.arm] == host]
@@ -218,6 +221,11 @@ def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...
                 )
             )
     return tuple(found)
+
+
+def _depth(layers: tuple[int, ...]) -> list[tuple[bool, int]]:
+    """What layers are sorted by: those counted from the end come last."""
+    return [(layer < 0, layer) for layer in layers]
 
 
 def _labels(places: Sequence[tuple[tuple[int, ...], str]], donor: str) -> tuple[str, list[str]]:

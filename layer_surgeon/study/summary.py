@@ -52,7 +52,10 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> dict[str, Any]:
         WorkspaceError: A cell's file can't be read.
     """
     cells = plan.cells()
-    results = [read_json(folder.result(cell.id)) for cell in cells if folder.result(cell.id).exists()]
+    # A cell's id has the arm's name as file names have it, so that cells can be older than the name of their arm.
+    results = [
+        read_json(folder.result(cell.id)) | {"arm": cell.arm.name} for cell in cells if folder.result(cell.id).exists()
+    ]
     ids = {cell.id for cell in cells}
     failed = [failure for failure in folder.failures() if failure["id"] in ids]
     tables = [

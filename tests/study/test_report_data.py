@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,37 @@ def test_a_sweep_over_sites(tmp_path):
     (sweep,) = report.sweeps
     assert (report.kind, sweep.axis) == ("sweep", "where layer -1 of llm sits in the host")
     assert [point.label for point in sweep.points] == ["embeddings", "0", "1"]
+
+
+def test_a_sweep_holds_no_arm_that_is_trained_in_another_way(tmp_path):
+    slow = {"name": "slow", "like": "graft", "finetune": {"learning_rate": 1e-5}}
+    middle = {"name": "middle", "like": "graft", "donor": layers(16)[0]}
+    made_up_study(
+        tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", "graft", slow, middle], seeds=[1]
+    )
+    (sweep,) = load_report(tmp_path).sweeps
+    assert [(point.arm, point.label) for point in sweep.points] == [("middle", "16"), ("graft", "-1")]
+
+
+def test_cells_that_are_older_than_the_name_of_their_arm(tmp_path):
+    arms = ["host", {"name": "my graft", "like": "graft"}]
+    made_up_study(tmp_path, {"host": 0.7, "my graft": 0.8}, arms=arms, seeds=[1], focus=None)
+    plan = tmp_path / "study.yaml"
+    plan.write_text(plan.read_text().replace("name: my graft", "name: my-graft"))
+    report = load_report(tmp_path)
+    assert [row.arm for row in report.tables[0].rows] == ["host", "my-graft"]
+    assert [(curve.arm, one.arm) for curve, one in zip(report.curves, report.measurements, strict=True)] == [
+        ("host", "host"),
+        ("my-graft", "my-graft"),
+    ]
+
+
+def test_a_study_in_this_folder_is_repeated_beside_it(tmp_path, monkeypatch):
+    made_up_study(tmp_path, {"host": 0.7}, seeds=[1], title="2024")
+    monkeypatch.chdir(tmp_path)
+    report = load_report(Path())
+    assert report.command == f"surgeon compare --config {tmp_path}/study.yaml --output {tmp_path}-again"
+    assert report.title == "2024"
 
 
 def test_a_selection(tmp_path):

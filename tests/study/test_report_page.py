@@ -143,15 +143,28 @@ def test_a_sweep_and_its_best_layer(tmp_path):
     assert "Cost against gain" not in page.text
 
 
+def test_a_sweep_over_sites_says_where_the_layer_sits(tmp_path):
+    arms = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in ("embeddings", 1)]
+    shares = {"host": 0.7, "graft-embeddings": 0.6, "graft-1": 0.75}
+    page = Parsed(page_of(tmp_path, shares, arms=["host", *arms], seeds=[1], focus=None)[1])
+    assert "where layer -1 of llm sits in the host" in page.text
+    assert "Highest: 1 (ringed)" in page.text
+    assert "from 0" not in page.text
+
+
 def test_a_selection_says_what_was_chosen(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, examples=60)
     rungs = [
         {"name": "probe without training", "scores": {"graft": 0.61, "other": 0.5}, "kept": ["graft"], "examples": 0}
     ]
-    content = {"format": 1, "best": "graft", "layers": [3], "cost": 0.12, "rungs": rungs}
+    margin = {"runner_up": "other", "difference": 0.01, "deviation": None}
+    content = {"format": 1, "best": "graft", "layers": [3], "cost": 0.12, "rungs": rungs, "margin": margin}
     write_json(StudyFolder(root=tmp_path).root / "selection.json", content)
     page = Parsed(make_page(load_report(tmp_path)))
-    assert "Chosen: graft, layer 3, at 12 %" in page.text
+    assert (
+        "Chosen: graft (layer 3, site encoder_output), ahead of other by 1.0 points, with one seed, at 12 %"
+        in page.text
+    )
     assert "probe without training" in page.text
 
 
