@@ -121,5 +121,5 @@ def run_study(
 
 
 def _words(cell: Cell) -> str:
-    share = "" if cell.fraction == 1 else f", {cell.fraction:.0%} of the data"
+    share = "" if cell.fraction == 1 else f", {100 * cell.fraction:g} % of the data"
     return f"{cell.arm.name} on {cell.data}{share}, seed {cell.seed}"

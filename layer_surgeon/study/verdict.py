@@ -56,7 +56,7 @@ def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: 
     if plan.focus is not None:
         own = [(place, c) for place, c in found if _is(plan.focus, c["arm"]) and _is(plan.reference, c["against"])]
         if own:
-            return _headline(own, plan.higher_is_better) + _controls(found, plan) + rest
+            return _headline(own, plan.higher_is_better) + _controls(own, found, plan) + rest
     told = [(place, c) for place, c in found if c["significant"]]
     if not told:
         return f"Not significant: no arm can be told apart from another, in {len(found)} comparisons.{rest}"
@@ -80,26 +80,32 @@ def _headline(own: Sequence[tuple[str, Mapping[str, Any]]], higher: bool) -> str
     )
 
 
-def _controls(found: Sequence[tuple[str, Mapping[str, Any]]], plan: StudyPlan) -> str:
+def _controls(
+    own: Sequence[tuple[str, Mapping[str, Any]]], found: Sequence[tuple[str, Mapping[str, Any]]], plan: StudyPlan
+) -> str:
     """Whether what the focus gains may be put down to the donor's knowledge: only if no control does as well."""
-    rivals: dict[str, bool] = {}
+    rivals: dict[str, list[bool]] = {}
     for _, comparison in found:
         if not _is(str(plan.focus), comparison["arm"]) or _is(plan.reference, comparison["against"]):
             continue
         beaten = comparison["significant"] and (comparison["mean"] > 0) == plan.higher_is_better
-        rivals[comparison["against"]] = rivals.get(comparison["against"], False) or beaten
-    standing = [name for name, beaten in rivals.items() if not beaten]
+        rivals.setdefault(comparison["against"], []).append(beaten)
+    standing = [name for name, beaten in rivals.items() if not any(beaten)]
     if not rivals:
         return ""
-    if not standing:
-        return f" It is also better than {_and(list(rivals))}."
-    return f" It is not shown to be better than {_and(standing)}."
+    if standing:
+        return f" It is not shown to be better than {_and(standing)}."
+    if all(all(beaten) for beaten in rivals.values()):
+        also = any(c["significant"] and (c["mean"] > 0) == plan.higher_is_better for _, c in own)
+        return f" It is {'also ' if also else ''}better than {_and(list(rivals))}."
+    told = [f"{name} in {sum(beaten)} of {len(beaten)}" for name, beaten in rivals.items()]
+    return f" It is better than {_and(told)} comparisons."
 
 
 def _place(table: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     if len(tables) == 1:
         return f" on {table['test']}"
-    share = "" if table["fraction"] == 1 else f", {table['fraction']:.0%} of the data"
+    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the data"
     trained = "" if table["test"] == table["data"] else f", trained on {table['data']}"
     return f" on {table['test']}{trained}{share}"
 

@@ -6,6 +6,7 @@ import pytest
 from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.summary import summarize
+from layer_surgeon.study.verdict import say_study
 
 SEEDS = [1, 2, 3]
 
@@ -94,6 +95,23 @@ def test_several_tables(tmp_path):
         ("shops", "films"),
     ]
     assert summary["verdict"].startswith("graft is significantly better than host in 4 of 4 comparisons")
+
+
+def test_what_beats_a_control_on_one_test_set_is_not_said_to_beat_it(tmp_path):
+    made = {"host": 0.7, "graft": 0.7, "random": 0.5}
+    assert made_up(tmp_path / "one", made)["verdict"].endswith(" It is better than random.")
+    plan = {"arms": ["host", "graft", "random"], "host": "a/bert", "donor": "b/llm", "data": ["films", "shops"]}
+    plan = StudyPlan.from_dict(plan)
+    rows = [
+        {"arm": "graft", "against": against, "significant": won, "mean": 0.1, "words": "graft is better"}
+        for against, won in (("host", True), ("random", True), ("host", True), ("random", False))
+    ]
+    tables = [
+        {"data": name, "test": name, "fraction": 1, "comparisons": rows[at : at + 2]}
+        for name, at in (("films", 0), ("shops", 2))
+    ]
+    said = say_study(tables, plan, missing=0)
+    assert said.endswith(" It is better than random in 1 of 2 comparisons.")
 
 
 def test_one_seed_says_so(tmp_path):
