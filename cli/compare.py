@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_surgeon.errors import TrainingError
+from layer_surgeon.errors import LayerSurgeonError, TrainingError
 
 from .command import command, new_app, usage
 from .errors import UsageError
@@ -100,16 +100,26 @@ def make_plan(
     from layer_surgeon.study.plan import StudyPlan
 
     own = _whole_plan(config, preset, output)
-    if own is not None:
-        if any(said.values()) or given or num_seeds or scale != "full":
-            raise UsageError(
-                f"{own} holds a study, with nothing left open. Leave the other options out to run it as it is, or "
-                "choose another folder."
+    known = None if own is None else StudyPlan.read(own)
+    if known is not None and not (any(said.values()) or given or num_seeds or scale != "full"):
+        return known
+    made = None
+    # Options can't change a plan with nothing left open; beside a study's folder, those that made it are welcome.
+    if known is None or config is None:
+        try:
+            content = make_content(
+                config=config, preset=preset, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui
             )
-        return StudyPlan.read(own)
-    return StudyPlan.from_dict(
-        make_content(config=config, preset=preset, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui)
-    )
+            made = StudyPlan.from_dict(content)
+        except LayerSurgeonError:
+            if known is None:
+                raise
+    if made is None or (known is not None and made.as_dict() != known.as_dict()):
+        raise UsageError(
+            f"{own} holds a study, with nothing left open, and not the one that these options make. Leave them out to "
+            "run it as it is, or choose another folder."
+        )
+    return made
 
 
 def _whole_plan(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
@@ -218,10 +228,12 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
 
 
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
+    from rich.markup import escape
+
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
     for table in result.summary["tables"]:
-        share = "" if table["fraction"] == 1 else f", {table['fraction']:.0%} of the data"
+        share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the data"
         place = table["test"] if table["test"] == table["data"] else f"{table['test']}, trained on {table['data']}"
         rows = [
             (
@@ -233,7 +245,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
             )
             for row in table["rows"]
         ]
-        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{place}{share}")
+        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=escape(f"{place}{share}"))
         ui.table(
             ("comparison", "difference", "95 % interval", "p (Holm)", ""),
             [
@@ -247,7 +259,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                 for c in table["comparisons"]
             ],
         )
-    ui.line(f"[bold]{result.summary['verdict']}[/]\n")
+    ui.line(f"[bold]{escape(result.summary['verdict'])}[/]\n")
     facts = {"trainings": f"{result.done} done, {result.ran} of them now", "time": format_seconds(result.seconds)}
     if result.failed:
         facts["failed"] = f"{len(result.failed)}; the same command tries them again"

@@ -18,6 +18,8 @@ from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.report_data import load_report
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
+from layer_surgeon_cli.compare import make_plan
+from layer_surgeon_cli.errors import UsageError
 from layer_surgeon_cli.main import app
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
 from tests.support.studies import tiny_parts
@@ -48,6 +50,17 @@ def here(monkeypatch):
             yield cell, None
 
     monkeypatch.setattr(compare, "run_local", run)
+
+
+def test_the_same_options_go_on_with_a_study_and_others_do_not(tmp_path):
+    said = {"host": "a/bert", "donor": {"source": "b/llm", "layer": 3}, "arms": ["host", "graft"], "data": ["sst2"]}
+    settings = {"config": None, "preset": None, "scale": "full", "output": tmp_path, "said": said, "num_seeds": 2}
+    given = {"learning_rate": 5e-5, "num_epochs": 2.0}
+    first = make_plan(**settings, given=given, ui=None)
+    first.write(tmp_path / "study.yaml")
+    assert make_plan(**settings, given=given, ui=None) == first
+    with pytest.raises(UsageError, match="not the one that these options make"):
+        make_plan(**settings, given={}, ui=None)
 
 
 def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path):
