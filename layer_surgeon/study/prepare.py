@@ -29,6 +29,7 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
     """Make what is not there yet; a second call makes nothing.
 
     Raises:
+        ConfigError: Two donors' layers would have one name.
         DataError: A data set can't be used.
         SourceError, CheckpointError, ArtifactError: A layer can't be had.
     """
@@ -150,9 +151,19 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
     """Extract what is not there yet, with one look at each checkpoint for all of its layers.
 
     Raises:
+        ConfigError: Two donors' layers would have one name.
         SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be had.
     """
     wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
+    by_name: dict[str, DonorSpec] = {}
+    for donor in wanted:
+        other = by_name.setdefault(donor.name, donor)
+        if other != donor:
+            raise ConfigError(
+                f"The layers of {_described(other)} and {_described(donor)} would both lie in "
+                f"{folder.layer(donor.name)}. Take one out with surgeon extract --output FOLDER, and name that "
+                "folder as the donor."
+            )
     missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
         of_it = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
@@ -167,6 +178,11 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
             )
     # Hundreds of MB that the packages hold already; what the study needs from now on are the layers.
     shutil.rmtree(folder.root / "donors", ignore_errors=True)
+
+
+def _described(donor: DonorSpec) -> str:
+    more = [f"{name} {value}" for name, value in (("revision", donor.revision), ("dtype", donor.dtype)) if value]
+    return f"{donor.source} ({', '.join(more)})" if more else donor.source
 
 
 def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:

@@ -3,7 +3,11 @@
 import pytest
 
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.progress import NullProgress
+from layer_surgeon.study.arms import DonorSpec
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.prepare import prepare_layers
 
 DONOR = {"source": "someone/llm", "layer": -1}
 
@@ -29,6 +33,14 @@ def test_ids_change_with_what_decides_and_with_nothing_else():
         assert first[1].id not in [cell.id for cell in plan(arms=["host", "graft"], **change).cells()]
     assert first[0].id in [cell.id for cell in plan(arms=["host", "graft"], donor="other/llm").cells()]
     assert first[1].id not in [cell.id for cell in plan(arms=["host", "graft"], donor="other/llm").cells()]
+
+
+def test_two_donors_of_one_name_are_not_taken_for_each_other(tmp_path):
+    donors = [DonorSpec(source="a/llm", layers=(3,)), DonorSpec(source="b/llm", layers=(3,), dtype="float32")]
+    with pytest.raises(
+        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both lie in .*llm-L3\. Take"
+    ):
+        prepare_layers(donors, StudyFolder(root=tmp_path), NullProgress())
 
 
 def test_a_plan_survives_its_file(tmp_path):
