@@ -1,6 +1,7 @@
 """run.yaml: the whole configuration of a run, from which the command line repeats it."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +30,15 @@ def write_run_file(folder: Path, places: Mapping[str, Any], config: FinetuneConf
     lines += [f"# {name}: was handed over in memory; name a place" for name in in_memory]
     known = {name: value for name, value in said.items() if value is not None}
     (folder / RUN_FILE).write_text(
-        "\n".join(lines) + "\n" + yaml.safe_dump(known | asdict(config), sort_keys=False, allow_unicode=True),
+        "\n".join(lines) + "\n" + _as_yaml(known | asdict(config)),
         encoding="utf-8",
     )
+
+
+def _as_yaml(content: Mapping[str, Any]) -> str:
+    # Every value on one line: a path that is folded at its spaces is not found by what cuts it for the Hub.
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    return text
 
 
 def _as_text(value: Any) -> str | list[str] | None:

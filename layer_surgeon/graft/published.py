@@ -1,6 +1,7 @@
 """What of a folder goes onto the Hub: no training state, no logs, and no paths of this machine."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -60,9 +61,11 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
 
 def _without(text: str, path: str) -> str:
     shown = f"./{short_name(path)}"
-    # As it is, and as JSON and YAML write what is not ASCII or has a backslash.
-    for written in dict.fromkeys((path, json.dumps(path)[1:-1])):
-        text = text.replace(written, shown)
+    # As it is, as JSON and YAML write what is not ASCII or has a backslash, and as YAML quotes a quotation mark.
+    for written in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"))):
+        # YAML breaks long lines at spaces.
+        pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", written))
+        text = re.sub(pattern, lambda _: shown, text)
     return text
 
 

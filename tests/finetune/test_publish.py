@@ -94,6 +94,21 @@ def test_what_is_in_the_repo(hub, place, graft, name):
     assert json.loads(found["results.json"])["data"]["spec"] == ["./train.csv"]
 
 
+@pytest.mark.parametrize(
+    "name", [f"My Documents/{'people of a very long name and ' * 4}/a.csv", "Ann's: own #1/a.csv", "grün/ß a.csv"]
+)
+@pytest.mark.parametrize("width", [80, 10_000])
+def test_paths_go_however_they_are_written(tmp_path, name, width):
+    path = f"/home/ann/{name}"
+    (tmp_path / "results.json").write_text(json.dumps({"data": {"spec": [path]}}))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"dataset": path}, allow_unicode=True, width=width))
+    for content in published_files(tmp_path, "me/run").values():
+        text = content.decode()
+        assert not [word for word in ("/home", "ann", "Ann", "Documents", "people", "grün", "gr\\u") if word in text], (
+            text
+        )
+
+
 def test_logs_and_checkpoints_stay_here(place, hub):
     for name in ("logs/events.out.tfevents.1.host", "checkpoint-3/optimizer.pt", "runs/x", "model.tmp", ".git/config"):
         (place / "run" / name).parent.mkdir(exist_ok=True)
