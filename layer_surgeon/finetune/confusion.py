@@ -42,7 +42,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     bar.ax.tick_params(labelsize=8)
     bar.set_label("share of the true class", fontsize=8.5)
     bar.outline.set_visible(False)
-    figure.suptitle(title, fontsize=10.5, x=0.02, ha="left")
+    figure.suptitle(title, fontsize=10.5, x=0.02, ha="left", parse_math=False)
     # Cells are squares, which the layout does not know of: without this, names beside few of them are cut off.
     figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
 
@@ -63,8 +63,9 @@ def _name_classes(axes: Any, names: Sequence[str]) -> None:
     shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
     named = range(len(shown)) if len(shown) <= _WITH_NAMES else range(0)
     size = 9.5 if len(shown) <= 12 else 8 if len(shown) <= 30 else 6
-    axes.set_xticks(named, shown[: len(named)], fontsize=size)
-    axes.set_yticks(named, shown[: len(named)], fontsize=size)
+    # Names, not formulas: matplotlib would set what stands between two dollars, and fail at most of it.
+    axes.set_xticks(named, shown[: len(named)], fontsize=size, parse_math=False)
+    axes.set_yticks(named, shown[: len(named)], fontsize=size, parse_math=False)
     # Below a cell there is room for about seven letters, below the few and large ones for more.
     if max(map(len, shown), default=0) > (14 if len(shown) <= 3 else 7) or len(shown) > 12:
         axes.tick_params(axis="x", rotation=90 if len(shown) > 12 else 30)

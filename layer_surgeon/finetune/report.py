@@ -64,7 +64,8 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6eaee", linewidth=0.8)
         axes.set_axisbelow(True)
-    figure.suptitle(f"{result.path.name}: training loss and validation", fontsize=11, x=0.02, ha="left")
+    title = f"{result.path.name}: training loss and validation"
+    figure.suptitle(title, fontsize=11, x=0.02, ha="left", parse_math=False)
     figure.savefig(path)
 
 

@@ -207,3 +207,8 @@ def test_confusion_matrix(classes, tmp_path):
     counts = [[10 if row == column else 1 for column in range(classes)] for row in range(classes)]
     draw_confusion(counts, [f"class {i}" for i in range(classes)], "run: 20 test examples", tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_of_classes_are_no_formulas(tmp_path):
+    draw_confusion([[3, 1], [0, 4]], ["$\\foo$", "$a_$"], "a run of $\\foo$", tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 1000
