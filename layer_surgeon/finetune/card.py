@@ -112,6 +112,8 @@ def data_origins(result: FinetuneResult) -> dict[str, DataOrigin]:
     validation = _origin(data.get("validation_spec") or data["spec"], "validation")
     if data["validation_held_out_from_train"]:
         share = f"{result.config.validation_fraction:.0%} of the training data, held out"
+        if "stream" in data:
+            share = "some of the first rows of the training data, held out"
         validation = replace(train, name=f"{train.name} ({share})", shown=f"{share} (seed {result.config.seed})")
     origins = {"train": train, "validation": validation, "test": _origin(data["test_spec"], "test")}
     return {name: origins[name] for name in data["splits"]}
@@ -311,7 +313,15 @@ def _data_table(result: FinetuneResult, origins: Mapping[str, DataOrigin]) -> st
         classes = ", ".join(f"{label} {count:,}" for label, count in facts.get("per_class", {}).items())
         cut = result.data.get("truncated", {}).get(name, 0)
         rows.append([name, origins[name].shown, f"{facts['examples']:,}", f"{cut:,}", classes or "-"])
-    return _table(["set", "from", "examples", "cut", "classes"], rows, texts=2)
+    streamed = ""
+    if "stream" in result.data:
+        total, examples, steps = result.data["stream"]["rows"], rows[0][2], result.config.max_steps or 0
+        rows[0][2] = "not counted" if total is None else f"{total:,}"
+        streamed = (
+            f"\n\nThe training data was read row by row, for {steps:,} steps; what was cut, and the classes, are those "
+            f"of the {examples} examples that were checked before training."
+        )
+    return _table(["set", "from", "examples", "cut", "classes"], rows, texts=2) + streamed
 
 
 def _setting_table(result: FinetuneResult) -> str:

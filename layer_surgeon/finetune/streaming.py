@@ -93,7 +93,7 @@ def prepare_stream(
         stream, held_out = _hold_out(stream, config)
     stream = replace(stream, most=config.max_train_samples)
     raw = RawData(name=opened.name, spec=opened.spec, splits={"train": first}, record=opened.record)
-    stream = _know(stream, declared_names(raw, first, columns), model_names, config, progress)
+    stream = _know(stream, held_out, declared_names(raw, first, columns), model_names, config, progress)
     reader = SplitReader(task=task, labels=stream.labels, columns=columns, config=config, progress=progress)
     validating = (
         stream.examples(held_out)
@@ -177,6 +177,7 @@ def _hold_out(stream: TrainStream, config: FinetuneConfig) -> tuple[TrainStream,
 
 def _know(
     stream: TrainStream,
+    held_out: Window | None,
     declared: Sequence[str],
     model_names: Sequence[str],
     config: FinetuneConfig,
@@ -197,7 +198,9 @@ def _know(
         if rows == 0:
             raise DataError(f"{source.place} has no rows left to train on. Add rows.")
     if task.has_classes and labels is None:
-        labels = counted_label_map(counts, source.place, model_names)
+        # A class of which all rows are held out, or lie behind `max_train_samples`, is a class too.
+        others = Counter[Any]() if held_out is None else stream.count_labels(held_out)
+        labels = counted_label_map(counts + others, source.place, model_names)
     per_class = None
     if labels is not None and counts:
         per_class = dict.fromkeys(labels.names, 0)

@@ -12,6 +12,7 @@ import datasets
 import datasets.exceptions
 import pyarrow
 
+from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError
 from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.files import READERS, Row, check_streamable, count_rows, iterate_file, rows_to_columns
@@ -67,7 +68,14 @@ class RowStream:
                 yield number, row
         except LayerSurgeonError:
             raise
-        except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, RuntimeError) as error:
+        except (
+            datasets.exceptions.DatasetsError,
+            pyarrow.ArrowException,
+            CLIENT_ERROR,
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             raise DataError(f"{self.place} can't be read on after row {number:,}: {first_line(error)}") from error
 
     def table(self, most: int | None = None) -> Table:
@@ -247,6 +255,7 @@ def _of_datasets(
     else:
         info = (data.info.splits or {}).get(str(data.split))
         count = getattr(info, "num_examples", None) or None
+        data = data.with_format(None)
     return RowStream(
         place=place,
         begin=functools.partial(iter, data),

@@ -181,6 +181,17 @@ class TrainStream:
                 )
         return rows, counts
 
+    def count_labels(self, window: Window) -> Counter[Any]:
+        """How often each label occurs in a window.
+
+        Raises:
+            DataError: A label is missing.
+        """
+        counts = Counter[Any]()
+        for number, value in zip(window.numbers, window.table.columns[str(self.columns.label)], strict=True):
+            self._note(value, number, counts)
+        return counts
+
     def _note(self, value: Any, number: int, counts: Counter[Any]) -> None:
         place = f"{self.source.place}, row {number:,}"
         try:
