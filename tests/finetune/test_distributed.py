@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # That they are on the CPU is our own setting. (accelerate's would want MPI.)
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", "--config_file")
 DOCUMENTED = re.findall(r"```yaml\n# (\w+\.yaml).*?\n(.*?)```", (ROOT / "docs/distributed.md").read_text(), re.DOTALL)
@@ -72,14 +71,12 @@ def alone(still, tmp_path_factory):
 
 
 def launched(name, folder):
-    """How to start two processes: by torchrun, or by accelerate with a file of the documentation."""
-    if name == "torchrun":
-        return TORCHRUN
+    """How to start two processes by accelerate, with a file of the documentation."""
     (folder / name).write_text(dict(DOCUMENTED)[name])
     return (*ACCELERATE, folder / name)
 
 
-@pytest.mark.parametrize("name", ["torchrun", "ddp.yaml", "fsdp.yaml"])
+@pytest.mark.parametrize("name", ["ddp.yaml", "fsdp.yaml"])
 def test_two_processes_do_what_one_does(still, alone, tmp_path, name):
     start((*launched(name, tmp_path), "-m", "tests.support.together"), still, tmp_path, 4)
     first, second = seen(tmp_path, "2-4-0"), seen(tmp_path, "2-4-1")
@@ -108,6 +105,7 @@ def test_two_processes_do_what_one_does(still, alone, tmp_path, name):
 
 
 def test_the_command_starts_the_processes(still, tmp_path):
+    """By torchrun."""
     lines = [f"{row['text']},{row['label']}" for row in rows(40, labels=("bad", "good"))]
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *lines, ""]))
     arguments = ("finetune", still, "--dataset", "data.csv", "--batch-size", 4, "--num-epochs", 1, "--json")
