@@ -9,6 +9,7 @@ report/
 └── figures/*.png
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ FOLDER = "report"
 PAGE = "report.html"
 _FILES = {"html": (PAGE,), "md": ("report.md",), "csv": ("measurements.csv", "comparisons.csv"), "tex": ("tables.tex",)}
 _FIGURES = "figures"
+_OURS = re.compile(r"(scores|layers|cost|shift|learning)(-\d+)?\.png")
 
 
 def write_report(
@@ -49,9 +51,9 @@ def write_report(
         from layer_surgeon.study.report_pictures import save_pictures
 
         saved = save_pictures(report, output / _FIGURES)
-        # Of an earlier report, about arms or data that are no more.
+        # Of an earlier report, about arms or data that are no more; other pictures there are not ours to delete.
         for path in (output / _FIGURES).glob("*.png"):
-            if path.name not in saved:
+            if path.name not in saved and _OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         pictures = {f"{_FIGURES}/{name}": text for name, text in saved.items()}
     if "html" in formats:

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from layer_surgeon.errors import WorkspaceError
-from layer_surgeon.study import report_csv, report_latex, report_markdown
+from layer_surgeon.study import report_csv, report_latex, report_markdown, report_pictures
 from layer_surgeon.study.layout import write_json
 from layer_surgeon.study.report_data import load_report
 from layer_surgeon.study.report_export import write_report
@@ -126,10 +126,14 @@ def test_pictures(written):
             assert max(colors)[1] == (255, 255, 255)
 
 
-def test_a_report_is_written_over_only_where_that_is_wanted(report, written, tmp_path):
+def test_a_report_is_written_over_only_where_that_is_wanted(report, written, tmp_path, monkeypatch):
     place = tmp_path / "report"
     (place / "figures").mkdir(parents=True)
-    (place / "figures" / "scores-9.png").touch()
+    for name in ("scores-9.png", "photo.png"):
+        (place / "figures" / name).touch()
+    monkeypatch.setattr(report_pictures, "save_pictures", lambda *_: {})
+    assert write_report(report, place, ("png",)) == ()
+    assert [path.name for path in (place / "figures").iterdir()] == ["photo.png"]
     assert write_report(report, place, ("csv",)) == (place / "measurements.csv", place / "comparisons.csv")
     with pytest.raises(WorkspaceError, match=r"measurements\.csv is there already\. .* --force"):
         write_report(report, place, ("md", "csv"), force=False)
