@@ -178,7 +178,7 @@ def draw(facts: dict[str, Any]) -> None:
             axis.annotate(
                 str(layer), (statistics.fmean(probed), mean), fontsize=8, xytext=(3, 3), textcoords="offset points"
             )
-        axis.set_xlabel("probe without training, % (line: from seed to seed)")
+        axis.set_xlabel("probe without training, % (line: from selection to selection)")
         axis.set_ylabel("sweep: test accuracy, %")
         axis.set_title(name, fontsize=10, loc="left")
     figure.savefig(ASSETS / "select-probe.svg")
