@@ -110,7 +110,7 @@ TASKS = {
     "multi30k": Task(
         files={"dataset": "train.csv", "validation": "validation.csv", "test": "test.csv"},
         task="seq2seq",
-        finetune=("--max-steps", "300", "--learning-rate", "1e-3", "--max-eval-samples", "100"),
+        finetune=("--max-steps", "200", "--learning-rate", "1e-3", "--max-eval-samples", "100"),
         scores=("bleu", "rouge_l", "meteor"),
         host=random_t5,
     ),

@@ -156,7 +156,7 @@ def test_what_has_no_value_is_sorted_last_and_the_command_is_copied(browser, pag
             assert values[0] != ""
             assert values[-1] == ""
         page.page.locator(".command button").click()
-        page.page.wait_for_function("document.querySelector('.command button').textContent !== 'Copy'")
+        page.page.locator(".command button:not(:text-is('Copy'))").wait_for()
 
 
 def test_without_scripts_all_is_there(browser, pages):

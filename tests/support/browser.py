@@ -53,6 +53,8 @@ def opened(
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, java_script_enabled=scripts
     )
+    # On a busy machine, the browser's own 30 seconds are too few.
+    context.set_default_timeout(180_000)
     page = context.new_page()
     found = Opened(page)
     page.on("console", lambda message: found.problems.append(message.text))

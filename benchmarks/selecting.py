@@ -1,9 +1,9 @@
 """`surgeon select` against the full sweep: how good is its choice, at what share of the cost?
 
-    python -m benchmarks.select --data DATA --work WORK    sweeps, then selections; goes on where it was stopped
-    python -m benchmarks.select --work WORK --check        a training as the command does it, and the one that is there
-    python -m benchmarks.select --work WORK --measure      docs/results/select.json from what is there
-    python -m benchmarks.select --draw                     the pictures of docs/select.md from that file
+    python -m benchmarks.selecting --data DATA --work WORK    sweeps, then selections; goes on where it was stopped
+    python -m benchmarks.selecting --work WORK --check        a training as the command does it, and the one that is there
+    python -m benchmarks.selecting --work WORK --measure      docs/results/select.json from what is there
+    python -m benchmarks.selecting --draw                     the pictures of docs/select.md from that file
 
 DATA holds the folders sst2 and tweet_offensive, each with train.csv, validation.csv and test.csv (text, label), of
 which 600, 400 and 1,000 rows are taken, stratified. Host: all-MiniLM-L6-v2; donor: each of the 18 layers of
@@ -32,8 +32,8 @@ import torch
 from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.select_facts import draw, measure
-from benchmarks.select_plan import DATA, HOST, ROWS, SEEDS, SELECTIONS, plan
+from benchmarks.selecting_facts import draw, measure
+from benchmarks.selecting_plan import DATA, HOST, ROWS, SEEDS, SELECTIONS, plan
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell

@@ -1,4 +1,4 @@
-"""What `benchmarks.select` trains: all of it fixed before any sweep was run."""
+"""What `benchmarks.selecting` trains: all of it fixed before any sweep was run."""
 
 from collections.abc import Sequence
 from pathlib import Path

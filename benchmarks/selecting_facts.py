@@ -1,4 +1,4 @@
-"""What `benchmarks.select` measured: from the folders of its sweeps and selections to figures and pictures."""
+"""What `benchmarks.selecting` measured: from the folders of its sweeps and selections to figures and pictures."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import f_oneway, spearmanr
 
-from benchmarks.select_plan import DATA, LAYERS, ROWS, SEEDS, SELECTIONS, SETTINGS, plan
+from benchmarks.selecting_plan import DATA, LAYERS, ROWS, SEEDS, SELECTIONS, SETTINGS, plan
 from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.select import SELECTION
 
