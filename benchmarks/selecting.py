@@ -1,9 +1,9 @@
 """`surgeon select` against the full sweep: how good is its choice, at what share of the cost?
 
-    python -m benchmarks.selecting --data DATA --work WORK    sweeps, then selections; goes on where it was stopped
-    python -m benchmarks.selecting --work WORK --check        a training as the command does it, and the one that is there
-    python -m benchmarks.selecting --work WORK --measure      docs/results/select.json from what is there
-    python -m benchmarks.selecting --draw                     the pictures of docs/select.md from that file
+    python -m benchmarks.selecting --data DATA --work WORK   sweeps, then selections; goes on where it stopped
+    python -m benchmarks.selecting --work WORK --check       a training as the command does it, and the one there
+    python -m benchmarks.selecting --work WORK --measure     docs/results/select.json from what is there
+    python -m benchmarks.selecting --draw                    the pictures of docs/select.md from that file
 
 DATA holds the folders sst2 and tweet_offensive, each with train.csv, validation.csv and test.csv (text, label), of
 which 600, 400 and 1,000 rows are taken, stratified. Host: all-MiniLM-L6-v2; donor: each of the 18 layers of
