@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
+from layer_surgeon.errors import GraftError
 from layer_surgeon.workspace import short_name
 
 # How a model card writes the place of the model as long as it is nowhere but in a folder.
@@ -40,6 +41,9 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
         folder: The folder.
         repo_id: The repo.
         ignored: Patterns of what else to leave out.
+
+    Raises:
+        GraftError: A card or a configuration is no text.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     wanted = list(filter_repo_objects(names, ignore_patterns=[*PRIVATE, *(ignored or [])]))
@@ -49,7 +53,7 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
     for name in wanted:
         files[name] = path = folder / name
         if name in _WITH_PATHS or path.suffix == ".md":
-            before = path.read_text(encoding="utf-8")
+            before = _read(path)
             # Not in donor/README.md: the layer lies in a folder of the repo.
             after = before.replace(PLACE_IN_CARD, repo_id) if name == "README.md" else before
             for text in private:
@@ -57,6 +61,13 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
             if after != before:
                 files[name] = after.encode()
     return files
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GraftError(f"{path} is not written in UTF-8. Write it so, or take it out of the folder.") from error
 
 
 def _without(text: str, path: str) -> str:

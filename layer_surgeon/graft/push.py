@@ -119,8 +119,11 @@ def upload(
 
     Raises:
         ConfigError: The repo id is none.
+        GraftError: A card or a configuration is no text.
         SourceError: The Hub can't be reached, or doesn't accept the upload.
     """
+    # What can't be read shows before there is a repo.
+    published_files(folder, repo_id, ignored)
     with upload_errors(repo_id):
         api = HfApi(token=token, library_name="layer_surgeon")
         # The Hub adds the account's name where there is none.

@@ -107,6 +107,9 @@ def test_what_is_refused(hub, settings, stored, artifact, tmp_path):
     assert "doesn't let this account write to me/x (status 403). Log in with `hf auth login`" in error
     error = fails("me/x", stored, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert "The Hub can't be reached to upload me/x" in error
+    (stored / "notes.md").write_bytes("Größe".encode("latin-1"))
+    assert "notes.md is not written in UTF-8" in fails("me/x", stored)
+    (stored / "notes.md").unlink()
     (stored / "model.safetensors").rename(tmp_path / "weights")
     assert "holds no weights (model.safetensors)" in fails("me/x", stored)
     (tmp_path / "weights").rename(stored / "model.safetensors")
