@@ -7,7 +7,7 @@
     ├── cells/<id>.failed.json  one per training that failed, until it succeeds
     ├── logs/<id>.txt         what each training's process printed
     ├── data/<name>/          train.jsonl, validation.jsonl (where there is one), test.jsonl, data.json
-    ├── layers/<donor>-L17/   the layers that the arms use
+    ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json beside it says what it was taken out of
     └── runs/                 trained models, with `keep_models`, and those under way
 
 A cell is one training: one arm, one seed, one data set, one share of it. It is measured on every test set. Its id

@@ -19,7 +19,7 @@ from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
@@ -151,7 +151,7 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
     """Extract what is not there yet, with one look at each checkpoint for all of its layers.
 
     Raises:
-        ConfigError: Two donors' layers would have one name.
+        ConfigError: Two donors' layers would have one name, or the folder has a layer of that name from elsewhere.
         SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be had.
     """
     wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
@@ -164,11 +164,14 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
                 f"{folder.layer(donor.name)}. Take one out with surgeon extract --output FOLDER, and name that "
                 "folder as the donor."
             )
+        _check_origin(donor, folder)
     missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
         of_it = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
         checkpoint = open_donor(source, revision, folder, progress)
         for donor in of_it:
+            # Before the layer: an extraction that is cut off goes on, and must be of the same.
+            write_json(_origin_file(donor, folder), {"origin": _described(donor)})
             extract_layer(
                 checkpoint,
                 layer=list(donor.layers),
@@ -178,6 +181,22 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
             )
     # Hundreds of MB that the packages hold already; what the study needs from now on are the layers.
     shutil.rmtree(folder.root / "donors", ignore_errors=True)
+
+
+def _origin_file(donor: DonorSpec, folder: StudyFolder) -> Path:
+    layer = folder.layer(donor.name)
+    return layer.with_name(f"{layer.name}.json")
+
+
+def _check_origin(donor: DonorSpec, folder: StudyFolder) -> None:
+    """That the layer there is this donor's: a plan may have changed since it was taken out."""
+    file = _origin_file(donor, folder)
+    before = read_json(file).get("origin") if file.is_file() else None
+    if before not in (None, _described(donor)):
+        raise ConfigError(
+            f"{folder.layer(donor.name)} was taken out of {before}, and the plan names {_described(donor)}. "
+            "Take another --output for this plan."
+        )
 
 
 def _described(donor: DonorSpec) -> str:

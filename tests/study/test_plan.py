@@ -5,7 +5,7 @@ import pytest
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study.arms import DonorSpec
-from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_layers
 
@@ -41,6 +41,15 @@ def test_two_donors_of_one_name_are_not_taken_for_each_other(tmp_path):
         ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both lie in .*llm-L3\. Take"
     ):
         prepare_layers(donors, StudyFolder(root=tmp_path), NullProgress())
+
+
+def test_a_layer_from_elsewhere_is_not_used_again(tmp_path):
+    folder = StudyFolder(root=tmp_path)
+    write_json(folder.layer("llm-L3").with_name("llm-L3.json"), {"origin": "a/llm"})
+    with pytest.raises(
+        ConfigError, match=r"llm-L3 was taken out of a/llm, and the plan names b/llm\. Take another --output"
+    ):
+        prepare_layers([DonorSpec(source="b/llm", layers=(3,))], folder, NullProgress())
 
 
 def test_a_plan_survives_its_file(tmp_path):
