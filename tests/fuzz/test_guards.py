@@ -10,7 +10,6 @@ import pytest
 from layer_surgeon.errors import CheckpointError, LayerNotFoundError, LayerSurgeonError, SourceError
 from tests.support.fuzz_guard import TooLongError, check_error, limited_work
 
-
 _MEMORY = """
 from tests.support.fuzz_guard import MAX_BYTES, limited_memory
 
