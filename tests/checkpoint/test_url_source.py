@@ -1,12 +1,10 @@
-"""Checkpoints at URLs: web servers, file systems of fsspec, and the Hub by its pages' addresses."""
+"""Checkpoints at URLs: web servers, files, and the Hub by its pages' addresses."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from huggingface_hub import constants
 
@@ -14,75 +12,25 @@ import layer_surgeon as ls
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, FileSource, FolderSource, Source, open_source
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.addresses import HubAddress, hub_address
-from layer_surgeon.checkpoint.sources.fsspec_files import PIECE_BYTES, FsspecFiles
-from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
 from layer_surgeon.errors import (
-    LayerSurgeonError,
     SourceAccessError,
     SourceChangedError,
     SourceError,
     SourceNotFoundError,
 )
-from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 from tests.support.gguf_models import write_model
 from tests.support.http_folder import Answer, Asked, HttpFolder
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.url_checkpoints import FOLDER, SHARD, content_of, same_layer
 
-TINY = LLAMA_8B | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-}
-SHARD = os.urandom(3 * CHUNK_BYTES + 12_345)
-FOLDER = {"m/model.safetensors": SHARD, "m/config.json": b'{"a": 1}', "m/LICENSE": b"", "m/other.gguf": b"GGUF"}
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = HubLimits(base_wait=0.001, max_wait=0.002, read_timeout=5.0)
-    monkeypatch.setattr(HttpFiles, "limits", limits)
-    monkeypatch.setattr(FsspecFiles, "limits", limits)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
 def web() -> Iterator[HttpFolder]:
     with HttpFolder(dict(FOLDER)) as folder:
         yield folder
-
-
-@pytest.fixture
-def memory() -> Iterator[dict[str, bytes]]:
-    """The files at memory://store/m."""
-    system = fsspec.filesystem("memory")
-    for name, content in FOLDER.items():
-        system.pipe_file(f"/store/{name}", content)
-    yield FOLDER
-    system.rm("/store", recursive=True)
-
-
-@pytest.fixture(scope="module")
-def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), TINY, [0, 1, 2], max_shard_bytes=120_000)
-    (folder / "LICENSE").write_text("terms")
-    return folder
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def same_layer(source: str, donor: Path, tmp_path: Path) -> ls.LayerArtifact:
-    """The layer at `source`, after its weights have proved to be those of the local folder."""
-    expected = ls.extract_layer(donor, -1, tmp_path / "expected")
-    found = ls.extract_layer(source, -1, tmp_path / "found")
-    assert found.sha256 == expected.sha256
-    assert (found.path / "LICENSE").read_text() == "terms"
-    return found
 
 
 def test_a_web_folder(web: HttpFolder) -> None:
@@ -241,93 +189,6 @@ def test_nobody_at_the_address() -> None:
         open_source("http://127.0.0.1:9/m")
 
 
-def test_an_object_store(memory: dict[str, bytes]) -> None:
-    source = open_source("memory://store/m/")
-    assert (source.name, source.kind, source.commit) == ("memory://store/m", "url", None)
-    assert source.list_files() == {
-        "LICENSE": 0,
-        "config.json": 8,
-        "model.safetensors": len(SHARD),
-        "other.gguf": 4,
-    }
-    assert source.read_file("config.json", 8) == b'{"a": 1}'
-    assert source.read_range("model.safetensors", 5, len(SHARD) - 5) == SHARD[5:]
-    with pytest.raises(SourceError, match="ends at byte"):
-        source.read_range("model.safetensors", 5, len(SHARD))
-    with pytest.raises(SourceError, match="over the 7"):
-        source.read_file("config.json", 7)
-    assert open_source("memory://store/m/other.gguf").list_files() == {"LICENSE": 0, "config.json": 8, "other.gguf": 4}
-
-
-def test_a_layer_from_an_object_store(donor: Path, tmp_path: Path) -> None:
-    system = fsspec.filesystem("memory")
-    for name, content in content_of(donor).items():
-        system.pipe_file(f"/bucket/tiny/{name}", content)
-    found = same_layer("memory://bucket/tiny", donor, tmp_path)
-    assert found.config["source"]["name"] == "memory://bucket/tiny"
-    system.rm("/bucket", recursive=True)
-
-
-def test_an_object_that_is_replaced_is_noticed(memory: dict[str, bytes]) -> None:
-    source = open_source("memory://store/m")
-    source.read_range("model.safetensors", 0, 10)
-    fsspec.filesystem("memory").pipe_file("/store/m/model.safetensors", bytes(len(SHARD)))
-    with pytest.raises(SourceChangedError, match="no longer what it was"):
-        source.read_range("model.safetensors", 10, 10)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda content: content[:-1], "sent 99 of the 100 bytes"),
-        (lambda content: content + b"x", "can't serve parts of files"),
-    ],
-    ids=["short", "long"],
-)
-def test_an_object_store_that_miscounts(
-    memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, spoil: Any, words: str
-) -> None:
-    system = type(fsspec.filesystem("memory"))
-    right = system.cat_file
-    monkeypatch.setattr(system, "cat_file", lambda self, *args, **kwargs: spoil(right(self, *args, **kwargs)))
-    with pytest.raises(SourceError, match=words):
-        open_source("memory://store/m").read_range("model.safetensors", 10, 100)
-
-
-def test_an_object_store_that_stumbles(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    system = type(fsspec.filesystem("memory"))
-    right, left = system.cat_file, [TimeoutError(), ConnectionResetError()]
-
-    def stumble(self: Any, *args: Any, **kwargs: Any) -> bytes:
-        if left:
-            raise left.pop()
-        content: bytes = right(self, *args, **kwargs)
-        return content
-
-    monkeypatch.setattr(system, "cat_file", stumble)
-    assert open_source("memory://store/m").read_range("model.safetensors", 10, 100) == SHARD[10:110]
-
-
-def test_pieces_stay_small_and_nothing_is_read_ahead(tmp_path: Path) -> None:
-    """A file system that only knows `open`, as sftp and smb do: fsspec's own way reads 5 MiB more for each range."""
-    content = os.urandom(PIECE_BYTES + 1000)
-    (tmp_path / "model.safetensors").write_bytes(content)
-    files = FsspecFiles(f"file://{tmp_path}")
-    assert type(files._fs).cat_file is fsspec.AbstractFileSystem.cat_file
-    pieces = list(files.read("model.safetensors", 10, len(content) - 10, files.stat("model.safetensors")))
-    assert [len(piece) for piece in pieces] == [PIECE_BYTES, 990]
-    assert b"".join(pieces) == content[10:]
-
-
-def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_args: object, **_settings: object) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(SourceError, match="pip install s3fs"):
-        open_source("s3://bucket/prefix")
-
-
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -424,16 +285,3 @@ def test_a_layer_of_a_gguf_file_over_the_network(
         assert ls.extract_layer(f"{web.url}/x.gguf", -1, tmp_path / "web").sha256 == expected.sha256
         # One layer of two, and embeddings and head that are not read.
         assert web.bytes_sent(".gguf") < 0.6 * len(content)
-
-
-def test_every_error_is_ours(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoCredentialsError(Exception):
-        """As botocore's, which has no builtin base."""
-
-    def refuse(self: object, *_args: object, **_settings: object) -> None:
-        raise NoCredentialsError("Unable to locate credentials")
-
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", refuse)
-    with pytest.raises(SourceAccessError, match="Log in"):
-        open_source("memory://store/m")
-    assert issubclass(SourceAccessError, LayerSurgeonError)
