@@ -1,9 +1,6 @@
-"""Training data that is read row by row: the same rows, never all in memory, found again after a stop."""
+"""Training data that is read row by row: the same rows, checked before training, found again after a stop."""
 
 import csv
-import functools
-import gc
-import itertools
 import json
 
 import datasets
@@ -11,21 +8,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from accelerate.data_loader import IterableDatasetShard
 from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, streaming
-from layer_surgeon.finetune.columns import ColumnChoice
-from layer_surgeon.finetune.labels import declared_label_map
 from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.finetune.streaming import begin_stream, prepare_stream
 from layer_surgeon.finetune.streams import RowStream, open_stream
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
-from layer_surgeon.finetune.tasks.text_classification import TextClassification
-from layer_surgeon.finetune.tokenization import TokenizedDataset
-from layer_surgeon.finetune.train_stream import StreamedDataset, TrainStream
+from layer_surgeon.finetune.tasks import FINETUNE_TASKS
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.workspace import Workspace
@@ -70,20 +61,6 @@ def train(data, workspace, model=None, **settings):
     return finetune_model(
         model or classifier(), data, streaming=True, workspace=workspace, tokenizer=tokenizer, **settings
     )
-
-
-def features_of(made, *, task=CLASSIFICATION, columns=None, num_processes=1, **settings):
-    """A streamed data set of rows, 40 features long by default."""
-    made = made if callable(made) else functools.partial(iter, made)
-    stream = TrainStream(
-        source=RowStream(place="the rows", begin=made),
-        columns=columns or ColumnChoice(text="text", text_pair=None, label="label", guessed=False),
-        task=task,
-        labels=declared_label_map(("0", "1")) if task.has_classes else None,
-    )
-    config = FinetuneConfig(streaming=True, **({"max_steps": 10, "eval_steps": 10, "batch_size": 4} | settings))
-    tokenizer = word_tokenizer() if task is CLASSIFICATION else task_tokenizer()
-    return StreamedDataset(stream, TaskContext(tokenizer=tokenizer, model=classifier(), config=config), num_processes)
 
 
 # ---- what is read
@@ -239,127 +216,6 @@ def test_a_connection_that_breaks_is_told_of_in_a_sentence():
         RowStream(place="reviews", begin=begin).table()
 
 
-# ---- order and memory
-
-
-def taken(data, epoch=0):
-    data.set_epoch(epoch)
-    return [tuple(feature["input_ids"]) for feature in data]
-
-
-def test_every_pass_has_every_row_once_in_another_order():
-    made = [{"text": " ".join(["film"] * (i % 7 + 1) + ["good"] * (i // 7)), "label": 0} for i in range(20)]
-    data = features_of(made, shuffle_buffer=8, group_by_length=False)
-    both = taken(data)
-    first, second = both[:20], both[20:]
-    assert sorted(first) == sorted(second)
-    assert len(set(first)) == 20
-    assert first != second
-    again = taken(features_of(made, shuffle_buffer=8, group_by_length=False))
-    assert again == [*first, *second]
-    assert taken(features_of(made, shuffle_buffer=8, group_by_length=False, seed=1)) != again
-
-
-def test_texts_of_one_length_come_together():
-    def padding(**settings):
-        batches = itertools.zip_longest(*[iter(taken(features_of(rows(200), **settings)))] * 4)
-        return sum(4 * max(map(len, batch)) - sum(map(len, batch)) for batch in batches)
-
-    wanted = {"max_steps": 50, "eval_steps": 50}
-    assert padding(**wanted) < 0.5 * padding(group_by_length=False, **wanted)
-
-
-class Row(dict):
-    """A row that is counted as long as it is in memory."""
-
-    alive = most = 0
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        Row.alive += 1
-        Row.most = max(Row.most, Row.alive)
-
-    def __del__(self):
-        Row.alive -= 1
-
-
-class OneToken(TextClassification):
-    """Without the time that tokens take."""
-
-    def tokenize(self, examples, context, *, training):
-        return TokenizedDataset([{"input_ids": [1], "labels": label} for label in examples.labels], 0, 1)
-
-
-def test_memory_does_not_grow_with_the_stream():
-    """A tenth of the rows, or all of them: not more than the buffer, and what is being read, at a time."""
-    kinds = rows(10)
-
-    def most(count, steps):
-        # What the stream before has left is not to be counted off when it goes.
-        gc.collect()
-        Row.alive = Row.most = 0
-        data = features_of(
-            lambda: (Row(kinds[i % 10]) for i in range(count)),
-            task=OneToken(),
-            shuffle_buffer=50,
-            max_steps=steps,
-            eval_steps=steps,
-            batch_size=50,
-        )
-        seen = 0
-        for _ in data:
-            seen += 1
-        assert seen == count
-        return Row.most
-
-    small, large = most(500, 10), most(5_000, 100)
-    assert large == small <= 2 * 50 + 10
-
-
-def test_processes_share_every_batch():
-    alone = taken(features_of(rows(30), batch_size=8))
-    shares = [
-        taken_from(
-            IterableDatasetShard(features_of(rows(30), num_processes=2), 4, num_processes=2, process_index=index)
-        )
-        for index in range(2)
-    ]
-    assert len(alone) == len(shares[0]) + len(shares[1]) == 80
-    joined = [one for start in range(0, 40, 4) for share in shares for one in share[start : start + 4]]
-    assert joined == alone
-
-
-def taken_from(shard):
-    return [tuple(feature["input_ids"]) for feature in shard]
-
-
-@pytest.mark.parametrize("kind", ["text-classification", "question-answering", "causal-lm"])
-def test_a_later_epoch_begins_where_it_would_have(kind):
-    made, columns = {
-        "text-classification": (rows(50), None),
-        "question-answering": (
-            question_rows(50),
-            ColumnChoice(text="question", text_pair="context", label="answers", guessed=False),
-        ),
-        "causal-lm": (rows(50), ColumnChoice(text="text", text_pair=None, label=None, guessed=False)),
-    }[kind]
-    settings = {
-        "task": FINETUNE_TASKS[kind],
-        "columns": columns,
-        "eval_steps": 4,
-        "shuffle_buffer": 7,
-        "max_length": 20,
-    }
-    whole = features_of(made, **settings)
-    epochs = [taken(whole, epoch) for epoch in range(6)]
-    for epoch in (0, 3, 5):
-        assert taken(features_of(made, **settings), epoch) == epochs[epoch]
-    # An epoch that was left in the middle begins anew.
-    whole.set_epoch(6)
-    next(iter(whole))
-    assert taken(whole, 2) == epochs[2]
-
-
 # ---- whole runs
 
 
@@ -426,25 +282,6 @@ def test_a_bad_row_far_away_ends_the_run_and_what_was_done_is_kept(tmp_path, wor
     with pytest.raises(DataError, match=says):
         train(data(text="  "), workspace, **settings)
     assert train(data(), workspace, resume=True, **settings).history[-1].step == 7
-
-
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"text": None}, "the rows, row 134, column 'text': the text is empty"),
-        ({"text": 7}, "the rows, row 134, column 'text': 7 is a int, not a text."),
-        ({"label": None}, "the rows, row 134: the label is missing."),
-        ({"label": "3"}, "the rows, row 134 has labels that were not seen in training: 3"),
-    ],
-)
-def test_a_bad_row_is_named(changed, says):
-    made = [row | (changed if index == 133 else {}) for index, row in enumerate(rows(150))]
-    with pytest.raises(DataError) as error:
-        taken(features_of(made, shuffle_buffer=50, max_steps=38, eval_steps=38))
-    assert says in str(error.value), str(error.value)
-    del made[133]["label"]
-    with pytest.raises(DataError, match="row 134 has no column 'label', but text"):
-        taken(features_of(made, shuffle_buffer=50, max_steps=38, eval_steps=38))
 
 
 TASKS = {
