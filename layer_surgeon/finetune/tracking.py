@@ -152,14 +152,15 @@ def _make(name: str, folder: RunFolder) -> TrainerCallback:
 
 def _is_open(name: str, tracker: Any) -> bool:
     """Whether a run is open in it."""
-    module = sys.modules.get(name)
+    # The callback has imported it.
+    module: Any = sys.modules.get(name)
     if name == "tensorboard":
         return tracker.tb_writer is not None
     if name == "wandb":
-        return module.run is not None  # type: ignore[union-attr]  # the callback has imported it
+        return module.run is not None
     if name == "mlflow":
-        return module.active_run() is not None  # type: ignore[union-attr]
-    return module.context_vars.current_run.get() is not None  # type: ignore[union-attr]
+        return module.active_run() is not None
+    return module.context_vars.current_run.get() is not None
 
 
 # Of wandb transformers leaves the run open, into which the next one of this process would be written; of the others,

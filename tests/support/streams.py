@@ -9,9 +9,7 @@ from layer_surgeon.finetune.streams import RowStream
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
 from layer_surgeon.finetune.train_stream import StreamedDataset, TrainStream
 from tests.support.classification import classifier, word_tokenizer
-from tests.support.finetune_tasks import (
-    task_tokenizer,
-)
+from tests.support.finetune_tasks import task_tokenizer
 
 CLASSIFICATION = FINETUNE_TASKS["text-classification"]
 
