@@ -6,7 +6,8 @@
     ├── cells/<id>.json       one per finished training
     ├── cells/<id>.failed.json  one per training that failed, until it succeeds
     ├── logs/<id>.txt         what each training's process printed
-    ├── data/<name>/          train.jsonl, validation.jsonl (where there is one), test.jsonl, data.json
+    ├── data/<name>/          train.jsonl, validation.jsonl (where there is one), test.jsonl, data.json;
+    │                         synthetic-<arm>-<hash>.jsonl: texts that a model wrote, by the settings for that
     ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json beside it says what it was taken out of
     └── runs/                 trained models, with `keep_models`, and those under way
 

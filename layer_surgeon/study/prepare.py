@@ -19,10 +19,11 @@ from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json
-from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.layout import StudyFolder, read_json, write_json, write_text
+from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
+from layer_surgeon.workspace import short_name
 
 
 def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
@@ -226,8 +227,9 @@ def open_layer(donor: DonorSpec, folder: StudyFolder) -> LayerArtifact:
 
 
 def synthetic_file(arm: Arm, data: str, folder: StudyFolder) -> Path:
-    """Where the texts lie that a model wrote for an arm."""
-    return folder.data(data) / f"synthetic-{arm.name}.jsonl"
+    """Where the texts lie that a model wrote for an arm; where the arm's settings or the labels change, elsewhere."""
+    decides = [dict(arm.synthetic or {}), PreparedData.open(folder.data(data)).labels]
+    return folder.data(data) / f"synthetic-{short_name(arm.name)}-{digest_of(decides)}.jsonl"
 
 
 def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
@@ -240,14 +242,15 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
         if arm.synthetic is None:
             continue
         for spec in plan.data:
+            if not spec.train:
+                continue
             target = synthetic_file(arm, spec.name, folder)
-            if not spec.train or target.is_file():
+            if target.is_file():
                 continue
             settings = dict(arm.synthetic)
             given = settings.pop("file", None)
             if given is not None:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(Path(given).read_text(encoding="utf-8"), encoding="utf-8")
+                write_text(target, Path(given).read_text(encoding="utf-8"))
                 continue
             if "model" not in settings:
                 raise ConfigError(
@@ -255,5 +258,4 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
                     "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
                 )
             labels = PreparedData.open(folder.data(spec.name)).labels
-            config = replace(SynthesisConfig(**settings), labels=labels)
-            synthesize(config, output=target, progress=progress)
+            synthesize(replace(SynthesisConfig(**settings), labels=labels), output=target, progress=progress)

@@ -10,7 +10,7 @@ from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_study
+from layer_surgeon.study.prepare import prepare_study, synthetic_file
 from tests.support.classification import Recorder
 from tests.support.studies import tiny_parts, tiny_plan, write_data
 
@@ -106,6 +106,15 @@ def test_an_arm_that_trains_on_written_texts(parts, tmp_path):
     assert results["zerogen"]["train_examples"] + results["zerogen"]["validation"]["examples"] == 24
     assert results["host"]["train_examples"] + results["host"]["validation"]["examples"] == 48
     assert [results[name]["tests"]["films"]["examples"] for name in ("host", "zerogen")] == [12, 12]
+    # Other settings, other texts; the first ones stay, for the trainings that had them.
+    again = write_data(tmp_path, "again", count=32, seed=10)
+    changed = tiny_plan(
+        parts, arms=["host", {"name": "zerogen", "synthetic": {"file": again}}], seeds=[1], data=parts["data"][:1]
+    )
+    folder = StudyFolder(root=tmp_path / "study")
+    prepare_study(changed, folder, Recorder())
+    counts = [len(synthetic_file(made.arms[1], "films", folder).read_text().splitlines()) for made in (plan, changed)]
+    assert counts == [24, 32]
     nameless = tiny_plan(parts, arms=["host", "zerogen"], seeds=[1])
     with pytest.raises(ConfigError, match="which model writes them"):
         prepare_study(nameless, StudyFolder(root=tmp_path / "nameless"), Recorder())
