@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
+from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from layer_surgeon.study.plan import StudyPlan
 
 app = new_app()
-
-_FIRST_SEED = 2023
 
 
 @command(app, **TRAINING)
@@ -175,7 +174,7 @@ def make_content(
     if num_seeds is not None:
         if num_seeds < 1:
             raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
-        content["seeds"] = list(range(_FIRST_SEED, _FIRST_SEED + num_seeds))
+        content["seeds"] = list(range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds))
     content["finetune"] = {**(content.get("finetune") or {}), **given}
     if not content.get("donor") and not content.get("donors"):
         content["donor"] = str(ui.workspace.latest("layer"))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.config import COLUMN_SETTINGS, OTHER_TASKS_SETTINGS, FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
@@ -15,22 +15,8 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-_FIRST_SEED = 2023
 # What is said by the demo itself, and what is about other tasks than classification.
-_WITHOUT = (
-    "seed",
-    "task",
-    "text_column",
-    "text_pair_column",
-    "label_column",
-    "doc_stride",
-    "max_answer_length",
-    "unanswerable",
-    "max_target_length",
-    "num_beams",
-    "source_prefix",
-    "extra_metrics",
-)
+_WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
 
 
 @command(app, settings=FinetuneConfig, without=_WITHOUT)
@@ -52,7 +38,7 @@ def demo(
 
     from layer_surgeon.study import run_demo
 
-    seeds = range(_FIRST_SEED, _FIRST_SEED + num_seeds)
+    seeds = range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds)
     result = run_demo(ui.workspace, ui.progress, seeds=seeds, config=config)
     if not ui.as_json:
         _show(result, ui)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from layer_surgeon.errors import DataError, WorkspaceError
-from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.config import COLUMN_SETTINGS, MODEL_SETTINGS, FinetuneConfig
 
 from .command import command, new_app, usage
 from .ui import Ui, format_seconds
@@ -14,24 +14,8 @@ from .ui import Ui, format_seconds
 app = new_app()
 
 # Of the settings of fine-tuning, those that matter where nothing is trained.
-SETTINGS = (
-    "task",
-    "max_length",
-    "max_eval_samples",
-    "text_column",
-    "text_pair_column",
-    "label_column",
-    "doc_stride",
-    "max_answer_length",
-    "unanswerable",
-    "max_target_length",
-    "num_beams",
-    "source_prefix",
-    "extra_metrics",
-    "device",
-    "eval_batch_size",
-)
-WITHOUT = tuple(field.name for field in fields(FinetuneConfig) if field.name not in SETTINGS)
+_SETTINGS = (*MODEL_SETTINGS, *COLUMN_SETTINGS, "max_eval_samples", "extra_metrics", "device", "eval_batch_size")
+WITHOUT = tuple(field.name for field in fields(FinetuneConfig) if field.name not in _SETTINGS)
 
 
 @command(app, settings=FinetuneConfig, without=WITHOUT)

@@ -19,6 +19,19 @@ TaskName = Literal["text-classification", "token-classification", "question-answ
 EXTRA_METRICS = ("bert_score", "bart_score")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
+COLUMN_SETTINGS = ("text_column", "text_pair_column", "label_column")
+# Those of questions and answers, and of written text.
+OTHER_TASKS_SETTINGS = (
+    "doc_stride",
+    "max_answer_length",
+    "unanswerable",
+    "max_target_length",
+    "num_beams",
+    "source_prefix",
+)
+# What a model was trained with and is to be used with.
+MODEL_SETTINGS = ("task", "max_length", *OTHER_TASKS_SETTINGS)
+
 _T = TypeVar("_T")
 
 

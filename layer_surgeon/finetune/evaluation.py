@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import choose_columns
-from layer_surgeon.finetune.config import FinetuneConfig, TaskName
+from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig, TaskName
 from layer_surgeon.finetune.data import prepare_evaluation
 from layer_surgeon.finetune.examples import check_filled
 from layer_surgeon.finetune.inference import run_model
@@ -184,7 +184,7 @@ def _settings_of(
     run = _run_of(model_or_path)
     if run is None:
         return given, {}
-    kept = {name: run["config"][name] for name in RUN_SETTINGS if name in run["config"] and name not in settings}
+    kept = {name: run["config"][name] for name in MODEL_SETTINGS if name in run["config"] and name not in settings}
     if config is None:
         given = replace(given, **kept)
     return given, run["data"]["columns"]
@@ -202,19 +202,6 @@ def _run_of(model_or_path: ModelLike) -> dict[str, Any] | None:
             # No such file in it; or no such repo, and then loading the model says what is wrong.
             return None
     return read_results(folder)
-
-
-# What a model was trained with and is to be used with.
-RUN_SETTINGS = (
-    "task",
-    "max_length",
-    "doc_stride",
-    "max_answer_length",
-    "unanswerable",
-    "max_target_length",
-    "num_beams",
-    "source_prefix",
-)
 
 
 def _ready(
