@@ -177,6 +177,11 @@ class Arm:
         return short_name(self.host.removeprefix(PACKAGED))
 
 
+def is_called(wanted: str | None, arm: str) -> bool:
+    """Whether an arm is the wanted one, or that with one of several hosts: `graft` is `graft@roberta-base` too."""
+    return wanted in (arm, arm.partition("@")[0])
+
+
 _KEYS = ("name", "like", "host", "donor", "graft", "finetune", "lora", "control", "synthetic")
 
 

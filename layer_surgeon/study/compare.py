@@ -14,6 +14,7 @@ from layer_surgeon.study.layout import StudyFolder, locked, write_json
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.summary import summarize
+from layer_surgeon.study.verdict import say_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,5 +122,4 @@ def run_study(
 
 
 def _words(cell: Cell) -> str:
-    share = "" if cell.fraction == 1 else f", {100 * cell.fraction:g} % of the data"
-    return f"{cell.arm.name} on {cell.data}{share}, seed {cell.seed}"
+    return f"{cell.arm.name} on {cell.data}{say_share(cell.fraction)}, seed {cell.seed}"

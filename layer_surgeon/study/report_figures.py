@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 
+from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.report_charts import Axes, Dot, Pair, Series, Tile, dots, heat_map, lines, scatter
-from layer_surgeon.study.report_html import Pages, count, duration, figure
+from layer_surgeon.study.report_html import Pages, figure
 from layer_surgeon.study.report_svg import NARROW
+from layer_surgeon.study.report_text import say_count, say_time
 from layer_surgeon.study.report_types import CostPoint, Difference, LayerSweep, LearningCurve, Row, ShiftMatrix, Table
+from layer_surgeon.study.verdict import say_place, say_share
 
 # More lines than this in one plot, and nobody finds theirs: each then has a panel of its own.
 _TOGETHER = 5
@@ -73,11 +76,8 @@ def costs_plot(page: Pages, table: Table) -> str:
     """What each arm brings against what it costs: trained parameters, and seconds."""
     trained = [(_cost_dot(page, point), float(point.trained)) for point in table.costs if point.trained]
     seconds = [(_cost_dot(page, point), point.seconds) for point in table.costs if point.seconds > 0]
-    drawn = [
-        _cost_plot(page, table, points, name, say)
-        for name, points, say in (("trained parameters", trained, count), ("seconds of training", seconds, duration))
-        if len(points) > 1
-    ]
+    kinds = (("trained parameters", trained, say_count), ("seconds of training", seconds, say_time))
+    drawn = [_cost_plot(page, table, points, name, say) for name, points, say in kinds if len(points) > 1]
     if not drawn:
         return ""
     names = [point.arm for point in table.costs]
@@ -119,7 +119,7 @@ def shift_plots(page: Pages) -> str:
         (table.fraction, table.data, table.test, entry.arm): entry
         for table in page.report.tables
         for entry in table.comparisons
-        if page.report.reference in (entry.against, entry.against.partition("@")[0])
+        if is_called(page.report.reference, entry.against)
     }
     fields = [(shift, _tiles(page, shift, gains)) for shift in page.report.shifts]
     # One scale for all arms: what one gains must not look like what another loses by a tenth of it.
@@ -150,7 +150,7 @@ def _tiles(
 
 
 def _shift_plot(page: Pages, shift: ShiftMatrix, tiles: Sequence[Sequence[Tile | None]], largest: float) -> str:
-    share = "" if shift.fraction == 1 else f", {100 * shift.fraction:g} % of the data"
+    share = say_share(shift.fraction)
     axes = Axes(x="tested on", y="trained on", format=page.gain_tick)
     names = (shift.trained_on, shift.tested_on)
     drawn = page.plot(
@@ -220,7 +220,7 @@ def curves_plots(page: Pages) -> str:
         groups.setdefault((curve.data, curve.fraction), []).append(curve)
     drawn = []
     for (data, fraction), curves in groups.items():
-        share = "" if fraction == 1 else f", {100 * fraction:g} % of the data"
+        share = say_share(fraction)
         title = f"<h3>{escape(data)}{escape(share)}</h3>" if len(groups) > 1 else ""
         scored = all(point.score for curve in curves for point in curve.points)
         name = f"validation {page.metric}" if scored else "training loss"
@@ -288,7 +288,7 @@ def shares_plots(page: Pages) -> str:
             places=tuple((place, f"{100 * fraction:g} %") for fraction, place in places.items()),
             least=page.least,
         )
-        place = test if test == data else f"{test}, trained on {data}"
+        place = say_place(test, data)
         if series:
             drawn.append(f"<h3>{escape(place)}</h3>{together(page, series, axes, f'{page.metric} on {place}')}")
     return "".join(drawn)

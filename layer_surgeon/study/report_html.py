@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from layer_surgeon.study import report_text as say
+from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.report_svg import NARROW, WIDE, Drawing, Look, look, mark
 from layer_surgeon.study.report_types import Span, StudyReport
 
@@ -42,16 +44,15 @@ class Pages:
 
     def score(self, value: float) -> str:
         """A score for people."""
-        return f"{100 * value:.1f} %" if self.report.is_share else _number(value)
+        return f"{say.say_score(value, self.report)}{' %' if self.report.is_share else ''}".replace("-", _MINUS)
 
     def tick(self, value: float) -> str:
         """A score at an axis."""
-        return f"{round(100 * value, 6):g} %" if self.report.is_share else _number(value)
+        return f"{round(100 * value, 6):g} %" if self.report.is_share else self.score(value)
 
     def gain(self, value: float) -> str:
         """A difference for people: with its sign, in points where the score is a share."""
-        text = f"{100 * value:+.1f}" if self.report.is_share else f"{value:+.3g}"
-        return text.replace("-", _MINUS)
+        return say.say_gain(value, self.report).replace("-", _MINUS)
 
     def gain_tick(self, value: float) -> str:
         """A difference at an axis."""
@@ -103,8 +104,8 @@ def _looks(report: StudyReport) -> dict[str, Look]:
     """The reference is neutral and what the study is about has the accent; the layers of a sweep look alike."""
     names = [arm.name for arm in report.arms]
     layers = {point.arm for sweep in report.sweeps for point in sweep.points} if report.kind != "compare" else set()
-    first = [name for name in names if report.reference in (name, name.partition("@")[0])]
-    focus = [name for name in names if report.focus in (name, name.partition("@")[0]) and name not in first]
+    first = [name for name in names if is_called(report.reference, name)]
+    focus = [name for name in names if is_called(report.focus, name) and name not in first]
     rest = [name for name in names if name not in first and name not in focus]
     order = [*first, *focus, *(name for name in rest if name not in layers)]
     return {name: look(index) for index, name in enumerate(order)} | dict.fromkeys(layers, look(1))
@@ -142,47 +143,19 @@ def _css(column: Column, more: str) -> str:
     return f' class="{names}"' if names else ""
 
 
-def words(text: str, css: str = "") -> Field:
+def words(text: str) -> Field:
     """A field with text that people wrote."""
-    return Field(html=escape(text), css=css)
+    return Field(html=escape(text))
 
 
-def number(value: float | None, say: Callable[[float], str], css: str = "") -> Field:
+def number(value: float | None, text: Callable[[float], str], css: str = "") -> Field:
     """A field with a number; empty without one."""
-    return Field(html="" if value is None else escape(say(value)), value=value, css=css)
+    return Field(html="" if value is None else escape(text(value)), value=value, css=css)
 
 
-def interval(span: Span | None, say: Callable[[float], str]) -> str:
+def interval(span: Span | None, text: Callable[[float], str]) -> str:
     """Two ends for people; a unit that both have is said once."""
     if span is None:
         return ""
-    low, high = say(span[0]), say(span[1])
+    low, high = map(text, span)
     return f"{low.removesuffix(' %')} to {high}"
-
-
-def count(value: float) -> str:
-    """How many, for people: 23.2 M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:g}"
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
-
-
-def chance(p: float) -> str:
-    """A p-value for people."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}".replace("-", _MINUS)

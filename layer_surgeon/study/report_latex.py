@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from layer_surgeon.study import report_text as say
 from layer_surgeon.study.report_types import LayerSweep, Row, ShiftMatrix, StudyReport, Table
+from layer_surgeon.study.verdict import say_p, say_share
 
 # More do not fit a page's width.
 _COLUMNS = 4
@@ -70,8 +71,7 @@ def _groups(report: StudyReport) -> Iterator[Sequence[Table]]:
 def _trained_on(tables: Sequence[Table], report: StudyReport) -> str:
     """What the columns of a group have in common."""
     data = f", trained on {tables[0].data}" if report.shifts else ""
-    share = say.share_of(tables[0].fraction)
-    return escape(f"{data}{', ' if share else ''}{share}")
+    return escape(f"{data}{say_share(tables[0].fraction)}")
 
 
 def _float(columns: str, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
@@ -126,7 +126,7 @@ def _mean(row: Row, report: StudyReport) -> str:
 
 
 def _trained(count: int | None) -> str:
-    return say.say_count(count).replace(" ", "\\,") or "--"
+    return "--" if count is None else say.say_count(count).replace(" ", "\\,")
 
 
 def _comparisons(tables: Sequence[Table], report: StudyReport) -> str:
@@ -166,7 +166,8 @@ def _signed(text: str) -> str:
 def _p(value: float | None) -> str:
     if value is None:
         return "--"
-    return "$<0.001$" if value < 0.001 else f"{value:.3f}"
+    text = say_p(value)
+    return f"${text}$" if text.startswith("<") else text
 
 
 def _sweep(sweep: LayerSweep, report: StudyReport) -> str:
@@ -187,9 +188,8 @@ def _sweep(sweep: LayerSweep, report: StudyReport) -> str:
 
 def _shift(matrix: ShiftMatrix, report: StudyReport) -> str:
     rows = [[escape(row[0]), *(cell or "--" for cell in row[1:])] for row in say.shift_rows(matrix, report, 2)]
-    share = say.share_of(matrix.fraction)
     caption = (
-        f"Domain shift, {escape(matrix.arm)}{', ' if share else ''}{escape(share)}: {escape(say.metric_name(report))}; "
+        f"Domain shift, {escape(matrix.arm + say_share(matrix.fraction))}: {escape(say.metric_name(report))}; "
         "rows are what was trained on, columns what was tested on."
     )
     header = ["", *map(escape, matrix.tested_on)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from layer_surgeon.study import report_text as say
 from layer_surgeon.study.report_types import LayerSweep, OpenCell, StudyReport, Table
+from layer_surgeon.study.verdict import say_share
 
 # To be shown as they are; the others that mean something do so at the beginning of a line only, where no name stands.
 _MARKED = re.compile(r"([\\`*_{}\[\]#~])")
@@ -77,7 +78,7 @@ def _table(table: Table, report: StudyReport) -> list[str]:
                 f"**{mean}**" if row.best else mean,
                 say.say_span(row.interval, report),
                 *(f"{row.scores[name]:.4g}" if name in row.scores else "" for name in others),
-                say.say_count(row.trained),
+                _count(row.trained),
                 say.say_time(row.training_seconds),
                 row.verdict or "",
             ]
@@ -141,8 +142,7 @@ def _shifts(report: StudyReport) -> list[str]:
         return []
     parts = ["## Domain shift", "Rows: trained on. Columns: tested on."]
     for matrix in report.shifts:
-        share = say.share_of(matrix.fraction)
-        parts.append(f"### {escape(matrix.arm)}{f', {share}' if share else ''}")
+        parts.append(f"### {escape(matrix.arm)}{say_share(matrix.fraction)}")
         rows = [[escape(row[0]), *row[1:]] for row in say.shift_rows(matrix, report)]
         parts.append(_grid(["", *map(escape, matrix.tested_on)], rows, range(1, len(matrix.tested_on) + 1)))
     return parts
@@ -151,10 +151,9 @@ def _shifts(report: StudyReport) -> list[str]:
 def _curves(report: StudyReport) -> list[str]:
     rows = []
     for curve in report.curves:
-        share = say.share_of(curve.fraction)
+        place = escape(curve.data + say_share(curve.fraction))
         for point in curve.points:
             score = "" if point.score is None else say.say_score(point.score[0], report)
-            place = escape(f"{curve.data}{f', {share}' if share else ''}")
             rows.append([escape(curve.arm), place, f"{point.epoch:g}", f"{point.loss[0]:.4f}", score])
     if not rows:
         return []
@@ -175,10 +174,14 @@ def _open(title: str, cells: Sequence[OpenCell]) -> list[str]:
 
 def _arms(report: StudyReport) -> list[str]:
     rows = [
-        [escape(arm.name), escape(arm.text), escape(arm.host), escape(arm.donor or ""), say.say_count(arm.total)]
+        [escape(arm.name), escape(arm.text), escape(arm.host), escape(arm.donor or ""), _count(arm.total)]
         for arm in report.arms
     ]
     return ["## Arms", _grid(("arm", "what it is", "host", "donor", "parameters"), rows, (4,))]
+
+
+def _count(count: int | None) -> str:
+    return "" if count is None else say.say_count(count)
 
 
 def _how(report: StudyReport) -> list[str]:

@@ -24,15 +24,14 @@ from layer_surgeon.study.report_html import (
     Column,
     Field,
     Pages,
-    chance,
-    count,
-    duration,
     interval,
     number,
     table,
     words,
 )
+from layer_surgeon.study.report_text import say_count, say_time
 from layer_surgeon.study.report_types import Difference, OpenCell, Row, StudyReport, Table
+from layer_surgeon.study.verdict import say_p
 
 # So many test sets all stand open on the page; of more, the first.
 _OPEN = 3
@@ -133,7 +132,7 @@ def _facts(page: Pages) -> list[tuple[str, str, str]]:
             seeds if len(report.seeds) <= 3 else f"{len(report.seeds)} seeds",
             seeds if len(report.seeds) > 3 else "",
         ),
-        ("Training time", duration(report.training_seconds), "all trainings together"),
+        ("Training time", say_time(report.training_seconds), "all trainings together"),
         ("Machine", *_few(report.machines)),
         ("Last training", (report.finished or "").replace("T", " ")[:16], "UTC"),
     ]
@@ -211,8 +210,8 @@ def _score_fields(page: Pages, row: Row, others: Sequence[str]) -> list[Field]:
         Field(html=interval(row.seed_interval, page.score), value=low[0]),
         Field(html=interval(row.example_interval, page.score), value=low[1]),
         Field(html=f'<span title="{escape(by_seed)}">{len(row.seeds)}</span>', value=len(row.seeds)),
-        number(row.trained, count),
-        number(row.training_seconds, duration),
+        number(row.trained, say_count),
+        number(row.training_seconds, say_time),
         *(number(row.scores.get(name), lambda value: f"{value:.3f}") for name in others),
     ]
 
@@ -233,11 +232,11 @@ def _difference_fields(page: Pages, entry: Difference) -> list[Field]:
         words(entry.words),
         number(entry.mean, page.gain, "most" if entry.significant else ""),
         Field(html=interval(entry.interval, page.gain), value=None if entry.interval is None else entry.interval[0]),
-        number(entry.p, chance),
-        number(entry.p_holm, chance, "most" if entry.significant else ""),
+        number(entry.p, say_p),
+        number(entry.p_holm, say_p, "most" if entry.significant else ""),
         number(entry.effect_size, lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")),
-        number(entry.t_test, chance),
-        number(entry.permutation, chance),
+        number(entry.t_test, say_p),
+        number(entry.permutation, say_p),
         number(float(len(entry.seeds)), lambda value: f"{value:g}"),
     ]
 
@@ -275,9 +274,9 @@ def _arms(page: Pages) -> str:
             words(arm.text),
             words(arm.host),
             words(arm.donor or ""),
-            number(arm.trained, count),
-            number(arm.total, count),
-            number(arm.training_seconds, duration),
+            number(arm.trained, say_count),
+            number(arm.total, say_count),
+            number(arm.training_seconds, say_time),
         ]
         for arm in page.report.arms
     ]

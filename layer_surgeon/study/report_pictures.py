@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon.study import report_text as say
+from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.layout import write_bytes
 from layer_surgeon.study.report_types import CostPoint, LayerSweep, LearningCurve, ShiftMatrix, StudyReport, Table
+from layer_surgeon.study.verdict import say_share
 
 _INK, _FAINT, _RULE, _REFERENCE = "#1d2733", "#5f6b78", "#e3e7eb", "#5f6b78"
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
@@ -59,12 +61,12 @@ def draw_pictures(report: StudyReport) -> Iterator[Picture]:
             draw_costs,
             lambda table: f"what an arm costs and what it brings on {table.place}",
         ),
-        ("shift", _by_share(report), draw_shift, lambda group: f"domain shift{_share(group[0].fraction)}"),
+        ("shift", _by_share(report), draw_shift, lambda group: f"domain shift{say_share(group[0].fraction)}"),
         (
             "learning",
             _by_data(report),
             draw_learning,
-            lambda group: f"learning curves on {group[0].data}{_share(group[0].fraction)}",
+            lambda group: f"learning curves on {group[0].data}{say_share(group[0].fraction)}",
         ),
     ]
     for name, entries, draw, text in many:
@@ -239,7 +241,7 @@ def draw_shift(matrices: Sequence[ShiftMatrix], report: StudyReport) -> Any:
     figure.colorbar(picture, ax=axes, label=_metric(report), shrink=0.85).outline.set_visible(False)
     figure.supxlabel("tested on", fontsize=10, color=_INK)
     figure.supylabel("trained on", fontsize=10, color=_INK)
-    _title(figure, f"Domain shift{_share(first.fraction)}", "")
+    _title(figure, f"Domain shift{say_share(first.fraction)}", "")
     return figure
 
 
@@ -276,7 +278,7 @@ def draw_learning(curves: Sequence[LearningCurve], report: StudyReport) -> Any:
         loc="outside lower center", ncols=min(len(names), 4 if max(map(len, names)) < 18 else 2), frameon=False
     )
     band = "mean, and lowest to highest seed" if len(report.seeds) > 1 else "one seed"
-    _title(figure, f"Learning on {curves[0].data}{_share(curves[0].fraction)}", band)
+    _title(figure, f"Learning on {curves[0].data}{say_share(curves[0].fraction)}", band)
     return figure
 
 
@@ -295,10 +297,6 @@ def _by_data(report: StudyReport) -> list[list[LearningCurve]]:
     return [[curve for curve in report.curves if (curve.data, curve.fraction) == key] for key in keys]
 
 
-def _share(fraction: float) -> str:
-    return f", {say.share_of(fraction)}" if fraction != 1 else ""
-
-
 def _interval_words(report: StudyReport) -> str:
     return f"95 % interval over the {'seeds' if len(report.seeds) > 1 else 'examples'}"
 
@@ -308,7 +306,7 @@ def _metric(report: StudyReport) -> str:
 
 
 def _references(report: StudyReport) -> list[str]:
-    return [arm.name for arm in report.arms if report.reference in (arm.name, arm.name.partition("@")[0])]
+    return [arm.name for arm in report.arms if is_called(report.reference, arm.name)]
 
 
 def _look(arm: str, report: StudyReport) -> tuple[str, str]:
@@ -317,7 +315,7 @@ def _look(arm: str, report: StudyReport) -> tuple[str, str]:
     if arm in references:
         return _REFERENCE, "o"
     rest = [entry.name for entry in report.arms if entry.name not in references]
-    focus = [name for name in rest if report.focus in (name, name.partition("@")[0])]
+    focus = [name for name in rest if is_called(report.focus, name)]
     index = [*focus, *(name for name in rest if name not in focus)].index(arm)
     return _COLORS[index % len(_COLORS)], _SHAPES[(index + 1) % len(_SHAPES)]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layer_surgeon.graft.config import ENCODER_OUTPUT
+from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.report_types import (
     CostPoint,
@@ -17,7 +18,7 @@ from layer_surgeon.study.report_types import (
     Span,
     Table,
 )
-from layer_surgeon.study.verdict import difference_in_words
+from layer_surgeon.study.verdict import difference_in_words, say_place
 from layer_surgeon.workspace import short_name
 
 
@@ -27,13 +28,11 @@ def read_table(table: Mapping[str, Any], summary: Mapping[str, Any], plan: Study
     means = [row["mean"] for row in table["rows"]]
     best = (max if plan.higher_is_better else min)(means, default=None)
     rows = tuple(_row(row, summary, comparisons, plan, best=row["mean"] == best) for row in table["rows"])
-    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the data"
-    trained = "" if table["test"] == table["data"] else f", trained on {table['data']}"
     return Table(
         data=table["data"],
         fraction=table["fraction"],
         test=table["test"],
-        place=f"{table['test']}{trained}{share}",
+        place=say_place(table["test"], table["data"], table["fraction"]),
         examples=table["examples"],
         rows=rows,
         comparisons=comparisons,
@@ -51,9 +50,6 @@ def _row(
 ) -> Row:
     counts = summary["arms"][row["arm"]]["parameters"] or {}
     own = _against_reference(row["arm"], comparisons, plan)
-    verdict = None
-    if own is not None and own.p_holm is not None:
-        verdict = "not significant" if not own.significant else "better" if own.better else "worse"
     return Row(
         arm=row["arm"],
         seeds=tuple(row["seeds"]),
@@ -68,7 +64,7 @@ def _row(
         training_seconds=row["training_seconds"],
         train_examples=row["train_examples"],
         best=best,
-        verdict=verdict,
+        verdict=None if own is None else own.verdict,
     )
 
 
@@ -99,12 +95,8 @@ def _difference(entry: Mapping[str, Any], plan: StudyPlan) -> Difference:
     )
 
 
-def _is_reference(arm: str, plan: StudyPlan) -> bool:
-    return plan.reference in (arm, arm.partition("@")[0])
-
-
 def _against_reference(arm: str, comparisons: Sequence[Difference], plan: StudyPlan) -> Difference | None:
-    own = (entry for entry in comparisons if entry.arm == arm and _is_reference(entry.against, plan))
+    own = (entry for entry in comparisons if entry.arm == arm and is_called(plan.reference, entry.against))
     return next(own, None)
 
 
@@ -112,7 +104,7 @@ def _costs(rows: Sequence[Row], comparisons: Sequence[Difference], plan: StudyPl
     points = []
     for row in rows:
         own = _against_reference(row.arm, comparisons, plan)
-        if own is None and not _is_reference(row.arm, plan):
+        if own is None and not is_called(plan.reference, row.arm):
             continue
         points.append(
             CostPoint(
@@ -204,7 +196,7 @@ def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...
             rows = sorted((row for row in table.rows if row.arm in known), key=lambda row: _depth(known[row.arm][0]))
             if len({known[row.arm] for row in rows}) < 2:
                 continue
-            own = [row for row in table.rows if _is_reference(row.arm, plan) and hosts[row.arm] == host]
+            own = [row for row in table.rows if is_called(plan.reference, row.arm) and hosts[row.arm] == host]
             places = [known[row.arm] for row in rows]
             axis, labels = _labels(places, short_name(source))
             found.append(

@@ -1,4 +1,4 @@
-"""Numbers as the written formats of a report say them."""
+"""Numbers as the formats of a report say them."""
 
 from collections.abc import Sequence
 
@@ -49,32 +49,26 @@ def say_effect(difference: Difference) -> str:
 
 def say_verdict(difference: Difference) -> str:
     """In one or two words."""
-    if difference.p_holm is None:
-        return "no test possible"
-    return "not significant" if not difference.significant else "better" if difference.better else "worse"
+    return difference.verdict or "no test possible"
 
 
-def say_count(count: int | None) -> str:
-    """A number of parameters: `23.2 M`."""
-    if count is None:
-        return ""
-    value = float(count)
-    for unit in ("", " k", " M"):
-        if value < 1000:
-            return f"{value:.0f}" if not unit else f"{value:.1f}{unit}"
-        value /= 1000
-    return f"{value:.1f} B"
+def say_count(count: float) -> str:
+    """How many, for people: `23.2 M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:g}"
 
 
-def say_time(seconds: float | None) -> str:
-    """A duration: `0.8 s`, `42 s`, `3 min 05 s`."""
-    if seconds is None:
-        return ""
+def say_time(seconds: float) -> str:
+    """A duration for people: `8.31 s`, `2 min 25 s`, `1 h 30 min`."""
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
 def say_value(value: object) -> str:
@@ -88,11 +82,6 @@ def other_metrics(table: Table, report: StudyReport) -> list[str]:
     """Metrics of a table beside the one that is compared, without the loss."""
     names = dict.fromkeys(name for row in table.rows for name in row.scores)
     return [name for name in names if name not in (report.metric, "loss")]
-
-
-def share_of(fraction: float) -> str:
-    """`10 % of the data`; nothing for all of it."""
-    return "" if fraction == 1 else f"{100 * fraction:g} % of the data"
 
 
 def shift_rows(matrix: ShiftMatrix, report: StudyReport, digits: int = 1) -> list[Sequence[str]]:

@@ -118,6 +118,13 @@ class Difference:
     better: bool
     words: str
 
+    @property
+    def verdict(self) -> str | None:
+        """In one or two words, such as "better" or "not significant"; None where no test is possible."""
+        if self.p_holm is None:
+            return None
+        return "not significant" if not self.significant else "better" if self.better else "worse"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:

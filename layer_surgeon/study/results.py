@@ -1,6 +1,6 @@
 """What the demo comes to, and what can be said of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon.finetune import EpochResult, FinetuneConfig
 from layer_surgeon.finetune.metrics import ClassificationMetrics
 from layer_surgeon.study.statistics import Interval, difference, wilson
+from layer_surgeon.study.verdict import say_all
 
 PAGE = "report.html"
 
@@ -163,7 +164,9 @@ class DemoResult:
                 "On none of the test sets can the two arms be told apart: every 95 % interval of the difference "
                 "contains zero."
             )
-        names = {verdict: _and([test for test, v in verdicts.items() if v == verdict]) for verdict in verdicts.values()}
+        names = {
+            verdict: say_all([test for test, v in verdicts.items() if v == verdict]) for verdict in verdicts.values()
+        }
         told = "; ".join(f"{verdict} on {tests}" for verdict, tests in names.items() if verdict != "within noise")
         rest = names.get("within noise")
         return f"At 95 %: {told}." + (f" On {rest} the difference is within noise." if rest else "")
@@ -192,7 +195,3 @@ class DemoResult:
             "seconds": {"extraction": round(self.extraction_seconds, 1), "all": round(self.seconds, 1)},
             "page": str(self.page),
         }
-
-
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -174,7 +174,10 @@ def _partner(wanted: str | None, arm: str, by_arm: Results) -> str | None:
 
 
 def _pooled(test: str, by_arm: Results) -> dict[tuple[int, ...], SeedVariance | None]:
-    """What seeds do, by the seeds that arms have in common: of the arms that have all of them."""
+    """What seeds do to a difference, by seeds: from all arms that were trained with exactly these.
+
+    None where fewer than two were, or where their numbers of test examples differ.
+    """
     seeds = {name: tuple(int(result["seed"]) for result in mine) for name, mine in by_arm.items()}
     found: dict[tuple[int, ...], SeedVariance | None] = {}
     for common in set(seeds.values()):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
 
 # Scores from 0 to 1, which people read as per cent; a difference is then in points.
@@ -35,6 +36,17 @@ def say_p(p: float) -> str:
     return f"< {_SMALLEST}" if p < _SMALLEST else f"{p:.3f}"
 
 
+def say_share(fraction: float) -> str:
+    """`, 10 % of the data`, behind what it is a share of; nothing for all of it."""
+    return "" if fraction == 1 else f", {100 * fraction:g} % of the data"
+
+
+def say_place(test: str, data: str, fraction: float = 1) -> str:
+    """On what a model was tested, and on what it was trained where that is not plain."""
+    trained = "" if test == data else f", trained on {data}"
+    return f"{test}{trained}{say_share(fraction)}"
+
+
 def _basis(comparison: Mapping[str, Any]) -> str:
     count = len(comparison["seeds"])
     texts = {
@@ -54,7 +66,8 @@ def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: 
     if not found:
         return f"No two arms can be compared yet.{rest}"
     if plan.focus is not None:
-        own = [(place, c) for place, c in found if _is(plan.focus, c["arm"]) and _is(plan.reference, c["against"])]
+        of_focus = [(place, c) for place, c in found if is_called(plan.focus, c["arm"])]
+        own = [(place, c) for place, c in of_focus if is_called(plan.reference, c["against"])]
         if own:
             return _headline(own, plan.higher_is_better) + _controls(own, found, plan) + rest
     told = [(place, c) for place, c in found if c["significant"]]
@@ -86,7 +99,7 @@ def _controls(
     """Whether what the focus gains may be put down to the donor's knowledge: only if no control does as well."""
     rivals: dict[str, list[bool]] = {}
     for _, comparison in found:
-        if not _is(str(plan.focus), comparison["arm"]) or _is(plan.reference, comparison["against"]):
+        if not is_called(plan.focus, comparison["arm"]) or is_called(plan.reference, comparison["against"]):
             continue
         beaten = comparison["significant"] and (comparison["mean"] > 0) == plan.higher_is_better
         rivals.setdefault(comparison["against"], []).append(beaten)
@@ -94,25 +107,20 @@ def _controls(
     if not rivals:
         return ""
     if standing:
-        return f" It is not shown to be better than {_and(standing)}."
+        return f" It is not shown to be better than {say_all(standing)}."
     if all(all(beaten) for beaten in rivals.values()):
         also = any(c["significant"] and (c["mean"] > 0) == plan.higher_is_better for _, c in own)
-        return f" It is {'also ' if also else ''}better than {_and(list(rivals))}."
+        return f" It is {'also ' if also else ''}better than {say_all(list(rivals))}."
     told = [f"{name} in {sum(beaten)} of {len(beaten)}" for name, beaten in rivals.items()]
-    return f" It is better than {_and(told)} comparisons."
+    return f" It is better than {say_all(told)} comparisons."
 
 
 def _place(table: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
     if len(tables) == 1:
         return f" on {table['test']}"
-    share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the data"
-    trained = "" if table["test"] == table["data"] else f", trained on {table['data']}"
-    return f" on {table['test']}{trained}{share}"
+    return f" on {say_place(table['test'], table['data'], table['fraction'])}"
 
 
-def _is(wanted: str, name: str) -> bool:
-    return wanted in (name, name.partition("@")[0])
-
-
-def _and(names: Sequence[str]) -> str:
+def say_all(names: Sequence[str]) -> str:
+    """`a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

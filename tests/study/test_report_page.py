@@ -11,9 +11,9 @@ import pytest
 from layer_surgeon.study import paired
 from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.report_data import load_report
-from layer_surgeon.study.report_html import count, duration
 from layer_surgeon.study.report_page import make_page, write_page
 from layer_surgeon.study.report_svg import look, shorten, text_width, ticks, wrap
+from layer_surgeon.study.report_text import say_count, say_time
 from tests.support.made_up_studies import HOSTILE, made_up_study
 
 VOID = {"meta", "link", "br"}
@@ -258,11 +258,11 @@ def test_ticks_are_round():
 
 @pytest.mark.parametrize(("value", "said"), [(950, "950"), (1_540, "1.54 k"), (23_205_506, "23.2 M"), (8e9, "8 B")])
 def test_counts_for_people(value, said):
-    assert count(value) == said
+    assert say_count(value) == said
 
 
 @pytest.mark.parametrize(
     ("value", "said"), [(8.314, "8.31 s"), (145, "2 min 25 s"), (1500, "25 min"), (3600, "1 h"), (5400, "1 h 30 min")]
 )
 def test_times_for_people(value, said):
-    assert duration(value) == said
+    assert say_time(value) == said
