@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
 from layer_surgeon.errors import GraftError
+from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.workspace import short_name
 
 # How a model card writes the place of the model as long as it is nowhere but in a folder.
@@ -22,7 +23,7 @@ PRIVATE = (
     *("runs/*", "logs/*", "*tfevents*", "wandb/*", "mlruns/*", "trackio/*"),
 )
 # Where paths can stand, beside the text of a card, and under which keys.
-_WITH_PATHS = ("config.json", "donor/config.json", "results.json", "run.yaml")
+_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json", "run.yaml")
 _PATH_KEYS = frozenset(
     {
         *("name", "path", "base_model", "_name_or_path", "name_or_path"),
