@@ -63,6 +63,16 @@ class ColumnChoice:
     label: str | None
     guessed: bool
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The one or two columns of texts."""
+        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Those of texts and, where there is one, that of the label."""
+        return self.texts if self.label is None else (*self.texts, self.label)
+
     def __str__(self) -> str:
         parts = {"text": self.text, "pair": self.text_pair, "label": self.label}
         return ", ".join(f"{role} = {name!r}" for role, name in parts.items() if name is not None)

@@ -98,9 +98,7 @@ def prepare_data(
     """
     progress = progress or NullProgress()
     raw = load_data(train, progress, task=task.name)
-    columns = choose_columns(raw.train, config, raw.record, roles=task.roles)
-    if columns.guessed:
-        progress.notice(f"Columns of {raw.train.place}: {columns} (guessed).")
+    columns = settle_columns(raw.train, config, raw.record, task, progress)
     train_table = drop_unusable(raw.train, columns, raw.record, progress)
     label_map = task.label_map(train_table, columns, declared_names(raw, train_table, columns), model_names)
     reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
@@ -116,13 +114,13 @@ def prepare_data(
     return TaskData(
         name=raw.name,
         spec=raw.spec,
-        validation_spec=raw_validation.spec if raw_validation is not None else raw.spec,
-        test_spec=raw_test.spec if raw_test is not None else raw.spec if raw.test is not None else (),
+        validation_spec=(raw_validation or raw).spec,
+        test_spec=() if testing is None else (raw_test or raw).spec,
         columns=columns,
         label_names=() if label_map is None else label_map.names,
         train=subsample(training, wanted, config.seed),
-        validation=subsample(validating, config.max_eval_samples or len(validating), config.seed),
-        test=None if testing is None else subsample(testing, config.max_eval_samples or len(testing), config.seed),
+        validation=subsample(validating, config.max_eval_samples, config.seed),
+        test=None if testing is None else subsample(testing, config.max_eval_samples, config.seed),
         held_out=held_out,
         task=task,
     )
@@ -163,14 +161,26 @@ def prepare_evaluation(
             text_pair_column=config.text_pair_column or known_columns["text_pair"],
             label_column=config.label_column or known_columns["label"],
         )
-    columns = choose_columns(table, config, raw.record, roles=task.roles)
-    if columns.guessed:
-        progress.notice(f"Columns of {table.place}: {columns} (guessed).")
+    columns = settle_columns(table, config, raw.record, task, progress)
     table = drop_unusable(table, columns, raw.record, progress)
     label_map = task.known_labels(table, columns, declared_names(raw, table, columns), label_names)
     reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     examples = reader.examples(table, columns)
-    return table.place, subsample(examples, config.max_eval_samples or len(examples), config.seed)
+    return table.place, subsample(examples, config.max_eval_samples, config.seed)
+
+
+def settle_columns(
+    table: Table, config: FinetuneConfig, record: DatasetRecord | None, task: FinetuneTask, progress: Progress
+) -> ColumnChoice:
+    """The columns of a table; the progress is told of those that were guessed.
+
+    Raises:
+        DataError: As `choose_columns`.
+    """
+    columns = choose_columns(table, config, record, roles=task.roles)
+    if columns.guessed:
+        progress.notice(f"Columns of {table.place}: {columns} (guessed).")
+    return columns
 
 
 def declared_names(raw: RawData, table: Table, columns: ColumnChoice) -> tuple[str, ...]:
@@ -202,10 +212,9 @@ class SplitReader:
             if own is None:
                 return None
             return self.examples(drop_unusable(own, self.columns, raw.record, self.progress), self.columns)
-        table, columns = given.choose(None), self.columns
+        table, columns = given.choose(), self.columns
         # The same columns as in training where it has them; another file may name them differently.
-        wanted = [name for name in (columns.text, columns.text_pair, columns.label) if name is not None]
-        if given.record is not None or not all(name in table.columns for name in wanted):
+        if given.record is not None or not all(name in table.columns for name in columns.used):
             columns = choose_columns(table, self.config, given.record, roles=self.task.roles)
         return self.examples(drop_unusable(table, columns, given.record, self.progress), columns)
 
@@ -218,15 +227,15 @@ def drop_unusable(table: Table, columns: ColumnChoice, record: DatasetRecord | N
     """
     if len(table) == 0:
         raise DataError(f"{table.place} has no rows.")
-    for name in (columns.text, columns.text_pair, columns.label):
-        if name is not None and name not in table.columns:
+    for name in columns.used:
+        if name not in table.columns:
             raise DataError(
                 f"{table.place} has no column {name!r}, which the training data has. Its columns are: "
                 f"{', '.join(table.columns)}. Rename them, or take that split out."
             )
     labels = table.columns[str(columns.label)] if columns.label is not None else [None] * len(table)
     unlabelled = record.unlabelled if record is not None else None
-    texts = [table.columns[name] for name in (columns.text, columns.text_pair) if name is not None]
+    texts = [table.columns[name] for name in columns.texts]
     keep = [
         row
         for row in range(len(table))

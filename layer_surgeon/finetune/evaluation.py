@@ -168,12 +168,11 @@ def load_texts(
 
 def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask) -> list[Any]:
     columns = choose_columns(table, config, with_label=False, roles=task.roles)
-    named = [name for name in (columns.text, columns.text_pair) if name is not None]
-    for name in named:
+    for name in columns.texts:
         check_filled(table.columns[name], f"{table.place}, column {name!r}")
-    if len(named) == 1:
-        return list(table.columns[named[0]])
-    return list(zip(*(table.columns[name] for name in named), strict=True))
+    if columns.text_pair is None:
+        return list(table.columns[columns.text])
+    return list(zip(table.columns[columns.text], table.columns[columns.text_pair], strict=True))
 
 
 def _settings_of(

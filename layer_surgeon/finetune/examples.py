@@ -128,9 +128,9 @@ def hold_out(examples: _E, fraction: float, seed: int) -> tuple[_E, _E]:
     return examples.take(rest), examples.take(sorted(taken))
 
 
-def subsample(examples: _E, wanted: int, seed: int) -> _E:
-    """At most `wanted` rows (at least one), with the same share of every class, in the rows' order."""
-    if wanted >= len(examples):
+def subsample(examples: _E, wanted: int | None, seed: int) -> _E:
+    """At most `wanted` rows (at least one; None: all), with the same share of every class, in the rows' order."""
+    if wanted is None or wanted >= len(examples):
         return examples
     return examples.take(sorted(_stratified(examples.strata, max(wanted, 1), seed, leave_one=False)))
 

@@ -58,10 +58,7 @@ def normalize(values: Sequence[Any], place: str) -> list[Label]:
         DataError: A value is missing, or is a fraction.
     """
     for row, value in enumerate(values, start=1):
-        if value is None or value != value or (isinstance(value, str) and not value.strip()):
-            raise DataError(f"{place}, row {row}: the label is missing. Fill it in, or take the row out.")
-        if isinstance(value, list | dict):
-            raise DataError(f"{place}, row {row}: the label is {value!r}; one class per row is expected.")
+        check_label(value, f"{place}, row {row}")
     numbers = [_as_int(value) for value in values]
     if all(number is not None for number in numbers):
         return [number for number in numbers if number is not None]
@@ -71,6 +68,18 @@ def normalize(values: Sequence[Any], place: str) -> list[Label]:
             "numbers."
         )
     return [str(value).strip() for value in values]
+
+
+def check_label(value: Any, place: str) -> None:
+    """See that a cell holds one label.
+
+    Raises:
+        DataError: It is missing, or there are several.
+    """
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{place}: the label is missing. Fill it in, or take the row out.")
+    if isinstance(value, list | dict):
+        raise DataError(f"{place}: the label is {value!r}; one class per row is expected.")
 
 
 def _as_int(value: Any) -> int | None:

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import Progress
 
 # The model of the paper's BARTScore (Yuan et al. 2021), and what bert-score takes for English by itself.
@@ -33,8 +34,7 @@ def extra_scores(
         try:
             found[name] = _SCORERS[name](written, references, device, *([] if model is None else [model]))
         except (ImportError, OSError, ValueError) as error:
-            reason = str(error).strip().split("\n", 1)[0]
-            progress.notice(f"{name} is left out: its model can't be had here ({reason}).")
+            progress.notice(f"{name} is left out: its model can't be had here ({first_line(error)}).")
     return found
 
 

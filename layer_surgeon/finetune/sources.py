@@ -3,10 +3,10 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import datasets
 import datasets.exceptions
@@ -15,11 +15,14 @@ from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
 from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset, similar_names
+from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import short_name
 
 # A name or file, several files or rows, splits; or what the datasets library makes (Any: it is untyped here).
 DataLike: TypeAlias = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Any
+
+_Split = TypeVar("_Split")
 
 STDIN = "-"
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -48,81 +51,61 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawData:
+class DataSplits(Generic[_Split]):
     """A data set before its columns and labels were looked at.
 
     Attributes:
         name: A short name that can be part of a folder's name.
         spec: What the user named, if it can be named again (a name, a Hub id, absolute file paths); else empty.
-        splits: Split name -> table; at least one.
+        splits: Split name -> its rows; at least one.
         record: The row of the registry it was found by.
     """
 
     name: str
     spec: tuple[str, ...]
-    splits: Mapping[str, Table]
+    splits: Mapping[str, _Split]
     record: DatasetRecord | None = None
 
     @property
-    def train(self) -> Table:
-        """The training split: by the registry, by name, or the only one."""
-        return self.splits[training_split(self.splits, self.record, self.name)]
+    def train(self) -> _Split:
+        """The training split: by the registry, by name, or the only one.
+
+        Raises:
+            DataError: There are several splits, and none is it.
+        """
+        wanted = self.record.train if self.record is not None else "train"
+        if wanted not in self.splits and len(self.splits) != 1:
+            raise DataError(f"{self.name} has no split called {wanted}, but {', '.join(self.splits)}.")
+        return self.splits[wanted] if wanted in self.splits else next(iter(self.splits.values()))
 
     @property
-    def validation(self) -> Table | None:
+    def validation(self) -> _Split | None:
         """The validation split, if there is one."""
-        return self.splits.get(validation_split(self.splits, self.record) or "")
+        names = (self.record.validation or "",) if self.record is not None else _VALIDATION_NAMES
+        return next((self.splits[name] for name in names if name in self.splits), None)
 
     @property
-    def test(self) -> Table | None:
+    def test(self) -> _Split | None:
         """The test split, if there is one."""
-        return self.splits.get(test_split(self.splits, self.record) or "")
+        wanted = self.record.test if self.record is not None else "test"
+        return self.splits.get(wanted or "")
 
-    def choose(self, split: str | None) -> Table:
+    def choose(self, split: str | None = None) -> _Split:
         """The split to measure on: the named one; else test; else the only one.
 
         Raises:
             DataError: There is no such split, or several and none is the test.
         """
-        return self.splits[measured_split(self.splits, self.record, self.name, split)]
+        if split is not None and split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}, but {', '.join(self.splits)}.")
+        found = self.splits[split] if split is not None else self.test
+        if found is None and len(self.splits) != 1:
+            raise DataError(f"{self.name} has no test split, but {', '.join(self.splits)}. Say which with --split.")
+        return next(iter(self.splits.values())) if found is None else found
 
 
-def training_split(splits: Collection[str], record: DatasetRecord | None, name: str) -> str:
-    """Which of the splits of the data set `name` is the training split.
-
-    Raises:
-        DataError: None is.
-    """
-    wanted = record.train if record else "train"
-    if wanted not in splits and len(splits) != 1:
-        raise DataError(f"{name} has no split called {wanted}, but {', '.join(splits)}.")
-    return wanted if wanted in splits else next(iter(splits))
-
-
-def validation_split(splits: Collection[str], record: DatasetRecord | None) -> str | None:
-    """Which is the validation split, if there is one."""
-    names = (record.validation,) if record is not None else _VALIDATION_NAMES
-    return next((name for name in names if name in splits), None)
-
-
-def test_split(splits: Collection[str], record: DatasetRecord | None) -> str | None:
-    """Which is the test split, if there is one."""
-    wanted = record.test if record is not None else "test"
-    return wanted if wanted in splits else None
-
-
-def measured_split(splits: Collection[str], record: DatasetRecord | None, name: str, split: str | None = None) -> str:
-    """The split to measure on: the named one; else test; else the only one.
-
-    Raises:
-        DataError: As `RawData.choose`.
-    """
-    if split is not None and split not in splits:
-        raise DataError(f"{name} has no split {split!r}, but {', '.join(splits)}.")
-    found = split or test_split(splits, record)
-    if found is None and len(splits) != 1:
-        raise DataError(f"{name} has no test split, but {', '.join(splits)}. Say which with --split.")
-    return found or next(iter(splits))
+class RawData(DataSplits[Table]):
+    """A data set in memory."""
 
 
 def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskName = "text-classification") -> RawData:
@@ -247,14 +230,14 @@ def load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress,
         return datasets.load_dataset(hub_id, subset, revision=revision, **({"streaming": True} if streaming else {}))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"The data set {hub_id} can't be loaded from the Hub: {first_line(error)} Check the id and the network; "
-            "for a gated one, ask for access on its page and log in with `hf auth login`."
+            f"The data set {hub_id} can't be loaded from the Hub: {first_sentence(error)} Check the id and the "
+            "network; for a gated one, ask for access on its page and log in with `hf auth login`."
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """The beginning of a library's message, as a sentence."""
-    line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+def first_sentence(error: Exception) -> str:
+    """The first line of a library's message, as a sentence."""
+    line = first_line(error)
     return line if line.endswith((".", "!", "?")) else line + "."
 
 

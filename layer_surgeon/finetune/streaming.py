@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from layer_surgeon.errors import ConfigError, DataError
-from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.data import SplitReader, TaskData, declared_names, drop_unusable
+from layer_surgeon.finetune.data import SplitReader, TaskData, declared_names, drop_unusable, settle_columns
 from layer_surgeon.finetune.examples import ExampleSet, subsample
 from layer_surgeon.finetune.labels import counted_label_map, declared_label_map
 from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
@@ -74,9 +73,7 @@ def prepare_stream(
     first = opened.train.table(CHECKED)
     if len(first) == 0:
         raise DataError(f"{first.place} has no rows.")
-    columns = choose_columns(first, config, opened.record, roles=task.roles)
-    if columns.guessed:
-        progress.notice(f"Columns of {first.place}: {columns} (guessed).")
+    columns = settle_columns(first, config, opened.record, task, progress)
     stream = TrainStream(source=opened.train, columns=columns, task=task, record=opened.record)
     raw_validation, raw_test = (
         None if data is None else _load_whole(data, config, task, progress) for data in (validation, test)
@@ -106,21 +103,17 @@ def prepare_stream(
     return TaskData(
         name=opened.name,
         spec=opened.spec,
-        validation_spec=raw_validation.spec if raw_validation is not None else opened.spec,
-        test_spec=raw_test.spec if raw_test is not None else opened.spec if opened.test is not None else (),
+        validation_spec=(raw_validation or opened).spec,
+        test_spec=() if testing is None else (raw_test or opened).spec,
         columns=columns,
         label_names=() if stream.labels is None else stream.labels.names,
         train=_first_examples(stream, first, progress),
-        validation=_at_most(validating, config),
-        test=None if testing is None else _at_most(testing, config),
+        validation=subsample(validating, config.max_eval_samples, config.seed),
+        test=None if testing is None else subsample(testing, config.max_eval_samples, config.seed),
         held_out=held_out is not None,
         task=task,
         stream=stream,
     )
-
-
-def _at_most(examples: ExampleSet, config: FinetuneConfig) -> ExampleSet:
-    return subsample(examples, config.max_eval_samples or len(examples), config.seed)
 
 
 def _first_examples(stream: TrainStream, first: Table, progress: Progress) -> ExampleSet:
@@ -140,8 +133,8 @@ def _load_whole(data: DataLike, config: FinetuneConfig, task: FinetuneTask, prog
     if not opens_on_hub(data):
         return load_data(data, progress, task=task.name)
     opened = open_stream(data, progress, task=task.name)
-    table = opened.splits[opened.measured].table(config.max_eval_samples)
-    return RawData(name=opened.name, spec=opened.spec, splits={opened.measured: table}, record=opened.record)
+    table = opened.choose().table(config.max_eval_samples)
+    return RawData(name=opened.name, spec=opened.spec, splits={"measured": table}, record=opened.record)
 
 
 def _hold_out(stream: TrainStream, config: FinetuneConfig) -> tuple[TrainStream, Window]:

@@ -20,17 +20,14 @@ from layer_surgeon.finetune.registry import DatasetRecord, find_dataset
 from layer_surgeon.finetune.sources import (
     STDIN,
     DataLike,
+    DataSplits,
     Table,
     class_names,
-    first_line,
+    first_sentence,
     group_files,
     is_hub_id,
     load_from_hub,
-    measured_split,
     no_such_data,
-    test_split,
-    training_split,
-    validation_split,
 )
 from layer_surgeon.progress import Progress
 from layer_surgeon.workspace import short_name
@@ -76,7 +73,7 @@ class RowStream:
             ValueError,
             RuntimeError,
         ) as error:
-            raise DataError(f"{self.place} can't be read on after row {number:,}: {first_line(error)}") from error
+            raise DataError(f"{self.place} can't be read on after row {number:,}: {first_sentence(error)}") from error
 
     def table(self, most: int | None = None) -> Table:
         """The first `most` rows, or all of them, in memory.
@@ -89,49 +86,8 @@ class RowStream:
         return Table(columns=columns, place=self.place, label_names=self.label_names, curated=self.curated)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamedData:
-    """A data set, of which nothing but its description was read.
-
-    Attributes:
-        name: A short name that can be part of a folder's name.
-        spec: What the user named, if it can be named again; else empty.
-        splits: Split name -> stream; at least one.
-        record: The row of the registry it was found by.
-    """
-
-    name: str
-    spec: tuple[str, ...]
-    splits: Mapping[str, RowStream]
-    record: DatasetRecord | None = None
-
-    @property
-    def train(self) -> RowStream:
-        """The training split.
-
-        Raises:
-            DataError: There are several splits, and none is it.
-        """
-        return self.splits[training_split(self.splits, self.record, self.name)]
-
-    @property
-    def validation(self) -> RowStream | None:
-        """The validation split, if there is one."""
-        return self.splits.get(validation_split(self.splits, self.record) or "")
-
-    @property
-    def test(self) -> RowStream | None:
-        """The test split, if there is one."""
-        return self.splits.get(test_split(self.splits, self.record) or "")
-
-    @property
-    def measured(self) -> str:
-        """The name of the split to measure on.
-
-        Raises:
-            DataError: There are several, and none is the test.
-        """
-        return measured_split(self.splits, self.record, self.name)
+class StreamedData(DataSplits[RowStream]):
+    """A data set of which nothing but its description was read."""
 
 
 def open_stream(data: DataLike, progress: Progress, *, task: TaskName = "text-classification") -> StreamedData:

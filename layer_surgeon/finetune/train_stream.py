@@ -14,13 +14,13 @@ from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, is_empty
-from layer_surgeon.finetune.labels import LabelMap
+from layer_surgeon.finetune.labels import LabelMap, check_label
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.streams import RowStream
 from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import Features, TokenizedDataset
-from layer_surgeon.finetune.trainer import EpochSampler
+from layer_surgeon.finetune.trainer import EpochSampler, count_steps, examples_per_step
 
 # More different labels than this are none, and would be many to hold.
 _MOST_LABELS = 1000
@@ -90,14 +90,6 @@ class TrainStream:
     num_rows: int | None = None
     per_class: Mapping[str, int] | None = None
 
-    @property
-    def _texts(self) -> list[str]:
-        return [name for name in (self.columns.text, self.columns.text_pair) if name is not None]
-
-    @property
-    def _used(self) -> list[str]:
-        return [*self._texts, *([] if self.columns.label is None else [self.columns.label])]
-
     def usable_rows(self) -> Iterator[Numbered]:
         """All rows but those that `drop_unusable` would leave out.
 
@@ -106,13 +98,13 @@ class TrainStream:
         """
         unlabelled = self.record.unlabelled if self.record is not None else None
         for number, row in self.source.rows():
-            if absent := [name for name in self._used if name not in row]:
+            if absent := [name for name in self.columns.used if name not in row]:
                 raise DataError(
                     f"{self.source.place}, row {number:,} has no column {absent[0]!r}, but {', '.join(map(str, row))}."
                 )
             if unlabelled is not None and row[str(self.columns.label)] == unlabelled:
                 continue
-            if not (self.source.curated and any(is_empty(row[name]) for name in self._texts)):
+            if not (self.source.curated and any(is_empty(row[name]) for name in self.columns.texts)):
                 yield number, row
 
     def rows(self) -> Iterator[Numbered]:
@@ -134,7 +126,7 @@ class TrainStream:
 
     def table_of(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         """The columns that are used of some rows."""
-        return Table(columns={name: [row[name] for row in rows] for name in self._used}, place=self.source.place)
+        return Table(columns={name: [row[name] for row in rows] for name in self.columns.used}, place=self.source.place)
 
     def examples(self, window: Window) -> ExampleSet:
         """The rows of a window, checked.
@@ -155,7 +147,7 @@ class TrainStream:
         Raises:
             DataError: It is not.
         """
-        for name in self._texts:
+        for name in self.columns.texts:
             if is_empty(row.columns[name][0]):
                 raise DataError(f"{row.place}, column {name!r}: the text is empty. Fill it in, or take the row out.")
         try:
@@ -199,10 +191,7 @@ class TrainStream:
         except DataError as error:
             raise DataError(f"{place}, column {self.columns.label!r}: {error}") from error
         for label in labels:
-            if label is None or label != label or (isinstance(label, str) and not label.strip()):
-                raise DataError(f"{place}: the label is missing. Fill it in, or take the row out.")
-            if isinstance(label, list | dict):
-                raise DataError(f"{place}: the label is {label!r}; one class per row is expected.")
+            check_label(label, place)
             counts[label.strip() if isinstance(label, str) else label] += 1
 
     def facts(self) -> dict[str, Any]:
@@ -217,17 +206,10 @@ class TrainStream:
         """
         if self.num_rows == 0:
             raise DataError(f"{self.source.place} has no rows left to train on.")
-        total = config.max_steps
-        if total is None:
-            if self.num_rows is None:
-                raise ValueError("the number of rows was to be known")
-            per_pass = math.ceil(self.num_rows / _step_size(config, num_processes))
-            total = math.ceil(config.num_epochs * per_pass)
+        if self.num_rows is None and config.max_steps is None:
+            raise ValueError("the number of rows was to be known")
+        _, total = count_steps(config, self.num_rows or 0, num_processes)
         return min(config.eval_steps or math.ceil(total / _VALIDATIONS), total), total
-
-
-def _step_size(config: FinetuneConfig, num_processes: int) -> int:
-    return config.batch_size * config.gradient_accumulation_steps * num_processes
 
 
 class StreamedDataset(IterableDataset[Features]):
@@ -240,7 +222,7 @@ class StreamedDataset(IterableDataset[Features]):
     def __init__(self, stream: TrainStream, context: TaskContext, num_processes: int = 1) -> None:
         super().__init__()
         self._stream, self._context = stream, context
-        self._group = _step_size(context.config, num_processes)
+        self._group = examples_per_step(context.config, num_processes)
         self._length = stream.steps(context.config, num_processes)[0] * self._group
         self._epoch = 0
         # How many features were taken from `_features`, which a new epoch goes on with.

@@ -128,7 +128,7 @@ class SurgeonTrainer(ShardedTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         config = self._finetune_config
-        group = config.batch_size * config.gradient_accumulation_steps * self.args.world_size
+        group = examples_per_step(config, self.args.world_size)
         sampler = EpochSampler(
             train_dataset or self.train_dataset, group, config.seed, by_length=config.group_by_length
         )
@@ -221,9 +221,14 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
             control.should_save = True
 
 
+def examples_per_step(config: FinetuneConfig, num_processes: int = 1) -> int:
+    """Examples of an optimizer step, of all its forward passes and all processes."""
+    return config.batch_size * config.gradient_accumulation_steps * num_processes
+
+
 def count_steps(config: FinetuneConfig, num_examples: int, num_processes: int = 1) -> tuple[int, int]:
     """Optimizer steps of an epoch and of the whole run."""
-    per_epoch = math.ceil(num_examples / (config.batch_size * config.gradient_accumulation_steps * num_processes))
+    per_epoch = math.ceil(num_examples / examples_per_step(config, num_processes))
     return per_epoch, config.max_steps or math.ceil(config.num_epochs * per_epoch)
 
 
