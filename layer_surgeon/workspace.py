@@ -7,9 +7,12 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
 """
 
+import glob
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,6 +28,10 @@ _HOW_TO_MAKE: dict[Kind, str] = {
     "graft": "Make one first: surgeon graft bert-base-uncased",
     "run": "Train one first: surgeon finetune",
 }
+
+_OLD = ".old"
+# What `mkdtemp` puts into a name. Without a dot in it, what `out.v2` had to replace is no leftover of `out`.
+_RANDOM = "[a-z0-9_]" * 8
 
 
 class Workspace:
@@ -87,6 +94,31 @@ class Workspace:
         if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
             raise WorkspaceError(f"{path} is not a workspace file. Delete it, and name folders explicitly.")
         return entries
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Give a finished folder, made beside it, the name `folder`. What is there is replaced in the last moment.
+
+    Where the new one can't take its place, the old one comes back. What runs left that were killed in between is
+    removed.
+
+    Raises:
+        OSError: It can't be renamed.
+    """
+    if not folder.exists():
+        made.rename(folder)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_OLD, dir=folder.parent)) / folder.name
+        try:
+            folder.rename(old)
+            made.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old.parent)
+            raise
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_OLD}"):
+        shutil.rmtree(left)
 
 
 def short_name(source: str) -> str:

@@ -7,21 +7,17 @@ It has a fixed name, so that a later run finds it and goes on, and a lock, so th
 """
 
 import fcntl
-import glob
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChangedError, SourceError
+from layer_surgeon.workspace import put_in_place
 
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"
-_OLD = ".old"
-# What `mkdtemp` puts into a name. Without a dot in it, what `out.v2` had to replace is no leftover of `out`.
-_RANDOM = "[a-z0-9_]" * 8
 
 
 class Staging:
@@ -78,22 +74,7 @@ class Staging:
         """Make the whole artifact appear at its place; what is there is replaced in the last moment."""
         for name in (JOURNAL_FILE, _LOCK_FILE):
             (self.path / name).unlink(missing_ok=True)
-        folder = self._folder
-        if folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-        if not folder.exists():
-            self.path.rename(folder)
-            self._remove_old()
-            return
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_OLD, dir=folder.parent))
-        folder.rename(old / folder.name)
-        self.path.rename(folder)
-        self._remove_old()
-
-    def _remove_old(self) -> None:
-        """Remove what was replaced, now and by runs that were killed in the last moment."""
-        for old in self._folder.parent.glob(f".{glob.escape(self._folder.name)}.{_RANDOM}{_OLD}"):
-            shutil.rmtree(old)
+        put_in_place(self.path, self._folder)
 
     def drop(self) -> None:
         """Remove what was written: its place holds the same already."""

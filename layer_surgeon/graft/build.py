@@ -22,7 +22,7 @@ from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
+from layer_surgeon.workspace import Workspace, graft_name, layer_name, put_in_place, short_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,22 +203,16 @@ def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftCo
 
 def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
         temporary.mkdir(parents=True)
         with quiet_transformers():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        if target.exists():
-            target.replace(replaced)
-        temporary.replace(target)
+        put_in_place(temporary, target)
     except (OSError, SafetensorError) as error:
         raise WorkspaceError(
             f"{target} can't be written: {getattr(error, 'strerror', None) or error}. Make room, or choose another "
             "folder with --output."
         ) from error
     finally:
-        if replaced.exists() and not target.exists():
-            replaced.replace(target)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

@@ -13,7 +13,7 @@ from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.donors import WEIGHTS, artifact_folder, describe, read_artifact_config, recorded_sha256
 from layer_surgeon.graft.translate import hub_errors
-from layer_surgeon.workspace import Workspace
+from layer_surgeon.workspace import Workspace, put_in_place
 
 
 def store_donor(layer: DonorLayer, source: Path | None, target: Path) -> tuple[Path, str]:
@@ -37,9 +37,7 @@ def store_donor(layer: DonorLayer, source: Path | None, target: Path) -> tuple[P
             layer.save_pretrained(temporary)
         else:
             _link_artifact(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
+        put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target, read_artifact_config(target)["sha256"]

@@ -146,14 +146,14 @@ def test_the_old_graft_comes_back_where_the_new_one_cant_take_its_place(
     host_folder, artifact, workspace, tmp_path, monkeypatch
 ):
     save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
-    rename = Path.replace
+    rename = Path.rename
 
     def refuse(self, target):
         if self.suffix == ".tmp" and Path(target).name == "out":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(WorkspaceError, match="Input/output error"):
         save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", force=True, workspace=workspace)
     assert GraftedModel.from_pretrained(tmp_path / "out").config.host_config.model_type == "bert"
