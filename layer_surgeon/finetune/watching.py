@@ -2,9 +2,7 @@
 
 import math
 import resource
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.metrics import TITLES
+from layer_surgeon.graft.measure import STATUS, status_bytes
 from layer_surgeon.progress import Progress
 
 # `eval_loss` is the trainer's own name, for a mean over batches.
 LOGGED = {"loss": "cross_entropy"}
-_STATUS = Path("/proc/self/statm")
 
 
 def validation_scores(logs: dict[str, float]) -> dict[str, float]:
@@ -29,10 +27,10 @@ def memory_bytes(device: torch.device) -> int:
     """Of a GPU the most that tensors took so far; else what this process has in memory now (macOS: the most so far)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if _STATUS.exists():
-        return int(_STATUS.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if STATUS.exists():
+        return status_bytes("VmRSS")
+    # In bytes there.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Speedometer:

@@ -25,7 +25,7 @@ from layer_surgeon.graft.modeling import GraftedModel
 _CALL = "from layer_surgeon.graft.measure import main; main()"
 _WARM_UP = 1
 _DTYPES = ("float32", "bfloat16", "float16")
-_STATUS = Path("/proc/self/status")
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def peak_of(device: torch.device) -> Callable[[], int]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
+    if STATUS.exists():
         before = status_bytes("VmRSS")
         return lambda: status_bytes("VmHWM") - before
     # macOS, which has no such file, counts in bytes here.
@@ -201,5 +201,5 @@ def peak_of(device: torch.device) -> Callable[[], int]:
 
 def status_bytes(name: str) -> int:
     """A size from Linux's own account of this process. Not `ru_maxrss`: that one begins with the parent's peak."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
