@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import f_oneway, spearmanr
 
 from benchmarks.selecting_plan import DATA, LAYERS, ROWS, SEEDS, SELECTIONS, SETTINGS, plan
-from layer_surgeon.study.layout import StudyFolder, read_json
-from layer_surgeon.study.select import SELECTION
+from layer_surgeon.study.layout import SELECTION, StudyFolder, read_json
 
 ASSETS = Path("docs/assets")
 BLUE, ORANGE, GREY = "#2b6cb0", "#ed8936", "#718096"

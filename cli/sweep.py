@@ -74,15 +74,15 @@ def sweep(
         ui=ui,
     )
 
-    from layer_surgeon.study.layout import read_json
-    from layer_surgeon.study.sweep import PICTURE, draw_sweep
+    from layer_surgeon.study.layout import SUMMARY, SWEEP, read_json
+    from layer_surgeon.study.sweep import draw_sweep
 
     document = run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
     if not dry_run:
-        draw_sweep(read_json(folder / "summary.json"), plan, folder / PICTURE)
-        document["picture"] = folder / PICTURE
+        draw_sweep(read_json(folder / SUMMARY), plan, folder / SWEEP)
+        document["picture"] = folder / SWEEP
         if not ui.as_json:
-            ui.facts({"picture": folder / PICTURE})
+            ui.facts({"picture": folder / SWEEP})
     return document
 
 

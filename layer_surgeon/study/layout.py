@@ -9,6 +9,8 @@
     ├── data/<name>/          train.jsonl, validation.jsonl (where there is one), test.jsonl, data.json;
     │                         synthetic-<arm>-<hash>.jsonl: texts that a model wrote, by the settings for that
     ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json beside it says what it was taken out of
+    ├── probes.json, selection.json    what `surgeon select` measured before training, and what it chose
+    ├── sweep.png             the picture of `surgeon sweep`
     └── runs/                 trained models, with `keep_models`, and those under way
 
 A cell is one training: one arm, one seed, one data set, one share of it. It is measured on every test set. Its id
@@ -51,6 +53,8 @@ from layer_surgeon.errors import WorkspaceError
 
 FORMAT = 1
 PLAN, SUMMARY = "study.yaml", "summary.json"
+# Of a sweep or selection; said here, for a report needs none of what writes them, which imports torch.
+SELECTION, PROBES, SWEEP = "selection.json", "probes.json", "sweep.png"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,14 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A field of a heat map: its value by which it is coloured, the text in it, and whether it is marked."""
+    """A field of a heat map.
+
+    Attributes:
+        value: By which it is coloured.
+        text: In it.
+        marked: Draw the text bold.
+        told: What is said on pointing at it.
+    """
 
     value: float
     text: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
-from layer_surgeon.study.layout import PLAN, StudyFolder, read_json
+from layer_surgeon.study.layout import PLAN, PROBES, SELECTION, SWEEP, StudyFolder, read_json
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.report_tables import learning_curves, read_table, shift_matrices, sweeps_of
 from layer_surgeon.study.report_types import (
@@ -23,8 +23,6 @@ from layer_surgeon.study.summary import summarize
 from layer_surgeon.study.verdict import difference_in_words
 
 Result = Mapping[str, Any]
-# Known here as well as where they are written: those modules import torch, and a report needs none.
-_SELECTION, _PROBES, _SWEEP = "selection.json", "probes.json", "sweep.png"
 # Of a cell's file: what a report can't do without.
 _CELL_KEYS = (
     *("id", "arm", "data", "fraction", "seed", "tests", "validation", "history", "best_epoch", "parameters"),
@@ -154,7 +152,6 @@ def _arms(plan: StudyPlan, summary: Mapping[str, Any]) -> tuple[ArmFacts, ...]:
                 kind=arm.kind,
                 host=arm.host_name,
                 donor=None if arm.donor is None else arm.donor.name,
-                layers=() if arm.donor is None else arm.donor.layers,
                 total=counts.get("total"),
                 trained=counts.get("trained"),
                 training_seconds=known.get("training_seconds"),
@@ -188,17 +185,14 @@ def _measurements(result: Result) -> list[Measurement]:
 
 def _read_selection(plan: StudyPlan, place: StudyFolder) -> Selection | None:
     """What was chosen, where the plan is still that of the selection's last rung."""
-    path = place.root / _SELECTION
+    path = place.root / SELECTION
     if not path.exists():
         return None
     content = read_json(path)
     if [arm.name for arm in plan.arms if arm.donor is not None] != [content["best"]]:
         return None
     rungs = (
-        SelectionRung(
-            name=rung["name"], scores=rung["scores"], kept=tuple(rung["kept"]), examples=float(rung["examples"])
-        )
-        for rung in content["rungs"]
+        SelectionRung(name=rung["name"], scores=rung["scores"], kept=tuple(rung["kept"])) for rung in content["rungs"]
     )
     margin = content.get("margin")
     return Selection(
@@ -206,7 +200,6 @@ def _read_selection(plan: StudyPlan, place: StudyFolder) -> Selection | None:
         layers=tuple(content["layers"]),
         site=str(content.get("site", ENCODER_OUTPUT)),
         cost=content["cost"],
-        time=content.get("time"),
         margin=None if margin is None else _margin(margin, plan.metric),
         rungs=tuple(rungs),
     )
@@ -227,7 +220,7 @@ def _kind(plan: StudyPlan, place: StudyFolder, selection: Selection | None) -> K
     layers_only = len(donors) > 1 and all(arm.kind == "graft" and not arm.finetune for arm in donors)
     one_donor = len({arm.donor.source for arm in donors if arm.donor is not None}) == 1
     if plan.focus is None and layers_only and one_donor:
-        unfinished = (place.root / _PROBES).exists() and not (place.root / _SWEEP).exists()
+        unfinished = (place.root / PROBES).exists() and not (place.root / SWEEP).exists()
         return "select" if unfinished else "sweep"
     return "compare"
 

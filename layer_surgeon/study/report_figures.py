@@ -163,7 +163,7 @@ def _shift_plot(page: Pages, shift: ShiftMatrix, tiles: Sequence[Sequence[Tile |
 
 
 def sweep_plot(page: Pages, sweep: LayerSweep) -> str:
-    """The score by the donor's layer, the host alone as a band."""
+    """The score by the donor's layer, or by its place in the host; the host alone as a band."""
     looks = page.looks[sweep.points[0].arm]
     series = Series(
         name=sweep.donor,
@@ -188,7 +188,7 @@ def sweep_plot(page: Pages, sweep: LayerSweep) -> str:
         text,
         lambda drawing: lines(drawing, [series], axes, level=level, rings=best),
     )
-    kind = "layer " if sweep.axis.endswith("(from 0)") else ""
+    kind = "layer " if sweep.varied == "layer" else ""
     found = " and ".join(f"{kind}{sweep.points[index].label}" for index in best)
     said = f"Highest: {found}" if page.report.higher_is_better else f"Lowest: {found}"
     beside = f"; dashed: {escape(sweep.reference.arm)}" if sweep.reference is not None else ""

@@ -182,7 +182,7 @@ def _sweep(sweep: LayerSweep, report: StudyReport) -> str:
         spread = sweep.reference.deviation
         deviation = "--" if spread is None else say.say_score(spread, report, 2)
         rows.append((escape(sweep.reference.arm), say.say_score(sweep.reference.mean, report, 2), deviation))
-    caption = f"Layers of {escape(sweep.donor)} in {escape(sweep.host)}, on {escape(sweep.place)}."
+    caption = f"{escape(sweep.donor)} in {escape(sweep.host)} by {sweep.varied}, on {escape(sweep.place)}."
     return _float("lrr", (escape(sweep.axis), escape(say.metric_name(report)), "Deviation"), rows, caption)
 
 

@@ -133,7 +133,7 @@ def _sweep(sweep: LayerSweep, report: StudyReport) -> list[str]:
         spread = "" if scatter is None else say.say_score(scatter, report)
         rows.append([escape(sweep.reference.arm), say.say_score(sweep.reference.mean, report), spread, ""])
     header = [escape(sweep.axis), escape(say.metric_name(report)), "deviation", "against the reference"]
-    title = f"## Which layer of {escape(sweep.donor)} in {escape(sweep.host)}: {escape(sweep.place)}"
+    title = f"## Which {sweep.varied}: {escape(sweep.donor)} in {escape(sweep.host)}, {escape(sweep.place)}"
     return [title, _grid(header, rows, (1, 2))]
 
 

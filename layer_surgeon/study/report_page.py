@@ -82,9 +82,10 @@ def _sections(page: Pages) -> list[tuple[str, str, str]]:
         (f"<h3>{escape(sweep.place)}</h3>" if len(report.sweeps) > 1 else "") + sweep_plot(page, sweep)
         for sweep in report.sweeps
     )
+    varied = {sweep.varied for sweep in report.sweeps}
     return [
         ("chosen", "The choice", _selection(page)),
-        ("layers", "Which layer", layers),
+        ("layers", f"Which {varied.pop() if len(varied) == 1 else 'layer and site'}", layers),
         ("shift", "Trained here, tested there", shift_plots(page)),
         ("results", "Results", _results(page)),
         ("shares", "With less data", shares_plots(page)),

@@ -54,7 +54,7 @@ def draw_pictures(report: StudyReport) -> Iterator[Picture]:
     """Every picture of a report: file name, what it shows, matplotlib's figure."""
     many: list[tuple[str, Sequence[Any], Callable[[Any, StudyReport], Any], Callable[[Any], str]]] = [
         ("scores", report.tables, draw_scores, lambda table: f"{report.metric} by arm on {table.place}"),
-        ("layers", report.sweeps, draw_layers, lambda sweep: f"{report.metric} by layer of the donor on {sweep.place}"),
+        ("layers", report.sweeps, draw_layers, lambda sweep: f"{report.metric} by {sweep.varied} on {sweep.place}"),
         (
             "cost",
             [table for table in report.tables if len(table.costs) > 1],

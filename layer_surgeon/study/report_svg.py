@@ -137,12 +137,11 @@ class Drawing:
     height: float = 0
     parts: list[str] = field(default_factory=list)
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, css: str, width: float = 1, dash: str = "") -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, css: str, width: float = 1) -> None:
         """A line from a point to another."""
-        dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(
             f'<line class="{css}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="currentColor" '
-            f'stroke-width="{width:g}"{dashed}/>'
+            f'stroke-width="{width:g}"/>'
         )
 
     def label(

@@ -1,5 +1,6 @@
 """From summary.json and the cells to the tables and series of a report."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from layer_surgeon.study.report_types import (
     ShiftMatrix,
     Span,
     Table,
+    Varied,
 )
-from layer_surgeon.study.verdict import difference_in_words, say_place
+from layer_surgeon.study.verdict import SHARES, difference_in_words, say_place
 from layer_surgeon.workspace import short_name
 
 
@@ -56,7 +58,7 @@ def _row(
         by_seed=tuple(row["by_seed"]),
         mean=row["mean"],
         deviation=row["deviation"],
-        seed_interval=_span(row["seed_interval"]),
+        seed_interval=_interval_of_mean(row["seed_interval"], plan.metric),
         example_interval=_span(row["example_interval"]),
         scores=row["scores"],
         total=counts.get("total"),
@@ -148,22 +150,13 @@ def shift_matrices(tables: Sequence[Table], plan: StudyPlan) -> tuple[ShiftMatri
 def learning_curves(plan: StudyPlan, results: Sequence[Mapping[str, Any]]) -> tuple[LearningCurve, ...]:
     """One for every arm, data set and share that has a finished training."""
     curves = []
-    for data in plan.tests:
-        for fraction in plan.fractions:
-            for arm in plan.arms:
-                mine = [r for r in results if (r["arm"], r["data"], r["fraction"]) == (arm.name, data, fraction)]
-                if not mine:
-                    continue
-                epochs = sorted({entry["epoch"] for result in mine for entry in result["history"]})
-                curves.append(
-                    LearningCurve(
-                        arm=arm.name,
-                        data=data,
-                        fraction=fraction,
-                        points=tuple(_curve_point(epoch, mine, plan.metric) for epoch in epochs),
-                        best_epochs=tuple(result["best_epoch"] for result in mine),
-                    )
-                )
+    for data, fraction, arm in itertools.product(plan.tests, plan.fractions, plan.arms):
+        mine = [r for r in results if (r["arm"], r["data"], r["fraction"]) == (arm.name, data, fraction)]
+        if not mine:
+            continue
+        epochs = sorted({entry["epoch"] for result in mine for entry in result["history"]})
+        points = tuple(_curve_point(epoch, mine, plan.metric) for epoch in epochs)
+        curves.append(LearningCurve(arm=arm.name, data=data, fraction=fraction, points=points))
     return tuple(curves)
 
 
@@ -172,7 +165,6 @@ def _curve_point(epoch: float, results: Sequence[Mapping[str, Any]], metric: str
     scores = [entry[metric] for entry in entries if metric in entry]
     return CurvePoint(
         epoch=epoch,
-        seeds=len(entries),
         loss=_around([entry["training_loss"] for entry in entries]),
         score=_around(scores) if scores else None,
     )
@@ -198,17 +190,18 @@ def sweeps_of(tables: Sequence[Table], plan: StudyPlan) -> tuple[LayerSweep, ...
                 continue
             own = [row for row in table.rows if is_called(plan.reference, row.arm) and hosts[row.arm] == host]
             places = [known[row.arm] for row in rows]
-            axis, labels = _labels(places, short_name(source))
+            varied, axis, labels = _labels(places, short_name(source))
             found.append(
                 LayerSweep(
                     donor=short_name(source),
                     host=host,
+                    varied=varied,
                     data=table.data,
                     fraction=table.fraction,
                     test=table.test,
                     place=table.place,
                     axis=axis,
-                    points=_layer_points(rows, places, labels, higher=plan.higher_is_better),
+                    points=_layer_points(rows, labels, higher=plan.higher_is_better),
                     reference=own[0] if own and own[0] not in rows else None,
                 )
             )
@@ -220,41 +213,42 @@ def _depth(layers: tuple[int, ...]) -> list[tuple[bool, int]]:
     return [(layer < 0, layer) for layer in layers]
 
 
-def _labels(places: Sequence[tuple[tuple[int, ...], str]], donor: str) -> tuple[str, list[str]]:
-    """What stands below the axis, and below each point: layers, sites, or both where both differ."""
+def _labels(places: Sequence[tuple[tuple[int, ...], str]], donor: str) -> tuple[Varied, str, list[str]]:
+    """What differs, what stands below the axis, and what below each point: layers, sites, or both."""
     layers = ["+".join(map(str, layers)) for layers, _ in places]
     sites = [site.replace("_", " ") for _, site in places]
     if len(set(sites)) == 1:
-        return f"layer of {donor} (from 0)", layers
+        return "layer", f"layer of {donor} (from 0)", layers
     if len(set(layers)) == 1:
-        return f"where layer {layers[0]} of {donor} sits in the host", sites
-    return f"layer of {donor} (from 0), and where it sits", [
-        f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)
-    ]
+        return "site", f"where layer {layers[0]} of {donor} sits in the host", sites
+    both = [f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)]
+    return "layer and site", f"layer of {donor} (from 0), and where it sits", both
 
 
-def _layer_points(
-    rows: Sequence[Row], places: Sequence[tuple[tuple[int, ...], str]], labels: Sequence[str], *, higher: bool
-) -> tuple[LayerPoint, ...]:
+def _layer_points(rows: Sequence[Row], labels: Sequence[str], *, higher: bool) -> tuple[LayerPoint, ...]:
     best = (max if higher else min)(row.mean for row in rows)
     return tuple(
         LayerPoint(
             arm=row.arm,
             label=label,
-            layers=layers,
-            seeds=row.seeds,
             by_seed=row.by_seed,
             mean=row.mean,
             deviation=row.deviation,
             best=row.mean == best,
             verdict=row.verdict,
         )
-        for row, (layers, _), label in zip(rows, places, labels, strict=True)
+        for row, label in zip(rows, labels, strict=True)
     )
 
 
 def _around(values: Sequence[float]) -> tuple[float, float, float]:
     return sum(values) / len(values), min(values), max(values)
+
+
+def _interval_of_mean(interval: Sequence[float] | None, metric: str) -> Span | None:
+    """The t distribution knows no bounds, and a share has two: what lies beyond them is no possible mean."""
+    span = _span(interval)
+    return (max(0.0, span[0]), min(1.0, span[1])) if span is not None and metric in SHARES else span
 
 
 def _span(interval: Sequence[float] | None) -> Span | None:

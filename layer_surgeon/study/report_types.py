@@ -13,6 +13,7 @@ from layer_surgeon.study.verdict import SHARES
 
 Kind = Literal["compare", "sweep", "select"]
 Span = tuple[float, float]
+Varied = Literal["layer", "site", "layer and site"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,6 @@ class ArmFacts:
         kind: The built-in arm that it is, or is like.
         host: Name of the host.
         donor: Name of the donor's layer, such as "Llama-3.1-8B-L31"; None without one.
-        layers: The donor's layers, as the plan says them.
         total, trained: Parameters; None before a training is done.
         training_seconds: Mean over its trainings; None before one is done.
     """
@@ -34,7 +34,6 @@ class ArmFacts:
     kind: str
     host: str
     donor: str | None
-    layers: tuple[int, ...]
     total: int | None
     trained: int | None
     training_seconds: float | None
@@ -48,7 +47,7 @@ class Row:
         arm: Its name.
         seeds, by_seed: Which are finished, and the metric of each.
         mean, deviation: Over the seeds; the deviation is None with one seed.
-        seed_interval: 95 %, by t over the seeds; None with one seed.
+        seed_interval: 95 %, by t over the seeds, within 0 to 1 where the score is a share; None with one seed.
         example_interval: 95 %, by bootstrap over the test examples; None where single examples are not known.
         scores: Means of all metrics.
         total, trained: Parameters; training_seconds: mean over the seeds; train_examples: how many were trained on.
@@ -194,26 +193,23 @@ class CurvePoint:
 
     Attributes:
         epoch: Passes over the training data; a fraction where a training ended inside one.
-        seeds: How many reached it.
         loss: Training loss.
         score: The metric on the validation part; None where it is not measured.
     """
 
     epoch: float
-    seeds: int
     loss: tuple[float, float, float]
     score: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningCurve:
-    """How an arm learned on one data set; `best_epochs`: by seed, the one that was kept, counted from 1."""
+    """How an arm learned on one data set, of which it was given a share."""
 
     arm: str
     data: str
     fraction: float
     points: tuple[CurvePoint, ...]
-    best_epochs: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +218,6 @@ class LayerPoint:
 
     arm: str
     label: str
-    layers: tuple[int, ...]
-    seeds: tuple[int, ...]
     by_seed: tuple[float, ...]
     mean: float
     deviation: float | None
@@ -233,10 +227,10 @@ class LayerPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSweep:
-    """A donor's layers on one test set.
+    """A donor's layers, or the places of one in the host, on one test set.
 
     Attributes:
-        donor, host: Their names.
+        donor, host, varied: Their names, and what differs between the points.
         data, fraction, test, place: As in `Table`.
         axis: What the labels of the points are, such as "layer of llm (from 0)".
         points: In the order of the layers.
@@ -245,6 +239,7 @@ class LayerSweep:
 
     donor: str
     host: str
+    varied: Varied
     data: str
     fraction: float
     test: str
@@ -256,12 +251,11 @@ class LayerSweep:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRung:
-    """A round of a selection: validation scores by arm (or the probe's), who stayed, examples trained on."""
+    """A round of a selection: validation scores by arm (or the probe's), and who stayed."""
 
     name: str
     scores: Mapping[str, float]
     kept: tuple[str, ...]
-    examples: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +264,7 @@ class Selection:
 
     Attributes:
         best, layers, site: The arm, the donor's layers, and where in the host they sit.
-        cost, time: Examples and seconds, as shares of what the whole sweep takes; time: None where it was not noted.
+        cost: Examples trained on, as a share of what the whole sweep takes.
         margin: How far the chosen one is ahead of the next, in words; None: there was none left.
         rungs: How it came to that.
     """
@@ -279,7 +273,6 @@ class Selection:
     layers: tuple[int, ...]
     site: str
     cost: float
-    time: float | None
     margin: str | None
     rungs: tuple[SelectionRung, ...]
 

@@ -31,14 +31,12 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.layout import StudyFolder, locked, read_json, write_json
+from layer_surgeon.study.layout import PROBES, SELECTION, StudyFolder, locked, read_json, write_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
 from layer_surgeon.study.selection import Margin, Rung, SelectionResult
 
-SELECTION = "selection.json"
-PROBES = "probes.json"
 _PROBE_TEXTS = 512
 _QUARTER = 0.25
 _THIRD = 3

@@ -17,7 +17,6 @@ from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import host_source, open_donor
 
-PICTURE = "sweep.png"
 Candidates = Literal["layers", "pairs", "sites"]
 
 

@@ -57,6 +57,14 @@ def test_a_comparison(tmp_path):
     assert report.command == f"surgeon compare --config {tmp_path}/study.yaml --output {tmp_path}-again"
 
 
+def test_an_interval_of_a_share_ends_where_shares_do(tmp_path):
+    made_up_study(tmp_path, {"host": 0.5, "graft": 0.98}, seeds=[1, 2], examples=60)
+    written = json.loads((tmp_path / "summary.json").read_text())["tables"][0]["rows"][1]["seed_interval"]
+    low, high = load_report(tmp_path).tables[0].rows[1].seed_interval
+    assert written[1] > 1
+    assert (low, high) == (written[0], 1.0)
+
+
 def test_domain_shift_and_shares_of_the_data(tmp_path):
     made_up_study(
         tmp_path, {"host": 0.7, "graft": 0.8}, data=["films", "shops"], tests="all", fractions=[1.0, 0.1], seeds=[1, 2]
