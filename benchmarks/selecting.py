@@ -124,21 +124,23 @@ def select(work: Path, data: str, number: int) -> None:
     seeds = [1000 * (number + 1) + offset for offset in range(len(SEEDS))]
     folder, shared = work / f"select-{data}-{number}", work / f"sweep-{data}"
     prepare_study(plan(work, data, SEEDS), StudyFolder(root=shared), NullProgress())
+    borrow(folder, shared)
+    result = select_arm(plan(work, data, seeds), folder)
+    print(f"{data}, selection {number}: {result.best}, {result.cost:.2f} of the sweep", flush=True)
+
+
+def borrow(folder: Path, shared: Path) -> None:
+    """Have a study's folder use the data and layers of another."""
     folder.mkdir(exist_ok=True)
     for name in ("data", "layers"):
         if not (folder / name).exists():
             (folder / name).symlink_to((shared / name).resolve())
-    result = select_arm(plan(work, data, seeds), folder)
-    print(f"{data}, selection {number}: {result.best}, {result.cost:.2f} of the sweep", flush=True)
 
 
 def check(work: Path, data: str) -> None:
     """Train one cell as the command does it, in a process of its own whose host remembers nothing."""
     folder, shared = work / "check", StudyFolder(root=work / f"sweep-{data}")
-    folder.mkdir(exist_ok=True)
-    for name in ("data", "layers"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to((shared.root / name).resolve())
+    borrow(folder, shared.root)
     cell = next(cell for cell in plan(work, data, SEEDS).cells() if cell.arm.donor is not None)
     reason = run_process(cell, StudyFolder(root=folder), threads=1)
     if reason is not None:

@@ -16,8 +16,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Task:
         graft: More options of `surgeon graft`.
         finetune: Options of `surgeon finetune` beside the paper's.
         scores: What is shown.
-        host: None: MiniLM; else makes another one in a folder, from the training data.
+        host: None: MiniLM; else makes another one from the file of the training data, in a folder.
     """
 
     files: Mapping[str, str]
@@ -51,7 +51,7 @@ class Task:
     graft: Sequence[str] = ()
     finetune: Sequence[str] = ()
     scores: Sequence[str] = ("accuracy", "macro_f1")
-    host: Any = field(default=None)
+    host: Callable[[Path, Path], Path] | None = None
 
 
 def random_t5(train: Path, folder: Path) -> Path:
@@ -95,7 +95,6 @@ TASKS = {
     "cola": Task(
         files={"dataset": "train.csv", "validation": "validation.csv", "test": "validation_out_of_domain.csv"},
         finetune=("--num-epochs", "1"),
-        scores=("accuracy", "macro_f1"),
     ),
     "tweet_offensive": Task(
         files={"dataset": "train.csv", "validation": "validation.csv", "test": "test.csv"},
@@ -174,6 +173,7 @@ def row(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def main() -> None:
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))

@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from layer_surgeon._version import __version__
-from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.study.charts import COLORS, Line, Mark, interval_chart, line_chart
+from layer_surgeon.study.layout import write_text
 from layer_surgeon.study.results import ArmResult, DemoResult
 
 RESULTS = "results.json"
@@ -33,18 +32,8 @@ def write_page(result: DemoResult) -> None:
     Raises:
         WorkspaceError: They can't be written.
     """
-    contents = {
-        result.page: make_page(result),
-        result.folder / RESULTS: json.dumps(result.as_dict(), indent=2, default=str) + "\n",
-    }
-    for path, text in contents.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise WorkspaceError(f"{path} can't be written: {error.strerror}. Use another --workspace.") from error
+    write_text(result.page, make_page(result))
+    write_text(result.folder / RESULTS, json.dumps(result.as_dict(), indent=2, default=str) + "\n")
 
 
 def make_page(result: DemoResult) -> str:
