@@ -227,8 +227,6 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
 
 
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
-    from rich.markup import escape
-
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
     for table in result.summary["tables"]:
@@ -244,7 +242,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
             )
             for row in table["rows"]
         ]
-        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=escape(f"{place}{share}"))
+        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{place}{share}")
         ui.table(
             ("comparison", "difference", "95 % interval", "p (Holm)", ""),
             [
@@ -258,7 +256,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                 for c in table["comparisons"]
             ],
         )
-    ui.line(f"[bold]{escape(result.summary['verdict'])}[/]\n")
+    ui.headline(result.summary["verdict"])
     facts = {"trainings": f"{result.done} done, {result.ran} of them now", "time": format_seconds(result.seconds)}
     if result.failed:
         facts["failed"] = f"{len(result.failed)}; the same command tries them again"

@@ -68,7 +68,7 @@ def _show(result: "DemoResult", ui: Ui) -> None:
             for test, c in ((test, result.comparison(test)) for test in result.test_names)
         ],
     )
-    ui.line(f"[bold]{result.conclusion()}[/]\n")
+    ui.headline(result.conclusion())
     changed = ", ".join(f"{name} = {value}" for name, value in result.changed.items())
     layer = ", ".join(map(str, result.layer_indices))
     ui.facts(

@@ -43,7 +43,7 @@ def report(
         found, place, [name for name in FORMATS if formats is None or name in formats], force=force or output is None
     )
     if not ui.as_json:
-        ui.line(f"[bold]{_escape(found.verdict)}[/]\n")
+        ui.headline(found.verdict)
         figures = [path for path in written if path.suffix == ".png"]
         rows = {path.name: path for path in written if path not in figures}
         ui.facts({"trainings": found.state, **rows, **({"figures": figures[0].parent} if figures else {})})
@@ -56,12 +56,6 @@ def report(
         "path": place,
         "files": written,
     }
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def write_page(folder: Path, ui: Ui) -> Path:

@@ -84,7 +84,7 @@ def _show(result: "SelectionResult", ui: Ui) -> None:
         (name, *(f"{rung.scores[name]:.4f}" if name in rung.scores else "" for rung in result.rungs)) for name in names
     ]
     ui.table(("candidate", *(rung.name for rung in result.rungs)), rows)
-    ui.line(f"[bold]{result.study.summary['verdict']}[/]\n")
+    ui.headline(result.study.summary["verdict"])
     ui.facts(
         {
             "chosen": f"{result.best}: layer {', '.join(map(str, result.layers))}, site {result.site}",

@@ -62,6 +62,10 @@ class Ui:
         """Print one line of the result; markup is allowed."""
         self.out.print(text, soft_wrap=True, highlight=False)
 
+    def headline(self, text: str) -> None:
+        """Print what came out, in one bold sentence, as it is."""
+        self.line(f"[bold]{_escape(text)}[/]\n")
+
     def facts(self, rows: Mapping[str, Any]) -> None:
         """Print names and values, aligned."""
         width = max(map(len, rows), default=0)
@@ -73,10 +77,11 @@ class Ui:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        shown = None if title is None else _escape(title)
+        table = Table(title=shown, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(header):
             numeric = bool(rows) and all(isinstance(row[index], int | float) or _is_number(row[index]) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(_escape(name), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_escape(str(cell)) for cell in row))
         self.out.print(table)
