@@ -11,7 +11,7 @@ from layer_surgeon.finetune.models import ModelLike, quiet
 from layer_surgeon.finetune.parts import part_of, plain_model
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
 from layer_surgeon.finetune.sources import DataLike
-from layer_surgeon.finetune.trainer import count_steps
+from layer_surgeon.finetune.trainer import count_steps, examples_per_step
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
@@ -90,7 +90,7 @@ def plan_finetuning(
     per_epoch, steps = count_steps(resolved, len(train_set), num_processes)
     examples = {name: len(part) for name, part in run.sets.items()}
     if run.data.stream is not None:
-        examples["train"] = run.data.stream.num_rows or steps * (len(train_set) // per_epoch)
+        examples["train"] = run.data.stream.num_rows or steps * examples_per_step(resolved, num_processes)
     return RunPlan(
         task=run.data.task.name,
         model=run.model_name,
