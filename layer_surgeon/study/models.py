@@ -10,8 +10,9 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.controls import control_model
+from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.prepare import host_source, open_layer
+from layer_surgeon.study.prepare import open_layer
 
 
 def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
@@ -21,7 +22,7 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
         ConfigError: The arm can't be built, or a package is missing.
         GraftError, ArtifactError, SourceError: As in `graft_layer`.
     """
-    host = host_source(arm.host)
+    host = host_source(arm.host, folder)
     set_seed(seed)
     if arm.control is not None:
         if arm.donor is None:

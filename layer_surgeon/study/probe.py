@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from layer_surgeon.finetune.models import choose_device, load_tokenizer, quiet
 from layer_surgeon.study.arms import Arm
+from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
-from layer_surgeon.study.prepare import host_source
 
 Place = Literal["donor", "head"]
 _BATCH = 64
@@ -57,12 +57,12 @@ def probe_arm(
         Accuracy, cross-validated, mean over the seeds.
     """
     model = build_model(arm, "text-classification", seeds[0], folder)
-    device = choose_device("auto")
+    source, device = host_source(arm.host, folder), choose_device("auto")
     model = model.to(device).eval()
     key = (arm.host, model.pooling)
     known = {} if known is None else known
     if place == "donor" and key not in known:
-        known[key] = _capture(model.proj_in, lambda: _read(model, arm, texts, max_length))
+        known[key] = _capture(model.proj_in, lambda: _read(model, source, texts, max_length))
     scores = []
     for seed in seeds:
         if seed != seeds[0]:
@@ -72,7 +72,7 @@ def probe_arm(
         if place == "donor":
             features = _capture(model.proj_out, lambda: _send(model, known[key]))
         else:
-            features = _capture(model.head, lambda: _read(model, arm, texts, max_length))
+            features = _capture(model.head, lambda: _read(model, source, texts, max_length))
         scores.append(_accuracy(features.double().numpy(), np.asarray(labels), seed))
     return statistics.fmean(scores)
 
@@ -95,10 +95,10 @@ def _capture(module: nn.Module, run: Callable[[], None]) -> Tensor:
     return torch.cat(found)
 
 
-def _read(model: Any, arm: Arm, texts: Sequence[Any], max_length: int) -> None:
+def _read(model: Any, source: str, texts: Sequence[Any], max_length: int) -> None:
     """Run the whole model on texts."""
     with quiet():
-        tokenizer = load_tokenizer(host_source(arm.host), model)
+        tokenizer = load_tokenizer(source, model)
     for start in range(0, len(texts), _BATCH):
         batch = list(texts[start : start + _BATCH])
         encoded = tokenizer(batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")

@@ -11,9 +11,9 @@ from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.data import DataSpec, PreparedData
+from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.prepare import host_source
 
 
 def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progr
     if cell.task == "text-classification":
         return _classify(cell, trained, folder, progress)
     specs = {spec.name: spec for spec in StudyPlan.read(folder.plan).data}
-    measured = {name: _measure(cell, trained, specs[name], progress) for name in cell.tests}
+    measured = {name: _measure(cell, trained, specs[name], folder, progress) for name in cell.tests}
     return {
         name: {"examples": found.examples, "scores": dict(found.scores), "correct": None}
         for name, found in measured.items()
@@ -39,7 +39,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     task = FINETUNE_TASKS[cell.task]
     tests: dict[str, Any] = {}
     with quiet():
-        tokenizer = load_tokenizer(host_source(cell.arm.host), trained.model)
+        tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)
         names = label_names_of(trained.model)
         for name in cell.tests:
             data = PreparedData.open(folder.data(name))
@@ -59,7 +59,9 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     return tests
 
 
-def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, progress: Progress) -> Any:
+def _measure(
+    cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress
+) -> Any:
     own = spec.name == cell.data and not spec.test
     if own and trained.config.max_eval_samples is None:
         return trained.test or trained.validation
@@ -73,7 +75,7 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, progress: Prog
         )
     config = FinetuneConfig.from_settings(trained.config, {**spec.columns, "max_eval_samples": None})
     with quiet():
-        tokenizer = load_tokenizer(host_source(cell.arm.host), trained.model)
+        tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)
     source, split = place
     found = evaluate_model(
         trained.model, list(source), split=split, config=config, tokenizer=tokenizer, progress=progress
