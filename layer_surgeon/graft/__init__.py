@@ -17,6 +17,7 @@ card            the model card
 adapters        LoRA and its kin (peft) on a graft
 devices         which part lies on which device
 gate            the gate of residual="gated"
+matching        projection_init="matched": projections as loud as the donor layer and the host
 export          `export_model`: a graft for other runtimes
 push            `push_graft`: onto the Hub
 """

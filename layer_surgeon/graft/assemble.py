@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from layer_surgeon.errors import GraftError, UnsupportedArchitectureError
+from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectureError
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig, graft_fields
 from layer_surgeon.graft.donors import DonorInput, open_donor
 from layer_surgeon.graft.hosts import OpenedHost, host_kind, host_width, open_host
+from layer_surgeon.graft.matching import match_projections
 from layer_surgeon.graft.sites import resolve_site
 from layer_surgeon.graft.tasks import TASKS
 
@@ -23,6 +24,11 @@ def assemble(
     host: Host, donor: DonorInput, settings: GraftConfig, *, revision: str | None, token: str | bool | None
 ) -> GraftedModel:
     """Open host and donor, and put them together; see `graft_layer`."""
+    if donor is None and settings.projection_init != "default":
+        raise ConfigError(
+            f"projection_init is {settings.projection_init!r}, but without a donor there is nothing to match. Leave "
+            "projection_init out, or name a donor."
+        )
     opened_host = open_host(host, settings.task, revision=revision, token=token)
     settings = _resolve(settings, opened_host)
     host_width(opened_host.config)
@@ -47,6 +53,9 @@ def assemble(
     grafted = grafted.to(model.device).eval()
     if opened is not None and model.device.type != "meta":
         _try(grafted)
+        # On the meta device there are no weights to scale: those that come later are stored ones.
+        if settings.projection_init == "matched":
+            match_projections(grafted)
     return grafted  # type: ignore[no-any-return]  # transformers is untyped here
 
 

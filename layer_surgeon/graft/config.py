@@ -13,6 +13,7 @@ Attention = Literal["bidirectional", "causal"]
 Residual = Literal["none", "gated"]
 DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16", "int8"]
+ProjectionInit = Literal["default", "matched"]
 
 # By what a folder is known to hold a graft, and where in it the layer artifact of a frozen donor lies.
 MODEL_TYPE = "surgeon_graft"
@@ -63,6 +64,11 @@ class GraftConfig:
     train_donor: bool = _option(False, "Train the donor layer too, instead of leaving it as it is.")
     dropout: float = _option(_DROPOUT, "Dropout in the head.")
     projection_bias: bool = _option(False, "Give the two projections a bias.")
+    projection_init: ProjectionInit = _option(
+        "default",
+        "First weights of the projections. default: torch's own; matched: those, scaled so that the layer adds as much "
+        "as it is given, and the graft answers as loudly as the host.",
+    )
     donor_dtype: DonorDtype = _option(
         "float32", "Number format of the donor layer's weights in memory; int8 needs layer-surgeon[int8]."
     )
@@ -191,6 +197,7 @@ _CHOICES: dict[str, Any] = {
     "residual": Residual,
     "donor_init": DonorInit,
     "donor_dtype": DonorDtype,
+    "projection_init": ProjectionInit,
 }
 
 

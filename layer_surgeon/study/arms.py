@@ -225,6 +225,9 @@ def parse_arm(
     # What is about the donor would be refused by, or mean nothing to, an arm without one.
     own = dict(settings.get("graft", {}))
     shared = {k: v for k, v in graft.items() if used is not None or k in ("pooling", "dropout")}
+    if control is not None:
+        # Nothing is there to be matched, and a control is the same training whatever the study's grafts begin with.
+        shared.pop("projection_init", None)
     return Arm(
         name=said["name"],
         kind=kind,

@@ -71,13 +71,18 @@ def control_model(host: Any, control: Control, donor_width: int, *, task: str, *
         settings: Fields of `GraftConfig`.
 
     Raises:
-        ConfigError: The settings ask for a gate, which would be trained too.
+        ConfigError: The settings ask for a gate, which would be trained too, or for projections that match a donor.
         GraftError: The host can't be used for the task.
     """
     if settings.get("residual", "none") != "none":
         raise ConfigError(
             f"residual is {settings['residual']!r}, but {control} has no gate. Say it in the arms that have a donor "
             "(graft: {residual: gated}), and not for the whole study."
+        )
+    if settings.get("projection_init", "default") != "default":
+        raise ConfigError(
+            f"projection_init is {settings['projection_init']!r}, but {control} has no donor to match. Say it in the "
+            "arms that have one."
         )
     # Not the host of the one alone: with the site embeddings, that has lost its layers already.
     opened = open_host(host, task, revision=None, token=None)

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from layer_surgeon.finetune.models import choose_device, load_tokenizer, quiet
+from layer_surgeon.graft.matching import match_projections
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
@@ -69,6 +70,8 @@ def probe_arm(
             torch.manual_seed(seed)
             model.proj_in.reset_parameters()
             model.proj_out.reset_parameters()
+            if model.config.settings.projection_init == "matched":
+                match_projections(model)
         if place == "donor":
             features = _capture(model.proj_out, lambda: _send(model, known[key]))
         else:

@@ -30,6 +30,7 @@ def test_defaults_are_the_papers():
         "dropout": 0.2,
         "projection_bias": False,
         "donor_dtype": "float32",
+        "projection_init": "default",
     }
     assert config.labels == ("LABEL_0", "LABEL_1")
 

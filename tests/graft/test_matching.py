@@ -1,0 +1,222 @@
+"""`projection_init="matched"`: what is equally loud afterwards, and what is the same as without."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from layer_surgeon.donor import DonorLayer, int8
+from layer_surgeon.errors import ConfigError, GraftError
+from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
+from layer_surgeon.graft.matching import match_projections, matching_batch
+from tests.graft.conftest import host_config, host_model, make_inputs
+from tests.support.tiny_models import save_artifact, tiny_model
+
+needs_torchao = pytest.mark.skipif(not int8.is_available(), reason="needs the int8 extra")
+LOUD = 20000.0
+
+
+def rms(values):
+    return float(values.double().square().mean().sqrt())
+
+
+@torch.no_grad()
+def loudness(model, batch=None):
+    """RMS of the host's vectors, what comes into the donor layer, what it adds, and what leaves the graft."""
+    seen = {}
+    hooks = [
+        getattr(model, name).register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args[0], out)}))
+        for name in ("proj_in", "donor", "proj_out")
+    ]
+    model(**(batch or matching_batch(model)))
+    for hook in hooks:
+        hook.remove()
+    hidden, inside = seen["proj_in"]
+    return rms(hidden), rms(inside), rms(seen["donor"][1].double() - inside.double()), rms(seen["proj_out"][1])
+
+
+def assert_matched(model):
+    hidden, inside, added, out = loudness(model)
+    assert inside == pytest.approx(added, rel=0.01)
+    assert out == pytest.approx(hidden, rel=0.01)
+
+
+def graft(host_type, donor, task="text-classification", *, seed=3, dtype=None, **settings):
+    auto = {"seq2seq": AutoModelForSeq2SeqLM, "causal-lm": AutoModelForCausalLM}.get(task, AutoModel)
+    host = host_model(host_type, auto=auto)
+    torch.manual_seed(seed)
+    return graft_layer(host if dtype is None else host.to(dtype), donor, task, **settings)
+
+
+def projections(model):
+    return {name: p for name, p in model.named_parameters() if name.startswith(("proj_in", "proj_out"))}
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory):
+    """A layer whose MLP answers loudly: its last map is 20,000 times as large as it was drawn."""
+    llm = tiny_model("llama", seed=5)
+    with torch.no_grad():
+        llm.model.layers[3].mlp.down_proj.weight.mul_(LOUD)
+    return save_artifact(llm, [2, 3], tmp_path_factory.mktemp("loud") / "two-layers")
+
+
+@pytest.mark.parametrize(
+    ("host_type", "task"),
+    [
+        ("bert", "text-classification"),
+        ("roberta", "question-answering"),
+        ("deberta-v2", "token-classification"),
+        ("bert", "feature-extraction"),
+        ("llama", "text-classification"),
+        ("gpt2", "causal-lm"),
+        ("qwen2", "causal-lm"),
+        ("t5", "seq2seq"),
+        ("bart", "seq2seq"),
+        ("t5", "text-classification"),
+    ],
+)
+def test_the_layer_adds_what_it_is_given_and_the_graft_is_as_loud_as_the_host(host_type, task, artifact):
+    assert_matched(graft(host_type, artifact, task, projection_init="matched"))
+
+
+@pytest.mark.parametrize("site", ["embeddings", 0, -1])
+@pytest.mark.parametrize("host_type", ["bert", "llama"])
+def test_every_site(host_type, site, artifact):
+    assert_matched(graft(host_type, artifact, site=site, projection_init="matched"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"residual": "gated"},
+        {"donor_init": "random"},
+        {"train_donor": True},
+        {"donor_dtype": "bfloat16"},
+        {"donor_dtype": "float16"},
+        pytest.param({"donor_dtype": "int8"}, marks=needs_torchao),
+        {"projection_bias": True},
+        {"pooling": "mean"},
+        {"dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+def test_every_kind_of_donor_and_projection(settings, artifact):
+    model = graft("bert", artifact, projection_init="matched", **settings)
+    assert_matched(model)
+    if model.gate is not None:
+        assert model.gate.item() == 0
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_two_loud_layers(loud):
+    hidden, inside, added, out = loudness(graft("bert", loud))
+    assert added > 100 * inside
+    assert out > 10 * hidden
+    assert_matched(graft("bert", loud, projection_init="matched"))
+    assert_matched(graft("bert", loud, "question-answering", projection_init="matched"))
+
+
+def test_a_norm_on_what_the_layer_adds_is_no_hindrance(tmp_path):
+    layer = save_artifact(tiny_model("olmo2"), [3], tmp_path / "olmo2")
+    assert_matched(graft("bert", layer, projection_init="matched"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"projection_bias": True}, {"donor_init": "random"}, {"residual": "gated"}])
+def test_it_is_the_default_times_one_number_each(settings, artifact):
+    plain = graft("bert", artifact, **settings)
+    matched = graft("bert", artifact, projection_init="matched", **settings)
+    for name, values in projections(plain).items():
+        ratio = projections(matched)[name] / values
+        torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
+        assert ratio.flatten()[0].item() > 0
+    ours = projections(plain)
+    others = {name: values for name, values in matched.named_parameters() if name not in ours}
+    for name, values in plain.named_parameters():
+        assert name in ours or torch.equal(values, others[name])
+    assert projections(plain)["proj_in.weight"].std() != projections(matched)["proj_in.weight"].std()
+
+
+@pytest.mark.parametrize(("host_type", "task"), [("bert", "text-classification"), ("t5", "seq2seq")])
+def test_torchs_random_state_is_neither_used_nor_changed(host_type, task, artifact):
+    states = []
+    for kind in ("default", "matched"):
+        model = graft(host_type, artifact, task, projection_init=kind)
+        states.append(torch.random.get_rng_state())
+    assert torch.equal(*states)
+    before = {name: values.clone() for name, values in projections(model).items()}
+    torch.manual_seed(99)
+    match_projections(model)
+    # What is matched stays as it is, whatever the state: the batch is always the same.
+    for name, values in projections(model).items():
+        torch.testing.assert_close(values, before[name], rtol=1e-3, atol=0)
+    assert torch.equal(matching_batch(model)["input_ids"], matching_batch(model)["input_ids"])
+
+
+def test_on_other_texts_it_is_about_the_same(loud):
+    hidden, inside, added, out = loudness(graft("bert", loud, projection_init="matched"), make_inputs(8))
+    assert 0.5 < inside / added < 2
+    assert 0.5 < out / hidden < 2
+
+
+def test_what_is_stored_is_loaded_as_it_is(artifact, host_folder, tmp_path):
+    config = GraftConfig(projection_init="matched")
+    result = save_graft(host_folder("bert"), artifact, config=config, output=tmp_path / "graft")
+    plain = save_graft(host_folder("bert"), artifact, output=tmp_path / "plain")
+    assert result.settings.projection_init == "matched"
+    assert json.loads((result.path / "config.json").read_text())["graft"]["projection_init"] == "matched"
+    assert "projection_init matched" in (result.path / "README.md").read_text()
+    loaded, default = (GraftedModel.from_pretrained(folder.path) for folder in (result, plain))
+    assert loaded.config.settings.projection_init == "matched"
+    assert_matched(loaded)
+    # Where the stored numbers are changed, they stay changed: nothing is matched on loading.
+    with torch.no_grad():
+        loaded.proj_in.weight.mul_(7)
+    loaded.save_pretrained(tmp_path / "again")
+    again = GraftedModel.from_pretrained(tmp_path / "again")
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in again.state_dict().items())
+    assert not torch.equal(default.proj_in.weight, again.proj_in.weight)
+
+
+def test_a_graft_of_before_is_one_with_torchs_weights(artifact, tmp_path):
+    model = graft("bert", artifact)
+    model.save_pretrained(tmp_path / "graft")
+    path = tmp_path / "graft" / "config.json"
+    content = json.loads(path.read_text())
+    del content["graft"]["projection_init"]
+    path.write_text(json.dumps(content))
+    loaded = GraftedModel.from_pretrained(tmp_path / "graft")
+    assert loaded.config.settings.projection_init == "default"
+    assert torch.equal(loaded.proj_in.weight, model.proj_in.weight)
+
+
+def test_what_is_refused(artifact, tmp_path):
+    with pytest.raises(ConfigError, match="without a donor there is nothing to match. Leave projection_init out"):
+        graft_layer(host_model("bert"), None, projection_init="matched")
+    with pytest.raises(ConfigError, match="projection_init is 'xavier'; it must be one of default, matched"):
+        GraftConfig(projection_init="xavier")
+    silent = tiny_model("llama")
+    with torch.no_grad():
+        for part in (silent.model.layers[3].self_attn.o_proj, silent.model.layers[3].mlp.down_proj):
+            part.weight.zero_()
+    layer = save_artifact(silent, [3], tmp_path / "silent")
+    with pytest.raises(GraftError, match="the donor layer adds has an RMS of 0, .* Choose projection_init default"):
+        graft("bert", layer, projection_init="matched")
+    broken = DonorLayer.from_pretrained(artifact)
+    nn.init.constant_(broken.layers[0].mlp.down_proj.weight, float("inf"))
+    with pytest.raises(GraftError, match="an RMS of (nan|inf)"):
+        graft("bert", broken, projection_init="matched")
+    nameless = host_model("bert")
+    nameless.config = host_config("bert", vocab_size=0)
+    with pytest.raises(GraftError, match="names no vocab_size"):
+        graft_layer(nameless, artifact, projection_init="matched")
+
+
+def test_on_the_meta_device_there_is_nothing_to_scale(artifact):
+    with torch.device("meta"):
+        host = AutoModel.from_config(host_config("bert"))
+        model = graft_layer(host, artifact, projection_init="matched", donor_init="random")
+    assert model.config.settings.projection_init == "matched"
