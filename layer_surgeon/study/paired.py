@@ -25,6 +25,8 @@ from layer_surgeon.study.statistics import Interval
 Matrix = npt.NDArray[np.float64]
 ALPHA = 0.05
 _RESAMPLES = 2000
+# Numbers in memory at a time: 8 MB.
+_AT_ONCE = 1_000_000
 # Up to this many seeds all sign changes are counted: 2^12 = 4,096.
 _EXACT = 12
 
@@ -176,16 +178,17 @@ def bootstrap(differences: Matrix, over: str, seed: int = 0) -> Interval:
     rng = np.random.default_rng(seed)
     seeds, examples = differences.shape
     rows, columns = over in ("seeds", "both"), over in ("examples", "both")
+    # Examples with the same values are one example, several times over, and right and wrong of a few seeds make few
+    # kinds: 2,000 draws of 1,821 examples took 2.4 s one by one, and take 0.1 s so.
+    values = differences if rows else differences.mean(axis=0, keepdims=True)
+    kinds, counts = np.unique(values, axis=1, return_counts=True)
+    at_once = max(1, _AT_ONCE // kinds.shape[1])
     means = np.empty(_RESAMPLES)
-    by_example = differences.mean(axis=0)
-    for index in range(_RESAMPLES):
-        values = by_example
-        if rows:
-            values = differences[rng.integers(0, seeds, seeds)].mean(axis=0)
-        # How often each example is drawn, and not the examples themselves: one product instead of a copy.
-        means[index] = (
-            rng.multinomial(examples, [1 / examples] * examples) @ values / examples if columns else values.mean()
-        )
+    for first in range(0, _RESAMPLES, at_once):
+        size = min(at_once, _RESAMPLES - first)
+        drawn = rng.multinomial(seeds, [1 / seeds] * seeds, size) @ kinds / seeds if rows else kinds
+        weights = rng.multinomial(examples, counts / examples, size) if columns else counts
+        means[first : first + size] = (drawn * weights).sum(axis=1) / examples
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(low), float(high))
 
