@@ -39,9 +39,9 @@ from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.executors import run_process
+from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.plan import Cell
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.select import select_arm
 
@@ -62,7 +62,7 @@ def prepare(data: Path, work: Path) -> None:
                 csv.writer(file).writerows([("text", "label"), *take(rows, wanted)])
     host = work / "host"
     if not host.is_dir():
-        shutil.copytree(host_source(HOST), host)
+        shutil.copytree(host_source(HOST, StudyFolder(root=work)), host)
         config = json.loads((host / "config.json").read_text(encoding="utf-8"))
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         (host / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")

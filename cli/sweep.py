@@ -117,4 +117,4 @@ def sweep_plan(
     said_layers = layers or ("-1" if candidates == "sites" else "all")
     chosen = choose_layers(said_layers, count_layers(spec, folder, ui.progress))
     with usage():
-        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})
+        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates, folder), "name": folder.name})

@@ -9,7 +9,7 @@ stack         which tensors are the decoder's layers; families.json
 licence       what a checkpoint's card, metadata and files say about its licence
 formats       from the names of the files at a place to the table that reads them
 checkpoint    `open_checkpoint`, which brings them together
-packaged      real weights that come in Python packages, for the demo and benchmarks
+packaged      real weights that come in Python packages, for the demo and benchmarks; joined: parts, read as one
 """
 
 from layer_surgeon.checkpoint.checkpoint import Checkpoint, open_checkpoint

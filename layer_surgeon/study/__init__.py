@@ -4,7 +4,8 @@ A study:
 arms, data          what is compared, and on what: as the plan names them
 plan, preset        YAML -> `StudyPlan` -> cells (one training each); the paper's tables and figures
 layout              the study's folder and its files, which is all that shows a study
-prepare, synthesize what all cells share, made once: data, layers, texts that a model writes (synthesis_config: how)
+prepare, hosts       what all cells share, made once: data, hosts, layers, texts that a model writes (synthesize;
+                    synthesis_config: how)
 models, controls    from an arm to a model that can be trained
 cells, testing      one training in a process of its own, and its tests; executors: who runs the processes
 compare             `run_study`: the order of all that; estimate: how long it will take

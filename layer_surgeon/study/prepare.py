@@ -1,4 +1,4 @@
-"""What all trainings of a study share, made once before the first: data in files, layers, synthetic texts."""
+"""What all trainings of a study share, made once before the first: data in files, hosts, layers, synthetic texts."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
-from layer_surgeon.checkpoint.packaged import packaged_folder, packaged_gguf
+from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
@@ -19,6 +19,7 @@ from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
+from layer_surgeon.study.hosts import prepare_hosts
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json, write_text
 from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.synthesis_config import SynthesisConfig
@@ -32,11 +33,12 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
     Raises:
         ConfigError: Two donors' layers would have one name.
         DataError: A data set can't be used.
-        SourceError, CheckpointError, ArtifactError: A layer can't be had.
+        SourceError, CheckpointError, ArtifactError: A host or layer can't be had.
     """
     if plan.task == "text-classification":
         for spec in plan.data:
             prepare_data_set(spec, folder.data(spec.name), plan.test_fraction, progress)
+    prepare_hosts((arm.host for arm in plan.arms), folder, progress)
     prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)
     prepare_synthetic(plan, folder, progress)
 
@@ -126,15 +128,6 @@ def _hold_out(
     )
     rest, held = hold_out(examples, fraction, SPLIT_SEED)
     return [rows[int(text)] for text in rest.texts], [rows[int(text)] for text in held.texts]
-
-
-def host_source(host: str) -> str:
-    """What transformers can load: a folder or repo id.
-
-    Raises:
-        SourceNotFoundError: The package that carries it is not installed.
-    """
-    return str(packaged_folder(host.removeprefix(PACKAGED))) if host.startswith(PACKAGED) else host
 
 
 def open_donor(source: str, revision: str | None, folder: StudyFolder, progress: Progress) -> Checkpoint:

@@ -13,9 +13,10 @@ from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import DonorSpec
+from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import host_source, open_donor
+from layer_surgeon.study.prepare import open_donor
 
 Candidates = Literal["layers", "pairs", "sites"]
 
@@ -64,7 +65,7 @@ def count_layers(donor: DonorSpec, folder: Path, progress: Progress) -> int:
     return open_donor(donor.source, donor.revision, StudyFolder(root=folder), progress).num_layers
 
 
-def host_sites(host: str) -> list[str | int]:
+def host_sites(host: str, folder: Path) -> list[str | int]:
     """Where a graft can sit in a host: behind its embeddings, behind each of its layers, and behind all of it.
 
     Behind the last layer by its number, the graft sees all tokens; as `encoder_output`, the vector that stands for the
@@ -72,12 +73,13 @@ def host_sites(host: str) -> list[str | int]:
 
     Args:
         host: What `surgeon graft` takes, or `packaged:NAME`. Only its config is read.
+        folder: The study's.
 
     Raises:
         SourceError: It can't be read.
     """
     with hub_errors(f"The host {host!r}"):
-        config = AutoConfig.from_pretrained(host_source(host))
+        config = AutoConfig.from_pretrained(host_source(host, StudyFolder(root=folder)))
     return [EMBEDDINGS, *range(config.get_text_config().num_hidden_layers), ENCODER_OUTPUT]
 
 
@@ -161,13 +163,16 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
     }
 
 
-def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates) -> dict[str, Any]:
+def with_candidates(
+    plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates, folder: Path
+) -> dict[str, Any]:
     """What `StudyPlan.from_dict` takes, as a sweep over layers, pairs of neighbours among them, or sites of each.
 
     Args:
         plan: What YAML says.
         layers: Layers of the donor, in order.
         candidates: layers; pairs: each layer with the next of `layers`; sites: see `host_sites`.
+        folder: The study's, where a host is unpacked that comes as an archive.
 
     Raises:
         ConfigError: The plan names no donor; or there is no pair.
@@ -180,7 +185,7 @@ def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: 
         return with_layers(plan, pairs)
     content = with_layers(plan, layers)
     if candidates == "sites":
-        sites = host_sites(str(content.get("host", "bert-base-uncased")))
+        sites = host_sites(str(content.get("host", "bert-base-uncased")), folder)
         grafts = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in sites]
         content["arms"] = ["host", *grafts]
     return content

@@ -59,9 +59,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     return tests
 
 
-def _measure(
-    cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress
-) -> Any:
+def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress) -> Any:
     own = spec.name == cell.data and not spec.test
     if own and trained.config.max_eval_samples is None:
         return trained.test or trained.validation

@@ -10,29 +10,17 @@ import pytest
 from layer_surgeon.checkpoint import packaged
 from layer_surgeon.checkpoint.packaged import PackagedModel, packaged_folder, packaged_gguf
 from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
+from tests.support.packages import install
 from tests.support.recorder import Recorder
 
 PARTS = [b"first" * 1000, b"second" * 1000]
-
-
-def _install(site: Path, package: str, version: str, file: str, content: bytes) -> None:
-    """What pip leaves behind of a package with one file."""
-    module = package.replace("-", "_")
-    target = site / module / file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
-    (site / module / "__init__.py").write_text("raise RuntimeError('the package was imported')")
-    info = site / f"{module}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    (info / "RECORD").write_text(f"{module}/__init__.py,,\n{module}/{file},,\n{info.name}/METADATA,,\n")
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
     site = tmp_path / "site"
     for number, part in enumerate(PARTS):
-        _install(site, f"toy-part{number}", "1.0", f"data/toy.gguf.part0{number}", part)
+        install(site, f"toy-part{number}", "1.0", f"data/toy.gguf.part0{number}", part)
     monkeypatch.syspath_prepend(str(site))
     record = PackagedModel(
         packages=("toy-part0", "toy-part1"),
