@@ -1,0 +1,334 @@
+"""How the evidence is collected, summed up and put into words, on made-up studies."""
+
+import json
+import math
+import random
+
+import pytest
+import yaml
+from scipy import stats
+
+from benchmarks.evidence import BEGIN, END, put_block
+from benchmarks.evidence_facts import load
+from benchmarks.evidence_figures import figures
+from benchmarks.evidence_page import Page
+from benchmarks.evidence_store import collect, pack_bits, plans, unpack_bits
+from benchmarks.evidence_text import fixed
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.layout import StudyFolder, read_json, write_json
+from layer_surgeon.study.summary import summarize
+
+DATA = {
+    "sst2": {"name": "sst2", "train": "a.csv", "test": "b.csv"},
+    "cr": {"name": "cr", "train": "c.csv"},
+}
+LITTLE = {
+    "name": "a-gemma",
+    "host": "packaged:all-MiniLM-L6-v2",
+    "donor": "packaged:gemma-3-270m",
+    "arms": ["host", "graft", "random", "wide-head", "gated"],
+    "tests": "all",
+    "fractions": [0.1],
+    "seeds": [1, 2, 3],
+    "data": list(DATA.values()),
+}
+OTHER = LITTLE | {"name": "a-qwen", "donor": "packaged:qwen2.5-coder-1.5b-instruct"}
+SWEEP = LITTLE | {
+    "name": "e-gemma",
+    "layers": [0, 1, 2],
+    "arms": ["host", "graft"],
+    "tests": "own",
+    "data": [DATA["sst2"]],
+}
+SHIFT = LITTLE | {"name": "d-domains"}
+EXAMPLES = {"sst2": 90, "cr": 50}
+
+
+def made_up(cell, examples=EXAMPLES):
+    """What a training of a cell would leave: the graft is worse by half the examples."""
+    draw = random.Random(cell.id)
+    right = 0.4 if cell.arm.name == "graft" else 0.8
+    tests = {}
+    for name in cell.tests:
+        bits = "".join("01"[draw.random() < right] for _ in range(examples[name]))
+        scores = {"accuracy": bits.count("1") / len(bits)}
+        tests[name] = {"examples": len(bits), "scores": scores, "correct": bits}
+    return {
+        "format": 1,
+        "id": cell.id,
+        "arm": cell.arm.name,
+        "data": cell.data,
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+        "host": "all-MiniLM-L6-v2",
+        "donor": None,
+        "tests": tests,
+        "validation": {"examples": 20, "scores": {"accuracy": 0.5}},
+        "history": [{"epoch": 1.0, "step": 3, "training_loss": 0.123456789, "accuracy": 0.5}],
+        "best_epoch": 1,
+        "parameters": {"total": 2000, "trained": 1000, "frozen": 1000},
+        "train_examples": 30,
+        "seconds": {"training": 1.0, "testing": 0.5, "all": 1800.0},
+        "device": "cpu (1 threads)",
+        "config": {"seed": cell.seed},
+        "versions": {"layer_surgeon": "0.1.0", "torch": "2.13"},
+        "finished": "2026-11-25T00:00:00+00:00",
+    }
+
+
+class Desk:
+    """Plans, the folders of their studies, and the evidence."""
+
+    def __init__(self, root, *contents):
+        self.plans, self.work, self.evidence = root / "plans", root / "work", root / "evidence"
+        self.plans.mkdir()
+        self.work.mkdir()
+        self.results = root
+        for content in contents:
+            (self.plans / f"{content['name']}.yaml").write_text(yaml.safe_dump(content))
+
+    def train(self, name, keep=lambda cell: True):
+        folder = StudyFolder(root=self.work / name)
+        folder.root.mkdir(exist_ok=True)
+        for cell in plans(self.plans)[name].cells():
+            if keep(cell):
+                write_json(folder.result(cell.id), made_up(cell))
+        return folder
+
+    def collect(self):
+        return collect(self.work, self.evidence, plans(self.plans))
+
+    def load(self):
+        return load(self.evidence, planned=self.plans, measured=self.results)
+
+    def render(self, template):
+        evidence = self.load()
+        texts = {name: text for name, (_, text) in figures(evidence).items()}
+        return Page(evidence=evidence, figures=texts, assets="assets").render(template).strip()
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(tmp_path, LITTLE, OTHER, SWEEP, SHIFT)
+    desk.train("a-gemma")
+    desk.collect()
+    return desk
+
+
+@pytest.mark.parametrize("bits", ["1", "0", "0001", "10000", "0" * 9, "1" * 1821, None])
+def test_right_and_wrong_are_packed_and_unpacked(bits):
+    packed = pack_bits(bits)
+    assert unpack_bits(packed) == bits
+    assert bits is None or len(packed) < len(bits) / 4 + 7
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.25, "+0.3"), (-0.25, "-0.3"), (-0.04, "0.0"), (0.25 - 1e-15, "+0.3"), (1234.04, "+1234.0")]
+)
+def test_numbers_are_rounded_as_people_do_whatever_their_last_bits(value, text):
+    assert fixed(value, sign=True) == text
+
+
+def test_tables_are_the_products_own(desk):
+    plan = plans(desk.plans)["a-gemma"]
+    summary = summarize(plan, StudyFolder(root=desk.work / "a-gemma"))
+    table = next(table for table in summary["tables"] if (table["data"], table["test"]) == ("sst2", "cr"))
+    entry = next(entry for entry in table["comparisons"] if (entry["arm"], entry["against"]) == ("graft", "random"))
+    low, high = (f"{100 * end:+.1f}" for end in entry["crossed"]["interval"])
+    p = "p < 0.001" if entry["p_holm"] < 0.001 else f"p = {entry['p_holm']:.3f}"
+    assert desk.render("{{diff a-gemma sst2 cr graft random}}") == (
+        f"{100 * entry['mean']:+.1f} points ({low} to {high}; {p})"
+    )
+    row = next(row for row in table["rows"] if row["arm"] == "random")
+    line = next(line for line in desk.render("{{table a-gemma sst2 cr}}").splitlines() if line.startswith("| `random`"))
+    assert f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}" in line
+    assert f"{100 * entry['mean']:+.1f}" in line
+    assert desk.render("{{mean a-gemma sst2 cr random}}") == f"{100 * row['mean']:.1f} %"
+
+
+def test_a_difference_can_be_asked_for_from_both_sides(desk):
+    there, back = (
+        float(desk.render(f"{{{{points a-gemma sst2 sst2 {pair}}}}}")) for pair in ("graft gated", "gated graft")
+    )
+    assert there == -back < 0
+    assert desk.load().study("a-gemma").gap("sst2", "sst2", "gated", "graft").interval[0] > 0
+    assert desk.render("{{p a-gemma sst2 sst2 gated graft}}") == desk.render("{{p a-gemma sst2 sst2 graft gated}}")
+
+
+def test_a_study_under_way_has_the_seeds_that_all_arms_have(tmp_path):
+    desk = Desk(tmp_path, LITTLE)
+    desk.train("a-gemma", lambda cell: cell.seed < 3 and (cell.arm.name, cell.seed) != ("gated", 2))
+    desk.collect()
+    text = desk.render(
+        "{{table a-gemma sst2 sst2}}\n\n{{missing}}\n\n{{runs}}/{{planned}}/{{runs a-gemma}}, {{seeds a-gemma}}"
+    )
+    assert "1 of 3 seeds:" in text
+    assert "±" not in text
+    assert "(one run)" in text
+    assert "18 of 30 trainings, 8 of them of seeds that not all arms have" in text
+    assert "18/30/18, 1 of 3 seeds" in text
+    assert "figure" not in desk.render("{{#if a-gemma}}{{figure little}}{{/if}}")
+
+
+def test_what_was_collected_stays_and_what_is_new_is_added(desk):
+    path = desk.evidence / "a-gemma.json"
+    before = path.read_bytes()
+    desk.collect()
+    assert path.read_bytes() == before
+    cells = read_json(path)["cells"]
+    folder = StudyFolder(root=desk.work / "a-gemma")
+    folder.result(cells[0]["id"]).unlink()
+    changed = read_json(folder.result(cells[1]["id"]))
+    write_json(folder.result(cells[1]["id"]), changed | {"best_epoch": 3})
+    desk.collect()
+    assert path.read_bytes() == before
+    grown = {**yaml.safe_load((desk.plans / "a-gemma.yaml").read_text()), "seeds": [1, 2, 3, 4]}
+    (desk.plans / "a-gemma.yaml").write_text(yaml.safe_dump(grown))
+    desk.train("a-gemma")
+    told = desk.collect()
+    assert told == ["a-gemma: 40 of 40 trainings, 10 of them new"]
+    after = read_json(path)["cells"]
+    assert [cell for cell in after if cell["seed"] < 4] == cells
+    assert len(path.read_text().splitlines()) == len(before.decode().splitlines()) + 10 + 1
+
+
+def test_a_file_of_another_study_is_not_written_over(desk):
+    (desk.evidence / "a-gemma.json").rename(desk.evidence / "a-qwen.json")
+    desk.train("a-qwen")
+    with pytest.raises(ConfigError, match=r"a-qwen\.json is of the study a-gemma"):
+        desk.collect()
+
+
+def test_a_training_that_studies_share_counts_once_and_for_both(desk):
+    desk.train("a-qwen", lambda cell: cell.arm.name != "host")
+    desk.collect()
+    evidence = desk.load()
+    assert len(evidence.trainings) == 30 + 24
+    assert evidence.study("a-qwen").seeds == {"sst2": (1, 2, 3), "cr": (1, 2, 3)}
+    assert "host" in desk.render("{{table a-qwen cr cr}}")
+    assert desk.render("{{hours}}") == f"{54 * 0.5:.1f} hours"
+
+
+def test_layers_are_compared_by_analysis_of_variance(desk):
+    desk.train("e-gemma")
+    desk.collect()
+    sweep = desk.load().study("e-gemma").sweep()
+    assert [point.label for point in sweep.points] == ["0", "1", "2"]
+    found = stats.f_oneway(*(point.by_seed for point in sweep.points))
+    assert desk.render("{{anova e-gemma}}") == f"F(2, 6) = {found.statistic:.2f}, p = {found.pvalue:.3f}"
+    best = max(sweep.points, key=lambda point: point.mean)
+    assert desk.render("{{best e-gemma}}; {{last e-gemma}}; {{behind e-gemma}}") == (
+        f"layer {best.label} ({100 * best.mean:.1f} %); layer 2 ({100 * sweep.points[2].mean:.1f} %); "
+        f"{100 * (best.mean - sweep.points[2].mean):.1f} points"
+    )
+    assert len(desk.render("{{sweep e-gemma}}").splitlines()) == 2 + 2 + 4
+
+
+def test_domains_are_averaged_by_seed(desk):
+    desk.train("d-domains")
+    desk.collect()
+    study = desk.load().study("d-domains")
+    own, other, shift = study.domains()["graft"]
+    tables = [study.table("sst2", "sst2"), study.table("cr", "cr")]
+    rows = [{row.arm: row.by_seed for row in table.rows} for table in tables]
+    by_seed = [sum(row["graft"][at] - row["host"][at] for row in rows) / 2 for at in range(3)]
+    assert own.by_seed == pytest.approx(by_seed)
+    assert shift.mean == pytest.approx(other.mean - own.mean)
+    half = stats.t.ppf(0.975, 2) * stats.tstd(by_seed) / math.sqrt(3)
+    assert own.interval == pytest.approx((own.mean - half, own.mean + half))
+    # Holm's correction, over four arms with three tests each.
+    raw = stats.ttest_1samp(by_seed, 0).pvalue
+    assert raw < own.p <= 12 * raw
+    assert desk.render("{{domain d-domains graft own}}").startswith(f"{100 * own.mean:+.1f} points (")
+    assert desk.render("{{shift d-domains graft host}}").count("p ") == 4
+    assert desk.render("{{domains d-domains}}").count("| `") == 4
+
+
+def test_a_selection_is_placed_in_its_sweep(desk):
+    desk.train("e-gemma")
+    folder = desk.train("e-gemma").root.rename(desk.work / "select-gemma")
+    desk.train("e-gemma")
+    plans(desk.plans)["e-gemma"].write(folder / "study.yaml")
+    write_json(folder / "selection.json", {"format": 1, "best": "x", "layers": [1], "cost": 0.17, "path": "/somewhere"})
+    assert "select-gemma: x" in desk.collect()
+    assert "/somewhere" not in (desk.evidence / "select-gemma.json").read_text()
+    line = desk.render("{{selection select-gemma e-gemma}}").splitlines()[-1]
+    assert line.startswith("| 1 ")
+    assert "of 3" in line
+    assert line.endswith("17 % |")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{tabel a-gemma sst2 sst2}}", "no such directive"),
+        ("{{table a-gemma sst2}}", "missing a required argument: 'test'"),
+        ("{{table a-gemma sst2 cola}}", "no table for sst2 cola"),
+        ("{{table a-qwen sst2 sst2}}", "no evidence for a-qwen"),
+        ("{{mean a-gemma sst2 sst2 lora}}", "no arm lora"),
+        ("{{diff a-gemma sst2 sst2 random gated}}", "does not compare random with gated"),
+        ("{{sweep a-gemma}}", "sweeps over no layers"),
+        ("{{figure domains}}", "can't be drawn yet"),
+        ("{{efficiency}}", "is not there"),
+        ("{{value loudness a}}", "is not there"),
+        ("{{planned nothing}}", "not planned"),
+        ("{{#if nothing}}x{{/if}}", "nothing is not planned"),
+        ("{{#if a-qwen}}{{tabel}}{{/if}}", "no such directive"),
+        ("{{#if a-qwen}}x", "no {{/if}}"),
+        ("x{{/if}}", "without an {{#if}}"),
+    ],
+)
+def test_what_can_not_be_said_is_an_error(desk, template, message):
+    with pytest.raises(ConfigError, match=message.replace("{", r"\{").replace("}", r"\}").replace("(", r"\(")):
+        desk.render(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{#if a-qwen}}{{table a-qwen x y}}{{else}}none{{/if}}", "none"),
+        ("{{#if a-gemma}}yes{{else}}{{mean a-qwen x y z}}{{/if}}", "yes"),
+        ("a\n\n{{#if a-qwen}}\nb\n{{/if}}\n\nc", "a\n\nc"),
+        ("a\n{{#if a-gemma}}\nb\n{{#if a-qwen}}\nc\n{{else}}\nd\n{{/if}}\n{{/if}}\ne", "a\nb\nd\ne"),
+        ("{{#if a-gemma a-qwen}}both{{else}}not both{{/if}}", "not both"),
+        ("{{#if loudness}}loud{{/if}}{{#if select-gemma}}selected{{/if}}", ""),
+        ("{{#if a-qwen}}{{#if a-gemma}}{{mean a-qwen x y z}}{{/if}}{{/if}}", ""),
+    ],
+)
+def test_sections_are_there_where_what_they_are_about_is(desk, template, text):
+    assert desk.render(template) == text
+
+
+def test_what_others_measured_is_said(desk):
+    content = {"start": {"gemma": {"graft": {"rms_host": 0.23, "rms_inside": 0.1, "rms_added": 384.2, "loss": 25.0}}}}
+    (desk.results / "loudness.json").write_text(json.dumps(content))
+    assert "384" in desk.render("{{loudness}}")
+    assert desk.render("{{value loudness start/gemma/graft/rms_added}}") == "384"
+    with pytest.raises(ConfigError, match="has no nothing there"):
+        desk.render("{{value loudness start/nothing}}")
+
+
+def test_figures_are_files_of_their_own(desk):
+    desk.train("e-gemma")
+    desk.train("d-domains")
+    desk.collect()
+    evidence = desk.load()
+    drawn = figures(evidence)
+    assert list(drawn) == ["little", "sweep", "domains"]
+    for svg, text in drawn.values():
+        assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+        assert 'fill="#fff"' in svg
+        assert "var(" not in svg
+        assert "[" not in text
+    assert drawn == figures(desk.load())
+    gap = evidence.study("a-gemma").gap("sst2", "sst2", "graft", "host")
+    assert f"graft, Gemma {100 * gap.mean:+.1f}" in drawn["little"][1]
+
+
+def test_the_block_is_put_between_its_marks():
+    readme = f"# x\n{BEGIN}\nold\n{END}\nrest"
+    assert put_block(readme, "new\n") == f"# x\n{BEGIN}\nnew\n{END}\nrest"
+    with pytest.raises(ConfigError, match=r"README\.md has no"):
+        put_block("# x", "new")
+    with pytest.raises(ConfigError, match=r"README\.md has no"):
+        put_block(f"# x\n{BEGIN}\n", "new")
