@@ -95,7 +95,7 @@ def run_study(
         if executor == "ray":
             running = run_ray(todo, folder, threads_each(workers), address)
         else:
-            running = run_local(todo, folder, workers)
+            running = run_local(todo, folder, workers, progress.notice)
         progress.begin("Training", len(todo), "trainings")
         try:
             with contextlib.closing(running):

@@ -1,18 +1,20 @@
 """Who runs the cells: processes of this machine, or a Ray cluster. Both start the same process for a cell."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.plan import Cell
+from layer_surgeon.study.preloaded import SUPPORTED, Preloaded, preloaded
 
 Executor = Literal["local", "ray"]
 # What a cell's process prints when something breaks that is no error of ours stands at the end of its log.
@@ -25,7 +27,22 @@ def threads_each(workers: int) -> int:
     return int(said) if said.isdigit() and int(said) > 0 else max(1, (os.cpu_count() or 1) // workers)
 
 
-def run_process(cell: Cell, folder: StudyFolder, threads: int, running: "Running | None" = None) -> str | None:
+def environment_of(threads: int) -> dict[str, str]:
+    """What a cell's process finds in its environment."""
+    return {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def run_process(
+    cell: Cell,
+    folder: StudyFolder,
+    threads: int,
+    running: "Running | None" = None,
+    server: Preloaded | None = None,
+) -> str | None:
     """Run a cell in a process of its own.
 
     Args:
@@ -33,6 +50,7 @@ def run_process(cell: Cell, folder: StudyFolder, threads: int, running: "Running
         folder: The study's folder.
         threads: For the CPU's part of the work.
         running: Knows the process while it runs, so that it can be ended.
+        server: Starts it; None, and where it can't: a new Python is started.
 
     Returns:
         None when it is done; else what went wrong.
@@ -40,25 +58,37 @@ def run_process(cell: Cell, folder: StudyFolder, threads: int, running: "Running
     description = folder.root / "runs" / f"{cell.id}.cell.json"
     write_json(description, cell.as_dict())
     folder.log(cell.id).parent.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    command = [sys.executable, "-m", "layer_surgeon.study.cells", str(folder.root), str(description)]
-    with folder.log(cell.id).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
-        if running is not None:
-            running.add(process)
-        code = process.wait()
-        if running is not None:
-            running.remove(process)
+    arguments, running = [str(folder.root), str(description)], running or Running()
+    code = None if server is None else _run_preloaded(server, arguments, folder.log(cell.id), running)
+    if code is None:
+        code = _run_python(arguments, folder.log(cell.id), threads, running)
     description.unlink(missing_ok=True)
     if folder.result(cell.id).exists():
         return None
     return _reason(folder, cell, code)
+
+
+def _run_preloaded(server: Preloaded, arguments: list[str], log: Path, running: "Running") -> int | None:
+    process = server.start(arguments, log)
+    if process is None:
+        return None
+    running.add(process)
+    try:
+        return server.finish(process)
+    finally:
+        running.remove(process)
+
+
+def _run_python(arguments: list[str], log: Path, threads: int, running: "Running") -> int:
+    command = [sys.executable, "-m", "layer_surgeon.study.cells", *arguments]
+    with log.open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment_of(threads)
+        )
+        running.add(process)
+        code = process.wait()
+        running.remove(process)
+    return code
 
 
 def _reason(folder: StudyFolder, cell: Cell, code: int) -> str:
@@ -71,22 +101,29 @@ def _reason(folder: StudyFolder, cell: Cell, code: int) -> str:
         return f"its process ended with code {code}. {tail}"
 
 
+class Process(Protocol):
+    """What can be ended."""
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+
+
 class Running:
     """The processes under way."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._processes: set[Process] = set()
         self._ended = False
 
-    def add(self, process: "subprocess.Popen[bytes]") -> None:
+    def add(self, process: Process) -> None:
         """A process began; where all are being ended, it is too."""
         with self._lock:
             self._processes.add(process)
             if self._ended:
                 process.terminate()
 
-    def remove(self, process: "subprocess.Popen[bytes]") -> None:
+    def remove(self, process: Process) -> None:
         """A process is over."""
         with self._lock:
             self._processes.discard(process)
@@ -99,19 +136,36 @@ class Running:
                 process.terminate()
 
 
-def run_local(cells: Sequence[Cell], folder: StudyFolder, workers: int) -> Generator[tuple[Cell, str | None]]:
+def run_local(
+    cells: Sequence[Cell], folder: StudyFolder, workers: int, notice: Callable[[str], None] | None = None
+) -> Generator[tuple[Cell, str | None]]:
     """Run cells in `workers` processes at a time; yields each as it ends, with what went wrong, or None.
 
     Where the iteration is broken off, the processes are ended; what they had trained stays.
+
+    Args:
+        cells: What to run.
+        folder: The study's folder.
+        workers: How many at a time.
+        notice: Told, within the iteration, what a person should know.
     """
     threads, running = threads_each(workers), Running()
-    with ThreadPoolExecutor(workers, thread_name_prefix="cell") as pool:
+    with contextlib.ExitStack() as stack:
+        server = None
+        # A single cell would wait for the imports just as long.
+        if SUPPORTED and len(cells) > 1:
+            server = stack.enter_context(preloaded(environment_of(threads)))
+            running.add(server.process)
+        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="cell"))
         waiting: dict[Future[str | None], Cell] = {
-            pool.submit(run_process, cell, folder, threads, running): cell for cell in cells
+            pool.submit(run_process, cell, folder, threads, running, server): cell for cell in cells
         }
         try:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                news = None if server is None else server.news()
+                if news and notice:
+                    notice(news)
                 for future in done:
                     yield waiting.pop(future), future.result()
         finally:
