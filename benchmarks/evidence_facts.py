@@ -14,7 +14,7 @@ from scipy import stats
 from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, SELECT, plans, unpack
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json
-from layer_surgeon.study.paired import compare_scores, holm, seed_interval_of_mean
+from layer_surgeon.study.paired import ALPHA, compare_scores, holm, seed_interval_of_mean
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.report_tables import read_table, sweeps_of
 from layer_surgeon.study.report_types import Difference, LayerSweep, Row, Span, Table
@@ -49,7 +49,7 @@ class Gap:
     @property
     def significant(self) -> bool:
         """As the study's own verdict has it."""
-        return self.p is not None and self.p < 0.05
+        return self.p is not None and self.p < ALPHA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@
     {{sweep STUDY}}  {{anova STUDY}}  {{best STUDY}}  {{last STUDY}}  {{behind STUDY}}  {{pooled STUDY}}
     {{selection SELECTION STUDY}}            what `surgeon select` chose, in the sweep
     {{runs}}  {{runs STUDY}}  {{planned}}  {{planned STUDY}}  {{seeds STUDY}}  {{hours}}
+    {{hypotheses}}                           those of the plan, each with its answer
     {{missing}}  {{studies}}  {{machine}}  {{versions}}  {{command STUDY}}
     {{efficiency}}  {{loudness}}             tables of docs/results/{efficiency,loudness}.json
     {{value FILE PATH}}                      a number of these, such as {{value loudness start/gemma-3-270m/graft/loss}}
@@ -27,6 +28,7 @@ from typing import Any
 
 from benchmarks import evidence_text as text
 from benchmarks.evidence_facts import Evidence, Gap, Study
+from benchmarks.evidence_verdicts import hypotheses
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.report_types import LayerPoint
 
@@ -241,6 +243,7 @@ DIRECTIVES: Mapping[str, Callable[..., str]] = {
     "planned": _planned,
     "seeds": lambda page, name: text.say_seeds(_study(page, name)),
     "hours": _hours,
+    "hypotheses": lambda page: hypotheses(page.evidence),
     "missing": lambda page: text.missing_list(page.evidence),
     "studies": lambda page: text.studies_table(page.evidence),
     "machine": _machine,

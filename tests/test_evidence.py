@@ -9,11 +9,12 @@ import yaml
 from scipy import stats
 
 from benchmarks.evidence import BEGIN, END, put_block
-from benchmarks.evidence_facts import load
+from benchmarks.evidence_facts import Gap, load
 from benchmarks.evidence_figures import figures
 from benchmarks.evidence_page import Page
 from benchmarks.evidence_store import collect, pack_bits, plans, unpack_bits
 from benchmarks.evidence_text import fixed
+from benchmarks.evidence_verdicts import UNKNOWN, for_one, judge, judge_gate, together
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.summary import summarize
@@ -297,6 +298,54 @@ def test_what_can_not_be_said_is_an_error(desk, template, message):
 )
 def test_sections_are_there_where_what_they_are_about_is(desk, template, text):
     assert desk.render(template) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "interval", "p", "better", "harmless"),
+    [
+        (0.02, (0.01, 0.03), 0.01, "yes", "no"),
+        (0.02, (0.001, 0.04), 0.2, "can't be told", "no"),
+        (-0.02, (-0.04, 0.009), 0.2, "no", "yes"),
+        (-0.02, (-0.04, 0.011), 0.2, "can't be told", "yes"),
+        (-0.04, (-0.05, -0.03), 0.001, "no", "no"),
+        (0.0, (-0.031, 0.031), 0.9, "can't be told", "can't be told"),
+        (0.0, None, 0.9, "can't be told", "can't be told"),
+    ],
+)
+def test_claims_are_judged_by_the_rules_of_the_plan(mean, interval, p, better, harmless):
+    gap = Gap(arm="graft", against="host", mean=mean, interval=interval, p=p, seeds=5, by_seed=(mean,) * 5)
+    assert judge(gap) == better
+    assert judge_gate(gap) == harmless
+
+
+def test_a_claim_about_controls_needs_all_of_them_and_one_about_donors_needs_one():
+    assert [together(two) for two in (("yes", "yes"), ("yes", UNKNOWN), (UNKNOWN, "no"))] == ["yes", UNKNOWN, "no"]
+    assert [for_one(two) for two in (("no", "yes"), ("no", UNKNOWN), ("no", None), ("no", "no"))] == [
+        "yes",
+        UNKNOWN,
+        UNKNOWN,
+        "no",
+    ]
+
+
+def test_every_hypothesis_has_its_line(tmp_path):
+    desk = Desk(
+        tmp_path, LITTLE | {"arms": [*LITTLE["arms"], "projections-only", "donor-trained"]}, OTHER, SWEEP, SHIFT
+    )
+    desk.train("a-gemma")
+    desk.collect()
+    lines = desk.render("{{hypotheses}}").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["H1", "H2", "H3", "H4", "H5", "H6", "", "H7"]
+    gap = desk.load().study("a-gemma").gap("sst2", "sst2", "graft", "host")
+    assert f"{100 * gap.mean:+.1f} (" in lines[2]
+    assert lines[2].rstrip(" |").endswith("can't be told")
+    assert all("not run" in line for line in lines[2:])
+    desk.train("e-gemma")
+    desk.train("d-domains")
+    desk.collect()
+    lines = desk.render("{{hypotheses}}").splitlines()
+    assert "F(2, 6)" in lines[7]
+    assert lines[6].rstrip(" |").endswith("no")
 
 
 def test_what_others_measured_is_said(desk):
