@@ -31,6 +31,17 @@ a study has extracted already.
 7. `fast-projections` (1e-3) is worse than `graft` (steps 20 times larger), `fast-head` (1e-3) too: its logits take
    larger steps still.
 
+**Added when the numbers before training were there, and before any training was**: 1 holds (gain 1,624, RMS(u) 527
+times RMS(h)), 5 does not (mean cosine 0.64, where the host's own vectors have 0.69). And `matched` makes proj_out's
+weights 830 times smaller, while Adam's step stays what it is: adam_step_out is 13.5, 34 times its u. Its loss, 0.69 at
+the start, is expected to jump above 2 in the first steps, and its accuracy to lie between `graft` and `host`. Two arms
+more, for what should help then, both within 3 points of `host`:
+
+8. `matched-slow`: matched, and projection_learning_rate 5e-8, by which a step is the share of proj_out that it is of a
+   default one. proj_in, 1,730 times larger, stays as it is.
+9. `quiet`: default projections and learning rates; proj_out is given the donor's answer times a fixed number, so that
+   u is as loud as h. Weights are of an ordinary size, and so are the steps of everything.
+
 docs/results/loudness.json (numbers to four significant digits):
 
     machine, versions, command, settings
@@ -50,13 +61,13 @@ Names, in a batch of texts; RMS: root of the mean square of all its numbers.
     loss             of the batch, label smoothing included
     gradient_PART, gradient, clip    norms before clipping, by part and of all; the factor of the clipping
     update_PART      size of the step's change by size of the weights, before (null: they are zero)
-    step_X           RMS of what the step changes in h (host), u (out) and logits for 32 fixed texts, float32, no
+    step_X           RMS of what the step changes in h (host), u (out) and logits for 16 fixed texts, float32, no
                      dropout; step_out_by_proj_out, step_logits_by_head: by that part alone
     gate             of `gated`, behind the step
     At the start only:
     gain             rms_added / rms_inside
     own_scale        RMS of a z as large as what the layer adds to it
-    adam_step_out    lr x mean over texts of sum|donor(z)|: the most that proj_out's first step can move a number of u
+    adam_step_out    lr x mean over texts of sum|what proj_out is given|: the most that proj_out's first step can move a number of u
     louder           relative change of u for h x 1.01        nudged       for h + noise of 1 % of its size
 """
 
@@ -72,12 +83,14 @@ import torch
 
 from benchmarks.loudness_picture import draw
 from benchmarks.loudness_start import measure_start
-from benchmarks.loudness_watch import Watch, as_text, watched_trainer
+from benchmarks.loudness_watch import Watch, as_text, quieten, watched_trainer
 from benchmarks.machine import machine, say, versions
 from layer_surgeon.finetune import run
 from layer_surgeon.progress import NullProgress
-from layer_surgeon.study.cells import run_cell
+from layer_surgeon.study import cells
+from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json, write_text
+from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 
@@ -89,6 +102,13 @@ ARMS: tuple[Any, ...] = (
     "host",
     "graft",
     {"name": "matched", "like": "graft", "graft": {"projection_init": "matched"}},
+    {
+        "name": "matched-slow",
+        "like": "graft",
+        "graft": {"projection_init": "matched"},
+        "finetune": {"projection_learning_rate": 5e-8},
+    },
+    {"name": "quiet", "like": "graft"},
     "random",
     "wide-head",
     "gated",
@@ -96,7 +116,7 @@ ARMS: tuple[Any, ...] = (
     {"name": "fast-head", "like": "graft", "finetune": {"head_learning_rate": 1e-3}},
 )
 # Those of which something is to be seen before training; the others begin like `graft`.
-STARTING = ("host", "graft", "matched", "random", "wide-head")
+STARTING = ("host", "graft", "matched", "quiet", "random", "wide-head")
 
 
 def make_plan(data: Path, donor: str, max_steps: int | None = None) -> StudyPlan:
@@ -126,8 +146,11 @@ def train(cell: Cell, folder: StudyFolder, series: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     folder.result(cell.id).unlink(missing_ok=True)
     watch = Watch()
-    with mock.patch.object(run, "SurgeonTrainer", watched_trainer(watch)):
-        result = run_cell(cell, folder)
+    with (
+        mock.patch.object(run, "SurgeonTrainer", watched_trainer(watch)),
+        mock.patch.object(cells, "build_model", build),
+    ):
+        result = cells.run_cell(cell, folder)
     write_json(
         series,
         {
@@ -137,6 +160,12 @@ def train(cell: Cell, folder: StudyFolder, series: Path) -> None:
             "series": watch.rounded(),
         },
     )
+
+
+def build(arm: Arm, *arguments: Any) -> Any:
+    """As the studies build it, but for the one arm that they can't."""
+    model = build_model(arm, *arguments)
+    return quieten(model) if arm.name == "quiet" else model
 
 
 def borrow(work: Path, layers: Path) -> None:
@@ -175,6 +204,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--layers", type=Path, action="append", default=[])
     parser.add_argument("--max-steps", type=int, help="to try the script out")
+    parser.add_argument("--arms", nargs="+", help="train these only, in this order")
     parser.add_argument("--without-start", action="store_true", help="trainings only")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--draw", action="store_true")
@@ -194,20 +224,38 @@ def measure(given: argparse.Namespace) -> None:
         borrow(given.work, layers)
     plan = make_plan(given.data, DONORS[0], given.max_steps)
     folder = StudyFolder(root=given.work)
-    for donor in DONORS if not given.without_start else ():
-        target = given.work / "start" / f"{short(donor)}.json"
-        if not target.is_file():
-            say(f"before training: {short(donor)}")
-            prepare_study(make_plan(given.data, donor), folder, NullProgress())
-            arms = [arm for arm in make_plan(given.data, donor).arms if arm.name in STARTING]
-            write_json(target, measure_start(arms, folder, "sst2", seed=SEED))
+    if not given.without_start:
+        start(DONORS[0], given)
     prepare_study(plan, folder, NullProgress())
-    for cell in plan.cells():
-        series = given.work / "series" / f"{cell.arm.name}.json"
+    wanted = {cell.arm.name: cell for cell in plan.cells()}
+    for name in given.arms or wanted:
+        series = given.work / "series" / f"{name}.json"
         if not series.is_file():
-            say(cell.arm.name)
-            train(cell, folder, series)
-        write_text(given.output, as_text(collect(given.work, dict(plan.finetune) | {"seed": SEED, "fraction": 0.1})))
+            say(name)
+            train(wanted[name], folder, series)
+        keep(given, plan)
+    if not given.without_start:
+        start(DONORS[1], given)
+        keep(given, plan)
+
+
+def start(donor: str, given: argparse.Namespace) -> None:
+    """What there is to be measured before training."""
+    target = given.work / "start" / f"{short(donor)}.json"
+    if target.is_file():
+        return
+    say(f"before training: {short(donor)}")
+    folder, plan = StudyFolder(root=given.work), make_plan(given.data, donor)
+    prepare_study(plan, folder, NullProgress())
+    write_json(
+        target, measure_start([arm for arm in plan.arms if arm.name in STARTING], folder, "sst2", build, seed=SEED)
+    )
+
+
+def keep(given: argparse.Namespace, plan: StudyPlan) -> None:
+    """Write what is there so far."""
+    settings = dict(plan.finetune) | {"seed": SEED, "fraction": 0.1}
+    write_text(given.output, as_text(collect(given.work, settings)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The picture of `benchmarks.loudness`: loss, loudness and movement of the weights by step, drawn as reports are."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ _STYLE = (
 )
 # The mean of so many steps is one point: the loss of a batch of 32 jumps.
 _MEAN = 3
+# Half of the file otherwise; nobody can point at a mark in a picture on a page.
+_TOLD = re.compile(r"<title>[^<]*</title>(?=</(?:circle|polygon)>)")
 Read = Callable[[Mapping[str, list[float | None]]], Sequence[float | None] | None]
 
 
@@ -45,10 +48,8 @@ def draw(document: Mapping[str, Any]) -> str:
             x = column * (_WIDTH + _GAP)
             parts.append(f'<text class="ink head" x="{x:g}" y="{top + 14:g}">{title}</text>')
             # Of a fixed size: a browser would otherwise fit it to the whole picture.
-            inner = panel.done().replace(
-                "<svg ", f'<svg x="{x:g}" y="{top + _TITLE:g}" width="{_WIDTH:g}" height="{panel.height:g}" ', 1
-            )
-            parts.append(inner)
+            place = f'<svg x="{x:g}" y="{top + _TITLE:g}" width="{_WIDTH:g}" height="{panel.height:g}" '
+            parts.append(_TOLD.sub("", panel.done()).replace("<svg ", place, 1))
             heights.append(panel.height)
         top += _TITLE + max(heights) + 18
     return (
@@ -89,8 +90,13 @@ def _panel(
     last = max(step for one in series for step in one.places)
     places = tuple((float(step), str(step)) for step in range(0, math.ceil(last) + 1, 10 if last > 20 else 1) if step)
     drawing = Drawing(name=name, width=_WIDTH, title=title, text=f"{title}, by arm and step", narrow=True)
-    text = (lambda value: f"{10**value:.2g}") if log else (lambda value: f"{value:.0%}")
+    text = _power if log else (lambda value: f"{value:.0%}")
     return lines(drawing, series, Axes(x="step", y=unit, format=text, places=places, least=0.3 if log else 0.1))
+
+
+def _power(value: float) -> str:
+    number = 10**value
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _means(values: Sequence[float | None], *, log: bool) -> list[tuple[float, float]]:

@@ -1,7 +1,6 @@
 """What `benchmarks.loudness` measures before training: how loudly host and donor speak, and what the donor hears."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,23 +13,23 @@ from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.models import build_model
 
 _TEXTS = 32
 # As in the matching of projections: a layer that begins with a norm needs two.
 _TURNS = 8
 
 
-def measure_start(arms: Sequence[Arm], folder: StudyFolder, data: str, *, seed: int) -> dict[str, dict[str, Any]]:
-    """The numbers of each arm, as `benchmarks.loudness` describes them."""
+def measure_start(
+    arms: Sequence[Arm], folder: StudyFolder, data: str, build: Callable[..., Any], *, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The numbers of each arm, as `benchmarks.loudness` describes them; `build` makes its model."""
     prepared = PreparedData.open(folder.data(data))
-    lines = prepared.part("validation").read_text(encoding="utf-8").splitlines()[:_TEXTS]
-    rows = [json.loads(line) for line in lines]
+    rows = prepared.rows("validation")[:_TEXTS]
     labels = torch.tensor([prepared.labels.index(row["label"]) for row in rows])
     found = {}
     for arm in arms:
         with quiet():
-            model = build_model(arm, "text-classification", seed, folder).eval()
+            model = build(arm, "text-classification", seed, folder).eval()
             tokenizer = load_tokenizer(host_source(arm.host, folder), model)
         batch = tokenizer(
             [row["text"] for row in rows], padding=True, truncation=True, max_length=100, return_tensors="pt"
@@ -54,7 +53,7 @@ def measure_model(model: Any, batch: dict[str, Tensor]) -> dict[str, float]:
     if has_donor:
         found["gain"] = found["rms_added"] / found["rms_inside"]
         found["own_scale"] = own_scale(model, seen["inside"])
-    found["adam_step_out"] = FinetuneConfig().learning_rate * float(seen["donor"].abs().sum(dim=-1).mean())
+    found["adam_step_out"] = FinetuneConfig().learning_rate * float(seen["given"].abs().sum(dim=-1).mean())
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     noise *= hidden.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
     for name, changed in (("louder", hidden * 1.01), ("nudged", hidden + 0.01 * noise)):

@@ -16,20 +16,23 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from layer_surgeon.finetune.trainer import SurgeonTrainer
+from layer_surgeon.graft.matching import matching_batch
 
 PARTS = ("host", "proj_in", "proj_out", "gate", "head")
 # Of a control, the block in the graft's place, by what it stands for.
 _PART_OF = {"residual_gate": "gate", "block.0": "proj_in", "block.2": "proj_out"}
 # A GELU is a straight line or nothing beyond: to four digits its slope is 1 or 0 there.
 _SATURATED = 3.0
-_PROBE = 32
+_PROBE = 16
+# What is nearly always the same as another vector, or told of otherwise.
+_UNTOLD = ("head", "gelu", "given")
 
 
 class Taps:
     """Catches what flows between a model's parts, as float32 [texts, width], while it listens.
 
-    Names: `host` the host's vectors, `inside` proj_in's output, `donor` the donor's, `out` proj_out's, `head` what the
-    head is given, `gelu` what its GELU is given, `logits`.
+    Names: `host` the host's vectors, `inside` proj_in's output, `donor` the donor's, `given` what proj_out is given,
+    `out` its output, `head` what the head is given, `gelu` what its GELU is given, `logits`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -40,6 +43,7 @@ class Taps:
             self._input("host", block[0])
             for name, module in zip(("inside", "donor", "out"), block, strict=True):
                 self._output(name, module)
+            self._input("given", block[2])
         self._input("head", model.head)
         self._input("gelu", model.head.activation)
         self._output("logits", model.head.out)
@@ -90,7 +94,7 @@ def effective_rank(vectors: Tensor) -> float:
 
 def describe(seen: Mapping[str, Tensor], *, donor: bool) -> dict[str, float]:
     """The numbers of one batch; `donor`: what lies between the projections is a donor, and no control."""
-    found = {f"rms_{name}": rms(value) for name, value in seen.items() if name not in ("head", "gelu")}
+    found = {f"rms_{name}": rms(value) for name, value in seen.items() if name not in _UNTOLD}
     told = {name: seen[name] for name in ("host", "out") if name in seen}
     if donor:
         told["added"] = seen["donor"] - seen["inside"]
@@ -118,7 +122,7 @@ def trained_parts(model: Any) -> dict[str, list[nn.Parameter]]:
 
 def norm(tensors: list[Tensor]) -> float:
     """The norm of several tensors as one vector."""
-    return float(torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt())
+    return float(torch.stack(torch._foreach_norm(tensors)).double().norm())
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -179,7 +183,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._add({f"step_{name}": rms(now[name] - last[name]) for name in ("host", "out", "logits") if name in now})
         if "proj_out" in self._before:
             new, old = self._parts["proj_out"][0].detach(), self._before["proj_out"][0]
-            self._add({"step_out_by_proj_out": rms(last["donor"] @ (new - old).T)})
+            self._add({"step_out_by_proj_out": rms(last["given"] @ (new - old).T)})
         with torch.no_grad(), self._still():
             self._add({"step_logits_by_head": rms(self.model.head(last["head"]) - last["logits"])})
         self._last = now
@@ -212,6 +216,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 def rounded(value: float | None) -> float | None:
     """To four significant digits."""
     return None if value is None else float(f"{value:.4g}")
+
+
+@torch.no_grad()
+def quieten(model: Any) -> Any:
+    """Have proj_out be given the donor's answer times a fixed number, by which the graft is as loud as its host.
+
+    Its weights, and with them what an optimizer's step does to them, stay what they are.
+    """
+    with (taps := Taps(model)).listening():
+        model(**matching_batch(model))
+    factor = rms(taps.seen["host"]) / rms(taps.seen["out"])
+    model.proj_out.register_forward_pre_hook(lambda _, args: (args[0] * factor,))
+    return model
 
 
 def watched_trainer(watch: Watch) -> type[SurgeonTrainer]:
