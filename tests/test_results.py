@@ -1,14 +1,18 @@
 """docs/results.md says what the evidence says: the committed page, figures and README against the committed JSON."""
 
 import re
+import shlex
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from benchmarks import evidence as command
 from benchmarks.evidence_facts import load
 from benchmarks.evidence_figures import FIGURES
-from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS
+from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, unpack
+from layer_surgeon_cli import compare
+from layer_surgeon_cli.main import app
 
 # Settings, which no study measures.
 SETTINGS = ("95 %", "10 %")
@@ -93,9 +97,30 @@ def test_the_evidence_is_of_planned_studies_as_they_are_planned(evidence):
 
 
 def test_every_accuracy_is_the_share_of_right_examples(evidence):
-    from benchmarks.evidence_store import unpack
-
     for cell in evidence.trainings.values():
         for test in unpack(cell)["tests"].values():
             assert len(test["correct"]) == test["examples"]
             assert test["correct"].count("1") / test["examples"] == pytest.approx(test["scores"]["accuracy"])
+
+
+def test_the_row_to_repeat_is_trained_as_it_was(evidence, monkeypatch, tmp_path):
+    said = command.PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^surgeon (compare --host .*)$", said, re.MULTILINE)
+    plans = []
+    monkeypatch.setattr(compare, "run_plan", lambda plan, *_, **__: plans.append(plan) or {})
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, shlex.split(line))
+    assert done.exit_code == 0, done.output
+    planned = evidence.plans["d-domains"]
+    arms = {arm.name for arm in plans[0].arms}
+    assert arms == {"host", "graft", "random", "wide-head"}
+    mine, theirs = (
+        {
+            (cell.arm.name, cell.seed): (cell.arm, cell.finetune, cell.fraction)
+            for cell in plan.cells()
+            if cell.data == "sentences-imdb"
+        }
+        for plan in (plans[0], planned)
+    )
+    assert mine == {key: value for key, value in theirs.items() if key[0] in arms}
+    assert plans[0].data[0] == planned.data[0]
