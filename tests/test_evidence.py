@@ -357,6 +357,42 @@ def test_what_others_measured_is_said(desk):
         desk.render("{{value loudness start/nothing}}")
 
 
+def test_costs_are_said(desk):
+    row = {
+        "host": "small",
+        "donor": "large",
+        "arm": "graft",
+        "parameters_total": 29_000_000,
+        "parameters_trained": 23_200_000,
+        "macs": 34e9,
+        "macs_training": 98.04e9,
+        "disk_bytes_trained": 93e6,
+        "disk_bytes_donor": 22e6,
+        "step_seconds_100": 1.234,
+        "step_ratio_100": 1.5,
+        "step_ratio_100_range": [1.4, 1.6],
+        "peak_memory_bytes": 800e6,
+    }
+    host = row | {"arm": "host", "disk_bytes_donor": None}
+    (desk.results / "efficiency.json").write_text(json.dumps({"rows": [row, host]}))
+    graft, alone = desk.render("{{efficiency}}").splitlines()[2:]
+    said = [cell.strip() for cell in graft.split("|")[1:-1]]
+    assert said == [
+        *(
+            "`graft`, small, large",
+            "23.2 M",
+            "29 M",
+            "34.0",
+            "98.0",
+            "1.23 s",
+            "1.50 (1.40 to 1.60)",
+            "800 MB",
+            "115 MB",
+        ),
+    ]
+    assert alone.rstrip(" |").endswith(" 93 MB")
+
+
 def test_figures_are_files_of_their_own(desk):
     desk.train("e-gemma")
     desk.train("d-domains")
