@@ -32,15 +32,17 @@ a study has extracted already.
    larger steps still.
 
 **Added when the numbers before training were there, and before any training was**: 1 holds (gain 1,624, RMS(u) 527
-times RMS(h)), 5 does not (mean cosine 0.64, where the host's own vectors have 0.69). And `matched` makes proj_out's
-weights 830 times smaller, while Adam's step stays what it is: adam_step_out is 13.5, 34 times its u. Its loss, 0.69 at
-the start, is expected to jump above 2 in the first steps, and its accuracy to lie between `graft` and `host`. Two arms
-more, for what should help then, both within 3 points of `host`:
+times RMS(h)), 5 does not (mean cosine 0.64, where the host's own vectors have 0.69). `matched` multiplied its numbers
+into the weights then, which is the arm `folded` now: it makes proj_out's weights 830 times smaller, while Adam's step
+stays what it is, so that adam_step_out is 13.5, 34 times its u. Its loss, 0.69 at the start, is expected to jump above
+2 in the first steps, and its accuracy to lie between `graft` and `host`. What should help then, all within 3 points of
+`host`:
 
-8. `matched-slow`: matched, and projection_learning_rate 5e-8, by which a step is the share of proj_out that it is of a
-   default one. proj_in, 1,730 times larger, stays as it is.
+8. `folded-slow`: projection_learning_rate 5e-8, by which a step is the share of proj_out that it is of a default one.
+   proj_in, 1,730 times larger, stays as it is.
 9. `quiet`: default projections and learning rates; proj_out is given the donor's answer times a fixed number, so that
    u is as loud as h. Weights are of an ordinary size, and so are the steps of everything.
+10. `matched` as it is now: fixed numbers beside both projections.
 
 docs/results/loudness.json (numbers to four significant digits):
 
@@ -67,7 +69,8 @@ Names, in a batch of texts; RMS: root of the mean square of all its numbers.
     At the start only:
     gain             rms_added / rms_inside
     own_scale        RMS of a z as large as what the layer adds to it
-    adam_step_out    lr x mean over texts of sum|what proj_out is given|: the most that proj_out's first step can move a number of u
+    adam_step_out    lr x mean over texts of sum|what proj_out is given|: the most that proj_out's first step can move
+                     a number of u
     louder           relative change of u for h x 1.01        nudged       for h + noise of 1 % of its size
 """
 
@@ -83,7 +86,7 @@ import torch
 
 from benchmarks.loudness_picture import draw
 from benchmarks.loudness_start import measure_start
-from benchmarks.loudness_watch import Watch, as_text, quieten, watched_trainer
+from benchmarks.loudness_watch import Watch, as_text, fold, quieten, watched_trainer
 from benchmarks.machine import machine, say, versions
 from layer_surgeon.finetune import run
 from layer_surgeon.progress import NullProgress
@@ -102,12 +105,8 @@ ARMS: tuple[Any, ...] = (
     "host",
     "graft",
     {"name": "matched", "like": "graft", "graft": {"projection_init": "matched"}},
-    {
-        "name": "matched-slow",
-        "like": "graft",
-        "graft": {"projection_init": "matched"},
-        "finetune": {"projection_learning_rate": 5e-8},
-    },
+    {"name": "folded", "like": "matched"},
+    {"name": "folded-slow", "like": "matched", "finetune": {"projection_learning_rate": 5e-8}},
     {"name": "quiet", "like": "graft"},
     "random",
     "wide-head",
@@ -116,7 +115,7 @@ ARMS: tuple[Any, ...] = (
     {"name": "fast-head", "like": "graft", "finetune": {"head_learning_rate": 1e-3}},
 )
 # Those of which something is to be seen before training; the others begin like `graft`.
-STARTING = ("host", "graft", "matched", "quiet", "random", "wide-head")
+STARTING = ("host", "graft", "matched", "folded", "quiet", "random", "wide-head")
 
 
 def make_plan(data: Path, donor: str, max_steps: int | None = None) -> StudyPlan:
@@ -163,9 +162,10 @@ def train(cell: Cell, folder: StudyFolder, series: Path) -> None:
 
 
 def build(arm: Arm, *arguments: Any) -> Any:
-    """As the studies build it, but for the one arm that they can't."""
+    """As the studies build it, but for what they can't."""
     model = build_model(arm, *arguments)
-    return quieten(model) if arm.name == "quiet" else model
+    change = {"quiet": quieten, "folded": fold, "folded-slow": fold}.get(arm.name)
+    return model if change is None else change(model)
 
 
 def borrow(work: Path, layers: Path) -> None:

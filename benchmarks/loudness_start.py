@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.loudness_watch import Taps, describe, rms, rounded
+from benchmarks.loudness_watch import Taps, describe, rms, rounded, scale_of
 from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import load_tokenizer, quiet
 from layer_surgeon.study.arms import Arm
@@ -53,7 +53,8 @@ def measure_model(model: Any, batch: dict[str, Tensor]) -> dict[str, float]:
     if has_donor:
         found["gain"] = found["rms_added"] / found["rms_inside"]
         found["own_scale"] = own_scale(model, seen["inside"])
-    found["adam_step_out"] = FinetuneConfig().learning_rate * float(seen["given"].abs().sum(dim=-1).mean())
+    given = float(seen["given"].abs().sum(dim=-1).mean()) * scale_of(model)
+    found["adam_step_out"] = FinetuneConfig().learning_rate * given
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     noise *= hidden.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
     for name, changed in (("louder", hidden * 1.01), ("nudged", hidden + 0.01 * noise)):

@@ -122,7 +122,7 @@ def trained_parts(model: Any) -> dict[str, list[nn.Parameter]]:
 
 def norm(tensors: list[Tensor]) -> float:
     """The norm of several tensors as one vector."""
-    return float(torch.stack(torch._foreach_norm(tensors)).double().norm())
+    return float(nn.utils.get_total_norm(tensors))
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -183,7 +183,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._add({f"step_{name}": rms(now[name] - last[name]) for name in ("host", "out", "logits") if name in now})
         if "proj_out" in self._before:
             new, old = self._parts["proj_out"][0].detach(), self._before["proj_out"][0]
-            self._add({"step_out_by_proj_out": rms(last["given"] @ (new - old).T)})
+            self._add({"step_out_by_proj_out": rms(last["given"] @ (new - old).T) * scale_of(self.model)})
         with torch.no_grad(), self._still():
             self._add({"step_logits_by_head": rms(self.model.head(last["head"]) - last["logits"])})
         self._last = now
@@ -229,6 +229,20 @@ def quieten(model: Any) -> Any:
     factor = rms(taps.seen["host"]) / rms(taps.seen["out"])
     model.proj_out.register_forward_pre_hook(lambda _, args: (args[0] * factor,))
     return model
+
+
+@torch.no_grad()
+def fold(model: Any) -> Any:
+    """Multiply the scale of matched projections into their weights: the same function, but not to an optimizer."""
+    for projection in (model.proj_in, model.proj_out):
+        projection.weight.mul_(projection.scale)
+        projection.scale.fill_(1)
+    return model
+
+
+def scale_of(model: Any) -> float:
+    """By what proj_out multiplies what its weights give."""
+    return float(getattr(model.proj_out, "scale", 1.0))
 
 
 def watched_trainer(watch: Watch) -> type[SurgeonTrainer]:
