@@ -11,11 +11,12 @@ from benchmarks import evidence as command
 from benchmarks.evidence_facts import load
 from benchmarks.evidence_figures import FIGURES
 from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, unpack
+from layer_surgeon.errors import ConfigError
 from layer_surgeon_cli import compare
 from layer_surgeon_cli.main import app
 
 # Settings, which no study measures.
-SETTINGS = ("95 %", "10 %")
+SETTINGS = ("95 %", "10 %", "p < 0.05")
 _TAG = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 _RESULT = re.compile(r"[-+\d.,]*\d\s*(?:%|(?:percentage )?points?\b|per ?cent)|\bp\s*[=<>]\s*[\d.]|±\s*\d|[FRt]\(\d")
@@ -25,7 +26,7 @@ def bare_results(template):
     """Numbers in the prose that look like results, beside the settings."""
     prose = _CODE.sub(" ", _TAG.sub(" ", template))
     for setting in SETTINGS:
-        prose = re.sub(rf"(?<![\d.,]){re.escape(setting)}", " ", prose)
+        prose = re.sub(rf"(?<![\d.,]){re.escape(setting)}(?!\d)", " ", prose)
     return _RESULT.findall(prose)
 
 
@@ -51,6 +52,16 @@ def test_no_figure_is_left_over(made):
     for name in FIGURES:
         path = command.ASSETS / f"results-{name}.svg"
         assert path.is_file() == (path in files), path
+
+
+def test_the_readme_says_what_the_evidence_gives(made):
+    readme = command.README.read_text(encoding="utf-8")
+    if command.BEGIN not in readme and "docs/results.md" not in readme:
+        # As long as it says nothing of results, `make results` says where its block would go.
+        with pytest.raises(ConfigError, match=r"README\.md has no"):
+            command.put_block(readme, made[1])
+    else:
+        assert command.put_block(readme, made[1]) == readme, "run `make results`"
 
 
 @pytest.mark.parametrize("template", [command.TEMPLATE, command.BLOCK], ids=lambda path: path.name)
