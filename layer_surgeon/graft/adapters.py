@@ -4,6 +4,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from layer_surgeon.errors import GraftError
+from layer_surgeon.graft.projection import ScaledLinear
 
 if TYPE_CHECKING:
     from layer_surgeon.graft.modeling import GraftedModel
@@ -31,7 +32,7 @@ def check_adapters(model: "GraftedModel") -> None:
     """See, before training, that adapters left the frozen donor layer alone, and that fresh parts are trained.
 
     Raises:
-        GraftError: An adapter was put into the donor layer.
+        GraftError: An adapter was put into the donor layer, or on a projection with a scale.
     """
     if not getattr(model, "peft_config", None):
         return
@@ -43,6 +44,13 @@ def check_adapters(model: "GraftedModel") -> None:
                 f"The adapter has {len(trained)} weights in the donor layer, such as {trained[0]}; but the donor layer "
                 "is frozen, and lies in no checkpoint. Leave it out with exclude_modules=r'donor\\..*', or take all "
                 f"settings from {advice}."
+            )
+    for name in ("proj_in", "proj_out"):
+        if isinstance(getattr(getattr(model, name), "base_layer", None), ScaledLinear):
+            raise GraftError(
+                f"There is an adapter on {name}, whose answer is multiplied by a fixed number (projection_init "
+                f"matched): merged, it would be multiplied too. Train it whole with modules_to_save=[{name!r}], or "
+                f"take all settings from {advice}."
             )
     idle = [
         name

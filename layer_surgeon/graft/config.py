@@ -66,8 +66,8 @@ class GraftConfig:
     projection_bias: bool = _option(False, "Give the two projections a bias.")
     projection_init: ProjectionInit = _option(
         "default",
-        "First weights of the projections. default: torch's own; matched: those, scaled so that the layer adds as much "
-        "as it is given, and the graft answers as loudly as the host.",
+        "How the projections begin. default: torch's own weights; matched: these with a fixed scale, by which the "
+        "layer adds as much as it is given, and the graft answers as loudly as the host.",
     )
     donor_dtype: DonorDtype = _option(
         "float32", "Number format of the donor layer's weights in memory; int8 needs layer-surgeon[int8]."

@@ -1,4 +1,4 @@
-"""`projection_init="matched"`: fresh projections scaled so that a donor layer and its host speak equally loudly.
+"""`projection_init="matched"`: projections with a fixed scale, so that donor layer and host speak equally loudly.
 
 RMS is the root of the mean square of all numbers in a batch of vectors. With h, the host's vectors at the graft:
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.projection import ScaledLinear
 
 _SEED = 0
 _SEQUENCES, _TOKENS = 32, 16
@@ -24,20 +25,20 @@ _STEPS, _SETTLED = 8, 1e-4
 
 @torch.no_grad()
 def match_projections(model: GraftedModel) -> None:
-    """Multiply each of the two projections, bias included, by one number, so that both equations above hold.
+    """Set the scale of each of the two projections, so that both equations above hold.
 
     No data is needed: the host reads `matching_batch`. torch's random state is neither used nor changed. Where a donor
     does not begin with a norm, what it adds depends on how loud its input is; after eight steps the last number is
     taken.
 
     Args:
-        model: A graft with its donor attached, in eval mode.
+        model: A graft with its donor attached and projections that have a scale, in eval mode.
 
     Raises:
         GraftError: The host's vectors, or what the layer makes of them, are zero or not finite.
     """
     hidden, given = _read(model)
-    proj_in, proj_out = cast(nn.Linear, model.proj_in), cast(nn.Linear, model.proj_out)
+    proj_in, proj_out = cast(ScaledLinear, model.proj_in), cast(ScaledLinear, model.proj_out)
 
     def answer(inside: Tensor) -> Tensor:
         return model.donor(inside, **given)  # type: ignore[no-any-return,misc]  # transformers is untyped here
@@ -50,9 +51,9 @@ def match_projections(model: GraftedModel) -> None:
         before, factor = factor, _usable(answer(inside).float() - inside.float(), "what the donor layer adds") / loud
         if math.isclose(before, factor, rel_tol=_SETTLED):
             break
-    _multiply(proj_in, factor)
+    proj_in.scale *= factor
     out = proj_out(answer(proj_in(hidden)))
-    _multiply(proj_out, _usable(hidden, "what the host gives") / _usable(out, "what comes out of proj_out"))
+    proj_out.scale *= _usable(hidden, "what the host gives") / _usable(out, "what comes out of proj_out")
 
 
 def matching_batch(model: GraftedModel) -> dict[str, Tensor]:
@@ -103,8 +104,3 @@ def _usable(vectors: Tensor, what: str) -> float:
             "host and donor are whole."
         )
     return value
-
-
-def _multiply(projection: nn.Linear, factor: float) -> None:
-    for parameter in projection.parameters():
-        parameter.mul_(factor)

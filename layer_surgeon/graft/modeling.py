@@ -22,6 +22,7 @@ from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.pooling import check_mask, count_positions
+from layer_surgeon.graft.projection import new_projection
 from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
@@ -101,8 +102,9 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         self._donor_folder: Path | None = None
         if config.donor is not None:
             width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
-            self.proj_in = nn.Linear(width, donor_width, bias=settings.projection_bias)
-            self.proj_out = nn.Linear(donor_width, width, bias=settings.projection_bias)
+            kind = {"bias": settings.projection_bias, "scaled": settings.projection_init == "matched"}
+            self.proj_in = new_projection(width, donor_width, **kind)
+            self.proj_out = new_projection(donor_width, width, **kind)
             if settings.residual == "gated":
                 self.residual_gate = Gate()
             if not donor_follows:

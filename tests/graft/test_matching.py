@@ -50,10 +50,6 @@ def graft(host_type, donor, task="text-classification", *, seed=3, dtype=None, *
     return graft_layer(host if dtype is None else host.to(dtype), donor, task, **settings)
 
 
-def projections(model):
-    return {name: p for name, p in model.named_parameters() if name.startswith(("proj_in", "proj_out"))}
-
-
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory):
     """A layer whose MLP answers loudly: its last map is 20,000 times as large as it was drawn."""
@@ -126,18 +122,40 @@ def test_a_norm_on_what_the_layer_adds_is_no_hindrance(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"projection_bias": True}, {"donor_init": "random"}, {"residual": "gated"}])
-def test_it_is_the_default_times_one_number_each(settings, artifact):
+def test_the_weights_are_those_of_the_default_and_the_scale_is_beside_them(settings, artifact):
     plain = graft("bert", artifact, **settings)
     matched = graft("bert", artifact, projection_init="matched", **settings)
-    for name, values in projections(plain).items():
-        ratio = projections(matched)[name] / values
-        torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
-        assert ratio.flatten()[0].item() > 0
-    ours = projections(plain)
-    others = {name: values for name, values in matched.named_parameters() if name not in ours}
+    weights = dict(matched.named_parameters())
+    assert set(weights) == {name for name, _ in plain.named_parameters()}
     for name, values in plain.named_parameters():
-        assert name in ours or torch.equal(values, others[name])
-    assert projections(plain)["proj_in.weight"].std() != projections(matched)["proj_in.weight"].std()
+        assert torch.equal(values, weights[name])
+    hidden = torch.randn(2, 5, plain.proj_in.in_features)
+    for name in ("proj_in", "proj_out"):
+        scale = getattr(matched, name).scale
+        assert scale.shape == (1,)
+        assert 0 < scale.item() != 1
+        assert f"{name}.scale" in matched.state_dict()
+        assert f"{name}.scale" not in plain.state_dict()
+    torch.testing.assert_close(matched.proj_in(hidden), plain.proj_in(hidden) * matched.proj_in.scale)
+
+
+def test_a_step_moves_the_answer_by_a_share_of_it(loud):
+    """What scaled weights would not do: Adam moves each by the learning rate, however small it is."""
+    model, inputs = graft("bert", loud, projection_init="matched"), make_inputs(8)
+    optimizer = torch.optim.Adam([model.proj_out.weight], lr=1e-4)
+    before = loudness(model, inputs)[3]
+    model(**inputs, labels=torch.zeros(len(inputs["input_ids"]), dtype=torch.long)).loss.backward()
+    optimizer.step()
+    assert model.proj_out.scale.item() < 1e-2
+    assert 0 < abs(loudness(model, inputs)[3] / before - 1) < 0.1
+
+
+def test_an_adapter_on_a_scaled_projection_is_refused(artifact):
+    peft = pytest.importorskip("peft")
+    settings = {"target_modules": ["proj_in"], "modules_to_save": ["proj_out", "head"]}
+    adapted = peft.get_peft_model(graft("bert", artifact, projection_init="matched"), peft.LoraConfig(**settings))
+    with pytest.raises(GraftError, match=r"adapter on proj_in, .* modules_to_save=\['proj_in'\]"):
+        adapted.train()
 
 
 @pytest.mark.parametrize(("host_type", "task"), [("bert", "text-classification"), ("t5", "seq2seq")])
@@ -147,12 +165,11 @@ def test_torchs_random_state_is_neither_used_nor_changed(host_type, task, artifa
         model = graft(host_type, artifact, task, projection_init=kind)
         states.append(torch.random.get_rng_state())
     assert torch.equal(*states)
-    before = {name: values.clone() for name, values in projections(model).items()}
+    before = model.proj_in.scale.clone(), model.proj_out.scale.clone()
     torch.manual_seed(99)
     match_projections(model)
     # What is matched stays as it is, whatever the state: the batch is always the same.
-    for name, values in projections(model).items():
-        torch.testing.assert_close(values, before[name], rtol=1e-3, atol=0)
+    torch.testing.assert_close((model.proj_in.scale, model.proj_out.scale), before, rtol=1e-3, atol=0)
     assert torch.equal(matching_batch(model)["input_ids"], matching_batch(model)["input_ids"])
 
 
@@ -178,7 +195,8 @@ def test_what_is_stored_is_loaded_as_it_is(artifact, host_folder, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = GraftedModel.from_pretrained(tmp_path / "again")
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in again.state_dict().items())
-    assert not torch.equal(default.proj_in.weight, again.proj_in.weight)
+    assert torch.equal(default.proj_in.weight, again.proj_in.weight)
+    assert again.proj_in.scale.item() != 1
 
 
 def test_a_graft_of_before_is_one_with_torchs_weights(artifact, tmp_path):
