@@ -1,7 +1,5 @@
 """The projections of a graft: plain linear maps, or ones whose answer is multiplied by a fixed number."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -39,4 +37,4 @@ class ScaledLinear(nn.Linear):
 def new_projection(in_features: int, out_features: int, *, bias: bool, scaled: bool) -> nn.Linear:
     """A projection with fresh weights, as torch draws them."""
     kind = ScaledLinear if scaled else nn.Linear
-    return cast(nn.Linear, kind(in_features, out_features, bias=bias))
+    return kind(in_features, out_features, bias=bias)

@@ -150,14 +150,6 @@ def test_a_step_moves_the_answer_by_a_share_of_it(loud):
     assert 0 < abs(loudness(model, inputs)[3] / before - 1) < 0.1
 
 
-def test_an_adapter_on_a_scaled_projection_is_refused(artifact):
-    peft = pytest.importorskip("peft")
-    settings = {"target_modules": ["proj_in"], "modules_to_save": ["proj_out", "head"]}
-    adapted = peft.get_peft_model(graft("bert", artifact, projection_init="matched"), peft.LoraConfig(**settings))
-    with pytest.raises(GraftError, match=r"adapter on proj_in, .* modules_to_save=\['proj_in'\]"):
-        adapted.train()
-
-
 @pytest.mark.parametrize(("host_type", "task"), [("bert", "text-classification"), ("t5", "seq2seq")])
 def test_torchs_random_state_is_neither_used_nor_changed(host_type, task, artifact):
     states = []

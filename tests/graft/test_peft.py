@@ -101,6 +101,14 @@ def test_all_linear_layers_without_our_settings(model_type, artifact):
     assert not model.training or not model.base_model.model.training
 
 
+def test_an_adapter_on_a_projection_with_a_scale_is_refused(artifact):
+    settings = {"target_modules": ["proj_in"], "modules_to_save": ["proj_out", "head"]}
+    model = peft.get_peft_model(new_graft(artifact, projection_init="matched"), peft.LoraConfig(**settings))
+    with pytest.raises(GraftError, match=r"adapter on proj_in, .* modules_to_save=\['proj_in'\]"):
+        model.train()
+    with_lora(new_graft(artifact, projection_init="matched")).train()
+
+
 def test_parts_that_would_stay_random_are_named(artifact):
     settings = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
     model = peft.get_peft_model(new_graft(artifact), peft.LoraConfig(**settings))
