@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # The tests are many small models: one thread each and two processes beat two threads.
 WORKERS ?= 2
 
-.PHONY: demo test lint format docs bench test-min fuzz clean
+.PHONY: demo test lint format docs bench results test-min fuzz clean
 demo: .venv/.ready  ## the main job on real weights, without the Hub
 	$(BIN)/surgeon demo
 test: lint  ## every check and every test
@@ -21,6 +21,8 @@ bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/ben
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.network
 	$(BIN)/python -m benchmarks.graft
+results: .venv/.ready  ## docs/results.md, its figures and the README's sentence, from the committed evidence
+	$(BIN)/python -m benchmarks.evidence
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
 fuzz: .venv/.ready  ## the long runs: spoiled files by the hundred thousand, kills by the hundred

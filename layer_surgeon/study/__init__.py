@@ -8,6 +8,7 @@ prepare, hosts       what all cells share, made once: data, hosts, layers, texts
                     synthesis_config: how)
 models, controls    from an arm to a model that can be trained
 cells, testing      one training in a process of its own, and its tests; executors: who runs the processes
+preload, preloaded  the process that these are forked from, and how the study speaks to it
 compare             `run_study`: the order of all that; estimate: how long it will take
 paired, summary     is one arm better? From cells to tables; verdict: the same in words
 sweep, select       which layer, pair or site: by all of them, or at a fraction of that; probe: without training;
