@@ -164,7 +164,7 @@ def studies_table(evidence: Evidence) -> str:
         file = "" if study is None else f"[JSON](results/evidence/{name}.json)"
         seeds = "0" if study is None else str(min(map(len, study.seeds.values())))
         rows.append([f"[{name}](results/plans/{name}.yaml)", plan.title, seeds, f"{done} of {planned}", file])
-    return table(["study", "what", "whole seeds", "trainings", "evidence"], rows)
+    return table(["study", "what", "whole seeds", "trainings", "evidence"], rows, left=2)
 
 
 def missing_list(evidence: Evidence) -> str:

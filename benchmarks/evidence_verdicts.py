@@ -30,7 +30,7 @@ def hypotheses(evidence: Evidence) -> str:
         ["", "the last layer is within a deviation of the best", *_of_sweeps(evidence, _last_is_good)],
         ["H7", "gated is harmless", *_of_gate(evidence)],
     ]
-    return table(["", "claim", "Gemma", "Qwen", "answer"], rows)
+    return table(["", "claim", "Gemma", "Qwen", "answer"], rows, left=5)
 
 
 def judge(gap: Gap) -> Answer:
