@@ -18,6 +18,9 @@ _STYLE = (
     ".c0{color:#5b6672}.c1{color:#c8500a}.c2{color:#1f6fb5}.c3{color:#05996b}.c4{color:#9a80cf}.c5{color:#5a3c00}"
     ".c6{color:#8f0a4c}.c7{color:#2f2c7d}"
 )
+# More lines can't be followed; `quiet` and `folded-slow` run along `matched`. Ordered for their colours: the ninth has
+# that of the first again.
+_DRAWN = ("host", "graft", "matched", "folded", "random", "gated", "fast-projections", "fast-head", "wide-head")
 # The mean of so many steps is one point: the loss of a batch of 32 jumps.
 _MEAN = 3
 # Half of the file otherwise; nobody can point at a mark in a picture on a page.
@@ -37,7 +40,7 @@ def draw(document: Mapping[str, Any]) -> str:
         ("Relative change of the head", "per step", lambda series: series["update_head"]),
         ("Saturated inputs of the head's GELU", "share", lambda series: series["saturated"]),
     ]
-    training = document["training"]
+    training = {name: document["training"][name] for name in _DRAWN if name in document["training"]}
     looks = {name: look(index) for index, name in enumerate(training)}
     parts, top = [_legend(looks)], _LEGEND
     for index in range(0, len(panels), 2):
