@@ -34,13 +34,18 @@ def _studies(evidence: Evidence, *names: str) -> list[Study]:
 
 
 def draw_little(evidence: Evidence) -> Figure | None:
-    """Little data: arms against the host, both donors."""
+    """Little data: arms against the host, both donors; and what becomes of the graft with matched projections."""
     found = [study for study in _studies(evidence, "a-gemma", "a-qwen") if study.name in evidence.studies]
     rows = [
         _dot(f"{arm}, {_short(study)}", _look(study), study.gap("sst2", "sst2", arm, "host"))
         for study in found
         for arm in _LITTLE
     ]
+    for study in _studies(evidence, "u-loud", "u-qwen"):
+        rows += [
+            _dot(f"{arm}, {_short(study)}", _look(study), study.gap("sst2", "sst2", arm, "host"))
+            for arm in ("matched", "matched-random")
+        ]
     return _differences("little", "SST-2, 692 examples: difference to the host alone, points", rows)
 
 

@@ -214,7 +214,7 @@ def _value(page: Page, name: str, path: str) -> str:
         if key not in keys:
             raise ConfigError(f"{name} has no {key} there. There are: {', '.join(keys)}.")
         value = value[key] if isinstance(value, Mapping) else value[int(key)]
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text.three_digits(value) if isinstance(value, float) else str(value)
 
 
 def _figure(page: Page, name: str) -> str:

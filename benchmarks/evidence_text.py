@@ -21,6 +21,12 @@ def fixed(value: float, digits: int = 1, *, sign: bool = False) -> str:
     return text.lstrip("+-") if float(text) == 0 else text
 
 
+def three_digits(value: float) -> str:
+    """A number with three digits that count: `0.0653`, `1,620`."""
+    text = f"{value:.3g}"
+    return f"{float(text):,.0f}" if abs(float(text)) >= 1000 else text
+
+
 def per_cent(value: float) -> str:
     """A share: `84.5`."""
     return fixed(100 * value)
@@ -196,7 +202,7 @@ def loudness_table(content: Mapping[str, Any]) -> str:
         "loss": "loss",
     }
     rows = [
-        [f"`{arm}`, {donor}", *("" if numbers.get(key) is None else f"{numbers[key]:.3g}" for key in names)]
+        [f"`{arm}`, {donor}", *("" if numbers.get(key) is None else three_digits(numbers[key]) for key in names)]
         for donor, arms in content["start"].items()
         for arm, numbers in arms.items()
     ]

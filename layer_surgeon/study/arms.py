@@ -68,6 +68,14 @@ ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
             "host + gate x graft, the gate starting at zero: training starts at the host itself.",
             {"graft": {"residual": "gated"}},
         ),
+        "matched": (
+            "The graft with projections as loud as layer and host: is it what the layer says, or how loudly?",
+            {"graft": {"projection_init": "matched"}},
+        ),
+        "matched-random": (
+            "The same with random weights in the layer, frozen: the fair control of matched.",
+            {"graft": {"donor_init": "random", "projection_init": "matched"}},
+        ),
     }
 )
 # A larger one of the same family, for the arm that asks for it.
