@@ -102,9 +102,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         self._donor_folder: Path | None = None
         if config.donor is not None:
             width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
-            kind = {"bias": settings.projection_bias, "scaled": settings.projection_init == "matched"}
-            self.proj_in = new_projection(width, donor_width, **kind)
-            self.proj_out = new_projection(donor_width, width, **kind)
+            self.proj_in = new_projection(width, donor_width, settings)
+            self.proj_out = new_projection(donor_width, width, settings)
             if settings.residual == "gated":
                 self.residual_gate = Gate()
             if not donor_follows:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from layer_surgeon.graft.config import GraftConfig
+
 
 class ScaledLinear(nn.Linear):
     """A linear map times one number that is not trained: `projection_init="matched"`.
@@ -34,7 +36,7 @@ class ScaledLinear(nn.Linear):
             init.ones_(self.scale)
 
 
-def new_projection(in_features: int, out_features: int, *, bias: bool, scaled: bool) -> nn.Linear:
-    """A projection with fresh weights, as torch draws them."""
-    kind = ScaledLinear if scaled else nn.Linear
-    return kind(in_features, out_features, bias=bias)
+def new_projection(in_features: int, out_features: int, settings: GraftConfig) -> nn.Linear:
+    """A projection with fresh weights, as torch draws them, of the kind that the settings ask for."""
+    kind = ScaledLinear if settings.projection_init == "matched" else nn.Linear
+    return kind(in_features, out_features, bias=settings.projection_bias)
