@@ -23,7 +23,7 @@ import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -83,7 +83,9 @@ def take(rows: Sequence[tuple[str, str]], wanted: int) -> list[tuple[str, str]]:
     return taken
 
 
-def run_here(cells: Sequence[Cell], folder: StudyFolder, workers: int) -> Iterator[tuple[Cell, str | None]]:
+def run_here(
+    cells: Sequence[Cell], folder: StudyFolder, workers: int, notice: Callable[[str], None] | None = None
+) -> Iterator[tuple[Cell, str | None]]:
     """All in this process; in place of `run_local`."""
     for cell in cells:
         began, cpu = time.monotonic(), time.process_time()

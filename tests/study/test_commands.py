@@ -44,7 +44,7 @@ def plan_file(parts, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    def run(cells, folder, workers):
+    def run(cells, folder, workers, notice=None):
         for cell in cells:
             run_cell(cell, folder)
             yield cell, None

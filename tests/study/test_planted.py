@@ -95,7 +95,7 @@ def content(tmp_path):
 
 @pytest.mark.slow
 def test_a_layer_that_is_built_to_help_is_said_to_help(content, tmp_path, monkeypatch):
-    def run(cells, folder, workers):
+    def run(cells, folder, workers, notice=None):
         for cell in cells:
             run_cell(cell, folder)
             yield cell, None

@@ -99,7 +99,8 @@ def test_results_are_those_of_an_ordinary_process(tmp_path):
             content = json.loads(folder.result(cell.id).read_text())
             found.append({key: value for key, value in content.items() if key not in {"seconds", "finished"}})
             log = folder.log(cell.id)
-            found[-1]["log"] = [line.partition(" ")[2] for line in log.read_text().splitlines()]
+            # Lines of ours begin with a time; torchao says something when it is imported, which is not in every cell.
+            found[-1]["log"] = [line.partition(" ")[2] for line in log.read_text().splitlines() if line[:2] == "20"]
             folder.result(cell.id).unlink()
             log.unlink()
         assert server.news() is None
@@ -135,9 +136,12 @@ def test_a_cell_is_a_process_like_any_other(begin, server, tmp_path):
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     own = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
     assert status["SigIgn"] == own["SigIgn"]
-    assert int(status["SigCgt"], 16) == 1 << (signal.SIGINT - 1)
-    os.kill(pid, signal.SIGINT)
-    assert server.finish(process) == -signal.SIGINT
+    # Where these tests run in the background, Ctrl-C is not for them, and not for what they start.
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert int(status["SigCgt"], 16) == (0 if ignored else 1 << (signal.SIGINT - 1))
+    end = signal.SIGTERM if ignored else signal.SIGINT
+    os.kill(pid, end)
+    assert server.finish(process) == -end
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
 
 

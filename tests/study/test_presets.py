@@ -170,7 +170,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    def run(cells, folder, workers):
+    def run(cells, folder, workers, notice=None):
         for cell in cells:
             run_cell(cell, folder)
             yield cell, None

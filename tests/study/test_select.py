@@ -42,7 +42,7 @@ def trained(monkeypatch):
     """Cells run here, without a process for each; the list of those that were."""
     ran = []
 
-    def run(cells, folder, workers):
+    def run(cells, folder, workers, notice=None):
         for cell in cells:
             ran.append(cell)
             run_cell(cell, folder)
@@ -103,7 +103,7 @@ def fake_training(monkeypatch):
     """Cells whose scores and examples are made up: `score`, which a test sets, gives those of each cell."""
     fake = SimpleNamespace(score=lambda cell: 0.5)
 
-    def run(cells, folder, workers):
+    def run(cells, folder, workers, notice=None):
         for cell in cells:
             yield cell, None
 
