@@ -15,6 +15,8 @@ from tests.graft.conftest import host_config, host_model, make_inputs
 from tests.support.tiny_models import save_artifact, tiny_model
 
 needs_torchao = pytest.mark.skipif(not int8.is_available(), reason="needs the int8 extra")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 LOUD = 20000.0
 
 
