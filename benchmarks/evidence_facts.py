@@ -121,8 +121,10 @@ class Study:
                 return gap_of(entry)
             if (entry.arm, entry.against) == (against, arm):
                 return _turned(gap_of(entry))
-        raise ConfigError(f"{self.name} does not compare {arm} with {against}: it takes each arm against the host, and "
-                          "graft against each.")  # fmt: skip
+        raise ConfigError(
+            f"{self.name} does not compare {arm} with {against}: it takes each arm against {self.plan.reference}, and "
+            f"{self.plan.focus} against each."
+        )
 
     def sweep(self) -> LayerSweep:
         """The study's layers.

@@ -115,7 +115,7 @@ DONORS = ("packaged:gemma-3-270m", "packaged:qwen2.5-coder-1.5b-instruct")
 ARMS: tuple[Any, ...] = (
     "host",
     "graft",
-    {"name": "matched", "like": "graft", "graft": {"projection_init": "matched"}},
+    "matched",
     {"name": "folded", "like": "matched"},
     {"name": "folded-slow", "like": "matched", "finetune": {"projection_learning_rate": 5e-8}},
     {"name": "quiet", "like": "graft"},

@@ -8,9 +8,11 @@ import yaml
 from typer.testing import CliRunner
 
 from benchmarks import evidence as command
+from benchmarks import loudness
 from benchmarks.evidence_facts import load
 from benchmarks.evidence_figures import FIGURES
 from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, unpack
+from layer_surgeon.study.layout import read_json
 from layer_surgeon_cli import compare
 from layer_surgeon_cli.main import app
 
@@ -51,6 +53,11 @@ def test_no_figure_is_left_over(made):
     for name in FIGURES:
         path = command.ASSETS / f"results-{name}.svg"
         assert path.is_file() == (path in files), path
+
+
+def test_the_trainings_that_were_watched_are_drawn_as_they_went():
+    picture = loudness.draw(read_json(RESULTS / "loudness.json"))
+    assert (command.ASSETS / "results-loudness.svg").read_text(encoding="utf-8") == picture, "run `make results`"
 
 
 def test_the_readme_says_what_the_evidence_gives(made):

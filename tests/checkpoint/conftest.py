@@ -11,9 +11,9 @@ from layer_surgeon.checkpoint.sources.fsspec_files import FsspecFiles
 from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
-from tests.support.checkpoints import write_sparse_checkpoint
+from tests.support.checkpoints import TINY, write_sparse_checkpoint
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.url_checkpoints import FOLDER, TINY
+from tests.support.url_checkpoints import FOLDER
 
 
 @pytest.fixture

@@ -16,20 +16,12 @@ from layer_surgeon.checkpoint.sources import CHUNK_BYTES, open_source
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.errors import SourceError, SourceNotFoundError
-from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.checkpoints import TINY, write_sparse_checkpoint
 from tests.support.loopback_hub import LoopbackHub
 
 REPO = "owner/name"
 SHARD = os.urandom(2 * CHUNK_BYTES + 1234)
 FILES = {"config.json": '{"a": 1}', "model.safetensors": SHARD, "sub/model.safetensors": SHARD[:99], "x.gguf": "GGUF"}
-TINY = LLAMA_8B | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from layer_surgeon import LayerArtifact, extract_layer
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+from tests.support.checkpoints import TINY, write_sparse_checkpoint
 from tests.support.gguf_models import write_model
 from tests.support.http_folder import HttpFolder
 from tests.support.loopback_hub import LoopbackHub
@@ -22,14 +22,6 @@ from tests.support.torch_files import tiny_state_dict, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extract.md"
-TINY = LLAMA_8B | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-}
 FORMATS = ("safetensors", "safetensors, sharded", "PyTorch `.bin`", "PyTorch `.bin`, sharded", "GGUF", "GGUF, split")
 PLACES = ("folder", "Hub", "part of a repo", "web server", "S3", "`memory://`")
 

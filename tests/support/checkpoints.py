@@ -52,6 +52,15 @@ LLAMA_70B: dict[str, Any] = LLAMA_8B | {
     "num_attention_heads": 64,
     "num_hidden_layers": 80,
 }
+# Small enough to be written whole, and large enough that a layer is not all of it.
+TINY = LLAMA_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
 
 
 def llama_shapes(config: Mapping[str, Any]) -> Shapes:

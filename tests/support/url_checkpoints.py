@@ -5,16 +5,7 @@ from pathlib import Path
 
 import layer_surgeon as ls
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
-from tests.support.checkpoints import LLAMA_8B
 
-TINY = LLAMA_8B | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-}
 SHARD = os.urandom(3 * CHUNK_BYTES + 12_345)
 FOLDER = {"m/model.safetensors": SHARD, "m/config.json": b'{"a": 1}', "m/LICENSE": b"", "m/other.gguf": b"GGUF"}
 
