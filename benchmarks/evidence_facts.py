@@ -21,7 +21,7 @@ from layer_surgeon.study.report_types import Difference, LayerSweep, Row, Span, 
 from layer_surgeon.study.summary import summarize
 
 # Measured by other commands, which write them.
-MEASURED = ("efficiency", "loudness")
+MEASURED = ("efficiency", "loudness", "layers")
 CROSSED = "seeds and examples"
 
 
@@ -236,7 +236,7 @@ class Evidence:
         plans: Every planned study, by name.
         studies: Those of which a training is finished, by name.
         selections: What `surgeon select` chose, by name.
-        measured: docs/results/{efficiency,loudness}.json, as far as they are there.
+        measured: docs/results/{efficiency,loudness,layers}.json, as far as they are there.
     """
 
     plans: Mapping[str, StudyPlan]

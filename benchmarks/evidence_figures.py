@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from benchmarks.evidence_facts import Evidence, Gap, Study
-from benchmarks.evidence_text import per_cent, points
-from layer_surgeon.study.report_charts import Axes, Dot, Series, dots, lines
+from benchmarks.evidence_layers import gains_if_known
+from benchmarks.evidence_text import per_cent, points, three_digits
+from layer_surgeon.study.report_charts import Axes, Dot, Series, dots, lines, scatter
 from layer_surgeon.study.report_svg import Drawing, Look, mark, text_width
 
 Figure = tuple[str, str]
@@ -112,9 +113,36 @@ def draw_sweep(evidence: Evidence) -> Figure | None:
     return _standalone(lines(drawing, series, axes, level=level), legend), _alternative(title, told)
 
 
+def draw_layers(evidence: Evidence) -> Figure | None:
+    """What each layer does to the host, against how loud it is."""
+    shown, legend = [], []
+    for study in _studies(evidence, "e-gemma", "e-qwen"):
+        loud = gains_if_known(evidence, study.name)
+        if not loud:
+            continue
+        sweep = study.sweep()
+        legend.append((_short(study), _look(study)))
+        for point in sweep.points:
+            gap = study.gap(sweep.data, sweep.test, point.arm, study.plan.reference)
+            shown.append((_dot(f"{_short(study)} {point.label}", _look(study), gap), loud[point.arm]))
+    if not shown:
+        return None
+    title = "SST-2, 692 examples: a layer's graft against how loud the layer is"
+    told = [f"{dot.name} (adds {three_digits(gain)} times its input) {points(dot.value)}" for dot, gain in shown]
+    drawing = Drawing(name="layers", width=_WIDTH, title=title, text="; ".join(told))
+    axes = Axes(
+        x="what the layer adds, times what it is given, before training",
+        y="difference to the host alone, points",
+        format=_points_tick,
+        least=_LEAST,
+    )
+    return _standalone(scatter(drawing, shown, axes, x_format=three_digits), legend), _alternative(title, told)
+
+
 FIGURES: Mapping[str, Callable[[Evidence], Figure | None]] = {
     "little": draw_little,
     "sweep": draw_sweep,
+    "layers": draw_layers,
     "domains": draw_domains,
     "why": draw_why,
 }

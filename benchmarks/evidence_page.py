@@ -8,6 +8,7 @@
     {{shift STUDY ARM AGAINST}}              differences by training and test set
     {{domains STUDY}}  {{domain STUDY ARM own|other|shift}}   the table over all domains; one of its differences
     {{sweep STUDY}}  {{anova STUDY}}  {{best STUDY}}  {{last STUDY}}  {{behind STUDY}}  {{pooled STUDY}}
+    {{rank STUDY}}                           Spearman's correlation of accuracy with loudness, over its layers
     {{selection SELECTION STUDY}}            what `surgeon select` chose, in the sweep
     {{runs}}  {{runs STUDY}}  {{planned}}  {{planned STUDY}}  {{seeds STUDY}}  {{hours}}
     {{hypotheses}}                           those of the plan, each with its answer
@@ -28,6 +29,7 @@ from typing import Any
 
 from benchmarks import evidence_text as text
 from benchmarks.evidence_facts import Evidence, Gap, Study
+from benchmarks.evidence_layers import accuracy_by_gain, gains_if_known
 from benchmarks.evidence_verdicts import hypotheses
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.report_types import LayerPoint
@@ -166,6 +168,11 @@ def _pooled(page: Page, name: str) -> str:
     return f"{text.per_cent(_study(page, name).anova().pooled_deviation)} points"
 
 
+def _rank(page: Page, name: str) -> str:
+    found = accuracy_by_gain(page.evidence, _study(page, name))
+    return f"rho = {text.fixed(found.rho, 2)}, {text.say_chance(found.p)}, {found.layers} layers"
+
+
 def _runs(page: Page, name: str | None = None) -> str:
     return str(len(page.evidence.trainings if name is None else _study(page, name).cells))
 
@@ -232,12 +239,13 @@ DIRECTIVES: Mapping[str, Callable[..., str]] = {
     "shift": _shift,
     "domains": lambda page, name: text.domains_table(_study(page, name)),
     "domain": _domain,
-    "sweep": lambda page, name: text.sweep_table(_study(page, name)),
+    "sweep": lambda page, name: text.sweep_table(_study(page, name), gains_if_known(page.evidence, name)),
     "anova": _anova,
     "best": lambda page, name: _layer(_ends(page, name)[0]),
     "last": lambda page, name: _layer(_ends(page, name)[1]),
     "behind": _behind,
     "pooled": _pooled,
+    "rank": _rank,
     "selection": lambda page, name, sweep: text.selection_table(page.evidence, name, sweep),
     "runs": _runs,
     "planned": _planned,

@@ -99,15 +99,18 @@ def scores_table(study: Study, data: str, test: str) -> str:
     return f"{said}\n\n{table([*head, f'{focus} minus it, points', 'p'] if focused else head, rows)}"
 
 
-def sweep_table(study: Study) -> str:
-    """The layers of a sweep, beside the host."""
+def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
+    """The layers of a sweep, beside the host; with how loud each is, by arm, where that is known."""
     sweep = study.sweep()
-    rows = [] if sweep.reference is None else [["none (host)", _mean(sweep.reference), "", ""]]
+    rows = [] if sweep.reference is None else [["none (host)", "", _mean(sweep.reference), "", ""]]
     for point in sweep.points:
         spread = "" if point.deviation is None else f" ± {per_cent(point.deviation)}"
         gap = study.gap(sweep.data, sweep.test, point.arm, study.plan.reference)
-        rows.append([point.label, f"{per_cent(point.mean)}{spread}", *_cells(gap)])
-    head = ["layer", "accuracy, %", "minus host, points", "p"]
+        gain = three_digits(gains[point.arm]) if gains else ""
+        rows.append([point.label, gain, f"{per_cent(point.mean)}{spread}", *_cells(gap)])
+    head = ["layer", "adds, times its input", "accuracy, %", "minus host, points", "p"]
+    if not gains:
+        head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
     axis = sweep.axis.replace("packaged-", "")
     return f"{axis[0].upper()}{axis[1:]}; {say_seeds(study)}:\n\n{table(head, rows)}"
 

@@ -1,7 +1,9 @@
 """How the evidence is collected, summed up and put into words, on made-up studies."""
 
+import itertools
 import json
 import math
+import random
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from scipy import stats
 from benchmarks.evidence import BEGIN, END, put_block
 from benchmarks.evidence_facts import Gap
 from benchmarks.evidence_figures import figures
+from benchmarks.evidence_layers import correlate
 from benchmarks.evidence_store import pack_bits, plans, unpack_bits
 from benchmarks.evidence_text import fixed
 from benchmarks.evidence_verdicts import UNKNOWN, for_one, judge, judge_gate, together
@@ -134,6 +137,39 @@ def test_layers_are_compared_by_analysis_of_variance(desk):
         f"{100 * (best.mean - sweep.points[2].mean):.1f} points"
     )
     assert len(desk.render("{{sweep e-gemma}}").splitlines()) == 2 + 2 + 4
+
+
+def with_gains(desk, *gains):
+    """Measured loudness for the layers 0, 1 and 2: two seeds each, whose geometric mean is the given number."""
+    numbers = {f"graft+gemma-3-270m-L{layer}": {"gain": [gain / 2, gain * 2]} for layer, gain in enumerate(gains)}
+    (desk.results / "layers.json").write_text(json.dumps({"sweeps": {"e-gemma": numbers}}))
+
+
+def test_layers_are_told_with_their_loudness(desk):
+    desk.train("e-gemma")
+    desk.collect()
+    with pytest.raises(ConfigError, match="does not have e-gemma"):
+        desk.render("{{rank e-gemma}}")
+    with_gains(desk, 1624, 3, 0.5)
+    told = desk.render("{{sweep e-gemma}}").splitlines()
+    assert [line.split("|")[2].strip() for line in told[4:]] == ["", "1,620", "3", "0.5"]
+    means = [point.mean for point in desk.load().study("e-gemma").sweep().points]
+    expected = stats.spearmanr([3, 2, 1], means).statistic
+    assert desk.render("{{rank e-gemma}}").startswith(f"rho = {expected:.2f}, p = ")
+    assert desk.render("{{rank e-gemma}}").endswith(", 3 layers")
+    assert "Gemma 0 (adds 1,620 times its input)" in figures(desk.load())["layers"][1]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rank_correlation_is_spearmans_and_its_p_comes_of_all_orders(seed):
+    draw = random.Random(seed)
+    # Rounded, so that there are ties.
+    first, second = ([round(draw.gauss(0, 1), 1) for _ in range(6)] for _ in range(2))
+    found = correlate(first, second)
+    assert found.rho == pytest.approx(stats.spearmanr(first, second).statistic)
+    orders = [stats.spearmanr(order, second).statistic for order in itertools.permutations(first)]
+    tails = [sum(other <= found.rho + 1e-9 for other in orders), sum(other >= found.rho - 1e-9 for other in orders)]
+    assert found.p == pytest.approx(min(1, 2 * min(tails) / len(orders)))
 
 
 def test_domains_are_averaged_by_seed(desk):

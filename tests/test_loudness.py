@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.loudness import build, make_plan, train
+from benchmarks.loudness_layers import measure_sweep
 from benchmarks.loudness_picture import draw
 from benchmarks.loudness_start import measure_model, measure_start, own_scale
 from benchmarks.loudness_watch import (
@@ -183,6 +184,14 @@ def test_before_training(study):
     # A layer that begins with a norm hardly hears how loud it is spoken to, and does hear what is said.
     assert graft["louder"] < graft["nudged"]
     assert found["wide-head"]["louder"] == pytest.approx(0.01, rel=0.5)
+
+
+def test_layers_of_a_sweep_are_measured_with_each_seed(study):
+    cells, folder = study
+    graft = measure_sweep(folder)["graft"]
+    assert set(graft) == {"rms_host", "rms_inside", "rms_added", "gain", "rms_out"}
+    alone = measure_start([cells["graft"].arm], folder, "films", build, seed=1)["graft"]
+    assert graft["gain"] == [alone["gain"]]
 
 
 def test_at_its_own_scale_a_layer_adds_as_much_as_it_is_given(study):

@@ -20,7 +20,9 @@ from layer_surgeon_cli.main import app
 SETTINGS = ("95 %", "10 %", "p < 0.05")
 _TAG = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
-_RESULT = re.compile(r"[-+\d.,]*\d\s*(?:%|(?:percentage )?points?\b|per ?cent)|\bp\s*[=<>]\s*[\d.]|±\s*\d|[FRt]\(\d")
+_RESULT = re.compile(
+    r"[-+\d.,]*\d\s*(?:%|(?:percentage )?points?\b|per ?cent)|\bp\s*[=<>]\s*[\d.]|\brho\s*=|±\s*\d|[FRt]\(\d"
+)
 
 
 def bare_results(template):
@@ -77,6 +79,7 @@ def test_no_number_of_the_prose_is_typed_by_hand(template):
         "84.5 % of them",
         "by +3 percentage points",
         "(p = 0.03)",
+        "rho = -0.7",
         "p < .001",
         "81 ± 2",
         "F(17, 36)",
