@@ -65,7 +65,7 @@ def select_arm(
         progress: Told about every training.
 
     Raises:
-        ConfigError: There is nothing to choose from.
+        ConfigError: There is nothing to choose from, or more than one share of the data.
         TrainingError: All candidates of a rung failed.
     """
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
@@ -74,6 +74,11 @@ def select_arm(
         raise ConfigError(
             f"There are {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}; a selection "
             "is between at least two layers, on one data set, for text-classification."
+        )
+    if len(plan.fractions) != 1:
+        raise ConfigError(
+            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection is made with one share of "
+            "the training data. Name one."
         )
     with locked(folder.root / "study.lock", wait=False):
         prepare_study(plan, folder, progress)
@@ -88,7 +93,7 @@ def select_arm(
     trained: dict[str, _Trained] = {}
     margin = None
     for name, part in _parts(plan, folder):
-        last = part.seeds == plan.seeds and part.fractions == (1.0,)
+        last = part.seeds == plan.seeds and part.fractions == plan.fractions
         if len(candidates) <= (1 if last else _LEAST):
             continue
         part = replace(part, arms=tuple(candidates), reference=candidates[0].name, focus=None)
@@ -123,18 +128,18 @@ def _parts(plan: StudyPlan, folder: StudyFolder) -> list[tuple[str, StudyPlan]]:
     finetune = dict(plan.finetune)
     counts = PreparedData.open(folder.data(plan.data[0].name)).examples
     there = counts["train"] * (1.0 if "validation" in counts else 1 - float(finetune.get("validation_fraction", 0.2)))
+    (share,) = plan.fractions
     # The share is one of what is there, of which max_train_samples may take less than a quarter.
-    used = min(1.0, float(finetune.get("max_train_samples") or there) / there)
+    used = min(share, float(finetune.get("max_train_samples") or there) / there)
     if finetune.get("max_steps") is not None:
         finetune["max_steps"] = max(1, round(_QUARTER * finetune["max_steps"]))
     one = plan.seeds[:1]
+    part = "the data" if share == 1 else f"{100 * share:g} % of the data"
+    whole = "all of the data" if share == 1 else part
     return [
-        (
-            "one seed, a quarter of the data",
-            replace(plan, fractions=(_QUARTER * used,), seeds=one, finetune=finetune),
-        ),
-        ("one seed, all of the data", replace(plan, fractions=(1.0,), seeds=one)),
-        (f"{len(plan.seeds)} seeds, all of the data", replace(plan, fractions=(1.0,))),
+        (f"one seed, a quarter of {part}", replace(plan, fractions=(_QUARTER * used,), seeds=one, finetune=finetune)),
+        (f"one seed, {whole}", replace(plan, seeds=one)),
+        (f"{len(plan.seeds)} seeds, {whole}", plan),
     ]
 
 

@@ -138,6 +138,20 @@ def test_fewer_and_fewer_candidates_go_on(parts, fake_training, tmp_path, monkey
     assert "too close" not in chosen.margin.text
 
 
+def test_a_share_of_the_data_is_all_there_is(parts, fake_training, tmp_path, monkeypatch):
+    plan = replace(sweep(parts, list(permutations(range(4), 2))), fractions=(0.5,))
+    monkeypatch.setattr(select, "_probes", lambda arms, *_: {arm.name: 0.5 for arm in arms})
+    chosen = select_arm(plan, tmp_path)
+    assert [rung.examples / len(rung.scores) / 0.5 for rung in chosen.rungs[1:]] == [0.25, 2]
+    assert [rung.name for rung in chosen.rungs[1:]] == [
+        "one seed, a quarter of 50 % of the data",
+        "2 seeds, 50 % of the data",
+    ]
+    assert StudyPlan.read(tmp_path / "study.yaml").fractions == (0.5,)
+    with pytest.raises(ConfigError, match="with one share of"):
+        select_arm(replace(plan, fractions=(0.5, 1.0)), tmp_path)
+
+
 def test_a_margin_in_words():
     close = Margin(runner_up="other", difference=0.01, deviation=0.02)
     assert "too close to call" in close.text
