@@ -5,6 +5,7 @@
     {{points STUDY DATA TEST ARM AGAINST}}   -4.1
     {{p STUDY DATA TEST ARM AGAINST}}        p = 0.003
     {{mean STUDY DATA TEST ARM}}             84.5 %
+    {{score STUDY DATA TEST ARM SCORE}}      another score of an arm, mean over the seeds: 0.42
     {{shift STUDY ARM AGAINST}}              differences by training and test set
     {{domains STUDY}}  {{domain STUDY ARM own|other|shift}}   the table over all domains; one of its differences
     {{sweep STUDY}}  {{anova STUDY}}  {{best STUDY}}  {{last STUDY}}  {{behind STUDY}}  {{pooled STUDY}}
@@ -134,6 +135,16 @@ def _mean(page: Page, name: str, data: str, test: str, arm: str) -> str:
     return f"{text.per_cent(_study(page, name).row(data, test, arm).mean)} %"
 
 
+def _score(page: Page, name: str, data: str, test: str, arm: str, score: str) -> str:
+    study = _study(page, name)
+    seeds = study.row(data, test, arm).seeds
+    cells = [cell for cell in study.cells if (cell["arm"], cell["data"]) == (arm, data) and cell["seed"] in seeds]
+    scores = [cell["tests"][test]["scores"] for cell in cells]
+    if any(score not in found for found in scores):
+        raise ConfigError(f"{name} has no {score} there. There are: {', '.join(scores[0])}.")
+    return text.fixed(sum(found[score] for found in scores) / len(scores), 2)
+
+
 def _shift(page: Page, name: str, arm: str, against: str) -> str:
     return text.shift_table(_study(page, name), arm, against)
 
@@ -236,6 +247,7 @@ DIRECTIVES: Mapping[str, Callable[..., str]] = {
     "points": _points,
     "p": _p,
     "mean": _mean,
+    "score": _score,
     "shift": _shift,
     "domains": lambda page, name: text.domains_table(_study(page, name)),
     "domain": _domain,

@@ -58,6 +58,7 @@ def test_tables_are_the_products_own(desk):
     line = next(line for line in desk.render("{{table a-gemma sst2 cr}}").splitlines() if line.startswith("| `random`"))
     assert f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}" in line
     assert f"{100 * entry['mean']:+.1f}" in line
+    assert desk.render("{{score a-gemma sst2 cr random accuracy}}") == f"{row['mean']:.2f}"
     assert desk.render("{{mean a-gemma sst2 cr random}}") == f"{100 * row['mean']:.1f} %"
 
 
@@ -215,6 +216,7 @@ def test_a_selection_is_placed_in_its_sweep(desk):
         ("{{table a-qwen sst2 sst2}}", "no evidence for a-qwen"),
         ("{{mean a-gemma sst2 sst2 lora}}", "no arm lora"),
         ("{{diff a-gemma sst2 sst2 random gated}}", "does not compare random with gated"),
+        ("{{score a-gemma sst2 sst2 host f1}}", "has no f1 there"),
         ("{{sweep a-gemma}}", "sweeps over no layers"),
         ("{{figure domains}}", "can't be drawn yet"),
         ("{{efficiency}}", "is not there"),
