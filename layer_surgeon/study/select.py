@@ -77,8 +77,8 @@ def select_arm(
         )
     if len(plan.fractions) != 1:
         raise ConfigError(
-            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection is made with one share of "
-            "the training data. Name one."
+            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection is made with one share "
+            "of the training data. Name one."
         )
     with locked(folder.root / "study.lock", wait=False):
         prepare_study(plan, folder, progress)
