@@ -67,6 +67,12 @@ def _show(ui: Ui, result: "GraftResult") -> None:
     rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in result.parameters.items()]
     rows.append(("all", f"{result.num_parameters:,}", f"{result.num_trained_parameters:,}"))
     ui.table(("part", "parameters", "trained"), rows)
+    if result.is_loud:
+        ui.line(
+            f"Before training this graft answers {result.loudness:,.0f} times as loudly as the host. Grafts so loud "
+            "came out worse than the host alone; [bold]--projection-init matched[/] helps: see docs/graft.md, When the "
+            "donor is loud."
+        )
     ui.line("Next: [bold]surgeon finetune[/]")
 
 
@@ -76,6 +82,7 @@ def _document(result: "GraftResult") -> dict[str, Any]:
         "host": result.host,
         "donor": result.donor,
         "settings": asdict(result.settings),
+        "loudness": result.loudness,
         "num_parameters": result.num_parameters,
         "num_trained_parameters": result.num_trained_parameters,
         "parameters": {

@@ -19,6 +19,7 @@ from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.donors import DonorInput
+from layer_surgeon.graft.matching import LOUD, measure_loudness
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
@@ -35,6 +36,8 @@ class GraftResult:
         donor: Which layer of which model; None for a host alone.
         settings: The settings, with none left open.
         parameters: Numbers of parameters by part: (all, trained).
+        loudness: How many times as loudly as the host's vectors the graft answers before training, by their RMS; None
+            for a host alone, and where it can't be measured.
     """
 
     path: Path
@@ -42,6 +45,12 @@ class GraftResult:
     donor: str | None
     settings: GraftConfig
     parameters: dict[str, tuple[int, int]]
+    loudness: float | None = None
+
+    @property
+    def is_loud(self) -> bool:
+        """The graft takes the place of the host's vectors, and is far louder than they are."""
+        return self.settings.residual == "none" and self.loudness is not None and self.loudness > LOUD
 
     @property
     def num_parameters(self) -> int:
@@ -137,12 +146,14 @@ def save_graft(
     progress.end()
     workspace.set_latest("graft", target)
     reference = model.config.donor
+    loudness = None if reference is None else measure_loudness(model)
     return GraftResult(
         path=target,
         host=os.fspath(host),
         donor=None if reference is None else layer_name(reference["name"] or "layer", reference["layer_indices"]),
         settings=model.config.settings,
         parameters=model.parameter_counts(),
+        loudness=loudness,
     )
 
 

@@ -10,8 +10,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from layer_surgeon.donor import DonorLayer, int8
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
-from layer_surgeon.graft.matching import match_projections, matching_batch
+from layer_surgeon.graft.matching import match_projections, matching_batch, measure_loudness
 from tests.graft.conftest import host_config, host_model, make_inputs
+from tests.support.command_line import surgeon
 from tests.support.tiny_models import save_artifact, tiny_model
 
 needs_torchao = pytest.mark.skipif(not int8.is_available(), reason="needs the int8 extra")
@@ -116,6 +117,42 @@ def test_two_loud_layers(loud):
     assert out > 10 * hidden
     assert_matched(graft("bert", loud, projection_init="matched"))
     assert_matched(graft("bert", loud, "question-answering", projection_init="matched"))
+
+
+@pytest.mark.parametrize(
+    ("host_type", "task"), [("bert", "text-classification"), ("t5", "seq2seq"), ("gpt2", "causal-lm")]
+)
+def test_loudness_is_what_the_graft_answers_by_what_the_host_says(host_type, task, loud):
+    model = graft(host_type, loud, task)
+    state = torch.get_rng_state()
+    hidden, _, _, out = loudness(model, matching_batch(model, 4))
+    assert measure_loudness(model) == pytest.approx(out / hidden)
+    assert torch.equal(state, torch.get_rng_state())
+    assert measure_loudness(graft(host_type, loud, task, projection_init="matched")) == pytest.approx(1, rel=0.2)
+
+
+def test_where_loudness_can_not_be_measured_nothing_is_said(artifact):
+    model = graft("bert", artifact)
+    model.config.host_config.vocab_size = 0
+    assert measure_loudness(model) is None
+    with torch.no_grad():
+        model.proj_out.weight.fill_(float("nan"))
+    assert measure_loudness(model) is None
+
+
+def test_a_loud_graft_is_said_to_be_one(loud, artifact, host_folder, tmp_path):
+    host = host_folder("bert")
+    result = save_graft(host, loud, output=tmp_path / "loud")
+    assert result.is_loud
+    assert not save_graft(host, artifact, output=tmp_path / "quiet").is_loud
+    gated = save_graft(host, loud, config=GraftConfig(residual="gated"), output=tmp_path / "gated")
+    assert gated.loudness == pytest.approx(result.loudness)
+    assert not gated.is_loud
+    assert save_graft(host, None, output=tmp_path / "alone").loudness is None
+    told = surgeon("graft", host, "--donor", loud, "--output", "told", cwd=tmp_path)
+    assert f"answers {result.loudness:,.0f} times as loudly as the host" in " ".join(told.out.split())
+    quiet = surgeon("graft", host, "--donor", loud, "--projection-init", "matched", "-o", "x", "--json", cwd=tmp_path)
+    assert json.loads(quiet.out)["loudness"] == pytest.approx(1, rel=0.2)
 
 
 def test_a_norm_on_what_the_layer_adds_is_no_hindrance(tmp_path):
