@@ -89,7 +89,7 @@ def matching_batch(model: GraftedModel, rows: int = _SEQUENCES) -> dict[str, Ten
 
     Args:
         model: The graft.
-        rows: Less of them.
+        rows: How many of the 32.
 
     Raises:
         GraftError: The host's config names no vocabulary.
