@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from benchmarks.evidence_facts import Evidence, Gap, Study
-from benchmarks.evidence_layers import gains_if_known
+from benchmarks.evidence_layers import gains
 from benchmarks.evidence_text import per_cent, points, three_digits
 from layer_surgeon.study.report_charts import Axes, Dot, Series, dots, lines, scatter
 from layer_surgeon.study.report_svg import Drawing, Look, mark, text_width
@@ -117,7 +117,7 @@ def draw_layers(evidence: Evidence) -> Figure | None:
     """What each layer does to the host, against how loud it is."""
     shown, legend = [], []
     for study in _studies(evidence, "e-gemma", "e-qwen"):
-        loud = gains_if_known(evidence, study.name)
+        loud = gains(evidence, study.name)
         if not loud:
             continue
         sweep = study.sweep()

@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks import evidence_text as text
 from benchmarks.evidence_facts import Evidence, Gap, Study
-from benchmarks.evidence_layers import accuracy_by_gain, gains_if_known
+from benchmarks.evidence_layers import accuracy_by_gain, gains
 from benchmarks.evidence_verdicts import hypotheses
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.report_types import LayerPoint
@@ -251,7 +251,7 @@ DIRECTIVES: Mapping[str, Callable[..., str]] = {
     "shift": _shift,
     "domains": lambda page, name: text.domains_table(_study(page, name)),
     "domain": _domain,
-    "sweep": lambda page, name: text.sweep_table(_study(page, name), gains_if_known(page.evidence, name)),
+    "sweep": lambda page, name: text.sweep_table(_study(page, name), gains(page.evidence, name)),
     "anova": _anova,
     "best": lambda page, name: _layer(_ends(page, name)[0]),
     "last": lambda page, name: _layer(_ends(page, name)[1]),

@@ -102,15 +102,15 @@ def scores_table(study: Study, data: str, test: str) -> str:
 def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
     """The layers of a sweep, beside the host; with how loud each is, by arm, where that is known."""
     sweep = study.sweep()
-    rows = [] if sweep.reference is None else [["none (host)", "", _mean(sweep.reference), "", ""]]
+    rows = (
+        [] if sweep.reference is None else [["none (host)", *([""] if gains else []), _mean(sweep.reference), "", ""]]
+    )
     for point in sweep.points:
         spread = "" if point.deviation is None else f" ± {per_cent(point.deviation)}"
         gap = study.gap(sweep.data, sweep.test, point.arm, study.plan.reference)
-        gain = three_digits(gains[point.arm]) if gains else ""
-        rows.append([point.label, gain, f"{per_cent(point.mean)}{spread}", *_cells(gap)])
-    head = ["layer", "adds, times its input", "accuracy, %", "minus host, points", "p"]
-    if not gains:
-        head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
+        gain = [three_digits(gains[point.arm])] if gains else []
+        rows.append([point.label, *gain, f"{per_cent(point.mean)}{spread}", *_cells(gap)])
+    head = ["layer", *(["adds, times its input"] if gains else []), "accuracy, %", "minus host, points", "p"]
     axis = sweep.axis.replace("packaged-", "")
     return f"{axis[0].upper()}{axis[1:]}; {say_seeds(study)}:\n\n{table(head, rows)}"
 
