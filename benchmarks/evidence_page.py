@@ -251,6 +251,7 @@ DIRECTIVES: Mapping[str, Callable[..., str]] = {
     "shift": _shift,
     "domains": lambda page, name: text.domains_table(_study(page, name)),
     "domain": _domain,
+    "ahead": lambda page: text.ahead_table(page.evidence),
     "sweep": lambda page, name: text.sweep_table(_study(page, name), gains(page.evidence, name)),
     "anova": _anova,
     "best": lambda page, name: _layer(_ends(page, name)[0]),

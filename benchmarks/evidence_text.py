@@ -145,6 +145,20 @@ def domains_table(study: Study) -> str:
     return f"Means over the test sets; {say_seeds(study)}:\n\n{table(head, rows)}"
 
 
+def ahead_table(evidence: Evidence) -> str:
+    """Every arm of every study that is above its host with p below 0.05, in any table."""
+    rows = []
+    for study in evidence.studies.values():
+        reference = study.plan.reference
+        for found in study.tables:
+            for arm in (row.arm for row in found.rows if row.arm != reference):
+                gap = study.gap(found.data, found.test, arm, reference)
+                if gap.significant and gap.mean > 0:
+                    rows.append([study.name, found.data, found.test, f"`{arm}`", *_cells(gap)])
+    head = ["study", "trained on", "tested on", "arm", "minus host, points", "p"]
+    return table(head, rows, left=4) if rows else "None."
+
+
 def selection_table(evidence: Evidence, name: str, sweep_name: str) -> str:
     """What a selection chose, and where that stands in the sweep."""
     if name not in evidence.selections:

@@ -71,6 +71,21 @@ def test_a_difference_can_be_asked_for_from_both_sides(desk):
     assert desk.render("{{p a-gemma sst2 sst2 gated graft}}") == desk.render("{{p a-gemma sst2 sst2 graft gated}}")
 
 
+def test_every_arm_that_is_ahead_of_the_host_is_named(desk):
+    assert desk.render("{{ahead}}") == "None."
+    folder = StudyFolder(root=desk.work / "a-qwen")
+    desk.train("a-qwen")
+    for cell in plans(desk.plans)["a-qwen"].cells():
+        if (cell.arm.name, cell.data) == ("random", "cr"):
+            content = read_json(folder.result(cell.id))
+            content["tests"]["sst2"] |= {"correct": "1" * 90, "scores": {"accuracy": 1.0}}
+            write_json(folder.result(cell.id), content)
+    desk.collect()
+    _, _, *lines = desk.render("{{ahead}}").splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:5]] for line in lines] == [["a-qwen", "cr", "sst2", "`random`"]]
+    assert desk.render("{{points a-qwen cr sst2 random host}}") in lines[0]
+
+
 def test_a_study_under_way_has_the_seeds_that_all_arms_have(tmp_path):
     desk = Desk(tmp_path, LITTLE)
     desk.train("a-gemma", lambda cell: cell.seed < 3 and (cell.arm.name, cell.seed) != ("gated", 2))
