@@ -18,6 +18,8 @@
 A message says what was found, what was expected, and what to do about it.
 """
 
+from layer_surgeon._text import printable, without_secrets_in
+
 # What a message is quoted from may be a hostile file: a tensor's name of 25 MB, or one that steers a terminal.
 _MAX_CHARACTERS = 2000
 _LAST_CHARACTERS = 400
@@ -27,7 +29,8 @@ class LayerSurgeonError(Exception):
     """Base of all errors of this package; catch it to catch them all.
 
     Args:
-        message: For a person. One that is too long to be read loses its middle, and what can't be printed is escaped.
+        message: For a person. One that is too long to be read loses its middle, what can't be printed is escaped, and
+            URLs lose their passwords and signatures.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -87,10 +90,9 @@ class WorkspaceError(LayerSurgeonError, OSError):
 
 
 def _readable(message: str) -> str:
+    # Secrets first: what is cut out of the middle must not be half of a URL.
+    message = without_secrets_in(message)
     if len(message) > _MAX_CHARACTERS:
         first = message[: _MAX_CHARACTERS - _LAST_CHARACTERS]
         message = f"{first} [...] {message[-_LAST_CHARACTERS:]}"
-    if all(line.isprintable() for line in message.split("\n")):
-        return message
-    escaped = (char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in message)
-    return "".join(escaped)
+    return printable(message, keep="\n")

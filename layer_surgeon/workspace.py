@@ -7,16 +7,13 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
 """
 
-import glob
-import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
 
 Kind = Literal["layer", "graft", "run"]
@@ -28,10 +25,6 @@ _HOW_TO_MAKE: dict[Kind, str] = {
     "graft": "Make one first: surgeon graft bert-base-uncased",
     "run": "Train one first: surgeon finetune",
 }
-
-_OLD = ".old"
-# What `mkdtemp` puts into a name. Without a dot in it, what `out.v2` had to replace is no leftover of `out`.
-_RANDOM = "[a-z0-9_]" * 8
 
 
 class Workspace:
@@ -69,16 +62,15 @@ class Workspace:
         Raises:
             WorkspaceError: The workspace can't be written.
         """
-        entries = self._read()
-        entries[kind] = os.path.relpath(Path(folder).resolve(), self.root.resolve())
-        path = self.root / "workspace.json"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            # Two commands that end at the same time must not lose each other's entry.
+            with locked(self.root.resolve() / ".lock", wait=True):
+                entries = self._read()
+                entries[kind] = os.path.relpath(Path(folder).resolve(), self.root.resolve())
+                write_json(self.root / "workspace.json", entries)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            if isinstance(error, WorkspaceError):
+                raise
             raise WorkspaceError(
                 f"The workspace {self.root} can't be written: {error.strerror}. Choose another one with --workspace."
             ) from error
@@ -86,7 +78,7 @@ class Workspace:
     def _read(self) -> dict[str, str]:
         path = self.root / "workspace.json"
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = read_json(path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -94,31 +86,6 @@ class Workspace:
         if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
             raise WorkspaceError(f"{path} is not a workspace file. Delete it, and name folders explicitly.")
         return entries
-
-
-def put_in_place(made: Path, folder: Path) -> None:
-    """Give a finished folder, made beside it, the name `folder`. What is there is replaced in the last moment.
-
-    Where the new one can't take its place, the old one comes back. What runs left that were killed in between is
-    removed.
-
-    Raises:
-        OSError: It can't be renamed.
-    """
-    if not folder.exists():
-        made.rename(folder)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_OLD, dir=folder.parent)) / folder.name
-        try:
-            folder.rename(old)
-            made.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(old.parent)
-            raise
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_OLD}"):
-        shutil.rmtree(left)
 
 
 def short_name(source: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from layer_surgeon._io import put_in_place
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChangedError, SourceError
-from layer_surgeon.workspace import put_in_place
 
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"

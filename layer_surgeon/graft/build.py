@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from layer_surgeon._io import put_in_place
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
@@ -23,7 +24,7 @@ from layer_surgeon.graft.matching import LOUD, measure_loudness
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace, graft_name, layer_name, put_in_place, short_name
+from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from layer_surgeon._io import put_in_place
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.donors import WEIGHTS, artifact_folder, describe, read_artifact_config, recorded_sha256
 from layer_surgeon.graft.translate import hub_errors
-from layer_surgeon.workspace import Workspace, put_in_place
+from layer_surgeon.workspace import Workspace
 
 
 def store_donor(layer: DonorLayer, source: Path | None, target: Path) -> tuple[Path, str]:

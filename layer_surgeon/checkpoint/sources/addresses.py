@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
 from layer_surgeon.errors import SourceError, SourceNotFoundError
@@ -58,18 +59,12 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
 
         return open_hub(repo.repo_id, revision=repo.revision or revision, token=token, path=repo.path)
     if revision is not None:
-        raise SourceError(f"{without_secrets(url)} is no repo on the Hub and has no revisions. Leave it out.")
+        raise SourceError(f"{url} is no repo on the Hub and has no revisions. Leave it out.")
     if parts.scheme == "file":
         return _open_file_url(url)
     if parts.scheme in ("http", "https") and not host:
         raise SourceNotFoundError(f"{url!r} names no host. Check it.")
     return _open_remote(url)
-
-
-def without_secrets(url: str) -> str:
-    """The URL without what must not get into messages and artifacts: user, password, and the query of a signed one."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")).rstrip("/")
 
 
 def _open_file_url(url: str) -> Source:
@@ -105,7 +100,7 @@ def _open_remote(url: str) -> Source:
 
         # urlunsplit drops the slashes of an empty host, as in memory:///folder.
         remote = FsspecFiles(f"{parts.scheme}://{folder.netloc}{folder.path}")
-    return UrlSource(remote, name=without_secrets(url), file=file)
+    return UrlSource(remote, name=without_secrets(url).rstrip("/"), file=file)
 
 
 @dataclass(frozen=True, kw_only=True)

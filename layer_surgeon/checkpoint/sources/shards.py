@@ -34,7 +34,7 @@ def shards_of_index(raw: bytes) -> list[str]:
         shards = {str(shard) for shard in json.loads(raw)["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    return sorted(shard for shard in shards if _lies_inside(shard))
+    return sorted(shard for shard in shards if lies_inside(shard))
 
 
 def parts_of(file: str) -> tuple[str, ...]:
@@ -57,5 +57,6 @@ def without_other_models(files: Mapping[str, _T], file: str) -> dict[str, _T]:
     return {name: value for name, value in files.items() if name in parts or not name.endswith(WEIGHTS)}
 
 
-def _lies_inside(file: str) -> bool:
+def lies_inside(file: str) -> bool:
+    """Whether a name that an index gives is one of a file in the index's own folder, or below it."""
     return file.isprintable() and not any(part in ("", ".", "..") or "\\" in part for part in file.split("/"))

@@ -1,0 +1,334 @@
+"""Files and folders: written whole or not at all, locked, replaced only where they are ours, and read with limits.
+
+The one place of the package that writes. A file is made under a random name next to its own, and renamed; a folder
+likewise. Nothing is written through a link that somebody put there before, and nothing is deleted that is not ours.
+"""
+
+import contextlib
+import errno
+import fcntl
+import fnmatch
+import functools
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from layer_surgeon.errors import WorkspaceError
+
+# The largest config.json that we know has 2 MB of labels, the index of DeepSeek-V3 has 9 MB.
+MAX_JSON_BYTES = 50_000_000
+_OLD = ".old"
+# What `mkdtemp` puts into a name. Without a dot in it, what `out.v2` had to replace is no leftover of `out`.
+_RANDOM = "[a-z0-9_]" * 8
+
+
+@functools.cache
+def _umask() -> int:
+    # Python can't ask for it without setting it. A thread that makes a file in this moment gets the strictest mode.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def usual_mode(path: Path) -> None:
+    """Give a file the mode that `open` would have given it: temporary files, and so those of safetensors, have 0600."""
+    path.chmod(0o666 & ~_umask())
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes its place when everything was written and is on the disk.
+
+    Args:
+        path: Its place. What is there is replaced; a link is replaced itself, not what it leads to.
+
+    Raises:
+        OSError: It can't be written; then nothing is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        usual_mode(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a reader, or a kill -9, never meets half of it.
+
+    Raises:
+        WorkspaceError: It can't be written.
+    """
+    try:
+        with new_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise WorkspaceError(
+            f"{path} can't be written: {error.strerror or error}. Make room, or choose another folder."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as `write_bytes` does.
+
+    Raises:
+        WorkspaceError: It can't be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write a JSON file, as `write_bytes` does.
+
+    Raises:
+        WorkspaceError: It can't be written.
+    """
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+
+
+def parse_json(raw: bytes | str) -> Any:
+    """What JSON text says.
+
+    Raises:
+        ValueError: It is not JSON, or too deep or too large to be what it should be.
+    """
+    if len(raw) > MAX_JSON_BYTES:
+        raise ValueError(f"{len(raw):,} bytes of JSON; at most {MAX_JSON_BYTES:,} are read")
+    try:
+        return json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: As in `parse_json`.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+    return parse_json(path.read_bytes())
+
+
+class BusyError(OSError):
+    """Another process holds the lock."""
+
+
+class FileLock:
+    """A lock that the system gives back when the process dies, however it dies.
+
+    Args:
+        path: The lock's file. Its folder is made where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def take(self, *, wait: bool = False) -> None:
+        """Take the lock.
+
+        Args:
+            wait: Wait for another process that holds it.
+
+        Raises:
+            BusyError: Another process holds it, and there is no waiting.
+            OSError: The file can't be written; or it, or its folder, is a link to another place.
+        """
+        while self._descriptor < 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.parent.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link to another place")
+            with contextlib.suppress(FileNotFoundError):  # Its folder was removed in this moment, with its lock.
+                self._descriptor = self._open(wait=wait)
+
+    def _open(self, *, wait: bool) -> int:
+        """The descriptor of the locked file; -1 where that is no longer the file at the path."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_file(self._path, descriptor):
+                kept, descriptor = descriptor, -1
+                return kept
+        except BlockingIOError as error:
+            raise BusyError(errno.EBUSY, "another process is writing there") from error
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return -1
+
+    def release(self, *, remove: bool = True) -> None:
+        """Give the lock back, if it is held; `remove` its file too."""
+        if self._descriptor >= 0:
+            if remove:
+                self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a file, which is removed afterwards.
+
+    Raises:
+        BusyError, OSError: As in `FileLock.take`.
+    """
+    lock = FileLock(path)
+    lock.take(wait=wait)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    try:
+        at_path, opened = path.lstat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (at_path.st_dev, at_path.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when everything in it is there.
+
+    Args:
+        folder: Its place.
+        replace: Replace what is there; see `check_replaceable`.
+
+    Raises:
+        FileExistsError: There is a folder that holds something, and it is not to be replaced.
+        OSError: It can't be written; then nothing is left.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own, whose name nobody knows before; the last part of the path is the final one's.
+    parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    made = parent / folder.name
+    try:
+        made.mkdir()
+        yield made
+        if replace:
+            put_in_place(made, folder)
+        else:
+            _put_beside_nothing(made, folder)
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _put_beside_nothing(made: Path, folder: Path) -> None:
+    try:
+        # A rename takes the place of an empty folder, and of nothing else.
+        made.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, "another process has made it in the meantime") from error
+        raise
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Give a finished folder, made next to it, the name `folder`. What is there is replaced in the last moment.
+
+    Where the new one can't take its place, the old one comes back. What runs left that were killed in between is
+    removed.
+
+    Raises:
+        OSError: It can't be renamed.
+    """
+    if not folder.exists():
+        made.rename(folder)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_OLD, dir=folder.parent)) / folder.name
+        try:
+            folder.rename(old)
+            made.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old.parent)
+            raise
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_OLD}"):
+        shutil.rmtree(left)
+
+
+def foreign_files(folder: Path, ours: Sequence[str]) -> list[str]:
+    """The files of a folder that are not ours, by their path in it: what deleting the folder would take along.
+
+    Args:
+        folder: The folder.
+        ours: Patterns of what we write into such a folder, such as `config.json` or `donor/*`.
+    """
+    names = (
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
+    return sorted(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ours))
+
+
+def check_replaceable(
+    folder: Path,
+    ours: Sequence[str],
+    *,
+    is_ours: Callable[[Path], bool],
+    force: bool,
+    kind: str,
+    error: type[Exception],
+) -> None:
+    """Refuse a folder that holds anything, unless it is ours from the first file to the last and may be replaced.
+
+    Args:
+        folder: The folder; it need not exist.
+        ours: As in `foreign_files`.
+        is_ours: Whether the folder is of the kind that is to be written.
+        force: It may be replaced.
+        kind: What it should be, such as `graft`.
+        error: What to raise.
+
+    Raises:
+        error: Says what is there, and what to do.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
+        return
+    if folder.is_symlink() or not folder.is_dir() or not is_ours(folder):
+        raise error(f"{folder} is in use, and not by a {kind}. Choose another folder with --output.")
+    if not force:
+        raise error(
+            f"{folder} holds a {kind} already. Replace it with --force, or choose another folder with --output."
+        )
+    foreign = foreign_files(folder, ours)
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise error(
+            f"{folder} holds a {kind}, but also files that are not part of one: {', '.join(foreign[:3])}{more}. "
+            "--force would delete them. Move them to another place, or choose another folder with --output."
+        )
+
+
+def leaving_link(path: Path, folder: Path) -> Path | None:
+    """Where a path leads that is, or is below, a link out of its folder; None where it stays inside.
+
+    The links of a snapshot in the Hub's cache lead to the cache's own blobs, which belong to it.
+
+    Args:
+        path: A path below the folder.
+        folder: The folder, which may itself be named by a link.
+    """
+    root, target = folder.resolve(), path.resolve()
+    if target.is_relative_to(root):
+        return None
+    if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
+        return None
+    return target

@@ -1,0 +1,75 @@
+"""YAML of strangers: plain values only, no tags for Python objects, no aliases, nothing larger than a person writes."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from layer_surgeon.errors import ConfigError
+
+# A plan or a configuration of a person has some kB.
+MAX_CHARACTERS = 1_000_000
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped here
+    """YAML without aliases: nine lines of them can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases such as *{event.anchor} are not read; write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]  # see there
+    """YAML that `parse_yaml` reads: a value that is used twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML text says. Tags for Python objects and aliases are not read.
+
+    Raises:
+        ValueError: It is not YAML, has an alias, or is too deep or too large.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read")
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("the YAML is nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `name: value` lines of a YAML file; {} for an empty one.
+
+    Raises:
+        ConfigError: It can't be read, or is not a mapping.
+    """
+    try:
+        if path.stat().st_size > 4 * MAX_CHARACTERS:
+            raise ValueError(f"{path.stat().st_size:,} bytes; at most {MAX_CHARACTERS:,} characters are read")
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold `name: value` lines, such as `batch_size: 16`.")
+    return {name if isinstance(name, str) else str(name): value for name, value in content.items()}
+
+
+def dump_yaml(content: Any, **settings: Any) -> str:
+    """YAML text, in the order of the content, without aliases."""
+    text: str = yaml.dump(content, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, **settings)
+    return text
