@@ -5,6 +5,7 @@ What they would do on the word of a file is refused here: run Python code or ker
 from outside a folder, or load another model because an adapter's config names it.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import is_peft_available
 
 from layer_surgeon._io import read_json
@@ -166,6 +167,20 @@ def load_tokenizer(
         raise ValueError(str(error) or type(error).__name__) from error
     checked: PreTrainedTokenizerBase = tokenizer
     return checked
+
+
+@contextlib.contextmanager
+def without_asking() -> Iterator[None]:
+    """For libraries that load models themselves: code that a repo brings is refused, where transformers would ask.
+
+    It asks on stdin whether to run that code, and data that is piped into a command can answer.
+    """
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def load_dataset(hub_id: str, subset: str | None = None, **settings: Any) -> Any:

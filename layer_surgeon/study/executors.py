@@ -4,13 +4,13 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from layer_surgeon._python import start_python
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.plan import Cell
@@ -28,9 +28,8 @@ def threads_each(workers: int) -> int:
 
 
 def environment_of(threads: int) -> dict[str, str]:
-    """What a cell's process finds in its environment."""
+    """What a cell's process finds in its environment, on top of this one's."""
     return {
-        **os.environ,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -80,10 +79,14 @@ def _run_preloaded(server: Preloaded, arguments: list[str], log: Path, running: 
 
 
 def _run_python(arguments: list[str], log: Path, threads: int, running: "Running") -> int:
-    command = [sys.executable, "-m", "layer_surgeon.study.cells", *arguments]
     with log.open("a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment_of(threads)
+        process = start_python(
+            "layer_surgeon.study.cells",
+            arguments,
+            environment=environment_of(threads),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         running.add(process)
         code = process.wait()
