@@ -183,15 +183,35 @@ def without_asking() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
-def load_dataset(hub_id: str, subset: str | None = None, **settings: Any) -> Any:
+def load_dataset(
+    hub_id: str, subset: str | None = None, *, revision: str | None = None, streaming: bool = False
+) -> Any:
     """A data set of the Hub, as `datasets.load_dataset` gives it; since its version 4 it runs no scripts.
 
+    Args:
+        hub_id: The repo.
+        subset: One of its configurations.
+        revision: Branch, tag or commit.
+        streaming: Read rows as they are needed.
+
     Raises:
-        ValueError: The name is that of a folder here: from a Hub id, nothing on this machine is read.
+        ValueError: The name is that of a folder here, or the repo names files outside of it: on this machine, of
+            another repo, or anywhere on the web.
+        OSError, RuntimeError, DatasetsError: As datasets raises them.
     """
     if Path(hub_id).exists():
         raise ValueError(f"{hub_id} is a folder or file here; name its files, or ./{hub_id}")
-    return datasets.load_dataset(hub_id, subset, **settings)
+    # `datasets.load_dataset` in its steps, to look at the names of the files between the first and the second.
+    builder = datasets.load_dataset_builder(hub_id, subset, revision=revision)
+    inside = f"hf://datasets/{hub_id}@".lower()
+    for file in [file for files in (builder.config.data_files or {}).values() for file in files]:
+        # The file of an archive is named as in zip://train.csv::hf://datasets/owner/name@commit/data.zip
+        if not file.rpartition("::")[2].lower().startswith(inside) or ".." in file.split("/"):
+            raise ValueError(f"its card names the file {without_secrets(file)}, which is not in the repo")
+    if streaming:
+        return builder.as_streaming_dataset()
+    builder.download_and_prepare()
+    return builder.as_dataset()
 
 
 def _shown(name: str | os.PathLike[str]) -> str:

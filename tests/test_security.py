@@ -8,6 +8,7 @@ import yaml
 
 from tests.support.command_line import surgeon
 from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
+from tests.support.loopback_hub import LoopbackHub
 
 FIXTURES = Path(__file__).parent / "fixtures/made_by_04c75f7"
 # What a person might pipe into a command, and what transformers takes for consent.
@@ -90,6 +91,31 @@ class TestCodeOfAModel:
         assert not was_run(folder)
         assert done.code in (1, 2)
         assert "Do you wish to run" not in done.err
+
+
+class TestDataSets:
+    """A data set of the Hub is made of its own files."""
+
+    @pytest.mark.parametrize("way", ["path", "dots", "url", "other repo"])
+    def test_its_card_can_name_no_others(self, tmp_path, way):
+        (tmp_path / "private.jsonl").write_text((FIXTURES / "films.jsonl").read_text())
+        shutil.copytree(FIXTURES / "graft", tmp_path / "graft")
+        rows = (FIXTURES / "films.jsonl").read_bytes()
+        with LoopbackHub() as hub:
+            named = {
+                "path": str(tmp_path / "private.jsonl"),
+                "dots": f"../../../../../../..{tmp_path}/private.jsonl",
+                "url": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl",
+                "other repo": "hf://datasets/owner/other/private.jsonl",
+            }[way]
+            card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": named}]})
+            files = {"README.md": f"---\n{card}---\n".encode(), "films.jsonl": rows}
+            hub.add_repo("owner/data", files, kind="datasets")
+            hub.add_repo("owner/other", {"private.jsonl": rows}, kind="datasets")
+            command = ("finetune", "graft", "--dataset", "owner/data", "--dry-run")
+            done = surgeon(*command, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
+            assert not any("private" in request.path and "resolve" in request.path for request in hub.requests)
+        assert (done.code, "Unexpected" in done.err, "error:" in done.err) == (1, False, True)
 
 
 class TestSecrets:
