@@ -1,28 +1,28 @@
-"""What a graft costs beside its host alone, LoRA and a larger head: weights, work, disk, time and memory.
+"""Measure what a graft costs, compared with its host alone, LoRA and a larger head: weights, work, disk, time, memory.
 
-    python -m benchmarks.efficiency --work DIR --output docs/results/efficiency.json          about an hour
-    python -m benchmarks.efficiency --work DIR --steps 1 --batch 2 --hosts all-MiniLM-L6-v2 --donors gemma-3-270m
+    python -m research.efficiency --work DIR --output research/measured/efficiency.json          about an hour
+    python -m research.efficiency --work DIR --steps 1 --batch 2 --hosts all-MiniLM-L6-v2 --donors gemma-3-270m
 
 Real weights, from Python packages (`packaged:NAME` in a study): the hosts all-MiniLM-L6-v2 and all-mpnet-base-v2, each
-with the last layer of gemma-3-270m and of qwen2.5-coder-1.5b-instruct, in float32. They are put together in DIR, once.
+with the last layer of gemma-3-270m and of qwen2.5-coder-1.5b-instruct, in float32. They are unpacked into DIR, once.
 Five arms, each built as a study builds the arm of that name: host, graft, lora, wide-head, donor-trained.
 
 A step is forward, backward, clipping of the gradients and fused Adam, as `surgeon finetune` takes them, on random
-tokens without padding. The five arms of a host and donor are in one process and take turns, another one first in each
-round, so that what else the machine does slows all of them; one round to warm up is not counted. Ratios are medians of
-the ratios within a round. Peak memory is measured in a process for each arm alone.
+tokens without padding. The five arms of a host and donor are in one process and take turns, with a different one first
+in each round: other work on the machine then slows all of them. A first round to warm up is not counted. Ratios are
+medians of the ratios within a round. Peak memory is measured in a process of its own for each arm.
 
 The JSON:
 
     machine, versions, command          where, with what, how
     batch, threads, steps               texts of a step; threads; rounds that count
     rows                                one per host, donor and arm:
-        host, donor, arm                names; host and lora have no donor in them, and stand beside each donor's arms
+        host, donor, arm                names; host and lora have no donor, and are measured with the arms of each
         parameters_total                all weights, and those that training changes
         parameters_trained
         macs                            multiply-accumulates of a forward pass of 32 texts of 100 tokens; as
                                         `surgeon profile` counts them
-        macs_training                   of a training step, forward and backward, likewise
+        macs_training                   of a training step, forward and backward
         disk_bytes_trained              model.safetensors of the saved model: host, projections, head, and all that is
                                         trained
         disk_bytes_donor                its folder donor/, the frozen layer; null without one
@@ -75,12 +75,12 @@ PACKAGES = ("layer-surgeon", "torch", "transformers", "peft")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A host and a donor, and where they lie.
+    """A host and a donor.
 
     Attributes:
         host: What a study calls it.
-        donor: Likewise; its last layer.
-        folder: As of a study: what is put together lies there.
+        donor: What a study calls the donor; its last layer is taken.
+        folder: The study's folder, with the unpacked host and the layer.
     """
 
     host: str
@@ -149,27 +149,27 @@ def time_steps(models: Mapping[str, Any], batch: int, length: int, rounds: int) 
 
 
 def compare(seconds: Mapping[str, Sequence[float]], length: int) -> dict[str, dict[str, Any]]:
-    """By arm, what the rows say of these times."""
-    found: dict[str, dict[str, Any]] = {}
+    """The columns of the rows that come from these times, by arm."""
+    by_arm: dict[str, dict[str, Any]] = {}
     for arm, own in seconds.items():
-        ratios = [mine / alone for mine, alone in zip(own, seconds[HOST], strict=True)]
-        found[arm] = {
+        ratios = [of_arm / of_host for of_arm, of_host in zip(own, seconds[HOST], strict=True)]
+        by_arm[arm] = {
             f"step_seconds_{length}": round(statistics.median(own), 4),
             f"step_ratio_{length}": round(statistics.median(ratios), 4),
             f"step_ratio_{length}_range": [round(min(ratios), 4), round(max(ratios), 4)],
         }
-    return found
+    return by_arm
 
 
 def sizes(model: Any) -> dict[str, int | None]:
     """Weights in number, and in bytes of the saved model."""
     parameters = list(model.parameters())
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as place:
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
         with quiet():
-            model.save_pretrained(place)
-        donor = Path(place, "donor")
+            model.save_pretrained(folder)
+        donor = Path(folder, "donor")
         files = [path.stat().st_size for path in donor.iterdir() if path.is_file()] if donor.is_dir() else None
-        trained = Path(place, "model.safetensors").stat().st_size
+        trained = Path(folder, "model.safetensors").stat().st_size
     return {
         "parameters_total": sum(parameter.numel() for parameter in parameters),
         "parameters_trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -198,10 +198,10 @@ def measure_peak(pair: Pair, arm: str, batch: int) -> int:
 
 
 def peak_in_new_process(pair: Pair, arm: str, batch: int) -> int:
-    """As `measure_peak`."""
-    alone = ("--only", arm, "--hosts", pair.host, "--donors", pair.donor)
+    """`measure_peak` in a process of its own."""
+    pair_flags = ("--only", arm, "--hosts", pair.host, "--donors", pair.donor)
     common = ("--work", str(pair.folder.root), "--batch", str(batch), "--threads", str(torch.get_num_threads()))
-    command = [sys.executable, "-m", "benchmarks.efficiency", *alone, *common]
+    command = [sys.executable, "-m", "research.efficiency", *pair_flags, *common]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -220,11 +220,11 @@ def measure_pair(pair: Pair, batch: int, rounds: int, peak: Callable[[Pair, str,
     facts = {arm: sizes(model) for arm, model in models.items()}
     times: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
     for length in LENGTHS:
-        for arm, found in compare(time_steps(models, batch, length, rounds), length).items():
-            times[arm] |= found
-            say(f"{pair.host}, {pair.donor}, {arm}: {found}")
+        for arm, columns in compare(time_steps(models, batch, length, rounds), length).items():
+            times[arm] |= columns
+            say(f"{pair.host}, {pair.donor}, {arm}: {columns}")
     work = {arm: work_of(models.pop(arm)) for arm in ARMS}
-    # Memory of this process is none of the others', but the machine's is that of all.
+    # The processes that follow share the machine's memory with this one.
     gc.collect()
     names = {"host": pair.host.removeprefix(PACKAGED), "donor": pair.donor.removeprefix(PACKAGED)}
     return [
@@ -253,8 +253,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for hosts and layers, 700 MB; used again")
+    parser.add_argument("--work", type=Path, required=True, help="folder for hosts and layers, 700 MB; reused")
     parser.add_argument("--output", type=Path, help="a JSON file for everything measured")
     parser.add_argument("--steps", type=int, default=9, help="rounds that count")
     parser.add_argument("--batch", type=int, default=32)
@@ -276,7 +277,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "machine": machine(),
         "versions": versions(*PACKAGES),
-        "command": shlex.join(["python", "-m", "benchmarks.efficiency", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "research.efficiency", *sys.argv[1:]]),
         "batch": arguments.batch,
         "threads": arguments.threads,
         "steps": arguments.steps,

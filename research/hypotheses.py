@@ -1,121 +1,121 @@
-"""The hypotheses of docs/results/plan.md, judged by the rules that stand there, and by nothing else.
+"""The hypotheses of research/plan.md, judged by its rules and by nothing else.
 
-Yes: the difference is above nought, and p below 0.05 after Holm's correction, for at least one donor. No: for every
-donor the interval excludes a gain of one point. Everything between can't be told.
+Yes: the difference is positive, and p is below 0.05 after Holm's correction, for at least one donor. No: the interval
+excludes a gain of one point for every donor. Everything between is inconclusive.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from benchmarks.evidence_facts import ALPHA, Evidence, Gap, Study
-from benchmarks.evidence_text import fixed, per_cent, points, say_chance, say_interval
 from benchmarks.machine import table
+from layer_surgeon.study.paired import ALPHA
+from research.evidence import Evidence, Gap, Study
+from research.numbers import fixed, interval_points, p_value, percent, points
 
-Answer = Literal["yes", "no", "can't be told"]
-UNKNOWN: Answer = "can't be told"
-LITTLE, SWEEPS, DOMAINS = ("a-gemma", "a-qwen"), ("e-gemma", "e-qwen"), "d-domains"
+Answer = Literal["yes", "no", "inconclusive"]
+LITTLE_DATA, SWEEPS, DOMAINS = ("a-gemma", "a-qwen"), ("e-gemma", "e-qwen"), "d-domains"
 _POINT, _HARMLESS = 0.01, 0.03
-_NONE = "not run"
+_NOT_RUN = "not run"
 
 
-def hypotheses(evidence: Evidence) -> str:
-    """H1 to H7 with what was found for each donor, and the answer."""
+def hypotheses_table(evidence: Evidence) -> str:
+    """H1 to H7 with the result for each donor, and the answer."""
     rows = [
-        ["H1", "graft > host", *_of_gaps(evidence, "host")],
-        ["H2", "graft > random", *_of_gaps(evidence, "random")],
-        ["H3", "graft > wide-head, projections-only", *_of_gaps(evidence, "wide-head", "projections-only")],
-        ["H4", "graft > donor-trained", *_of_gaps(evidence, "donor-trained")],
-        ["H5", "graft > host on other domains, and more than on the own", *_of_domains(evidence)],
-        ["H6", "layers differ", *_of_sweeps(evidence, _layers_differ)],
-        ["", "the last layer is within a deviation of the best", *_of_sweeps(evidence, _last_is_good)],
-        ["H7", "gated is harmless", *_of_gate(evidence)],
+        ["H1", "graft > host", *_better_than(evidence, "host")],
+        ["H2", "graft > random", *_better_than(evidence, "random")],
+        ["H3", "graft > wide-head, projections-only", *_better_than(evidence, "wide-head", "projections-only")],
+        ["H4", "graft > donor-trained", *_better_than(evidence, "donor-trained")],
+        ["H5", "graft > host on other domains, and more than on its own", *_domains(evidence)],
+        ["H6", "layers differ", *_sweeps(evidence, _layers_differ)],
+        ["", "the last layer is within a deviation of the best", *_sweeps(evidence, _last_is_good)],
+        ["H7", "gated is harmless", *_gate(evidence)],
     ]
     return table(["", "claim", "Gemma", "Qwen", "answer"], rows, left=5)
 
 
-def judge(gap: Gap) -> Answer:
-    """A claim that one arm is better than another."""
+def judge_gain(gap: Gap) -> Answer:
+    """Judge the claim that one arm is better than another."""
     if gap.significant and gap.mean > 0:
         return "yes"
-    return "no" if gap.interval is not None and gap.interval[1] < _POINT else UNKNOWN
+    return "no" if gap.interval is not None and gap.interval[1] < _POINT else "inconclusive"
 
 
 def judge_gate(gap: Gap) -> Answer:
-    """A claim that an arm does no harm: the interval holds nought and is not wider than three points to each side."""
+    """Judge the claim that an arm is harmless: the interval contains zero, and is at most six points wide."""
     if gap.interval is None:
-        return UNKNOWN
+        return "inconclusive"
     low, high = gap.interval
     if low > 0 or high < 0:
         return "no"
-    return "yes" if high - low <= 2 * _HARMLESS else UNKNOWN
+    return "yes" if high - low <= 2 * _HARMLESS else "inconclusive"
 
 
-def together(answers: Sequence[Answer]) -> Answer:
-    """One claim about several controls: all of them have to be beaten."""
-    return "no" if "no" in answers else UNKNOWN if UNKNOWN in answers else "yes"
+def for_all(answers: Sequence[Answer]) -> Answer:
+    """The answer to a claim that has to hold for all: "no" if one is no."""
+    return "no" if "no" in answers else "inconclusive" if "inconclusive" in answers else "yes"
 
 
-def for_one(answers: Sequence[Answer | None]) -> Answer:
-    """One claim about several donors: one of them is enough; None: it was not run."""
-    return "yes" if "yes" in answers else "no" if all(answer == "no" for answer in answers) else UNKNOWN
+def for_any(answers: Iterable[Answer | None]) -> Answer:
+    """The answer to a claim that has to hold for one; None: that one was not run."""
+    answers = list(answers)
+    return "yes" if "yes" in answers else "no" if all(answer == "no" for answer in answers) else "inconclusive"
 
 
-def _there(evidence: Evidence, names: Sequence[str]) -> list[Study | None]:
+def _studies(evidence: Evidence, names: Sequence[str]) -> list[Study | None]:
     return [evidence.studies[name] if name in evidence.plans and evidence.has(name) else None for name in names]
 
 
-def _say(gap: Gap) -> str:
-    return f"{points(gap.mean)} ({say_interval(gap)}), {say_chance(gap.p)}"
+def _text(gap: Gap) -> str:
+    return f"{points(gap.mean)} ({interval_points(gap.interval)}), {p_value(gap.p)}"
 
 
-def _of_gaps(evidence: Evidence, *controls: str) -> list[str]:
-    studies = _there(evidence, LITTLE)
-    gaps = [
-        [] if study is None else [study.gap("sst2", "sst2", "graft", control) for control in controls]
-        for study in studies
+def _better_than(evidence: Evidence, *controls: str) -> list[str]:
+    by_donor = [
+        [study.gap("sst2", "sst2", "graft", control) for control in controls] if study else []
+        for study in _studies(evidence, LITTLE_DATA)
     ]
-    told = ["; ".join(map(_say, found)) or _NONE for found in gaps]
-    return [*told, for_one([together([judge(gap) for gap in found]) if found else None for found in gaps])]
+    texts = ["; ".join(map(_text, gaps)) or _NOT_RUN for gaps in by_donor]
+    return [*texts, for_any(for_all([judge_gain(gap) for gap in gaps]) if gaps else None for gaps in by_donor)]
 
 
-def _of_gate(evidence: Evidence) -> list[str]:
-    found = [
-        None if study is None else study.gap("sst2", "sst2", "gated", "host") for study in _there(evidence, LITTLE)
+def _gate(evidence: Evidence) -> list[str]:
+    studies = _studies(evidence, LITTLE_DATA)
+    gaps = [study.gap("sst2", "sst2", "gated", "host") if study else None for study in studies]
+    texts = [_text(gap) if gap else _NOT_RUN for gap in gaps]
+    # It has to be harmless with every donor.
+    return [*texts, for_all([judge_gate(gap) if gap else "inconclusive" for gap in gaps])]
+
+
+def _domains(evidence: Evidence) -> list[str]:
+    (study,) = _studies(evidence, [DOMAINS])
+    if study is None:
+        return [_NOT_RUN, "", "inconclusive"]
+    other, shift = study.domains["graft"]["other"], study.domains["graft"]["shift"]
+    answer = judge_gain(other)
+    text = f"{_text(other)}; other minus own: {_text(shift)}"
+    return [text, "", "inconclusive" if answer == "yes" and shift.mean <= 0 else answer]
+
+
+def _sweeps(evidence: Evidence, judge: Callable[[Study], tuple[str, Answer]]) -> list[str]:
+    results = [
+        judge(study) if study and min(map(len, study.seeds.values())) > 1 else (_NOT_RUN, None)
+        for study in _studies(evidence, SWEEPS)
     ]
-    told = [_NONE if gap is None else _say(gap) for gap in found]
-    # Harmless is what it has to be with every donor.
-    return [*told, together([UNKNOWN if gap is None else judge_gate(gap) for gap in found])]
+    answers = dict.fromkeys(answer for _, answer in results if answer is not None)
+    return [*(text for text, _ in results), " and ".join(answers) or "inconclusive"]
 
 
-def _of_domains(evidence: Evidence) -> list[str]:
-    (study,) = _there(evidence, [DOMAINS])
-    found = {} if study is None else study.domains()
-    if "graft" not in found:
-        return [_NONE, "", UNKNOWN]
-    _, other, shift = found["graft"]
-    told = f"{_say(other)}; other minus own: {_say(shift)}"
-    answer = judge(other)
-    return [told, "", UNKNOWN if answer == "yes" and shift.mean <= 0 else answer]
-
-
-def _of_sweeps(evidence: Evidence, judged: Callable[[Study], tuple[str, Answer]]) -> list[str]:
-    found = [
-        (_NONE, None) if study is None or min(map(len, study.seeds.values())) < 2 else judged(study)
-        for study in _there(evidence, SWEEPS)
-    ]
-    answers = dict.fromkeys(answer for _, answer in found if answer is not None)
-    return [*(told for told, _ in found), " and ".join(answers) or UNKNOWN]
+def anova_text(study: Study) -> str:
+    """`F(17, 36) = 1.69, p = 0.093`, for the layers of a sweep."""
+    anova = study.sweep.anova
+    return f"F({anova['between']}, {anova['within']}) = {fixed(anova['f'], 2)}, {p_value(anova['p'])}"
 
 
 def _layers_differ(study: Study) -> tuple[str, Answer]:
-    found = study.anova()
-    told = f"F({found.between}, {found.within}) = {fixed(found.f, 2)}, {say_chance(found.p)}"
-    return told, "yes" if found.p < ALPHA else UNKNOWN
+    return anova_text(study), "yes" if study.sweep.anova["p"] < ALPHA else "inconclusive"
 
 
 def _last_is_good(study: Study) -> tuple[str, Answer]:
-    layers = study.sweep().points
-    behind = max(point.mean for point in layers) - layers[-1].mean
-    deviation = study.anova().pooled_deviation
-    told = f"{fixed(100 * behind)} points behind, deviation {per_cent(deviation)}"
-    return told, "yes" if behind <= deviation else "no"
+    lag, deviation = study.sweep.lag, study.sweep.anova["deviation"]
+    text = f"{fixed(100 * lag)} points behind, deviation {percent(deviation)}"
+    return text, "yes" if lag <= deviation else "no"

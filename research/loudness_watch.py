@@ -1,8 +1,8 @@
-"""What `benchmarks.loudness` reads off a model under training, step by step; nothing of it changes the training.
+"""Watch a model under training, step by step, without changing the training.
 
-Vectors are caught by hooks, gradients behind the backward pass and before they are clipped, weights before and behind
-the optimizer's step. After every step a few fixed texts are read in float32 without dropout, which draws no random
-number, to see how far the step has moved the model as a function.
+Hooks catch the vectors. Gradients are read after the backward pass and before they are clipped, weights before and
+after the optimizer's step. After every step a few fixed texts are read in float32 without dropout, which draws no
+random number: they show how far the step has moved the model as a function.
 """
 
 import json
@@ -19,13 +19,13 @@ from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft.matching import matching_batch
 
 PARTS = ("host", "proj_in", "proj_out", "gate", "head")
-# Of a control, the block in the graft's place, by what it stands for.
+# The modules of a control, by the part of a graft that they replace.
 _PART_OF = {"residual_gate": "gate", "block.0": "proj_in", "block.2": "proj_out"}
-# A GELU is a straight line or nothing beyond: to four digits its slope is 1 or 0 there.
+# Beyond it, the slope of a GELU is 1 or 0 to four digits.
 _SATURATED = 3.0
 _PROBE = 16
-# What is nearly always the same as another vector, or told of otherwise.
-_UNTOLD = ("head", "gelu", "given")
+# Vectors without an RMS of their own: nearly always the same as another one, or described in another way.
+_WITHOUT_RMS = ("head", "gelu", "given")
 
 
 class Taps:
@@ -50,13 +50,13 @@ class Taps:
 
     @contextmanager
     def listening(self) -> Iterator[dict[str, Tensor]]:
-        """Listen; what was caught is in the dictionary behind it."""
+        """Listen; afterwards the dictionary holds what was caught."""
         self.seen, self._listening = {}, True
         try:
             yield self.seen
         finally:
             self._listening = False
-        # Without a graft, the head is given what the host says.
+        # Without a graft, the head reads the host's vectors.
         self.seen.setdefault("host", self.seen["head"])
 
     def _input(self, name: str, module: nn.Module) -> None:
@@ -93,31 +93,31 @@ def effective_rank(vectors: Tensor) -> float:
 
 
 def describe(seen: Mapping[str, Tensor], *, donor: bool) -> dict[str, float]:
-    """The numbers of one batch; `donor`: what lies between the projections is a donor, and no control."""
-    found = {f"rms_{name}": rms(value) for name, value in seen.items() if name not in _UNTOLD}
-    told = {name: seen[name] for name in ("host", "out") if name in seen}
+    """The numbers of one batch; `donor`: the projections have a donor between them, and not a control."""
+    numbers = {f"rms_{name}": rms(value) for name, value in seen.items() if name not in _WITHOUT_RMS}
+    directions = {name: seen[name] for name in ("host", "out") if name in seen}
     if donor:
-        told["added"] = seen["donor"] - seen["inside"]
-        found["rms_added"] = rms(told["added"])
-    for name, vectors in told.items():
-        found[f"cosine_{name}"] = cosine(vectors)
-        found[f"rank_{name}"] = effective_rank(vectors)
-    found["saturated"] = float((seen["gelu"].abs() > _SATURATED).double().mean())
+        directions["added"] = seen["donor"] - seen["inside"]
+        numbers["rms_added"] = rms(directions["added"])
+    for name, vectors in directions.items():
+        numbers[f"cosine_{name}"] = cosine(vectors)
+        numbers[f"rank_{name}"] = effective_rank(vectors)
+    numbers["saturated"] = float((seen["gelu"].abs() > _SATURATED).double().mean())
     if seen["logits"].shape[-1] == 2:
         margin = seen["logits"].diff(dim=-1)
-        found |= {"margin_mean": float(margin.mean()), "margin_deviation": float(margin.std())}
-    return found
+        numbers |= {"margin_mean": float(margin.mean()), "margin_deviation": float(margin.std())}
+    return numbers
 
 
 def trained_parts(model: Any) -> dict[str, list[nn.Parameter]]:
     """The trained parameters by part."""
-    found: dict[str, list[nn.Parameter]] = defaultdict(list)
+    parameters: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             first = name.split(".", 1)[0]
             first = ".".join(name.split(".")[:2]) if first == "block" else first
-            found[_PART_OF.get(first, first)].append(parameter)
-    return dict(found)
+            parameters[_PART_OF.get(first, first)].append(parameter)
+    return dict(parameters)
 
 
 def norm(tensors: list[Tensor]) -> float:
@@ -146,7 +146,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._probe = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
 
     def read_backward(self, loss: Tensor) -> None:
-        """Behind a forward and backward pass: its vectors, and gradients that are not clipped yet."""
+        """After a forward and backward pass: its vectors, and the gradients before they are clipped."""
         self._add({"loss": float(loss)} | describe(self.taps.seen, donor=self._has_donor))
         norms = {
             part: norm([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -165,7 +165,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remember the weights, and what the head says."""
+        """Remember the weights."""
         self._before = {
             part: [value.detach().clone() for value in parameters] for part, parameters in self._parts.items()
         }
@@ -173,7 +173,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """How far the weights went, and with them the model."""
+        """Measure how far the step moved the weights, and the model."""
         for part, before in self._before.items():
             moved = norm([now.detach() - old for now, old in zip(self._parts[part], before, strict=True)])
             size = norm(before)
@@ -198,7 +198,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 
     def _read_probe(self) -> dict[str, Tensor]:
         with torch.no_grad(), self._still(), self.taps.listening() as seen:
-            # Of the class: the trainer has put mixed precision around the model's own.
+            # The class's method: the trainer has wrapped the model's own in mixed precision.
             type(self.model).forward(self.model, **self._probe)
         return seen
 
@@ -220,9 +220,9 @@ def rounded(value: float | None) -> float | None:
 
 @torch.no_grad()
 def quieten(model: Any) -> Any:
-    """Have proj_out be given the donor's answer times a fixed number, by which the graft is as loud as its host.
+    """Scale the input of proj_out by a fixed number, so that the graft's output is as large as the host's vectors.
 
-    Its weights, and with them what an optimizer's step does to them, stay what they are.
+    Its weights stay as they are, and so does what an optimizer's step does to them.
     """
     with (taps := Taps(model)).listening():
         model(**matching_batch(model))
@@ -233,7 +233,7 @@ def quieten(model: Any) -> Any:
 
 @torch.no_grad()
 def fold(model: Any) -> Any:
-    """Multiply the scale of matched projections into their weights: the same function, but not to an optimizer."""
+    """Multiply the scale of matched projections into their weights: the same function, moved more by an optimizer."""
     for projection in (model.proj_in, model.proj_out):
         projection.weight.mul_(projection.scale)
         projection.scale.fill_(1)
@@ -241,12 +241,12 @@ def fold(model: Any) -> Any:
 
 
 def scale_of(model: Any) -> float:
-    """By what proj_out multiplies what its weights give."""
+    """The scale of proj_out, 1 where it has none."""
     return float(getattr(model.proj_out, "scale", 1.0))
 
 
 def watched_trainer(watch: Watch) -> type[SurgeonTrainer]:
-    """The product's trainer, watched."""
+    """The trainer of `surgeon finetune`, watched."""
 
     class Watched(SurgeonTrainer):
         def __init__(self, **arguments: Any) -> None:
@@ -264,13 +264,13 @@ def watched_trainer(watch: Watch) -> type[SurgeonTrainer]:
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """JSON with lists of numbers in one line each."""
+    """JSON with each list of numbers on one line."""
     lists: list[str] = []
 
     def mark(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: mark(entry) for name, entry in value.items()}
-        if isinstance(value, list) and all(entry is None or isinstance(entry, int | float) for entry in value):
+            return {name: mark(item) for name, item in value.items()}
+        if isinstance(value, list) and all(item is None or isinstance(item, int | float) for item in value):
             lists.append(json.dumps(value))
             return f"@{len(lists) - 1}@"
         return value

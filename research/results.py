@@ -1,90 +1,53 @@
-"""From the folders of studies to the committed evidence, and from that to docs/results.md: `make results`.
+"""Generate the results pages, their figures and the README's block from the committed evidence: `make results`.
 
-    python -m benchmarks.evidence --collect WORK    docs/results/evidence/*.json, of the studies' folders in WORK
-    python -m benchmarks.evidence                   docs/results.md, docs/assets/results-*.svg and the README's block
-    python -m benchmarks.evidence --check           says what of these is not what the evidence gives
+    python -m research.results              write research/results.md, docs/results.md, research/figures and README.md
+    python -m research.results --check      write nothing; fail if one of them is not what the evidence gives
 
-Templates: docs/results/page.md and readme.md; their directives: `benchmarks.evidence_page`. The second and third
-read nothing but docs/results: every table is computed anew by what `surgeon compare` computes its own with.
+Only files in research/ are read: every table is computed again by the code that `surgeon compare` uses.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.evidence_facts import Evidence, load
-from benchmarks.evidence_figures import figures
-from benchmarks.evidence_page import Page
-from benchmarks.evidence_store import RESULTS, collect
 from benchmarks.machine import ROOT, say
-from layer_surgeon.errors import ConfigError, LayerSurgeonError
 from layer_surgeon.study.layout import write_text
-
-PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
-ASSETS = ROOT / "docs" / "assets"
-TEMPLATE, BLOCK = RESULTS / "page.md", RESULTS / "readme.md"
-BEGIN, END = "<!-- result -->", "<!-- /result -->"
-NOTE = "<!-- Made from docs/results/page.md by `make results`: change that, not this. -->\n\n"
+from research.evidence import Evidence, load
+from research.figures import draw_all
+from research.page import FIGURES, render_all
 
 
-def render(evidence: Evidence) -> tuple[dict[Path, str], str]:
-    """The page with its figures, by file; and the README's block.
+def generate(evidence: Evidence) -> dict[Path, str]:
+    """The content of every generated file that is not up to date yet.
 
     Raises:
-        ConfigError: A template asks for what is not there.
+        ConfigError: A template asks for something that is not there.
     """
-    drawn = figures(evidence)
-    texts = {name: text for name, (_, text) in drawn.items()}
-    page = Page(evidence=evidence, figures=texts, assets="assets").render(TEMPLATE.read_text(encoding="utf-8"))
-    block = Page(evidence=evidence, figures=texts, assets="docs/assets").render(BLOCK.read_text(encoding="utf-8"))
-    files = {ASSETS / f"results-{name}.svg": svg for name, (svg, _) in drawn.items()}
-    return {**files, PAGE: NOTE + page}, block
+    figures = draw_all(evidence)
+    pages = render_all(evidence, {name: figure.text for name, figure in figures.items()})
+    stale = {path: text for path, text in pages.items() if _text(path) != text}
+    for name, figure in figures.items():
+        path = FIGURES / f"{name}.svg"
+        if figure.stamp not in _text(path):
+            stale[path] = figure.svg()
+    return stale
 
 
-def put_block(readme: str, block: str) -> str:
-    """The README with the block between its marks.
-
-    Raises:
-        ConfigError: They are not there.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(f"README.md has no {BEGIN} with {END} behind it: there the sentence and the plot go.")
-    return f"{before}{begin}\n{block}{end}{after}"
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--collect", type=Path, metavar="WORK", help="take up what is finished in these folders")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where a file is not what it should be"
-    )
-    given = parser.parse_args()
-    try:
-        if given.collect is not None:
-            for line in collect(given.collect):
-                say(line)
-            return 0
-        files, block = render(load())
-        stale = update(files, write=not given.check)
-        stale += update({README: put_block(README.read_text(encoding="utf-8"), block)}, write=not given.check)
-    except LayerSurgeonError as error:
-        say(str(error))
-        return 1
-    return 1 if given.check and stale else 0
-
-
-def update(files: Mapping[Path, str], *, write: bool) -> list[Path]:
-    """Those files that are not yet what they should be; now they are, if they may be written."""
-    stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    for path in stale:
-        say(f"{path.relative_to(ROOT)} {'is written' if write else 'is not what the evidence gives'}")
-        if write:
-            write_text(path, files[path])
-    return stale
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
+    check = parser.parse_args().check
+    stale = generate(load())
+    for path, text in stale.items():
+        say(f"{path.relative_to(ROOT)} {'is out of date' if check else 'is written'}")
+        if not check:
+            write_text(path, text)
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

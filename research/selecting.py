@@ -1,18 +1,17 @@
-"""`surgeon select` against the full sweep: how good is its choice, at what share of the cost?
+"""Compare `surgeon select` with the full sweep: how good is its choice, at what share of the cost?
 
-    python -m benchmarks.selecting --data DATA --work WORK   sweeps, then selections; goes on where it stopped
-    python -m benchmarks.selecting --work WORK --check       a training as the command does it, and the one there
-    python -m benchmarks.selecting --work WORK --measure     docs/results/select.json from what is there
-    python -m benchmarks.selecting --draw                    the pictures of docs/select.md from that file
+    python -m research.selecting --data DATA --work WORK   sweeps, then selections; continues where it stopped
+    python -m research.selecting --work WORK --check       one training in a process of its own, and in the sweep
+    python -m research.selecting --work WORK --measure     research/measured/select.json from what is there
 
 DATA holds the folders sst2 and tweet_offensive, each with train.csv, validation.csv and test.csv (text, label), of
 which 600, 400 and 1,000 rows are taken, stratified. Host: all-MiniLM-L6-v2; donor: each of the 18 layers of
-Gemma-3-270M; both from the demo extra. Fixed before any sweep was run: the data, the settings in `select_plan`, 3 seeds
-for the sweeps, and that a selection has seeds of its own, so that it knows nothing of the sweep that it is measured by.
+Gemma-3-270M; both from the demo extra. Fixed before any sweep was run: the data, the settings in `selecting_facts`,
+three seeds for the sweeps, and that a selection has seeds of its own: it knows nothing about the sweep that judges it.
 
-The host is frozen and without dropout, so that what it says of a text is always the same, and is computed once; all
-trainings run in one process. That makes hundreds of trainings affordable on a core, and should change no number beyond
-rounding: `--check` shows it for one.
+The host is frozen and has no dropout: its vectors for a text never change, and are computed once. All trainings run in
+one process. That makes hundreds of trainings affordable on a core, and should change no number beyond rounding, which
+`--check` shows for one training.
 """
 
 import argparse
@@ -32,8 +31,6 @@ import torch
 from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.selecting_facts import draw, measure
-from benchmarks.selecting_plan import DATA, HOST, ROWS, SEEDS, SELECTIONS, plan
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
@@ -44,12 +41,13 @@ from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.select import select_arm
+from research.selecting_facts import DATA, HOST, ROWS, SEEDS, SELECTIONS, measure, plan
 
-RESULTS = Path("docs/results/select.json")
+RESULTS = MEASURED / "select.json"
 
 
 def prepare(data: Path, work: Path) -> None:
-    """The rows, and the host without dropout."""
+    """Write the chosen rows, and the host without dropout."""
     for name in DATA:
         for part, wanted in ROWS.items():
             target = work / "data" / name / f"{part}.csv"
@@ -69,7 +67,7 @@ def prepare(data: Path, work: Path) -> None:
 
 
 def take(rows: Sequence[tuple[str, str]], wanted: int) -> list[tuple[str, str]]:
-    """Some of the rows, with the shares of the classes as they were."""
+    """Draw rows, with the shares of the classes unchanged."""
     by_label = defaultdict(list)
     for row in rows:
         by_label[row[1]].append(row)
@@ -86,7 +84,7 @@ def take(rows: Sequence[tuple[str, str]], wanted: int) -> list[tuple[str, str]]:
 def run_here(
     cells: Sequence[Cell], folder: StudyFolder, workers: int, notice: Callable[[str], None] | None = None
 ) -> Iterator[tuple[Cell, str | None]]:
-    """All in this process; in place of `run_local`."""
+    """Run all trainings in this process, in place of `run_local`."""
     for cell in cells:
         began, cpu = time.monotonic(), time.process_time()
         run_cell(cell, folder)
@@ -95,7 +93,7 @@ def run_here(
 
 
 def remember_hosts() -> None:
-    """Have a frozen host without dropout compute what it says of a text once."""
+    """Make a frozen host without dropout compute the vectors of a text only once."""
     plain = BertModel.forward
     known: dict[bytes, torch.Tensor] = {}
 
@@ -118,12 +116,12 @@ def remember_hosts() -> None:
 
 
 def sweep(work: Path, data: str) -> None:
-    """The full sweep."""
+    """Run the full sweep."""
     run_study(plan(work, data, SEEDS), work / f"sweep-{data}")
 
 
 def select(work: Path, data: str, number: int) -> None:
-    """One selection, with seeds of its own, in a folder of its own; only data and layers are the sweep's."""
+    """Run one selection with its own seeds and folder; it shares only data and layers with the sweep."""
     seeds = [1000 * (number + 1) + offset for offset in range(len(SEEDS))]
     folder, shared = work / f"select-{data}-{number}", work / f"sweep-{data}"
     prepare_study(plan(work, data, SEEDS), StudyFolder(root=shared), NullProgress())
@@ -133,7 +131,7 @@ def select(work: Path, data: str, number: int) -> None:
 
 
 def borrow(folder: Path, shared: Path) -> None:
-    """Have a study's folder use the data and layers of another."""
+    """Let a study's folder use the data and layers of another."""
     folder.mkdir(exist_ok=True)
     for name in ("data", "layers"):
         if not (folder / name).exists():
@@ -141,45 +139,42 @@ def borrow(folder: Path, shared: Path) -> None:
 
 
 def check(work: Path, data: str) -> None:
-    """Train one cell as the command does it, in a process of its own whose host remembers nothing."""
+    """Train one cell as `surgeon compare` does, in a process of its own, and print it with that of the sweep."""
     folder, shared = work / "check", StudyFolder(root=work / f"sweep-{data}")
     borrow(folder, shared.root)
     cell = next(cell for cell in plan(work, data, SEEDS).cells() if cell.arm.donor is not None)
     reason = run_process(cell, StudyFolder(root=folder), threads=1)
     if reason is not None:
         raise SystemExit(reason)
-    for place in (StudyFolder(root=folder), shared):
-        found = read_json(place.result(cell.id))
-        print(found["id"], found["tests"][data]["scores"], found["validation"]["scores"], found["seconds"])
+    for study in (StudyFolder(root=folder), shared):
+        result = read_json(study.result(cell.id))
+        print(result["id"], result["tests"][data]["scores"], result["validation"]["scores"], result["seconds"])
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--only", choices=("sweeps", "selections"))
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--draw", action="store_true")
-    given = parser.parse_args()
-    if given.check:
-        check(given.work, DATA[0])
-    if given.measure:
-        write_json(RESULTS, measure(given.work))
-    if given.draw:
-        draw(read_json(RESULTS))
-    if given.data is None:
+    arguments = parser.parse_args()
+    if arguments.check:
+        check(arguments.work, DATA[0])
+    if arguments.measure:
+        write_json(RESULTS, measure(arguments.work))
+    if arguments.data is None:
         return
-    prepare(given.data, given.work)
+    prepare(arguments.data, arguments.work)
     remember_hosts()
     torch.set_num_threads(1)
     with mock.patch.object(compare, "run_local", run_here):
-        for data in DATA if given.only != "selections" else ():
-            sweep(given.work, data)
-        for number in range(SELECTIONS) if given.only != "sweeps" else ():
+        for data in DATA if arguments.only != "selections" else ():
+            sweep(arguments.work, data)
+        for number in range(SELECTIONS) if arguments.only != "sweeps" else ():
             for data in DATA:
-                select(given.work, data, number)
+                select(arguments.work, data, number)
 
 
 if __name__ == "__main__":

@@ -1,181 +1,111 @@
-"""Numbers and tables of the page, as text. Every number is rounded here, and nowhere else."""
+"""The tables of the pages, in Markdown."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.evidence_facts import Evidence, Gap, Study
 from benchmarks.machine import table
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.report_text import say_count
-from layer_surgeon.study.report_types import Row
-from layer_surgeon.study.verdict import say_p
-
-# Behind it, a number that lies between two prints is rounded up: versions of numpy differ in the last bits of a mean.
-_TIE = 1e-9
+from research.evidence import Evidence, Gap, Study
+from research.numbers import bare_p, count, fixed, interval_points, p_value, percent, points, three_digits
 
 
-def fixed(value: float, digits: int = 1, *, sign: bool = False) -> str:
-    """A number with so many digits; nought has no sign."""
-    text = f"{value + math.copysign(_TIE, value):{'+' if sign else ''}.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text
-
-
-def three_digits(value: float) -> str:
-    """A number with three digits that count: `0.0653`, `1,620`."""
-    text = f"{value:.3g}"
-    return f"{float(text):,.0f}" if abs(float(text)) >= 1000 else text
-
-
-def per_cent(value: float) -> str:
-    """A share: `84.5`."""
-    return fixed(100 * value)
-
-
-def points(value: float) -> str:
-    """A difference: `+1.2`."""
-    return fixed(100 * value, sign=True)
-
-
-def say_interval(gap: Gap) -> str:
-    """`-6.0 to -2.2`, or that there is none."""
-    return "one run" if gap.interval is None else " to ".join(points(end) for end in gap.interval)
-
-
-def say_chance(p: float | None) -> str:
-    """`p = 0.003`."""
-    if p is None:
-        return "no test"
-    text = say_p(p)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
-
-
-def say_gap(gap: Gap) -> str:
-    """`-4.1 points (-6.0 to -2.2; p = 0.003)`."""
-    return f"{points(gap.mean)} points ({say_interval(gap)}; {say_chance(gap.p)})"
-
-
-def say_seeds(study: Study, data: str | None = None) -> str:
+def seeds_text(study: Study, data: str | None = None) -> str:
     """`3 of 5 seeds`: of a data set, or of the one that has fewest."""
     done = len(study.seeds[data]) if data is not None else min(map(len, study.seeds.values()))
     planned = len(study.plan.seeds)
     return f"{planned} seeds" if done == planned else f"{done} of {planned} seeds"
 
 
-def _mean(row: Row) -> str:
-    return per_cent(row.mean) if row.deviation is None else f"{per_cent(row.mean)} ± {per_cent(row.deviation)}"
+def _mean(row: Mapping[str, Any]) -> str:
+    deviation = "" if row["deviation"] is None else f" ± {percent(row['deviation'])}"
+    return f"{percent(row['mean'])}{deviation}"
+
+
+def _size(gap: Gap) -> str:
+    size = f"**{points(gap.mean)}**" if gap.significant else points(gap.mean)
+    return f"{size} ({interval_points(gap.interval)})"
 
 
 def _cells(gap: Gap | None) -> tuple[str, str]:
-    if gap is None:
-        return "", ""
-    size = f"**{points(gap.mean)}**" if gap.significant else points(gap.mean)
-    return f"{size} ({say_interval(gap)})", "" if gap.p is None else say_p(gap.p)
+    return ("", "") if gap is None else (_size(gap), "" if gap.p is None else bare_p(gap.p))
 
 
 def scores_table(study: Study, data: str, test: str) -> str:
-    """All arms on a test set, beside the host and the arm that the study is about."""
-    found = study.table(data, test)
-    gaps = {(entry.arm, entry.against) for entry in found.comparisons}
+    """All arms on a test set, compared with the host and with the arm that the study is about."""
+    content, gaps = study.table(data, test), study.gaps(data, test)
     reference, focus = study.plan.reference, study.plan.focus
-
-    def gap(arm: str | None, against: str) -> Gap | None:
-        known = (arm, against) in gaps or (against, arm) in gaps
-        return study.gap(data, test, arm, against) if arm is not None and known else None
-
     head = ["arm", "accuracy, %", "trained", f"minus {reference}, points", "p"]
-    focused = focus is not None and any(against != reference for _, against in gaps)
+    has_focus = any(reference not in pair for pair in gaps)
+    if has_focus:
+        head += [f"{focus} minus it, points", "p"]
     rows = []
-    for row in found.rows:
-        trained = "" if row.trained is None else say_count(row.trained)
-        line = [f"`{row.arm}`", _mean(row), trained, *_cells(gap(row.arm, reference))]
-        if focused:
-            line += _cells(gap(focus, row.arm) if row.arm not in (reference, focus) else None)
-        rows.append(line)
-    where = f"{found.examples:,} of {test}" if test == data else f"{found.examples:,} of {test} (another data set)"
-    said = (
-        f"Trained on {found.rows[0].train_examples:,} examples of {data}, tested on {where}; {say_seeds(study, data)}:"
-    )
-    return f"{said}\n\n{table([*head, f'{focus} minus it, points', 'p'] if focused else head, rows)}"
+    for row in content["rows"]:
+        arm = row["arm"]
+        trained = count(study.arms[arm]["parameters"]["trained"])
+        line = [f"`{arm}`", _mean(row), trained, *_cells(gaps.get((arm, reference)))]
+        rows.append([*line, *_cells(gaps.get((focus, arm)) if arm != reference else None)] if has_focus else line)
+    tested = f"{content['examples']:,} of {test}{'' if test == data else ' (another data set)'}"
+    trained_on = f"{content['rows'][0]['train_examples']:,} examples of {data}"
+    return f"Trained on {trained_on}, tested on {tested}; {seeds_text(study, data)}:\n\n{table(head, rows)}"
 
 
 def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
-    """The layers of a sweep, beside the host; with how loud each is, by arm, where that is known."""
-    sweep = study.sweep()
-    rows = (
-        [] if sweep.reference is None else [["none (host)", *([""] if gains else []), _mean(sweep.reference), "", ""]]
-    )
-    for point in sweep.points:
-        spread = "" if point.deviation is None else f" ± {per_cent(point.deviation)}"
-        gap = study.gap(sweep.data, sweep.test, point.arm, study.plan.reference)
-        gain = [three_digits(gains[point.arm])] if gains else []
-        rows.append([point.label, *gain, f"{per_cent(point.mean)}{spread}", *_cells(gap)])
+    """The layers of a sweep and the host; with how many times its input each layer adds, where that is known."""
+    sweep, gaps = study.sweep, study.gaps(study.sweep.data, study.sweep.data)
     head = ["layer", *(["adds, times its input"] if gains else []), "accuracy, %", "minus host, points", "p"]
-    axis = sweep.axis.replace("packaged-", "")
-    return f"{axis[0].upper()}{axis[1:]}; {say_seeds(study)}:\n\n{table(head, rows)}"
+    rows = [["none (host)", *([""] if gains else []), _mean(sweep.host), "", ""]]
+    for arm, label in sweep.labels.items():
+        gain = [three_digits(gains[arm])] if gains else []
+        rows.append([label, *gain, _mean(sweep.rows[arm]), *_cells(gaps[arm, study.plan.reference])])
+    return f"Layer of {sweep.donor} (from 0); {seeds_text(study)}:\n\n{table(head, rows)}"
 
 
 def shift_table(study: Study, arm: str, against: str) -> str:
-    """Differences of two arms: trained on (rows), tested on (columns)."""
-    tests = list(dict.fromkeys(found.test for found in study.tables))
-    tests.sort(key=[entry.name for entry in study.plan.data].index)
+    """Differences of two arms, by training set (rows) and test set (columns)."""
+    names = [spec.name for spec in study.plan.data]
     rows = []
-    for data in study.seeds:
-        line = [data]
-        for test in tests:
-            gap = study.gap(data, test, arm, against)
-            size, chance = _cells(gap)
-            line.append(f"{size}, p {chance}" if chance.startswith("<") else f"{size}, p = {chance}")
-        rows.append(line)
-    said = (
-        f"{arm} minus {against} in points, by what was trained on (rows) and tested on (columns); {say_seeds(study)}:"
-    )
-    return f"{said}\n\n{table(['trained on', *tests], rows)}"
+    for data in names:
+        gaps = [study.gap(data, test, arm, against) for test in names]
+        rows.append([data, *(f"{_size(gap)}, {p_value(gap.p)}" for gap in gaps)])
+    head = f"{arm} minus {against} in points, by training set (rows) and test set (columns); {seeds_text(study)}:"
+    return f"{head}\n\n{table(['trained on', *names], rows)}"
 
 
 def domains_table(study: Study) -> str:
-    """Every arm against the host: on its own test sets, on those of other domains, and the second minus the first."""
-    rows = []
-    for arm, gaps in study.domains().items():
-        line = [f"`{arm}`"]
-        for gap in gaps:
-            line += _cells(gap)
-        rows.append(line)
+    """Every arm against the host: on its own domain, on the others, and the second minus the first."""
+    rows = [
+        [f"`{arm}`", *(cell for gap in gaps.values() for cell in _cells(gap))] for arm, gaps in study.domains.items()
+    ]
     head = ["minus host, points", "own domain", "p", "other domains", "p", "other minus own", "p"]
-    return f"Means over the test sets; {say_seeds(study)}:\n\n{table(head, rows)}"
+    return f"Means over the test sets; {seeds_text(study)}:\n\n{table(head, rows)}"
 
 
-def ahead_table(evidence: Evidence) -> str:
+def gains_table(evidence: Evidence) -> str:
     """Every arm of every study that is above its host with p below 0.05, on any test set."""
     rows = [
-        [study.name, found.data, found.test, f"`{row.arm}`", *_cells(gap)]
+        [study.name, data, test, f"`{gap.arm}`", *_cells(gap)]
         for study in evidence.studies.values()
-        for found in study.tables
-        for row in found.rows
-        if row.arm != study.plan.reference
-        and (gap := study.gap(found.data, found.test, row.arm, study.plan.reference)).significant
-        and gap.mean > 0
+        for data, test in study.tables
+        for gap in study.gaps(data, test).values()
+        if gap.against == study.plan.reference and gap.significant and gap.mean > 0
     ]
     head = ["study", "trained on", "tested on", "arm", "minus host, points", "p"]
     return table(head, rows, left=4) if rows else "None."
 
 
 def selection_table(evidence: Evidence, name: str, sweep_name: str) -> str:
-    """What a selection chose, and where that stands in the sweep."""
+    """The layer that a selection chose, and its rank in the sweep."""
     if name not in evidence.selections:
         raise ConfigError(f"There is no selection {name}. There are: {', '.join(evidence.selections) or 'none'}.")
-    chosen = evidence.selections[name]["selection"]
-    sweep = evidence.study(sweep_name).sweep()
-    means = {point.label: point.mean for point in sweep.points}
+    chosen, means = evidence.selections[name], evidence.study(sweep_name).sweep.means
     label = "+".join(map(str, chosen["layers"]))
     if label not in means:
         raise ConfigError(f"{name} chose layer {label}, which {sweep_name} does not have: {', '.join(means)}.")
-    order = sorted(means, key=lambda key: means[key], reverse=True)
-    lost = max(means.values()) - means[label]
-    head = ["chosen layer", "in the sweep, %", "place", "behind the best, points", "share of the sweep's examples"]
-    place = f"{order.index(label) + 1} of {len(order)}"
-    line = [label, per_cent(means[label]), place, fixed(100 * lost), f"{fixed(100 * chosen['cost'], 0)} %"]
-    return table(head, [line])
+    ranking = sorted(means, key=means.__getitem__, reverse=True)
+    lag = max(means.values()) - means[label]
+    head = ["chosen layer", "in the sweep, %", "rank", "behind the best, points", "share of the sweep's examples"]
+    rank = f"{ranking.index(label) + 1} of {len(ranking)}"
+    return table(head, [[label, percent(means[label]), rank, fixed(100 * lag), f"{fixed(100 * chosen['cost'], 0)} %"]])
 
 
 def studies_table(evidence: Evidence) -> str:
@@ -183,35 +113,35 @@ def studies_table(evidence: Evidence) -> str:
     rows = []
     for name, plan in evidence.plans.items():
         study = evidence.studies.get(name)
-        planned = len(plan.cells())
-        done = 0 if study is None else len(study.cells)
-        file = "" if study is None else f"[JSON](results/evidence/{name}.json)"
-        seeds = "0" if study is None else str(min(map(len, study.seeds.values())))
-        rows.append([f"[{name}](results/plans/{name}.yaml)", plan.title, seeds, f"{done} of {planned}", file])
-    return table(["study", "what", "whole seeds", "trainings", "evidence"], rows, left=2)
+        rows.append(
+            [
+                f"[{name}](plans/{name}.yaml)",
+                plan.title,
+                "0" if study is None else str(min(map(len, study.seeds.values()))),
+                f"{0 if study is None else len(study.cells)} of {len(plan.cells())}",
+                "" if study is None else f"[JSON](evidence/{name}.json)",
+            ]
+        )
+    return table(["study", "title", "whole seeds", "trainings", "evidence"], rows, left=2)
 
 
 def missing_list(evidence: Evidence) -> str:
     """What was planned and is not done."""
     lines = []
     for name, plan in evidence.plans.items():
-        study = evidence.studies.get(name)
-        planned = {cell.id for cell in plan.cells()}
-        there = set() if study is None else planned & {cell["id"] for cell in study.cells}
-        if not there:
-            lines.append(f"- `{name}` ({plan.title}): not run; {len(planned)} trainings.")
-        elif len(there) < len(planned) and study is not None:
-            used = sum(cell.id in there and cell.seed in study.seeds[cell.data] for cell in plan.cells())
-            rest = f", {len(there) - used} of them of seeds that not all arms have, and not in the tables"
-            lines.append(
-                f"- `{name}` ({plan.title}): {say_seeds(study)}; {len(there)} of {len(planned)} trainings"
-                f"{rest if used < len(there) else ''}."
-            )
+        study, planned = evidence.studies.get(name), len(plan.cells())
+        if study is None:
+            lines.append(f"- `{name}` ({plan.title}): not run; {planned} trainings.")
+        elif len(study.cells) < planned:
+            unused = sum(cell["seed"] not in study.seeds[cell["data"]] for cell in study.cells)
+            note = f", {unused} of them with seeds that some arms lack, and not in the tables" if unused else ""
+            done = f"{len(study.cells)} of {planned} trainings"
+            lines.append(f"- `{name}` ({plan.title}): {seeds_text(study)}; {done}{note}.")
     return "\n".join(lines) or "Nothing: every planned training was run."
 
 
 def loudness_table(content: Mapping[str, Any]) -> str:
-    """How large the vectors are before training, by donor and arm."""
+    """The size of the vectors before training, by donor and arm."""
     names = {
         "rms_host": "host's vector",
         "rms_inside": "into the layer",
@@ -228,7 +158,7 @@ def loudness_table(content: Mapping[str, Any]) -> str:
 
 
 def efficiency_table(content: Mapping[str, Any]) -> str:
-    """What each arm costs, as `benchmarks.efficiency` measured it."""
+    """The cost of each arm, as `research.efficiency` measured it."""
     rows = []
     for row in content["rows"]:
         low, high = row["step_ratio_100_range"]
@@ -236,8 +166,8 @@ def efficiency_table(content: Mapping[str, Any]) -> str:
         rows.append(
             [
                 f"`{row['arm']}`, {row['host']}, {row['donor']}",
-                say_count(row["parameters_trained"]),
-                say_count(row["parameters_total"]),
+                count(row["parameters_trained"]),
+                count(row["parameters_total"]),
                 fixed(row["macs"] / 1e9),
                 fixed(row["macs_training"] / 1e9),
                 f"{fixed(row['step_seconds_100'], 2)} s",
