@@ -41,6 +41,7 @@ from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.select import select_arm
+from research.evidence import MEASURED
 from research.selecting_facts import DATA, HOST, ROWS, SEEDS, SELECTIONS, measure, plan
 
 RESULTS = MEASURED / "select.json"
