@@ -9,7 +9,15 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PATTERNS = ("results.md", "plan.md", "loudness.md", "figures/*.svg", "plans/*.yaml", "evidence/*.json", "measured/*.json")
+PATTERNS = (
+    "results.md",
+    "plan.md",
+    "loudness.md",
+    "figures/*.svg",
+    "plans/*.yaml",
+    "evidence/*.json",
+    "measured/*.json",
+)
 
 
 def on_files(files, config):

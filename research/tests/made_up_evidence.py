@@ -1,14 +1,13 @@
-"""Made-up studies of the plan, and a desk on which their evidence is collected and put into words."""
+"""Made-up studies of the plan, and a desk on which their evidence is collected and rendered."""
 
 import random
 
 import yaml
 
-from benchmarks.evidence_facts import load
-from benchmarks.evidence_figures import figures
-from benchmarks.evidence_page import Page
-from benchmarks.evidence_store import collect, plans
 from layer_surgeon.study.layout import StudyFolder, write_json
+from research.collect import collect
+from research.evidence import load, load_plans
+from research.page import README, render
 
 DATA = {
     "sst2": {"name": "sst2", "train": "a.csv", "test": "b.csv"},
@@ -82,18 +81,16 @@ class Desk:
     def train(self, name, keep=lambda cell: True):
         folder = StudyFolder(root=self.work / name)
         folder.root.mkdir(exist_ok=True)
-        for cell in plans(self.plans)[name].cells():
+        for cell in load_plans(self.plans)[name].cells():
             if keep(cell):
                 write_json(folder.result(cell.id), made_up(cell))
         return folder
 
     def collect(self):
-        return collect(self.work, self.evidence, plans(self.plans))
+        return collect(self.work, self.evidence, load_plans(self.plans))
 
     def load(self):
         return load(self.evidence, planned=self.plans, measured=self.results)
 
     def render(self, template):
-        evidence = self.load()
-        texts = {name: text for name, (_, text) in figures(evidence).items()}
-        return Page(evidence=evidence, figures=texts, assets="assets").render(template).strip()
+        return render(template, README, self.load(), {"little": "text"}).strip()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import BertModel
 
-from benchmarks import efficiency
 from layer_surgeon.graft.profile import profile_graft
 from layer_surgeon.study.layout import StudyFolder
+from research import efficiency
 from tests.support.classification import bert_config
 from tests.support.tiny_models import save_quietly, tiny_llama
 

@@ -1,4 +1,4 @@
-"""The numbers of benchmarks.loudness at tiny sizes: they are those that one computes by hand."""
+"""The numbers of research.loudness at tiny sizes are those computed by hand."""
 
 import copy
 import json
@@ -9,11 +9,16 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.loudness import build, make_plan, train
-from benchmarks.loudness_layers import measure_sweep
-from benchmarks.loudness_picture import draw
-from benchmarks.loudness_start import measure_model, measure_start, own_scale
-from benchmarks.loudness_watch import (
+from layer_surgeon.graft.matching import matching_batch
+from layer_surgeon.progress import NullProgress
+from layer_surgeon.study.cells import run_cell
+from layer_surgeon.study.layout import StudyFolder, read_json
+from layer_surgeon.study.models import build_model
+from layer_surgeon.study.prepare import prepare_study
+from research.figures import PANELS, draw_loudness
+from research.loudness import build, make_plan, train
+from research.loudness_start import measure_model, measure_start, measure_sweep, own_scale
+from research.loudness_watch import (
     Taps,
     Watch,
     as_text,
@@ -22,12 +27,6 @@ from benchmarks.loudness_watch import (
     rms,
     rounded,
 )
-from layer_surgeon.graft.matching import matching_batch
-from layer_surgeon.progress import NullProgress
-from layer_surgeon.study.cells import run_cell
-from layer_surgeon.study.layout import StudyFolder, read_json
-from layer_surgeon.study.models import build_model
-from layer_surgeon.study.prepare import prepare_study
 from tests.support.studies import tiny_parts, tiny_plan
 
 ARMS = ("host", "graft", "gated", "wide-head")
@@ -73,7 +72,7 @@ def watched(study):
     watches = {}
     for name in ARMS:
         watch, cell = Kept(), cells[name]
-        with mock.patch("benchmarks.loudness.Watch", lambda watch=watch: watch):
+        with mock.patch("research.loudness.Watch", lambda watch=watch: watch):
             train(cell, folder, folder.root / "series" / f"{name}.json")
         watches[name] = watch
     return watches
@@ -233,11 +232,11 @@ def test_a_folded_graft_says_the_same_and_is_moved_otherwise(study):
 
 def test_the_picture_is_the_same_each_time(watched):
     document = {"training": {name: {"series": watch.rounded()} for name, watch in watched.items()}}
-    picture = draw(document)
-    assert picture == draw(json.loads(json.dumps(document)))
-    root = ElementTree.fromstring(picture)
-    assert len(root.findall("{http://www.w3.org/2000/svg}svg")) == 8
-    assert all(arm in picture for arm in ARMS)
+    figure = draw_loudness(document)
+    assert figure.stamp == draw_loudness(json.loads(json.dumps(document))).stamp
+    picture = figure.svg()
+    assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+    assert all(f">{name}<" in picture for name in (*ARMS, *PANELS))
 
 
 def test_the_plan_is_that_of_the_study(tmp_path):

@@ -1,24 +1,23 @@
-"""docs/results.md says what the evidence says: the committed page, figures and README against the committed JSON."""
+"""The committed pages, figures and README are what the committed evidence gives."""
 
 import re
 import shlex
 
 import pytest
 import yaml
+from jinja2 import meta
 from typer.testing import CliRunner
 
-from benchmarks import evidence as command
-from benchmarks import loudness
-from benchmarks.evidence_facts import load
-from benchmarks.evidence_figures import FIGURES
-from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, unpack
-from layer_surgeon.study.layout import read_json
 from layer_surgeon_cli import compare
 from layer_surgeon_cli.main import app
+from research import page, results
+from research.evidence import EVIDENCE, PLANS, RESEARCH, load, unpack
+from research.figures import draw_all
 
 # Settings, which no study measures.
 SETTINGS = ("95 %", "10 %", "p < 0.05")
-_TAG = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+TEMPLATES = sorted(page.TEMPLATES.glob("*.jinja"))
+_TAG = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 _RESULT = re.compile(
     r"[-+\d.,]*\d\s*(?:%|(?:percentage )?points?\b|per ?cent)|\bp\s*[=<>]\s*[\d.]|\brho\s*=|±\s*\d|[FRt]\(\d"
@@ -39,35 +38,39 @@ def evidence():
 
 
 @pytest.fixture(scope="module")
-def made(evidence):
-    return command.render(evidence)
+def figures(evidence):
+    return draw_all(evidence)
 
 
-def test_the_page_and_its_figures_are_what_the_evidence_gives(made):
-    files, _ = made
-    assert command.PAGE in files
-    for path, text in files.items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make results`"
+def test_the_pages_and_figures_are_what_the_evidence_gives(evidence):
+    assert not results.generate(evidence), "run `make results`"
 
 
-def test_no_figure_is_left_over(made):
-    files, _ = made
-    for name in FIGURES:
-        path = command.ASSETS / f"results-{name}.svg"
-        assert path.is_file() == (path in files), path
+def test_every_figure_is_shown_and_none_is_left_over(figures):
+    assert {path.stem for path in page.FIGURES.glob("*")} == set(figures)
+    shown = (page.PAGES["results.md.jinja"].read_text(), (page.ROOT / "docs" / "select.md").read_text())
+    assert set(re.findall(r"figures/([\w-]+)\.svg", " ".join(shown))) == set(figures)
 
 
-def test_the_trainings_that_were_watched_are_drawn_as_they_went():
-    picture = loudness.draw(read_json(RESULTS / "loudness.json"))
-    assert (command.ASSETS / "results-loudness.svg").read_text(encoding="utf-8") == picture, "run `make results`"
+def test_a_figure_of_other_numbers_is_out_of_date(evidence, monkeypatch, tmp_path):
+    for path in page.FIGURES.glob("*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(results, "FIGURES", tmp_path)
+    assert not results.generate(evidence)
+    changed = tmp_path / "why.svg"
+    changed.write_text(changed.read_text().replace("<desc id=", "<desc id=x"))
+    assert list(results.generate(evidence)) == [changed]
 
 
-def test_the_readme_says_what_the_evidence_gives(made):
-    readme = command.README.read_text(encoding="utf-8")
-    assert command.put_block(readme, made[1]) == readme, "run `make results`"
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_templates_use_known_names_even_where_nothing_is_shown(template, evidence, figures):
+    env = page.environment()
+    names = meta.find_undeclared_variables(env.parse(template.read_text(encoding="utf-8")))
+    texts = {name: figure.text for name, figure in figures.items()}
+    assert names <= page.vocabulary(page.README, evidence, texts).keys() | env.globals.keys()
 
 
-@pytest.mark.parametrize("template", [command.TEMPLATE, command.BLOCK], ids=lambda path: path.name)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_no_number_of_the_prose_is_typed_by_hand(template):
     assert bare_results(template.read_text(encoding="utf-8")) == []
 
@@ -91,7 +94,7 @@ def test_a_number_that_is_typed_by_hand_is_found(prose):
 
 def test_every_study_of_the_plan_has_a_file_and_every_file_is_in_the_plan():
     rows = re.findall(
-        r"^\| ((?:[a-z]\w*-[\w-]+(?:, )?)+) \|", (RESULTS / "plan.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| ((?:[a-z]\w*-[\w-]+(?:, )?)+) \|", (RESEARCH / "plan.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     named = {name for row in rows for name in row.split(", ")}
     files = {path.stem: path for path in PLANS.glob("*.yaml")}
@@ -104,9 +107,9 @@ def test_the_evidence_is_of_planned_studies_as_they_are_planned(evidence):
     assert evidence.studies
     assert set(evidence.studies) <= set(evidence.plans)
     for name, study in evidence.studies.items():
-        assert study.plan == evidence.plans[name]
+        assert study.content["plan"] == evidence.plans[name].as_dict()
         assert (EVIDENCE / f"{name}.json").is_file()
-        assert study.content["command"].startswith(f"surgeon compare --config docs/results/plans/{name}.yaml ")
+        assert study.content["command"].startswith(f"surgeon compare --config research/plans/{name}.yaml ")
         assert study.content["machines"]
         assert study.content["versions"]["layer_surgeon"]
 
@@ -119,8 +122,8 @@ def test_every_accuracy_is_the_share_of_right_examples(evidence):
 
 
 def test_the_row_to_repeat_is_trained_as_it_was(evidence, monkeypatch, tmp_path):
-    said = command.PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
-    (line,) = re.findall(r"^surgeon (compare --host .*)$", said, re.MULTILINE)
+    text = page.PAGES["results.md.jinja"].read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^surgeon (compare --host .*)$", text, re.MULTILINE)
     plans = []
     monkeypatch.setattr(compare, "run_plan", lambda plan, *_, **__: plans.append(plan) or {})
     monkeypatch.chdir(tmp_path)
