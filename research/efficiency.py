@@ -51,7 +51,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import ROOT, heading, machine, save, say, table, versions
+from benchmarks.machine import ROOT, heading, machine, save, say, versions
 from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import quiet
 from layer_surgeon.graft.flops import count_macs, count_training_macs, shapes_only, training_loss
@@ -62,6 +62,7 @@ from layer_surgeon.study.hosts import prepare_hosts
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.prepare import prepare_layers
+from research.tables import efficiency_table
 
 HOSTS = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")
 DONORS = ("gemma-3-270m", "qwen2.5-coder-1.5b-instruct")
@@ -233,25 +234,6 @@ def measure_pair(pair: Pair, batch: int, rounds: int, peak: Callable[[Pair, str,
     ]
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table."""
-    header = ("host, donor, arm", "weights", "trained", "GMACs", "disk", "x 32", "x 100", "peak")
-    lines = [
-        (
-            f"{row['host']}, {row['donor']}, {row['arm']}",
-            f"{row['parameters_total'] / 1e6:.2f} M",
-            f"{row['parameters_trained'] / 1e6:.2f} M",
-            f"{row['macs'] / 1e9:.2f}",
-            f"{(row['disk_bytes_trained'] + (row['disk_bytes_donor'] or 0)) / 1e6:.1f} MB",
-            f"{row['step_ratio_32']:.3f}",
-            f"{row['step_ratio_100']:.3f}",
-            f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
-        )
-        for row in rows
-    ]
-    return table(header, lines)
-
-
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -287,7 +269,7 @@ def main() -> None:
     for pair in pairs:
         document["rows"] += measure_pair(pair, arguments.batch, arguments.steps, peak_in_new_process)
         save(arguments.output, document)
-    print(f"batch {arguments.batch}, {arguments.steps} rounds\n\n{show(document['rows'])}")
+    print(f"batch {arguments.batch}, {arguments.steps} rounds\n\n{efficiency_table(document)}")
 
 
 def named(model: str) -> str:

@@ -72,7 +72,7 @@ def measure_model(model: Any, batch: dict[str, Tensor]) -> dict[str, float]:
     if has_donor:
         numbers["gain"] = numbers["rms_added"] / numbers["rms_inside"]
         numbers["own_scale"] = own_scale(model, seen["inside"])
-    proj_out_input = float(seen["given"].abs().sum(dim=-1).mean()) * scale_of(model)
+    proj_out_input = float(seen["proj_out_input"].abs().sum(dim=-1).mean()) * scale_of(model)
     numbers["adam_step_out"] = FinetuneConfig().learning_rate * proj_out_input
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     noise *= hidden.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)

@@ -6,6 +6,7 @@ random number: they show how far the step has moved the model as a function.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,14 +26,14 @@ _PART_OF = {"residual_gate": "gate", "block.0": "proj_in", "block.2": "proj_out"
 _SATURATED = 3.0
 _PROBE = 16
 # Vectors without an RMS of their own: nearly always the same as another one, or described in another way.
-_WITHOUT_RMS = ("head", "gelu", "given")
+_WITHOUT_RMS = ("head", "gelu", "proj_out_input")
 
 
 class Taps:
     """Catches what flows between a model's parts, as float32 [texts, width], while it listens.
 
-    Names: `host` the host's vectors, `inside` proj_in's output, `donor` the donor's, `given` what proj_out is given,
-    `out` its output, `head` what the head is given, `gelu` what its GELU is given, `logits`.
+    Names: `host` the host's vectors, `inside` proj_in's output, `donor` the donor's, `proj_out_input` what proj_out
+    reads, `out` its output, `head` what the head reads, `gelu` what its GELU reads, `logits`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -43,7 +44,7 @@ class Taps:
             self._input("host", block[0])
             for name, module in zip(("inside", "donor", "out"), block, strict=True):
                 self._output(name, module)
-            self._input("given", block[2])
+            self._input("proj_out_input", block[2])
         self._input("head", model.head)
         self._input("gelu", model.head.activation)
         self._output("logits", model.head.out)
@@ -183,7 +184,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._add({f"step_{name}": rms(now[name] - last[name]) for name in ("host", "out", "logits") if name in now})
         if "proj_out" in self._before:
             new, old = self._parts["proj_out"][0].detach(), self._before["proj_out"][0]
-            self._add({"step_out_by_proj_out": rms(last["given"] @ (new - old).T) * scale_of(self.model)})
+            self._add({"step_out_by_proj_out": rms(last["proj_out_input"] @ (new - old).T) * scale_of(self.model)})
         with torch.no_grad(), self._still():
             self._add({"step_logits_by_head": rms(self.model.head(last["head"]) - last["logits"])})
         self._last = now
@@ -265,17 +266,5 @@ def watched_trainer(watch: Watch) -> type[SurgeonTrainer]:
 
 def as_text(document: Mapping[str, Any]) -> str:
     """JSON with each list of numbers on one line."""
-    lists: list[str] = []
-
-    def mark(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: mark(item) for name, item in value.items()}
-        if isinstance(value, list) and all(item is None or isinstance(item, int | float) for item in value):
-            lists.append(json.dumps(value))
-            return f"@{len(lists) - 1}@"
-        return value
-
-    text = json.dumps(mark(document), indent=1, ensure_ascii=False)
-    for index, content in enumerate(lists):
-        text = text.replace(f'"@{index}@"', content, 1)
-    return text + "\n"
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\s*([-+.,\de\snul]*?)\s*\]", lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"

@@ -15,7 +15,7 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
     figure(NAME)                              a figure of `research.figures`
 
 and the values `evidence`, `measured` (the files of research/measured), `gains_table`, `hypotheses_table`,
-`studies_table`, `missing_list`, `efficiency_table`, `loudness_table`, `num_planned`, `hours`, `machines`, `versions`.
+`missing_list`, `efficiency_table`, `loudness_table`, `num_planned`, `hours`, `machines`, `versions`.
 Filters are the functions of `research.numbers`. A name that does not exist is an error.
 """
 
@@ -100,7 +100,6 @@ def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> di
         "selection_table": lambda selection, study: tables.selection_table(evidence, selection, study),
         "gains_table": lambda: tables.gains_table(evidence),
         "hypotheses_table": lambda: hypotheses_table(evidence),
-        "studies_table": lambda: tables.studies_table(evidence),
         "missing_list": lambda: tables.missing_list(evidence),
         "efficiency_table": lambda: tables.efficiency_table(evidence.measured["efficiency"]),
         "loudness_table": lambda: tables.loudness_table(evidence.measured["loudness"]),

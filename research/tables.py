@@ -108,23 +108,6 @@ def selection_table(evidence: Evidence, name: str, sweep_name: str) -> str:
     return table(head, [[label, percent(means[label]), rank, fixed(100 * lag), f"{fixed(100 * chosen['cost'], 0)} %"]])
 
 
-def studies_table(evidence: Evidence) -> str:
-    """Every planned study, and how much of it is done."""
-    rows = []
-    for name, plan in evidence.plans.items():
-        study = evidence.studies.get(name)
-        rows.append(
-            [
-                f"[{name}](plans/{name}.yaml)",
-                plan.title,
-                "0" if study is None else str(min(map(len, study.seeds.values()))),
-                f"{0 if study is None else len(study.cells)} of {len(plan.cells())}",
-                "" if study is None else f"[JSON](evidence/{name}.json)",
-            ]
-        )
-    return table(["study", "title", "whole seeds", "trainings", "evidence"], rows, left=2)
-
-
 def missing_list(evidence: Evidence) -> str:
     """What was planned and is not done."""
     lines = []

@@ -8,6 +8,7 @@ from transformers import BertModel
 from layer_surgeon.graft.profile import profile_graft
 from layer_surgeon.study.layout import StudyFolder
 from research import efficiency
+from research.tables import efficiency_table
 from tests.support.classification import bert_config
 from tests.support.tiny_models import save_quietly, tiny_llama
 
@@ -30,15 +31,15 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(pair):
     pytest.importorskip("peft")
-    found = efficiency.measure_pair(pair, 2, 2, lambda pair, arm, batch: PEAKS[arm])
-    return {row["arm"]: row for row in found}
+    measured = efficiency.measure_pair(pair, 2, 2, lambda pair, arm, batch: PEAKS[arm])
+    return {row["arm"]: row for row in measured}
 
 
 def test_every_arm_has_a_row_with_all_that_is_documented(rows):
     assert tuple(rows) == efficiency.ARMS
-    said = efficiency.__doc__.partition("rows  ")[2]
+    documented = efficiency.__doc__.partition("rows  ")[2]
     for row in rows.values():
-        assert all(name in said for name in row), row
+        assert all(name in documented for name in row), row
     assert {arm: row["peak_memory_bytes"] for arm, row in rows.items()} == PEAKS
 
 
@@ -67,15 +68,15 @@ def test_arms_differ_in_what_they_say_they_do(rows):
 
 
 def test_ratios_are_those_within_a_round():
-    found = efficiency.compare({"host": [1.0, 10.0, 2.0], "graft": [1.5, 11.0, 4.0]}, 32)
-    assert found["graft"] == {"step_seconds_32": 4.0, "step_ratio_32": 1.5, "step_ratio_32_range": [1.1, 2.0]}
-    assert found["host"] == {"step_seconds_32": 2.0, "step_ratio_32": 1.0, "step_ratio_32_range": [1.0, 1.0]}
+    ratios = efficiency.compare({"host": [1.0, 10.0, 2.0], "graft": [1.5, 11.0, 4.0]}, 32)
+    assert ratios["graft"] == {"step_seconds_32": 4.0, "step_ratio_32": 1.5, "step_ratio_32_range": [1.1, 2.0]}
+    assert ratios["host"] == {"step_seconds_32": 2.0, "step_ratio_32": 1.0, "step_ratio_32_range": [1.0, 1.0]}
 
 
 def test_arms_take_turns_in_being_first(pair, monkeypatch):
     taken = []
     monkeypatch.setattr(efficiency, "new_step", lambda model: lambda inputs: taken.append(model))
-    monkeypatch.setattr(efficiency, "new_inputs", lambda *given: {})
+    monkeypatch.setattr(efficiency, "new_inputs", lambda *arguments: {})
     seconds = efficiency.time_steps({"a": "a", "b": "b", "c": "c"}, 2, 32, 2)
     assert "".join(taken) == "abcbcacab"
     assert {arm: len(values) for arm, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
@@ -103,6 +104,6 @@ def test_bare_names_are_of_packages(tmp_path):
 
 
 def test_the_table_has_a_line_for_each_row(rows):
-    lines = efficiency.show(list(rows.values())).splitlines()
+    lines = efficiency_table({"rows": list(rows.values())}).splitlines()
     assert len(lines) == 2 + len(rows)
     assert Path(rows["host"]["host"]).name in lines[2]

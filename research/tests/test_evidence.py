@@ -51,17 +51,21 @@ def test_tables_are_the_products_own(desk):
     plan = load_plans(desk.plans)["a-gemma"]
     summary = summarize(plan, StudyFolder(root=desk.work / "a-gemma"))
     table = next(table for table in summary["tables"] if (table["data"], table["test"]) == ("sst2", "cr"))
-    entry = next(entry for entry in table["comparisons"] if (entry["arm"], entry["against"]) == ("graft", "random"))
-    low, high = (f"{100 * end:+.1f}" for end in entry["crossed"]["interval"])
-    p = "p < 0.001" if entry["p_holm"] < 0.001 else f"p = {entry['p_holm']:.3f}"
+    comparison = next(
+        comparison
+        for comparison in table["comparisons"]
+        if (comparison["arm"], comparison["against"]) == ("graft", "random")
+    )
+    low, high = (f"{100 * end:+.1f}" for end in comparison["crossed"]["interval"])
+    p = "p < 0.001" if comparison["p_holm"] < 0.001 else f"p = {comparison['p_holm']:.3f}"
     assert desk.render("{{ gap('a-gemma', 'sst2', 'cr', 'graft', 'random') }}") == (
-        f"{100 * entry['mean']:+.1f} points ({low} to {high}; {p})"
+        f"{100 * comparison['mean']:+.1f} points ({low} to {high}; {p})"
     )
     row = next(row for row in table["rows"] if row["arm"] == "random")
     lines = desk.render("{{ scores_table('a-gemma', 'sst2', 'cr') }}").splitlines()
     line = next(line for line in lines if line.startswith("| `random`"))
     assert f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}" in line
-    assert f"{100 * entry['mean']:+.1f}" in line
+    assert f"{100 * comparison['mean']:+.1f}" in line
     score = desk.render("{{ row('a-gemma', 'sst2', 'cr', 'random').scores.accuracy | fixed(2) }}")
     assert score == f"{row['mean']:.2f}"
     assert desk.render("{{ mean('a-gemma', 'sst2', 'cr', 'random') }}") == f"{100 * row['mean']:.1f} %"

@@ -165,9 +165,9 @@ def test_watching_changes_nothing(study, watched):
 
 def test_what_is_written(study, watched):
     _, folder = study
-    found = read_json(folder.root / "series" / "graft.json")
-    assert found["series"] == watched["graft"].rounded()
-    assert 0 <= found["test_accuracy"] <= 1
+    measured = read_json(folder.root / "series" / "graft.json")
+    assert measured["series"] == watched["graft"].rounded()
+    assert 0 <= measured["test_accuracy"] <= 1
     text = as_text({"a": {"b": [1.5, None, 2]}, "c": ["text"]})
     assert json.loads(text) == {"a": {"b": [1.5, None, 2]}, "c": ["text"]}
     assert "[1.5, null, 2]" in text
@@ -175,14 +175,16 @@ def test_what_is_written(study, watched):
 
 def test_before_training(study):
     cells, folder = study
-    found = measure_start([cells[name].arm for name in ("host", "graft", "wide-head")], folder, "films", build, seed=1)
-    graft = found["graft"]
+    measured = measure_start(
+        [cells[name].arm for name in ("host", "graft", "wide-head")], folder, "films", build, seed=1
+    )
+    graft = measured["graft"]
     assert graft["gain"] == pytest.approx(graft["rms_added"] / graft["rms_inside"], rel=1e-3)
-    assert "rms_added" not in found["wide-head"]
-    assert found["host"]["rms_host"] == graft["rms_host"]
-    # A layer that begins with a norm hardly hears how loud it is spoken to, and does hear what is said.
+    assert "rms_added" not in measured["wide-head"]
+    assert measured["host"]["rms_host"] == graft["rms_host"]
+    # A layer that begins with a norm hardly reacts to the size of its input, and does react to its direction.
     assert graft["louder"] < graft["nudged"]
-    assert found["wide-head"]["louder"] == pytest.approx(0.01, rel=0.5)
+    assert measured["wide-head"]["louder"] == pytest.approx(0.01, rel=0.5)
 
 
 def test_layers_of_a_sweep_are_measured_with_each_seed(study):
@@ -214,7 +216,7 @@ def test_a_quiet_graft_is_as_loud_as_its_host(study):
     assert rms(taps.seen["out"]) == pytest.approx(rms(taps.seen["host"]), rel=1e-4)
     assert torch.equal(plain.proj_out.weight, quiet.proj_out.weight)
     torch.testing.assert_close(
-        taps.seen["out"], taps.seen["given"] @ quiet.proj_out.weight.detach().T, rtol=1e-4, atol=1e-5
+        taps.seen["out"], taps.seen["proj_out_input"] @ quiet.proj_out.weight.detach().T, rtol=1e-4, atol=1e-5
     )
 
 
@@ -225,8 +227,8 @@ def test_a_folded_graft_says_the_same_and_is_moved_otherwise(study):
     with torch.no_grad():
         matched, folded = (model(**matching_batch(model)).logits for model in models)
     torch.testing.assert_close(matched, folded)
-    found = measure_start([cells[name].arm for name in names], folder, "films", build, seed=1)
-    ratio = found["folded"]["adam_step_out"] / found["matched"]["adam_step_out"]
+    measured = measure_start([cells[name].arm for name in names], folder, "films", build, seed=1)
+    ratio = measured["folded"]["adam_step_out"] / measured["matched"]["adam_step_out"]
     assert ratio == pytest.approx(1 / float(models[0].proj_out.scale), rel=0.01)
 
 

@@ -132,7 +132,7 @@ def test_the_row_to_repeat_is_trained_as_it_was(evidence, monkeypatch, tmp_path)
     planned = evidence.plans["d-domains"]
     arms = {arm.name for arm in plans[0].arms}
     assert arms == {"host", "graft", "random", "wide-head"}
-    mine, theirs = (
+    repeated, committed = (
         {
             (cell.arm.name, cell.seed): (cell.arm, cell.finetune, cell.fraction)
             for cell in plan.cells()
@@ -140,5 +140,5 @@ def test_the_row_to_repeat_is_trained_as_it_was(evidence, monkeypatch, tmp_path)
         }
         for plan in (plans[0], planned)
     )
-    assert mine == {key: value for key, value in theirs.items() if key[0] in arms}
+    assert repeated == {key: value for key, value in committed.items() if key[0] in arms}
     assert plans[0].data[0] == planned.data[0]
