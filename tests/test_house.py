@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import layer_surgeon
 from layer_surgeon import errors
@@ -62,6 +63,11 @@ def test_every_error_is_drawn_and_has_a_builtin_base():
             assert issubclass(error, errors.LayerSurgeonError)
             assert f" {name} " in errors.__doc__ or f" {name}\n" in errors.__doc__
             assert any(base.__module__ == "builtins" for base in error.__mro__[1:-3])
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == layer_surgeon.__version__
 
 
 def test_every_package_is_installed():
