@@ -177,7 +177,8 @@ def _option_type(hint: Any) -> Any:
 
 
 def _help_text(field: "Field[Any]") -> str:
-    text = str(field.metadata.get("help", ""))
+    # Else rich takes [int8] for markup, and leaves it out.
+    text = str(field.metadata.get("help", "")).replace("[", r"\[")
     default = field.default if field.default is not MISSING else None
     if default is None or default is False:
         return text

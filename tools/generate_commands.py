@@ -28,7 +28,7 @@ COMMON = ("workspace", "json_", "quiet", "debug")
 
 def plain(text: str | None) -> str:
     """Help text without the terminal's markup, safe in a table's cell."""
-    return re.sub(r"\[/?[a-z ]*\]", "", text or "").replace("|", "\\|")
+    return re.sub(r"(?<!\\)\[/?[a-z ]*\]", "", text or "").replace("\\[", "[").replace("|", "\\|")
 
 
 def value_of(kind: Any) -> str:
