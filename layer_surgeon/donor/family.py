@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel, __version__
 
+from layer_surgeon._limits import check_config_sizes
 from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 
@@ -21,6 +22,7 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
         ArtifactError: It isn't a config that transformers can read.
         UnsupportedArchitectureError: transformers doesn't know the family, or it is not a decoder.
     """
+    check_config_sizes(donor_config, "the donor", ArtifactError)
     model_type = donor_config.get("model_type")
     if not isinstance(model_type, str):
         raise ArtifactError(

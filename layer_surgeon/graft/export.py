@@ -19,6 +19,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import first_line
@@ -91,6 +92,7 @@ def export_model(
     output: str | os.PathLike[str] | None = None,
     *,
     format: ExportFormat = "onnx",
+    donor: DonorInput = None,
     revision: str | None = None,
     token: str | bool | None = None,
     force: bool = False,
@@ -106,6 +108,7 @@ def export_model(
         output: The file; default: named after the graft, in the current folder.
         format: onnx: for ONNX Runtime and the like, in float32 whatever the graft's `donor_dtype`; compared with ONNX
             Runtime. torch: a program of `torch.export` (`torch.export.load(file).module()(input_ids, mask)`).
+        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
         revision: Branch, tag or commit of the graft's repo.
         token: Hub token.
         force: Replace the file.
@@ -136,7 +139,7 @@ def export_model(
     if format == "onnx":
         config.graft = {**config.graft, "donor_dtype": "float32"}
     with quiet_transformers():
-        model = GraftedModel.from_pretrained(name, config=config, dtype=torch.float32, **place)
+        model = GraftedModel.from_pretrained(name, config=config, donor=donor, dtype=torch.float32, **place)
     exported = _Exported(model).eval()
     batches = _batches(exported)
     with torch.no_grad():
