@@ -6,6 +6,7 @@ what it names is fetched or read only after the user has named it too.
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,5 +131,5 @@ def _recorded_place(reference: dict[str, Any]) -> str:
         return ""
     return (
         f" The graft's config.json says that the layer is in {place}, which is not read on its word alone. If you want "
-        f"that, pass donor={source!r} or --donor {source}."
+        f"that, pass donor={source!r} or --donor {shlex.quote(str(source))}."
     )

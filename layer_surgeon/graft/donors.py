@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,8 +247,9 @@ def _file_sha256(folder: Path, config: dict[str, Any]) -> str:
 def how_to_extract(source: dict[str, Any], layer_indices: Sequence[int]) -> str:
     """The command that gets the layers of a model again, as far as its name and commit are known."""
     layers = " ".join(f"--layer {index}" for index in layer_indices)
-    commit = f" --revision {source['commit']}" if source.get("commit") else ""
-    return f"surgeon extract {source.get('name') or 'MODEL'} {layers}{commit}"
+    # A stranger's words, in a line that is meant to be copied into a shell.
+    commit = f" --revision {shlex.quote(str(source['commit']))}" if source.get("commit") else ""
+    return f"surgeon extract {shlex.quote(str(source.get('name') or 'MODEL'))} {layers}{commit}"
 
 
 def describe(reference: dict[str, Any]) -> str:
