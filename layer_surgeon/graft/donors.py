@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from layer_surgeon._io import read_json
+from layer_surgeon._text import without_secrets
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.int8 import check_available
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
@@ -156,9 +157,11 @@ def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) 
 
 
 def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
-    source = config.get("source") or {}
+    source = config.get("source")
+    source = source if isinstance(source, dict) else {}
+    name = source.get("name")
     return {
-        "name": source.get("name"),
+        "name": without_secrets(name) if isinstance(name, str) else None,
         "commit": source.get("commit"),
         "base_model": source.get("base_model"),
         "license": source.get("license"),

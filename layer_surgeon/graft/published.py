@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
 from layer_surgeon._io import check_links, parse_json
+from layer_surgeon._text import markdown, without_secrets_in
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import DONOR_FOLDER
@@ -37,7 +38,7 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
     """What to upload, by its path in the repo: a file as it lies there, or what stands in its place.
 
     Paths of this machine are cut down to `./<last part>` in the configs, in results.json, in run.yaml and in model
-    cards; the examples of the cards name the repo. The folder itself stays as it is. It is the user's, so files that we
+    cards; URLs in the configurations lose passwords and signatures; the examples of the cards name the repo. The folder itself stays as it is. It is the user's, so files that we
     didn't write go along, but nothing from outside of it.
 
     Args:
@@ -64,6 +65,8 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
             after = before.replace(PLACE_IN_CARD, repo_id) if name == "README.md" else before
             for text in private:
                 after = _without(after, text)
+            if name in _WITH_PATHS:
+                after = without_secrets_in(after)
             if after != before:
                 files[name] = after.encode()
     return files
@@ -78,8 +81,9 @@ def _read(path: Path) -> str:
 
 def _without(text: str, path: str) -> str:
     shown = f"./{short_name(path)}"
-    # As it is, as JSON and YAML write what is not ASCII or has a backslash, and as YAML quotes a quotation mark.
-    for written in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"))):
+    # As it is, as JSON and YAML write what is not ASCII or has a backslash, as YAML quotes a quotation mark, and as
+    # cards have it.
+    for written in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"), markdown(path))):
         # YAML breaks long lines at spaces.
         pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", written))
         text = re.sub(pattern, lambda _: shown, text)
