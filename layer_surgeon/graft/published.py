@@ -38,8 +38,9 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
     """What to upload, by its path in the repo: a file as it lies there, or what stands in its place.
 
     Paths of this machine are cut down to `./<last part>` in the configs, in results.json, in run.yaml and in model
-    cards; URLs in the configurations lose passwords and signatures; the examples of the cards name the repo. The folder itself stays as it is. It is the user's, so files that we
-    didn't write go along, but nothing from outside of it.
+    cards. URLs in all of these but the cards lose their passwords and signatures. The examples of the cards name the
+    repo. The folder itself stays as it is. It is the user's, so files that we didn't write go along, but nothing from
+    outside of it.
 
     Args:
         folder: The folder.
