@@ -53,7 +53,7 @@ def test_what_is_stored_of_a_graft_has_no_passwords(artifact, tmp_path):
     config["source"]["name"] = URL  # as versions before wrote it
     (layer / "config.json").write_text(json.dumps(config))
     host = host_model("bert")
-    host.config.name_or_path = URL
+    host.name_or_path = URL
     graft_layer(host, layer).save_pretrained(tmp_path / "graft")
     config = json.loads((tmp_path / "graft/config.json").read_text())
     card = (tmp_path / "graft/README.md").read_text()
