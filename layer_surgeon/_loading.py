@@ -5,6 +5,7 @@ What they would do on the word of a file is refused here: run Python code or ker
 from outside a folder, or load another model because an adapter's config names it.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
-from layer_surgeon._io import MAX_JSON_BYTES, read_json
+from layer_surgeon._io import MAX_JSON_BYTES, check_links, read_json
 from layer_surgeon._limits import check_config_sizes
 from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
@@ -25,6 +26,10 @@ from layer_surgeon.errors import GraftError, LayerSurgeonError
 _ADAPTER = "adapter_config.json"
 # The entry of a config.json that names a file of weights in place of model.safetensors.
 _WEIGHTS = "transformers_weights"
+# What says how a tokenizer is made; the second has precedence.
+_SPECIAL_TOKENS = "special_tokens_map.json"
+_TOKENIZER_FILES = ("tokenizer_config.json", _SPECIAL_TOKENS)
+_TEXTS = frozenset({".json", ".jinja", ".txt", ".model", ".vocab", ".bpe", ".tiktoken"})
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
@@ -144,6 +149,7 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        _check_text_links(folder / subfolder)
         # Any of them can be meant: by a variant (model.safetensors.index.fp16.json), or by transformers_weights.
         for index in sorted({*folder.glob("*.index*.json"), *(folder / subfolder).rglob("*.index*.json")}):
             _check_index(index, str(index))
@@ -236,9 +242,14 @@ def load_tokenizer(
         token: Hub token.
 
     Raises:
+        GraftError: Its files name files of this machine to be read into it, or are links out of the folder.
         OSError, ValueError, KeyError, TypeError, ImportError: As transformers raises them; ValueError for all else that
             a damaged file makes its tokenizer raise, such as a regular expression that is none.
     """
+    hub = {"revision": revision, "token": token}
+    with contextlib.suppress(OSError):  # Without a config.json there is none to be checked.
+        read_config(name, **hub)
+    _check_tokenizer(name, hub)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             os.fspath(name), revision=revision, token=token, trust_remote_code=False
@@ -251,6 +262,51 @@ def load_tokenizer(
         raise ValueError(str(error) or type(error).__name__) from error
     checked: PreTrainedTokenizerBase = tokenizer
     return checked
+
+
+def _check_tokenizer(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> None:
+    """Refuse what would make transformers read another file of this machine into the vocabulary."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_text_links(folder)
+    for file_name in _TOKENIZER_FILES:
+        path = folder / file_name if folder.is_dir() else _fetch(os.fspath(name), file_name, "", hub)
+        try:
+            content = read_json(path) if path is not None and path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise GraftError(f"The {file_name} of {_shown(name)} can't be read: {error}. Get it again.") from error
+        for key, value in (content if isinstance(content, dict) else {}).items():
+            if _names_a_file(file_name, key, value):
+                raise GraftError(
+                    f"The {file_name} of {_shown(name)} says {key} {value!r}: a tokenizer's files are those in its own "
+                    f"folder, and no others are read. Remove {key}."
+                )
+
+
+def _names_a_file(file_name: str, key: str, value: Any) -> bool:
+    """Whether an entry is taken for the path of a file, wherever that is.
+
+    Not among them are vocab_file and the like in tokenizer_config.json: old versions wrote the paths of the machine
+    they ran on, and transformers looks for the files in the folder whatever they say.
+    """
+    if key in ("vocab", "merges"):
+        return isinstance(value, str)
+    if key == "init_inputs":
+        return bool(value)
+    if key == "fast_tokenizer_files":
+        return not isinstance(value, list) or not all(isinstance(file, str) and lies_inside(file) for file in value)
+    return file_name == _SPECIAL_TOKENS and key.endswith("_file") and value is not None
+
+
+def _check_text_links(folder: Path) -> None:
+    """Refuse links out of a folder among the files whose text is stored with what is made of them."""
+    texts = (path for path in folder.glob("**/*") if path.suffix in _TEXTS)
+    check_links((path for path in texts if not _is_cached(path.resolve())), folder, GraftError)
+
+
+def _is_cached(target: Path) -> bool:
+    """Whether a file is one of the Hub's cache, to which `hf download --local-dir` made links for some years."""
+    return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
 
 
 def load_dataset(hub_id: str, subset: str | None = None, **settings: Any) -> Any:

@@ -46,7 +46,8 @@ def make_card(result: FinetuneResult, model_config: Any) -> str:
     """
     model = _describe_model(model_config)
     origins = data_origins(result)
-    return f"---\n{dump_yaml(_metadata(result, model, origins).to_dict())}---\n\n{_body(result, model, origins)}"
+    metadata: dict[str, Any] = _metadata(result, model, origins).to_dict()  # type: ignore[no-untyped-call]
+    return f"---\n{dump_yaml(metadata)}---\n\n{_body(result, model, origins)}"
 
 
 @dataclass(frozen=True, kw_only=True)
