@@ -93,6 +93,10 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
         raise GraftError(
             f"The config.json of {name} says {_WEIGHTS} {weights!r}, which is not in its folder. Get the model again."
         )
+    if not isinstance(values.get("quantization_config"), Mapping | None):
+        raise GraftError(
+            f"The config.json of {name} has a quantization_config that is not a table. Get the model again."
+        )
     for key, value in _implementations(values):
         # transformers takes "owner/name" for a repo of compiled kernels, and loads and runs them.
         if any("/" in str(choice) for choice in (value.values() if isinstance(value, Mapping) else (value,))):

@@ -1,8 +1,10 @@
 """Host models: what kind one is, how it is loaded, and how it is cut down to the part that a graft is set on."""
 
+import contextlib
 import copy
 import inspect
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +144,7 @@ def load_host(
         config = _load_config(name, revision, token)
         _check_host(config, name, task)
         loader, keywords = _loader(config, task)
-        with quiet_transformers():
+        with quiet_transformers(), _quantisation_errors(config, name):
             model, info = load_model(
                 loader,
                 name,
@@ -165,6 +167,20 @@ def load_host(
             "They are of another model or incomplete: get them again, or choose another host."
         )
     return model, commit
+
+
+@contextlib.contextmanager
+def _quantisation_errors(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Say what is wrong with a quantised host: each method needs a package of its own, and fails in its own way."""
+    try:
+        yield
+    except (ImportError, AttributeError, AssertionError, TypeError, ValueError) as error:
+        if getattr(config, "quantization_config", None) is None or isinstance(error, LayerSurgeonError):
+            raise
+        raise GraftError(
+            f"The weights of the host {name!r} are quantised, and can't be loaded: {first_line(error)} Choose a "
+            "version of the model in float32, float16 or bfloat16."
+        ) from error
 
 
 def new_host(config: PretrainedConfig, task: str = _CLASSIFICATION) -> PreTrainedModel:

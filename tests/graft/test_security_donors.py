@@ -266,6 +266,18 @@ def test_a_hosts_config_is_refused_before_anything_is_made_of_it(path, value, ar
             use(tmp_path / "host")
 
 
+@pytest.mark.parametrize(
+    "quantisation", ["x", {"quant_method": "quanto", "weights": "int8"}, {"quant_method": "torchao", "quant_type": "x"}]
+)
+def test_a_host_whose_quantisation_cant_be_used(quantisation, artifact, tmp_path):
+    host_model("bert").save_pretrained(tmp_path / "host")
+    set_in(tmp_path / "host", "quantization_config", quantisation)
+    with pytest.raises(
+        GraftError, match="host' are quantised, and can't be loaded: .* in float32, float16 or bfloat16"
+    ):
+        graft_layer(tmp_path / "host", artifact)
+
+
 @pytest.mark.parametrize("shard", ["../private/model.safetensors", "{private}/model.safetensors"])
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json", "own"])
 @pytest.mark.parametrize("kind", ["host", "graft"])
@@ -303,3 +315,10 @@ def test_another_layer_of_the_workspace_is_not_taken(without, artifact, tmp_path
     cut_artifact(artifact.parent / "llm", [2], tmp_path / "surgery/layers/other")
     with pytest.raises(GraftError, match="has no such layer either"):
         GraftedModel.from_pretrained(without)
+
+
+def test_a_quantisation_that_is_none(artifact, tmp_path):
+    host_model("bert").save_pretrained(tmp_path / "host")
+    set_in(tmp_path / "host", "quantization_config", "x")
+    with pytest.raises(GraftError, match="has a quantization_config that is not a table"):
+        graft_layer(tmp_path / "host", artifact)
