@@ -7,7 +7,7 @@ from outside a folder, or load another model because an adapter's config names i
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
 from layer_surgeon._io import MAX_JSON_BYTES, check_links, read_json
-from layer_surgeon._limits import check_config_sizes
+from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
 from layer_surgeon.errors import GraftError, LayerSurgeonError
@@ -97,20 +97,7 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
         raise GraftError(
             f"The config.json of {name} has a quantization_config that is not a table. Get the model again."
         )
-    for key, value in _implementations(values):
-        # transformers takes "owner/name" for a repo of compiled kernels, and loads and runs them.
-        if any("/" in str(choice) for choice in (value.values() if isinstance(value, Mapping) else (value,))):
-            raise GraftError(
-                f"The config.json of {name} says {key} {value!r}: code from the Hub, which is not run. Remove {key}."
-            )
-
-
-def _implementations(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if str(key).endswith(("attn_implementation", "experts_implementation")):
-            yield key, value
-        elif isinstance(value, Mapping):
-            yield from _implementations(value)
+    check_no_code(values, name, GraftError)
 
 
 def load_model(

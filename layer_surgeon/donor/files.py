@@ -10,12 +10,13 @@ from safetensors.torch import _TYPES as _DTYPES
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from layer_surgeon._io import copy_file
+from layer_surgeon._io import MAX_JSON_BYTES, copy_file
+from layer_surgeon._limits import check_no_code
 from layer_surgeon.checkpoint import TensorInfo
 from layer_surgeon.checkpoint.safetensors import read_local_header
 from layer_surgeon.donor.config import SurgeonDonorConfig
-from layer_surgeon.errors import ArtifactError, CheckpointError, SourceError
-from layer_surgeon.extract.artifact import PAPERS, artifact_files
+from layer_surgeon.errors import ArtifactError, CheckpointError, LayerSurgeonError, SourceError
+from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS, artifact_files
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
@@ -25,8 +26,13 @@ def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
         ArtifactError: It is another model's.
         SourceError: There is none that can be read.
     """
+    local = Path(path) / CONFIG_FILE
+    if local.is_file() and local.stat().st_size > MAX_JSON_BYTES:
+        raise ArtifactError(f"{local} has {local.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read.")
     try:
         values, _ = SurgeonDonorConfig.get_config_dict(path, **hub)
+    except RecursionError as error:
+        raise ArtifactError(f"The config.json of {path!r} is nested too deeply to be a layer artifact's.") from error
     except OSError as error:
         raise SourceError(
             f"There is no config.json to be read at {path!r}: {error} Expected was a layer artifact, a folder or a "
@@ -37,7 +43,15 @@ def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
             f"{path!r} is a model of type {values.get('model_type')!r}, not a layer artifact "
             f"({SurgeonDonorConfig.model_type!r}). Take a layer out of it first: surgeon extract {path}"
         )
-    return SurgeonDonorConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+    check_no_code(values, path, ArtifactError)
+    try:
+        return SurgeonDonorConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
+        raise ArtifactError(
+            f"The config.json of {path!r} can't be used: {type(error).__name__}: {error}. Extract the layer again."
+        ) from error
 
 
 def read_weights(file: Path, widened: torch.dtype | None = None) -> dict[str, Tensor]:

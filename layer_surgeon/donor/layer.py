@@ -123,7 +123,8 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         path = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
-        config = deepcopy(config) if config is not None else read_config(path, hub)
+        stored = read_config(path, hub)  # Also where a config is given: Auto classes made that one without any check.
+        config = stored if config is None else deepcopy(config)
         dtype = dtype or settings.pop("torch_dtype", None)
         file = find_weights(path, hub)
         tensors = read_weights(file, torch.float32 if dtype in (torch.float32, "float32") else None)

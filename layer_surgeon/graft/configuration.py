@@ -13,7 +13,7 @@ from layer_surgeon._loading import read_config
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import MODEL_TYPE, GraftConfig
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.translate import config_errors, hub_errors
 
 # Labels are stored where every transformers config has them, at the top.
 _LABEL_FIELDS = ("num_labels", "id2label")
@@ -167,9 +167,11 @@ def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
             f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
         )
     lacking = [key for key in ("host_config", "graft") if not isinstance(values.get(key), dict)]
+    lacking += [] if isinstance(values.get("host"), dict | None) else ["host"]
     if lacking:
         raise GraftError(
             f"The config.json of the graft {name!r} lacks {' and '.join(lacking)}, so it was changed or damaged. "
             "Get it again, or make the graft again."
         )
-    return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+    with config_errors(f"The graft {name!r}"):
+        return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here

@@ -27,7 +27,7 @@ from layer_surgeon.graft.projection import new_projection
 from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.translate import config_errors, hub_errors
 
 # What is for an upload, among the keyword arguments of save_pretrained.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
@@ -152,7 +152,8 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         donor_device = None
         if frozen is not None:
             kwargs, donor_device = plan_devices(cls, config, kwargs | {"donor_follows": True})
-        with hub_errors(f"The graft {os.fspath(pretrained_model_name_or_path)!r}"):
+        shown = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
+        with config_errors(shown), hub_errors(shown):
             check_weights(pretrained_model_name_or_path, **{**place, "subfolder": place.get("subfolder") or ""})
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, ConfigError, GraftError, LayerSurgeonError
@@ -322,3 +322,56 @@ def test_a_quantisation_that_is_none(artifact, tmp_path):
     set_in(tmp_path / "host", "quantization_config", "x")
     with pytest.raises(GraftError, match="has a quantization_config that is not a table"):
         graft_layer(tmp_path / "host", artifact)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("attn_implementation", "mallory/kernels"),
+        ("donor_config._attn_implementation", "mallory/kernels"),
+        ("donor_config.experts_implementation", {"": "mallory/kernels"}),
+    ],
+)
+def test_a_layer_brings_no_kernels(path, value, artifact, tmp_path):
+    layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), path, value)
+    for load in (DonorLayer.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ArtifactError, match="mallory/kernels.*: code from the Hub, which is not run"):
+            load(layer)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("donor_config.quantization_config", "x"),
+        ("donor_config.num_attention_heads", 0),
+        ("donor_config.hidden_act", "evil"),
+        ("donor_config.rope_parameters", {"rope_type": "yarn", "factor": "x"}),
+        ("donor_config.dtype", "load"),
+        ("dtype", "load"),
+    ],
+)
+def test_a_layers_config_with_values_of_other_kinds(path, value, artifact, tmp_path):
+    layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), path, value)
+    with pytest.raises(LayerSurgeonError):
+        DonorLayer.from_pretrained(layer)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("graft.site", 10**9),
+        ("host_config.model_type", []),
+        ("host_config.hidden_act", "evil"),
+        ("host", "x"),
+        ("id2label", [1]),
+        ("id2label", {"a": "b"}),
+        ("num_labels", "x"),
+        ("dtype", "load"),
+        ("quantization_config", {"quant_method": "gptq"}),
+    ],
+)
+def test_a_grafts_config_with_values_of_other_kinds(path, value, artifact, tmp_path):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
+    set_in(tmp_path / "graft", path, value)
+    with pytest.raises(GraftError):
+        GraftedModel.from_pretrained(tmp_path / "graft")
