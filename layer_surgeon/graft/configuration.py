@@ -103,11 +103,11 @@ def _check_donor(donor: Any) -> None:
         or not isinstance(indices, list)
         or not all(type(index) is int for index in indices)
         or type(donor.get("hidden_size")) is not int
-        or not isinstance(donor.get("sha256", 0), str | None)
+        or not isinstance(donor.get("sha256"), str | None)
     ):
         raise GraftError(
-            "The donor in the graft's config.json lacks its config, layer_indices, hidden_size or sha256, or has them "
-            "in another form. Get the graft again, or make it again."
+            "The donor in the graft's config.json lacks its config, layer_indices or hidden_size, or has "
+            "them or its sha256 in another form. Get the graft again, or make it again."
         )
 
 

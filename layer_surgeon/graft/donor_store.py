@@ -18,7 +18,7 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
 from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files
 from layer_surgeon.graft.config import DONOR_FOLDER
-from layer_surgeon.graft.donors import WEIGHTS, describe, how_to_extract, read_artifact_config, recorded_sha256
+from layer_surgeon.graft.donors import WEIGHTS, describe, file_sha256, how_to_extract, recorded_sha256
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.workspace import Workspace
 
@@ -41,13 +41,13 @@ def store_donor(layer: DonorLayer, source: Path | None, target: Path) -> tuple[P
     if source is not None and not (source / WEIGHTS).is_file():
         source = None
     if source is not None and target.exists() and target.resolve() == source.resolve():
-        return target, read_artifact_config(target)["sha256"]
+        return target, file_sha256(target)
     with new_folder(target, replace=True) as made:
         if source is None:
             layer.save_pretrained(made)
         else:
             _link_artifact(source, made)
-    return target, read_artifact_config(target)["sha256"]
+    return target, file_sha256(target)
 
 
 def find_stored_donor(reference: dict[str, Any], graft: str | os.PathLike[str], **place: Any) -> Path:
@@ -71,7 +71,7 @@ def find_stored_donor(reference: dict[str, Any], graft: str | os.PathLike[str], 
         patterns = [f"{subfolder}/{DONOR_FOLDER}/{pattern}".lstrip("/") for pattern in ARTIFACT_FILES]
         with hub_errors(f"The graft {name!r}"):
             folder = Path(snapshot_download(name, allow_patterns=patterns, **keywords))
-    if reference["sha256"] is None:
+    if reference.get("sha256") is None:
         raise GraftError(_without_sha256(reference, name))
     own = folder / subfolder / DONOR_FOLDER
     if own.is_dir():

@@ -88,8 +88,8 @@ def open_donor(
         # What can't be stored with a graft is refused now, and not when the graft was trained.
         artifact_files(folder)
         # Of the bytes, each time: a layer that is linked to from several folders can be changed from any of them.
-        config["sha256"] = _file_sha256(folder, config)
-    if expected is not None and expected["sha256"] is not None:
+        config["sha256"] = file_sha256(folder)
+    if expected is not None and expected.get("sha256") is not None:
         _check_expected(donor, None if folder is None else config["sha256"], expected)
     if settings.donor_init == "random" and expected is None:
         layer, folder, config = _random(config, dtype), None, {**config, "sha256": None}
@@ -231,8 +231,13 @@ def read_artifact_config(folder: Path) -> dict[str, Any]:
     return read_config(folder)
 
 
-def _file_sha256(folder: Path, config: dict[str, Any]) -> str:
-    """The sha256 of an artifact's weights, which must be the one that its config.json records, if it records one."""
+def file_sha256(folder: Path) -> str:
+    """The sha256 of an artifact's weights, which must be the one that its config.json records, if it records one.
+
+    Raises:
+        ArtifactError: It is another one; the message says how to get the layer again.
+    """
+    config = read_artifact_config(folder)
     path, recorded = folder / WEIGHTS, config.get("sha256")
     if not path.is_file():
         raise ArtifactError(f"{folder} lacks {WEIGHTS}, so it is no whole layer artifact. Extract the layer again.")

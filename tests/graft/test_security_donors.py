@@ -375,3 +375,9 @@ def test_a_grafts_config_with_values_of_other_kinds(path, value, artifact, tmp_p
     set_in(tmp_path / "graft", path, value)
     with pytest.raises(GraftError):
         GraftedModel.from_pretrained(tmp_path / "graft")
+
+
+def test_a_layer_that_records_no_sha256_makes_a_graft_that_does(artifact, tmp_path):
+    layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), "sha256", None)
+    graft_layer(host_model("bert"), layer).save_pretrained(tmp_path / "graft")
+    assert GraftedModel.from_pretrained(tmp_path / "graft").config.donor["sha256"]
