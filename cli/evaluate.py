@@ -33,6 +33,13 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Which split (default: test, else the only one).")] = None,
+    donor: Annotated[
+        str | None,
+        typer.Option(
+            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
+            "sha256 must be the one that the graft records."
+        ),
+    ] = None,
     *,
     given: dict[str, Any],
     ui: Ui,
@@ -47,7 +54,8 @@ def evaluate(
 
     from layer_surgeon.finetune import evaluate_model
 
-    result = evaluate_model(folder, dataset or _test_data(folder), split=split, progress=ui.progress, **given)
+    data = dataset or _test_data(folder)
+    result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **given)
     metrics = result.metrics
     if not ui.as_json:
         from layer_surgeon.finetune.metrics import TITLES

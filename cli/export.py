@@ -28,6 +28,13 @@ def export(
         Path | None,
         typer.Option("--output", "-o", help="The file (default: named after the graft, in the current folder)."),
     ] = None,
+    donor: Annotated[
+        str | None,
+        typer.Option(
+            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
+            "sha256 must be the one that the graft records."
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the graft's repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
@@ -44,7 +51,14 @@ def export(
     from layer_surgeon.graft.export import export_model  # torch and transformers take seconds; --help must not
 
     result = export_model(
-        folder, output, format=format, revision=revision, token=token, force=force, progress=ui.progress
+        folder,
+        output,
+        format=format,
+        donor=donor,
+        revision=revision,
+        token=token,
+        force=force,
+        progress=ui.progress,
     )
     if not ui.as_json:
         _show(ui, result)

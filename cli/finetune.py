@@ -67,6 +67,13 @@ def finetune(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or repo id of the tokenizer (default: beside the model).")
     ] = None,
+    donor: Annotated[
+        str | None,
+        typer.Option(
+            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
+            "sha256 must be the one that the graft records."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="YAML file with any of these settings by name; flags go before it."),
@@ -142,6 +149,7 @@ def finetune(
         "progress": ui.progress,
         "workspace": ui.workspace,
         "tokenizer": places.get("tokenizer"),
+        "donor": donor,
     }
     if dry_run:
         plan = plan_finetuning(model, *data, num_processes=num_processes or 1, **common)

@@ -38,6 +38,13 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the predictions into this .jsonl or .csv file.")
     ] = None,
+    donor: Annotated[
+        str | None,
+        typer.Option(
+            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
+            "sha256 must be the one that the graft records."
+        ),
+    ] = None,
     *,
     given: dict[str, Any],
     ui: Ui,
@@ -66,7 +73,7 @@ def predict(
         wanted = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
         if task == "question-answering":
             wanted = [_question(text) for text in wanted]
-    predictions = finetune.predict(folder, wanted, progress=ui.progress, **given)
+    predictions = finetune.predict(folder, wanted, donor=donor, progress=ui.progress, **given)
     if output is not None:
         _write(predictions, output)
         ui.progress.notice(f"{len(predictions):,} predictions are in {output}.")

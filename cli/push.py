@@ -64,6 +64,6 @@ def show_push(result: "PushResult", folder: Path, ui: Ui) -> None:
                 "folder": folder,
                 "page": result.url,
                 "commit": result.commit,
-                "files": f"{len(result.files)}, {format_bytes(result.num_bytes)}",
+                "files": f"{len(result.files)}, {format_bytes(result.num_bytes)}: {', '.join(result.files)}",
             }
         )

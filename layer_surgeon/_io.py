@@ -12,9 +12,10 @@ import functools
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ MAX_JSON_BYTES = 50_000_000
 _OLD = ".old"
 # What `mkdtemp` puts into a name. Without a dot in it, what `out.v2` had to replace is no leftover of `out`.
 _RANDOM = "[a-z0-9_]" * 8
+# How the Hub's cache names the files that its snapshots link to: git's sha1, or the sha256 of a large file.
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @functools.cache
@@ -63,6 +66,29 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """As `new_file`, for writers that open the file themselves: a path to write to, in a folder nobody knows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield folder / path.name
+        usual_mode(folder / path.name)
+        (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes, whole or not at all.
+
+    Raises:
+        OSError: It can't be read or written.
+    """
+    with source.open("rb") as read, new_file(target) as written:
+        shutil.copyfileobj(read, written)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -329,6 +355,28 @@ def leaving_link(path: Path, folder: Path) -> Path | None:
     root, target = folder.resolve(), path.resolve()
     if target.is_relative_to(root):
         return None
-    if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
+    # The folder may be one inside of a snapshot, such as a graft's donor/.
+    snapshots = (parent for parent in root.parents if parent.name == "snapshots")
+    if _BLOB.fullmatch(target.name) and any(target.parent == parent.parent / "blobs" for parent in snapshots):
         return None
     return target
+
+
+def check_links(paths: Iterable[Path], folder: Path, error: type[Exception]) -> None:
+    """Refuse links out of a folder whose content is to be passed on: copied, or uploaded.
+
+    Args:
+        paths: Paths below the folder.
+        folder: The folder, which may itself be named by a link.
+        error: What to raise.
+
+    Raises:
+        error: Says which path it is, and where it leads.
+    """
+    for path in paths:
+        target = leaving_link(path, folder)
+        if target is not None:
+            raise error(
+                f"{path} is, or is in, a link that leads out of {folder}, to {target}. What is there is not passed on. "
+                "Remove the link, or put a copy of the file in its place."
+            )

@@ -1,6 +1,6 @@
-"""How large what a stranger's file asks for may be, before anything is made of it."""
+"""What a stranger's file may ask for, before anything is made of it: how much of it, and no code."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from layer_surgeon.errors import LayerSurgeonError
@@ -14,6 +14,8 @@ MAX_TRAININGS = 100_000
 
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_shared_experts"})
 _LAYERS = frozenset({"n_layer", "n_layers", "num_layers", "depth"})
+# What is stored as a list or a table, and how long it may be.
+_LISTED = {"layer_indices": MAX_LAYERS, "id2label": MAX_LABELS}
 
 
 def check_size(size: int, most: int, what: str, error: type[LayerSurgeonError]) -> None:
@@ -48,9 +50,38 @@ def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSu
     for key, value in config.items():
         if isinstance(value, Mapping):
             check_config_sizes(value, name, error)
-        most = _most(key)
+        if key in _LISTED and isinstance(value, Sized):
+            check_size(len(value), _LISTED[key], f"entries of {key} in the config.json of {name}", error)
+        most = _most(str(key))
         if most is not None and isinstance(value, int | float) and value > most:
             raise error(f"The config.json of {name} says {key} {value:,}; at most {most:,} are allowed.")
+
+
+def check_no_code(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:
+    """Refuse a model's config.json that asks for code from the Hub.
+
+    Args:
+        config: As in `check_config_sizes`.
+        name: Of the model, for the message.
+        error: What to raise.
+
+    Raises:
+        error: An implementation is a repo of kernels; the message names it.
+    """
+    for key, value in _implementations(config):
+        # transformers takes "owner/name" for a repo of compiled kernels, and loads and runs them.
+        if any("/" in str(choice) for choice in (value.values() if isinstance(value, Mapping) else (value,))):
+            raise error(
+                f"The config.json of {name} says {key} {value!r}: code from the Hub, which is not run. Remove {key}."
+            )
+
+
+def _implementations(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if str(key).endswith(("attn_implementation", "experts_implementation")):
+            yield key, value
+        elif isinstance(value, Mapping):
+            yield from _implementations(value)
 
 
 def _most(key: str) -> int | None:

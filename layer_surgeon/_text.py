@@ -93,6 +93,14 @@ def markdown(text: Any) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(text).split()), keep=""))
 
 
+def code(text: Any) -> str:
+    """A value as code in a line of Markdown, which it can't break out of; not for cells of tables, which split at |."""
+    shown = " ".join(printable(str(text), keep="").split())
+    longest = max(map(len, re.findall("`+", shown)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
 def csv_cell(value: Any) -> Any:
     """A cell of a CSV file: booleans as JSON writes them; a text that a spreadsheet would run gets an apostrophe."""
     if isinstance(value, bool):

@@ -1,5 +1,6 @@
 """YAML of strangers: plain values only, no tags for Python objects, no aliases, nothing larger than a person writes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from layer_surgeon.errors import ConfigError
 
 # A plan or a configuration of a person has some kB.
 MAX_CHARACTERS = 1_000_000
+
+
+# No whitespace in it may match an end of a line too: a card of nothing but such ends would be searched for ever.
+_FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped here
@@ -67,6 +72,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold `name: value` lines, such as `batch_size: 16`.")
     return {name if isinstance(name, str) else str(name): value for name, value in content.items()}
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The `name: value` lines at the start of a model card, between two lines of hyphens; {} where there are none.
+
+    Raises:
+        ValueError: As in `parse_yaml`.
+    """
+    match = _FRONT.match(text)
+    content = None if match is None else parse_yaml(match[1])
+    return content if isinstance(content, dict) else {}
 
 
 def dump_yaml(content: Any, **settings: Any) -> str:

@@ -48,6 +48,12 @@ def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
     return stated if front is None else stated | _parse_licence(front)
 
 
+def licence_in_card(text: str) -> dict[str, str]:
+    """`license`, `license_name` and `license_link`, as far as the text of a model card states them."""
+    front = _FRONT.match(text)
+    return {} if front is None else _parse_licence(front[1])
+
+
 def _read_front(checkpoint: Checkpoint) -> str | None:
     """The first lines of the model card, between two lines of hyphens; None where there are none."""
     if README_FILE not in checkpoint.source.list_files():

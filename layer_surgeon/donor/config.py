@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from layer_surgeon._limits import MAX_LAYERS, check_size
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ArtifactError
 
@@ -34,6 +35,7 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the fields where they are made."""
         super().__post_init__(**kwargs)
+        check_size(len(self.layer_indices), MAX_LAYERS, "layer_indices of a layer artifact", ArtifactError)
         self.layer_indices = list(self.layer_indices)
         # transformers makes a config without arguments to learn the defaults; `DonorLayer` refuses such a one.
         if not self.donor_config and not self.layer_indices:

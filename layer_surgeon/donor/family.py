@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel, __version__
 
+from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 
@@ -21,6 +22,8 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
         ArtifactError: It isn't a config that transformers can read.
         UnsupportedArchitectureError: transformers doesn't know the family, or it is not a decoder.
     """
+    check_config_sizes(donor_config, "the donor", ArtifactError)
+    check_no_code(donor_config, "the donor", ArtifactError)
     model_type = donor_config.get("model_type")
     if not isinstance(model_type, str):
         raise ArtifactError(
@@ -32,15 +35,16 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
             f"transformers {__version__} has no code for model_type {model_type!r}, and code that comes with a "
             "checkpoint is never run. Update transformers, or take a donor of a family that it knows."
         )
-    if donor_config.get("quantization_config"):
-        method = donor_config["quantization_config"].get("quant_method", "an unnamed method")
+    if quantisation := donor_config.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+        method = method or "an unnamed method"
         raise UnsupportedArchitectureError(
             f"The donor's weights are quantised ({method}), but only plain weights can be loaded. "
             "Extract from a checkpoint of the same model in bfloat16, float16 or float32."
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(donor_config)))
-    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ArtifactError(
             f"transformers {__version__} can't read the donor's config as one of {model_type!r}: {error}. "
             "Extract the layer again from a checkpoint with a config.json that it can read."

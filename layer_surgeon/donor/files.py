@@ -1,7 +1,6 @@
 """The files of a layer artifact: its config, its weights, and the papers that go with them."""
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,13 +10,13 @@ from safetensors.torch import _TYPES as _DTYPES
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from layer_surgeon._io import MAX_JSON_BYTES, copy_file
+from layer_surgeon._limits import check_no_code
 from layer_surgeon.checkpoint import TensorInfo
 from layer_surgeon.checkpoint.safetensors import read_local_header
 from layer_surgeon.donor.config import SurgeonDonorConfig
-from layer_surgeon.errors import ArtifactError, CheckpointError, SourceError
-
-# What a donor repo's terms want passed on with its weights, and the model card.
-_PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+from layer_surgeon.errors import ArtifactError, CheckpointError, LayerSurgeonError, SourceError
+from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS, artifact_files
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
@@ -27,8 +26,13 @@ def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
         ArtifactError: It is another model's.
         SourceError: There is none that can be read.
     """
+    local = Path(path) / CONFIG_FILE
+    if local.is_file() and local.stat().st_size > MAX_JSON_BYTES:
+        raise ArtifactError(f"{local} has {local.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read.")
     try:
         values, _ = SurgeonDonorConfig.get_config_dict(path, **hub)
+    except RecursionError as error:
+        raise ArtifactError(f"The config.json of {path!r} is nested too deeply to be a layer artifact's.") from error
     except OSError as error:
         raise SourceError(
             f"There is no config.json to be read at {path!r}: {error} Expected was a layer artifact, a folder or a "
@@ -39,25 +43,30 @@ def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
             f"{path!r} is a model of type {values.get('model_type')!r}, not a layer artifact "
             f"({SurgeonDonorConfig.model_type!r}). Take a layer out of it first: surgeon extract {path}"
         )
-    return SurgeonDonorConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+    check_no_code(values, path, ArtifactError)
+    try:
+        return SurgeonDonorConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
+        raise ArtifactError(
+            f"The config.json of {path!r} can't be used: {type(error).__name__}: {error}. Extract the layer again."
+        ) from error
 
 
-def read_weights(path: str, hub: Mapping[str, Any], widened: torch.dtype | None = None) -> dict[str, Tensor]:
+def read_weights(file: Path, widened: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of an artifact, by name.
 
     They are read one by one into memory of their own. Mapped from the file they start anywhere, and other kernels run
     (7.5e-9 off in jetmoe); copied from the mapping, all would be in memory twice for a while.
 
     Args:
-        path: Its folder, or a Hub repo id.
-        hub: Arguments for the Hub.
+        file: Its file of weights.
         widened: Where this is a wider type than a tensor's, it is converted at once; to narrower ones nothing is.
 
     Raises:
-        ArtifactError: There is no file of weights in the folder, or it is damaged.
-        SourceError: There is none in the repo, or it can't be read.
+        ArtifactError: The file is damaged.
     """
-    file = _find_weights(path, hub)
     try:
         infos = read_local_header(file)
     except CheckpointError as error:
@@ -86,7 +95,17 @@ def _widen(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if wider else tensor
 
 
-def _find_weights(path: str, hub: Mapping[str, Any]) -> Path:
+def find_weights(path: str, hub: Mapping[str, Any]) -> Path:
+    """The file of weights of an artifact, on this machine.
+
+    Args:
+        path: Its folder, or a Hub repo id.
+        hub: Arguments for the Hub.
+
+    Raises:
+        ArtifactError: There is none in the folder.
+        SourceError: There is none in the repo, or it can't be read.
+    """
     try:
         return Path(cached_file(path, SAFE_WEIGHTS_NAME, **hub))
     except OSError as error:
@@ -115,14 +134,20 @@ def choose_dtype(
     return chosen
 
 
-def copy_papers(origin: Path, folder: Path) -> None:
-    """Copy model card and licence from the artifact that was loaded, if it is a folder, to the one that is saved."""
-    if not origin.name or not origin.is_dir() or origin.resolve() == folder.resolve():
+def copy_papers(weights: Path | None, folder: Path) -> None:
+    """Copy model card and licence of the artifact that was loaded to the one that is saved.
+
+    Args:
+        weights: The file that was loaded, where there is one.
+        folder: The folder that is saved to.
+
+    Raises:
+        ArtifactError: One of them is a link out of its folder.
+    """
+    if weights is None or not weights.parent.is_dir() or weights.parent.resolve() == folder.resolve():
         return
-    for pattern in _PAPERS:
-        for paper in origin.glob(pattern):
-            if paper.is_file():
-                shutil.copyfile(paper, folder / paper.name)
+    for paper in artifact_files(weights.parent, PAPERS):
+        copy_file(paper, folder / paper.name)
 
 
 def describe_saved(source: dict[str, Any] | None, tensors: dict[str, Tensor]) -> dict[str, Any] | None:

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from layer_surgeon._io import new_path
 from layer_surgeon.donor.config import SurgeonDonorConfig
-from layer_surgeon.donor.files import choose_dtype, copy_papers, describe_saved, read_config, read_weights
+from layer_surgeon.donor.files import (
+    choose_dtype,
+    copy_papers,
+    describe_saved,
+    find_weights,
+    read_config,
+    read_weights,
+)
 from layer_surgeon.donor.influence import shorten
 from layer_surgeon.donor.int8 import is_quantised, quantise
 from layer_surgeon.donor.one_key import installed
@@ -40,6 +48,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         scaffolds: For each of them the family's model without weights, which makes its masks and positions.
         layer_indices: Which layers of the donor they are.
         hidden_size: Width of the hidden states that they take and give.
+        weights_file: The file that the weights were loaded from; None where they come from none.
     """
 
     config_class = SurgeonDonorConfig
@@ -78,6 +87,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             take_layer(scaffold, index) for scaffold, index in zip(scaffolds, self.layer_indices, strict=True)
         )
         self.scaffolds = nn.ModuleList(scaffolds)
+        self.weights_file: Path | None = None
         self._traits: tuple[Traits, ...] | None = None
         self._frozen = True
         self.post_init()
@@ -113,9 +123,11 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         path = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
-        config = deepcopy(config) if config is not None else read_config(path, hub)
+        stored = read_config(path, hub)  # Also where a config is given: Auto classes made that one without any check.
+        config = stored if config is None else deepcopy(config)
         dtype = dtype or settings.pop("torch_dtype", None)
-        tensors = read_weights(path, hub, torch.float32 if dtype in (torch.float32, "float32") else None)
+        file = find_weights(path, hub)
+        tensors = read_weights(file, torch.float32 if dtype in (torch.float32, "float32") else None)
         settings["dtype"] = choose_dtype(dtype, config, tensors)
         if config._attn_implementation is not None:
             settings.setdefault("attn_implementation", config._attn_implementation)
@@ -127,6 +139,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         config.dtype = settings["dtype"]
         config.name_or_path = path
         donor = cls(config, scaffolds)
+        donor.weights_file = file
         donor.probe()
         if output_loading_info:
             return donor, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
@@ -146,7 +159,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         """
         config = deepcopy(config)
         # Not the donor's weights, so neither their digest nor where they came from.
-        config.sha256, config.source = None, None
+        config.sha256, config.source, config.name_or_path = None, None, ""
         donor = cls._from_config(config, dtype=choose_dtype(dtype, config, {}))
         donor.probe()
         return donor  # type: ignore[no-any-return]  # transformers is untyped here
@@ -298,14 +311,16 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             zip(self.scaffolds, self.layers, self.layer_indices, strict=True)
         ):
             tensors.update(artifact_tensors(scaffold, layer, index, position))
-        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        # The file that is there may have another name too: a graft's donor layer is linked to the artifact's.
+        with new_path(folder / SAFE_WEIGHTS_NAME) as weights:
+            save_file(tensors, weights, metadata={"format": "pt"})
         self.config.source = describe_saved(self.config.source, tensors)
         with (folder / SAFE_WEIGHTS_NAME).open("rb") as file:
             self.config.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self.config.architectures = [type(self).__name__]
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
-        copy_papers(Path(self.config.name_or_path or ""), folder)
+        copy_papers(self.weights_file, folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 

@@ -15,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from layer_surgeon.donor.scaffold import scaffold_class, stack_path
-from layer_surgeon.errors import ArtifactError
+from layer_surgeon.errors import ArtifactError, LayerSurgeonError
 
 _NAME = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -59,9 +59,17 @@ def load_scaffold(
     Raises:
         ArtifactError: A tensor is missing, too many, or has the wrong shape; the message names it.
     """
-    family = scaffold_class(config, index)
-    with torch.device("meta"):
-        prefix = f"{stack_path(family(config))}.{index}."
+    try:
+        family = scaffold_class(config, index)
+        with torch.device("meta"):
+            prefix = f"{stack_path(family(config))}.{index}."
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
+        raise ArtifactError(
+            f"No {config.model_type} can be made by the donor's config: {type(error).__name__}: {error}. Extract the "
+            "layer again, from a checkpoint whose config.json is its own."
+        ) from error
     state = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     try:
         with _quiet():

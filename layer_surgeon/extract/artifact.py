@@ -7,13 +7,14 @@ LICENSE*, NOTICE*   as the donor's repo has them
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import check_links, read_json
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.checkpoint.types import TensorInfo
@@ -21,6 +22,10 @@ from layer_surgeon.errors import ArtifactError, CheckpointError
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "surgeon_donor"
+# What a donor repo's terms want passed on with its weights, and the model card.
+PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
+# All that goes along where an artifact is fetched or copied.
+ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, *PAPERS)
 _HOW_TO_MAKE = "Make one with: surgeon extract MODEL --layer -1"
 
 
@@ -127,10 +132,30 @@ def recorded_tensors(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def is_artifact(folder: Path) -> bool:
     """Whether a folder says of itself that it is a layer artifact."""
     try:
-        content = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / CONFIG_FILE)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+
+
+def artifact_files(folder: Path, patterns: Sequence[str] = ARTIFACT_FILES) -> list[Path]:
+    """Those files of a folder that belong to a layer artifact; what else is in the folder is not passed on.
+
+    Args:
+        folder: The folder.
+        patterns: Of their names; upper and lower case are the same.
+
+    Raises:
+        ArtifactError: One of them is a link out of the folder.
+    """
+    lowered = [pattern.lower() for pattern in patterns]
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatchcase(path.name.lower(), pattern) for pattern in lowered)
+    ]
+    check_links(files, folder, ArtifactError)
+    return files
 
 
 def read_config(folder: Path) -> dict[str, Any]:

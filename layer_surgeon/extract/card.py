@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from layer_surgeon._text import code, markdown
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_files
 from layer_surgeon.checkpoint.sources import Source
@@ -37,25 +37,26 @@ def write_card(
     front |= licence
     layers = ", ".join(map(str, plan.layer_indices))
     plural = "layers" if len(plan.layer_indices) > 1 else "layer"
-    named = f" ({licence['license']})" if "license" in licence else ""
-    files = f"The donor's own: {', '.join(licence_files)}." if licence_files else "The donor has no licence file."
-    commit = f" at commit `{source.commit}`" if source.commit else ""
+    named = f" ({markdown(licence['license'])})" if "license" in licence else ""
+    own = ", ".join(map(markdown, licence_files))
+    files = f"The donor's own: {own}." if licence_files else "The donor has no licence file."
+    commit = f" at commit {code(source.commit)}" if source.commit else ""
     return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
+{dump_yaml(front).strip()}
 ---
 
-# {plural.capitalize()} {layers} of {source.name}
+# {plural.capitalize()} {layers} of {markdown(source.name)}
 
-The decoder {plural} {layers} (counted from 0, of {checkpoint.num_layers}) of `{source.name}`{commit}, taken out with
-layer_surgeon. Nothing else of the model is in here: no embeddings, no other layers, no head.
+The decoder {plural} {layers} (counted from 0, of {checkpoint.num_layers}) of {code(source.name)}{commit}, taken out
+with layer_surgeon. Nothing else of the model is in here: no embeddings, no other layers, no head.
 
 | | |
 |---|---|
-| family | {checkpoint.model_type} |
+| family | {markdown(checkpoint.model_type)} |
 | tensors | {len(plan.tensors)} |
 | parameters | {sum(info.num_elements for info in plan.tensors):,} |
 | dtype | {plan.dtype} |
-| read from | {", ".join(f"`{file}`" for file in plan.files)} ({checkpoint.format}) |
+| read from | {", ".join(map(markdown, plan.files))} ({checkpoint.format}) |
 
 `config.json` records the sha256 of every tensor and of the file of weights.
 

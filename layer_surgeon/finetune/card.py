@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from layer_surgeon._text import code, markdown
 from layer_surgeon._version import __version__
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, FinetuneResult
@@ -45,7 +46,8 @@ def make_card(result: FinetuneResult, model_config: Any) -> str:
     """
     model = _describe_model(model_config)
     origins = data_origins(result)
-    return f"---\n{_metadata(result, model, origins).to_yaml()}\n---\n\n{_body(result, model, origins)}"
+    metadata: dict[str, Any] = _metadata(result, model, origins).to_dict()  # type: ignore[no-untyped-call]
+    return f"---\n{dump_yaml(metadata)}---\n\n{_body(result, model, origins)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def _describe_model(config: Any) -> _Model:
     # Where the repo or the folder was read for the run, its card says the licence.
     licence = None if name is None else read_licence(name, getattr(config, "_commit_hash", None))
     base = repos([name])
-    shown = shown_name(name) if name else f"a {config.model_type} model"
+    shown = shown_name(name or f"a {config.model_type} model")
     return _Model(
         grafted=False,
         origin=f"{shown}, a transformers model.",
@@ -81,7 +83,7 @@ def _describe_model(config: Any) -> _Model:
             **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
             **licence_fields([licence] if licence else []),
         },
-        licence_rows=f"| model | {shown} | {licence or 'not stated'} |",
+        licence_rows=f"| model | {shown} | {markdown(licence or 'not stated')} |",
         terms=_terms(config),
     )
 
@@ -92,7 +94,7 @@ class DataOrigin:
 
     Attributes:
         name: What to call it.
-        shown: The same for people, with a link where there is one.
+        shown: The same for people, in Markdown, with a link where there is one.
         hub_id: The data set on the Hub, if it is one.
         subset: Its subset.
         split: Its split.
@@ -130,9 +132,11 @@ def _origin(spec: Sequence[str], role: str) -> DataOrigin:
             shown = f"[{record.place}]({_ON_THE_HUB}{record.hub_id}), {split}"
         return DataOrigin(name=record.name, shown=shown, hub_id=record.hub_id, subset=record.subset, split=split)
     if len(spec) == 1 and not is_local_path(spec[0]) and repos(spec):
-        return DataOrigin(name=spec[0], shown=f"[{spec[0]}]({_ON_THE_HUB}{spec[0]})", hub_id=spec[0], split=role)
+        return DataOrigin(
+            name=spec[0], shown=f"[{markdown(spec[0])}]({_ON_THE_HUB}{spec[0]})", hub_id=spec[0], split=role
+        )
     names = ", ".join(Path(path).name for path in spec)
-    return DataOrigin(name=names, shown=names)
+    return DataOrigin(name=names, shown=markdown(names))
 
 
 def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataOrigin]) -> ModelCardData:
@@ -167,13 +171,13 @@ def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataO
 
 
 def _body(result: FinetuneResult, model: _Model, origins: Mapping[str, DataOrigin]) -> str:
-    labels = f" The classes: {', '.join(result.label_names)}." if result.label_names else ""
+    labels = f" The classes: {', '.join(map(markdown, result.label_names))}." if result.label_names else ""
     classes = "\n".join(_class_table(name, measured) for name, measured in result.measured.items())
     if any(getattr(measured, "confusion", None) for measured in result.measured.values()):
         classes += f"\n![Confusion matrix]({CONFUSION_MATRIX})\n"
-    return f"""# {result.path.name}
+    return f"""# {markdown(result.path.name)}
 
-{model.origin} Fine-tuned on {result.data["name"]} for {result.task}.{labels}
+{model.origin} Fine-tuned on {markdown(result.data["name"])} for {result.task}.{labels}
 
 ## How to use it
 
@@ -189,7 +193,7 @@ Over the whole set. The loss is the mean cross-entropy in nats, without label sm
 
 {_data_table(result, origins)}
 
-Columns: {", ".join(f"{role} `{name}`" for role, name in result.data["columns"].items() if name)}. {_CUT}
+Columns: {", ".join(f"{role} {code(name)}" for role, name in result.data["columns"].items() if name)}. {_CUT}
 
 ## Training
 
@@ -301,7 +305,7 @@ def _class_table(name: str, measured: Any) -> str:
     if not per_class:
         return ""
     rows = [
-        [label, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}"]
+        [markdown(label), f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}"]
         for label, s in per_class.items()
     ]
     return _table([f"{name}, by class", "precision", "recall", "F1", "examples"], rows) + "\n"
@@ -310,7 +314,7 @@ def _class_table(name: str, measured: Any) -> str:
 def _data_table(result: FinetuneResult, origins: Mapping[str, DataOrigin]) -> str:
     rows = []
     for name, facts in result.data["splits"].items():
-        classes = ", ".join(f"{label} {count:,}" for label, count in facts.get("per_class", {}).items())
+        classes = ", ".join(f"{markdown(label)} {count:,}" for label, count in facts.get("per_class", {}).items())
         cut = result.data.get("truncated", {}).get(name, 0)
         rows.append([name, origins[name].shown, f"{facts['examples']:,}", f"{cut:,}", classes or "-"])
     streamed = ""
@@ -326,10 +330,12 @@ def _data_table(result: FinetuneResult, origins: Mapping[str, DataOrigin]) -> st
 
 def _setting_table(result: FinetuneResult) -> str:
     said = {name: value for name, value in result.as_dict()["config"].items() if value is not None}
-    return _table(["setting", "value"], [[name, yaml.safe_dump(value).split("\n")[0]] for name, value in said.items()])
+    return _table(
+        ["setting", "value"], [[name, markdown(dump_yaml(value).split("\n")[0])] for name, value in said.items()]
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """Markdown; behind the first `texts` columns all hold numbers."""
+    """Of cells in Markdown; behind the first `texts` columns all hold numbers."""
     lines = [header, [*["---"] * texts, *["---:"] * (len(header) - texts)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

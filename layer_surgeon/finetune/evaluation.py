@@ -27,6 +27,7 @@ from layer_surgeon.finetune.models import (
 from layer_surgeon.finetune.results import RESULTS, read_results
 from layer_surgeon.finetune.sources import DataLike, Table, load_data, task_of_data
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 
 
@@ -56,6 +57,7 @@ def evaluate_model(
     split: str | None = None,
     config: FinetuneConfig | None = None,
     tokenizer: Any = None,
+    donor: DonorInput = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -68,6 +70,7 @@ def evaluate_model(
         config: Settings; of these the columns, the length, the device, the batch and `max_eval_samples` count. Of a
             run's folder or repo the length and, where the data has them, the columns are the run's own by default.
         tokenizer: A tokenizer, or where one lies; default: the one beside the model.
+        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
         progress: Is told about every batch.
         settings: Fields of `FinetuneConfig`, laid over `config`.
 
@@ -78,7 +81,7 @@ def evaluate_model(
     progress = progress or NullProgress()
     with quiet():
         config, columns = _settings_of(model_or_path, config, settings)
-        task, context = _ready(model_or_path, tokenizer, config, task_of_data(data))
+        task, context = _ready(model_or_path, tokenizer, config, task_of_data(data), donor)
         place, examples = prepare_evaluation(
             data, context.label_names, config, split=split, task=task, known_columns=columns, progress=progress
         )
@@ -97,6 +100,7 @@ def predict(
     *,
     config: FinetuneConfig | None = None,
     tokenizer: Any = None,
+    donor: DonorInput = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> list[Any]:
@@ -107,6 +111,7 @@ def predict(
         texts: Texts, or pairs as tuples; not both. For question answering: (question, context).
         config: Settings; of these the length, the device and the batch count.
         tokenizer: A tokenizer, or where one lies; default: the one beside the model.
+        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
         progress: Is told about every batch.
         settings: Fields of `FinetuneConfig`, laid over `config`.
 
@@ -124,7 +129,7 @@ def predict(
     with quiet():
         config, _ = _settings_of(model_or_path, config, settings)
         examples = FINETUNE_TASKS[find_task(model_or_path, config.task)].inputs(texts)
-        task, context = _ready(model_or_path, tokenizer, config, None)
+        task, context = _ready(model_or_path, tokenizer, config, None, donor)
         dataset = task.tokenize(examples, context, training=False)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
@@ -204,11 +209,11 @@ def _run_of(model_or_path: ModelLike) -> dict[str, Any] | None:
 
 
 def _ready(
-    model_or_path: ModelLike, tokenizer: Any, config: FinetuneConfig, of_data: TaskName | None
+    model_or_path: ModelLike, tokenizer: Any, config: FinetuneConfig, of_data: TaskName | None, donor: DonorInput
 ) -> tuple[FinetuneTask, TaskContext]:
     device = check_machine(config)
     task = FINETUNE_TASKS[find_task(model_or_path, config.task, of_data)]
-    model = load_model(model_or_path, task.name)
+    model = load_model(model_or_path, task.name, donor=donor)
     tokenizer = load_tokenizer(model_or_path, model, tokenizer)
     names = label_names_of(model) if task.has_classes else ()
     return task, TaskContext(tokenizer=tokenizer, model=model.to(device), config=config, label_names=names)

@@ -22,6 +22,7 @@ from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig, TaskName
 from layer_surgeon.graft import GraftedModel
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
@@ -44,7 +45,9 @@ def quiet() -> Iterator[None]:
             datasets_logging.enable_progress_bar()
 
 
-def load_model(model_or_path: ModelLike, task: TaskName, *, num_labels: int | None = None) -> Any:
+def load_model(
+    model_or_path: ModelLike, task: TaskName, *, num_labels: int | None = None, donor: DonorInput = None
+) -> Any:
     """A model for a task from a folder or repo id, its weights in float32; a loaded model as it is.
 
     Args:
@@ -52,10 +55,11 @@ def load_model(model_or_path: ModelLike, task: TaskName, *, num_labels: int | No
         task: What it shall do.
         num_labels: Of a model that is no graft: how many classes it shall have; where that is another number than it
             was stored with, its last layer gets fresh weights.
+        donor: Of a graft that was saved without its donor layer: the layer, as `GraftedModel.from_pretrained` takes it.
 
     Raises:
         SourceNotFoundError: There is no such folder.
-        GraftError: What is there is no model for that task.
+        GraftError: What is there is no model for that task, or takes no donor layer.
     """
     if not isinstance(model_or_path, str | os.PathLike):
         if not hasattr(model_or_path, "config") or not hasattr(model_or_path.config, "id2label"):
@@ -63,13 +67,17 @@ def load_model(model_or_path: ModelLike, task: TaskName, *, num_labels: int | No
                 f"A {type(model_or_path).__name__} is no transformers {_PLAIN.get(task, task)} model. Give a folder, a "
                 "repo id or a loaded model."
             )
+        if donor is not None:
+            raise GraftError("A donor layer was passed, but the model is loaded already. Leave the donor out.")
         return _checked_graft(model_or_path, task)
     name = _checked_name(model_or_path)
     try:
         with hub_errors(f"The model {name!r}"):
             config = load_config(name)
             if config.model_type == "surgeon_graft":
-                return _checked_graft(GraftedModel.from_pretrained(name), task)
+                return _checked_graft(GraftedModel.from_pretrained(name, donor=donor), task)
+            if donor is not None:
+                raise GraftError(f"A donor layer was passed, but {name} is not a graft. Leave the donor out.")
             # Half precision weights would lose Adam's small steps: what is trained is kept in float32 everywhere.
             sizes: dict[str, Any] = (
                 {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}

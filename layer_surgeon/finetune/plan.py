@@ -12,6 +12,7 @@ from layer_surgeon.finetune.parts import part_of, plain_model
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
 from layer_surgeon.finetune.sources import DataLike
 from layer_surgeon.finetune.trainer import count_steps, examples_per_step
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
@@ -69,6 +70,7 @@ def plan_finetuning(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     tokenizer: Any = None,
+    donor: DonorInput = None,
     num_processes: int = 1,
     **settings: Any,
 ) -> RunPlan:
@@ -81,6 +83,7 @@ def plan_finetuning(
     """
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
+    places["donor"] = donor
     with quiet():
         run = prepare_run(places, config, progress)
     if output is not None:

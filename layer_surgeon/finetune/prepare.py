@@ -87,7 +87,7 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
     """Load and check everything.
 
     Args:
-        places: graft, dataset, validation, test and tokenizer, as `finetune_model` takes them.
+        places: graft, dataset, validation, test, tokenizer and donor, as `finetune_model` takes them.
         config: The settings.
         progress: Is told about the data.
 
@@ -101,7 +101,8 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
     config = _for_task(config, task)
     opened = begin_stream(train, config, task, progress) if config.streaming else None
     set_seed(config.seed)  # a host without a head gets one with fresh weights
-    model = load_model(model_or_path, task.name)
+    donor = places["donor"]
+    model = load_model(model_or_path, task.name, donor=donor)
     tokenizer = load_tokenizer(model_or_path, model, places["tokenizer"])
     model_names = label_names_of(model) if task.has_classes else ()
     others = places["validation"], places["test"], config

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from layer_surgeon._io import write_text
+from layer_surgeon._text import without_secrets
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.registry import DATASETS
 
@@ -24,21 +25,17 @@ def write_run_file(folder: Path, places: Mapping[str, Any], config: FinetuneConf
             was handed over in memory can't be written; a comment says so.
         config: The settings, with what was left open filled in.
     """
-    said = {name: _as_text(value) for name, value in places.items() if value is not None}
+    said = {name: _as_text(value) for name, value in places.items() if value is not None and name != "donor"}
     in_memory = [name for name, value in said.items() if value is None]
     lines = [f"# surgeon finetune --config {RUN_FILE} does the same again."]
     lines += [f"# {name}: was handed over in memory; name a place" for name in in_memory]
+    if places.get("donor") is not None:
+        # No file says which layer to load with a graft; whoever runs it does.
+        lines.append("# donor: the graft was saved without its layer; name it with --donor")
     known = {name: value for name, value in said.items() if value is not None}
-    (folder / RUN_FILE).write_text(
-        "\n".join(lines) + "\n" + _as_yaml(known | asdict(config)),
-        encoding="utf-8",
-    )
-
-
-def _as_yaml(content: Mapping[str, Any]) -> str:
     # Every value on one line: a path that is folded at its spaces is not found by what cuts it for the Hub.
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=sys.maxsize)
-    return text
+    settings = dump_yaml(known | asdict(config), width=sys.maxsize)
+    write_text(folder / RUN_FILE, "\n".join(lines) + "\n" + settings)
 
 
 def _as_text(value: Any) -> str | list[str] | None:
@@ -47,7 +44,7 @@ def _as_text(value: Any) -> str | list[str] | None:
         if value in DATASETS:
             return str(value)
         path = Path(value).expanduser()
-        return str(path.resolve()) if path.exists() else os.fspath(value)
+        return str(path.resolve()) if path.exists() else without_secrets(os.fspath(value))
     if isinstance(value, Sequence) and value and all(isinstance(item, str | os.PathLike) for item in value):
         return [str(_as_text(item)) for item in value]
     return None

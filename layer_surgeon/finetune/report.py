@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from layer_surgeon._io import write_text
 from layer_surgeon.finetune.card import LOSS_CURVE, make_card
 from layer_surgeon.finetune.confusion import draw_confusion
 from layer_surgeon.finetune.metrics import TITLES
@@ -24,8 +25,8 @@ def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> Non
     if confusion:
         title = f"{result.path.name}: {metrics.examples:,} {name} examples"
         draw_confusion(confusion, result.label_names, title, folder / CONFUSION_MATRIX)
-    (folder / "README.md").write_text(make_card(result, model_config), encoding="utf-8")
-    (folder / RESULTS).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "README.md", make_card(result, model_config))
+    write_text(folder / RESULTS, json.dumps(result.as_dict(), indent=2) + "\n")
 
 
 def draw_curve(result: FinetuneResult, path: Path) -> None:

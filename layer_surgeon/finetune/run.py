@@ -38,6 +38,7 @@ from layer_surgeon.finetune.trainer import (
     training_arguments,
 )
 from layer_surgeon.finetune.watching import ProgressCallback
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
@@ -53,6 +54,7 @@ def finetune_model(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     tokenizer: Any = None,
+    donor: DonorInput = None,
     resume: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
@@ -75,6 +77,7 @@ def finetune_model(
         progress: Is told about steps, losses and metrics.
         workspace: Where the default folder lies, and where the run is remembered as the latest.
         tokenizer: A tokenizer, or where one lies; default: the one beside the model.
+        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
         resume: Go on with the unfinished run of the same settings, data and folder.
         settings: Fields of `FinetuneConfig`, laid over `config`.
 
@@ -89,6 +92,7 @@ def finetune_model(
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     workspace = workspace or Workspace()
     places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
+    places["donor"] = donor
     with quiet(), _deterministic_kernels_as_before():
         processes = join_processes(check_machine(config))
         progress = progress if processes.is_main else NullProgress()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectureError
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
@@ -41,7 +42,7 @@ def assemble(
         }
     config = SurgeonGraftConfig(
         host_config=opened_host.config,
-        host={"name": opened_host.name, "commit": opened_host.commit, "license": opened_host.license},
+        host={"name": _shown(opened_host.name), "commit": opened_host.commit, "license": opened_host.license},
         donor=None if opened is None else opened.reference,
         graft=graft_fields(settings),
         **labels,
@@ -57,6 +58,11 @@ def assemble(
         if settings.projection_init == "matched":
             match_projections(grafted)
     return grafted  # type: ignore[no-any-return]  # transformers is untyped here
+
+
+def _shown(name: str | None) -> str | None:
+    """A host's name as it may be stored: whoever gets the graft gets no password with it."""
+    return None if name is None else without_secrets(name)
 
 
 def _resolve(settings: GraftConfig, host: OpenedHost) -> GraftConfig:

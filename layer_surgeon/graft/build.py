@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon._io import put_in_place
+from layer_surgeon._loading import load_tokenizer
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.errors import ArtifactError, GraftError, WorkspaceError
+from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.auto import GraftedModel
@@ -193,8 +194,10 @@ def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -
     advice = "Put the tokenizer's files beside the model, or choose another host."
     try:
         with hub_errors(f"The tokenizer of the host {host!r}"), quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(host, revision=revision, token=token, trust_remote_code=False)
+            tokenizer = load_tokenizer(host, revision=revision, token=token)
     except (ValueError, KeyError, TypeError, ImportError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
         raise GraftError(f"{what}: {error} {advice}") from error
     # transformers makes a tokenizer without any words where the files are missing, and every text becomes "unknown".
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

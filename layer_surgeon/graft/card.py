@@ -1,13 +1,15 @@
 """The model card of a grafted model."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from layer_surgeon._io import write_text
+from layer_surgeon._text import markdown, printable, without_secrets
 from layer_surgeon._version import __version__
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.published import PLACE_IN_CARD
 from layer_surgeon.graft.tasks import TASKS
@@ -41,7 +43,7 @@ def write_card(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]], f
         counts: `GraftedModel.parameter_counts`.
         folder: The folder of the grafted model.
     """
-    (folder / "README.md").write_text(_front_matter(config) + _body(config, counts), encoding="utf-8")
+    write_text(folder / "README.md", _front_matter(config) + _body(config, counts))
 
 
 def _front_matter(config: SurgeonGraftConfig) -> str:
@@ -52,7 +54,7 @@ def _front_matter(config: SurgeonGraftConfig) -> str:
         **base_model_fields(config),
         **licence_fields([licence for _, licence in licences(config) if licence]),
     }
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n\n"
+    return f"---\n{dump_yaml(fields)}---\n\n"
 
 
 def base_model_fields(config: SurgeonGraftConfig) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def base_model_fields(config: SurgeonGraftConfig) -> dict[str, Any]:
 
 def repos(names: Sequence[str | None]) -> list[str]:
     """Those names that can be repo ids, and are no folders here."""
-    return [name for name in names if name and _REPO_ID.fullmatch(name) and not Path(name).exists()]
+    return [name for name in names if isinstance(name, str) and _REPO_ID.fullmatch(name) and not Path(name).exists()]
 
 
 def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str:
@@ -77,7 +79,7 @@ def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str
     )
     total, trained = (sum(values) for values in zip(*counts.values(), strict=True))
     settings = ", ".join(f"{name} {_plain(value)}" for name, value in config.graft.items())
-    labels = f"Labels: {', '.join(config.settings.labels)}.\n" if config.settings.labels else ""
+    labels = f"Labels: {', '.join(map(markdown, config.settings.labels))}.\n" if config.settings.labels else ""
     return f"""# {_title(config, host)}
 
 {describe_origin(config)}
@@ -116,20 +118,22 @@ def licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
 
 def licence_fields(licences: list[str]) -> dict[str, str]:
     """The Hub has room for one licence: the only one there is, or `other`, and the names of both."""
-    different = list(dict.fromkeys(licences))
+    different = list(dict.fromkeys(printable(licence, keep="") for licence in licences))
     if len(different) < 2:
         return {"license": different[0]} if different else {}
     return {"license": "other", "license_name": "-and-".join(different)}
 
 
 def licence_rows(config: SurgeonGraftConfig) -> str:
-    """Lines of a table: part, model, licence."""
+    """Lines of a table, in Markdown: part, model, licence."""
     donor = config.donor or {}
     names = {
         "host": _host(config),
         "donor": shown_name(donor.get("base_model") or donor.get("name") or "an unnamed model"),
     }
-    return "\n".join(f"| {part} | {names[part]} | {licence or 'not stated'} |" for part, licence in licences(config))
+    return "\n".join(
+        f"| {part} | {names[part]} | {markdown(licence or 'not stated')} |" for part, licence in licences(config)
+    )
 
 
 def usage(task: str) -> str:
@@ -158,7 +162,7 @@ def _title(config: SurgeonGraftConfig, host: str) -> str:
 
 
 def describe_origin(config: SurgeonGraftConfig) -> str:
-    """What the model was made from, in a sentence or two."""
+    """What the model was made from, in a sentence or two of Markdown."""
     host = _host(config)
     if config.donor is None:
         head = ", with the head that grafted models have" if TASKS[config.task].head else ""
@@ -167,7 +171,7 @@ def describe_origin(config: SurgeonGraftConfig) -> str:
         "with random weights, as a control" if config.graft["donor_init"] == "random" else "as it was trained there"
     )
     state = "trained along" if config.graft["train_donor"] else "frozen"
-    commit = f" (commit {config.donor['commit']})" if config.donor.get("commit") else ""
+    commit = f" (commit {markdown(config.donor['commit'])})" if config.donor.get("commit") else ""
     return (
         f"A transformers model: {host}, into which {_layers(config.donor)}{commit} was grafted, {weights}, {state}. "
         "The method is PiFi (ACL 2025)."
@@ -184,10 +188,11 @@ def _host(config: SurgeonGraftConfig) -> str:
     return shown_name((config.host or {}).get("name") or f"a {config.host_config.model_type} model")
 
 
-def shown_name(name: str) -> str:
-    """A repo id as it is; of a path only the last part, which says something to others."""
-    return short_name(name) if Path(name).is_absolute() or Path(name).exists() else name
+def shown_name(name: Any) -> str:
+    """A repo id in Markdown; of a path only the last part, which says something to others."""
+    name = without_secrets(str(name))
+    return markdown(short_name(name) if Path(name).is_absolute() or os.path.lexists(name) else name)
 
 
 def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else markdown(value)

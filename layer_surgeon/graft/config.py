@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from layer_surgeon._limits import MAX_LABELS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft.tasks import TASKS, Task
 
@@ -174,10 +175,12 @@ class GraftConfig:
     def _check_labels(self) -> None:
         whole = isinstance(self.num_labels, int) and not isinstance(self.num_labels, bool) and self.num_labels >= 1
         _check(self, "num_labels", self.num_labels is None or whole, "a whole number of at least 1")
+        check_size(self.num_labels or 0, MAX_LABELS, "labels", ConfigError)
         if self.id2label is None:
             return
         expected = 'a name for each id from 0 upwards, such as {"0": "bad", "1": "good"}'
         _check(self, "id2label", isinstance(self.id2label, Mapping) and len(self.id2label) > 0, expected)
+        check_size(len(self.id2label), MAX_LABELS, "labels", ConfigError)
         # JSON has only strings for keys.
         names = {int(key) if str(key).isdecimal() else key: name for key, name in self.id2label.items()}
         _check(self, "id2label", set(names) == set(range(len(self.id2label))), expected)

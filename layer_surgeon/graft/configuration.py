@@ -1,15 +1,19 @@
 """What a grafted model's config.json says: host, donor, settings of the graft, labels."""
 
+import contextlib
+import os
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from layer_surgeon._limits import check_config_sizes
+from layer_surgeon._loading import read_config
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import MODEL_TYPE, GraftConfig
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.translate import config_errors, hub_errors
 
 # Labels are stored where every transformers config has them, at the top.
 _LABEL_FIELDS = ("num_labels", "id2label")
@@ -36,6 +40,10 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     graft: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # Before anything is made of them: the numbers are a stranger's.
+        stored = {"host_config": self.host_config, "donor": self.donor, "id2label": self.id2label, **kwargs}
+        check_config_sizes(stored, "the graft", GraftError)
+        _check_donor(self.donor)
         if isinstance(self.host_config, dict):
             self.host_config = _config_from_dict(self.host_config)
         self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
@@ -82,6 +90,27 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         return self.host_config.get_text_config(decoder=decoder, encoder=encoder)
 
 
+def _check_donor(donor: Any) -> None:
+    """Refuse a reference to a donor layer that lacks what every graft has written."""
+    if donor is None:
+        return
+    shape = donor.get("config") if isinstance(donor, dict) else None
+    indices = donor.get("layer_indices") if isinstance(donor, dict) else None
+    if (
+        not isinstance(shape, dict)
+        or not isinstance(shape.get("donor_config"), dict)
+        or not isinstance(shape.get("layer_indices"), list)
+        or not isinstance(indices, list)
+        or not all(type(index) is int for index in indices)
+        or type(donor.get("hidden_size")) is not int
+        or not isinstance(donor.get("sha256"), str | None)
+    ):
+        raise GraftError(
+            "The donor in the graft's config.json lacks its config, layer_indices or hidden_size, or has "
+            "them or its sha256 in another form. Get the graft again, or make it again."
+        )
+
+
 def graft_fields(settings: GraftConfig) -> dict[str, Any]:
     """The settings as they are stored, labels apart."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in _LABEL_FIELDS}
@@ -95,6 +124,26 @@ def _config_from_dict(values: dict[str, Any]) -> PretrainedConfig:
             "Update transformers, or make the graft again."
         )
     return CONFIG_MAPPING[model_type].from_dict(values)
+
+
+def open_graft_config(config: Any, name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
+    """The config of a graft: the given one, or the one that is stored.
+
+    Args:
+        config: As given to from_pretrained: a config, a folder or a repo id to read it from, or None.
+        name: The graft's folder or repo id.
+        place: revision, token, subfolder, ...
+
+    Raises:
+        GraftError: It is no graft, or what is stored can't be used.
+        SourceError: It can't be read.
+    """
+    if not isinstance(config, SurgeonGraftConfig):
+        return read_graft_config(os.fspath(config or name), place)
+    # Auto classes have made it of the stored one, which nothing has checked yet.
+    with contextlib.suppress(OSError):
+        read_config(name, **place)
+    return config
 
 
 def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
@@ -111,16 +160,18 @@ def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
             "finetune has made, or make one with: surgeon graft bert-base-uncased"
         )
     with hub_errors(f"The graft {name!r}"):
-        values, _ = SurgeonGraftConfig.get_config_dict(name, **place)
+        values = read_config(name, **place)
     if values.get("model_type") != SurgeonGraftConfig.model_type:
         raise GraftError(
             f"{name!r} is no grafted model: its model_type is {values.get('model_type')!r}, not "
             f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
         )
     lacking = [key for key in ("host_config", "graft") if not isinstance(values.get(key), dict)]
+    lacking += [] if isinstance(values.get("host"), dict | None) else ["host"]
     if lacking:
         raise GraftError(
             f"The config.json of the graft {name!r} lacks {' and '.join(lacking)}, so it was changed or damaged. "
             "Get it again, or make the graft again."
         )
-    return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here
+    with config_errors(f"The graft {name!r}"):
+        return SurgeonGraftConfig.from_dict(values)  # type: ignore[no-any-return]  # transformers is untyped here

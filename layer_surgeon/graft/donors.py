@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
-import json
 import os
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from layer_surgeon._io import read_json
+from layer_surgeon._text import without_secrets
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.int8 import check_available
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
 from layer_surgeon.extract import LayerArtifact
-from layer_surgeon.extract.artifact import MODEL_TYPE, is_artifact
+from layer_surgeon.extract.artifact import ARTIFACT_FILES, MODEL_TYPE, artifact_files, is_artifact, read_config
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.translate import hub_errors
 
 WEIGHTS = "model.safetensors"
-_ARTIFACT_FILES = ["config.json", WEIGHTS, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 DonorInput = str | os.PathLike[str] | LayerArtifact | DonorLayer | None
 
@@ -62,10 +64,10 @@ def open_donor(
         settings: The graft's; `donor_dtype` and, for a new graft, `donor_init` count.
         revision: Branch, tag or commit, where donor is a repo id.
         token: Hub token, where donor is a repo id.
-        expected: The reference of an existing graft, whose sha256 the layer must have.
+        expected: The reference of an existing graft, whose sha256 the layer's file must have.
 
     Raises:
-        ArtifactError: The folder or repo is no layer artifact, or damaged.
+        ArtifactError: The folder or repo is no layer artifact, or damaged; the message names the file.
         GraftError: The layer is not the expected one.
         SourceError: There is no such folder or repo, or it can't be read.
     """
@@ -78,15 +80,17 @@ def open_donor(
     if isinstance(donor, DonorLayer):
         folder, config = _folder_of(donor), donor.config.to_dict()
     else:
+        if expected is not None and donor == expected.get("repo"):
+            revision = revision or expected.get("repo_commit")
         folder = artifact_folder(donor, revision, token)
         config = read_artifact_config(folder)
-        if expected is None:
-            config["sha256"] = _file_sha256(folder, config.get("sha256"))
-    if expected is not None and expected["sha256"] is not None and config.get("sha256") != expected["sha256"]:
-        raise GraftError(
-            f"The donor layer {donor!s} has sha256 {config.get('sha256')}, but the graft was made with "
-            f"{describe(expected)}, sha256 {expected['sha256']}. Take that one, or make a new graft."
-        )
+    if folder is not None:
+        # What can't be stored with a graft is refused now, and not when the graft was trained.
+        artifact_files(folder)
+        # Of the bytes, each time: a layer that is linked to from several folders can be changed from any of them.
+        config["sha256"] = file_sha256(folder)
+    if expected is not None and expected.get("sha256") is not None:
+        _check_expected(donor, None if folder is None else config["sha256"], expected)
     if settings.donor_init == "random" and expected is None:
         layer, folder, config = _random(config, dtype), None, {**config, "sha256": None}
     elif isinstance(donor, DonorLayer):
@@ -104,6 +108,20 @@ def open_donor(
         # A snapshot in the Hub's cache lies in a folder that is named after its commit.
         reference |= {"repo": donor, "repo_commit": folder.name}
     return OpenedDonor(layer=layer, reference=reference, folder=folder)
+
+
+def _check_expected(donor: Any, sha256: str | None, expected: dict[str, Any]) -> None:
+    made_with = f"the graft was made with {describe(expected)}, sha256 {expected['sha256']}"
+    if sha256 is None:
+        raise GraftError(
+            f"The weights of the layer that was passed are in no file that could be checked, and {made_with}. Pass the "
+            "layer's folder or its repo id."
+        )
+    if sha256 != expected["sha256"]:
+        shown = "that was passed" if isinstance(donor, DonorLayer) else str(donor)
+        raise GraftError(
+            f"The donor layer {shown} has sha256 {sha256}, but {made_with}. Take that one, or make a new graft."
+        )
 
 
 def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
@@ -126,22 +144,24 @@ def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) 
         )
     with hub_errors(f"The donor {name!r}"):
         try:
-            config = json.loads(Path(hf_hub_download(name, "config.json", revision=revision, token=token)).read_bytes())
+            config = read_json(Path(hf_hub_download(name, "config.json", revision=revision, token=token)))
         except (EntryNotFoundError, ValueError):
             config = {}
         # Before anything large: a language model's own repo would be hundreds of GB.
-        if config.get("model_type") != MODEL_TYPE:
+        if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
             raise ArtifactError(
                 f"The repo {name!r} is no layer artifact. If it is a language model, take a layer out first: "
                 f"surgeon extract {name} --layer -1"
             )
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=_ARTIFACT_FILES))
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(ARTIFACT_FILES)))
 
 
 def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
-    source = config.get("source") or {}
+    source = config.get("source")
+    source = source if isinstance(source, dict) else {}
+    name = source.get("name")
     return {
-        "name": source.get("name"),
+        "name": without_secrets(name) if isinstance(name, str) else None,
         "commit": source.get("commit"),
         "base_model": source.get("base_model"),
         "license": source.get("license"),
@@ -184,9 +204,9 @@ def _folder_of(layer: DonorLayer) -> Path | None:
 
 def _recorded_folder(layer: DonorLayer) -> Path | None:
     """The artifact a loaded layer came from, if it is there and records the same sha256."""
-    if not layer.name_or_path or layer.config.sha256 is None:
+    if layer.weights_file is None or layer.config.sha256 is None:
         return None
-    folder = Path(layer.name_or_path)
+    folder = layer.weights_file.parent
     return folder if recorded_sha256(folder) == layer.config.sha256 else None
 
 
@@ -208,23 +228,36 @@ def read_artifact_config(folder: Path) -> dict[str, Any]:
             f"{folder} is no layer artifact. If it is a language model, take a layer out first: "
             f"surgeon extract {folder} --layer -1"
         )
-    content: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    return content
+    return read_config(folder)
 
 
-def _file_sha256(folder: Path, recorded: str | None) -> str:
-    """The sha256 of an artifact's weights, which must be the recorded one."""
-    path = folder / WEIGHTS
+def file_sha256(folder: Path) -> str:
+    """The sha256 of an artifact's weights, which must be the one that its config.json records, if it records one.
+
+    Raises:
+        ArtifactError: It is another one; the message says how to get the layer again.
+    """
+    config = read_artifact_config(folder)
+    path, recorded = folder / WEIGHTS, config.get("sha256")
     if not path.is_file():
         raise ArtifactError(f"{folder} lacks {WEIGHTS}, so it is no whole layer artifact. Extract the layer again.")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if recorded not in (None, found):
+        command = how_to_extract(config.get("source") or {}, config["layer_indices"])
         raise ArtifactError(
             f"{path} has sha256 {found}, but its config.json records {recorded}. The file was changed or damaged: "
-            "extract the layer again."
+            f"extract the layer again ({command}), and put it in the place of this one."
         )
     return found
+
+
+def how_to_extract(source: dict[str, Any], layer_indices: Sequence[int]) -> str:
+    """The command that gets the layers of a model again, as far as its name and commit are known."""
+    layers = " ".join(f"--layer {index}" for index in layer_indices)
+    # A stranger's words, in a line that is meant to be copied into a shell.
+    commit = f" --revision {shlex.quote(str(source['commit']))}" if source.get("commit") else ""
+    return f"surgeon extract {shlex.quote(str(source.get('name') or 'MODEL'))} {layers}{commit}"
 
 
 def describe(reference: dict[str, Any]) -> str:

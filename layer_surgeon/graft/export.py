@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
+from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import first_line
@@ -91,6 +93,7 @@ def export_model(
     output: str | os.PathLike[str] | None = None,
     *,
     format: ExportFormat = "onnx",
+    donor: DonorInput = None,
     revision: str | None = None,
     token: str | bool | None = None,
     force: bool = False,
@@ -106,25 +109,24 @@ def export_model(
         output: The file; default: named after the graft, in the current folder.
         format: onnx: for ONNX Runtime and the like, in float32 whatever the graft's `donor_dtype`; compared with ONNX
             Runtime. torch: a program of `torch.export` (`torch.export.load(file).module()(input_ids, mask)`).
+        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
         revision: Branch, tag or commit of the graft's repo.
         token: Hub token.
-        force: Replace the file.
+        force: Replace the file, and the weights next to it that an export wrote.
         progress: Is told what is being done.
 
     Raises:
         ConfigError: There is no such format, or the packages that it needs are missing.
         GraftError: The graft's task is to write text, the exporter can't convert the host or the donor layer, or what
             it wrote computes something else.
-        WorkspaceError: The file exists, or can't be written.
+        WorkspaceError: The file exists, or weights next to it that are not its own, or it can't be written.
         SourceError: The graft can't be read.
     """
     progress = progress or NullProgress()
     _check_format(format)
     name = os.fspath(graft)
     target = Path(output) if output is not None else Path(short_name(name) + SUFFIXES[format])
-    if target.is_dir() or (target.exists() and not force):
-        advice = "Name a file with --output." if target.is_dir() else "Replace it with --force, or name another one."
-        raise WorkspaceError(f"{target} exists already. {advice}")
+    old_weights = _check_target(target, format, force=force)
     place: dict[str, Any] = {"revision": revision, "token": token}
     config = read_graft_config(name, {key: value for key, value in place.items() if value is not None})
     if TASKS[config.task].generates:
@@ -136,25 +138,27 @@ def export_model(
     if format == "onnx":
         config.graft = {**config.graft, "donor_dtype": "float32"}
     with quiet_transformers():
-        model = GraftedModel.from_pretrained(name, config=config, dtype=torch.float32, **place)
+        model = GraftedModel.from_pretrained(name, config=config, donor=donor, dtype=torch.float32, **place)
     exported = _Exported(model).eval()
     batches = _batches(exported)
     with torch.no_grad():
         expected = [exported(*batch) for batch in batches]
     progress.advance(1)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary: Path | None = None
     try:
-        temporary.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         found = _write(exported, batches, temporary / target.name, format, name)
         progress.advance(1)
         difference = _compare(exported, batches, expected, found, name)
-        files = _move(temporary, target)
+        files = _move(temporary, target, old_weights)
     except OSError as error:
         raise WorkspaceError(
             f"{target} can't be written: {error.strerror or error}. Make room, or choose another file with --output."
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     progress.advance(1)
     progress.end()
     return ExportResult(
@@ -296,14 +300,51 @@ def _compare(
     return largest
 
 
-def _move(temporary: Path, target: Path) -> tuple[Path, ...]:
+def _check_target(target: Path, format: ExportFormat, *, force: bool) -> Path | None:
+    """Refuse to replace what is there, unless that is asked for; and the weights next to an ONNX file, unless ours.
+
+    Returns:
+        The file of weights that belongs to the program that is replaced; None where there is none.
+    """
+    if target.is_dir():
+        raise WorkspaceError(f"{target} exists already. Name a file with --output.")
+    weights = target.with_name(f"{target.name}.data")
+    for path in (target, weights) if format == "onnx" else (target,):
+        if os.path.lexists(path) and not force:
+            raise WorkspaceError(f"{path} exists already. Replace it with --force, or name another one.")
+    if format != "onnx" or not os.path.lexists(weights):
+        return None
+    if weights.is_dir() or not _is_ours(target, weights.name):
+        raise WorkspaceError(
+            f"{weights} exists already, and {target} is not an export of surgeon whose weights it holds. Move it to "
+            "another place, or name another file with --output."
+        )
+    return weights
+
+
+def _is_ours(program: Path, weights: str) -> bool:
+    """Whether an ONNX file is one of ours, with weights in the file of that name."""
+    import onnx  # see _run_onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(program, load_external_data=False)
+    except (OSError, ValueError, DecodeError):
+        return False
+    made_with = {entry.key: entry.value for entry in model.metadata_props}.get("made_with", "")
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return made_with.startswith("layer_surgeon ") and weights in places
+
+
+def _move(temporary: Path, target: Path, old_weights: Path | None) -> tuple[Path, ...]:
     """Put the files in their place; the program last, which is of no use without its weights."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     files = sorted(temporary.iterdir(), key=lambda file: file.name == target.name)
-    old = target.with_name(f"{target.name}.data")
-    if old.exists() and not any(file.name == old.name for file in files):
-        old.unlink()
-    return tuple(reversed([file.replace(target.with_name(file.name)) for file in files]))
+    moved = [file.replace(target.with_name(file.name)) for file in files]
+    if old_weights is not None and old_weights not in moved:
+        old_weights.unlink()
+    return tuple(reversed(moved))
 
 
 @contextmanager

@@ -1,29 +1,31 @@
 """Host models: what kind one is, how it is loaded, and how it is cut down to the part that a graft is set on."""
 
+import contextlib
 import copy
 import inspect
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub import hf_hub_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
-from yaml import YAMLError
 
-from layer_surgeon.errors import GraftError
+from layer_surgeon._loading import load_config, load_model
+from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
+from layer_surgeon.errors import GraftError, LayerSurgeonError
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS, HostKind
 from layer_surgeon.graft.translate import first_line, hub_errors
@@ -142,14 +144,14 @@ def load_host(
         config = _load_config(name, revision, token)
         _check_host(config, name, task)
         loader, keywords = _loader(config, task)
-        with quiet_transformers():
-            model, info = loader.from_pretrained(
+        with quiet_transformers(), _quantisation_errors(config, name):
+            model, info = load_model(
+                loader,
                 name,
-                config=config,
                 revision=revision,
                 token=token,
+                config=config,
                 dtype=torch.float32,
-                trust_remote_code=False,
                 output_loading_info=True,
                 # Where peft is installed, transformers looks for adapters too; before 5.24 at `main`.
                 adapter_kwargs={} if commit is None else {"revision": commit},
@@ -165,6 +167,20 @@ def load_host(
             "They are of another model or incomplete: get them again, or choose another host."
         )
     return model, commit
+
+
+@contextlib.contextmanager
+def _quantisation_errors(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Say what is wrong with a quantised host: each method needs a package of its own, and fails in its own way."""
+    try:
+        yield
+    except (ImportError, AttributeError, AssertionError, TypeError, ValueError) as error:
+        if getattr(config, "quantization_config", None) is None or isinstance(error, LayerSurgeonError):
+            raise
+        raise GraftError(
+            f"The weights of the host {name!r} are quantised, and can't be loaded: {first_line(error)} Choose a "
+            "version of the model in float32, float16 or bfloat16."
+        ) from error
 
 
 def new_host(config: PretrainedConfig, task: str = _CLASSIFICATION) -> PreTrainedModel:
@@ -214,10 +230,11 @@ def read_licence(name: str, revision: str | None = None, token: str | bool | Non
             return None
         else:
             card = Path(hf_hub_download(name, "README.md", revision=revision, token=token))
-        stated = (metadata_load(card) or {}).get("license")
-    except (OSError, ValueError, YAMLError):
+        with card.open("rb") as file:
+            text = file.read(MAX_TEXT_BYTES).decode("utf-8", "replace")
+    except (OSError, ValueError):
         return None
-    return stated if isinstance(stated, str) and stated.isprintable() else None
+    return licence_in_card(text.removeprefix("\ufeff").lstrip()).get("license")
 
 
 def mark_loaded(part: PreTrainedModel) -> None:
@@ -249,8 +266,10 @@ def _load_config(name: str, revision: str | None, token: str | bool | None) -> P
             "save_pretrained wrote, or a repo id such as bert-base-uncased."
         )
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+        return load_config(name, revision=revision, token=token)
     except (ValueError, KeyError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
         raise GraftError(
             f"The config.json of the host {name!r} is not one that transformers knows: {first_line(error)} "
             "Models that bring code of their own are not run; choose another host."

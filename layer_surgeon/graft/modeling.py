@@ -10,12 +10,13 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from layer_surgeon._loading import check_weights
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
 from layer_surgeon.graft.card import write_card
 from layer_surgeon.graft.config import DONOR_FOLDER
-from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
+from layer_surgeon.graft.configuration import SurgeonGraftConfig, open_graft_config
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
 from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
@@ -26,7 +27,7 @@ from layer_surgeon.graft.projection import new_projection
 from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.translate import config_errors, hub_errors
 
 # What is for an upload, among the keyword arguments of save_pretrained.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
@@ -127,8 +128,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or a repo id.
             model_args: Passed on.
             donor: The donor layer (a folder, a repo id, a `LayerArtifact` or a `DonorLayer`), where the graft was
-                saved without. Without it, it is looked for in the folder, at its recorded place, and by its sha256 in
-                the workspace.
+                saved without. Without it, it is looked for in the folder, and by its sha256 in the workspace.
             kwargs: Passed on. `dtype` is that of host, projections and head; the donor layer keeps its `donor_dtype`.
 
         Returns:
@@ -139,9 +139,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             SourceError: A repo can't be read.
         """
         place = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
-        config = kwargs.get("config")
-        if not isinstance(config, SurgeonGraftConfig):
-            config = read_graft_config(os.fspath(config or pretrained_model_name_or_path), place)
+        config = open_graft_config(kwargs.get("config"), os.fspath(pretrained_model_name_or_path), place)
         task_class = cls._class_for(config.task)
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
@@ -154,7 +152,9 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         donor_device = None
         if frozen is not None:
             kwargs, donor_device = plan_devices(cls, config, kwargs | {"donor_follows": True})
-        with hub_errors(f"The graft {os.fspath(pretrained_model_name_or_path)!r}"):
+        shown = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
+        with config_errors(shown), hub_errors(shown):
+            check_weights(pretrained_model_name_or_path, **{**place, "subfolder": place.get("subfolder") or ""})
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if frozen is not None:
@@ -333,10 +333,10 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         Args:
             save_directory: The folder; made where it is missing.
             args: As in transformers.
-            include_donor: Store the frozen donor layer too, as a hard link where it lies on the same disk. Without it,
-                loading finds the layer by its sha256 in the workspace, or at the place it came from.
-            kwargs: As in transformers. With push_to_hub=True, the folder is uploaded as it is then: repo_id, private,
-                token, revision, commit_message are for that.
+            include_donor: Store the frozen donor layer too, as a hard link where it is on the same disk. Without it,
+                loading finds the layer by its sha256 in the workspace, or is given it (donor=...).
+            kwargs: As in transformers. With push_to_hub=True the folder is uploaded too, with repo_id, private, token,
+                revision and commit_message.
         """
         folder = Path(save_directory)
         push = kwargs.pop("push_to_hub", False) and kwargs.get("is_main_process", True)
@@ -346,10 +346,9 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
                 folder.mkdir(parents=True, exist_ok=True)
                 kept, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
                 self._donor_folder = self._donor_folder or kept
-                self.config.donor = {**self.config.donor, "sha256": sha256, "path": None}
-            else:
-                place = None if self._donor_folder is None else str(self._donor_folder.resolve())
-                self.config.donor = {**self.config.donor, "path": place}
+                self.config.donor = {**self.config.donor, "sha256": sha256}
+            # Versions before wrote where the layer is on this machine.
+            self.config.donor = {key: value for key, value in self.config.donor.items() if key != "path"}
         super().save_pretrained(save_directory, *args, **kwargs)
         if include_donor and not (folder / "README.md").exists():
             write_card(self.config, self.parameter_counts(), folder)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import yaml
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
+from layer_surgeon._io import check_links, parse_json
+from layer_surgeon._text import markdown, without_secrets_in
+from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.workspace import short_name
@@ -36,7 +38,9 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
     """What to upload, by its path in the repo: a file as it lies there, or what stands in its place.
 
     Paths of this machine are cut down to `./<last part>` in the configs, in results.json, in run.yaml and in model
-    cards; the examples of the cards name the repo. The folder itself stays as it is.
+    cards. URLs in all of these but the cards lose their passwords and signatures. The examples of the cards name the
+    repo. The folder itself stays as it is. It is the user's, so files that we didn't write go along, but nothing from
+    outside of it.
 
     Args:
         folder: The folder.
@@ -44,10 +48,13 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
         ignored: Patterns of what else to leave out.
 
     Raises:
-        GraftError: A card or a configuration is no text.
+        GraftError: A card or a configuration can't be read, or there is a link out of the folder.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    wanted = list(filter_repo_objects(names, ignore_patterns=[*PRIVATE, *(ignored or [])]))
+    # Folders have a slash at the end. A link to a folder is among them, but not what is in that folder.
+    names = sorted(f"{path.relative_to(folder).as_posix()}{'/' * path.is_dir()}" for path in folder.rglob("*"))
+    kept = list(filter_repo_objects(names, ignore_patterns=[*PRIVATE, *(ignored or [])]))
+    check_links((folder / name for name in kept), folder, GraftError)
+    wanted = [name for name in kept if (folder / name).is_file()]
     # Longest first, so that a folder's name is not cut out of the names of what lies in it.
     private = sorted({path for name in _WITH_PATHS for path in _paths_in(folder / name)}, key=len, reverse=True)
     files: dict[str, Path | bytes] = {}
@@ -59,6 +66,8 @@ def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None
             after = before.replace(PLACE_IN_CARD, repo_id) if name == "README.md" else before
             for text in private:
                 after = _without(after, text)
+            if name in _WITH_PATHS:
+                after = without_secrets_in(after)
             if after != before:
                 files[name] = after.encode()
     return files
@@ -73,8 +82,9 @@ def _read(path: Path) -> str:
 
 def _without(text: str, path: str) -> str:
     shown = f"./{short_name(path)}"
-    # As it is, as JSON and YAML write what is not ASCII or has a backslash, and as YAML quotes a quotation mark.
-    for written in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"))):
+    # As it is, as JSON and YAML write what is not ASCII or has a backslash, as YAML quotes a quotation mark, and as
+    # cards have it.
+    for written in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"), markdown(path))):
         # YAML breaks long lines at spaces.
         pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", written))
         text = re.sub(pattern, lambda _: shown, text)
@@ -82,11 +92,18 @@ def _without(text: str, path: str) -> str:
 
 
 def _paths_in(file: Path) -> Iterator[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError):
+    if not file.is_file():
         return
+    try:
+        text = _read(file)
+        content = parse_yaml(text) if file.suffix == ".yaml" else parse_json(text)
+    except ValueError as error:
+        if isinstance(error, GraftError):
+            raise
+        raise GraftError(
+            f"{file} can't be read, so paths of this machine can't be taken out of it: {error}. Correct the file, or "
+            "take it out of the folder."
+        ) from error
     yield from _paths(content, "")
 
 

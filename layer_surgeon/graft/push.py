@@ -1,6 +1,5 @@
 """Grafts, runs and layer artifacts onto the Hub, with a card that names the models in it and their licences."""
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -8,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, metadata_load, metadata_save
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, metadata_save
 
+from layer_surgeon._io import read_json
+from layer_surgeon._yaml import front_matter
 from layer_surgeon.errors import GraftError
 from layer_surgeon.extract.artifact import MODEL_TYPE as LAYER
 from layer_surgeon.graft.access import upload_errors
@@ -78,8 +79,8 @@ def push_graft(
     """
     folder = Path(folder)
     config = _read(folder)
-    donor = config.get("donor") or {}
-    frozen = config.get("model_type") == GRAFT and bool(donor) and not config["graft"].get("train_donor")
+    donor, graft, source = (_table(config, key) for key in ("donor", "graft", "source"))
+    frozen = config.get("model_type") == GRAFT and bool(donor) and not graft.get("train_donor")
     if frozen and include_donor and not (folder / DONOR_FOLDER).is_dir():
         raise GraftError(
             f"{folder} was saved without its donor layer. Load it and save it with include_donor=True, or upload it "
@@ -89,9 +90,8 @@ def push_graft(
     commit, files = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )
-    random = bool(donor) and config["graft"].get("donor_init") == "random" and frozen
+    random = bool(donor) and graft.get("donor_init") == "random" and frozen
     holds_donor = config["model_type"] == LAYER or (bool(donor) and not random and (include_donor or not frozen))
-    source = config.get("source") or {}
     return PushResult(
         repo_id=str(commit.repo_url.repo_id),
         url=str(commit.repo_url),
@@ -151,16 +151,21 @@ def push_model(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tags:
             card = folder / "README.md"
-            front = metadata_load(card) or {}
+            front = front_matter(card.read_text(encoding="utf-8"))
             more = [tags] if isinstance(tags, str) else list(tags)
             metadata_save(card, {**front, "tags": [*front.get("tags", []), *more]})
         message = settings.pop("commit_message", None) or f"Upload {type(model).__name__}"
         return upload(folder, repo_id, message=message, **settings)[0]
 
 
+def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_json(folder / "config.json")
     except (OSError, ValueError):
         config = None
     ours = isinstance(config, dict) and (

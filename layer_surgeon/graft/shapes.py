@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
+from layer_surgeon._loading import load_config, read_config
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
@@ -95,7 +96,7 @@ def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> Don
     else:
         name = os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor)
         with hub_errors(f"The donor {name!r}"):
-            values, _ = PretrainedConfig.get_config_dict(name, token=token)
+            values = read_config(name, token=token)
     if values.get("model_type") == SurgeonDonorConfig.model_type:
         shape = SurgeonDonorConfig(donor_config=values["donor_config"], layer_indices=values["layer_indices"])
         shape.source = values.get("source") or {"name": name}
@@ -116,7 +117,7 @@ def _read_config(target: Target, token: str | bool | None) -> PretrainedConfig:
     name = os.fspath(target)
     try:
         with hub_errors(f"The host {name!r}"):
-            return AutoConfig.from_pretrained(name, token=token, trust_remote_code=False)
+            return load_config(name, token=token)
     except (ValueError, KeyError) as error:
         if isinstance(error, LayerSurgeonError):
             raise

@@ -44,6 +44,24 @@ def hub_errors(what: str) -> Iterator[None]:
         raise GraftError(f"{what} has weights that can't be loaded: {reason} Get them again.") from error
 
 
+@contextmanager
+def config_errors(what: str) -> Iterator[None]:
+    """Turn what a config.json with values of other kinds makes transformers raise into our error.
+
+    Raises:
+        GraftError: Names what was raised.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
+        raise GraftError(
+            f"{what} has a config.json that can't be used: {type(error).__name__}: {first_line(error)}. It was changed "
+            "or damaged: get it again, or make it again."
+        ) from error
+
+
 def _explain(error: Exception, what: str) -> LayerSurgeonError:
     chain = list(_chain(error))
     # Gated comes first: huggingface_hub makes it a kind of "repository not found".

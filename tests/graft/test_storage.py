@@ -1,5 +1,6 @@
 """Saving, loading, and finding the donor again."""
 
+import hashlib
 import json
 import shutil
 
@@ -130,13 +131,18 @@ def test_where_links_fail_the_donor_is_copied(artifact, tmp_path, monkeypatch):
 
 
 def test_a_link_in_the_hubs_cache_is_followed(artifact, tmp_path):
-    (tmp_path / "snapshot").mkdir()
+    repo = tmp_path / "models--me--layer"
+    snapshot, blobs = repo / "snapshots/0123", repo / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
     for path in artifact.iterdir():
-        (tmp_path / "snapshot" / path.name).symlink_to(path)
-    graft_layer(host_model("bert"), tmp_path / "snapshot").save_pretrained(tmp_path / "graft")
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    graft_layer(host_model("bert"), snapshot).save_pretrained(tmp_path / "graft")
     stored = tmp_path / "graft/donor/model.safetensors"
     assert not stored.is_symlink()
-    assert stored.samefile(artifact / "model.safetensors")
+    assert stored.samefile(snapshot / "model.safetensors")
 
 
 def test_another_number_of_labels_at_loading(artifact, tmp_path):
@@ -243,8 +249,10 @@ class TestWithoutDonor:
         assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == ["config.json", "model.safetensors"]
         return model
 
-    def test_it_is_found_where_it_was(self, saved, tmp_path):
-        assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "checkpoint")), logits(saved))
+    def test_its_place_is_not_in_the_config(self, saved, tmp_path):
+        assert "path" not in json.loads((tmp_path / "checkpoint/config.json").read_text())["donor"]
+        with pytest.raises(GraftError, match=r"name its folder: donor=\.\.\. in Python, --donor SOURCE on the command"):
+            GraftedModel.from_pretrained(tmp_path / "checkpoint")
 
     @pytest.mark.parametrize("place", ["layers/any-name", "grafts/any/donor", "runs/any/donor"])
     def test_it_is_found_in_the_workspace_by_its_sha256(self, saved, place, tmp_path):

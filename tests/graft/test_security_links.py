@@ -1,0 +1,158 @@
+"""Links out of a folder: what they lead to is neither uploaded nor stored with a graft."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+
+from layer_surgeon._io import leaving_link
+from layer_surgeon.donor import DonorLayer
+from layer_surgeon.errors import ArtifactError, GraftError
+from layer_surgeon.graft import GraftedModel, graft_layer
+from layer_surgeon.graft.published import published_files
+from tests.graft.conftest import host_model
+from tests.graft.test_push import hub, settings  # noqa: F401  # fixtures
+from tests.support.command_line import surgeon
+
+
+@pytest.fixture
+def secret(tmp_path):
+    path = tmp_path / "home/token"
+    path.parent.mkdir()
+    path.write_text("hf_secret")
+    return path
+
+
+@pytest.fixture
+def stored(artifact, tmp_path):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
+    return tmp_path / "graft"
+
+
+def _file(graft, secret):
+    (graft / "tokens.txt").symlink_to(secret)
+
+
+def _in_a_subfolder(graft, secret):
+    (graft / "notes").mkdir()
+    (graft / "notes/README.md").symlink_to(secret)
+
+
+def _folder(graft, secret):
+    (graft / "notes").symlink_to(secret.parent)
+
+
+def _donor(graft, secret):
+    shutil.move(graft / "donor", secret.parent / "layer")
+    (graft / "donor").symlink_to(secret.parent / "layer")
+
+
+@pytest.mark.parametrize("link", [_file, _in_a_subfolder, _folder, _donor])
+def test_no_upload_of_what_a_link_leads_to(link, stored, secret):
+    link(stored, secret)
+    with pytest.raises(GraftError, match=r"is, or is in, a link that leads out of .*graft, to .*home.*Remove the link"):
+        published_files(stored, "me/graft")
+
+
+def test_links_inside_of_the_folder_are_uploaded(stored):
+    (stored / "COPY.md").symlink_to("README.md")
+    (stored / "checkpoint-1").symlink_to("/")
+    assert "COPY.md" in published_files(stored, "me/graft")
+
+
+def test_push_uploads_no_link_and_shows_what_it_uploads(hub, settings, stored, secret, tmp_path):  # noqa: F811
+    (stored / "notes.txt").write_text("mine")
+    shown = surgeon("push", "me/graft", stored, cwd=tmp_path, env=settings)
+    assert shown.code == 0, shown.err
+    assert "donor/model.safetensors" in "".join(shown.out.split())
+    assert "notes.txt" in "".join(shown.out.split())
+    _file(stored, secret)
+    refused = surgeon("push", "me/other", stored, cwd=tmp_path, env=settings)
+    assert refused.code == 1
+    assert str(secret) in "".join(refused.err.split())
+    assert "me/other" not in hub.router.created
+
+
+def test_only_the_files_of_an_artifact_are_stored_with_a_graft(artifact, tmp_path):
+    layer = shutil.copytree(artifact, tmp_path / "layer")
+    for name in (
+        "LICENSE",
+        "licence.txt",
+        "NOTICE.md",
+        "USE_POLICY.md",
+        "COPYING",
+        "README.md",
+        "diary.txt",
+        "tokens.json",
+    ):
+        (layer / name).write_text(name)
+    graft_layer(host_model("bert"), layer).save_pretrained(tmp_path / "graft")
+    assert {path.name for path in (tmp_path / "graft/donor").iterdir()} == {
+        *("config.json", "model.safetensors", "README.md"),
+        *("LICENSE", "licence.txt", "NOTICE.md", "USE_POLICY.md", "COPYING"),
+    }
+
+
+def test_a_donor_whose_files_are_links_is_refused(artifact, secret, tmp_path):
+    layer = shutil.copytree(artifact, tmp_path / "layer")
+    (layer / "NOTICE").symlink_to(secret)
+    with pytest.raises(ArtifactError, match=r"NOTICE is, or is in, a link .* to .*token"):
+        graft_layer(host_model("bert"), layer)
+    donor = DonorLayer.from_pretrained(layer)
+    with pytest.raises(ArtifactError, match=r"NOTICE is, or is in, a link"):
+        donor.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved/NOTICE").exists()
+
+
+def test_a_graft_whose_donor_folder_is_a_link_is_refused(stored, secret):
+    _donor(stored, secret)
+    with pytest.raises(GraftError, match=r"donor is, or is in, a link that leads out of"):
+        GraftedModel.from_pretrained(stored)
+
+
+def test_saving_a_layer_leaves_other_names_of_its_file_alone(artifact, stored, tmp_path):
+    """A graft's donor layer is a hard link to the artifact's: to save into one folder must not change the other."""
+    layer = tmp_path / "layer"
+    shutil.copytree(stored / "donor", layer)
+    (layer / "model.safetensors").unlink()
+    (layer / "model.safetensors").hardlink_to(stored / "donor/model.safetensors")
+    DonorLayer.from_pretrained(layer).to(torch.bfloat16).save_pretrained(layer)
+    GraftedModel.from_pretrained(stored)
+
+
+def test_the_hubs_cache_keeps_its_links(tmp_path):
+    repo = tmp_path / "models--me--graft"
+    blob = repo / "blobs" / hashlib.sha256(b"x").hexdigest()
+    for path, content in ((blob, "x"), (repo / "blobs/notes", "x"), (repo / "token", "x")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    donor = repo / "snapshots/0123/donor"
+    donor.mkdir(parents=True)
+    for name, target in (("a", blob), ("b", repo / "blobs/notes"), ("c", repo / "token")):
+        (donor / name).symlink_to(target)
+    assert leaving_link(donor / "a", donor) is None
+    assert leaving_link(donor / "a", donor.parent) is None
+    assert leaving_link(donor / "b", donor) == repo / "blobs/notes"
+    assert leaving_link(donor / "c", donor.parent) == repo / "token"
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.yaml", "results.json"])
+def test_a_configuration_that_cant_be_read_is_not_uploaded_with_its_paths(name, stored):
+    bomb = "a: &a [x, x]\nb: [*a, *a]\nspec: /home/me\n" if name == "run.yaml" else '{"name": "/home/me",'
+    (stored / name).write_text(bomb)
+    with pytest.raises(GraftError, match=rf"{name} can't be read, so paths of this machine can't be taken out of it"):
+        published_files(stored, "me/graft")
+
+
+def test_a_card_is_no_bomb(stored, tmp_path):
+    model = GraftedModel.from_pretrained(stored)
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    (stored / "README.md").write_text("---\nlicense: mit\n" + "\n".join(lines) + "\n---\n\n# A graft\n")
+    assert json.loads((stored / "config.json").read_text())["host"]["license"] is None
+    assert model.config.host["license"] is None
+    shutil.copy(stored / "README.md", tmp_path / "home.md")
+    host_model("bert").save_pretrained(tmp_path / "host")
+    shutil.copy(stored / "README.md", tmp_path / "host/README.md")
+    assert graft_layer(tmp_path / "host", stored / "donor").config.host["license"] == "mit"

@@ -1,0 +1,104 @@
+"""Tokenizers of strangers: what is stored with a graft is theirs, and not a file of this machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from layer_surgeon._loading import load_model, load_tokenizer
+from layer_surgeon.errors import GraftError
+from layer_surgeon.graft import save_graft
+from layer_surgeon.workspace import Workspace
+from tests.graft.conftest import host_model
+
+VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfilm\n"
+
+
+@pytest.fixture
+def secret(tmp_path):
+    path = tmp_path / "home/token"
+    path.parent.mkdir()
+    path.write_text(f"hf_secret\n{VOCABULARY}")
+    return path
+
+
+@pytest.fixture
+def host(tmp_path):
+    folder = tmp_path / "host"
+    host_model("bert").save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (folder / "vocab.txt").write_text(VOCABULARY)
+    return folder
+
+
+def edit(host, name, **changes):
+    path = host / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("tokenizer_config.json", "vocab"),
+        ("tokenizer_config.json", "merges"),
+        ("tokenizer_config.json", "init_inputs"),
+        ("tokenizer_config.json", "fast_tokenizer_files"),
+        ("special_tokens_map.json", "vocab"),
+        ("special_tokens_map.json", "vocab_file"),
+        ("special_tokens_map.json", "tokenizer_file"),
+    ],
+)
+def test_no_file_of_this_machine_becomes_the_vocabulary(name, key, host, secret, artifact, tmp_path):
+    edit(host, name, **{key: [str(secret)] if key in ("init_inputs", "fast_tokenizer_files") else str(secret)})
+    with pytest.raises(
+        GraftError, match=rf"The {name} of .*host says {key} .*token.*: a tokenizer's files are those in"
+    ):
+        save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w"))
+    assert not (tmp_path / "graft").exists()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.txt", "additional_chat_templates/x.jinja"])
+def test_no_link_becomes_a_part_of_the_tokenizer(name, host, secret, artifact, tmp_path):
+    (host / name).unlink(missing_ok=True)
+    (host / name).parent.mkdir(exist_ok=True)
+    (host / name).symlink_to(secret)
+    with pytest.raises(GraftError, match=r"is, or is in, a link that leads out of .*host, to .*home/token"):
+        save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w"))
+    with pytest.raises(GraftError, match="is, or is in, a link"):
+        load_tokenizer(host)
+
+
+def test_no_link_becomes_the_generation_config(host, secret):
+    secret.write_text('{"auths": "hf_secret"}')
+    (host / "generation_config.json").symlink_to(secret)
+    with pytest.raises(GraftError, match="generation_config.json is, or is in, a link"):
+        load_model(AutoTokenizer, host)
+
+
+def test_what_honest_files_have(host, artifact, tmp_path):
+    """Paths of the machine that an old version ran on, and links into the Hub's cache, as it made them for years."""
+    edit(
+        host, "tokenizer_config.json", vocab_file="/root/.cache/vocab.txt", special_tokens_map_file="/x", init_inputs=[]
+    )
+    edit(host, "special_tokens_map.json", pad_token="[PAD]", unk_token="[UNK]")
+    blob = tmp_path / "hub/models--me--host/blobs" / ("0" * 40)
+    blob.parent.mkdir(parents=True)
+    (host / "vocab.txt").rename(blob)
+    (host / "vocab.txt").symlink_to(blob)
+    graft = save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w")).path
+    assert "film" in AutoTokenizer.from_pretrained(graft).get_vocab()
+
+
+def test_a_tokenizer_of_its_own_brings_no_config_that_never_ends(host):
+    edit(host, "config.json", num_hidden_layers=10**9)
+    with pytest.raises(GraftError, match="num_hidden_layers 1,000,000,000"):
+        load_tokenizer(host)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{"])
+def test_a_config_that_is_none(content, host):
+    Path(host / "tokenizer_config.json").write_text(content)
+    with pytest.raises(GraftError, match=r"The tokenizer_config.json of .*host can't be read"):
+        load_tokenizer(host)
