@@ -307,7 +307,7 @@ def _names_a_file(file_name: str, key: str, value: Any) -> bool:
 
 def _check_text_links(folder: Path) -> None:
     """Refuse links out of a folder among the files whose text is stored with what is made of them."""
-    texts = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _TEXTS)
+    texts = (path for pattern in ("*", "additional_chat_templates/*") for path in folder.glob(pattern) if path.suffix in _TEXTS)
     check_links((path for path in texts if not _is_cached(path.resolve())), folder, GraftError)
 
 
