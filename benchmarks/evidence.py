@@ -18,8 +18,8 @@ from benchmarks.evidence_figures import figures
 from benchmarks.evidence_page import Page
 from benchmarks.evidence_store import RESULTS, collect
 from benchmarks.machine import ROOT, say
+from layer_surgeon._io import write_text
 from layer_surgeon.errors import ConfigError, LayerSurgeonError
-from layer_surgeon.study.layout import write_text
 
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 ASSETS = ROOT / "docs" / "assets"

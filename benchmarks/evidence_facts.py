@@ -12,8 +12,9 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, SELECT, plans, unpack
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.paired import ALPHA, compare_scores, holm, seed_interval_of_mean
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.report_tables import read_table, sweeps_of

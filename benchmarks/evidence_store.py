@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import ROOT, machine
+from layer_surgeon._io import write_json, write_text
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.layout import SELECTION, StudyFolder, read_json, write_json, write_text
-from layer_surgeon.study.plan import StudyPlan, read_yaml
+from layer_surgeon.study.layout import SELECTION, StudyFolder, read_json
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.plan_parts import read_yaml
 
 FORMAT = 1
 RESULTS = ROOT / "docs" / "results"
@@ -65,7 +67,7 @@ def collect(work: Path, output: Path = EVIDENCE, planned: Mapping[str, StudyPlan
         plan = StudyPlan.read(StudyFolder(root=path.parent).plan)
         found = {key: value for key, value in read_json(path).items() if key != "path"}
         content = {"format": FORMAT, "study": path.parent.name, "plan": plan.as_dict(), "selection": found}
-        write_json(output / f"{path.parent.name}.json", content)
+        write_json(output / f"{path.parent.name}.json", content, indent=1)
         told.append(f"{path.parent.name}: {found['best']}")
     return told
 

@@ -99,11 +99,12 @@ from benchmarks.loudness_picture import draw
 from benchmarks.loudness_start import measure_start
 from benchmarks.loudness_watch import Watch, as_text, fold, quieten, watched_trainer
 from benchmarks.machine import machine, say, versions
+from layer_surgeon._io import write_json, write_text
 from layer_surgeon.finetune import run
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import cells
 from layer_surgeon.study.arms import Arm
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json, write_text
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
@@ -184,7 +185,8 @@ def borrow(work: Path, layers: Path) -> None:
     (work / "layers").mkdir(parents=True, exist_ok=True)
     for path in layers.iterdir():
         if not (work / "layers" / path.name).exists():
-            (work / "layers" / path.name).symlink_to(path.resolve())
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, work / "layers" / path.name)
 
 
 def collect(work: Path, settings: dict[str, Any]) -> dict[str, Any]:

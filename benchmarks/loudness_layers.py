@@ -20,7 +20,8 @@ import torch
 from benchmarks.loudness_start import measure_start
 from benchmarks.loudness_watch import as_text
 from benchmarks.machine import ROOT, machine, say, versions
-from layer_surgeon.study.layout import StudyFolder, write_text
+from layer_surgeon._io import write_text
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import StudyPlan
 

@@ -34,13 +34,14 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks.selecting_facts import draw, measure
 from benchmarks.selecting_plan import DATA, HOST, ROWS, SEEDS, SELECTIONS, plan
+from layer_surgeon._io import write_json
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.executors import run_process
 from layer_surgeon.study.hosts import host_source
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.select import select_arm
@@ -137,7 +138,7 @@ def borrow(folder: Path, shared: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("data", "layers"):
         if not (folder / name).exists():
-            (folder / name).symlink_to((shared / name).resolve())
+            shutil.copytree(shared / name, folder / name)
 
 
 def check(work: Path, data: str) -> None:
@@ -166,7 +167,7 @@ def main() -> None:
     if given.check:
         check(given.work, DATA[0])
     if given.measure:
-        write_json(RESULTS, measure(given.work))
+        write_json(RESULTS, measure(given.work), indent=1)
     if given.draw:
         draw(read_json(RESULTS))
     if given.data is None:

@@ -16,8 +16,9 @@ from benchmarks.evidence_layers import correlate
 from benchmarks.evidence_store import pack_bits, plans, unpack_bits
 from benchmarks.evidence_text import fixed
 from benchmarks.evidence_verdicts import UNKNOWN, for_one, judge, judge_gate, together
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.summary import summarize
 from tests.support.evidence import LITTLE, OTHER, SHIFT, SWEEP, Desk
 

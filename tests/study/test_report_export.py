@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.study import report_csv, report_latex, report_markdown, report_pictures
-from layer_surgeon.study.layout import write_json
 from layer_surgeon.study.report_data import load_report
 from layer_surgeon.study.report_export import write_report
 from layer_surgeon_cli.main import app

@@ -8,7 +8,8 @@ from benchmarks.evidence_facts import load
 from benchmarks.evidence_figures import figures
 from benchmarks.evidence_page import Page
 from benchmarks.evidence_store import collect, plans
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon._io import write_json
+from layer_surgeon.study.layout import StudyFolder
 
 DATA = {
     "sst2": {"name": "sst2", "train": "a.csv", "test": "b.csv"},
