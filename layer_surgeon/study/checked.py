@@ -37,6 +37,14 @@ def check(good: bool, key: str, value: Any, expected: str) -> None:
         raise ConfigError(f"{key} is {shown(value)}; it must be {expected}.")
 
 
+def as_text(value: Any) -> str:
+    """A name or title, which YAML may take for a number or a date."""
+    try:
+        return str(value)
+    except ValueError as error:  # a whole number of many thousand digits
+        raise ConfigError(f"A name in the plan is {shown(value)}; it must be text.") from error
+
+
 def shown(value: Any) -> str:
     """A value in a message. Python refuses to write whole numbers of many digits."""
     try:

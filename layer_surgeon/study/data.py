@@ -14,7 +14,7 @@ from layer_surgeon._io import read_json, write_text
 from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.study.checked import MAX_NAME, check_types, shown
+from layer_surgeon.study.checked import MAX_NAME, as_text, check_types, shown
 from layer_surgeon.workspace import short_name
 
 # Several that belong together, by one name.
@@ -96,7 +96,7 @@ def parse_data(value: Any) -> DataSpec:
         )
     content: dict[str, Any] = dict(value)
     for part in ("train", "validation", "test"):
-        entry = content.get(part, str(value["name"]) if part == "train" and "test" not in value else ())
+        entry = content.get(part, as_text(value["name"]) if part == "train" and "test" not in value else ())
         names = (entry,) if isinstance(entry, str) else entry or ()
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"{part} of a data set is {shown(entry)}; it must be names, Hub ids or files.")
@@ -104,8 +104,8 @@ def parse_data(value: Any) -> DataSpec:
     labels = content.get("labels") or {}
     if not isinstance(labels, Mapping):
         raise ConfigError(f"labels of a data set are {shown(labels)}; they must be `label: label` lines.")
-    labels = {str(old): str(new) for old, new in labels.items()}
-    return DataSpec(**{**content, "name": short_name(str(value["name"])), "labels": labels})
+    labels = {as_text(old): as_text(new) for old, new in labels.items()}
+    return DataSpec(**{**content, "name": short_name(as_text(value["name"])), "labels": labels})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,11 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig, TaskName
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.study.arms import Arm, is_called
-from layer_surgeon.study.checked import MAX_NAME, check, check_types
+from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
 from layer_surgeon.study.data import DataSpec, check_name, parse_data, spec_key
 from layer_surgeon.study.plan_parts import (
     METRICS,
     as_number,
-    as_text,
     check_keys,
     check_unique,
     listed,

@@ -13,7 +13,7 @@ from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import EXTRA_METRICS
 from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
-from layer_surgeon.study.checked import check, shown
+from layer_surgeon.study.checked import check
 from layer_surgeon.study.data import DataSpec
 
 _KEYS = (
@@ -70,7 +70,10 @@ def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
         check(_is_text(host), "host", host, "a model's folder or repo id")
         for entry in said:
             for donor in donors or _NONE:
-                arm = parse_arm(entry, host=host, donor=donor, graft=graft, others=by_name)
+                try:
+                    arm = parse_arm(entry, host=host, donor=donor, graft=graft, others=by_name)
+                except RecursionError as error:
+                    raise ConfigError("The arms of the plan are like each other, too many in a row.") from error
                 name = arm.name
                 if donor is not None and len(donors) > 1 and arm.donor == donor:
                     name += f"+{donor.name}"
@@ -130,14 +133,6 @@ def mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def as_text(value: Any) -> str:
-    """A name or title, which YAML may take for a number or a date."""
-    try:
-        return str(value)
-    except ValueError as error:  # a whole number of many thousand digits
-        raise ConfigError(f"A name or title in the plan is {shown(value)}; it must be text.") from error
 
 
 def as_number(value: Any) -> Any:
