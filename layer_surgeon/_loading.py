@@ -119,24 +119,27 @@ def check_weights(
             raise GraftError(
                 f"{folder / index} names the file {outside[0]!r}, which is not in the folder. Get the model again."
             )
-    if not folder.is_dir():
+    if not folder.is_dir() or not (folder / "config.json").is_file():
         _check_adapter(os.fspath(name), revision, token)
 
 
-def _check_adapter(repo_id: str, revision: str | None, token: str | bool | None) -> None:
+def _check_adapter(name: str, revision: str | None, token: str | bool | None) -> None:
     """Where peft is installed, transformers loads the model that an adapter's config names: any repo, any path."""
     if not is_peft_available():
         return
+    path = Path(name).expanduser() / _ADAPTER
     try:
-        content = read_json(Path(hf_hub_download(repo_id, _ADAPTER, revision=revision, token=token)))
+        content = read_json(
+            path if path.parent.is_dir() else Path(hf_hub_download(name, _ADAPTER, revision=revision, token=token))
+        )
     except (OSError, ValueError, EntryNotFoundError):
-        # There is none. What else is wrong with the repo or the way to it, the loader says.
+        # There is none. What else is wrong with the folder, the repo or the way to it, the loader says.
         return
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
-    if base != repo_id:
+    if base != name:
         raise GraftError(
-            f"{repo_id} holds an adapter (peft) for {base!r}, and no other model is loaded than the one that is named. "
-            "Merge the adapter into its model first (merge_and_unload), and name the result."
+            f"{_shown(name)} holds an adapter (peft) for {base!r}, and no other model is loaded than the one that is "
+            "named. Merge the adapter into its model first (merge_and_unload), and name the result."
         )
 
 

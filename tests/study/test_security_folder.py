@@ -113,9 +113,10 @@ def test_a_picture_and_a_report_replace_links(tmp_path):
     assert [path.name for path in pictures.iterdir()] == ["scores.png"]
 
 
-def test_a_name_of_a_failed_cell_is_its_file_s(tmp_path):
-    folder = StudyFolder(root=tmp_path)
-    folder.failure("a").parent.mkdir()
+def test_a_failed_cell_is_known_by_its_file_s_name(tmp_path):
+    (tmp_path / "outside.json").touch()
+    folder = StudyFolder(root=tmp_path / "study")
+    folder.failure("a").parent.mkdir(parents=True)
     folder.failure("a").write_text(json.dumps({"format": 1, "id": "../../outside"}))
     assert [failure["id"] for failure in folder.failures()] == ["../../outside"]
 
@@ -276,3 +277,15 @@ def test_a_damaged_cell_is_said(tmp_path, scores):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tests": damaged}))
     with pytest.raises(WorkspaceError):
         load_report(tmp_path)
+
+
+def test_a_folder_with_an_adapter_alone_loads_no_other_model(parts, tmp_path):
+    """transformers takes such a folder for the model that its config names; synthetic texts come from any model."""
+    pytest.importorskip("peft")
+    (tmp_path / "adapter").mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": parts["donor"]["source"]}
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
+    arms = [{"name": "zerogen", "synthetic": {"model": str(tmp_path / "adapter"), "per_label": 1}}]
+    plan = tiny_plan(parts, arms=arms, seeds=[1], data=parts["data"][:1])
+    with pytest.raises(ConfigError, match="no other model is loaded"):
+        prepare_study(plan, StudyFolder(root=tmp_path / "study"), Recorder())
