@@ -21,9 +21,8 @@ bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/ben
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.network
 	$(BIN)/python -m benchmarks.graft
-results: .venv/.ready  ## docs/results.md, its figures and the README's sentence, from the committed evidence
-	$(BIN)/python -m benchmarks.evidence
-	$(BIN)/python -m benchmarks.loudness --draw
+results: .venv/.ready  ## the results pages, their figures and the README's result, from the evidence in research/
+	$(BIN)/python -m research.results
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
 	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
 fuzz: .venv/.ready  ## the long runs: spoiled files by the hundred thousand, kills by the hundred

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from layer_surgeon._text import printable
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.workspace import Workspace
 
@@ -125,7 +126,7 @@ class _Guard:
             # Found before training by all of them; the first one says it.
             raise typer.Exit(code) from error
         if self._ui.debug:
-            self._ui.err.print(format_traceback(error), markup=False, highlight=False, soft_wrap=True)
+            self._ui.err.print(printable(format_traceback(error)), markup=False, highlight=False, soft_wrap=True)
         self._ui.error(message)
         if self._ui.as_json:
             self._ui.document(as_document(error, message))

@@ -8,7 +8,7 @@ from layer_surgeon.finetune.config import COLUMN_SETTINGS, OTHER_TASKS_SETTINGS,
 
 from .command import command, new_app, usage
 from .errors import UsageError
-from .ui import Ui, format_bytes, format_count, format_seconds
+from .ui import Ui, escape_text, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from layer_surgeon.study import DemoResult
@@ -80,7 +80,7 @@ def _show(result: "DemoResult", ui: Ui) -> None:
             "page": result.page,
         }
     )
-    ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {result.arms[-1].path}[/]')
+    ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(result.arms[-1].path))}[/]')
 
 
 def _span(interval: Any, spec: str = ".3f") -> str:

@@ -11,7 +11,7 @@ from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.summary import CheckpointSummary, TensorGroup, summarize
 
 from .command import command, new_app
-from .ui import Ui, format_bytes, format_count
+from .ui import Ui, escape_text, format_bytes, format_count
 
 app = new_app()
 
@@ -73,7 +73,7 @@ def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
     facts["licence"] = _licence(summary)
     ui.facts(facts)
     for note in checkpoint.table.notes:
-        ui.line(note)
+        ui.line(escape_text(note))
     rows = []
     for _, members in groupby(enumerate(summary.layers), key=lambda entry: entry[1]):
         alike = list(members)

@@ -1,11 +1,12 @@
 """One command as several processes: started by torch's own launcher, and only the first of them speaks."""
 
 import os
-import subprocess
 import sys
 from typing import NoReturn
 
 import typer
+
+from layer_surgeon._python import start_python
 
 _OPTION = "--num-processes"
 
@@ -22,11 +23,14 @@ def is_main() -> bool:
 
 def start_processes(count: int) -> NoReturn:
     """Run this command again in `count` processes, and end with their exit code."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
-    command = [*launcher, "-m", __package__ or "", *_without_option(sys.argv[1:])]
+    launcher = ("--standalone", "--nproc-per-node", str(count), "-m", __package__ or "")
     # The launcher would set it itself, and say so.
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
-    process = subprocess.Popen(command, env=environment)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    process = start_python(
+        "torch.distributed.run",
+        [*launcher, *_without_option(sys.argv[1:])],
+        environment={"OMP_NUM_THREADS": threads},
+    )
     while True:
         try:
             code = process.wait()

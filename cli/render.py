@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -21,7 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from .ui import format_bytes, format_seconds
+from .ui import escape_text, format_bytes, format_seconds
 
 # Away from a terminal a line for every tenth of a step, and between two of them at least this long; nothing for longer
 # than the second would look like a run that hangs.
@@ -98,7 +97,7 @@ class RichProgress:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._bars.add_task(escape(description), total=total)
+        self._task = self._bars.add_task(escape_text(description), total=total)
         self._bars.start()
 
     def advance(self, amount: int) -> None:
@@ -120,7 +119,7 @@ class RichProgress:
     def notice(self, message: str) -> None:
         """Print a line above the bar."""
         console = self._bars.console if self._bars is not None else self._console
-        console.print(f"[dim]{escape(message)}[/]", soft_wrap=True, highlight=False)
+        console.print(f"[dim]{escape_text(message)}[/]", soft_wrap=True, highlight=False)
 
 
 class LineProgress:
@@ -171,7 +170,7 @@ class LineProgress:
 
     def notice(self, message: str) -> None:
         """Print a line."""
-        self._console.print(escape(message), soft_wrap=True, highlight=False)
+        self._console.print(escape_text(message), soft_wrap=True, highlight=False)
 
     def _remaining(self) -> str:
         if not self._total or self._first is None or self._done <= self._first[1]:
@@ -189,4 +188,4 @@ class LineProgress:
         amount = f"{done} of {total}" if total else done
         parts = [f"{self._description}: {amount}", "" if self._unit == "bytes" else f" {self._unit}"]
         tail = "  ".join(part for part in (_format_values(self._values), ending) if part)
-        self._console.print(escape("".join(parts) + (f"  {tail}" if tail else "")), soft_wrap=True, highlight=False)
+        self.notice("".join(parts) + (f"  {tail}" if tail else ""))

@@ -9,7 +9,7 @@ from layer_surgeon.study.synthesis_config import SynthesisConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
-from .ui import Ui
+from .ui import Ui, escape_text
 
 app = new_app()
 
@@ -40,5 +40,5 @@ def synthesize(
     if not ui.as_json:
         ui.table(("label", "texts"), [(name, f"{count:,}") for name, count in result.counts.items()])
         ui.facts({"left out": f"{result.left_out:,} draws that were empty or there already", "file": result.path})
-        ui.line(f"\nNext: [bold]surgeon finetune HOST --dataset {result.path}[/]")
+        ui.line(f"\nNext: [bold]surgeon finetune HOST --dataset {escape_text(str(result.path))}[/]")
     return result.as_dict()

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layer_surgeon._text import printable, printable_json
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
@@ -52,38 +53,39 @@ class Ui:
 
     def error(self, message: str) -> None:
         """Show why the command failed."""
-        self.err.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
+        self.err.print(f"[bold red]error:[/] {escape_text(message)}", soft_wrap=True, highlight=False)
 
     def document(self, content: Any) -> None:
         """Print the one JSON document of `--json`."""
-        sys.stdout.write(json.dumps(content, indent=2, default=_plain, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, default=_plain, ensure_ascii=False)
+        sys.stdout.write(printable_json(text) + "\n")
 
     def line(self, text: str) -> None:
         """Print one line of the result; markup is allowed."""
-        self.out.print(text, soft_wrap=True, highlight=False)
+        self.out.print(printable(text), soft_wrap=True, highlight=False)
 
     def headline(self, text: str) -> None:
         """Print what came out, in one bold sentence, as it is."""
-        self.line(f"[bold]{_escape(text)}[/]\n")
+        self.line(f"[bold]{escape_text(text)}[/]\n")
 
     def facts(self, rows: Mapping[str, Any]) -> None:
         """Print names and values, aligned."""
         width = max(map(len, rows), default=0)
         for name, value in rows.items():
-            self.line(f"[bold]{name:<{width}}[/]  {_escape(str(value))}")
+            self.line(f"[bold]{escape_text(f'{name:<{width}}')}[/]  {escape_text(str(value))}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
         """Print a table; columns of numbers are set to the right."""
         from rich import box
         from rich.table import Table
 
-        shown = None if title is None else _escape(title)
+        shown = None if title is None else escape_text(title)
         table = Table(title=shown, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(header):
             numeric = bool(rows) and all(isinstance(row[index], int | float) or _is_number(row[index]) for row in rows)
-            table.add_column(_escape(name), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(escape_text(name), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(_escape(str(cell)) for cell in row))
+            table.add_row(*(escape_text(str(cell)) for cell in row))
         self.out.print(table)
 
 
@@ -95,10 +97,11 @@ def _console(*, stderr: bool) -> "Console":
     return Console(stderr=stderr, width=None if stream.isatty() else 160, no_color=None if stream.isatty() else True)
 
 
-def _escape(text: str) -> str:
+def escape_text(text: str) -> str:
+    """Text from anywhere as a terminal may have it: no markup, no control sequences."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))
 
 
 def _is_number(cell: Any) -> bool:

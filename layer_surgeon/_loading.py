@@ -5,6 +5,7 @@ What they would do on the word of a file is refused here: run Python code or ker
 from outside a folder, or load another model because an adapter's config names it.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import is_peft_available
 
 from layer_surgeon._io import read_json
@@ -171,15 +172,49 @@ def load_tokenizer(
     return checked
 
 
-def load_dataset(hub_id: str, subset: str | None = None, **settings: Any) -> Any:
+@contextlib.contextmanager
+def without_asking() -> Iterator[None]:
+    """For libraries that load models themselves: code that a repo brings is refused, where transformers would ask.
+
+    It asks on stdin whether to run that code, and data that is piped into a command can answer.
+    """
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
+
+
+def load_dataset(
+    hub_id: str, subset: str | None = None, *, revision: str | None = None, streaming: bool = False
+) -> Any:
     """A data set of the Hub, as `datasets.load_dataset` gives it; since its version 4 it runs no scripts.
 
+    Args:
+        hub_id: The repo.
+        subset: One of its configurations.
+        revision: Branch, tag or commit.
+        streaming: Read rows as they are needed.
+
     Raises:
-        ValueError: The name is that of a folder here: from a Hub id, nothing on this machine is read.
+        ValueError: The name is that of a folder here, or the repo names files outside of it: on this machine, of
+            another repo, or anywhere on the web.
+        OSError, RuntimeError, DatasetsError: As datasets raises them.
     """
     if Path(hub_id).exists():
         raise ValueError(f"{hub_id} is a folder or file here; name its files, or ./{hub_id}")
-    return datasets.load_dataset(hub_id, subset, **settings)
+    # `datasets.load_dataset` in its steps, to look at the names of the files between the first and the second.
+    builder = datasets.load_dataset_builder(hub_id, subset, revision=revision)
+    inside = f"hf://datasets/{hub_id}@".lower()
+    for file in [file for files in (builder.config.data_files or {}).values() for file in files]:
+        # The file of an archive is named as in zip://train.csv::hf://datasets/owner/name@commit/data.zip
+        if not file.rpartition("::")[2].lower().startswith(inside) or ".." in file.split("/"):
+            raise ValueError(f"its card names the file {without_secrets(file)}, which is not in the repo")
+    if streaming:
+        return builder.as_streaming_dataset()
+    builder.download_and_prepare()
+    return builder.as_dataset()
 
 
 def _shown(name: str | os.PathLike[str]) -> str:

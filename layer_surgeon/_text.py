@@ -4,8 +4,10 @@ Names of models, labels, texts and error messages of other libraries may hold co
 URL with a password. Each kind of place has one function here, and everything that is shown there goes through it.
 """
 
+import json
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,19 +18,34 @@ _UNSAFE = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|]+")
 # Text that begins so is a formula to a spreadsheet, and formulas can read files and call programs.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~])")
+# An underscore inside a word, as in `all_mpnet`, is only an underscore.
+_MARKDOWN = re.compile(r"[\\`*{}\[\]|<>~]|(?<![^\W_])_|_(?![^\W_])")
 
 
-def printable(text: str, *, keep: str = "\n\t") -> str:
+def _as_python_writes(char: str) -> str:
+    return repr(char)[1:-1]
+
+
+def _as_json_writes(char: str) -> str:
+    return json.dumps(char)[1:-1]
+
+
+def printable(text: str, *, keep: str = "\n\t", escape: Callable[[str], str] = _as_python_writes) -> str:
     r"""The text with everything escaped that could steer a terminal or reorder a line, as Python writes it: `\x1b`.
 
     Args:
         text: From anywhere.
         keep: Control characters that stay as they are.
+        escape: What to write for a character.
     """
     if text.isprintable():
         return text
-    return "".join(char if char in keep or _is_safe(char) else repr(char)[1:-1] for char in text)
+    return "".join(char if char in keep or _is_safe(char) else escape(char) for char in text)
+
+
+def printable_json(text: str) -> str:
+    """JSON text with the same characters escaped, so that it says the same."""
+    return printable(text, escape=_as_json_writes)
 
 
 def _is_safe(char: str) -> bool:
@@ -72,11 +89,8 @@ def _clean_url(url: str) -> str:
 
 
 def markdown(text: Any) -> str:
-    """A value as plain text in a line of Markdown or a cell of its tables: no markup, no HTML, no line breaks.
-
-    Underscores inside words and the like come out with a backslash, which renderers don't show.
-    """
-    return _MARKDOWN.sub(r"\\\1", " ".join(printable(str(text), keep="").split()))
+    """A value as plain text in a line of Markdown or a cell of its tables: no markup, no HTML, no line breaks."""
+    return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(text).split()), keep=""))
 
 
 def csv_cell(value: Any) -> Any:

@@ -73,6 +73,14 @@ def test_every_package_is_installed():
         assert listed == expected
 
 
+def test_nothing_imports_the_research():
+    for path in [path for top in ("layer_surgeon", "cli", "benchmarks") for path in (ROOT / top).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [name for name in modules if name.partition(".")[0] == "research"], path
+
+
 def test_no_file_is_overlong():
     for path in [*ROOT.glob("layer_surgeon/**/*.py"), *ROOT.glob("cli/*.py")]:
         source = path.read_text()

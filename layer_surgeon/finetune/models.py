@@ -9,13 +9,16 @@ from typing import Any, cast, get_args
 import datasets.utils.logging as datasets_logging
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from layer_surgeon._loading import load_config
+from layer_surgeon._loading import load_model as load_any_model
+from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig, TaskName
 from layer_surgeon.graft import GraftedModel
@@ -64,12 +67,15 @@ def load_model(model_or_path: ModelLike, task: TaskName, *, num_labels: int | No
     name = _checked_name(model_or_path)
     try:
         with hub_errors(f"The model {name!r}"):
-            config = AutoConfig.from_pretrained(name)
+            config = load_config(name)
             if config.model_type == "surgeon_graft":
                 return _checked_graft(GraftedModel.from_pretrained(name), task)
             # Half precision weights would lose Adam's small steps: what is trained is kept in float32 everywhere.
-            sizes = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-            return getattr(transformers, TASKS[task].auto).from_pretrained(name, dtype=torch.float32, **sizes)
+            sizes: dict[str, Any] = (
+                {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+            )
+            loader = getattr(transformers, TASKS[task].auto)
+            return load_any_model(loader, name, dtype=torch.float32, **sizes)
     except (ValueError, KeyError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
@@ -107,7 +113,7 @@ def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskNa
         name = _checked_name(model_or_path)
         try:
             with hub_errors(f"The model {name!r}"):
-                config = AutoConfig.from_pretrained(name)
+                config = load_config(name)
         except (ValueError, KeyError) as error:
             if isinstance(error, LayerSurgeonError):
                 raise
@@ -163,8 +169,8 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
         if not place:
             raise ConfigError("A model that was built in memory has no tokenizer beside it. Pass tokenizer=...")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(os.fspath(place))
-        except (OSError, ValueError, KeyError) as error:
+            tokenizer = load_any_tokenizer(place)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             first = str(error).strip().split("\n", 1)[0]
             raise ConfigError(f"There is no usable tokenizer at {place} ({first}). Pass tokenizer=...") from error
     if tokenizer.pad_token is None:

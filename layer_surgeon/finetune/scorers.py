@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM
 
+from layer_surgeon._loading import check_weights, load_config, load_model, load_tokenizer, without_asking
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import Progress
@@ -61,15 +62,17 @@ def bert_score(
     pairs = [(text, other) for text, other in zip(written, references, strict=True) if text.strip() and other.strip()]
     if not pairs:
         return 0.0
-    layers = package.utils.model2layers.get(model_name) or AutoConfig.from_pretrained(model_name).num_hidden_layers
+    layers = package.utils.model2layers.get(model_name) or load_config(model_name).num_hidden_layers
+    check_weights(model_name)
     try:
-        _, _, f1 = package.score(
-            *(list(texts) for texts in zip(*pairs, strict=True)),
-            model_type=model_name,
-            num_layers=layers,
-            device=str(device),
-            verbose=False,
-        )
+        with without_asking():
+            _, _, f1 = package.score(
+                *(list(texts) for texts in zip(*pairs, strict=True)),
+                model_type=model_name,
+                num_layers=layers,
+                device=str(device),
+                verbose=False,
+            )
     except OverflowError as error:
         # It hands on what transformers has for "no limit", which is no number for the tokenizer.
         raise ValueError("model_max_length is missing in its tokenizer_config.json") from error
@@ -84,8 +87,8 @@ def bart_score(
     Raises:
         OSError: The model can't be loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model: Any = AutoModelForSeq2SeqLM.from_pretrained(model_name, dtype=torch.float32).to(device).eval()
+    tokenizer: Any = load_tokenizer(model_name)
+    model: Any = load_model(AutoModelForSeq2SeqLM, model_name, dtype=torch.float32).to(device).eval()
     scores: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(written), _TEXTS_PER_BATCH):

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import datasets
 import datasets.exceptions
 
+from layer_surgeon._loading import load_dataset
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
@@ -227,7 +228,7 @@ def load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress,
     subset, revision = (record.subset, record.revision) if record else (None, None)
     progress.notice(f"Loading {hub_id}{f' ({subset})' if subset else ''} from the Hub.")
     try:
-        return datasets.load_dataset(hub_id, subset, revision=revision, **({"streaming": True} if streaming else {}))
+        return load_dataset(hub_id, subset, revision=revision, **({"streaming": True} if streaming else {}))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"The data set {hub_id} can't be loaded from the Hub: {first_sentence(error)} Check the id and the "

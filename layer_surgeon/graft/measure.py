@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from layer_surgeon._python import start_python
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.flops import training_loss
 from layer_surgeon.graft.modeling import GraftedModel
 
-_CALL = "from layer_surgeon.graft.measure import main; main()"
 _WARM_UP = 1
 _DTYPES = ("float32", "bfloat16", "float16")
 STATUS = Path("/proc/self/status")
@@ -107,14 +107,16 @@ def measure(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
         GraftError: The process failed, most often for want of memory.
     """
     request = json.dumps({"config": json.loads(config.to_json_string(use_diff=False)), "workload": asdict(workload)})
-    done = subprocess.run([sys.executable, "-c", _CALL], input=request, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not done.stdout.strip():
-        reason = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+    pipe = subprocess.PIPE
+    process = start_python(__name__, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    printed, complaints = process.communicate(request)
+    if process.returncode != 0 or not printed.strip():
+        reason = (complaints.strip().splitlines() or ["nothing was printed"])[-1]
         raise GraftError(
-            f"Measuring failed (exit code {done.returncode}): {reason}. Take a smaller batch or length, or leave the "
-            "measuring out."
+            f"Measuring failed (exit code {process.returncode}): {reason}. Take a smaller batch or length, or "
+            "leave the measuring out."
         )
-    return Measurement(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return Measurement(**json.loads(printed.strip().splitlines()[-1]))
 
 
 def main() -> None:
@@ -203,3 +205,7 @@ def status_bytes(name: str) -> int:
     """A size from Linux's own account of this process. Not `ru_maxrss`: that one begins with the parent's peak."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from layer_surgeon._python import start_python
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.layout import StudyFolder, write_json
 from layer_surgeon.study.plan import Cell
@@ -28,9 +29,8 @@ def threads_each(workers: int) -> int:
 
 
 def environment_of(threads: int) -> dict[str, str]:
-    """What a cell's process finds in its environment."""
+    """What a cell's process finds in its environment, on top of this one's."""
     return {
-        **os.environ,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -80,10 +80,14 @@ def _run_preloaded(server: Preloaded, arguments: list[str], log: Path, running: 
 
 
 def _run_python(arguments: list[str], log: Path, threads: int, running: "Running") -> int:
-    command = [sys.executable, "-m", "layer_surgeon.study.cells", *arguments]
     with log.open("a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment_of(threads)
+        process = start_python(
+            "layer_surgeon.study.cells",
+            arguments,
+            environment=environment_of(threads),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         running.add(process)
         code = process.wait()
@@ -194,15 +198,12 @@ def run_ray(
         raise ConfigError('The executor ray needs Ray: pip install "layer-surgeon[ray]"') from error
     started = not ray.is_initialized()
     if started:
-        try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="error")
-        except ConnectionError as error:
-            raise ConfigError(f"No Ray cluster answers at {address}: {error}") from error
+        _start_ray(ray, address)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    place = folder.root.resolve()
+    root, current = str(folder.root.resolve()), str(Path.cwd())
     # A machine that dies is Ray's to replace: the cell then runs again elsewhere, and goes on from its checkpoint.
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=3)(_on_ray)
-    waiting: dict[Any, Cell] = {task.remote(cell.as_dict(), str(place), threads): cell for cell in cells}
+    waiting: dict[Any, Cell] = {task.remote(cell.as_dict(), root, current, threads): cell for cell in cells}
     try:
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
@@ -220,8 +221,25 @@ def run_ray(
             ray.shutdown()
 
 
-def _on_ray(content: dict[str, Any], root: str, threads: int) -> str | None:
+def _start_ray(ray: Any, address: str | None) -> None:
+    # Without a working_dir of its own, Ray puts the current folder in front of every worker's path of modules.
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as empty:
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                include_dashboard=False,
+                logging_level="error",
+                runtime_env={"working_dir": empty},
+            )
+        except ConnectionError as error:
+            raise ConfigError(f"No Ray cluster answers at {address}: {error}") from error
+
+
+def _on_ray(content: dict[str, Any], root: str, current: str, threads: int) -> str | None:
+    """Run a cell on a worker, in the folder that its plan's relative paths start from."""
     folder = StudyFolder(root=Path(root))
     if not folder.plan.is_file():
         raise WorkspaceError(f"{root} is not the study's folder on this machine. It must lie on a shared disk.")
-    return run_process(Cell.from_dict(content), folder, threads)
+    with contextlib.chdir(current):
+        return run_process(Cell.from_dict(content), folder, threads)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from layer_surgeon._python import start_python
+
 # Elsewhere system libraries do not bear a fork (macOS), or there is none (Windows).
 SUPPORTED = sys.platform == "linux"
 _TAIL = 300
@@ -128,18 +130,19 @@ def preloaded(environment: Mapping[str, str]) -> Iterator[Preloaded]:
     """Start to import; at the end, end the process and with it the cells that are under way.
 
     Args:
-        environment: Of all cells.
+        environment: Of all cells, on top of this process's.
     """
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, tempfile.TemporaryFile() as output:
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "layer_surgeon.study.preload", str(theirs.fileno())],
+            process = start_python(
+                "layer_surgeon.study.preload",
+                [str(theirs.fileno())],
+                environment=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env=dict(environment),
             )
         try:
             yield Preloaded(process, control, output)

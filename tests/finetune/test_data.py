@@ -6,6 +6,7 @@ import datasets
 import pytest
 
 from layer_surgeon.errors import DataError
+from layer_surgeon.finetune import sources
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import prepare_data, prepare_evaluation
 from layer_surgeon.finetune.examples import hold_out, subsample
@@ -99,7 +100,7 @@ def test_no_data_at_all():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Answers in place of `datasets.load_dataset`, and remembers what was asked."""
+    """Answers in place of the Hub, and remembers what was asked."""
     asked = []
 
     def answer_with(answer):
@@ -109,7 +110,7 @@ def hub(monkeypatch):
                 raise answer
             return answer
 
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(sources, "load_dataset", load_dataset)
         return asked
 
     return answer_with

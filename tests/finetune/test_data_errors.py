@@ -12,7 +12,7 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 import layer_surgeon.finetune as room
 from layer_surgeon.errors import ConfigError, DataError
-from layer_surgeon.finetune import finetune_model
+from layer_surgeon.finetune import finetune_model, sources
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from tests.support.classification import classifier, rows, word_tokenizer
@@ -230,7 +230,7 @@ def _nothing_begins(monkeypatch):
         raise HUB
 
     monkeypatch.setattr(SurgeonTrainer, "__init__", lambda *a, **k: pytest.fail("training began"))
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(sources, "load_dataset", fail)
 
 
 def given(data, tmp_path, monkeypatch):

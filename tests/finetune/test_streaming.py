@@ -12,7 +12,7 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError
-from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, streaming
+from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, sources, streaming
 from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.finetune.streaming import begin_stream, prepare_stream
 from layer_surgeon.finetune.streams import RowStream, open_stream
@@ -160,7 +160,7 @@ def hub(monkeypatch):
             asked.append((arguments, keywords))
             return made
 
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(sources, "load_dataset", load_dataset)
         return asked
 
     return answer

@@ -1,25 +1,28 @@
-"""Cells on Ray; only where it is installed: pip install "layer-surgeon[ray]"."""
+"""Cells on Ray."""
 
 import pytest
+import ray
 
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study import executors
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.layout import StudyFolder
+from tests.support.hostile_folders import plant_modules, was_run
 from tests.support.studies import tiny_parts, tiny_plan
 
 
 @pytest.mark.slow
-def test_ray_gives_the_numbers_of_local_processes(tmp_path):
-    ray = pytest.importorskip("ray")
+def test_ray_gives_the_numbers_of_local_processes_and_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
     parts = tiny_parts(tmp_path / "parts")
-    plan = tiny_plan(parts, arms=["host", "wide-head"], data=parts["data"][:1], seeds=[1])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    try:
-        assert run_study(plan, tmp_path / "ray", executor="ray", workers=2).done == 2
-    finally:
-        ray.shutdown()
+    plant_modules(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    # Relative paths: a worker of Ray has another current folder.
+    parts |= {"host": "parts/tiny-bert", "data": ["parts/films.jsonl"], "seeds": [1]}
+    plan = tiny_plan(parts, arms=["host", "wide-head"])
+    assert run_study(plan, tmp_path / "ray", executor="ray", workers=2).done == 2
+    assert not ray.is_initialized()
     assert run_study(plan, tmp_path / "local", workers=2).done == 2
+    assert not was_run(tmp_path)
     found = [
         {cell["id"]: (cell["tests"], cell["history"]) for cell in StudyFolder(root=tmp_path / place).results()}
         for place in ("ray", "local")

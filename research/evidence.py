@@ -1,0 +1,397 @@
+"""Read the committed evidence back: the tables that `surgeon compare` makes, computed from the single trainings."""
+
+import functools
+import json
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from benchmarks.machine import ROOT
+from layer_surgeon._io import write_json
+from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.layout import StudyFolder, read_json
+from layer_surgeon.study.paired import ALPHA, compare_scores, holm, seed_interval_of_mean
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.plan_parts import read_yaml
+from layer_surgeon.study.summary import summarize
+from research.numbers import Interval, interval_points, p_value, points
+
+RESEARCH = ROOT / "research"
+PLANS, EVIDENCE, MEASURED = RESEARCH / "plans", RESEARCH / "evidence", RESEARCH / "measured"
+SELECT = "select-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """The difference between two arms; its text is `-4.1 points (-6.0 to -2.2; p = 0.003)`.
+
+    Attributes:
+        arm: The first arm.
+        against: The arm that is subtracted from it.
+        mean: Mean difference, a share.
+        interval: The 95 % interval of the test that decides; None with one seed.
+        p: After Holm's correction; None where there is no test.
+        by_seed: The difference of each seed.
+    """
+
+    arm: str
+    against: str
+    mean: float
+    interval: Interval | None
+    p: float | None
+    by_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{points(self.mean)} points ({interval_points(self.interval)}; {p_value(self.p)})"
+
+    @property
+    def significant(self) -> bool:
+        """Whether p is below the level of the tests."""
+        return self.p is not None and self.p < ALPHA
+
+    def reversed(self) -> "Gap":
+        """The same difference with the arms exchanged."""
+        return replace(
+            self,
+            arm=self.against,
+            against=self.arm,
+            mean=-self.mean,
+            interval=None if self.interval is None else (-self.interval[1], -self.interval[0]),
+            by_seed=tuple(-value for value in self.by_seed),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSweep:
+    """The layers of a donor on one test set.
+
+    Attributes:
+        donor: Its name.
+        data: The data set, of which the test part is used.
+        labels: By arm, in the order of the layers: "16", "15+16".
+        rows: By arm, as in summary.json.
+        host: The row of the host alone.
+    """
+
+    donor: str
+    data: str
+    labels: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Any]]
+    host: Mapping[str, Any]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean accuracy by layer."""
+        return {label: self.rows[arm]["mean"] for arm, label in self.labels.items()}
+
+    @property
+    def best(self) -> str:
+        """The layer with the highest mean."""
+        return max(self.means, key=self.means.__getitem__)
+
+    @property
+    def last(self) -> str:
+        """The last layer."""
+        return list(self.means)[-1]
+
+    @property
+    def lag(self) -> float:
+        """How far the last layer is behind the best one."""
+        return self.means[self.best] - self.means[self.last]
+
+    @functools.cached_property
+    def anova(self) -> Mapping[str, float]:
+        """One-way analysis of variance over the layers: f, p, between and within (degrees of freedom), deviation.
+
+        `deviation` is the standard deviation of a layer's seeds, pooled over the layers.
+
+        Raises:
+            ConfigError: There is only one seed.
+        """
+        groups = [self.rows[arm]["by_seed"] for arm in self.labels]
+        if min(map(len, groups)) < 2:
+            raise ConfigError("An analysis of variance needs two seeds or more, and this sweep has one.")
+        result = stats.f_oneway(*groups)
+        return {
+            "f": float(result.statistic),
+            "p": float(result.pvalue),
+            "between": len(groups) - 1,
+            "within": sum(map(len, groups)) - len(groups),
+            "deviation": statistics.fmean(map(statistics.variance, groups)) ** 0.5,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One study, with the seeds that all of its arms have.
+
+    Attributes:
+        name: Its name.
+        plan: The plan.
+        cells: All finished trainings, as the evidence has them.
+        seeds: By data set, the seeds with which every arm is trained.
+        tables: By training set and test set, the tables of summary.json for these seeds.
+        arms: The arms of summary.json.
+        content: The evidence file.
+    """
+
+    name: str
+    plan: StudyPlan
+    cells: tuple[Mapping[str, Any], ...]
+    seeds: Mapping[str, tuple[int, ...]]
+    tables: Mapping[tuple[str, str], Mapping[str, Any]]
+    arms: Mapping[str, Mapping[str, Any]]
+    content: Mapping[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every table has at least one seed."""
+        return all(self.seeds.values())
+
+    def table(self, data: str, test: str) -> Mapping[str, Any]:
+        """The table for a training set and a test set.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if (data, test) not in self.tables:
+            known = ", ".join(map(" ".join, self.tables)) or "none yet"
+            raise ConfigError(f"{self.name} has no table for {data} {test}. There are: {known}.")
+        return self.tables[data, test]
+
+    def row(self, data: str, test: str, arm: str) -> Mapping[str, Any]:
+        """An arm's row in a table.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        rows = {row["arm"]: row for row in self.table(data, test)["rows"]}
+        if arm not in rows:
+            raise ConfigError(f"{self.name} has no arm {arm}. There are: {', '.join(rows)}.")
+        return rows[arm]
+
+    def gaps(self, data: str, test: str) -> dict[tuple[str, str], Gap]:
+        """Every comparison of a table, in both directions, by (arm, against)."""
+        # An interval by bootstrap belongs to another test than the one that decides.
+        gaps = [
+            Gap(
+                arm=comparison["arm"],
+                against=comparison["against"],
+                mean=comparison["mean"],
+                interval=tuple(comparison["crossed"]["interval"]) if comparison["crossed"] else None,
+                p=comparison["p_holm"],
+                by_seed=tuple(comparison["by_seed"]),
+            )
+            for comparison in self.table(data, test)["comparisons"]
+        ]
+        return {(gap.arm, gap.against): gap for gap in (*gaps, *(gap.reversed() for gap in gaps))}
+
+    def gap(self, data: str, test: str, arm: str, against: str) -> Gap:
+        """One comparison, in either direction.
+
+        Raises:
+            ConfigError: The study does not make it.
+        """
+        gaps = self.gaps(data, test)
+        if (arm, against) not in gaps:
+            raise ConfigError(
+                f"{self.name} does not compare {arm} with {against}: it compares each arm with {self.plan.reference}, "
+                f"and {self.plan.focus} with each."
+            )
+        return gaps[arm, against]
+
+    @functools.cached_property
+    def sweep(self) -> LayerSweep:
+        """The study's layers.
+
+        Raises:
+            ConfigError: It has no more than one.
+        """
+        donors = {arm.name: arm.donor for arm in self.plan.arms if arm.kind == "graft" and arm.donor is not None}
+        labels = {name: "+".join(map(str, donor.layers)) for name, donor in donors.items()}
+        if len(set(labels.values())) < 2 or not self.tables:
+            raise ConfigError(f"{self.name} sweeps over no layers.")
+        (data, test) = next(iter(self.tables))
+        return LayerSweep(
+            donor=next(iter(donors.values())).source.removeprefix("packaged:"),
+            data=data,
+            labels=labels,
+            rows={arm: self.row(data, test, arm) for arm in labels},
+            host=self.row(data, test, self.plan.reference),
+        )
+
+    @functools.cached_property
+    def domains(self) -> Mapping[str, Mapping[str, Gap]]:
+        """By arm, against the reference: `own` domain, `other` domains, and `shift`, other minus own.
+
+        Each seed's differences are averaged over the tables. Interval (t) and p are over the seeds, p with Holm's
+        correction over everything that is returned.
+        """
+        reference = self.plan.reference
+        arms = [arm.name for arm in self.plan.arms if arm.name != reference]
+        values: dict[tuple[str, str], list[float]] = {}
+        for arm in arms:
+            own, other = self._by_seed(arm, own=True), self._by_seed(arm, own=False)
+            shift = [of_other - of_own for of_own, of_other in zip(own, other, strict=True)]
+            values |= {(arm, "own"): own, (arm, "other"): other, (arm, "shift"): shift}
+        p_values = {key: compare_scores([0.0] * len(by_seed), by_seed)["t_test"] for key, by_seed in values.items()}
+        tested = [key for key, p in p_values.items() if p is not None]
+        adjusted = dict(zip(tested, holm([p_values[key] for key in tested]), strict=True))
+        gaps: dict[str, dict[str, Gap]] = {arm: {} for arm in arms}
+        for (arm, kind), by_seed in values.items():
+            interval = seed_interval_of_mean(by_seed)
+            gaps[arm][kind] = Gap(
+                arm=arm,
+                against=reference,
+                mean=statistics.fmean(by_seed),
+                interval=None if interval is None else (interval.low, interval.high),
+                p=adjusted.get((arm, kind)),
+                by_seed=tuple(by_seed),
+            )
+        return gaps
+
+    def _by_seed(self, arm: str, *, own: bool) -> list[float]:
+        pairs = [(data, test) for data, test in self.tables if (data == test) == own]
+        gaps = [self.gap(data, test, arm, self.plan.reference).by_seed for data, test in pairs]
+        return [statistics.fmean(of_seed) for of_seed in zip(*gaps, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that the pages are made from.
+
+    Attributes:
+        plans: Every planned study, by name.
+        studies: Those of which a training is finished, by name.
+        selections: What `surgeon select` chose, by name.
+        measured: The files of research/measured, by name.
+    """
+
+    plans: Mapping[str, StudyPlan]
+    studies: Mapping[str, Study]
+    selections: Mapping[str, Mapping[str, Any]]
+    measured: Mapping[str, Mapping[str, Any]]
+
+    def study(self, name: str) -> Study:
+        """A study.
+
+        Raises:
+            ConfigError: Nothing of it is finished.
+        """
+        if name not in self.studies:
+            raise ConfigError(f"There is no evidence for {name}. There is some for: {', '.join(self.studies)}.")
+        return self.studies[name]
+
+    def has(self, name: str) -> bool:
+        """Whether every table of a study has at least one seed.
+
+        Raises:
+            ConfigError: The study is not planned.
+        """
+        if name not in self.plans:
+            raise ConfigError(f"{name} is not planned. Planned are: {', '.join(self.plans)}.")
+        return name in self.studies and self.studies[name].is_whole
+
+    @functools.cached_property
+    def trainings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Every training by its id; one that two studies share counts once."""
+        return {cell["id"]: cell for study in self.studies.values() for cell in study.cells}
+
+    def gains(self, study: str) -> dict[str, float]:
+        """By arm, how many times its input a layer adds to it before training: geometric mean over the seeds.
+
+        Empty where that was not measured.
+        """
+        sweeps: Mapping[str, Any] = self.measured.get("layers", {"sweeps": {}})["sweeps"]
+        return {arm: float(stats.gmean(numbers["gain"])) for arm, numbers in sweeps.get(study, {}).items()}
+
+    def loudness_correlation(self, name: str) -> Mapping[str, float]:
+        """Spearman's correlation of the layers' mean accuracies with their gains: `rho`, `p` and `layers`.
+
+        Raises:
+            ConfigError: The study has no sweep, or the gains of its layers were not measured.
+        """
+        sweep, gains = self.study(name).sweep, self.gains(name)
+        if not gains:
+            raise ConfigError(f"research/measured/layers.json does not have {name}.")
+        return correlate([gains[arm] for arm in sweep.labels], list(sweep.means.values()))
+
+
+def correlate(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """Spearman's rank correlation `rho`, with the two-sided `p` of a permutation test, and the number of `layers`."""
+    ranks, others = (stats.zscore(stats.rankdata(values)) for values in (first, second))
+    result = stats.permutation_test(
+        (ranks,),
+        lambda order, axis: (order * others).mean(axis=axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=50_000,
+        batch=5_000,
+        rng=0,
+    )
+    return {"rho": float(result.statistic), "p": float(result.pvalue), "layers": len(first)}
+
+
+def load_plans(folder: Path = PLANS) -> dict[str, StudyPlan]:
+    """The planned studies, by name."""
+    return {path.stem: StudyPlan.from_dict(read_yaml(path)) for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(evidence: Path = EVIDENCE, *, planned: Path = PLANS, measured: Path = MEASURED) -> Evidence:
+    """Read everything that is committed, and compute the tables of each study."""
+    contents = {path.stem: read_json(path) for path in sorted(evidence.glob("*.json"))}
+    plans = load_plans(planned)
+    # An arm without a donor is the same training in studies of several donors, and is in the file of one of them.
+    cells = {cell["id"]: cell for content in contents.values() for cell in content.get("cells", [])}
+    return Evidence(
+        plans=plans,
+        studies={name: _study(name, plan, contents[name], cells) for name, plan in plans.items() if name in contents},
+        selections={name: content["selection"] for name, content in contents.items() if name.startswith(SELECT)},
+        measured={path.stem: json.loads(path.read_text(encoding="utf-8")) for path in measured.glob("*.json")},
+    )
+
+
+def _study(name: str, plan: StudyPlan, content: Mapping[str, Any], all_cells: Mapping[str, Mapping[str, Any]]) -> Study:
+    cells = {cell.id: all_cells[cell.id] for cell in plan.cells() if cell.id in all_cells}
+    seeds = whole_seeds(plan, cells)
+    with tempfile.TemporaryDirectory(prefix="evidence-") as root:
+        folder = StudyFolder(root=Path(root))
+        for cell in plan.cells():
+            if cell.seed in seeds[cell.data]:
+                write_json(folder.result(cell.id), unpack(cells[cell.id]))
+        summary = summarize(plan, folder)
+    return Study(
+        name=name,
+        plan=plan,
+        cells=tuple(cells.values()),
+        seeds=seeds,
+        tables={(table["data"], table["test"]): table for table in summary["tables"]},
+        arms=summary["arms"],
+        content=content,
+    )
+
+
+def whole_seeds(plan: StudyPlan, finished: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """By data set, the seeds with which all arms are trained; `finished` are the ids of trainings."""
+    ids = set(finished)
+    missing = {(cell.data, cell.seed) for cell in plan.cells() if cell.id not in ids}
+    return {data: tuple(seed for seed in plan.seeds if (data, seed) not in missing) for data in plan.tests}
+
+
+def unpack(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A training of the evidence in the form that `summarize` reads."""
+    tests = {name: {**test, "correct": unpack_bits(test["correct"])} for name, test in cell["tests"].items()}
+    return {"format": 1, **cell, "tests": tests}
+
+
+def unpack_bits(text: str | None) -> str | None:
+    """`3:5` -> `101`: the number of examples, and which of them were right as a hexadecimal number."""
+    if text is None:
+        return None
+    number, _, digits = text.partition(":")
+    return f"{int(digits, 16):0{int(number)}b}"

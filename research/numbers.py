@@ -1,0 +1,54 @@
+"""Numbers as the pages show them. Every number is rounded here, and nowhere else."""
+
+import math
+
+# Versions of numpy differ in the last bits of a mean; a tie is therefore always rounded away from zero.
+_TIE = 1e-9
+Interval = tuple[float, float]
+
+
+def fixed(value: float, digits: int = 1, *, sign: bool = False) -> str:
+    """A number with that many decimals; zero has no sign."""
+    text = f"{value + math.copysign(_TIE, value):{'+' if sign else ''}.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text
+
+
+def three_digits(value: float) -> str:
+    """A number with three significant digits: `0.0653`, `1,620`."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
+
+
+def percent(share: float) -> str:
+    """A share in per cent: `84.5`."""
+    return fixed(100 * share)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points: `+1.2`."""
+    return fixed(100 * difference, sign=True)
+
+
+def count(number: float) -> str:
+    """A count with a unit: `23.2 M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"
+
+
+def interval_points(interval: Interval | None) -> str:
+    """`-6.0 to -2.2`; None means that there was one run."""
+    return "one run" if interval is None else " to ".join(points(end) for end in interval)
+
+
+def bare_p(p: float) -> str:
+    """A p-value for a table: `0.003`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value for a sentence: `p = 0.003`; None means that there was no test."""
+    if p is None:
+        return "no test"
+    return f"p {bare_p(p)}" if p < 0.001 else f"p = {bare_p(p)}"

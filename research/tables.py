@@ -1,0 +1,173 @@
+"""The tables of the pages, in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.machine import table
+from layer_surgeon.errors import ConfigError
+from research.evidence import Evidence, Gap, Study
+from research.numbers import bare_p, count, fixed, interval_points, p_value, percent, points, three_digits
+
+
+def seeds_text(study: Study, data: str | None = None) -> str:
+    """`3 of 5 seeds`: of a data set, or of the one that has fewest."""
+    done = len(study.seeds[data]) if data is not None else min(map(len, study.seeds.values()))
+    planned = len(study.plan.seeds)
+    return f"{planned} seeds" if done == planned else f"{done} of {planned} seeds"
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    deviation = "" if row["deviation"] is None else f" ± {percent(row['deviation'])}"
+    return f"{percent(row['mean'])}{deviation}"
+
+
+def _size(gap: Gap) -> str:
+    size = f"**{points(gap.mean)}**" if gap.significant else points(gap.mean)
+    return f"{size} ({interval_points(gap.interval)})"
+
+
+def _cells(gap: Gap | None) -> tuple[str, str]:
+    return ("", "") if gap is None else (_size(gap), "" if gap.p is None else bare_p(gap.p))
+
+
+def scores_table(study: Study, data: str, test: str) -> str:
+    """All arms on a test set, compared with the host and with the arm that the study is about."""
+    content, gaps = study.table(data, test), study.gaps(data, test)
+    reference, focus = study.plan.reference, study.plan.focus
+    head = ["arm", "accuracy, %", "trained", f"minus {reference}, points", "p"]
+    has_focus = any(reference not in pair for pair in gaps)
+    if has_focus:
+        head += [f"{focus} minus it, points", "p"]
+    rows = []
+    for row in content["rows"]:
+        arm = row["arm"]
+        trained = count(study.arms[arm]["parameters"]["trained"])
+        line = [f"`{arm}`", _mean(row), trained, *_cells(gaps.get((arm, reference)))]
+        rows.append([*line, *_cells(gaps.get((focus, arm)) if arm != reference else None)] if has_focus else line)
+    tested = f"{content['examples']:,} of {test}{'' if test == data else ' (another data set)'}"
+    trained_on = f"{content['rows'][0]['train_examples']:,} examples of {data}"
+    return f"Trained on {trained_on}, tested on {tested}; {seeds_text(study, data)}:\n\n{table(head, rows)}"
+
+
+def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
+    """The layers of a sweep and the host; with how many times its input each layer adds, where that is known."""
+    sweep, gaps = study.sweep, study.gaps(study.sweep.data, study.sweep.data)
+    head = ["layer", *(["adds, times its input"] if gains else []), "accuracy, %", "minus host, points", "p"]
+    rows = [["none (host)", *([""] if gains else []), _mean(sweep.host), "", ""]]
+    for arm, label in sweep.labels.items():
+        gain = [three_digits(gains[arm])] if gains else []
+        rows.append([label, *gain, _mean(sweep.rows[arm]), *_cells(gaps[arm, study.plan.reference])])
+    return f"Layer of {sweep.donor} (from 0); {seeds_text(study)}:\n\n{table(head, rows)}"
+
+
+def shift_table(study: Study, arm: str, against: str) -> str:
+    """Differences of two arms, by training set (rows) and test set (columns)."""
+    names = [spec.name for spec in study.plan.data]
+    rows = []
+    for data in names:
+        gaps = [study.gap(data, test, arm, against) for test in names]
+        rows.append([data, *(f"{_size(gap)}, {p_value(gap.p)}" for gap in gaps)])
+    head = f"{arm} minus {against} in points, by training set (rows) and test set (columns); {seeds_text(study)}:"
+    return f"{head}\n\n{table(['trained on', *names], rows)}"
+
+
+def domains_table(study: Study) -> str:
+    """Every arm against the host: on its own domain, on the others, and the second minus the first."""
+    rows = [
+        [f"`{arm}`", *(cell for gap in gaps.values() for cell in _cells(gap))] for arm, gaps in study.domains.items()
+    ]
+    head = ["minus host, points", "own domain", "p", "other domains", "p", "other minus own", "p"]
+    return f"Means over the test sets; {seeds_text(study)}:\n\n{table(head, rows)}"
+
+
+def gains_table(evidence: Evidence) -> str:
+    """Every arm of every study that is above its host with p below 0.05, on any test set."""
+    rows = [
+        [study.name, data, test, f"`{gap.arm}`", *_cells(gap)]
+        for study in evidence.studies.values()
+        for data, test in study.tables
+        for gap in study.gaps(data, test).values()
+        if gap.against == study.plan.reference and gap.significant and gap.mean > 0
+    ]
+    head = ["study", "trained on", "tested on", "arm", "minus host, points", "p"]
+    return table(head, rows, left=4) if rows else "None."
+
+
+def selection_table(evidence: Evidence, name: str, sweep_name: str) -> str:
+    """The layer that a selection chose, and its rank in the sweep."""
+    if name not in evidence.selections:
+        raise ConfigError(f"There is no selection {name}. There are: {', '.join(evidence.selections) or 'none'}.")
+    chosen, means = evidence.selections[name], evidence.study(sweep_name).sweep.means
+    label = "+".join(map(str, chosen["layers"]))
+    if label not in means:
+        raise ConfigError(f"{name} chose layer {label}, which {sweep_name} does not have: {', '.join(means)}.")
+    ranking = sorted(means, key=means.__getitem__, reverse=True)
+    lag = max(means.values()) - means[label]
+    head = ["chosen layer", "in the sweep, %", "rank", "behind the best, points", "share of the sweep's examples"]
+    rank = f"{ranking.index(label) + 1} of {len(ranking)}"
+    return table(head, [[label, percent(means[label]), rank, fixed(100 * lag), f"{fixed(100 * chosen['cost'], 0)} %"]])
+
+
+def missing_list(evidence: Evidence) -> str:
+    """What was planned and is not done."""
+    lines = []
+    for name, plan in evidence.plans.items():
+        study, planned = evidence.studies.get(name), len(plan.cells())
+        if study is None:
+            lines.append(f"- `{name}` ({plan.title}): not run; {planned} trainings.")
+        elif len(study.cells) < planned:
+            unused = sum(cell["seed"] not in study.seeds[cell["data"]] for cell in study.cells)
+            note = f", {unused} of them with seeds that some arms lack, and not in the tables" if unused else ""
+            done = f"{len(study.cells)} of {planned} trainings"
+            lines.append(f"- `{name}` ({plan.title}): {seeds_text(study)}; {done}{note}.")
+    return "\n".join(lines) or "Nothing: every planned training was run."
+
+
+def loudness_table(content: Mapping[str, Any]) -> str:
+    """The size of the vectors before training, by donor and arm."""
+    names = {
+        "rms_host": "host's vector",
+        "rms_inside": "into the layer",
+        "rms_added": "added by the layer",
+        "rms_out": "out of the graft",
+        "loss": "loss",
+    }
+    rows = [
+        [f"`{arm}`, {donor}", *("" if numbers.get(key) is None else three_digits(numbers[key]) for key in names)]
+        for donor, arms in content["start"].items()
+        for arm, numbers in arms.items()
+    ]
+    return table(["before training", *names.values()], rows)
+
+
+def efficiency_table(content: Mapping[str, Any]) -> str:
+    """The cost of each arm, as `research.efficiency` measured it."""
+    rows = []
+    for row in content["rows"]:
+        low, high = row["step_ratio_100_range"]
+        disk = row["disk_bytes_trained"] + (row["disk_bytes_donor"] or 0)
+        rows.append(
+            [
+                f"`{row['arm']}`, {row['host']}, {row['donor']}",
+                count(row["parameters_trained"]),
+                count(row["parameters_total"]),
+                fixed(row["macs"] / 1e9),
+                fixed(row["macs_training"] / 1e9),
+                f"{fixed(row['step_seconds_100'], 2)} s",
+                f"{fixed(row['step_ratio_100'], 2)} ({fixed(low, 2)} to {fixed(high, 2)})",
+                f"{fixed(row['peak_memory_bytes'] / 1e6, 0)} MB",
+                f"{fixed(disk / 1e6, 0)} MB",
+            ]
+        )
+    head = [
+        "arm, host, donor",
+        "trained",
+        "all",
+        "GMACs forward",
+        "GMACs of a step",
+        "step",
+        "to host",
+        "memory",
+        "disk",
+    ]
+    return table(head, rows)

@@ -1,0 +1,164 @@
+"""What a stranger's files must not do, through the commands as people run them. docs/security.md lists the attacks."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.command_line import surgeon
+from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
+from tests.support.loopback_hub import LoopbackHub
+
+FIXTURES = Path(__file__).parent / "fixtures/made_by_04c75f7"
+# What a person might pipe into a command, and what transformers takes for consent.
+CONSENT = "y\nyes\n1\n" * 20
+
+
+class TestTheCurrentFolder:
+    """Modules in the current folder are not ours to run."""
+
+    def test_profile_measures_without_them(self, tmp_path):
+        shutil.copytree(FIXTURES / "graft", tmp_path, dirs_exist_ok=True)
+        plant_modules(tmp_path)
+        done = surgeon("profile", ".", "--measure", "--batch", "1", "--length", "4", cwd=tmp_path)
+        assert not was_run(tmp_path)
+        assert done.code == 0, done.err
+
+    @pytest.mark.slow
+    def test_compare_trains_without_them(self, tmp_path):
+        shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
+        study = tmp_path / "study"
+        shutil.copytree(study, tmp_path, dirs_exist_ok=True)
+        plan = yaml.safe_load((study / "study.yaml").read_text())
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan | {"seeds": [1, 2, 3]}))
+        plant_modules(tmp_path)
+        done = surgeon("compare", "--output", ".", "--workers", "2", "--json", cwd=tmp_path)
+        assert not was_run(tmp_path)
+        assert done.document()["done"] == 12, done.err
+
+    @pytest.mark.slow
+    def test_finetune_trains_in_two_processes_without_them(self, tmp_path):
+        shutil.copytree(FIXTURES / "graft", tmp_path, dirs_exist_ok=True)
+        shutil.copy(FIXTURES / "films.jsonl", tmp_path)
+        plant_modules(tmp_path)
+        settings = ("--num-processes", "2", "--num-epochs", "1", "--batch-size", "4", "--output", "run")
+        done = surgeon("finetune", ".", "--dataset", "films.jsonl", *settings, cwd=tmp_path)
+        assert not was_run(tmp_path)
+        assert done.code == 0, done.err
+
+
+class TestCodeOfAModel:
+    """A model that brings Python code is refused without a question, whatever is piped into the command."""
+
+    @pytest.fixture
+    def model(self, tmp_path) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(FIXTURES / "tiny-bert", folder)
+        plant_model_code(folder)
+        return folder
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("finetune", "model", "--dataset", "films.jsonl", "--output", "run"),
+            ("evaluate", "model", "--dataset", "films.jsonl"),
+            ("predict", "--model", "model", "A film."),
+            ("graft", "model", "--donor", "layer"),
+            ("profile", "model"),
+            ("synthesize", "model", "--label", "good", "--label", "bad", "--output", "texts.jsonl"),
+        ],
+        ids=lambda command: command[0],
+    )
+    def test_it_is_refused(self, model, tmp_path, command):
+        shutil.copytree(FIXTURES / "layer", tmp_path / "layer")
+        shutil.copy(FIXTURES / "films.jsonl", tmp_path)
+        done = surgeon(*command, cwd=tmp_path, stdin=CONSENT)
+        assert not was_run(model)
+        assert done.code in (1, 2)
+        assert "Do you wish to run" not in done.out + done.err
+        assert "error:" in done.err
+        assert "Unexpected" not in done.err
+
+    def test_neither_does_the_tokenizer_of_a_sound_model_run(self, tmp_path):
+        folder = tmp_path / "model"
+        shutil.copytree(FIXTURES / "run", folder)
+        config = (folder / "config.json").read_text()
+        plant_model_code(folder)
+        (folder / "config.json").write_text(config)
+        (folder / "tokenizer.json").unlink()
+        done = surgeon("predict", "--model", "model", "A film.", cwd=tmp_path, stdin=CONSENT)
+        assert not was_run(folder)
+        assert done.code in (1, 2)
+        assert "Do you wish to run" not in done.err
+
+
+class TestDataSets:
+    """A data set of the Hub is made of its own files."""
+
+    @pytest.mark.parametrize("way", ["path", "dots", "url", "other repo"])
+    def test_its_card_can_name_no_others(self, tmp_path, way):
+        (tmp_path / "private.jsonl").write_text((FIXTURES / "films.jsonl").read_text())
+        shutil.copytree(FIXTURES / "graft", tmp_path / "graft")
+        rows = (FIXTURES / "films.jsonl").read_bytes()
+        with LoopbackHub() as hub:
+            named = {
+                "path": str(tmp_path / "private.jsonl"),
+                "dots": f"../../../../../../..{tmp_path}/private.jsonl",
+                "url": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl",
+                "other repo": "hf://datasets/owner/other/private.jsonl",
+            }[way]
+            card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": named}]})
+            files = {"README.md": f"---\n{card}---\n".encode(), "films.jsonl": rows}
+            hub.add_repo("owner/data", files, kind="datasets")
+            hub.add_repo("owner/other", {"private.jsonl": rows}, kind="datasets")
+            command = ("finetune", "graft", "--dataset", "owner/data", "--dry-run")
+            done = surgeon(*command, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
+            assert not any("private" in request.path and "resolve" in request.path for request in hub.requests)
+        assert (done.code, "Unexpected" in done.err, "error:" in done.err) == (1, False, True)
+
+
+class TestSecrets:
+    """A URL's password and signature leave no trace."""
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("graft", "tiny-bert", "--donor"),
+            ("finetune",),
+            ("predict", "A film.", "--model"),
+            ("extract",),
+            ("inspect",),
+            ("graft",),
+            ("profile",),
+            ("evaluate", "--dataset", "films.jsonl"),
+        ],
+        ids=" ".join,
+    )
+    def test_no_command_shows_them(self, tmp_path, command):
+        shutil.copytree(FIXTURES / "tiny-bert", tmp_path / "tiny-bert")
+        shutil.copy(FIXTURES / "films.jsonl", tmp_path)
+        for url in ("http://ann:s3cret@127.0.0.1:1x/m.gguf?sig=s3cret", "http://ann:s3cret@127.0.0.1:1/m?sig=s3cret"):
+            for form in ((), ("--json",)):
+                done = surgeon(*command, url, *form, cwd=tmp_path)
+                assert done.code in (1, 2)
+                assert "s3cret" not in done.out + done.err
+                assert "Unexpected" not in done.err
+
+
+class TestTerminal:
+    """What a model calls its labels does not steer the terminal."""
+
+    def test_labels_of_a_model(self, tmp_path):
+        shutil.copytree(FIXTURES / "run", tmp_path / "run")
+        path = tmp_path / "run/config.json"
+        text = path.read_text()
+        assert '"negative"' in text
+        for name in ("negative", "positive"):
+            text = text.replace(f'"{name}"', f'"{name}\\u001b]0;stolen\\u0007\\u009b2J[bold]"')
+        path.write_text(text)
+        for form in ((), ("--json",)):
+            done = surgeon("predict", "A film.\x1b[2J", "--model", "run", *form, cwd=tmp_path)
+            assert done.code == 0, done.err
+            assert not {"\x1b", "\x07", "\x9b"} & set(done.out + done.err)
+            assert "[bold]" in done.out

@@ -1,0 +1,98 @@
+"""A walk over the package: strangers' models are loaded in one file, and children are started in one other.
+
+Whoever adds a call elsewhere is sent here, where each exception has its reason.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "layer_surgeon").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+
+# What reads a model, a tokenizer, a config or a data set by a name or a folder, and may run code that it brings.
+LOADERS = {"from_pretrained", "load_dataset", "get_config_dict", "pipeline", "load_custom_generate"}
+LOADING = "layer_surgeon/_loading.py"
+# Receivers of our own classes, which load through `_loading` or read safetensors and JSON alone.
+OURS = {"GraftedModel", "DonorLayer", "task_class"}
+MAY_LOAD = {
+    ("layer_surgeon/checkpoint/gguf_config.py", "transformers.PretrainedConfig.get_config_dict"): "of a file made here",
+    ("layer_surgeon/donor/files.py", "SurgeonDonorConfig.get_config_dict"): "reads a config.json of our own class",
+    ("layer_surgeon/donor/tensors.py", "family.from_pretrained"): "given None: weights come as tensors, not from files",
+    ("layer_surgeon/graft/configuration.py", "SurgeonGraftConfig.get_config_dict"): "reads a config.json of our class",
+    ("layer_surgeon/graft/modeling.py", "super().from_pretrained"): "our own class, whose config was checked before",
+    ("layer_surgeon/graft/shapes.py", "PretrainedConfig.get_config_dict"): "reads a config.json, makes nothing of it",
+}
+
+# What starts another program or process, or runs text or bytes as code.
+STARTERS = {
+    *("subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_call", "subprocess.check_output"),
+    *("os.system", "os.popen", "os.fork", "os.forkpty", "os.posix_spawn", "multiprocessing.Process"),
+    *("multiprocessing.get_context", "ProcessPoolExecutor", "exec", "eval", "compile", "__import__"),
+    *("pickle.load", "pickle.loads", "torch.load", "runpy.run_path", "runpy.run_module", "webbrowser.open"),
+}
+PYTHON = "layer_surgeon/_python.py"
+MAY_START = {
+    ("layer_surgeon/study/preload.py", "os.fork"): "a copy of this process, with what it has imported",
+}
+
+
+def calls(path: Path) -> Iterator[tuple[str, str]]:
+    """The file's name and, of each call in it, what is called: `os.fork`, `super().from_pretrained`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield path.relative_to(ROOT).as_posix(), ast.unparse(node.func)
+
+
+def all_calls() -> list[tuple[str, str]]:
+    return [call for path in FILES for call in calls(path)]
+
+
+def test_strangers_models_are_loaded_in_one_file():
+    found = {
+        (file, called)
+        for file, called in all_calls()
+        if called.rpartition(".")[2] in LOADERS and called.rpartition(".")[0] not in OURS and file != LOADING
+    }
+    # `_loading.load_dataset` is called by its own name.
+    found = {(file, called) for file, called in found if called != "load_dataset"}
+    assert found - MAY_LOAD.keys() == set()
+    assert MAY_LOAD.keys() - found == set(), "an exception that nothing needs"
+
+
+def test_nobody_imports_a_loader_around_it():
+    names = {"AutoConfig", "AutoTokenizer", "AutoModel", "load_dataset", "pipeline"}
+    for path in FILES:
+        file = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "datasets" and file != LOADING:
+                assert not names & {alias.name for alias in node.names}, file
+
+
+def test_every_loader_there_refuses_code():
+    tree = ast.parse((ROOT / LOADING).read_text())
+    auto = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and "from_pretrained" in ast.unparse(node.func)
+    ]
+    assert len(auto) == 3
+    for call in auto:
+        text = ast.unparse(call)
+        assert "trust_remote_code=False" in text or "'trust_remote_code': False" in text
+
+
+def test_children_are_started_in_one_file():
+    found = {(file, called) for file, called in all_calls() if called in STARTERS and file != PYTHON}
+    assert found - MAY_START.keys() == set()
+    assert MAY_START.keys() - found == set(), "an exception that nothing needs"
+
+
+@pytest.mark.parametrize("name", sorted(name.rpartition(".")[2] for name in STARTERS if "." in name))
+def test_nobody_imports_a_starter_by_name(name):
+    """`from subprocess import run` would go unseen."""
+    modules = {starter.rpartition(".")[0] for starter in STARTERS if "." in starter}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in modules - {"multiprocessing", "torch"}:
+                assert name not in {alias.name for alias in node.names}, path
