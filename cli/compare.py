@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 
@@ -123,7 +124,7 @@ def make_plan(
 
 def _whole_plan(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
     """The study.yaml that a study left: its folder is named and nothing else, or the file itself."""
-    from layer_surgeon.study.plan import read_yaml
+    from layer_surgeon.study.plan_parts import read_yaml
 
     if preset is not None:
         return None
@@ -145,7 +146,7 @@ def make_content(
     ui: Ui,
 ) -> dict[str, Any]:
     """What `StudyPlan.from_dict` takes: a file's or preset's content, with what was said laid over it."""
-    from layer_surgeon.study.plan import read_yaml
+    from layer_surgeon.study.plan_parts import mapping, read_yaml
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 
@@ -165,7 +166,7 @@ def make_content(
         content = scale_down(content, None)
     if "donor" in changes:
         known = content.get("donor")
-        known = {"source": known} if isinstance(known, str) else dict(known or {})
+        known = {"source": known} if isinstance(known, str) else mapping(content, "donor")
         changes["donor"] = {**known, **{name: value for name, value in changes["donor"].items() if value is not None}}
         content.pop("donors", None)
     if "host" in changes:
@@ -174,8 +175,9 @@ def make_content(
     if num_seeds is not None:
         if num_seeds < 1:
             raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
+        check_size(num_seeds, MAX_TRAININGS, "seeds", UsageError)
         content["seeds"] = list(range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds))
-    content["finetune"] = {**(content.get("finetune") or {}), **given}
+    content["finetune"] = {**mapping(content, "finetune"), **given}
     if not content.get("donor") and not content.get("donors"):
         content["donor"] = str(ui.workspace.latest("layer"))
     return content

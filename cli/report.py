@@ -30,6 +30,7 @@ def report(
 
     Nothing is trained. A study that is under way, or was stopped, is shown as far as it is.
     """
+    from layer_surgeon.study.layout import StudyFolder
     from layer_surgeon.study.report_data import load_report
     from layer_surgeon.study.report_export import FOLDER, FORMATS, write_report
 
@@ -37,7 +38,7 @@ def report(
     if unknown is not None:
         raise UsageError(f"--format is {unknown!r}; it must be one of {', '.join(FORMATS)}.")
     found = load_report(study)
-    place = output or study / FOLDER
+    place = output or StudyFolder(root=study).path(FOLDER)
     # What lies in the study's own folder was written by this command.
     written = write_report(
         found, place, [name for name in FORMATS if formats is None or name in formats], force=force or output is None
@@ -60,10 +61,11 @@ def report(
 
 def write_page(folder: Path, ui: Ui) -> Path:
     """The page of a study that was just run; its path is shown."""
+    from layer_surgeon.study.layout import StudyFolder
     from layer_surgeon.study.report_data import load_report
     from layer_surgeon.study.report_export import FOLDER, write_report
 
-    (page,) = write_report(load_report(folder), folder / FOLDER, ("html",))
+    (page,) = write_report(load_report(folder), StudyFolder(root=folder).path(FOLDER), ("html",))
     if not ui.as_json:
         ui.facts({"report": page})
     return page

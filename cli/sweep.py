@@ -74,12 +74,13 @@ def sweep(
         ui=ui,
     )
 
-    from layer_surgeon.study.layout import SUMMARY, SWEEP, read_json
+    from layer_surgeon.study.layout import SWEEP, StudyFolder, read_json
     from layer_surgeon.study.sweep import draw_sweep
 
     document = run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
     if not dry_run:
-        draw_sweep(read_json(folder / SUMMARY), plan, folder / SWEEP)
+        study = StudyFolder(root=folder)
+        draw_sweep(read_json(study.summary), plan, study.path(SWEEP))
         document["picture"] = folder / SWEEP
         if not ui.as_json:
             ui.facts({"picture": folder / SWEEP})
@@ -103,6 +104,7 @@ def sweep_plan(
     """The plan of a sweep: the host alone, and the graft with each of the layers, pairs or sites."""
     from layer_surgeon.study.arms import DonorSpec
     from layer_surgeon.study.plan import StudyPlan
+    from layer_surgeon.study.rehearsal import rehearsal
     from layer_surgeon.study.sweep import choose_layers, count_layers, with_candidates
 
     said: dict[str, Any] = {"host": host, "data": data, "arms": ["host", "graft"]}
@@ -115,6 +117,8 @@ def sweep_plan(
         )
     spec = DonorSpec.parse(content["donor"])
     said_layers = layers or ("-1" if candidates == "sites" else "all")
-    chosen = choose_layers(said_layers, count_layers(spec, folder, ui.progress))
-    with usage():
-        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates, folder), "name": folder.name})
+    # The plan is made before the study's lock is taken, and for dry runs too: nothing is written in its folder.
+    with rehearsal(folder) as scratch:
+        chosen = choose_layers(said_layers, count_layers(spec, scratch, ui.progress))
+        with usage():
+            return StudyPlan.from_dict({**with_candidates(content, chosen, candidates, scratch), "name": folder.name})

@@ -11,6 +11,8 @@ MAX_EXPERTS = 10_000
 MAX_LABELS = 100_000
 # A study of as many trainings takes weeks even if each takes a minute; listing them takes a second.
 MAX_TRAININGS = 100_000
+# What a language model is to write: ZeroGen's largest set has 500,000 texts; contexts have up to 1,000,000 tokens.
+MAX_TEXTS, MAX_TOKENS, MAX_BATCH = 1_000_000, 1_000_000, 10_000
 
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_shared_experts"})
 _LAYERS = frozenset({"n_layer", "n_layers", "num_layers", "depth"})

@@ -144,7 +144,7 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
             _check_index(index, str(index))
         local = folder / subfolder / _ADAPTER
         adapter = _read_adapter(local) if local.is_file() and is_peft_available() else None
-        ours = subfolder == "" or (folder / CONFIG_NAME).is_file()
+        ours = (folder / CONFIG_NAME).is_file()
     else:
         repo_id = os.fspath(name)
         for index_name in (*INDEX_FILES, _named_index(repo_id, subfolder, hub)):
@@ -307,7 +307,12 @@ def _names_a_file(file_name: str, key: str, value: Any) -> bool:
 
 def _check_text_links(folder: Path) -> None:
     """Refuse links out of a folder among the files whose text is stored with what is made of them."""
-    texts = (path for pattern in ("*", "additional_chat_templates/*") for path in folder.glob(pattern) if path.suffix in _TEXTS)
+    texts = (
+        path
+        for pattern in ("*", "additional_chat_templates/*")
+        for path in folder.glob(pattern)
+        if path.suffix in _TEXTS
+    )
     check_links((path for path in texts if not _is_cached(path.resolve())), folder, GraftError)
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, say
+from layer_surgeon._io import write_json, write_text
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.layout import SELECTION, StudyFolder, read_json, write_json, write_text
+from layer_surgeon.study.layout import SELECTION, StudyFolder, read_json
 from layer_surgeon.study.plan import StudyPlan
 from research.evidence import EVIDENCE, SELECT, load_plans
 
@@ -60,7 +61,7 @@ def collect(work: Path, output: Path = EVIDENCE, plans: Mapping[str, StudyPlan] 
         plan = StudyPlan.read(StudyFolder(root=path.parent).plan)
         selection = {key: value for key, value in read_json(path).items() if key != "path"}
         content = {"format": FORMAT, "study": path.parent.name, "plan": plan.as_dict(), "selection": selection}
-        write_json(output / f"{path.parent.name}.json", content)
+        write_json(output / f"{path.parent.name}.json", content, indent=1)
         lines.append(f"{path.parent.name}: {selection['best']}")
     return lines
 

@@ -17,11 +17,12 @@ from unittest import mock
 import torch
 
 from benchmarks.machine import machine, say, versions
+from layer_surgeon._io import write_json, write_text
 from layer_surgeon.finetune import run
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import cells
 from layer_surgeon.study.arms import Arm
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json, write_text
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
@@ -118,10 +119,10 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure everything that is not measured yet; the file is written after each step."""
     work: Path = arguments.work
     for path in (path for layers in arguments.layers for path in layers.iterdir()):
-        link = work / "layers" / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(path.resolve())
+        copy = work / "layers" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists():
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
     plan, folder = make_plan(arguments.data, DONORS[0], arguments.max_steps), StudyFolder(root=work)
     if not arguments.without_start:
         measure_before_training(DONORS[0], work, arguments.data)

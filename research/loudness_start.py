@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine, say, versions
+from layer_surgeon._io import write_text
 from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import load_tokenizer, quiet
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.hosts import host_source
-from layer_surgeon.study.layout import StudyFolder, write_text
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import StudyPlan
 from research.evidence import MEASURED

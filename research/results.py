@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.machine import ROOT, say
-from layer_surgeon.study.layout import write_text
+from layer_surgeon._io import write_text
 from research.evidence import Evidence, load
 from research.figures import draw_all
 from research.page import FIGURES, render_all

@@ -31,13 +31,14 @@ import torch
 from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from layer_surgeon._io import write_json
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.executors import run_process
 from layer_surgeon.study.hosts import host_source
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.select import select_arm
@@ -136,7 +137,7 @@ def borrow(folder: Path, shared: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("data", "layers"):
         if not (folder / name).exists():
-            (folder / name).symlink_to((shared / name).resolve())
+            shutil.copytree(shared / name, folder / name)
 
 
 def check(work: Path, data: str) -> None:
@@ -164,7 +165,7 @@ def main() -> None:
     if arguments.check:
         check(arguments.work, DATA[0])
     if arguments.measure:
-        write_json(RESULTS, measure(arguments.work))
+        write_json(RESULTS, measure(arguments.work), indent=1)
     if arguments.data is None:
         return
     prepare(arguments.data, arguments.work)

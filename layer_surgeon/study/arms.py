@@ -12,12 +12,16 @@ arms:
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
+from layer_surgeon._limits import MAX_LAYERS, check_size
+from layer_surgeon._text import printable, without_secrets
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.checked import MAX_NAME, check_types, shown
+from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.workspace import layer_name, short_name
 
 PACKAGED = "packaged:"
@@ -78,6 +82,14 @@ ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         ),
     }
 )
+# Of peft's LoraConfig, what changes the adapters and nothing else. Others import a module by its name (megatron_core),
+# or load weights and data (loftq_config, eva_config, arrow_config).
+_LORA = (
+    *("r", "lora_alpha", "lora_dropout", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out"),
+)
+_LORA_STARTS = (True, False, "gaussian", "orthogonal", "olora", "pissa")
 # A larger one of the same family, for the arm that asks for it.
 _LARGER = MappingProxyType(
     {
@@ -94,7 +106,8 @@ class DonorSpec:
     """Which layers of which model.
 
     Attributes:
-        source: What `surgeon extract` takes, the folder of a layer artifact, or `packaged:NAME`.
+        source: What `surgeon extract` takes, the folder of a layer artifact, or `packaged:NAME`. What is shown or
+            stored of it is without passwords and signatures; see `shown_source`.
         layers: Indices; negative ones count from the end.
         revision: Branch, tag or commit.
         dtype: The number format to extract in; None keeps the donor's.
@@ -104,6 +117,18 @@ class DonorSpec:
     layers: tuple[int, ...] = (-1,)
     revision: str | None = None
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_size(len(self.layers), MAX_LAYERS, f"layers of {self.shown_source}", ConfigError)
+        if not self.layers or not all(-MAX_LAYERS <= layer < MAX_LAYERS for layer in self.layers):
+            raise ConfigError(f"The layers of the donor {self.shown_source} are {self.layers!r}; no model has these.")
+        if len(self.name) > MAX_NAME:
+            raise ConfigError(
+                f"The layers of {self.shown_source} would be in a folder with a name of {len(self.name)} characters; "
+                f"at most {MAX_NAME} are possible. Extract them with surgeon extract --output FOLDER, and name that "
+                "folder as the donor."
+            )
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -119,19 +144,46 @@ class DonorSpec:
         known = {"source", "layer", "layers", "revision", "dtype"}
         if not isinstance(value, Mapping) or not isinstance(value.get("source"), str) or set(value) - known:
             raise ConfigError(
-                f"A donor is {value!r}; it must be a model, or a mapping such as {{source: meta-llama/Llama-3.1-8B, "
-                "layer: -1}."
+                f"A donor is {shown(value)}; it must be a model, or a mapping such as "
+                "{source: meta-llama/Llama-3.1-8B, layer: -1}."
             )
         layers = value.get("layers", value.get("layer", -1))
         layers = tuple(layers) if isinstance(layers, list | tuple) else (layers,)
         if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
-            raise ConfigError(f"The layers of the donor {value['source']} are {layers!r}; they must be whole numbers.")
+            raise ConfigError(
+                f"The layers of the donor {value['source']} are {shown(layers)}; they must be whole numbers."
+            )
         return cls(source=value["source"], layers=layers, revision=value.get("revision"), dtype=value.get("dtype"))
+
+    @property
+    def shown_source(self) -> str:
+        """The source as it is shown and stored: without the password or signature of a URL."""
+        return without_secrets(self.source)
 
     @property
     def name(self) -> str:
         """As a folder name: `Llama-3.1-8B-L-1`."""
-        return layer_name(self.source.removeprefix(PACKAGED), self.layers)
+        return layer_name(self.shown_source.removeprefix(PACKAGED), self.layers)
+
+    @property
+    def text(self) -> str:
+        """The model, with what was asked of it, for people."""
+        more = [f"{name} {value}" for name, value in (("revision", self.revision), ("dtype", self.dtype)) if value]
+        return f"{self.shown_source} ({', '.join(more)})" if more else self.shown_source
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON types, without secrets."""
+        return {
+            "source": self.shown_source,
+            "layers": list(self.layers),
+            "revision": self.revision,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Self:
+        """What `as_dict` gave."""
+        return cls(**content | {"layers": tuple(content["layers"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,19 +212,35 @@ class Arm:
     control: Control | None = None
     synthetic: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        if len(self.name) > MAX_NAME or printable(self.name, keep="") != self.name:
+            raise ConfigError(
+                f"An arm is called {self.name!r}; a name has at most {MAX_NAME} characters, and none that can't be "
+                "printed."
+            )
+        if self.kind not in ARMS:
+            raise ConfigError(f"The arm {self.name} is of the kind {self.kind!r}. There are: {', '.join(ARMS)}.")
+        if "task" in self.graft:
+            raise ConfigError(f"The arm {self.name} has a task under graft; in a study, all arms learn the same task.")
+        if self.lora is not None:
+            _check_lora(self.name, self.lora)
+        if self.synthetic is not None:
+            # Which model is to write is asked for when it is to write.
+            SynthesisConfig.from_settings({key: value for key, value in self.synthetic.items() if key != "file"})
+
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types; `parse_arm` reads it again."""
+        """As plain JSON types, without secrets; `from_dict` reads it again."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        content["donor"] = None if self.donor is None else asdict(self.donor) | {"layers": list(self.donor.layers)}
+        content["host"] = without_secrets(self.host)
+        content["donor"] = None if self.donor is None else self.donor.as_dict()
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """What `as_dict` gave."""
         donor = content["donor"]
-        return cls(
-            **{**content, "donor": None if donor is None else DonorSpec(**donor | {"layers": tuple(donor["layers"])})}
-        )
+        return cls(**{**content, "donor": None if donor is None else DonorSpec.from_dict(donor)})
 
     @property
     def text(self) -> str:
@@ -182,7 +250,19 @@ class Arm:
     @property
     def host_name(self) -> str:
         """The host, for people."""
-        return short_name(self.host.removeprefix(PACKAGED))
+        return short_name(without_secrets(self.host).removeprefix(PACKAGED))
+
+
+def _check_lora(arm: str, settings: Mapping[str, Any]) -> None:
+    unknown = sorted(set(settings) - set(_LORA))
+    if unknown:
+        raise ConfigError(f"lora of the arm {arm} has the setting {unknown[0]!r}. Possible are: {', '.join(_LORA)}.")
+    start = settings.get("init_lora_weights", True)
+    if start not in _LORA_STARTS:
+        raise ConfigError(
+            f"init_lora_weights of the arm {arm} is {start!r}; it must be true, false, "
+            f"{', '.join(str(name) for name in _LORA_STARTS[2:])}."
+        )
 
 
 def is_called(wanted: str | None, arm: str) -> bool:
@@ -210,11 +290,16 @@ def parse_arm(
     """
     said: Mapping[str, Any] = {"name": value, "like": value} if isinstance(value, str) else value
     if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
-        raise ConfigError(f"An arm is {value!r}; it must be a name, or a mapping with a name and what it changes.")
-    unknown = sorted(set(said) - set(_KEYS))
+        raise ConfigError(f"An arm is {shown(value)}; it must be a name, or a mapping with a name and what it changes.")
+    unknown = sorted(map(str, set(said) - set(_KEYS)))
     if unknown:
         raise ConfigError(f"The arm {said['name']} has the key {unknown[0]!r}. There are: {', '.join(_KEYS)}.")
     kind, settings = _inherit(said, others)
+    for key in ("graft", "finetune"):
+        if not isinstance(settings.get(key, {}), Mapping):
+            raise ConfigError(
+                f"{key} of the arm {said['name']} is {shown(settings[key])}; it must be `name: value` lines."
+            )
     chosen = settings.get("host") or (_LARGER.get(host) if kind == "larger-host" else host)
     if chosen is None:
         raise ConfigError(
@@ -227,7 +312,7 @@ def parse_arm(
         raise ConfigError(f"The arm {said['name']} needs a donor, and the study names none. Say: donor: MODEL.")
     control = settings.get("control")
     if control not in (None, "projections-only", "wide-head"):
-        raise ConfigError(f"control is {control!r} in {said['name']}; it must be projections-only or wide-head.")
+        raise ConfigError(f"control is {shown(control)} in {said['name']}; it must be projections-only or wide-head.")
     if control is not None and used is None:
         raise ConfigError(f"The arm {said['name']} is as wide as a donor that it stands for, and has none. Name one.")
     # What is about the donor would be refused by, or mean nothing to, an arm without one.
@@ -253,6 +338,8 @@ def _inherit(said: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     """The built-in arm at the root, and the settings along the way; mappings are laid over each other."""
     like = said.get("like") or (said["name"] if said["name"] in ARMS else "graft")
     own = {key: value for key, value in said.items() if key not in ("name", "like")}
+    if not isinstance(like, str):
+        raise ConfigError(f"The arm {said['name']} is like {shown(like)}; it must be the name of an arm.")
     if like in others and like != said["name"]:
         rest = {name: value for name, value in others.items() if name != like}
         kind, base = _inherit(others[like], rest)

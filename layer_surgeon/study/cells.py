@@ -2,20 +2,21 @@
 
 import datetime
 import importlib.metadata
-import json
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import read_json, write_json
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
 from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.hosts import host_source
-from layer_surgeon.study.layout import FORMAT, StudyFolder, locked, write_json
+from layer_surgeon.study.layout import FORMAT, StudyFolder, locked
+from layer_surgeon.study.layout import read_json as read_result
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import synthetic_file
@@ -32,9 +33,9 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
         LayerSurgeonError: What `finetune_model` raises; it is written down too.
     """
     progress = progress or NullProgress()
-    with locked(folder.root / "runs" / f"{cell.id}.lock", wait=True):
+    with locked(folder.run(cell.id, ".lock"), wait=True):
         if folder.result(cell.id).exists():
-            return json.loads(folder.result(cell.id).read_text(encoding="utf-8"))  # type: ignore[no-any-return]  # ours
+            return read_result(folder.result(cell.id))
         try:
             result = _run(cell, folder, progress)
         except Exception as error:
@@ -95,14 +96,13 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         spec = next(entry for entry in StudyPlan.read(folder.plan).data if entry.name == cell.data)
         config = FinetuneConfig.from_settings(config, spec.columns)
         train, validation = list(spec.train), list(spec.validation) or None
-    work = folder.run(cell.id)
+    work, unfinished, workspace = (folder.run(cell.id, suffix) for suffix in ("", UNFINISHED, ".workspace"))
     shutil.rmtree(work, ignore_errors=True)
-    unfinished = work.with_name(work.name + UNFINISHED)
     resumable = any(unfinished.glob("**/checkpoint-*"))
     arguments: dict[str, Any] = {
         "config": config,
         "output": work,
-        "workspace": Workspace(folder.root / "runs" / f"{cell.id}.workspace"),
+        "workspace": Workspace(workspace),
         "tokenizer": host_source(cell.arm.host, folder),
         "progress": progress,
     }
@@ -118,7 +118,7 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
             shutil.rmtree(unfinished, ignore_errors=True)
         raise AssertionError("the second of two turns returns or raises")
     finally:
-        shutil.rmtree(folder.root / "runs" / f"{cell.id}.workspace", ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _head(cell: Cell) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
         0 when it is done, 1 when it failed; why is in the result's place then.
     """
     folder, path = StudyFolder(root=Path(arguments[0])), Path(arguments[1])
-    cell = Cell.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    cell = Cell.from_dict(read_json(path))
     try:
         run_cell(cell, folder, _Lines())
     except LayerSurgeonError as error:

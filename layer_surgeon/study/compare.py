@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.executors import Executor, run_local, run_ray, threads_each
-from layer_surgeon.study.layout import StudyFolder, locked, write_json
+from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.summary import summarize
@@ -77,13 +78,14 @@ def run_study(
     Raises:
         ConfigError: The plan can't be run.
         DataError, SourceError, CheckpointError, ArtifactError: What all cells need can't be had.
-        WorkspaceError: The folder can't be written, or another process is at work on it.
+        WorkspaceError: The folder can't be written, has links that leave it, or another process is at work on it.
         KeyboardInterrupt: Ctrl-C; the same call goes on later.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1.")
     progress, folder, began = progress or NullProgress(), StudyFolder(root=output), time.monotonic()
-    with locked(output / "study.lock", wait=False):
+    folder.check()
+    with locked(folder.lock, wait=False):
         plan.write(folder.plan)
         prepare_study(plan, folder, progress)
         cells = plan.cells()

@@ -5,13 +5,16 @@ What every cell reads is the same file, so that the n-th digit of each cell's `c
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from layer_surgeon._io import read_json, write_text
+from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.layout import write_text
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.study.checked import MAX_NAME, as_text, check_types, shown
 from layer_surgeon.workspace import short_name
 
 # Several that belong together, by one name.
@@ -25,7 +28,7 @@ class DataSpec:
     """A data set as the plan names it.
 
     Attributes:
-        name: As in tables.
+        name: As in tables, and of its folder.
         train: Names, Hub ids or files, whose rows are put together; empty: only tested on.
         validation: Likewise; empty: the data set's own, else a part of the training rows, by the seed.
         test: Likewise; empty: the data set's own, else a part that is held out once.
@@ -40,16 +43,39 @@ class DataSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name(self.name, "data set")
+        FinetuneConfig.from_settings(None, self.columns)
+
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        content = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
+        """As plain JSON types, without secrets."""
+        parts = {part: list(map(without_secrets, getattr(self, part))) for part in ("train", "validation", "test")}
+        return {"name": self.name, **parts, "labels": dict(self.labels), "columns": dict(self.columns)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """What `as_dict` gave."""
         read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return cls(**read)
+
+
+def check_name(name: str, kind: str) -> None:
+    """Refuse a name that is not one for a folder as `short_name` makes them.
+
+    Args:
+        name: The name.
+        kind: Of what, for the message.
+
+    Raises:
+        ConfigError: It is a path, or has other characters.
+    """
+    # A name that ends like a file loses its ending in short_name, although it may have come from there.
+    if len(name) > MAX_NAME or short_name(f"{name}_") != f"{name}_" or name != name.strip("-."):
+        raise ConfigError(
+            f"A {kind} is called {name!r}; a name has at most {MAX_NAME} characters: letters, digits and ._+-, no - or "
+            f". at its ends. Call it {short_name(name)[:MAX_NAME]}, for example."
+        )
 
 
 def parse_data(value: Any) -> DataSpec:
@@ -65,16 +91,21 @@ def parse_data(value: Any) -> DataSpec:
     known = [entry.name for entry in fields(DataSpec)]
     if not isinstance(value, Mapping) or "name" not in value or set(value) - set(known):
         raise ConfigError(
-            f"A data set is {value!r}; it must be a name, a Hub id or a file, or a mapping of name and some of "
+            f"A data set is {shown(value)}; it must be a name, a Hub id or a file, or a mapping of name and some of "
             f"{', '.join(known[1:])}."
         )
     content: dict[str, Any] = dict(value)
     for part in ("train", "validation", "test"):
-        entry = content.get(part, str(value["name"]) if part == "train" and "test" not in value else ())
-        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        entry = content.get(part, as_text(value["name"]) if part == "train" and "test" not in value else ())
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{part} of a data set is {shown(entry)}; it must be names, Hub ids or files.")
         content[part] = tuple(piece for name in names for piece in _GROUPS.get(name, (name,)))
-    labels = {str(old): str(new) for old, new in (content.get("labels") or {}).items()}
-    return DataSpec(**{**content, "name": short_name(str(value["name"])), "labels": labels})
+    labels = content.get("labels") or {}
+    if not isinstance(labels, Mapping):
+        raise ConfigError(f"labels of a data set are {shown(labels)}; they must be `label: label` lines.")
+    labels = {as_text(old): as_text(new) for old, new in labels.items()}
+    return DataSpec(**{**content, "name": short_name(as_text(value["name"])), "labels": labels})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +132,14 @@ class PreparedData:
             ConfigError: It is not there.
         """
         try:
-            content = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = read_json(folder / INFO)
+            read = {"labels": tuple(content["labels"]), "pairs": content["pairs"], "examples": content["examples"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder} holds no prepared data set ({error}). Start the study again.") from error
-        return cls(folder=folder, labels=tuple(content["labels"]), pairs=content["pairs"], examples=content["examples"])
+        return cls(folder=folder, **read)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def part(self, name: str) -> str | None:
         """The file of a part; None where there is none."""

@@ -1,7 +1,7 @@
 """How long a study will take, from a timed sample of every arm."""
 
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.preloaded import SUPPORTED
-from layer_surgeon.study.prepare import prepare_study, synthetic_file
+from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_file
+from layer_surgeon.study.rehearsal import rehearsal
 
 _STEPS = 4
 # Starting Python, torch and transformers, and loading a model: 8 s on a laptop's core. Forked from a process that has
@@ -53,16 +54,26 @@ class Estimate:
 def estimate_study(plan: StudyPlan, output: Path, progress: Progress) -> Estimate:
     """Train each arm for four steps, in a folder that is thrown away, and count.
 
-    Data and layers are prepared in the study's folder, where the study then finds them.
+    Nothing is written into the study's folder, which another process may be at work on: data and layers that are
+    prepared there are used, and what is missing is prepared in the folder that is thrown away.
 
     Raises:
         What `prepare_study` and `finetune_model` raise.
     """
-    folder = StudyFolder(root=output)
-    plan.write(folder.plan)
-    prepare_study(plan, folder, progress)
-    cells = plan.cells()
-    todo = [cell for cell in cells if not folder.result(cell.id).exists()]
+    study, cells = StudyFolder(root=output), plan.cells()
+    todo = [cell for cell in cells if not study.result(cell.id).exists()]
+    check_layers((arm.donor for arm in plan.arms if arm.donor is not None), study)
+    with rehearsal(output) as folder:
+        plan.write(folder.plan)
+        prepare_study(plan, folder, progress)
+        rates, seconds = _time(todo, plan, folder, progress)
+    return Estimate(cells=len(cells), done=len(cells) - len(todo), seconds_by_arm=rates, seconds=seconds)
+
+
+def _time(
+    todo: Sequence[Cell], plan: StudyPlan, folder: StudyFolder, progress: Progress
+) -> tuple[dict[str, float], float]:
+    """Seconds of a step by arm, and of all trainings."""
     rates: dict[str, float] = {}
     for cell in todo:
         if cell.arm.name not in rates:
@@ -71,18 +82,14 @@ def estimate_study(plan: StudyPlan, output: Path, progress: Progress) -> Estimat
     start = _FORKED_SECONDS if forked else _START_SECONDS
     seconds = sum(start + rates[cell.arm.name] * _steps(cell, plan, folder) for cell in todo)
     seconds += _START_SECONDS if forked else 0.0
-    return Estimate(cells=len(cells), done=len(cells) - len(todo), seconds_by_arm=rates, seconds=seconds)
+    return rates, seconds
 
 
 def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
     batch = FinetuneConfig(**cell.finetune).batch_size
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as place:
-        # Links lead to what is prepared; runs lie in the folder that is thrown away.
-        for name in ("data", "layers", "hosts", "study.yaml"):
-            if (folder.root / name).exists():
-                (Path(place) / name).symlink_to((folder.root / name).resolve())
-        settings = {"max_steps": _STEPS, "max_eval_samples": batch, "train_fraction": 1.0}
-        trained = train_cell(replace(cell, keep_model=False), StudyFolder(root=Path(place)), progress, **settings)
+    settings = {"max_steps": _STEPS, "max_eval_samples": batch, "train_fraction": 1.0}
+    trained = train_cell(replace(cell, keep_model=False), folder, progress, **settings)
+    shutil.rmtree(folder.run(cell.id), ignore_errors=True)
     return trained.seconds / (_STEPS + _FORWARD)
 
 

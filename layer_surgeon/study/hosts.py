@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
+from layer_surgeon._io import foreign_files
 from layer_surgeon.checkpoint.packaged import ARCHIVES, packaged_host
+from layer_surgeon.errors import SourceError
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import PACKAGED
 from layer_surgeon.study.layout import StudyFolder, locked
@@ -19,15 +21,21 @@ def host_source(host: str, folder: StudyFolder, progress: Progress | None = None
     Raises:
         SourceNotFoundError: There is no such packaged model, or a package that carries it is not installed.
         CheckpointError: A package holds other files than expected.
-        SourceError: The folder can't be written.
+        SourceError: The folder can't be written, or has files that the archive doesn't have.
     """
     if not host.startswith(PACKAGED):
         return host
     name = host.removeprefix(PACKAGED)
     if name not in ARCHIVES:
         return str(packaged_host(name, folder.hosts))
+    model = ARCHIVES[name]
+    known = [model.file, *model.beside, ".*", "*/.*"]  # with a dot: what an unpacking left that was killed
+    foreign = foreign_files(folder.path("hosts", name), known)
+    if foreign:
+        # transformers would load more than the archive holds, such as an adapter of another model.
+        raise SourceError(f"{folder.hosts / name} holds {foreign[0]}, which is not part of {name}. Delete that folder.")
     # One process unpacks hundreds of MB; those beside it wait for that rather than do the same.
-    with locked(folder.hosts / f"{name}.lock", wait=True):
+    with locked(folder.path("hosts", f"{name}.lock"), wait=True):
         return str(packaged_host(name, folder.hosts, progress))
 
 

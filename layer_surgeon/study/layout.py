@@ -43,65 +43,120 @@ summary.json: see `layer_surgeon.study.summary`.
 """
 
 import contextlib
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon import _io
+from layer_surgeon._io import BusyError, leaving_link
+from layer_surgeon._io import write_json as write_json
 from layer_surgeon.errors import WorkspaceError
 
 FORMAT = 1
 PLAN, SUMMARY = "study.yaml", "summary.json"
 # Of a sweep or selection; said here, for a report needs none of what writes them, which imports torch.
 SELECTION, PROBES, SWEEP = "selection.json", "probes.json", "sweep.png"
+_FOLDERS = ("cells", "logs", "data", "layers", "hosts", "runs", "donors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFolder:
-    """The places in a study's folder."""
+    """The paths in a study's folder. None of them leaves it, whatever its files say and whatever links are in it.
+
+    Attributes:
+        root: The folder.
+        prepared: Another study's folder that links may lead to; see `rehearsal`.
+    """
 
     root: Path
+    prepared: Path | None = None
+
+    def path(self, *names: str) -> Path:
+        """A file or folder in the study's folder.
+
+        Args:
+            names: Of the folders on the way, and its own.
+
+        Raises:
+            WorkspaceError: A name is a path; or it is, or is below, a link that leaves the folder.
+        """
+        for name in names:
+            if name in ("", ".", "..") or any(char in name for char in "/\\\0"):
+                raise WorkspaceError(
+                    f"{name!r} is not a name of a file or folder in {self.root}. Rename it in the plan."
+                )
+        path = self.root.joinpath(*names)
+        self._check_link(path)
+        return path
+
+    def _check_link(self, path: Path) -> None:
+        try:
+            target = leaving_link(path, self.root)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise WorkspaceError(f"{path} can't be read: {error}. Remove it.") from error
+        if target is None or (self.prepared is not None and target.is_relative_to(self.prepared.resolve())):
+            return
+        raise WorkspaceError(
+            f"{path} leads to {target}, which is not in the study's folder, and nothing outside of it is read or "
+            "written. Replace the link by what it leads to."
+        )
+
+    def check(self) -> None:
+        """Refuse a folder with links that leave it, before the first file is written.
+
+        Raises:
+            WorkspaceError: There is one.
+        """
+        for name in _FOLDERS:
+            self.path(name)
 
     @property
     def plan(self) -> Path:
         """The resolved plan."""
-        return self.root / PLAN
+        return self.path(PLAN)
 
     @property
     def summary(self) -> Path:
         """The tables."""
-        return self.root / SUMMARY
+        return self.path(SUMMARY)
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that works on the study."""
+        return self.path("study.lock")
 
     def result(self, cell_id: str) -> Path:
         """What a finished cell left."""
-        return self.root / "cells" / f"{cell_id}.json"
+        return self.path("cells", f"{cell_id}.json")
 
     def failure(self, cell_id: str) -> Path:
         """What a failed cell left."""
-        return self.root / "cells" / f"{cell_id}.failed.json"
+        return self.path("cells", f"{cell_id}.failed.json")
 
     def log(self, cell_id: str) -> Path:
         """What a cell's process printed."""
-        return self.root / "logs" / f"{cell_id}.txt"
+        return self.path("logs", f"{cell_id}.txt")
 
-    def run(self, cell_id: str) -> Path:
-        """The folder of a cell's training."""
-        return self.root / "runs" / cell_id
+    def run(self, cell_id: str, suffix: str = "") -> Path:
+        """The folder of a cell's training; with a suffix, what is next to it."""
+        return self.path("runs", f"{cell_id}{suffix}")
 
     def data(self, name: str) -> Path:
-        """The prepared data set."""
-        return self.root / "data" / name
+        """The prepared data set, none of whose files is a link that leaves the study's folder."""
+        folder = self.path("data", name)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            self._check_link(path)
+        return folder
 
     @property
     def hosts(self) -> Path:
         """Where hosts are unpacked."""
-        return self.root / "hosts"
+        return self.path("hosts")
 
     def layer(self, name: str) -> Path:
         """An extracted layer."""
-        return self.root / "layers" / name
+        return self.path("layers", name)
 
     def results(self) -> list[dict[str, Any]]:
         """All finished cells, in the order of their ids.
@@ -109,13 +164,14 @@ class StudyFolder:
         Raises:
             WorkspaceError: A file is none of ours, or of a later format.
         """
-        paths = sorted((self.root / "cells").glob("*.json"))
-        return [read_json(path) for path in paths if not path.name.endswith(".failed.json")]
+        names = sorted(path.name for path in (self.root / "cells").glob("*.json"))
+        return [read_json(self.path("cells", name)) for name in names if not name.endswith(".failed.json")]
 
     def failures(self) -> list[dict[str, Any]]:
         """All cells that failed and were not finished since."""
-        cells = [read_json(path) for path in sorted((self.root / "cells").glob("*.failed.json"))]
-        return [cell for cell in cells if not self.result(cell["id"]).exists()]
+        names = sorted(path.name for path in (self.root / "cells").glob("*.failed.json"))
+        open_names = (name for name in names if not self.result(name.removesuffix(".failed.json")).exists())
+        return [read_json(self.path("cells", name)) for name in open_names]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -125,7 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
         WorkspaceError: It can't be read, or was written by a later version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _io.read_json(path)
     except (OSError, ValueError) as error:
         raise WorkspaceError(f"{path} can't be read ({error}). Delete it; the study then makes it anew.") from error
     if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
@@ -135,67 +191,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all: a reader, or a kill -9, never meets half of it.
-
-    Raises:
-        WorkspaceError: The folder can't be written.
-    """
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        WorkspaceError: The folder can't be written.
-    """
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        WorkspaceError: The folder can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkspaceError(
-            f"{path} can't be written: {error.strerror}. Make room, or choose another folder."
-        ) from error
-
-
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock that the system gives back when the process dies, however it dies.
+    """Hold a lock in a study's folder.
 
     Args:
         path: The lock's file.
         wait: Wait for another process that holds it.
 
     Raises:
-        WorkspaceError: Another process holds it, and there is no waiting.
+        WorkspaceError: Another process holds it, and there is no waiting; or the folder can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # Windows has no such locks; there, two commands on one folder are the user's to avoid.
+        lock = _io.FileLock(path)
+        lock.take(wait=wait)
+    except BusyError as error:
+        raise WorkspaceError(
+            f"Another process is at work on the study in {path.parent}. Wait for it, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise WorkspaceError(f"{path} can't be written: {error.strerror or error}. Choose another folder.") from error
+    try:
         yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise WorkspaceError(
-                f"Another process is at work on the study in {path.parent}. Wait for it, or choose another folder."
-            ) from error
-        yield
+    finally:
+        lock.release()

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from layer_surgeon._io import write_text
 from layer_surgeon._version import __version__
 from layer_surgeon.study.charts import COLORS, Line, Mark, interval_chart, line_chart
-from layer_surgeon.study.layout import write_text
 from layer_surgeon.study.results import ArmResult, DemoResult
 
 RESULTS = "results.json"

@@ -14,39 +14,36 @@ graft: {}
 
 import hashlib
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, get_args
 
-import yaml
-
+from layer_surgeon import _yaml
+from layer_surgeon._io import write_text
+from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig, TaskName
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
-from layer_surgeon.study.data import DataSpec, parse_data, spec_key
-from layer_surgeon.study.layout import write_text
+from layer_surgeon.study.arms import Arm, is_called
+from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
+from layer_surgeon.study.data import DataSpec, check_name, parse_data, spec_key
+from layer_surgeon.study.plan_parts import (
+    METRICS,
+    as_number,
+    check_keys,
+    check_unique,
+    listed,
+    mapping,
+    read_arms,
+    read_comparison,
+    read_tests,
+    read_yaml,
+)
 from layer_surgeon.workspace import short_name
 
 SEEDS = (2023, 2024, 2025, 2026, 2027)
-_KEYS = (
-    *("name", "title", "task", "host", "hosts", "donor", "donors", "arms", "data", "tests", "fractions", "seeds"),
-    *("finetune", "graft", "reference", "focus", "metric", "test_fraction", "keep_models", "layers"),
-)
 _LOWER_IS_BETTER = ("loss", "perplexity")
-_POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
-_NONE: list[DonorSpec | None] = [None]
-_METRICS: Mapping[str, str] = {
-    "text-classification": "accuracy",
-    "token-classification": "f1",
-    "question-answering": "f1",
-    "seq2seq": "bleu",
-    "causal-lm": "perplexity",
-}
 
 
 def digest_of(content: Any) -> str:
@@ -79,6 +76,16 @@ class Cell:
     finetune: Mapping[str, Any]
     task: TaskName
     keep_model: bool
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in (self.data, *self.tests):
+            check_name(name, "data set")
+        if len(self.id) > MAX_NAME:
+            raise ConfigError(
+                f"The files of a training would be called {self.id}, which is longer than the {MAX_NAME} characters "
+                "that are possible. Give its arm or its data set a shorter name."
+            )
 
     @property
     def id(self) -> str:
@@ -134,6 +141,55 @@ class StudyPlan:
     test_fraction: float = 0.2
     keep_models: bool = False
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name(self.name, "study")
+        self._check_data()
+        self._check_numbers()
+        check_unique([arm.name for arm in self.arms], "arm")
+        for key, name in (("reference", self.reference), ("focus", self.focus)):
+            known = name is None or any(is_called(name, arm.name) for arm in self.arms)
+            check(known, key, name, f"an arm of the study: {', '.join(arm.name for arm in self.arms)}")
+        check(self.metric in METRICS[self.task], "metric", self.metric, f"one of {', '.join(METRICS[self.task])}")
+        for arm in self.arms:
+            self._check_arm(arm)
+
+    def _check_data(self) -> None:
+        names = [spec.name for spec in self.data]
+        check_unique(names, "data set")
+        tested = {name for tests in self.tests.values() for name in tests}
+        trained = {spec.name for spec in self.data if spec.train}
+        good = trained <= set(self.tests) and {*self.tests, *tested} <= set(names) and all(self.tests.values())
+        check(good, "tests", dict(self.tests), f"for each data set names out of: {', '.join(names)}")
+
+    def _check_numbers(self) -> None:
+        for key in ("arms", "data", "fractions", "seeds"):
+            check(bool(getattr(self, key)), key, getattr(self, key), "one or several")
+        trained = sum(bool(spec.train) for spec in self.data)
+        count = len(self.arms) * trained * len(self.fractions) * len(self.seeds)
+        check_size(count, MAX_TRAININGS, "trainings", ConfigError)
+        check_size(sum(map(len, self.tests.values())), MAX_TRAININGS, "pairs of a training and a test set", ConfigError)
+        for seed in self.seeds:
+            check(0 <= seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
+        check_unique([str(seed) for seed in self.seeds], "seed")
+        for key, values in (("fractions", self.fractions), ("test_fraction", (self.test_fraction,))):
+            for value in values:
+                check(0 < value <= 1, key, value, "above 0 and at most 1")
+
+    def _check_arm(self, arm: Arm) -> None:
+        GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
+        FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
+        if arm.synthetic is not None and self.task != "text-classification":
+            raise ConfigError(
+                f"The arm {arm.name} trains on texts that are written for each label, which {self.task} does not "
+                "have. Leave it out."
+            )
+        if self.keep_models and (arm.control or arm.lora):
+            raise ConfigError(
+                f"keep_models is true, but what the arm {arm.name} trains is made for the comparison and can't be "
+                "loaded by itself. Leave the arm out, or set keep_models to false."
+            )
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """From what YAML says.
@@ -141,52 +197,29 @@ class StudyPlan:
         Raises:
             ConfigError: A key is unknown, or a value can't be used.
         """
-        _check_keys(content)
+        check_keys(content)
         task = content.get("task", "text-classification")
-        _check(task in get_args(TaskName), "task", task, f"one of {', '.join(get_args(TaskName))}")
-        arms = _arms(content)
-        data = tuple(parse_data(entry) for entry in _listed(content, "data", ["sst2"]))
-        _unique([entry.name for entry in data], "data set")
-        finetune = dict(content.get("finetune") or {})
+        check(task in get_args(TaskName), "task", task, f"one of {', '.join(get_args(TaskName))}")
+        arms = read_arms(content)
+        data = tuple(parse_data(entry) for entry in listed(content, "data", ["sst2"]))
+        finetune = mapping(content, "finetune")
         for name in ("seed", "train_fraction"):
             if name in finetune:
                 raise ConfigError(f"{name} stands under finetune; in a study it is said by seeds, or by fractions.")
-        plan = cls(
-            name=short_name(str(content.get("name", "study"))),
-            title=str(content.get("title", content.get("name", "A study"))),
+        return cls(
+            name=short_name(as_text(content.get("name", "study"))),
+            title=as_text(content.get("title", content.get("name", "A study"))),
             task=task,
             arms=arms,
             data=data,
-            tests=_tests(content.get("tests", "own"), data),
-            fractions=tuple(float(value) for value in _listed(content, "fractions", [1.0])),
-            seeds=tuple(_listed(content, "seeds", list(SEEDS))),
+            tests=read_tests(content.get("tests", "own"), data),
+            fractions=tuple(as_number(value) for value in listed(content, "fractions", [1.0])),
+            seeds=tuple(listed(content, "seeds", list(SEEDS))),
             finetune=finetune,
-            **_comparison(content, arms, task),
-            test_fraction=float(content.get("test_fraction", 0.2)),
+            **read_comparison(content, arms, task),
+            test_fraction=as_number(content.get("test_fraction", 0.2)),
             keep_models=bool(content.get("keep_models", False)),
         )
-        plan._check_values()
-        return plan
-
-    def _check_values(self) -> None:
-        for seed in self.seeds:
-            _check(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0, "seeds", seed, "whole numbers")
-        _unique([str(seed) for seed in self.seeds], "seed")
-        for value in (*self.fractions, self.test_fraction):
-            _check(math.isfinite(value) and 0 < value <= 1, "fractions", value, "above 0 and at most 1")
-        for arm in self.arms:
-            GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
-            FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
-            if arm.synthetic is not None and self.task != "text-classification":
-                raise ConfigError(
-                    f"The arm {arm.name} trains on texts that are written for each label, which {self.task} does not "
-                    "have. Leave it out."
-                )
-            if self.keep_models and (arm.control or arm.lora):
-                raise ConfigError(
-                    f"keep_models is true, but what the arm {arm.name} trains is made for the comparison and can't be "
-                    "loaded by itself. Leave the arm out, or set keep_models to false."
-                )
 
     def cells(self) -> tuple[Cell, ...]:
         """Every training, seed by seed: a study that is stopped early then has whole seeds to compare."""
@@ -245,8 +278,8 @@ class StudyPlan:
                     "seeds": tuple(content["seeds"]),
                 }
             )
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is no plan of a study ({error}). Choose another folder.") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{path} is not the plan of a study ({error}). Choose another folder.") from error
 
     def write(self, path: Path) -> None:
         """Write what `read` reads, whole or not at all.
@@ -254,114 +287,9 @@ class StudyPlan:
         Raises:
             WorkspaceError: The folder can't be written.
         """
-        write_text(path, yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True))
+        write_text(path, _yaml.dump_yaml(self.as_dict()))
 
     @property
     def higher_is_better(self) -> bool:
         """Of the score that is compared."""
         return self.metric not in _LOWER_IS_BETTER
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file.
-
-    Raises:
-        ConfigError: It can't be read, or is none.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold `name: value` lines, such as `arms: [host, graft]`.")
-    return _numbers(content)  # type: ignore[no-any-return]  # a mapping stays one
-
-
-def _numbers(value: Any) -> Any:
-    """YAML takes 5e-5 for text, since it has no point; a person means the number. Text such as "2024" stays text."""
-    if isinstance(value, dict):
-        return {name: _numbers(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_numbers(entry) for entry in value]
-    return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
-
-
-def _arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
-    """Every said arm with every host and, where it has one, every donor; where there are several, names say which."""
-    hosts = _listed(content, "hosts", [content.get("host", "bert-base-uncased")])
-    donors = [
-        DonorSpec.parse(entry) for entry in _listed(content, "donors", [content.get("donor")]) if entry is not None
-    ]
-    if "layers" in content:
-        layers = _listed(content, "layers", [])
-        donors = [replace(donor, layers=tuple(v if isinstance(v, list) else [v])) for donor in donors for v in layers]
-    said = _listed(content, "arms", ["host", "graft"])
-    graft = dict(content.get("graft") or {})
-    by_name = {entry["name"]: entry for entry in said if isinstance(entry, Mapping) and "name" in entry}
-    arms: list[Arm] = []
-    for host in hosts:
-        _check(isinstance(host, str), "host", host, "a model's folder or repo id")
-        for entry in said:
-            for donor in donors or _NONE:
-                arm = parse_arm(entry, host=host, donor=donor, graft=graft, others=by_name)
-                name = arm.name
-                if donor is not None and len(donors) > 1 and arm.donor == donor:
-                    name += f"+{donor.name}"
-                if len(hosts) > 1:
-                    name += f"@{arm.host_name}"
-                if (named := replace(arm, name=name)) not in arms:
-                    arms.append(named)
-    _unique([arm.name for arm in arms], "arm")
-    return tuple(arms)
-
-
-def _tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...]]:
-    names = tuple(entry.name for entry in data)
-    if value == "own":
-        return {name: (name,) for name in names}
-    if value == "all":
-        return {name: (name, *(other for other in names if other != name)) for name in names}
-    chosen = tuple(value) if isinstance(value, list | tuple) else (value,)
-    for name in chosen:
-        _check(name in names, "tests", name, f"own, all, or names out of: {', '.join(names)}")
-    return dict.fromkeys(names, chosen)
-
-
-def _comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) -> dict[str, Any]:
-    # Where there are several hosts, the names before the @: each arm is compared with that of its own host.
-    names = [arm.name.partition("@")[0] for arm in arms]
-    controls = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
-    reference = content.get("reference") or next(controls, names[0])
-    focus = content.get("focus", "graft" if "graft" in names else None)
-    known = {arm.name for arm in arms} | set(names)
-    for key, name in (("reference", reference), ("focus", focus)):
-        _check(name is None or name in known, key, name, f"an arm of the study: {', '.join(names)}")
-    return {"reference": reference, "focus": focus, "metric": content.get("metric", _METRICS[task])}
-
-
-def _listed(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
-    value = content.get(key, default)
-    value = list(value) if isinstance(value, list | tuple) else [value]
-    _check(bool(value), key, value, "one or several")
-    return value
-
-
-def _check_keys(content: Mapping[str, Any]) -> None:
-    for name in content:
-        if name not in _KEYS:
-            near = get_close_matches(str(name), _KEYS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(_KEYS)}."
-            raise ConfigError(f"The plan of the study has the key {name!r}. {hint}")
-
-
-def _unique(names: Sequence[str], what: str) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"The {what} {twice} is there twice. Give one of them another name.")
-
-
-def _check(good: bool, key: str, value: Any, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"{key} is {value!r}; it must be {expected}.")

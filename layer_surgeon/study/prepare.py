@@ -1,15 +1,15 @@
 """What all trainings of a study share, made once before the first: data in files, hosts, layers, synthetic texts."""
 
-import json
-import shutil
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import parse_json, read_json, write_json
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
-from layer_surgeon.checkpoint.packaged import packaged_gguf
-from layer_surgeon.errors import ConfigError, DataError
+from layer_surgeon.checkpoint.packaged import PARTED, packaged_gguf
+from layer_surgeon.errors import ConfigError, DataError, SourceError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -20,7 +20,8 @@ from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
 from layer_surgeon.study.hosts import prepare_hosts
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json, write_text
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.layout import read_json as read_ours
 from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
@@ -51,9 +52,9 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     """
     key = spec_key(spec, test_fraction)
     try:
-        if json.loads((folder / INFO).read_text(encoding="utf-8"))["key"] == key:
+        if read_json(folder / INFO)["key"] == key:
             return
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     parts = {name: _read(spec, name, progress) for name in ("train", "validation", "test")}
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
@@ -137,7 +138,7 @@ def open_donor(source: str, revision: str | None, folder: StudyFolder, progress:
         SourceError, CheckpointError: It can't be read.
     """
     if source.startswith(PACKAGED):
-        source = str(packaged_gguf(source.removeprefix(PACKAGED), folder.root / "donors", progress))
+        source = str(packaged_gguf(source.removeprefix(PACKAGED), folder.path("donors"), progress))
     return open_checkpoint(source, revision=revision)
 
 
@@ -148,24 +149,14 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
         ConfigError: Two donors' layers would have one name, or the folder has a layer of that name from elsewhere.
         SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be had.
     """
-    wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
-    by_name: dict[str, DonorSpec] = {}
-    for donor in wanted:
-        other = by_name.setdefault(donor.name, donor)
-        if other != donor:
-            raise ConfigError(
-                f"The layers of {_described(other)} and {_described(donor)} would both lie in "
-                f"{folder.layer(donor.name)}. Take one out with surgeon extract --output FOLDER, and name that "
-                "folder as the donor."
-            )
-        _check_origin(donor, folder)
+    wanted = check_layers(donors, folder)
     missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
         of_it = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
         checkpoint = open_donor(source, revision, folder, progress)
         for donor in of_it:
             # Before the layer: an extraction that is cut off goes on, and must be of the same.
-            write_json(_origin_file(donor, folder), {"origin": _described(donor)})
+            write_json(_origin_file(donor, folder), {"origin": donor.text})
             extract_layer(
                 checkpoint,
                 layer=list(donor.layers),
@@ -174,28 +165,45 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
                 progress=progress,
             )
     # Hundreds of MB that the packages hold already; what the study needs from now on are the layers.
-    shutil.rmtree(folder.root / "donors", ignore_errors=True)
+    for model in PARTED.values():
+        folder.path("donors", model.file).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # It is not there, or holds what is not ours.
+        folder.path("donors").rmdir()
+
+
+def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[DonorSpec]:
+    """The donors whose layers are in the study's folder, or are to be.
+
+    Raises:
+        ConfigError: As in `prepare_layers`.
+    """
+    wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
+    by_name: dict[str, DonorSpec] = {}
+    for donor in wanted:
+        other = by_name.setdefault(donor.name, donor)
+        if other != donor:
+            raise ConfigError(
+                f"The layers of {other.text} and {donor.text} would both be in "
+                f"{folder.layer(donor.name)}. Take one out with surgeon extract --output FOLDER, and name that "
+                "folder as the donor."
+            )
+        _check_origin(donor, folder)
+    return wanted
 
 
 def _origin_file(donor: DonorSpec, folder: StudyFolder) -> Path:
-    layer = folder.layer(donor.name)
-    return layer.with_name(f"{layer.name}.json")
+    return folder.path("layers", f"{donor.name}.json")
 
 
 def _check_origin(donor: DonorSpec, folder: StudyFolder) -> None:
     """That the layer there is this donor's: a plan may have changed since it was taken out."""
     file = _origin_file(donor, folder)
-    before = read_json(file).get("origin") if file.is_file() else None
-    if before not in (None, _described(donor)):
+    before = read_ours(file).get("origin") if file.is_file() else None
+    if before not in (None, donor.text):
         raise ConfigError(
-            f"{folder.layer(donor.name)} was taken out of {before}, and the plan names {_described(donor)}. "
+            f"{folder.layer(donor.name)} was taken out of {before}, and the plan names {donor.text}. "
             "Take another --output for this plan."
         )
-
-
-def _described(donor: DonorSpec) -> str:
-    more = [f"{name} {value}" for name, value in (("revision", donor.revision), ("dtype", donor.dtype)) if value]
-    return f"{donor.source} ({', '.join(more)})" if more else donor.source
 
 
 def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:
@@ -207,7 +215,11 @@ def _is_artifact(donor: DonorSpec) -> bool:
     place = Path(donor.source).expanduser()
     if donor.source.startswith(PACKAGED) or not (place / "config.json").is_file():
         return False
-    return bool(json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type") == "surgeon_donor")
+    try:
+        config = read_json(place / "config.json")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{place / 'config.json'} can't be read: {error}. Get the model again.") from error
+    return isinstance(config, dict) and config.get("model_type") == "surgeon_donor"
 
 
 def open_layer(donor: DonorSpec, folder: StudyFolder) -> LayerArtifact:
@@ -240,15 +252,40 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
             target = synthetic_file(arm, spec.name, folder)
             if target.is_file():
                 continue
+            labels = PreparedData.open(folder.data(spec.name)).labels
             settings = dict(arm.synthetic)
             given = settings.pop("file", None)
             if given is not None:
-                write_text(target, Path(given).read_text(encoding="utf-8"))
+                write_rows(target, _read_texts(Path(given).expanduser(), labels))
                 continue
             if "model" not in settings:
                 raise ConfigError(
                     f"The arm {arm.name} trains on synthetic texts, and does not say which model writes them. Say: "
                     "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
                 )
-            labels = PreparedData.open(folder.data(spec.name)).labels
-            synthesize(replace(SynthesisConfig(**settings), labels=labels), output=target, progress=progress)
+            config = replace(SynthesisConfig.from_settings(settings), labels=labels)
+            synthesize(config, output=target, progress=progress)
+
+
+def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:
+    """The texts and labels of a JSON Lines file, and nothing else: a plan may come from anyone, and name any file.
+
+    Raises:
+        DataError: It is not what `surgeon synthesize` writes, for these labels.
+    """
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(filter(str.strip, file), start=1):
+                row = parse_json(line)
+                rows.append({"text": row["text"], "label": row["label"]})
+                if not isinstance(row["text"], str) or row["label"] not in labels:
+                    raise ValueError(f"the label of example {number} is none of {', '.join(labels)}")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} has no synthetic texts for this data set: {type(error).__name__} in line {len(rows) + 1}. Each "
+            f'line must be like {{"text": ..., "label": ...}}, with one of the labels {", ".join(labels)}.'
+        ) from error
+    return rows

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.plan import StudyPlan, read_yaml
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.plan_parts import listed, mapping, read_yaml
 
 Scale = Literal["full", "small"]
 # What runs offline on two cores: real weights that come as packages, and the sentences of this package.
@@ -53,10 +54,10 @@ def preset(name: str, scale: Scale = "full") -> dict[str, Any]:
 def scale_down(content: Mapping[str, Any], small: Mapping[str, Any] | None) -> dict[str, Any]:
     """A plan with its models and data replaced by what runs offline, and then by what `small` says."""
     kept = {key: value for key, value in content.items() if key not in _REPLACED}
-    if not all(isinstance(arm, str) for arm in content.get("arms", [])):
+    if not all(isinstance(arm, str) for arm in listed(content, "arms", ["host"])):
         # Arms of one's own name models that need the Hub; those of `small` are for here.
         kept.pop("arms")
-    scaled = {**_SMALL, **kept, **(small or {})}
+    scaled = {**_SMALL, **kept, **mapping({"small": small}, "small")}
     if "donors" in scaled:
         scaled.pop("donor")
     return scaled

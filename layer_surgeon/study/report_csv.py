@@ -5,10 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from layer_surgeon._text import csv_cell
 from layer_surgeon.study.report_types import Measurement, Span, StudyReport
-
-# Text that begins so is a formula to a spreadsheet, and formulas can read files and call programs.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def measurements_csv(report: StudyReport) -> str:
@@ -72,15 +70,6 @@ def _ends(span: Span | None) -> tuple[float | None, float | None]:
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerow(map(csv_cell, header))
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """Booleans as JSON writes them; text that a spreadsheet would run gets the quote that keeps it text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value

@@ -82,7 +82,7 @@ def load_report(folder: Path) -> StudyReport:
             training_seconds=sum(result["seconds"]["training"] for result in results),
             command=_command(folder),
         )
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         raise WorkspaceError(
             f"A file in {folder} lacks what a study's files hold ({type(error).__name__}: {error}). Delete "
             f"summary.json there and go on with the study, which writes it anew: surgeon compare --output {folder}"
@@ -185,7 +185,7 @@ def _measurements(result: Result) -> list[Measurement]:
 
 def _read_selection(plan: StudyPlan, place: StudyFolder) -> Selection | None:
     """What was chosen, where the plan is still that of the selection's last rung."""
-    path = place.root / SELECTION
+    path = place.path(SELECTION)
     if not path.exists():
         return None
     content = read_json(path)

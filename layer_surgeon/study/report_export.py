@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from layer_surgeon._io import leaving_link, write_text
 from layer_surgeon.errors import WorkspaceError
-from layer_surgeon.study.layout import write_text
 from layer_surgeon.study.report_types import StudyReport
 
 Format = Literal["html", "md", "csv", "tex", "png"]
@@ -87,6 +87,8 @@ def _texts(report: StudyReport, formats: Sequence[Format], pictures: dict[str, s
 def _check(output: Path, formats: Sequence[Format], *, force: bool) -> None:
     if output.exists() and not output.is_dir():
         raise WorkspaceError(f"{output} is a file; a report needs a folder. Choose another one with --output.")
+    if leaving_link(output / _FIGURES, output) is not None:
+        raise WorkspaceError(f"{output / _FIGURES} is a link that leaves {output}. Delete the link.")
     if force:
         return
     names = [name for entry in formats for name in _FILES.get(entry, (_FIGURES,))]

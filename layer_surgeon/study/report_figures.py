@@ -36,7 +36,7 @@ def scores_plot(page: Pages, table: Table) -> str:
         text,
         lambda drawing: dots(drawing, rows, page.tick, value=page.score, least=page.least, zero=False),
     )
-    said = [f"Mark: mean {page.metric}"]
+    said = [f"Mark: mean {escape(page.metric)}"]
     if any(row.singles for row in rows):
         said.append("faint dots: the single seeds")
     if any(row.outer for row in rows):
@@ -250,7 +250,7 @@ def _curve(page: Pages, curve: LearningCurve, *, scored: bool) -> Series:
 def together(page: Pages, series: Sequence[Series], axes: Axes, title: str) -> str:
     """Lines in one plot with a legend, or each in a panel, all with the same axes."""
     text = "; ".join(f"{one.name}: {', '.join(map(axes.format, one.values))}" for one in series)
-    said = f"{axes.y.capitalize()}: mean over the seeds, with the lowest and the highest as a band."
+    said = f"{escape(axes.y.capitalize())}: mean over the seeds, with the lowest and the highest as a band."
     # The layers of a sweep look alike.
     if len(series) <= _TOGETHER and len({one.look for one in series}) == len(series):
         drawn = page.plot(title, text, lambda drawing: lines(drawing, series, axes))

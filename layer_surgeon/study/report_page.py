@@ -7,10 +7,9 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
+from layer_surgeon._io import write_text
 from layer_surgeon._version import __version__
-from layer_surgeon.study.layout import write_text
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.study.report_figures import (
     costs_plot,
     curves_plots,
@@ -60,6 +59,7 @@ def make_page(report: StudyReport) -> str:
     # The script is named by its hash: nothing that a name of an arm could bring in would run, were it not escaped.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    policy += "; form-action 'none'; base-uri 'none'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -177,7 +177,7 @@ def _gist(page: Pages, each: Table) -> str:
 
 
 def _block(page: Pages, each: Table) -> str:
-    parts = [f"<h3>{page.metric.capitalize()} by arm</h3>", scores_plot(page, each), _scores_table(page, each)]
+    parts = [f"<h3>{escape(page.metric.capitalize())} by arm</h3>", scores_plot(page, each), _scores_table(page, each)]
     if each.comparisons:
         parts += ["<h3>Differences</h3>", differences_plot(page, each), _differences_table(page, each)]
     # The layers of one donor cost the same.
@@ -315,7 +315,7 @@ def _open(report: StudyReport) -> str:
 def _made(report: StudyReport) -> str:
     settings = [[words(name), words(_said(value))] for name, value in report.settings.items()]
     versions = [[words(name), words(value)] for name, value in report.versions.items()]
-    plan = yaml.safe_dump(dict(report.plan), sort_keys=False, allow_unicode=True)
+    plan = dump_yaml(dict(report.plan))
     parts = [
         "<h3>Run it again</h3>",
         f'<div class="command"><pre>{escape(report.command)}</pre></div>',

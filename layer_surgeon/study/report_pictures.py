@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import write_bytes
 from layer_surgeon.study import report_text as say
 from layer_surgeon.study.arms import is_called
-from layer_surgeon.study.layout import write_bytes
 from layer_surgeon.study.report_types import CostPoint, LayerSweep, LearningCurve, ShiftMatrix, StudyReport, Table
 from layer_surgeon.study.verdict import say_share
 

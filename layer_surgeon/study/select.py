@@ -25,13 +25,14 @@ from typing import Any
 
 from torch import Tensor
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.layout import PROBES, SELECTION, StudyFolder, locked, read_json, write_json
+from layer_surgeon.study.layout import PROBES, SELECTION, StudyFolder, locked, read_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
@@ -80,7 +81,8 @@ def select_arm(
             f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection is made with one share "
             "of the training data. Name one."
         )
-    with locked(folder.root / "study.lock", wait=False):
+    folder.check()
+    with locked(folder.lock, wait=False):
         prepare_study(plan, folder, progress)
     rungs: list[Rung] = []
     if probe and len(candidates) > 2:
@@ -156,8 +158,9 @@ def _finish(
 ) -> SelectionResult:
     hosts = [arm for arm in plan.arms if arm.donor is None]
     final = replace(plan, arms=(*hosts, best), focus=best.name, reference=hosts[0].name if hosts else best.name)
+    folder = StudyFolder(root=output)
     study = run_study(final, output, workers=workers, progress=progress)
-    whole = list(_validation(replace(final, arms=(best,)), StudyFolder(root=output)).get(best.name, {}).values())
+    whole = list(_validation(replace(final, arms=(best,), reference=best.name), folder).get(best.name, {}).values())
     count = len([arm for arm in plan.arms if arm.donor is not None]) * len(plan.seeds)
     # A rung of whole trainings takes over those that an earlier one did: each counts once.
     examples = sum(one.examples for one in trained.values())
@@ -172,7 +175,7 @@ def _finish(
         time=seconds / (count * statistics.fmean(one.seconds for one in whole)) if whole else 0.0,
         study=study,
     )
-    write_json(output / SELECTION, result.as_dict())
+    write_json(folder.path(SELECTION), result.as_dict())
     return result
 
 
@@ -185,8 +188,8 @@ def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress:
         TrainingError: None can be built.
     """
     name = plan.data[0].name
-    path = folder.root / PROBES
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"format": 1}
+    path = folder.path(PROBES)
+    known: dict[str, Any] = read_json(path) if path.is_file() else {"format": 1}
     rows = PreparedData.open(folder.data(name)).rows("train")
     rows = _share(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
@@ -202,7 +205,7 @@ def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress:
     for arm in arms:
         key = json.dumps([arm.as_dict(), name, plan.seeds, len(rows), place], sort_keys=True)
         try:
-            if key not in known:
+            if not _is_score(known.get(key)):
                 known[key] = probe_arm(
                     arm, texts, labels, folder, seeds=plan.seeds, max_length=length, place=place, known=vectors
                 )
@@ -216,6 +219,10 @@ def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress:
     if not scores:
         raise TrainingError(f"No candidate can be built. {reason}")
     return scores
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _share(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig
-
+from layer_surgeon._io import new_file
+from layer_surgeon._loading import load_config
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
 from layer_surgeon.graft.translate import hub_errors
@@ -56,16 +56,16 @@ def choose_layers(text: str, count: int) -> list[int]:
     return sorted(set(layers))
 
 
-def count_layers(donor: DonorSpec, folder: Path, progress: Progress) -> int:
+def count_layers(donor: DonorSpec, folder: StudyFolder, progress: Progress) -> int:
     """How many layers a donor has; reads its config and headers.
 
     Raises:
         SourceError, CheckpointError: It can't be read.
     """
-    return open_donor(donor.source, donor.revision, StudyFolder(root=folder), progress).num_layers
+    return open_donor(donor.source, donor.revision, folder, progress).num_layers
 
 
-def host_sites(host: str, folder: Path) -> list[str | int]:
+def host_sites(host: str, folder: StudyFolder) -> list[str | int]:
     """Where a graft can sit in a host: behind its embeddings, behind each of its layers, and behind all of it.
 
     Behind the last layer by its number, the graft sees all tokens; as `encoder_output`, the vector that stands for the
@@ -73,13 +73,13 @@ def host_sites(host: str, folder: Path) -> list[str | int]:
 
     Args:
         host: What `surgeon graft` takes, or `packaged:NAME`. Only its config is read.
-        folder: The study's.
+        folder: Where a host is unpacked that comes as an archive.
 
     Raises:
         SourceError: It can't be read.
     """
     with hub_errors(f"The host {host!r}"):
-        config = AutoConfig.from_pretrained(host_source(host, StudyFolder(root=folder)))
+        config = load_config(host_source(host, folder))
     return [EMBEDDINGS, *range(config.get_text_config().num_hidden_layers), ENCODER_OUTPUT]
 
 
@@ -141,7 +141,8 @@ def draw_sweep(summary: Mapping[str, Any], plan: StudyPlan, path: Path) -> None:
         axis.set_ylabel(summary["metric"])
         axis.set_title(f"{table['test']}: mean and deviation over the seeds", fontsize=10)
         axis.legend(frameon=False)
-    figure.savefig(path)
+    with new_file(path) as file:
+        figure.savefig(file, format="png")
 
 
 def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
 
 
 def with_candidates(
-    plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates, folder: Path
+    plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates, folder: StudyFolder
 ) -> dict[str, Any]:
     """What `StudyPlan.from_dict` takes, as a sweep over layers, pairs of neighbours among them, or sites of each.
 
@@ -172,7 +173,7 @@ def with_candidates(
         plan: What YAML says.
         layers: Layers of the donor, in order.
         candidates: layers; pairs: each layer with the next of `layers`; sites: see `host_sites`.
-        folder: The study's, where a host is unpacked that comes as an archive.
+        folder: As in `host_sites`.
 
     Raises:
         ConfigError: The plan names no donor; or there is no pair.

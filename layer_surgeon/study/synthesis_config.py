@@ -1,10 +1,12 @@
 """The settings of `surgeon synthesize`; apart from what writes the texts, for the help must not wait for torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, TypeVar
 
+from layer_surgeon._limits import MAX_BATCH, MAX_TEXTS, MAX_TOKENS, check_size
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.study.checked import check_types
 
 _T = TypeVar("_T")
 
@@ -38,6 +40,10 @@ class SynthesisConfig:
     seed: int = _option(2023, "Of the draws.")
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_size(self.per_label, MAX_TEXTS, "texts of each label", ConfigError)
+        check_size(self.max_new_tokens, MAX_TOKENS, "tokens of a text", ConfigError)
+        check_size(self.batch_size, MAX_BATCH, "texts at once", ConfigError)
         for name in ("per_label", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -46,3 +52,17 @@ class SynthesisConfig:
         unknown = sorted(set(self.prompts) - set(self.labels)) if self.labels else []
         if unknown:
             raise ConfigError(f"There is a prompt for {unknown[0]!r}, which is no label.")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """From what a plan says.
+
+        Raises:
+            ConfigError: A setting has an unknown name, or a value that can't be used.
+        """
+        known = [entry.name for entry in fields(cls)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ConfigError(f"There is no setting {unknown[0]!r} for writing texts. There are: {', '.join(known)}.")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return cls(**values)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
+from layer_surgeon._loading import load_model, load_tokenizer
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.models import quiet
 from layer_surgeon.graft.translate import hub_errors
@@ -81,8 +82,8 @@ def _cut(text: str) -> str:
 def _writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
     with quiet(), hub_errors(f"The model {config.model!r}"):
         try:
-            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(config.model)
+            model = load_model(AutoModelForCausalLM, config.model, dtype=torch.float32)
+            tokenizer: Any = load_tokenizer(config.model)
         except (ValueError, KeyError) as error:
             first = str(error).strip().split("\n", 1)[0]
             raise ConfigError(f"{config.model} can't be loaded as a causal language model: {first}") from error

@@ -4,7 +4,8 @@ import random
 
 import yaml
 
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon._io import write_json
+from layer_surgeon.study.layout import StudyFolder
 from research.collect import collect
 from research.evidence import load, load_plans
 from research.page import README, render

@@ -13,8 +13,9 @@ import yaml
 from jinja2 import TemplateError
 from scipy import stats
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.layout import StudyFolder, read_json, write_json
+from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.summary import summarize
 from research.collect import pack_bits
 from research.evidence import Gap, correlate, load_plans, unpack_bits

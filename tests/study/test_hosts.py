@@ -49,7 +49,7 @@ def test_it_is_unpacked_once_for_all_trainings(parts, tmp_path, monkeypatch):
     assert [path.name for path in (folder.root / "runs").iterdir() if path.is_dir()] == []
     graft = next(arm for arm in plan.arms if arm.donor is not None)
     probe_arm(graft, ["good", "bad"] * 10, ["a", "b"] * 10, folder, seeds=[1], place="head")
-    assert host_sites("packaged:toy", folder.root) == ["embeddings", 0, 1, "encoder_output"]
+    assert host_sites("packaged:toy", folder) == ["embeddings", 0, 1, "encoder_output"]
     estimate_study(tiny_plan(parts, arms=["host"], seeds=[2]), folder.root, told)
     assert len(unpacked) == 1
 

@@ -2,10 +2,11 @@
 
 import pytest
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study.arms import DonorSpec
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_layers
 
@@ -38,7 +39,7 @@ def test_ids_change_with_what_decides_and_with_nothing_else():
 def test_two_donors_of_one_name_are_not_taken_for_each_other(tmp_path):
     donors = [DonorSpec(source="a/llm", layers=(3,)), DonorSpec(source="b/llm", layers=(3,), dtype="float32")]
     with pytest.raises(
-        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both lie in .*llm-L3\. Take"
+        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both be in .*llm-L3\. Take"
     ):
         prepare_layers(donors, StudyFolder(root=tmp_path), NullProgress())
 

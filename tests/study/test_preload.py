@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from layer_surgeon._io import write_json
 from layer_surgeon.study import executors
 from layer_surgeon.study.executors import Running, environment_of, run_local, run_process
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.preloaded import SUPPORTED, preloaded
 from layer_surgeon.study.prepare import prepare_study
 from tests.support.recorder import Recorder

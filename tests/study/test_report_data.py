@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import WorkspaceError
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.report_data import load_report
 from tests.support.made_up_studies import HOSTILE, VERSIONS, made_up_study
 

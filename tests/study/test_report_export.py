@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from layer_surgeon._io import write_json
+from layer_surgeon._text import csv_cell
 from layer_surgeon.errors import WorkspaceError
-from layer_surgeon.study import report_csv, report_latex, report_markdown, report_pictures
-from layer_surgeon.study.layout import write_json
+from layer_surgeon.study import report_latex, report_markdown, report_pictures
 from layer_surgeon.study.report_data import load_report
 from layer_surgeon.study.report_export import write_report
 from layer_surgeon_cli.main import app
@@ -88,7 +89,7 @@ def test_csv(report, written):
     assert float(comparisons[0]["difference"]) == first_difference.mean
     assert comparisons[0]["significant"] == str(first_difference.significant).lower()
     assert comparisons[0]["words"] == first_difference.words
-    assert report_csv._cell(-0.5) == -0.5
+    assert csv_cell(-0.5) == -0.5
 
 
 def test_latex(report, written, tmp_path):

@@ -8,8 +8,9 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from layer_surgeon._io import write_json
 from layer_surgeon.study import paired
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.report_data import load_report
 from layer_surgeon.study.report_page import make_page, write_page
 from layer_surgeon.study.report_svg import look, shorten, text_width, ticks, wrap

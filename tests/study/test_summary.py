@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon._io import write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.summary import summarize
 from layer_surgeon.study.verdict import say_study

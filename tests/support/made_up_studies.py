@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon._io import write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.summary import summarize
 
