@@ -41,7 +41,7 @@ def usual_mode(path: Path) -> None:
 
 
 def usual_modes(folder: Path) -> None:
-    """Give the files of weights right in a folder the usual mode: safetensors makes them readable for their owner alone.
+    """Give the files of weights right in a folder the usual mode: safetensors lets only their owner read them.
 
     A file with a second name is left as it is: a donor layer that is linked from another folder belongs there.
     """
@@ -189,7 +189,7 @@ class FileLock:
     def release(self, *, remove: bool = True) -> None:
         """Give the lock back, if it is held; `remove` its file too."""
         if self._descriptor >= 0:
-            if remove:
+            if remove and _is_file(self._path, self._descriptor):
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,7 +1,6 @@
 """The files of a layer artifact: its config, its weights, and the papers that go with them."""
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,13 +10,15 @@ from safetensors.torch import _TYPES as _DTYPES
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from layer_surgeon._io import leaving_link, write_bytes
 from layer_surgeon.checkpoint import TensorInfo
+from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import read_local_header
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.errors import ArtifactError, CheckpointError, SourceError
 
 # What a donor repo's terms want passed on with its weights, and the model card.
-_PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_PAPERS = ("README*", *LICENCE_FILES)
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
@@ -116,13 +117,19 @@ def choose_dtype(
 
 
 def copy_papers(origin: Path, folder: Path) -> None:
-    """Copy model card and licence from the artifact that was loaded, if it is a folder, to the one that is saved."""
+    """Copy model card and licence from the artifact that was loaded, if it is a folder, to the one that is saved.
+
+    Raises:
+        ArtifactError: One of them is a link to a file elsewhere, which is not the artifact's to give on.
+    """
     if not origin.name or not origin.is_dir() or origin.resolve() == folder.resolve():
         return
     for pattern in _PAPERS:
         for paper in origin.glob(pattern):
+            if leaving_link(paper, origin) is not None:
+                raise ArtifactError(f"{paper} is a link out of its folder, so it is not copied. Delete it.")
             if paper.is_file():
-                shutil.copyfile(paper, folder / paper.name)
+                write_bytes(folder / paper.name, paper.read_bytes())
 
 
 def describe_saved(source: dict[str, Any] | None, tensors: dict[str, Tensor]) -> dict[str, Any] | None:

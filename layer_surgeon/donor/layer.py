@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from layer_surgeon._io import usual_modes
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.files import choose_dtype, copy_papers, describe_saved, read_config, read_weights
 from layer_surgeon.donor.influence import shorten
@@ -299,6 +300,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         ):
             tensors.update(artifact_tensors(scaffold, layer, index, position))
         save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        usual_modes(folder)
         self.config.source = describe_saved(self.config.source, tensors)
         with (folder / SAFE_WEIGHTS_NAME).open("rb") as file:
             self.config.sha256 = hashlib.file_digest(file, "sha256").hexdigest()

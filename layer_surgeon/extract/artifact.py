@@ -7,13 +7,14 @@ LICENSE*, NOTICE*   as the donor's repo has them
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import read_json
+from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.checkpoint.types import TensorInfo
@@ -21,6 +22,8 @@ from layer_surgeon.errors import ArtifactError, CheckpointError
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "surgeon_donor"
+# What extraction writes into an artifact, and `DonorLayer.save_pretrained`; all that replacing one may delete.
+ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, "README*", *LICENCE_FILES, ".lock")
 _HOW_TO_MAKE = "Make one with: surgeon extract MODEL --layer -1"
 
 
@@ -127,8 +130,8 @@ def recorded_tensors(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def is_artifact(folder: Path) -> bool:
     """Whether a folder says of itself that it is a layer artifact."""
     try:
-        content = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / CONFIG_FILE)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_files
 from layer_surgeon.checkpoint.sources import Source
@@ -41,7 +40,7 @@ def write_card(
     files = f"The donor's own: {', '.join(licence_files)}." if licence_files else "The donor has no licence file."
     commit = f" at commit `{source.commit}`" if source.commit else ""
     return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
+{dump_yaml(front).strip()}
 ---
 
 # {plural.capitalize()} {layers} of {source.name}

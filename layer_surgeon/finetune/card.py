@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from layer_surgeon._version import __version__
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, FinetuneResult
@@ -326,7 +326,7 @@ def _data_table(result: FinetuneResult, origins: Mapping[str, DataOrigin]) -> st
 
 def _setting_table(result: FinetuneResult) -> str:
     said = {name: value for name, value in result.as_dict()["config"].items() if value is not None}
-    return _table(["setting", "value"], [[name, yaml.safe_dump(value).split("\n")[0]] for name, value in said.items()])
+    return _table(["setting", "value"], [[name, dump_yaml(value).split("\n")[0]] for name, value in said.items()])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:

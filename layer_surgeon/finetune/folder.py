@@ -111,7 +111,7 @@ class RunFolder:
 
     def _leave(self) -> list[str]:
         remaining = remove_ours(self.work, _WRITTEN)
-        self.lock.release(remove=False)
+        self.lock.release()
         return remaining
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from layer_surgeon._io import write_text
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.registry import DATASETS
 
@@ -29,16 +29,8 @@ def write_run_file(folder: Path, places: Mapping[str, Any], config: FinetuneConf
     lines = [f"# surgeon finetune --config {RUN_FILE} does the same again."]
     lines += [f"# {name}: was handed over in memory; name a place" for name in in_memory]
     known = {name: value for name, value in said.items() if value is not None}
-    (folder / RUN_FILE).write_text(
-        "\n".join(lines) + "\n" + _as_yaml(known | asdict(config)),
-        encoding="utf-8",
-    )
-
-
-def _as_yaml(content: Mapping[str, Any]) -> str:
     # Every value on one line: a path that is folded at its spaces is not found by what cuts it for the Hub.
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=sys.maxsize)
-    return text
+    write_text(folder / RUN_FILE, "\n".join(lines) + "\n" + dump_yaml(known | asdict(config), width=sys.maxsize))
 
 
 def _as_text(value: Any) -> str | list[str] | None:

@@ -232,6 +232,8 @@ def _keeping_what_is_done(folder: RunFolder, progress: Progress, processes: Proc
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"Interrupted.{_kept(folder, progress, processes)}") from error
     except (OSError, SafetensorError) as error:
+        if isinstance(error, WorkspaceError):
+            raise WorkspaceError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
         reason = getattr(error, "strerror", None) or error
         raise WorkspaceError(
             f"{folder.work} can't be written: {reason}.{_kept(folder, progress, processes)}"
