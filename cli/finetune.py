@@ -200,7 +200,19 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
             raise UsageError(f"{path} has the key {name!r}, which is no setting. {hint}")
     places = {name: content.pop(name) for name in PLACES if content.get(name) is not None}
+    for name, value in places.items():
+        _check_place(path, name, value)
     return places, {name: value for name, value in content.items() if name not in PLACES}
+
+
+def _check_place(path: Path, name: str, value: Any) -> None:
+    is_several = isinstance(value, list) and name in ("dataset", "validation", "test")
+    for text in value if is_several else [value]:
+        if not isinstance(text, str) or "\0" in text:
+            raise UsageError(
+                f"{path}: {name} is {value!r}; it must be a path or a name. Put it in quotes if YAML takes it for "
+                "something else."
+            )
 
 
 def _number(value: Any) -> Any:

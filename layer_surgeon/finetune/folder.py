@@ -40,7 +40,7 @@ _RUN = "run.json"
 _LOCK = ".lock"
 # What a kill leaves before a run has said what it is; `run.json.tmp` is of earlier versions.
 _BEFORE_RUN = (_LOCK, f".{_RUN}.*.tmp", f"{_RUN}.tmp")
-_WRITTEN = (_RUN, *_BEFORE_RUN, "checkpoints/checkpoint-*", f"{LOGS}/*", "final/*")
+_WRITTEN = (_RUN, *_BEFORE_RUN, "checkpoints/checkpoint-[0-9]*", f"{LOGS}/*", "final/*")
 
 
 @dataclass(frozen=True, kw_only=True)

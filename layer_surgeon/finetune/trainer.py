@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     EvalPrediction,
@@ -43,6 +44,19 @@ _SCHEDULES = {
     ("cosine", False): "cosine",
     ("cosine", True): "cosine",
 }
+
+
+# What torch, safetensors and transformers raise on a checkpoint that is damaged, or wants to run code.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    SafetensorError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 class EpochSampler(Sampler[int]):
@@ -168,6 +182,10 @@ class SurgeonTrainer(ShardedTrainer):
         with _reading_checkpoint():
             super()._load_callback_state()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _reading_checkpoint():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading_checkpoint():
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -199,10 +217,13 @@ def _reading_checkpoint() -> Iterator[None]:
     """What a damaged or strange checkpoint makes transformers and torch raise becomes one error of ours."""
     try:
         yield
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (TrainingError, torch.OutOfMemoryError):
+        raise
+    except _UNREADABLE as error:
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise TrainingError(
-            f"The checkpoint can't be read ({str(error).strip().splitlines()[0] if str(error).strip() else error!r}). "
-            "Delete its folder to go on from the one before, or start a new run."
+            f"The checkpoint can't be read ({first_line}). Delete its folder to go on from the one before, or start a "
+            "new run."
         ) from error
 
 

@@ -152,7 +152,7 @@ def test_the_old_graft_comes_back_where_the_new_one_cant_take_its_place(
     rename = Path.rename
 
     def refuse(self, target):
-        if self.suffix == ".tmp" and Path(target).name == "out":
+        if self.parent.suffix == ".tmp" and Path(target).name == "out":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
