@@ -149,7 +149,9 @@ def claim_folder(
 
 
 def _begin(target: Path, signature: Mapping[str, Any]) -> RunFolder:
-    check_free(target)
+    if _is_running(_work(target)):
+        raise BusyError
+    _check_contents(target)
     created = tuple(parent for parent in (target.parent, *target.parent.parents) if not parent.exists())
     work = _work(target)
     lock = FileLock(work / _LOCK)

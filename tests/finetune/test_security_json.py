@@ -28,4 +28,4 @@ def test_results(tmp_path, content):
 
 def test_cells():
     assert _as_list(DEEP) == [DEEP]
-    assert _read_answers(DEEP, DEEP, "row 1") == ((DEEP, 0),)
+    assert _read_answers(DEEP, DEEP, "row 1") == ((0, DEEP),)

@@ -7,9 +7,15 @@ import stat
 import pytest
 
 from layer_surgeon.errors import ArtifactError
-from layer_surgeon.graft import GraftedModel, save_graft
+from layer_surgeon.graft import GraftConfig, GraftedModel, save_graft
+from layer_surgeon.workspace import Workspace
 from tests.support.races import graft as graft_in_process
 from tests.support.races import race
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path / "surgery")
 
 
 @pytest.fixture
@@ -49,8 +55,6 @@ def test_one_line_of_a_config_makes_no_folder_a_graft(host_folder, artifact, wor
 @pytest.mark.parametrize("host", ["bert", "t5", "gpt2"])
 def test_what_a_graft_holds_can_be_replaced(host_folder, artifact, workspace, tmp_path, host):
     task = "causal-lm" if host == "gpt2" else "text-classification"
-    from layer_surgeon.graft import GraftConfig
-
     for force in (False, True):
         save_graft(
             host_folder(host),
