@@ -6,14 +6,17 @@ import pickle
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.fsdp import StateDictType
 
-from layer_surgeon.errors import TrainingError, WorkspaceError
+from layer_surgeon.errors import ConfigError, TrainingError, WorkspaceError
 from layer_surgeon.finetune import finetune_model, plan_finetuning, run
 from layer_surgeon.finetune.checkpoints import last_checkpoint
 from layer_surgeon.finetune.folder import claim_folder
+from layer_surgeon.finetune.sharding import check_readable
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.workspace import Workspace
@@ -243,6 +246,21 @@ def test_weights_are_not_unpickled(graft, workspace, tmp_path, stopped):
     with pytest.raises(TrainingError, match="The checkpoint can't be read"):
         train(graft, workspace, tmp_path / "run", resume=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_outside_of_the_checkpoint_are_not_read(graft, workspace, tmp_path, stopped):
+    weights = last(stopped) / "model.safetensors"
+    weights.rename(tmp_path / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"head.weight": "../../../model.safetensors"}}
+    weights.with_name("model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(TrainingError, match="which is not in the folder"):
+        train(graft, workspace, tmp_path / "run", resume=True)
+
+
+def test_checkpoints_that_are_read_with_pickle_are_not_resumed():
+    check_readable(SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT))
+    with pytest.raises(ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT; a run can only be resumed with"):
+        check_readable(SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
 
 
 @pytest.mark.parametrize(
