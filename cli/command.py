@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 import sys
 import types
 import typing
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from layer_surgeon._io import parse_json
 from layer_surgeon._text import printable
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.workspace import Workspace
@@ -190,6 +190,6 @@ def _parse(name: str, value: Any) -> Any:
     if not isinstance(value, str) or not value or not (value[0] in "{[" or value.lstrip("-").isdigit()):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError as error:
         raise UsageError(f"--{name.replace('_', '-')}: {value!r} is not valid JSON ({error}).") from error

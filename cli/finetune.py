@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
-import yaml
 
+from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import LayerSurgeonError, SourceError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 
@@ -193,20 +193,14 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The places and the settings of a configuration file.
 
     Raises:
-        UsageError: It can't be read, or has a key that is no setting.
+        ConfigError: It can't be read, or is not YAML.
+        UsageError: It has a key that is no setting.
     """
     if path is None:
         return {}, {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must hold `name: value` lines, such as `batch_size: 16`.")
+    content = read_yaml(path)
     known = (*PLACES, *(field.name for field in fields(FinetuneConfig)))
-    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    content = {name.replace("-", "_"): value for name, value in content.items()}
     content = {name: _number(value) if name in _NUMBERS else value for name, value in content.items()}
     for name in content:
         if name not in known:
@@ -214,7 +208,19 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
             raise UsageError(f"{path} has the key {name!r}, which is no setting. {hint}")
     places = {name: content.pop(name) for name in PLACES if content.get(name) is not None}
+    for name, value in places.items():
+        _check_place(path, name, value)
     return places, {name: value for name, value in content.items() if name not in PLACES}
+
+
+def _check_place(path: Path, name: str, value: Any) -> None:
+    is_several = isinstance(value, list) and name in ("dataset", "validation", "test")
+    for text in value if is_several else [value]:
+        if not isinstance(text, str) or "\0" in text:
+            raise UsageError(
+                f"{path}: {name} is {value!r}; it must be a path or a name. Put it in quotes if YAML takes it for "
+                "something else."
+            )
 
 
 def _number(value: Any) -> Any:

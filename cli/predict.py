@@ -1,6 +1,7 @@
 """`surgeon predict`: what a trained model says of texts."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from layer_surgeon.errors import WorkspaceError
+from layer_surgeon._io import write_text
+from layer_surgeon._text import csv_cell
 from layer_surgeon.finetune.config import FinetuneConfig
 
 from .command import command, new_app, usage
@@ -126,21 +128,16 @@ _SHOWN: dict[str, Callable[[Sequence[Any]], _Shown]] = {
 
 
 def _write(predictions: Sequence[Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     rows = [prediction.as_row() for prediction in predictions]
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            else:
-                flat = [_flat(row) for row in rows]
-                writer = csv.DictWriter(file, fieldnames=list(flat[0]) if flat else ["text", "label", "score"])
-                writer.writeheader()
-                writer.writerows(flat)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkspaceError(f"{path} can't be written: {error.strerror}.") from error
+    if path.suffix.lower() == ".jsonl":
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    flat = [_flat(row) for row in rows]
+    for cells in (list(flat[0]) if flat else ["text", "label", "score"], *(row.values() for row in flat)):
+        writer.writerow([csv_cell(cell) for cell in cells])
+    write_text(path, table.getvalue())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,16 @@ def usual_mode(path: Path) -> None:
     path.chmod(0o666 & ~_umask())
 
 
+def usual_modes(folder: Path) -> None:
+    """Give the files of weights right in a folder the usual mode: safetensors lets only their owner read them.
+
+    A file with a second name is left as it is: a donor layer that is linked from another folder belongs there.
+    """
+    for path in folder.glob("*.safetensors"):
+        if not path.is_symlink() and path.stat().st_nlink == 1:
+            usual_mode(path)
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write into, which takes its place when everything was written and is on the disk.
@@ -157,6 +167,8 @@ class BusyError(OSError):
 class FileLock:
     """A lock that the system gives back when the process dies, however it dies.
 
+    A copy of it (pickle) is not held.
+
     Args:
         path: The lock's file. Its folder is made where there is none.
     """
@@ -164,6 +176,9 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
+
+    def __reduce__(self) -> tuple[type["FileLock"], tuple[Path]]:
+        return FileLock, (self._path,)
 
     def take(self, *, wait: bool = False) -> None:
         """Take the lock.
@@ -200,7 +215,7 @@ class FileLock:
     def release(self, *, remove: bool = True) -> None:
         """Give the lock back, if it is held; `remove` its file too."""
         if self._descriptor >= 0:
-            if remove:
+            if remove and _is_file(self._path, self._descriptor):
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
@@ -219,6 +234,18 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file. A file that was left behind is removed."""
+    try:
+        if path.is_file():
+            with locked(path, wait=False):
+                pass
+    except OSError as error:
+        # Where it can't be written, nothing of another process can be harmed either.
+        return isinstance(error, BusyError)
+    return False
 
 
 def _is_file(path: Path, descriptor: int) -> bool:
@@ -251,12 +278,17 @@ def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
         if replace:
             put_in_place(made, folder)
         else:
-            _put_beside_nothing(made, folder)
+            put_where_nothing_is(made, folder)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 
 
-def _put_beside_nothing(made: Path, folder: Path) -> None:
+def put_where_nothing_is(made: Path, folder: Path) -> None:
+    """Give a finished folder, made next to it, the name `folder`, which only an empty folder may have.
+
+    Raises:
+        FileExistsError: Something else has the name.
+    """
     try:
         # A rename takes the place of an empty folder, and of nothing else.
         made.rename(folder)
@@ -275,7 +307,7 @@ def put_in_place(made: Path, folder: Path) -> None:
     Raises:
         OSError: It can't be renamed.
     """
-    if not folder.exists():
+    if not os.path.lexists(folder):
         made.rename(folder)
     else:
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_OLD, dir=folder.parent)) / folder.name
@@ -283,7 +315,7 @@ def put_in_place(made: Path, folder: Path) -> None:
             folder.rename(old)
             made.rename(folder)
         except BaseException:
-            if old.exists() and not folder.exists():
+            if os.path.lexists(old) and not os.path.lexists(folder):
                 old.rename(folder)
             shutil.rmtree(old.parent)
             raise
@@ -294,14 +326,47 @@ def put_in_place(made: Path, folder: Path) -> None:
 def foreign_files(folder: Path, ours: Sequence[str]) -> list[str]:
     """The files of a folder that are not ours, by their path in it: what deleting the folder would take along.
 
+    Links are never ours, whatever their name: we make none.
+
     Args:
         folder: The folder.
         ours: Patterns of what we write into such a folder, such as `config.json` or `donor/*`.
     """
-    names = (
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
-    )
-    return sorted(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ours))
+    foreign = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        is_ours = path.is_dir() or any(fnmatch.fnmatchcase(name, pattern) for pattern in ours)
+        if path.is_symlink() or not is_ours:
+            foreign.append(name)
+    return sorted(foreign)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Some names for a message: the first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:
+    """Delete what is ours in a folder, and the folder itself where nothing else is in it.
+
+    Args:
+        folder: The folder; it need not exist. A link to one is left alone.
+        ours: As in `foreign_files`, whose list of what stays is returned.
+    """
+    if folder.is_symlink():
+        return []
+    foreign = foreign_files(folder, ours)
+    if not foreign:
+        shutil.rmtree(folder, ignore_errors=True)
+        return []
+    # Files before the folders that hold them.
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # It holds something that stays.
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in foreign:
+            path.unlink(missing_ok=True)
+    return foreign
 
 
 def check_replaceable(
@@ -328,7 +393,9 @@ def check_replaceable(
     """
     if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
         return
-    if folder.is_symlink() or not folder.is_dir() or not is_ours(folder):
+    if folder.is_symlink():
+        raise error(f"{folder} is a symbolic link. Name the folder itself with --output.")
+    if not folder.is_dir() or not is_ours(folder):
         raise error(f"{folder} is in use, and not by a {kind}. Choose another folder with --output.")
     if not force:
         raise error(
@@ -336,10 +403,9 @@ def check_replaceable(
         )
     foreign = foreign_files(folder, ours)
     if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise error(
-            f"{folder} holds a {kind}, but also files that are not part of one: {', '.join(foreign[:3])}{more}. "
-            "--force would delete them. Move them to another place, or choose another folder with --output."
+            f"{folder} holds a {kind}, but also files that are not part of one: {list_names(foreign)}. Replacing it "
+            "would delete them. Move them to another place, or choose another folder with --output."
         )
 
 

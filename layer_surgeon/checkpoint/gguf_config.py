@@ -16,6 +16,7 @@ from typing import Any
 
 import transformers
 
+from layer_surgeon._io import write_bytes
 from layer_surgeon.checkpoint.gguf_header import GgufHeader
 from layer_surgeon.errors import CheckpointError, SourceError, UnsupportedArchitectureError
 
@@ -41,7 +42,7 @@ def gguf_config(header: GgufHeader) -> dict[str, Any]:
     _check_block_count(header)
     try:
         with TemporaryDirectory(prefix="layer_surgeon-") as folder:
-            Path(folder, _SKELETON).write_bytes(_skeleton(header))
+            write_bytes(Path(folder, _SKELETON), _skeleton(header))
             config = _run_transformers(header, folder)
     except OSError as error:
         raise SourceError(

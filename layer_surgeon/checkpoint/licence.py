@@ -1,15 +1,20 @@
 """Under which licence a checkpoint's weights are, and what they were made from: card, metadata and files beside it."""
 
 import re
+from fnmatch import fnmatchcase
 
-import yaml
-
+from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
 
 README_FILE = "README.md"
 MAX_TEXT_BYTES = 2_000_000
 # The names under which repos keep what must go along with their weights: Llama has LICENSE and USE_POLICY.md.
-_LICENCE_FILE = re.compile(r"(LICEN[SC]E|NOTICE|USE_POLICY|COPYING)([._-].*)?", re.IGNORECASE)
+# Patterns of `fnmatch`, in any case of the letters.
+LICENCE_FILES = tuple(
+    "".join(f"[{letter}{letter.lower()}]" if letter.isalpha() else letter for letter in name) + ending
+    for name in ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
+    for ending in ("", "[._-]*")
+)
 # No whitespace in it may match an end of a line too: a card of nothing but such ends would be searched for ever.
 _FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(\n|$)", re.DOTALL)
 _LICENCE_ENTRY = re.compile(
@@ -23,7 +28,8 @@ _BASE_MODEL = re.compile(
 
 def licence_files(checkpoint: Checkpoint) -> list[str]:
     """The names of the licence files right in the checkpoint's folder or repo."""
-    return [name for name in checkpoint.source.list_files() if _LICENCE_FILE.fullmatch(name)]
+    files = checkpoint.source.list_files()
+    return [name for name in files if any(fnmatchcase(name, pattern) for pattern in LICENCE_FILES)]
 
 
 def read_base_model(checkpoint: Checkpoint) -> str | None:
@@ -71,9 +77,8 @@ def _parse_licence(front: str) -> dict[str, str]:
     found = {}
     for key, text in {entry["key"]: entry["value"] for entry in _LICENCE_ENTRY.finditer(front)}.items():
         try:
-            value = yaml.safe_load(text)
-        # What the parser raises on text that is none of its kind: also ValueError (a date of month 13).
-        except (yaml.YAMLError, ValueError, RecursionError):
+            value = parse_yaml(text)
+        except ValueError:
             # A card that no parser reads states no licence; the licence files are copied all the same.
             continue
         if isinstance(value, str) and value.isprintable():

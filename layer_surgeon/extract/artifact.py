@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._io import check_links, read_json
+from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.checkpoint.types import TensorInfo
@@ -23,9 +24,11 @@ from layer_surgeon.errors import ArtifactError, CheckpointError
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "surgeon_donor"
 # What a donor repo's terms want passed on with its weights, and the model card.
-PAPERS = ("README*", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
-# All that goes along where an artifact is fetched or copied.
+PAPERS = ("README*", *LICENCE_FILES)
+# All that an artifact is made of: what goes along where one is fetched or copied.
 ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, *PAPERS)
+# What replacing an artifact may delete: a kill in the last moment leaves the lock of the extraction too.
+REPLACEABLE_FILES = (*ARTIFACT_FILES, ".lock")
 _HOW_TO_MAKE = "Make one with: surgeon extract MODEL --layer -1"
 
 

@@ -43,7 +43,7 @@ def copy_tensors(
         ArtifactError: The disk is full.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             os.ftruncate(descriptor, plan.num_out_bytes)
             write_all(descriptor, plan.header, 0)

@@ -1,6 +1,5 @@
 """`extract_layer`: from a checkpoint to a layer artifact, or to an error that leaves nothing behind."""
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import check_replaceable, write_bytes, write_json
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import README_FILE, read_licence
@@ -17,6 +17,7 @@ from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
     CONFIG_FILE,
     MODEL_TYPE,
+    REPLACEABLE_FILES,
     LayerArtifact,
     is_artifact,
     read_config,
@@ -110,17 +111,18 @@ def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, for
 
     Without a commit only the bytes can tell whether an artifact is the same: then it is judged when they are read.
     """
-    if folder.is_symlink():
-        raise ArtifactError(f"{folder} is a symbolic link. Name the folder itself.")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    if not is_artifact(folder):
-        raise ArtifactError(f"{folder} exists and holds something else. Name another folder with --output.")
-    if force:
+    if force or folder.is_symlink() or not is_artifact(folder):
+        _check_replaceable(folder)
         return None
     if _identity(read_config(folder)) != _identity(_describe(checkpoint, plan, None, {})):
         raise _another_layer(folder)
     return None if checkpoint.commit is None else LayerArtifact.open(folder)
+
+
+def _check_replaceable(folder: Path) -> None:
+    check_replaceable(
+        folder, REPLACEABLE_FILES, is_ours=is_artifact, force=True, kind="layer artifact", error=ArtifactError
+    )
 
 
 def _identity(config: dict[str, Any]) -> object:
@@ -155,13 +157,10 @@ def _extract(
             digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
             progress.end()
             config = _describe(checkpoint, plan, digests, papers.licence)
-            texts: dict[str, bytes] = {
-                **papers.files,
-                README_FILE: write_card(checkpoint, plan, papers.licence, list(papers.files)).encode(),
-                CONFIG_FILE: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
-            }
-            for name, content in texts.items():
-                (staging.path / name).write_bytes(content)
+            card = write_card(checkpoint, plan, papers.licence, list(papers.files))
+            for name, content in {**papers.files, README_FILE: card.encode()}.items():
+                write_bytes(staging.path / name, content)
+            write_json(staging.path / CONFIG_FILE, config)
             if is_artifact(folder) and not force:
                 if read_config(folder).get("sha256") != digests.file:
                     raise _another_layer(folder)
@@ -169,6 +168,8 @@ def _extract(
                 staging.drop()
                 progress.notice(f"{folder} already holds exactly these bytes.")
             else:
+                # Again: extraction takes long, and a person may have put something there.
+                _check_replaceable(folder)
                 staging.put_in_place()
             return LayerArtifact.open(folder)
     finally:

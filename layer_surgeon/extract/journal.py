@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import parse_json
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.extract.plan import ExtractionPlan, Piece
 
@@ -41,7 +42,8 @@ class Journal:
                 _apply(line, plan, good, descriptor)
         self.good = tuple(good)
         """How many source bytes of each piece are in the file already, from the piece's start."""
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if same else os.O_TRUNC), 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if same else os.O_TRUNC)
+        self._file = os.open(path, flags, 0o666)
         # A line that was torn has no end: what follows begins on a line of its own.
         self._write_line({"identity": identity} if not same else None)
 
@@ -95,8 +97,8 @@ def _read_lines(path: Path) -> list[Any]:
     lines = []
     for line in raw.split(b"\n"):
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = parse_json(line)
+        except ValueError:
             continue  # torn, or the empty line after it
         lines.append(content)
     return lines

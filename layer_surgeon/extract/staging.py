@@ -6,18 +6,21 @@
 It has a fixed name, so that a later run finds it and goes on, and a lock, so that two runs don't write into one.
 """
 
-import fcntl
-import os
 import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from layer_surgeon._io import put_in_place
+from layer_surgeon._io import BusyError, FileLock, foreign_files, list_names, put_in_place, remove_ours
+from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChangedError, SourceError
+from layer_surgeon.extract.artifact import REPLACEABLE_FILES
 
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"
+_KEPT = (SINGLE_FILE, JOURNAL_FILE, _LOCK_FILE)
+# The last ones are of a kill while a small file was being written.
+_WRITTEN = (*REPLACEABLE_FILES, JOURNAL_FILE, ".*.tmp")
 
 
 class Staging:
@@ -44,18 +47,21 @@ class Staging:
         self.kept = False
         """Whether the folder was left for a later run."""
         self._made: list[Path] = []
-        self._lock = -1
+        self._lock = FileLock(self.path / _LOCK_FILE)
 
     def __enter__(self) -> Self:
         try:
             self._made = [parent for parent in self._folder.parents if not parent.exists()]
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(exist_ok=True)
-            self._take_lock()
-            self._check_space()
+            self._lock.take()
+            self._check_contents()
         except OSError as error:
-            self._leave(remove=not isinstance(error, _BusyError))
+            self._leave(remove=not isinstance(error, BusyError))
             raise _explain(error, self._folder) from error
+        except ArtifactError:
+            self._leave(remove=False)
+            raise
+        try:
+            self._check_space()
         except ArtifactError:
             self._leave(remove=True)
             raise
@@ -72,21 +78,25 @@ class Staging:
 
     def put_in_place(self) -> None:
         """Make the whole artifact appear at its place; what is there is replaced in the last moment."""
-        for name in (JOURNAL_FILE, _LOCK_FILE):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / JOURNAL_FILE).unlink(missing_ok=True)
         put_in_place(self.path, self._folder)
+        # The lock moved along; without it, another process could have begun in the folder before it was renamed.
+        (self._folder / _LOCK_FILE).unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Remove what was written: its place holds the same already."""
         shutil.rmtree(self.path)
 
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # Gone with the process that holds it, however that ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _BusyError from error
+    def _check_contents(self) -> None:
+        """Refuse what no extraction leaves: it would be written through, or end up in the artifact."""
+        foreign = foreign_files(self.path, _WRITTEN)
+        foreign += [name for name in _KEPT if _has_second_name(self.path / name)]
+        if foreign:
+            raise ArtifactError(
+                f"{self.path}, where the layer is put together, holds files or links that no extraction has made: "
+                f"{list_names(foreign)}. Delete that folder, or name another one with --output."
+            )
+        remove_ours(self.path, [pattern for pattern in _WRITTEN if pattern not in _KEPT])
 
     def _check_space(self) -> None:
         there = sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
@@ -99,17 +109,15 @@ class Staging:
 
     def _leave(self, *, remove: bool) -> None:
         if remove:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_ours(self.path, _WRITTEN)
             for parent in self._made:
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
 
 
-class _BusyError(OSError):
-    """Another process holds the lock."""
+def _has_second_name(path: Path) -> bool:
+    return path.exists() and path.stat().st_nlink > 1
 
 
 def _has_progress(journal: Path) -> bool:
@@ -121,6 +129,6 @@ def _has_progress(journal: Path) -> bool:
 
 
 def _explain(error: OSError, folder: Path) -> ArtifactError:
-    if isinstance(error, _BusyError):
+    if isinstance(error, BusyError):
         return ArtifactError(f"Another process is writing {folder} right now. Wait for it, or name another folder.")
     return ArtifactError(f"{folder} can't be written: {error.strerror or error}. Name another folder with --output.")

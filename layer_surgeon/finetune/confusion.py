@@ -9,6 +9,8 @@ import numpy.typing as npt
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
+from layer_surgeon._io import new_file
+
 _WHITE_TO_BLUE = LinearSegmentedColormap.from_list("white to blue", ["#ffffff", "#cfe0f1", "#2563a8", "#123a66"])
 _DARK, _GRAY, _LINES = "#33414f", "#b8c4d0", "#e6eaee"
 # With more classes than these, shares, counts and names no longer fit into cells of this size, or beside them.
@@ -44,7 +46,8 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=10.5, x=0.02, ha="left", parse_math=False)
     # Cells are squares, which the layout does not know of: without this, names beside few of them are cut off.
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.12)
 
 
 def _write_counts(axes: Any, counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
+from layer_surgeon._io import write_bytes
 from layer_surgeon.errors import DataError
 
 Columns = dict[str, list[Any]]
@@ -127,7 +128,7 @@ def read_stream(stream: BinaryIO, place: str) -> Columns:
         suffix = ".json"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"stdin{suffix}"
-        path.write_bytes(content)
+        write_bytes(path, content)
         try:
             return read_file(path)
         except DataError as error:
@@ -211,6 +212,8 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: JSON that can't be read ({error}).") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: a {type(row).__name__}; every line must be an object with columns.")
     return row
@@ -225,6 +228,8 @@ def _read_json(path: Path) -> Columns:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: JSON that can't be read ({error}).") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} must be a list of objects, or one object per line.")
     return rows_to_columns(rows, str(path))
@@ -246,7 +251,7 @@ def _squad_rows(text: str) -> list[dict[str, Any]]:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return []
 
 

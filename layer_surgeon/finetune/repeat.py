@@ -1,6 +1,5 @@
 """`finetune_seeds`: the same run with several seeds; mean and deviation of what came out."""
 
-import json
 import os
 import statistics
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.processes import is_main_process
@@ -101,5 +101,5 @@ def finetune_seeds(
         path=folder,
     )
     if folder is not None and is_main_process():
-        (folder / SEEDS_FILE).write_text(json.dumps(outcome.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / SEEDS_FILE, outcome.as_dict())
     return outcome

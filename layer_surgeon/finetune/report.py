@@ -1,6 +1,5 @@
 """What a finished run shows of itself: results.json, its pictures, the model card."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from layer_surgeon._io import write_text
+from layer_surgeon._io import new_file, write_json, write_text
 from layer_surgeon.finetune.card import LOSS_CURVE, make_card
 from layer_surgeon.finetune.confusion import draw_confusion
 from layer_surgeon.finetune.metrics import TITLES
@@ -26,7 +25,7 @@ def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> Non
         title = f"{result.path.name}: {metrics.examples:,} {name} examples"
         draw_confusion(confusion, result.label_names, title, folder / CONFUSION_MATRIX)
     write_text(folder / "README.md", make_card(result, model_config))
-    write_text(folder / RESULTS, json.dumps(result.as_dict(), indent=2) + "\n")
+    write_json(folder / RESULTS, result.as_dict())
 
 
 def draw_curve(result: FinetuneResult, path: Path) -> None:
@@ -67,7 +66,8 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
         axes.set_axisbelow(True)
     title = f"{result.path.name}: training loss and validation"
     figure.suptitle(title, fontsize=11, x=0.02, ha="left", parse_math=False)
-    figure.savefig(path)
+    with new_file(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _moving_mean(values: Sequence[float]) -> list[float]:

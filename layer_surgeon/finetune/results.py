@@ -1,12 +1,12 @@
 """What a run comes to: typed for Python, plain for results.json."""
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import read_json
 from layer_surgeon._version import __version__
 from layer_surgeon.finetune.config import FinetuneConfig, TaskName
 from layer_surgeon.finetune.metrics import TITLES, Metrics
@@ -157,7 +157,7 @@ def read_history(log: Sequence[Mapping[str, Any]]) -> tuple[tuple[EpochResult, .
 def read_results(folder: Path) -> dict[str, Any] | None:
     """The results.json of a run's folder; None where the folder is no run."""
     try:
-        content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        content = read_json(folder / RESULTS)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "best_epoch" in content else None

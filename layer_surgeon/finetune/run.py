@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
+from layer_surgeon._io import list_names, usual_modes
 from layer_surgeon.errors import DataError, TrainingError, WorkspaceError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
@@ -147,7 +148,9 @@ def _train(
     model = as_it_was(model, config)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
-    best = next(i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step)
+    best = next((i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step), None)
+    if best is None:
+        raise TrainingError("The checkpoint says that a step was the best one that has no scores. Start a new run.")
     measured = _measure_all(context, data, sets, outputs, progress)
     result = FinetuneResult(
         path=folder.target,
@@ -167,11 +170,13 @@ def _train(
     )
     if processes.is_main:
         model.save_pretrained(folder.final, **({} if weights is None else {"state_dict": weights}))
+        usual_modes(folder.final)
         context.tokenizer.save_pretrained(folder.final)
         write_run_file(folder.final, run.places, config)
         write_report(result, model.config, folder.final)
         trackers.finish(result.metrics)
-        folder.finish()
+        if remaining := folder.finish():
+            progress.notice(f"{folder.work} stays: it holds files that the run has not made ({list_names(remaining)}).")
     processes.wait()
     # A model whose weights were spread is of no use to anybody behind the run.
     return result if weights is None else replace(result, model=load_model(folder.target, task.name))
@@ -231,6 +236,8 @@ def _keeping_what_is_done(folder: RunFolder, progress: Progress, processes: Proc
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"Interrupted.{_kept(folder, progress, processes)}") from error
     except (OSError, SafetensorError) as error:
+        if isinstance(error, WorkspaceError):
+            raise WorkspaceError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
         reason = getattr(error, "strerror", None) or error
         raise WorkspaceError(
             f"{folder.work} can't be written: {reason}.{_kept(folder, progress, processes)}"

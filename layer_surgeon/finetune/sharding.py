@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import StateDictType
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -58,6 +59,11 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_fsdp_enabled:
+            check_readable(self.accelerator.state.fsdp_plugin)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             self._load_whole_weights(resume_from_checkpoint)
@@ -91,6 +97,20 @@ def plan_sharding(plugin: Any, model: Any) -> None:
         plugin.ignored_modules = [model.donor]
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
+
+
+def check_readable(plugin: Any) -> None:
+    """Refuse a kind of checkpoint that torch.distributed.checkpoint reads with pickle, which runs what is in it.
+
+    Raises:
+        ConfigError: The launcher's configuration asks for that kind.
+    """
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise ConfigError(
+            f"fsdp_state_dict_type is {plugin.state_dict_type.name}; a run can only be resumed with FULL_STATE_DICT, "
+            "since reading the other kinds of checkpoints runs code that is in them. Start a new run with "
+            "fsdp_state_dict_type: FULL_STATE_DICT in the launcher's configuration."
+        )
 
 
 def layer_classes(model: Any) -> list[str]:

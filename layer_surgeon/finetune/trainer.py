@@ -1,13 +1,14 @@
 """transformers.Trainer with the optimizer, the order of examples, the checkpoints and the events that we want."""
 
-import json
 import math
-import shutil
+import pickle
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     EvalPrediction,
@@ -19,6 +20,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from layer_surgeon._io import usual_modes
+from layer_surgeon._loading import check_weights
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.metrics import Metrics
@@ -42,6 +45,19 @@ _SCHEDULES = {
     ("cosine", False): "cosine",
     ("cosine", True): "cosine",
 }
+
+
+# What torch, safetensors and transformers raise on a checkpoint that is damaged, or wants to run code.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    SafetensorError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 class EpochSampler(Sampler[int]):
@@ -154,6 +170,31 @@ class SurgeonTrainer(ShardedTrainer):
             # Else it asks the place the model came from whether its vocabulary has grown.
             extra = {"save_embedding_layers": False}
         model.save_pretrained(folder, state_dict=state_dict, **extra)
+        usual_modes(Path(folder))
+
+    def _load_callback_state(self) -> None:
+        """Called when the state of a checkpoint was just read."""
+        # A checkpoint names the best one by its whole path: that of before the run was moved, or any other.
+        step = self.state.best_global_step
+        best = None if step is None else Path(self.args.output_dir) / f"checkpoint-{step}"
+        if best is not None and not best.is_dir():
+            raise TrainingError(f"{best}, the checkpoint of the best epoch, is gone. Start a new run.")
+        self.state.best_model_checkpoint = None if best is None else str(best)
+        with _reading_checkpoint():
+            super()._load_callback_state()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _reading_checkpoint():
+            check_weights(resume_from_checkpoint)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading_checkpoint():
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading_checkpoint():
+            super()._load_rng_state(checkpoint)
 
     def _named_weights(self) -> Iterable[tuple[str, Any]]:
         """All names of all weights, several of one weight too (a language head that is the embeddings)."""
@@ -171,6 +212,21 @@ class SurgeonTrainer(ShardedTrainer):
         if missing or load_result.unexpected_keys:
             odd = sorted(missing or load_result.unexpected_keys)
             raise TrainingError(f"The checkpoint is not one of this model: {odd[0]} does not fit. Start a fresh run.")
+
+
+@contextmanager
+def _reading_checkpoint() -> Iterator[None]:
+    """What a damaged or strange checkpoint makes transformers and torch raise becomes one error of ours."""
+    try:
+        yield
+    except (TrainingError, torch.OutOfMemoryError):
+        raise
+    except _UNREADABLE as error:
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise TrainingError(
+            f"The checkpoint can't be read ({first_line}). Delete its folder to go on from the one before, or start a "
+            "new run."
+        ) from error
 
 
 class SortedSampler(Sampler[int]):
@@ -310,18 +366,3 @@ def compute_metrics(prediction: EvalPrediction, measure: Callable[[Outputs], Met
     """
     scores = measure(in_order(tuple(prediction.predictions), prediction.label_ids)).scores
     return {LOGGED.get(name, name): value for name, value in scores.items()}
-
-
-def last_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; broken ones are removed.
-
-    The trainer writes its state last, so that a checkpoint with a readable state is whole.
-    """
-    found: list[tuple[int, Path]] = []
-    for folder in checkpoints.glob("checkpoint-*"):
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            found.append((int(state["global_step"]), folder))
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder, ignore_errors=True)
-    return max(found)[1] if found else None

@@ -1,8 +1,6 @@
 """Make grafts: `graft_layer` in memory, `save_graft` into a folder."""
 
-import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from layer_surgeon._io import put_in_place
+from layer_surgeon._io import new_folder
 from layer_surgeon._loading import load_tokenizer
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError
@@ -21,6 +19,7 @@ from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.donors import DonorInput
+from layer_surgeon.graft.files import check_graft_place
 from layer_surgeon.graft.matching import LOUD, measure_loudness
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
@@ -134,7 +133,7 @@ def save_graft(
     """
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     target = Path(output) if output is not None else workspace.folder("graft", _default_name(host, donor))
-    _check_target(target, force)
+    check_graft_place(target, force=force)
     progress.begin("Grafting", 3, "steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -143,7 +142,7 @@ def save_graft(
     tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
     _agree_on_padding(tokenizer, model.config)
     progress.advance(1)
-    _write(model, tokenizer, target)
+    _write(model, tokenizer, target, force=force)
     progress.advance(1)
     progress.end()
     workspace.set_latest("graft", target)
@@ -167,26 +166,6 @@ def _default_name(host: str | os.PathLike[str], donor: DonorInput) -> str:
         source = donor.config.source or {}
         return graft_name(name, layer_name(source.get("name") or "layer", donor.config.layer_indices))
     return graft_name(name, os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor))
-
-
-def _check_target(target: Path, force: bool) -> None:
-    """Refuse a folder that holds anything, unless it is a graft that may be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not _is_graft(target):
-        raise ArtifactError(f"{target} is in use, and not by a graft. Choose another folder with --output.")
-    if not force:
-        raise ArtifactError(
-            f"{target} holds a graft already. Replace it with --force, or choose another folder with --output."
-        )
-
-
-def _is_graft(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == SurgeonGraftConfig.model_type
 
 
 def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase:
@@ -216,18 +195,19 @@ def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftCo
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path, *, force: bool) -> None:
     try:
-        temporary.mkdir(parents=True)
-        with quiet_transformers():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        put_in_place(temporary, target)
+        with new_folder(target, replace=force) as folder, quiet_transformers():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            # Again: making a graft takes long, and a person may have put something there.
+            check_graft_place(target, force=force)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, FileExistsError) and target.is_dir():
+            raise ArtifactError(
+                f"{target} was made by another process in the meantime. Choose another folder with --output."
+            ) from error
         raise WorkspaceError(
             f"{target} can't be written: {getattr(error, 'strerror', None) or error}. Make room, or choose another "
             "folder with --output."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

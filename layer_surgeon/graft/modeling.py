@@ -10,6 +10,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_weights
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
@@ -20,6 +21,7 @@ from layer_surgeon.graft.configuration import SurgeonGraftConfig, open_graft_con
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
 from layer_surgeon.graft.donors import DonorInput, new_donor, open_donor
+from layer_surgeon.graft.files import check_donor_place
 from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.pooling import check_mask, count_positions
@@ -229,10 +231,9 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        given = {name: value for name, value in inputs.items() if value is not None}
-        if "token_type_ids" not in self._host_inputs:
-            # Tokenizers of some decoders make them for models that know no segments.
-            given.pop("token_type_ids", None)
+        # Tokenizers of some decoders make segments for models that know none.
+        unknown = {"token_type_ids"} - self._host_inputs
+        given = {name: value for name, value in inputs.items() if value is not None and name not in unknown}
         if "use_cache" in self._host_inputs:
             given["use_cache"] = False
         return self.host(**given, **kwargs, return_dict=True)
@@ -343,18 +344,18 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         target = {name: kwargs.pop(name) for name in _PUSH_KEYWORDS if push and name in kwargs}
         if self.donor is not None and not self.config.settings.train_donor and kwargs.get("is_main_process", True):
             if include_donor:
-                folder.mkdir(parents=True, exist_ok=True)
+                check_donor_place(folder / DONOR_FOLDER)
                 kept, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
                 self._donor_folder = self._donor_folder or kept
                 self.config.donor = {**self.config.donor, "sha256": sha256}
             # Versions before wrote where the layer is on this machine.
             self.config.donor = {key: value for key, value in self.config.donor.items() if key != "path"}
         super().save_pretrained(save_directory, *args, **kwargs)
+        usual_modes(folder)
         if include_donor and not (folder / "README.md").exists():
             write_card(self.config, self.parameter_counts(), folder)
         if push:
-            message = target.pop("commit_message", None)
-            upload(folder, target.pop("repo_id", folder.name), message=message, **target)
+            upload(folder, target.pop("repo_id", folder.name), message=target.pop("commit_message", None), **target)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Save and upload, donor layer and model card included; takes what it takes in transformers."""

@@ -137,4 +137,5 @@ def test_ctrl_c(graft, place):
     assert "Interrupted. What was trained up to step" in said
     assert "Traceback" not in said
     assert list(place.glob("run.unfinished/checkpoints/*/trainer_state.json"))
-    assert json.loads((place / "run.unfinished" / "run.json").read_text())["pid"] is None
+    assert json.loads((place / "run.unfinished" / "run.json").read_text()).keys() == {"signature"}
+    assert not (place / "run.unfinished" / ".lock").exists()

@@ -1,9 +1,10 @@
 """The files that belong together, known without a listing: from an index, or from the name of one part."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import TypeVar
+
+from layer_surgeon._io import parse_json
 
 _T = TypeVar("_T")
 
@@ -31,8 +32,8 @@ def shards_of_index(raw: bytes) -> list[str]:
     if has_many_parts(raw):
         return []
     try:
-        shards = {str(shard) for shard in json.loads(raw)["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        shards = {str(shard) for shard in parse_json(raw)["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
     return sorted(shard for shard in shards if lies_inside(shard))
 

@@ -1,7 +1,6 @@
 """Extractive question answering: the answer is a piece of the text."""
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import DataCollatorWithPadding
 
+from layer_surgeon._io import parse_json
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -249,7 +249,7 @@ def _read_answers(value: Any, context: str, place: str) -> Answers:
     """Answers in the forms that data sets have: SQuAD's dict of lists, a list of dicts, JSON of these, plain text."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with contextlib.suppress(ValueError):  # an answer that begins with a bracket
-            value = json.loads(value)
+            value = parse_json(value)
     if value is None or value == "":
         return ()
     if isinstance(value, str):

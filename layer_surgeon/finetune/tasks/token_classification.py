@@ -1,6 +1,5 @@
 """Token classification: a label for every word (names, parts of speech, ...)."""
 
-import json
 import operator
 import re
 import warnings
@@ -16,6 +15,7 @@ from sklearn.metrics import classification_report as word_report
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForTokenClassification
 
+from layer_surgeon._io import parse_json
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
 from layer_surgeon.finetune.examples import ExampleSet, check_filled, is_empty, listed
@@ -321,7 +321,7 @@ def _as_list(value: Any) -> list[Any] | None:
     """A list as it is; text as JSON, where it is a list in JSON (as in a CSV), else split at blanks."""
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.lstrip().startswith("[") else value.split()
+            value = parse_json(value) if value.lstrip().startswith("[") else value.split()
         except ValueError:  # a text that begins with a bracket
             value = value.split()
     return [*value] if isinstance(value, list | tuple) else None

@@ -1,0 +1,83 @@
+"""What the folder of a graft holds: by this, a folder is known as one, and nothing else in it is deleted."""
+
+from pathlib import Path
+
+from layer_surgeon._io import check_replaceable, read_json
+from layer_surgeon.errors import ArtifactError
+from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
+from layer_surgeon.graft.config import DONOR_FOLDER
+from layer_surgeon.graft.configuration import SurgeonGraftConfig
+
+# Of the tokenizers of transformers 5.24, by what they call their files in `vocab_files_names`.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "target_vocab.json",
+    "entity_vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "byte_maps.json",
+    "dict.txt",
+    "emoji.json",
+    "normalizer.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+    "prophetnet.tokenizer",
+    "sentencepiece.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "spm_char.model",
+    "tokenizer.model",
+    "source.spm",
+    "target.spm",
+)
+# What `save_graft` and `GraftedModel.save_pretrained` write.
+GRAFT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    *_TOKENIZER_FILES,
+    *(f"{DONOR_FOLDER}/{name}" for name in REPLACEABLE_FILES),
+)
+
+
+def is_graft(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a graft."""
+    try:
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == SurgeonGraftConfig.model_type
+
+
+def check_graft_place(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that holds anything, unless it is a graft that may be replaced.
+
+    Raises:
+        ArtifactError: Says what it holds.
+    """
+    check_replaceable(folder, GRAFT_FILES, is_ours=is_graft, force=force, kind="graft", error=ArtifactError)
+
+
+def check_donor_place(folder: Path) -> None:
+    """Refuse a graft's donor/ that holds anything but a layer artifact: saving the graft replaces it.
+
+    Raises:
+        ArtifactError: Says what it holds.
+    """
+    check_replaceable(
+        folder, REPLACEABLE_FILES, is_ours=is_artifact, force=True, kind="layer artifact", error=ArtifactError
+    )

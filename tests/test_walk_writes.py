@@ -1,0 +1,195 @@
+"""Everything that creates, replaces or deletes a file goes through `_io`; the few other places are listed here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Methods and functions that write or delete, by their last name; `open`, `save`, `replace` and `rename` are told apart
+# below. `TemporaryDirectory` and `TemporaryFile` have names that nobody knows before, and clean up themselves.
+WRITES = {
+    "write_text",
+    "write_bytes",
+    "touch",
+    "unlink",
+    "rmdir",
+    "symlink_to",
+    "hardlink_to",
+    "chmod",
+    "rmtree",
+    "copy",
+    "copy2",
+    "copyfile",
+    "copytree",
+    "move",
+    "mkstemp",
+    "mkdtemp",
+    "NamedTemporaryFile",
+    "link",
+    "symlink",
+    "remove",
+    "removedirs",
+    "renames",
+    "truncate",
+    "ftruncate",
+    "savefig",
+    "save_file",
+    "extractall",
+    "to_csv",
+    "to_json",
+    "to_parquet",
+}
+# Names that mean a file only after one of these: `copy` is of dicts too, `remove` of lists, `replace` of texts.
+ONLY_OF = {
+    "copy": {"shutil"},
+    "remove": {"os"},
+    "link": {"os"},
+    "symlink": {"os"},
+    "truncate": {"os"},
+    "move": {"shutil"},
+}
+# `_io` has functions of these names too.
+OURS = {"write_text", "write_bytes"}
+
+ALLOWED = {
+    "layer_surgeon/extract/copy.py": {
+        "os.open": "the growing file of weights: ranges from several threads, in a locked folder without links",
+        "ftruncate": "the same file",
+    },
+    "layer_surgeon/extract/journal.py": {"os.open": "a journal grows by lines, in the same folder"},
+    "layer_surgeon/extract/staging.py": {
+        "rmtree": "the locked folder in which the artifact was put together, when its place holds the same already",
+        "unlink": "the journal and the lock of that folder",
+        "rmdir": "parents that were made and are empty",
+    },
+    "layer_surgeon/finetune/checkpoints.py": {
+        "rmtree": "checkpoint-<number> without a state, in the run's locked folder"
+    },
+    "layer_surgeon/finetune/folder.py": {
+        "rmtree": "final/ of a run that was stopped, in its locked folder",
+        "rmdir": "empty folders",
+        "replace": "the finished run appears under its name",
+    },
+    "layer_surgeon/finetune/report.py": {"savefig": "into a file of `_io.new_file`"},
+    "layer_surgeon/finetune/confusion.py": {"savefig": "into a file of `_io.new_file`"},
+    "layer_surgeon/finetune/sharding.py": {"torch.save": "as transformers' Trainer does, into a checkpoint"},
+    "layer_surgeon/donor/layer.py": {"save_file": "safetensors' own writer, which renames"},
+    # Of graft/, to be moved onto `_io`.
+    "layer_surgeon/graft/donor_store.py": {"rmtree": "", "link": "", "copy": ""},
+    "layer_surgeon/graft/export.py": {"rmtree": "", "torch.save": "", "unlink": "", "replace": ""},
+    "layer_surgeon/graft/card.py": {"write_text": ""},
+    # Of study/, to be moved onto `_io`.
+    "layer_surgeon/study/cells.py": {"rmtree": "", "unlink": ""},
+    "layer_surgeon/study/demo.py": {"rmtree": ""},
+    "layer_surgeon/study/estimate.py": {"symlink_to": ""},
+    "layer_surgeon/study/executors.py": {"open": "", "unlink": ""},
+    "layer_surgeon/study/layout.py": {"open": "", "replace": "", "unlink": ""},
+    "layer_surgeon/study/preload.py": {"os.open": ""},
+    "layer_surgeon/study/prepare.py": {"rmtree": ""},
+    "layer_surgeon/study/report_export.py": {"unlink": ""},
+    "layer_surgeon/study/report_pictures.py": {"savefig": ""},
+    "layer_surgeon/study/sweep.py": {"savefig": ""},
+}
+
+
+def writes_of(source):
+    """The kinds of calls in a source text that create, replace or delete files, with their lines."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and (kind := kind_of(node)):
+            found.setdefault(kind, []).append(node.lineno)
+    return found
+
+
+def kind_of(call):
+    function = call.func
+    if isinstance(function, ast.Name):
+        if function.id == "open":
+            return "open" if is_writing(call, 1) else None
+        return function.id if function.id in WRITES - OURS and function.id not in ONLY_OF else None
+    if not isinstance(function, ast.Attribute):
+        return None
+    name = function.attr
+    owner = function.value.id if isinstance(function.value, ast.Name) else None
+    if name == "open":
+        if owner == "os":
+            return None if "os.O_RDONLY" in ast.unparse(call) else "os.open"
+        return "open" if is_writing(call, 1 if owner in ("io", "builtins", "codecs", "gzip") else 0) else None
+    if name == "save" and (owner == "torch" or ast.unparse(function.value) == "torch.export"):
+        return "torch.save"
+    if name in ("replace", "rename"):
+        # Of texts, `replace` takes two arguments, of dataclasses keywords; a path takes one.
+        return name if owner == "os" or (len(call.args) == 1 and not call.keywords and owner != "dataclasses") else None
+    owners = ONLY_OF.get(name)
+    return name if name in WRITES and owner != "_io" and (owners is None or owner in owners) else None
+
+
+def is_writing(call, position):
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] + call.args[position : position + 1]
+    return any(isinstance(mode, ast.Constant) and set(str(mode.value)) & set("wax+") for mode in modes)
+
+
+def sources():
+    paths = [*ROOT.glob("layer_surgeon/**/*.py"), *ROOT.glob("cli/**/*.py")]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths if path.name != "_io.py"}
+
+
+def test_every_write_goes_through_one_place():
+    others = {}
+    for path, source in sources().items():
+        for kind, lines in writes_of(source).items():
+            if kind not in ALLOWED.get(path, {}):
+                others[f"{path}: {kind}"] = lines
+    assert others == {}, "use layer_surgeon._io, or add the place to ALLOWED with its reason"
+
+
+def test_the_list_has_nothing_that_is_gone():
+    files = sources()
+    # What others move at the moment may be gone already.
+    kept = {path: kinds for path, kinds in ALLOWED.items() if all(kinds.values())}
+    assert [
+        f"{path}: {kind}" for path, kinds in kept.items() for kind in kinds if kind not in writes_of(files[path])
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("open('x', 'w')", "open"),
+        ("open('x', mode='ab')", "open"),
+        ("path.open('x')", "open"),
+        ("path.open('r+b')", "open"),
+        ("os.open(path, os.O_RDWR | os.O_CREAT, 0o644)", "os.open"),
+        ("os.open(path, flags)", "os.open"),
+        ("path.rename(other)", "rename"),
+        ("path.write_text('x')", "write_text"),
+        ("path.replace(other)", "replace"),
+        ("os.replace(a, b)", "replace"),
+        ("shutil.copy(a, b)", "copy"),
+        ("tempfile.mkstemp()", "mkstemp"),
+        ("rmtree(folder)", "rmtree"),
+        ("torch.save(state, path)", "torch.save"),
+        ("figure.savefig(path)", "savefig"),
+    ],
+)
+def test_the_walk_sees_writes(code, kind):
+    assert list(writes_of(code)) == [kind]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('x')",
+        "path.open('rb')",
+        "os.open(path, os.O_RDONLY)",
+        "text.replace('a', 'b')",
+        "replace(config, seed=1)",
+        "config.copy()",
+        "names.remove('x')",
+        "write_text(path, text)",
+    ],
+)
+def test_the_walk_passes_over_what_writes_nothing(code):
+    assert writes_of(code) == {}
