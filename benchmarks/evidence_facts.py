@@ -13,12 +13,12 @@ from scipy import stats
 
 from benchmarks.evidence_store import EVIDENCE, PLANS, RESULTS, SELECT, plans, unpack
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.report.series import LayerSweep, layer_sweeps
 from layer_surgeon.study.layout import StudyFolder, read_json, write_json
 from layer_surgeon.study.paired import ALPHA, compare_scores, holm, seed_interval_of_mean
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.report_tables import read_table, sweeps_of
-from layer_surgeon.study.report_types import Difference, LayerSweep, Row, Span, Table
 from layer_surgeon.study.summary import summarize
+from layer_surgeon.study.tables import Comparison, Row, Summary, Table
 
 # Measured by other commands, which write them.
 MEASURED = ("efficiency", "loudness", "layers")
@@ -41,7 +41,7 @@ class Gap:
     arm: str
     against: str
     mean: float
-    interval: Span | None
+    interval: tuple[float, float] | None
     p: float | None
     seeds: int
     by_seed: tuple[float, ...]
@@ -71,7 +71,7 @@ class Study:
         name, plan: As planned.
         cells: All finished trainings, as the evidence has them.
         seeds: By data set: those with which every arm is trained.
-        tables: The product's, of these seeds.
+        summary: The product's, of these seeds.
         content: The evidence's file.
     """
 
@@ -79,8 +79,13 @@ class Study:
     plan: StudyPlan
     cells: tuple[Mapping[str, Any], ...]
     seeds: Mapping[str, tuple[int, ...]]
-    tables: tuple[Table, ...]
+    summary: Summary
     content: Mapping[str, Any]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Of the summary."""
+        return self.summary.tables
 
     @property
     def is_there(self) -> bool:
@@ -132,7 +137,7 @@ class Study:
         Raises:
             ConfigError: It has none.
         """
-        found = sweeps_of(self.tables, self.plan)
+        found = layer_sweeps(self.summary, self.plan)
         if not found:
             raise ConfigError(f"{self.name} sweeps over no layers.")
         return found[0]
@@ -143,7 +148,7 @@ class Study:
         Raises:
             ConfigError: There is no sweep, or only one seed.
         """
-        groups = [point.by_seed for point in self.sweep().points]
+        groups = [point.row.by_seed for point in self.sweep().points]
         if min(map(len, groups)) < 2:
             raise ConfigError(f"{self.name} has one seed, with which no analysis of variance can be made.")
         found = stats.f_oneway(*groups)
@@ -169,7 +174,7 @@ class Study:
             own, other = self._by_seed(arm, seeds, own=True), self._by_seed(arm, seeds, own=False)
             shift = [second - first for first, second in zip(own, other, strict=True)]
             values |= {(arm, "own"): own, (arm, "other"): other, (arm, "shift"): shift}
-        raw = {key: compare_scores([0.0] * len(seeds), entry)["t_test"] for key, entry in values.items()}
+        raw = {key: compare_scores([0.0] * len(seeds), entry).t_test for key, entry in values.items()}
         tested = [key for key, p in raw.items() if p is not None]
         adjusted = dict(zip(tested, holm([raw[key] for key in tested]), strict=True))
 
@@ -203,7 +208,7 @@ class Study:
         ]
 
 
-def gap_of(entry: Difference) -> Gap:
+def gap_of(entry: Comparison) -> Gap:
     """The product's comparison as the page says it: an interval by bootstrap is not of the test that decides."""
     return Gap(
         arm=entry.arm,
@@ -319,8 +324,7 @@ def read_study(name: str, content: Mapping[str, Any], everything: Mapping[str, M
             if cell.seed in seeds[cell.data]:
                 write_json(folder.result(cell.id), unpack(cells[cell.id]))
         summary = summarize(plan, folder)
-    tables = tuple(read_table(table, summary, plan) for table in summary["tables"])
-    return Study(name=name, plan=plan, cells=tuple(cells.values()), seeds=seeds, tables=tables, content=content)
+    return Study(name=name, plan=plan, cells=tuple(cells.values()), seeds=seeds, summary=summary, content=content)
 
 
 def whole_seeds(plan: StudyPlan, done: Iterable[str]) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,8 @@ from html import escape
 from benchmarks.evidence_facts import Evidence, Gap, Study
 from benchmarks.evidence_layers import gains
 from benchmarks.evidence_text import per_cent, points, three_digits
-from layer_surgeon.study.report_charts import Axes, Dot, Series, dots, lines, scatter
-from layer_surgeon.study.report_svg import Drawing, Look, mark, text_width
+from benchmarks.svg_charts import Axes, Dot, Series, dots, lines, scatter
+from benchmarks.svg_drawing import Drawing, Look, mark, text_width
 
 Figure = tuple[str, str]
 _WIDTH, _MARGIN, _HEAD = 700, 18, 34
@@ -80,16 +80,14 @@ def draw_sweep(evidence: Evidence) -> Figure | None:
         return None
     series = []
     for study in found:
-        layers = study.sweep().points
+        layers = [point.row for point in study.sweep().points]
         series.append(
             Series(
                 name=_short(study),
                 look=_look(study),
-                places=tuple(float(point.label) for point in layers),
-                values=tuple(point.mean for point in layers),
-                bands=tuple(
-                    (point.mean - (point.deviation or 0), point.mean + (point.deviation or 0)) for point in layers
-                ),
+                places=tuple(float(point.label) for point in study.sweep().points),
+                values=tuple(row.mean for row in layers),
+                bands=tuple((row.mean - (row.deviation or 0), row.mean + (row.deviation or 0)) for row in layers),
             )
         )
     host = found[0].sweep().reference
@@ -123,8 +121,8 @@ def draw_layers(evidence: Evidence) -> Figure | None:
         sweep = study.sweep()
         legend.append((_short(study), _look(study)))
         for point in sweep.points:
-            gap = study.gap(sweep.data, sweep.test, point.arm, study.plan.reference)
-            shown.append((_dot(f"{_short(study)} {point.label}", _look(study), gap), loud[point.arm]))
+            gap = study.gap(sweep.table.data, sweep.table.test, point.row.arm, study.plan.reference)
+            shown.append((_dot(f"{_short(study)} {point.label}", _look(study), gap), loud[point.row.arm]))
     if not shown:
         return None
     title = "SST-2, 692 examples: a layer's graft against how loud the layer is"

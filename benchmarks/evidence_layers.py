@@ -41,7 +41,7 @@ def accuracy_by_gain(evidence: Evidence, study: Study) -> RankCorrelation:
     if not found:
         raise ConfigError(f"docs/results/{LAYERS}.json does not have {study.name}.")
     points = study.sweep().points
-    return correlate([found[point.arm] for point in points], [point.mean for point in points])
+    return correlate([found[point.row.arm] for point in points], [point.row.mean for point in points])
 
 
 def correlate(first: Sequence[float], second: Sequence[float]) -> RankCorrelation:

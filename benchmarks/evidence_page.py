@@ -33,7 +33,7 @@ from benchmarks.evidence_facts import Evidence, Gap, Study
 from benchmarks.evidence_layers import accuracy_by_gain, gains
 from benchmarks.evidence_verdicts import hypotheses
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.report_types import LayerPoint
+from layer_surgeon.report.series import LayerPoint
 
 _TAG = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 # A section's tag that has a line for itself takes the line with it.
@@ -162,17 +162,17 @@ def _anova(page: Page, name: str) -> str:
 
 
 def _layer(point: LayerPoint) -> str:
-    return f"layer {point.label} ({text.per_cent(point.mean)} %)"
+    return f"layer {point.label} ({text.per_cent(point.row.mean)} %)"
 
 
 def _ends(page: Page, name: str) -> tuple[LayerPoint, LayerPoint]:
     layers = _study(page, name).sweep().points
-    return max(layers, key=lambda point: point.mean), layers[-1]
+    return max(layers, key=lambda point: point.row.mean), layers[-1]
 
 
 def _behind(page: Page, name: str) -> str:
     best, last = _ends(page, name)
-    return f"{text.fixed(100 * (best.mean - last.mean))} points"
+    return f"{text.fixed(100 * (best.row.mean - last.row.mean))} points"
 
 
 def _pooled(page: Page, name: str) -> str:

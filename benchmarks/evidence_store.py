@@ -127,7 +127,8 @@ def pack(result: Mapping[str, Any]) -> dict[str, Any]:
 def unpack(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A cell of the evidence as `summarize` reads it."""
     tests = {name: {**test, "correct": unpack_bits(test["correct"])} for name, test in cell["tests"].items()}
-    return {"format": FORMAT, **cell, "tests": tests}
+    left_out = {"host": "", "donor": None, "config": {}, "versions": {}}
+    return {"format": FORMAT, **left_out, **cell, "tests": tests}
 
 
 def pack_bits(bits: str | None) -> str | None:

@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.evidence_facts import Evidence, Gap, Study
 from benchmarks.machine import table
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.report_text import say_count
-from layer_surgeon.study.report_types import Row
+from layer_surgeon.report.words import say_count
+from layer_surgeon.study.tables import Row
 from layer_surgeon.study.verdict import say_p
 
 # Behind it, a number that lies between two prints is rounded up: versions of numpy differ in the last bits of a mean.
@@ -87,7 +87,8 @@ def scores_table(study: Study, data: str, test: str) -> str:
     focused = focus is not None and any(against != reference for _, against in gaps)
     rows = []
     for row in found.rows:
-        trained = "" if row.trained is None else say_count(row.trained)
+        counts = study.summary.parameters(row.arm)
+        trained = "" if counts is None else say_count(counts.trained)
         line = [f"`{row.arm}`", _mean(row), trained, *_cells(gap(row.arm, reference))]
         if focused:
             line += _cells(gap(focus, row.arm) if row.arm not in (reference, focus) else None)
@@ -106,10 +107,10 @@ def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
         [] if sweep.reference is None else [["none (host)", *([""] if gains else []), _mean(sweep.reference), "", ""]]
     )
     for point in sweep.points:
-        spread = "" if point.deviation is None else f" ± {per_cent(point.deviation)}"
-        gap = study.gap(sweep.data, sweep.test, point.arm, study.plan.reference)
-        gain = [three_digits(gains[point.arm])] if gains else []
-        rows.append([point.label, *gain, f"{per_cent(point.mean)}{spread}", *_cells(gap)])
+        spread = "" if point.row.deviation is None else f" ± {per_cent(point.row.deviation)}"
+        gap = study.gap(sweep.table.data, sweep.table.test, point.row.arm, study.plan.reference)
+        gain = [three_digits(gains[point.row.arm])] if gains else []
+        rows.append([point.label, *gain, f"{per_cent(point.row.mean)}{spread}", *_cells(gap)])
     head = ["layer", *(["adds, times its input"] if gains else []), "accuracy, %", "minus host, points", "p"]
     axis = sweep.axis.replace("packaged-", "")
     return f"{axis[0].upper()}{axis[1:]}; {say_seeds(study)}:\n\n{table(head, rows)}"
@@ -166,7 +167,7 @@ def selection_table(evidence: Evidence, name: str, sweep_name: str) -> str:
         raise ConfigError(f"There is no selection {name}. There are: {', '.join(evidence.selections) or 'none'}.")
     chosen = evidence.selections[name]["selection"]
     sweep = evidence.study(sweep_name).sweep()
-    means = {point.label: point.mean for point in sweep.points}
+    means = {point.label: point.row.mean for point in sweep.points}
     label = "+".join(map(str, chosen["layers"]))
     if label not in means:
         raise ConfigError(f"{name} chose layer {label}, which {sweep_name} does not have: {', '.join(means)}.")

@@ -115,7 +115,7 @@ def _layers_differ(study: Study) -> tuple[str, Answer]:
 
 def _last_is_good(study: Study) -> tuple[str, Answer]:
     layers = study.sweep().points
-    behind = max(point.mean for point in layers) - layers[-1].mean
+    behind = max(point.row.mean for point in layers) - layers[-1].row.mean
     deviation = study.anova().pooled_deviation
     told = f"{fixed(100 * behind)} points behind, deviation {per_cent(deviation)}"
     return told, "yes" if behind <= deviation else "no"

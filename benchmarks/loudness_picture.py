@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from layer_surgeon.study.report_charts import Axes, Series, lines
-from layer_surgeon.study.report_svg import WIDE, Drawing, look, mark, text_width
+from benchmarks.svg_charts import Axes, Series, lines
+from benchmarks.svg_drawing import WIDE, Drawing, look, mark, text_width
 
 # Of one drawing: two beside each other, with a gap.
 _WIDTH, _GAP, _TITLE, _LEGEND = 412.0, 36.0, 22.0, 34.0

@@ -47,19 +47,19 @@ def test_numbers_are_rounded_as_people_do_whatever_their_last_bits(value, text):
 def test_tables_are_the_products_own(desk):
     plan = plans(desk.plans)["a-gemma"]
     summary = summarize(plan, StudyFolder(root=desk.work / "a-gemma"))
-    table = next(table for table in summary["tables"] if (table["data"], table["test"]) == ("sst2", "cr"))
-    entry = next(entry for entry in table["comparisons"] if (entry["arm"], entry["against"]) == ("graft", "random"))
-    low, high = (f"{100 * end:+.1f}" for end in entry["crossed"]["interval"])
-    p = "p < 0.001" if entry["p_holm"] < 0.001 else f"p = {entry['p_holm']:.3f}"
+    table = next(table for table in summary.tables if (table.data, table.test) == ("sst2", "cr"))
+    entry = next(entry for entry in table.comparisons if (entry.arm, entry.against) == ("graft", "random"))
+    low, high = (f"{100 * end:+.1f}" for end in entry.crossed.interval)
+    p = "p < 0.001" if entry.p_holm < 0.001 else f"p = {entry.p_holm:.3f}"
     assert desk.render("{{diff a-gemma sst2 cr graft random}}") == (
-        f"{100 * entry['mean']:+.1f} points ({low} to {high}; {p})"
+        f"{100 * entry.mean:+.1f} points ({low} to {high}; {p})"
     )
-    row = next(row for row in table["rows"] if row["arm"] == "random")
+    row = next(row for row in table.rows if row.arm == "random")
     line = next(line for line in desk.render("{{table a-gemma sst2 cr}}").splitlines() if line.startswith("| `random`"))
-    assert f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}" in line
-    assert f"{100 * entry['mean']:+.1f}" in line
-    assert desk.render("{{score a-gemma sst2 cr random accuracy}}") == f"{row['mean']:.2f}"
-    assert desk.render("{{mean a-gemma sst2 cr random}}") == f"{100 * row['mean']:.1f} %"
+    assert f"{100 * row.mean:.1f} ± {100 * row.deviation:.1f}" in line
+    assert f"{100 * entry.mean:+.1f}" in line
+    assert desk.render("{{score a-gemma sst2 cr random accuracy}}") == f"{row.mean:.2f}"
+    assert desk.render("{{mean a-gemma sst2 cr random}}") == f"{100 * row.mean:.1f} %"
 
 
 def test_a_difference_can_be_asked_for_from_both_sides(desk):
@@ -145,12 +145,12 @@ def test_layers_are_compared_by_analysis_of_variance(desk):
     desk.collect()
     sweep = desk.load().study("e-gemma").sweep()
     assert [point.label for point in sweep.points] == ["0", "1", "2"]
-    found = stats.f_oneway(*(point.by_seed for point in sweep.points))
+    found = stats.f_oneway(*(point.row.by_seed for point in sweep.points))
     assert desk.render("{{anova e-gemma}}") == f"F(2, 6) = {found.statistic:.2f}, p = {found.pvalue:.3f}"
-    best = max(sweep.points, key=lambda point: point.mean)
+    best = max(sweep.points, key=lambda point: point.row.mean)
     assert desk.render("{{best e-gemma}}; {{last e-gemma}}; {{behind e-gemma}}") == (
-        f"layer {best.label} ({100 * best.mean:.1f} %); layer 2 ({100 * sweep.points[2].mean:.1f} %); "
-        f"{100 * (best.mean - sweep.points[2].mean):.1f} points"
+        f"layer {best.label} ({100 * best.row.mean:.1f} %); layer 2 ({100 * sweep.points[2].row.mean:.1f} %); "
+        f"{100 * (best.row.mean - sweep.points[2].row.mean):.1f} points"
     )
     assert len(desk.render("{{sweep e-gemma}}").splitlines()) == 2 + 2 + 4
 
@@ -169,7 +169,7 @@ def test_layers_are_told_with_their_loudness(desk):
     with_gains(desk, 1624, 3, 0.5)
     told = desk.render("{{sweep e-gemma}}").splitlines()
     assert [line.split("|")[2].strip() for line in told[4:]] == ["", "1,620", "3", "0.5"]
-    means = [point.mean for point in desk.load().study("e-gemma").sweep().points]
+    means = [point.row.mean for point in desk.load().study("e-gemma").sweep().points]
     expected = stats.spearmanr([3, 2, 1], means).statistic
     assert desk.render("{{rank e-gemma}}").startswith(f"rho = {expected:.2f}, p = ")
     assert desk.render("{{rank e-gemma}}").endswith(", 3 layers")

@@ -39,7 +39,8 @@ cells/<id>.json:
 
 cells/<id>.failed.json: format, id, arm, data, fraction, seed, error {"type", "message"}, finished.
 
-summary.json: see `layer_surgeon.study.summary`.
+summary.json, selection.json: see `layer_surgeon.study.tables` and `selection`. All of them are read and written by
+`layer_surgeon.study.records`.
 """
 
 import contextlib
@@ -102,20 +103,6 @@ class StudyFolder:
     def layer(self, name: str) -> Path:
         """An extracted layer."""
         return self.root / "layers" / name
-
-    def results(self) -> list[dict[str, Any]]:
-        """All finished cells, in the order of their ids.
-
-        Raises:
-            WorkspaceError: A file is none of ours, or of a later format.
-        """
-        paths = sorted((self.root / "cells").glob("*.json"))
-        return [read_json(path) for path in paths if not path.name.endswith(".failed.json")]
-
-    def failures(self) -> list[dict[str, Any]]:
-        """All cells that failed and were not finished since."""
-        cells = [read_json(path) for path in sorted((self.root / "cells").glob("*.failed.json"))]
-        return [cell for cell in cells if not self.result(cell["id"]).exists()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.study import executors
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.records import read_cells
 from tests.support.studies import tiny_parts, tiny_plan
 
 
@@ -21,7 +22,7 @@ def test_ray_gives_the_numbers_of_local_processes(tmp_path):
         ray.shutdown()
     assert run_study(plan, tmp_path / "local", workers=2).done == 2
     found = [
-        {cell["id"]: (cell["tests"], cell["history"]) for cell in StudyFolder(root=tmp_path / place).results()}
+        {cell.id: (cell.tests, cell.history) for cell in read_cells(StudyFolder(root=tmp_path / place))}
         for place in ("ray", "local")
     ]
     assert found[0] == found[1]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layer_surgeon.study.report_svg import (
+from benchmarks.svg_drawing import (
     SIZE,
     Drawing,
     Look,
