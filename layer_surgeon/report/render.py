@@ -83,7 +83,7 @@ def html(report: StudyReport) -> str:
     # The script is named by its hash: nothing that a name of an arm could bring in would run, were it not escaped.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{css_variables(DARK)}}}}}"
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     shared = _shared(report)
     context = {
         **shared,

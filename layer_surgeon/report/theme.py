@@ -136,7 +136,7 @@ def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, An
         "legend": {
             "labelColor": theme["ink"],
             "labelFontSize": 12,
-            "labelLimit": 300,
+            "labelLimit": 240,
             "symbolSize": 70,
             "orient": "bottom",
             "columns": 1,

@@ -12,7 +12,7 @@ const widthOf = (chart) => {
   return Math.floor((chart.closest("section").clientWidth - 32 * (grid - 1)) / grid);
 };
 const draw = async (chart) => {
-  const spec = JSON.parse(chart.parentElement.querySelector("script").textContent);
+  const spec = JSON.parse(chart.closest(".panel").querySelector("script").textContent);
   const width = widthOf(chart);
   drawn.get(chart)?.view?.finalize();
   const state = { width, view: null };
