@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG text that stands inside the page: dots with intervals, lines, points, heat maps.
+"""The plots of the results page, as SVG text: dots with intervals, lines, points.
 
 Each function takes what is drawn and how wide the drawing is (`WIDE` or `NARROW`), and gives a finished drawing.
 """
@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.svg_drawing import (
-    SIZE,
     Drawing,
     Look,
     Scale,
-    shorten,
     span,
     text_width,
     ticks,
@@ -77,23 +75,6 @@ class Axes:
     places: tuple[tuple[float, str], ...] = ()
     least: float = 1e-6
     ends: Pair | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A field of a heat map.
-
-    Attributes:
-        value: By which it is coloured.
-        text: In it.
-        marked: Draw the text bold.
-        told: What is said on pointing at it.
-    """
-
-    value: float
-    text: str
-    marked: bool = False
-    told: str = ""
 
 
 def dots(drawing: Drawing, rows: Sequence[Dot], axis: Format, *, value: Format, least: float, zero: bool) -> Drawing:
@@ -322,56 +303,3 @@ def _costs(drawing: Drawing, scale: Scale, height: float, text: Format) -> None:
         if x - half > end + 8 and x + half <= drawing.width:
             drawing.label(x, height - 30, text(value), "faint", "middle")
             end = x + half
-
-
-def heat_map(
-    drawing: Drawing,
-    names: tuple[Sequence[str], Sequence[str]],
-    tiles: Sequence[Sequence[Tile | None]],
-    axes: Axes,
-    *,
-    largest: float,
-) -> Drawing:
-    """Fields in colours that go two ways from zero, each with its value.
-
-    Args:
-        drawing: What to draw on.
-        names: Of the rows and of the columns.
-        tiles: [row][column]; None: not measured.
-        axes: What rows (y) and columns (x) are.
-        largest: The size of the value that has the strongest colour.
-    """
-    rows, columns = names
-    narrow = drawing.narrow
-    most = 96.0 if narrow else 230.0
-    left = min(max([*(text_width(name) for name in rows), text_width(axes.y)]), most) + 12
-    side = min((drawing.width - left) / len(columns), 110)
-    upright = max(text_width(name) for name in columns) > side - 6
-    head = 26 + (min(max(text_width(name) for name in columns), 110) + 8 if upright else 20)
-    tall = max(min(side, 52), 38)
-    drawing.label(left, 12, axes.x, "faint")
-    drawing.label(0, head - 10, axes.y, "faint")
-    for index, name in enumerate(columns):
-        middle = left + side * (index + 0.5)
-        text = shorten(name, 110 if upright else side - 4)
-        if upright:
-            drawing.label(middle + 4.5, head - 8, text, full=name, up=True)
-        else:
-            drawing.label(middle, head - 10, text, anchor="middle", full=name)
-    for number, (name, line) in enumerate(zip(rows, tiles, strict=True)):
-        y = head + tall * number
-        drawing.label(0, y + tall / 2 + 4.5, shorten(name, left - 12), full=name)
-        for index, tile in enumerate(line):
-            x = left + side * index
-            step = 0 if tile is None or not largest else round(4 * tile.value / largest)
-            css = "gap" if tile is None else f"heat h{step + 4}"
-            told = tile.told if tile else f"{name}, {columns[index]}: not measured"
-            drawing.box(x + 1.5, y + 1.5, side - 3, tall - 3, css, 4, told)
-            text = "\N{EN DASH}" if tile is None else tile.text
-            size = SIZE if text_width(text) < side - 4 else SIZE - 2
-            weight = "strong" if tile is not None and tile.marked else ""
-            on = "faint" if tile is None else f"on{step + 4}"
-            small = " small" if size < SIZE else ""
-            drawing.label(x + side / 2, y + tall / 2 + 4.5, text, f"{on} {weight}{small}".strip(), "middle")
-    drawing.height = head + tall * len(rows) + 4
-    return drawing

@@ -30,6 +30,9 @@ _SPECIAL = {
     "'": "{'}",
     "`": "{`}",
     "-": "{-}",
+    # At the beginning of a row, LaTeX would take these for options of the line before.
+    "[": "{[}",
+    "*": "{*}",
     "±": r"$\pm$",
     **{char: f"\\{char}" for char in "&%$#_{}"},
 }

@@ -15,8 +15,9 @@ from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.report import pictures
 from layer_surgeon.report.csv_files import measurements_csv, safe_cell
 from layer_surgeon.report.export import write_report
-from layer_surgeon.report.latex import latex
+from layer_surgeon.report.latex import escape, latex
 from layer_surgeon.report.load import load_report
+from layer_surgeon.report.pictures import draw_sweep
 from layer_surgeon.report.render import code_block, escape_markdown, markdown
 from layer_surgeon.study.layout import write_json
 from layer_surgeon_cli.main import app
@@ -136,6 +137,19 @@ def test_latex(report, written, tmp_path):
 def test_the_best_is_bold_in_latex_only_where_that_is_significant(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.71}, examples=60)
     assert r"\textbf" not in latex(load_report(tmp_path))
+
+
+def test_a_name_in_latex_is_no_option_of_the_line_before():
+    assert escape("[2em] *x*") == "{[}2em] {*}x{*}"
+
+
+def test_the_picture_of_a_sweep(tmp_path):
+    layers = [{"source": "b/llm", "layer": layer} for layer in range(2)]
+    shares = {"host": 0.5, "graft+llm-L0": 0.9, "graft+llm-L1": 0.6}
+    made_up_study(tmp_path, shares, arms=["host", "graft"], donors=layers, donor=None, focus=None, examples=60)
+    assert draw_sweep(load_report(tmp_path)).startswith(b"\x89PNG")
+    made_up_study(tmp_path / "compare", {"host": 0.5, "graft": 0.6}, examples=60)
+    assert draw_sweep(load_report(tmp_path / "compare")) is None
 
 
 def test_pictures(written):
