@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 
+from layer_surgeon._charts import heat_steps
 from layer_surgeon.report.encodings import (
     HALF,
     THIRD,
@@ -29,7 +30,6 @@ from layer_surgeon.report.encodings import (
     x_value,
     y_value,
 )
-from layer_surgeon.report.theme import heat_steps
 
 _LANE = 46
 _CLEAR_OF_VALUE = "max(90, width - 200)"

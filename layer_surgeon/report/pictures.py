@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from layer_surgeon._charts import draw_png
 from layer_surgeon.report.figure_style import Figure
 from layer_surgeon.report.figures import Figures
 from layer_surgeon.report.load import StudyReport
-from layer_surgeon.report.theme import LIGHT, chart_config
 
 _LONGEST_TITLE = 84
 
@@ -14,27 +14,23 @@ _LONGEST_TITLE = 84
 def draw_pictures(report: StudyReport) -> dict[str, tuple[bytes, str]]:
     """Every picture: file name -> PNG, and what it shows."""
     named = Figures(report).for_files()
-    return {f"{name}.png": (draw_png([figure]), figure.title) for name, figure in named}
+    return {f"{name}.png": (_draw([figure]), figure.title) for name, figure in named}
 
 
 def draw_sweep(report: StudyReport) -> bytes | None:
     """The picture of a sweep: all of its tables, one below the other. None if no layers can be compared."""
     figures = Figures(report)
     drawn = [figures.sweep(sweep) for sweep in figures.sweeps]
-    return draw_png(drawn) if drawn else None
+    return _draw(drawn) if drawn else None
 
 
-def draw_png(figures: Sequence[Figure]) -> bytes:
+def _draw(figures: Sequence[Figure]) -> bytes:
     """Figures one below the other."""
-    import vl_convert
-
     if len(figures) == 1 and len(figures[0].panels) == 1:
         spec = {**figures[0].panels[0].spec, "title": _title(figures[0].title)}
     else:
         spec = {"vconcat": [_titled(figure) for figure in figures], "spacing": 34}
-    config = chart_config(LIGHT, background="white") | {"padding": 16}
-    png: bytes = vl_convert.vegalite_to_png(spec, scale=2, config=config)
-    return png
+    return draw_png(spec)
 
 
 def _titled(figure: Figure) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from layer_surgeon._charts import DARK, LIGHT, chart_config, css_variables, glyph
 from layer_surgeon._version import __version__
 from layer_surgeon.report import cells
 from layer_surgeon.report import words as say
 from layer_surgeon.report.load import StudyReport
 from layer_surgeon.report.series import layer_sweeps, learning_curves, place_of, shift_matrices
-from layer_surgeon.report.theme import DARK, LIGHT, chart_config, css_variables, glyph
 from layer_surgeon.study.tables import Table
 
 if TYPE_CHECKING:

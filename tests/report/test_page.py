@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from layer_surgeon._charts import DARK, LIGHT, chart_config, glyph
 from layer_surgeon.report.export import write_report
 from layer_surgeon.report.figures import Figures
 from layer_surgeon.report.load import load_report
 from layer_surgeon.report.render import html
-from layer_surgeon.report.theme import DARK, LIGHT, chart_config, glyph
 from layer_surgeon.report.words import say_count, say_time
 from layer_surgeon.study import paired
 from layer_surgeon.study.layout import write_json

@@ -1,8 +1,8 @@
-"""The colours and shapes of a report, light and dark: the only place that names them.
+"""What all charts share: colours and shapes, light and dark, and the way to PNG. The only place that names colours.
 
-The style sheet gets them as CSS variables; charts get them as a Vega-Lite config, so that one chart definition is drawn
-in either theme. People with any form of colour blindness can tell the eight colours of arms apart, and neighbours
-differ in shape too.
+The style sheet of a report gets the colours as CSS variables; charts get them as a Vega-Lite config, so that one chart
+definition is drawn in either theme. People with any form of colour blindness can tell the eight colours of arms apart,
+and neighbours differ in shape too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -168,3 +168,12 @@ def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, An
 
 def _numbered(theme: Theme, letter: str) -> Sequence[str]:
     return [color for name, color in theme.items() if name[0] == letter and name[1:].isdigit()]
+
+
+def draw_png(spec: Mapping[str, Any]) -> bytes:
+    """A chart in Vega-Lite as PNG, on white."""
+    import vl_convert
+
+    config = chart_config(LIGHT, background="white") | {"padding": 16}
+    png: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2, config=config)
+    return png
