@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
     from layer_surgeon.study.estimate import Estimate
     from layer_surgeon.study.plan import StudyPlan
+    from layer_surgeon.study.tables import Comparison
 
 app = new_app()
 
@@ -231,34 +232,34 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
-    for table in result.summary["tables"]:
-        share = "" if table["fraction"] == 1 else f", {100 * table['fraction']:g} % of the data"
-        place = table["test"] if table["test"] == table["data"] else f"{table['test']}, trained on {table['data']}"
+    for table in result.summary.tables:
+        share = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the data"
+        place = table.test if table.test == table.data else f"{table.test}, trained on {table.data}"
         rows = [
             (
-                row["arm"],
-                len(row["seeds"]),
-                f"{row['mean']:.4f}",
-                _deviation(row["deviation"]),
-                _trained(result, row["arm"]),
+                row.arm,
+                len(row.seeds),
+                f"{row.mean:.4f}",
+                _deviation(row.deviation),
+                _trained(result, row.arm),
             )
-            for row in table["rows"]
+            for row in table.rows
         ]
         ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{place}{share}")
         ui.table(
             ("comparison", "difference", "95 % interval", "p (Holm)", ""),
             [
                 (
-                    f"{c['arm']} - {c['against']}",
-                    difference_in_words(c["mean"], plan.metric),
+                    f"{c.arm} - {c.against}",
+                    difference_in_words(c.mean, plan.metric),
                     _span(c),
-                    "" if c["p_holm"] is None else say_p(c["p_holm"]),
-                    "significant" if c["significant"] else "not significant",
+                    "" if c.p_holm is None else say_p(c.p_holm),
+                    "significant" if c.significant else "not significant",
                 )
-                for c in table["comparisons"]
+                for c in table.comparisons
             ],
         )
-    ui.headline(result.summary["verdict"])
+    ui.headline(result.summary.verdict)
     facts = {"trainings": f"{result.done} done, {result.ran} of them now", "time": format_seconds(result.seconds)}
     if result.failed:
         facts["failed"] = f"{len(result.failed)}; the same command tries them again"
@@ -269,12 +270,11 @@ def _deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _span(comparison: dict[str, Any]) -> str:
-    crossed = comparison["crossed"]
-    interval = crossed["interval"] if crossed else comparison["seed_interval"]
+def _span(comparison: "Comparison") -> str:
+    interval = comparison.crossed.interval if comparison.crossed else comparison.seed_interval
     return "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _trained(result: "StudyResult", arm: str) -> str:
-    counts = result.summary["arms"][arm]["parameters"]
-    return "" if counts is None else format_count(counts["trained"])
+    counts = result.summary.parameters(arm)
+    return "" if counts is None else format_count(counts.trained)

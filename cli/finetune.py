@@ -118,23 +118,11 @@ def finetune(
         settings = FinetuneConfig(**(from_file | given))
     model = places.get("graft") or ui.workspace.latest("graft")
 
-    if seeds is not None and resume:
-        raise UsageError(
-            "--seeds and --resume don't go together. Resume the one run: --seed N --output FOLDER --resume."
-        )
+    _check_options(seeds=seeds, resume=resume, push_to_hub=push_to_hub, public=public)
+    if push_to_hub is not None and is_main():
+        from layer_surgeon.graft.access import check_access
 
-    if public and push_to_hub is None:
-        raise UsageError("--public is for --push-to-hub REPO, which is not given.")
-    if push_to_hub is not None:
-        if seeds is not None:
-            raise UsageError(
-                "--seeds and --push-to-hub don't go together: of several runs, choose the one to show, with surgeon "
-                "push REPO FOLDER."
-            )
-        if is_main():
-            from layer_surgeon.graft.access import check_access
-
-            check_access(push_to_hub)
+        check_access(push_to_hub)
 
     if num_processes is not None and num_processes > 1 and not dry_run and not is_started():
         return start_processes(num_processes)
@@ -171,6 +159,21 @@ def finetune(
     if push_to_hub is not None and is_main():
         document["pushed"] = asdict(_push(result.path, push_to_hub, public, ui))
     return document
+
+
+def _check_options(*, seeds: int | None, resume: bool, push_to_hub: str | None, public: bool) -> None:
+    """Refuse options that contradict each other."""
+    if seeds is not None and resume:
+        raise UsageError(
+            "--seeds and --resume don't go together. Resume the one run: --seed N --output FOLDER --resume."
+        )
+    if public and push_to_hub is None:
+        raise UsageError("--public is for --push-to-hub REPO, which is not given.")
+    if push_to_hub is not None and seeds is not None:
+        raise UsageError(
+            "--seeds and --push-to-hub don't go together: of several runs, choose the one to show, with surgeon push "
+            "REPO FOLDER."
+        )
 
 
 def _push(run: Path, repo: str, public: bool, ui: Ui) -> "PushResult":

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from layer_surgeon._io import write_bytes
+
 from .command import command, new_app
 from .errors import UsageError
 from .ui import Ui
@@ -30,42 +32,56 @@ def report(
 
     Nothing is trained. A study that is under way, or was stopped, is shown as far as it is.
     """
+    from layer_surgeon.report.export import FOLDER, FORMATS, write_report
+    from layer_surgeon.report.load import load_report
     from layer_surgeon.study.layout import StudyFolder
-    from layer_surgeon.study.report_data import load_report
-    from layer_surgeon.study.report_export import FOLDER, FORMATS, write_report
 
     unknown = next((name for name in formats or () if name not in FORMATS), None)
     if unknown is not None:
         raise UsageError(f"--format is {unknown!r}; it must be one of {', '.join(FORMATS)}.")
-    found = load_report(study)
-    place = output or StudyFolder(root=study).path(FOLDER)
-    # What lies in the study's own folder was written by this command.
-    written = write_report(
-        found, place, [name for name in FORMATS if formats is None or name in formats], force=force or output is None
-    )
+    loaded = load_report(study)
+    folder = output or StudyFolder(root=study).path(FOLDER)
+    wanted = [name for name in FORMATS if formats is None or name in formats]
+    # The folder inside the study's own was written by this command.
+    written = write_report(loaded, folder, wanted, force=force or output is None)
     if not ui.as_json:
-        ui.headline(found.verdict)
+        ui.headline(loaded.summary.verdict)
         figures = [path for path in written if path.suffix == ".png"]
         rows = {path.name: path for path in written if path not in figures}
-        ui.facts({"trainings": found.state, **rows, **({"figures": figures[0].parent} if figures else {})})
+        ui.facts({"trainings": loaded.state, **rows, **({"figures": figures[0].parent} if figures else {})})
     return {
         "study": study,
-        "kind": found.kind,
-        "verdict": found.verdict,
-        "done": found.done,
-        "planned": found.planned,
-        "path": place,
+        "kind": loaded.kind,
+        "verdict": loaded.summary.verdict,
+        "done": len(loaded.results),
+        "planned": loaded.summary.cells.planned,
+        "path": folder,
         "files": written,
     }
 
 
 def write_page(folder: Path, ui: Ui) -> Path:
-    """The page of a study that was just run; its path is shown."""
+    """Write the page of a study that was just run, and show its path."""
+    from layer_surgeon.report.export import FOLDER, write_report
+    from layer_surgeon.report.load import load_report
     from layer_surgeon.study.layout import StudyFolder
-    from layer_surgeon.study.report_data import load_report
-    from layer_surgeon.study.report_export import FOLDER, write_report
 
     (page,) = write_report(load_report(folder), StudyFolder(root=folder).path(FOLDER), ("html",))
     if not ui.as_json:
         ui.facts({"report": page})
     return page
+
+
+def write_sweep_picture(folder: Path, ui: Ui) -> Path:
+    """Write the picture of a sweep that was just run, and show its path."""
+    from layer_surgeon.report.load import load_report
+    from layer_surgeon.report.pictures import draw_sweep
+    from layer_surgeon.study.layout import SWEEP, StudyFolder
+
+    path = StudyFolder(root=folder).path(SWEEP)
+    picture = draw_sweep(load_report(folder))
+    if picture is not None:
+        write_bytes(path, picture)
+    if not ui.as_json:
+        ui.facts({"picture": path})
+    return path

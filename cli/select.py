@@ -23,7 +23,7 @@ from .sweep import sweep_plan
 from .ui import Ui
 
 if TYPE_CHECKING:
-    from layer_surgeon.study.selection import SelectionResult
+    from layer_surgeon.study.selection import Selection
 
 app = new_app()
 
@@ -67,6 +67,7 @@ def select(
         ui=ui,
     )
 
+    from layer_surgeon.study.records import as_json
     from layer_surgeon.study.select import select_arm
 
     try:
@@ -75,21 +76,21 @@ def select(
         raise TrainingError("Interrupted. What is done is kept; the same command goes on.") from error
     if not ui.as_json:
         _show(result, ui)
-    return result.as_dict() | {"report": write_page(folder, ui)}
+    return as_json(result) | {"report": write_page(folder, ui)}
 
 
-def _show(result: "SelectionResult", ui: Ui) -> None:
+def _show(result: "Selection", ui: Ui) -> None:
     names = list(dict.fromkeys(name for rung in result.rungs for name in rung.scores))
     rows = [
         (name, *(f"{rung.scores[name]:.4f}" if name in rung.scores else "" for rung in result.rungs)) for name in names
     ]
     ui.table(("candidate", *(rung.name for rung in result.rungs)), rows)
-    ui.headline(result.study.summary["verdict"])
+    ui.headline(result.verdict)
     ui.facts(
         {
             "chosen": f"{result.best}: layer {', '.join(map(str, result.layers))}, site {result.site}",
             **({} if result.margin is None else {"margin": result.margin.text}),
             "cost": f"{result.cost:.0%} of the sweep's examples, about {result.time:.0%} of its time",
-            "study": result.study.path,
+            "study": result.path,
         }
     )

@@ -7,6 +7,7 @@ import typer
 
 from .command import command, new_app, usage
 from .compare import make_content, run_plan
+from .report import write_sweep_picture
 from .studies import (
     TRAINING,
     AddressOption,
@@ -74,16 +75,9 @@ def sweep(
         ui=ui,
     )
 
-    from layer_surgeon.study.layout import SWEEP, StudyFolder, read_json
-    from layer_surgeon.study.sweep import draw_sweep
-
     document = run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
     if not dry_run:
-        study = StudyFolder(root=folder)
-        draw_sweep(read_json(study.summary), plan, study.path(SWEEP))
-        document["picture"] = folder / SWEEP
-        if not ui.as_json:
-            ui.facts({"picture": folder / SWEEP})
+        document["picture"] = write_sweep_picture(folder, ui)
     return document
 
 

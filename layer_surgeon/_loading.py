@@ -15,7 +15,8 @@ import datasets
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
-from layer_surgeon._io import MAX_JSON_BYTES, check_links, read_json
+from layer_surgeon._folders import check_links
+from layer_surgeon._io import MAX_JSON_BYTES, read_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside

@@ -17,6 +17,7 @@ _REORDERS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSAFE = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|]+")
 # Text that begins so is a formula to a spreadsheet, and formulas can read files and call programs.
+_APOSTROPHE = "'"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # An underscore inside a word, as in `all_mpnet`, is only an underscore.
 _MARKDOWN = re.compile(r"[\\`*{}\[\]|<>~]|(?<![^\W_])_|_(?![^\W_])")
@@ -105,6 +106,7 @@ def csv_cell(value: Any) -> Any:
     """A cell of a CSV file: booleans as JSON writes them; a text that a spreadsheet would run gets an apostrophe."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        # Writers don't quote a carriage return, and readers begin a line at it.
+        return f"{_APOSTROPHE if value.startswith(_FORMULA) else ''}{value}".replace("\r", " ")
     return value

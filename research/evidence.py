@@ -18,6 +18,7 @@ from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.paired import ALPHA, compare_scores, holm, seed_interval_of_mean
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.plan_parts import read_yaml
+from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
 from research.numbers import Interval, interval_points, p_value, points
 
@@ -364,7 +365,7 @@ def _study(name: str, plan: StudyPlan, content: Mapping[str, Any], all_cells: Ma
         for cell in plan.cells():
             if cell.seed in seeds[cell.data]:
                 write_json(folder.result(cell.id), unpack(cells[cell.id]))
-        summary = summarize(plan, folder)
+        summary = as_json(summarize(plan, folder))
     return Study(
         name=name,
         plan=plan,
@@ -386,7 +387,9 @@ def whole_seeds(plan: StudyPlan, finished: Iterable[str]) -> dict[str, tuple[int
 def unpack(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A training of the evidence in the form that `summarize` reads."""
     tests = {name: {**test, "correct": unpack_bits(test["correct"])} for name, test in cell["tests"].items()}
-    return {"format": 1, **cell, "tests": tests}
+    # What the tables don't need was left out of the evidence.
+    left_out = {"host": "", "donor": None, "config": {}, "versions": {}}
+    return {"format": 1, **left_out, **cell, "tests": tests}
 
 
 def unpack_bits(text: str | None) -> str | None:

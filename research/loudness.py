@@ -85,9 +85,9 @@ def train(cell: Cell, folder: StudyFolder, series: Path) -> None:
     write_json(
         series,
         {
-            "test_accuracy": result["tests"][cell.data]["scores"]["accuracy"],
-            "best_epoch": result["best_epoch"],
-            "history": result["history"],
+            "test_accuracy": result.tests[cell.data].scores["accuracy"],
+            "best_epoch": result.best_epoch,
+            "history": list(result.history),
             "series": watch.rounded(),
         },
     )

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import layer_surgeon as ls
+from layer_surgeon.report.load import load_report
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.report_data import load_report
 from tests.support.command_line import surgeon
 
 FIXTURES = Path(__file__).parent / "fixtures/made_by_04c75f7"
@@ -64,8 +64,8 @@ def test_a_study_is_read_and_has_nothing_left_to_run(folder, expected):
     result = run_study(StudyPlan.read(Path("study/study.yaml")), Path("study"))
     assert (result.done, result.ran, result.failed, result.missing) == (8, 0, {}, 0)
     assert json.loads(Path("study/summary.json").read_text()) == before
-    assert result.summary["verdict"] == expected["verdict"]
-    assert load_report(Path("study")).verdict == expected["verdict"]
+    assert result.summary.verdict == expected["verdict"]
+    assert load_report(Path("study")).summary.verdict == expected["verdict"]
 
 
 def test_the_commands_take_them(folder, expected):

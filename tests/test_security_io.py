@@ -8,19 +8,8 @@ from copy import copy
 
 import pytest
 
-from layer_surgeon._io import (
-    BusyError,
-    FileLock,
-    check_replaceable,
-    foreign_files,
-    is_locked,
-    new_file,
-    new_folder,
-    put_in_place,
-    read_json,
-    remove_ours,
-    write_text,
-)
+from layer_surgeon._folders import check_replaceable, foreign_files, new_folder, put_in_place, remove_ours
+from layer_surgeon._io import BusyError, FileLock, is_locked, new_file, read_json, write_text
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.workspace import Workspace
 from tests.support.races import race, remember

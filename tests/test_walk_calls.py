@@ -21,9 +21,7 @@ MAY_LOAD = {
     ("layer_surgeon/checkpoint/gguf_config.py", "transformers.PretrainedConfig.get_config_dict"): "of a file made here",
     ("layer_surgeon/donor/files.py", "SurgeonDonorConfig.get_config_dict"): "reads a config.json of our own class",
     ("layer_surgeon/donor/tensors.py", "family.from_pretrained"): "given None: weights come as tensors, not from files",
-    ("layer_surgeon/graft/configuration.py", "SurgeonGraftConfig.get_config_dict"): "reads a config.json of our class",
     ("layer_surgeon/graft/modeling.py", "super().from_pretrained"): "our own class, whose config was checked before",
-    ("layer_surgeon/graft/shapes.py", "PretrainedConfig.get_config_dict"): "reads a config.json, makes nothing of it",
 }
 
 # What starts another program or process, or runs text or bytes as code.

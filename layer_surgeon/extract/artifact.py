@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import check_links, read_json
+from layer_surgeon._folders import check_links
+from layer_surgeon._io import read_json
 from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import check_replaceable, write_bytes, write_json
+from layer_surgeon._folders import check_replaceable
+from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import README_FILE, read_licence

@@ -1,18 +1,17 @@
 """The picture of a confusion matrix: which classes are taken for which."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
+from layer_surgeon._charts import draw_png
+from layer_surgeon._io import write_bytes
 
-from layer_surgeon._io import new_file
-
-_WHITE_TO_BLUE = LinearSegmentedColormap.from_list("white to blue", ["#ffffff", "#cfe0f1", "#2563a8", "#123a66"])
-_DARK, _GRAY, _LINES = "#33414f", "#b8c4d0", "#e6eaee"
+_WHITE_TO_BLUE = ("#ffffff", "#cfe0f1", "#2563a8", "#123a66")
+# What a good model confuses are a few percent, which would be white on an even scale.
+_STOPS = (0.0, 1 / 9, 4 / 9, 1.0)
+_LIGHT_TEXT, _DARK_TEXT, _GRAY_TEXT = "#ffffff", "#33414f", "#b8c4d0"
 # With more classes than these, shares, counts and names no longer fit into cells of this size, or beside them.
 _WITH_SHARES, _WITH_COUNTS, _WITH_NAMES = 6, 20, 60
 _LONGEST_NAME = 24
@@ -27,54 +26,52 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
         title: What was measured.
         path: Where the PNG is written.
     """
-    counts = np.asarray(confusion, dtype=np.int64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(max(0.62 * len(names), 2.8), 9.0)
-    figure = Figure(figsize=(side + 2.6, side + 1.4), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    # By the square root: what a good model confuses are a few percent, which would else be white.
-    image = axes.imshow(shares, cmap=_WHITE_TO_BLUE, norm=PowerNorm(0.5, vmin=0, vmax=1))
-    if len(names) <= _WITH_COUNTS:
-        _write_counts(axes, counts, shares)
-    _name_classes(axes, names)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.spines[:].set_color(_LINES)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, ticks=[0, 0.05, 0.25, 0.5, 1], format="{x:.0%}")
-    bar.ax.tick_params(labelsize=8)
-    bar.set_label("share of the true class", fontsize=8.5)
-    bar.outline.set_visible(False)
-    figure.suptitle(title, fontsize=10.5, x=0.02, ha="left", parse_math=False)
-    # Cells are squares, which the layout does not know of: without this, names beside few of them are cut off.
-    with new_file(path) as file:
-        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.12)
+    import altair as alt
+
+    few, side = len(names) <= _WITH_SHARES, min(max(58.0 * len(names), 200), 640)
+    size = 13 if few else 11 if len(names) <= 12 else 9
+    axes = [_name_axis(names, across=across) for across in (True, False)]
+    base = alt.Chart(alt.Data(values=_cells(confusion, few=few))).encode(  # type: ignore[no-untyped-call]
+        x=alt.X("column:O", title="predicted class", axis=axes[0]), y=alt.Y("row:O", title="true class", axis=axes[1])
+    )
+    scale = alt.Scale(domain=list(_STOPS), range=list(_WHITE_TO_BLUE))
+    legend = alt.Legend(title="share of the true class", orient="right", format=".0%", values=[0, 0.05, 0.25, 0.5, 1])
+    parts = [
+        base.mark_rect(stroke="#e6eaee").encode(color=alt.Color("share:Q", scale=scale, legend=legend)),
+        *(
+            base.mark_text(fontSize=size, dy=dy).encode(text=f"{field}:N", fill=alt.Fill("ink:N", scale=None))
+            for field, dy in (("count", -8 if few else 0), ("share_text", 8))
+            if len(names) <= (_WITH_SHARES if field == "share_text" else _WITH_COUNTS)
+        ),
+    ]
+    chart = alt.layer(*parts).properties(width=side, height=side, title=alt.Title(title))
+    spec = chart.to_dict(validate=False)
+    del spec["config"]
+    write_bytes(path, draw_png(spec))
 
 
-def _write_counts(axes: Any, counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
-    """Counts, and below them, where the cells are large enough, their shares of the rows."""
-    few = len(counts) <= _WITH_SHARES
-    size = 10.5 if few else 8.5 if len(counts) <= 12 else 7
-    for (row, column), count in np.ndenumerate(counts):
-        share = shares[row, column]
-        ink = "white" if share > 0.3 else _DARK if count else _GRAY
-        text = f"{count:,}\n{share:.1%}" if few else f"{count:,}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
+def _cells(confusion: Sequence[Sequence[int]], *, few: bool) -> list[dict[str, Any]]:
+    """One record for each cell."""
+    cells = []
+    for row, counts in enumerate(confusion):
+        total = max(sum(counts), 1)
+        for column, count in enumerate(counts):
+            share = count / total
+            ink = _LIGHT_TEXT if share > 0.3 else _DARK_TEXT if count else _GRAY_TEXT
+            cell = {"row": row, "column": column, "share": share, "count": f"{count:,}", "ink": ink}
+            cells.append({**cell, "share_text": f"{share:.1%}"} if few else cell)
+    return cells
 
 
-def _name_classes(axes: Any, names: Sequence[str]) -> None:
-    """Names along both axes, and lines between the cells."""
+def _name_axis(names: Sequence[str], *, across: bool) -> Any:
+    """The axis of classes, by number: two classes may have the same name once it is cut."""
+    import altair as alt
+
+    if len(names) > _WITH_NAMES:
+        return alt.Axis(labels=False)
     shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
-    named = range(len(shown)) if len(shown) <= _WITH_NAMES else range(0)
-    size = 9.5 if len(shown) <= 12 else 8 if len(shown) <= 30 else 6
-    # Names, not formulas: matplotlib would set what stands between two dollars, and fail at most of it.
-    axes.set_xticks(named, shown[: len(named)], fontsize=size, parse_math=False)
-    axes.set_yticks(named, shown[: len(named)], fontsize=size, parse_math=False)
     # Below a cell there is room for about seven letters, below the few and large ones for more.
-    if max(map(len, shown), default=0) > (14 if len(shown) <= 3 else 7) or len(shown) > 12:
-        axes.tick_params(axis="x", rotation=90 if len(shown) > 12 else 30)
-    axes.tick_params(which="both", length=0)
-    if len(shown) <= _WITH_NAMES:
-        between = np.arange(0.5, len(shown) - 1)
-        axes.set_xticks(between, minor=True)
-        axes.set_yticks(between, minor=True)
-        axes.grid(which="minor", color=_LINES, linewidth=0.8)
+    turned = max(map(len, shown), default=0) > (14 if len(shown) <= 3 else 7) or len(shown) > 12
+    size = 12 if len(shown) <= 12 else 10 if len(shown) <= 30 else 8
+    label = f"{json.dumps(shown)}[datum.value]"
+    return alt.Axis(labelExpr=label, labelAngle=-90 if across and turned else 0, labelFontSize=size, labelOverlap=False)

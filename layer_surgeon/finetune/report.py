@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from layer_surgeon._io import new_file, write_json, write_text
+from layer_surgeon._charts import draw_png
+from layer_surgeon._io import write_bytes, write_json, write_text
 from layer_surgeon.finetune.card import LOSS_CURVE, make_card
 from layer_surgeon.finetune.confusion import draw_confusion
 from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, RESULTS, FinetuneResult
-
-_BLUE, _ORANGE, _GRAY = "#2563a8", "#c2570c", "#b8c4d0"
 
 
 def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> None:
@@ -30,44 +26,63 @@ def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> Non
 
 def draw_curve(result: FinetuneResult, path: Path) -> None:
     """Training loss by step above, the validation score by epoch below; the kept epoch is marked."""
-    figure = Figure(figsize=(7.2, 5.4), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    steps, losses = [step for step, _ in result.steps], [loss for _, loss in result.steps]
+    import altair as alt
+
+    losses = [loss for _, loss in result.steps]
     smooth = _moving_mean(losses)
-    upper.plot(steps, losses, color=_GRAY, linewidth=1, label="training, each point" if smooth else "training")
-    if smooth:
-        upper.plot(steps, smooth, color=_BLUE, linewidth=1.8, label="training, moving mean")
-    ends = [epoch.step for epoch in result.history]
-    upper.plot(ends, [epoch.loss for epoch in result.history], "o-", color=_ORANGE, markersize=5, label="validation")
-    upper.set_ylabel("loss (nats)")
-    upper.legend(frameon=False, fontsize=8.5)
-    name = next(iter(result.validation.scores))
-    lower.plot(ends, [epoch.scores[name] for epoch in result.history], "o-", color=_ORANGE, markersize=5)
-    best = result.history[result.best_epoch - 1]
-    lower.plot([best.step], [best.scores[name]], "o", markersize=11, markerfacecolor="none", color=_BLUE)
-    side = -1 if best.step > 0.6 * ends[-1] else 1
-    lower.annotate(
-        f"kept: epoch {best.epoch:g}, {best.scores[name]:.4f}",
-        (best.step, best.scores[name]),
-        xytext=(6 * side, 11),
-        textcoords="offset points",
-        fontsize=8.5,
-        color=_BLUE,
-        ha="right" if side < 0 else "left",
+    # The colours of the theme, in their order: gray, orange, blue.
+    lines = ("training, each point" if smooth else "training", "validation", "training, moving mean")
+    records: list[dict[str, Any]] = [{"line": lines[0], "step": step, "loss": loss} for step, loss in result.steps]
+    records += [{"line": lines[1], "step": epoch.step, "loss": epoch.loss} for epoch in result.history]
+    steps = [step for step, _ in result.steps]
+    records += [{"line": lines[2], "step": step, "loss": loss} for step, loss in zip(steps, smooth, strict=False)]
+    last = max([record["step"] for record in records], default=1)
+    color = alt.Color(
+        "line:N", scale=alt.Scale(domain=list(lines)), legend=alt.Legend(values=list(lines[: 2 + bool(smooth)]))
     )
-    lower.set_ylabel(f"validation {TITLES[name]}")
-    lower.set_xlabel("optimizer steps")
-    lower.set_xlim(left=0)
-    lower.margins(y=0.25)
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6eaee", linewidth=0.8)
-        axes.set_axisbelow(True)
-    title = f"{result.path.name}: training loss and validation"
-    figure.suptitle(title, fontsize=11, x=0.02, ha="left", parse_math=False)
-    with new_file(path) as file:
-        figure.savefig(file, format="png")
+    x = alt.X("step:Q", scale=alt.Scale(domain=[0, last], nice=False), axis=alt.Axis(tickMinStep=1, grid=False))
+    upper = _chart(records).encode(x=x.title(None), y=_from_data("loss", "loss (nats)"), color=color)
+    name = next(iter(result.validation.scores))
+    best = result.history[result.best_epoch - 1]
+    text = f"kept: epoch {best.epoch:g}, {best.scores[name]:.4f}"
+    scores = [
+        {"line": lines[1], "step": epoch.step, "score": epoch.scores[name], "text": text if epoch is best else ""}
+        for epoch in result.history
+    ]
+    lower = _chart(scores).encode(
+        x=x.title("optimizer steps"), y=_from_data("score", f"validation {TITLES[name]}"), color=color
+    )
+    kept = lower.transform_filter("datum.text")
+    late = best.step > 0.6 * last
+    parts = [
+        alt.layer(upper.mark_line(strokeWidth=1.6, opacity=0.8), *_points(upper)),
+        alt.layer(
+            lower.mark_line(strokeWidth=1.6),
+            *_points(lower),
+            kept.mark_point(size=250, shape="circle"),
+            kept.mark_text(align="right" if late else "left", dx=-8 if late else 8, dy=-16).encode(text="text:N"),
+        ),
+    ]
+    title = alt.Title(f"{result.path.name}: training loss and validation")
+    spec = alt.vconcat(*(part.properties(width=620, height=190) for part in parts)).properties(title=title)
+    write_bytes(path, draw_png({key: value for key, value in spec.to_dict(validate=False).items() if key != "config"}))
+
+
+def _chart(records: Sequence[dict[str, Any]]) -> Any:
+    import altair as alt
+
+    return alt.Chart(alt.Data(values=list(records)))  # type: ignore[no-untyped-call]
+
+
+def _from_data(field: str, title: str) -> Any:
+    import altair as alt
+
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=5))
+
+
+def _points(chart: Any) -> list[Any]:
+    """Marks at the ends of the epochs."""
+    return [chart.transform_filter("datum.line == 'validation'").mark_point(filled=True, size=50, opacity=1)]
 
 
 def _moving_mean(values: Sequence[float]) -> list[float]:

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
-from layer_surgeon._io import list_names, usual_modes
+from layer_surgeon._folders import list_names
+from layer_surgeon._io import usual_modes
 from layer_surgeon.errors import DataError, TrainingError, WorkspaceError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
@@ -169,17 +170,22 @@ def _train(
         model=model,
     )
     if processes.is_main:
-        model.save_pretrained(folder.final, **({} if weights is None else {"state_dict": weights}))
-        usual_modes(folder.final)
-        context.tokenizer.save_pretrained(folder.final)
-        write_run_file(folder.final, run.places, config)
-        write_report(result, model.config, folder.final)
+        _write(run, folder, result, weights)
         trackers.finish(result.metrics)
         if remaining := folder.finish():
             progress.notice(f"{folder.work} stays: it holds files that the run has not made ({list_names(remaining)}).")
     processes.wait()
     # A model whose weights were spread is of no use to anybody behind the run.
     return result if weights is None else replace(result, model=load_model(folder.target, task.name))
+
+
+def _write(run: Preparation, folder: RunFolder, result: FinetuneResult, weights: dict[str, Any] | None) -> None:
+    """Put the finished run together; `weights` are those of a model that is spread over several processes."""
+    result.model.save_pretrained(folder.final, **({} if weights is None else {"state_dict": weights}))
+    usual_modes(folder.final)
+    run.context.tokenizer.save_pretrained(folder.final)
+    write_run_file(folder.final, run.places, result.config)
+    write_report(result, result.model.config, folder.final)
 
 
 def _measure_all(

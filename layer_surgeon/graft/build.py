@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from layer_surgeon._io import new_folder
+from layer_surgeon._folders import new_folder
 from layer_surgeon._loading import load_tokenizer
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError

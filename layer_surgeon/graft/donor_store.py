@@ -13,7 +13,8 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from layer_surgeon._io import check_links, copy_file, new_folder
+from layer_surgeon._folders import check_links, new_folder
+from layer_surgeon._io import copy_file
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
 from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files

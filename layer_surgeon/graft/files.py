@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from layer_surgeon._io import check_replaceable, read_json
+from layer_surgeon._folders import check_replaceable
+from layer_surgeon._io import read_json
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
 from layer_surgeon.graft.config import DONOR_FOLDER

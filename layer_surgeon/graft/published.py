@@ -8,7 +8,8 @@ from typing import Any
 
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
-from layer_surgeon._io import check_links, parse_json
+from layer_surgeon._folders import check_links
+from layer_surgeon._io import parse_json
 from layer_surgeon._text import markdown, without_secrets_in
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.errors import GraftError

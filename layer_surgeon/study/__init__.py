@@ -1,4 +1,4 @@
-"""COMPARE: arms x seeds x data -> tables and reports.
+"""COMPARE: arms x seeds x data -> a typed summary.
 
 A study:
 arms, data          what is compared, and on what: as the plan names them
@@ -10,18 +10,14 @@ models, controls    from an arm to a model that can be trained
 cells, testing      one training in a process of its own, and its tests; executors: who runs the processes
 preload, preloaded  the process that these are forked from, and how the study speaks to it
 compare             `run_study`: the order of all that; estimate: how long it will take
+tables              the typed summary: rows and comparisons, one table per test set
+records             the JSON files of a study (cells, summary, selection), read and written as typed values
 paired, summary     is one arm better? From cells to tables; verdict: the same in words
 sweep, select       which layer, pair or site: by all of them, or at a fraction of that; probe: without training;
                     selection: what came out
 
-The report of a study:
-report_data         `load_report`: all that it shows, from the folder; report_tables, report_types: in which form
-report_export       `write_report`: every format; report_text: numbers as they are said
-report_page         HTML; its pieces: report_html, report_figures, report_charts, report_svg
-report_markdown, report_csv, report_latex, report_pictures    the others
-
 The demo:
-demo                the real layer in the real host beside the host alone; see `surgeon demo`
+demo                the real layer in the real host, and the host alone; see `surgeon demo`
 results             what it comes to, and what may be said of it
 statistics          how sure a measured share, or a difference of two, is
 page                the HTML page

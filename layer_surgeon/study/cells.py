@@ -8,23 +8,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import read_json, write_json
+from layer_surgeon._io import read_json
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
 from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.hosts import host_source
-from layer_surgeon.study.layout import FORMAT, StudyFolder, locked
-from layer_surgeon.study.layout import read_json as read_result
+from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import synthetic_file
+from layer_surgeon.study.records import (
+    CellParameters,
+    CellResult,
+    CellSeconds,
+    ValidationScores,
+    read_cell,
+    write_cell,
+    write_failure,
+)
+from layer_surgeon.study.tables import FailedCell
 from layer_surgeon.study.testing import measure_cell
 from layer_surgeon.workspace import Workspace
 
 
-def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) -> CellResult:
     """Train and test one cell, and write its result, whole; a cell that is done is only read.
 
     A training that was killed goes on from its last checkpoint.
@@ -35,19 +44,19 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
     progress = progress or NullProgress()
     with locked(folder.run(cell.id, ".lock"), wait=True):
         if folder.result(cell.id).exists():
-            return read_result(folder.result(cell.id))
+            return read_cell(folder.result(cell.id))
         try:
             result = _run(cell, folder, progress)
         except Exception as error:
-            failure = {"type": type(error).__name__, "message": str(error)}
-            write_json(folder.failure(cell.id), {**_head(cell), "error": failure, "finished": _now()})
+            failure = FailedCell(**_which(cell), error={"type": type(error).__name__, "message": str(error)})
+            write_failure(folder.failure(cell.id), failure, finished=_now())
             raise
-        write_json(folder.result(cell.id), result)
+        write_cell(folder.result(cell.id), result)
         folder.failure(cell.id).unlink(missing_ok=True)
     return result
 
 
-def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
     began = time.monotonic()
     trained = train_cell(cell, folder, progress)
     testing = time.monotonic()
@@ -55,30 +64,29 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
     facts = trained.as_dict()
     if not cell.keep_model:
         shutil.rmtree(folder.run(cell.id), ignore_errors=True)
-    return {
-        **_head(cell),
-        "host": cell.arm.host_name,
-        "donor": None if cell.arm.donor is None else cell.arm.donor.name,
-        "tests": tests,
-        "validation": {"examples": trained.validation.examples, "scores": dict(trained.validation.scores)},
-        "history": [epoch.as_dict() for epoch in trained.history],
-        "best_epoch": trained.best_epoch,
-        "parameters": dict(trained.parameters),
-        "train_examples": trained.data["splits"]["train"]["examples"],
-        "seconds": {
-            "training": round(trained.seconds, 3),
-            "testing": round(time.monotonic() - testing, 3),
-            "all": round(time.monotonic() - began, 3),
-        },
-        "device": trained.device,
-        "config": facts["config"],
-        "versions": {
+    ended = time.monotonic()
+    return CellResult(
+        **_which(cell),
+        host=cell.arm.host_name,
+        donor=None if cell.arm.donor is None else cell.arm.donor.name,
+        tests=tests,
+        validation=ValidationScores(examples=trained.validation.examples, scores=dict(trained.validation.scores)),
+        history=tuple(epoch.as_dict() for epoch in trained.history),
+        best_epoch=trained.best_epoch,
+        parameters=CellParameters(**trained.parameters),
+        train_examples=trained.data["splits"]["train"]["examples"],
+        seconds=CellSeconds(
+            training=round(trained.seconds, 3), testing=round(ended - testing, 3), all=round(ended - began, 3)
+        ),
+        device=trained.device,
+        config=facts["config"],
+        versions={
             "layer_surgeon": facts["layer_surgeon"],
             **facts["versions"],
             "scipy": importlib.metadata.version("scipy"),
         },
-        "finished": _now(),
-    }
+        finished=_now(),
+    )
 
 
 def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: Any) -> FinetuneResult:
@@ -121,9 +129,8 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _head(cell: Cell) -> dict[str, Any]:
+def _which(cell: Cell) -> dict[str, Any]:
     return {
-        "format": FORMAT,
         "id": cell.id,
         "arm": cell.arm.name,
         "data": cell.data,

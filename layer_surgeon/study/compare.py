@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.executors import Executor, run_local, run_ray, threads_each
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
+from layer_surgeon.study.records import as_json, write_summary
 from layer_surgeon.study.summary import summarize
+from layer_surgeon.study.tables import Summary
 from layer_surgeon.study.verdict import say_share
 
 
@@ -28,7 +29,7 @@ class StudyResult:
         ran: How many of them this call trained.
         failed: Id of a failed cell -> what went wrong.
         missing: Cells that were neither finished nor failed.
-        summary: The tables, as in summary.json.
+        summary: The tables.
         seconds: Time of this call.
     """
 
@@ -37,7 +38,7 @@ class StudyResult:
     ran: int
     failed: dict[str, str]
     missing: int
-    summary: dict[str, Any]
+    summary: Summary
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class StudyResult:
             "failed": dict(self.failed),
             "missing": self.missing,
             "seconds": round(self.seconds, 1),
-            **{name: value for name, value in self.summary.items() if name != "format"},
+            **{name: value for name, value in as_json(self.summary).items() if name != "format"},
         }
 
 
@@ -110,7 +111,7 @@ def run_study(
             progress.end()
             # Also of a study that is stopped: what is there can be looked at.
             summary = summarize(plan, folder)
-            write_json(folder.summary, summary)
+            write_summary(folder.summary, summary)
     done = sum(folder.result(cell.id).exists() for cell in cells)
     return StudyResult(
         path=output,

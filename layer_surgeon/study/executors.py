@@ -11,9 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from layer_surgeon._io import write_json
 from layer_surgeon._python import start_python
 from layer_surgeon.errors import ConfigError, WorkspaceError
-from layer_surgeon.study.layout import StudyFolder, write_json
+from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.preloaded import SUPPORTED, Preloaded, preloaded
 
@@ -55,7 +56,7 @@ def run_process(
     Returns:
         None when it is done; else what went wrong.
     """
-    description = folder.root / "runs" / f"{cell.id}.cell.json"
+    description = folder.run(cell.id, ".cell.json")
     write_json(description, cell.as_dict())
     folder.log(cell.id).parent.mkdir(parents=True, exist_ok=True)
     arguments, running = [str(folder.root), str(description)], running or Running()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from layer_surgeon._io import foreign_files
+from layer_surgeon._folders import foreign_files
 from layer_surgeon.checkpoint.packaged import ARCHIVES, packaged_host
 from layer_surgeon.errors import SourceError
 from layer_surgeon.progress import Progress

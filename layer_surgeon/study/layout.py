@@ -39,7 +39,8 @@ cells/<id>.json:
 
 cells/<id>.failed.json: format, id, arm, data, fraction, seed, error {"type", "message"}, finished.
 
-summary.json: see `layer_surgeon.study.summary`.
+summary.json, selection.json: see `layer_surgeon.study.tables` and `selection`. All of them are read and written by
+`layer_surgeon.study.records`.
 """
 
 import contextlib
@@ -49,8 +50,8 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon import _io
-from layer_surgeon._io import BusyError, leaving_link
-from layer_surgeon._io import write_json as write_json
+from layer_surgeon._folders import leaving_link
+from layer_surgeon._io import BusyError
 from layer_surgeon.errors import WorkspaceError
 
 FORMAT = 1
@@ -157,21 +158,6 @@ class StudyFolder:
     def layer(self, name: str) -> Path:
         """An extracted layer."""
         return self.path("layers", name)
-
-    def results(self) -> list[dict[str, Any]]:
-        """All finished cells, in the order of their ids.
-
-        Raises:
-            WorkspaceError: A file is none of ours, or of a later format.
-        """
-        names = sorted(path.name for path in (self.root / "cells").glob("*.json"))
-        return [read_json(self.path("cells", name)) for name in names if not name.endswith(".failed.json")]
-
-    def failures(self) -> list[dict[str, Any]]:
-        """All cells that failed and were not finished since."""
-        names = sorted(path.name for path in (self.root / "cells").glob("*.failed.json"))
-        open_names = (name for name in names if not self.result(name.removesuffix(".failed.json")).exists())
-        return [read_json(self.path("cells", name)) for name in open_names]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -202,30 +201,44 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare_scores(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Second minus first, by seed: what can be said from the seeds' scores alone.
+@dataclass(frozen=True, kw_only=True)
+class ScoreDifference:
+    """What the seeds' scores alone say of two arms.
 
-    Args:
-        first: One score for each seed.
-        second: Likewise, in the same order.
-
-    Returns:
-        mean, deviation (None with one seed), t_test and permutation (p-values, None with one seed), effect_size (mean
-        by deviation, Cohen's d of pairs; None where it can't be told), seed_interval (bootstrap).
+    Attributes:
+        mean: Of the paired differences.
+        deviation: Of the paired differences; None with one seed.
+        by_seed: The difference of each seed.
+        t_test: p of the paired t-test; None with one seed.
+        permutation: p of the paired permutation test; None with one seed.
+        effect_size: Mean by deviation, Cohen's d of pairs; None where there is no t-test.
+        seed_interval: 95 %, by bootstrap; None with one seed.
     """
+
+    mean: float
+    deviation: float | None
+    by_seed: tuple[float, ...]
+    t_test: float | None
+    permutation: float | None
+    effect_size: float | None
+    seed_interval: Interval | None
+
+
+def compare_scores(first: Sequence[float], second: Sequence[float]) -> ScoreDifference:
+    """Second minus first, by seed: one score for each seed, in the same order on both sides."""
     delta = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     several = len(delta) > 1
     deviation = float(delta.std(ddof=1)) if several else None
     t_test = _t_test(delta)
-    return {
-        "mean": float(delta.mean()),
-        "deviation": deviation,
-        "by_seed": [float(value) for value in delta],
-        "t_test": t_test,
-        "permutation": sign_permutation(delta.tolist()) if several else None,
-        "effect_size": None if t_test is None or deviation is None else float(delta.mean()) / deviation,
-        "seed_interval": list(bootstrap(delta[:, None], "seeds")) if several else None,
-    }
+    return ScoreDifference(
+        mean=float(delta.mean()),
+        deviation=deviation,
+        by_seed=tuple(float(value) for value in delta),
+        t_test=t_test,
+        permutation=sign_permutation(delta.tolist()) if several else None,
+        effect_size=None if t_test is None or deviation is None else float(delta.mean()) / deviation,
+        seed_interval=bootstrap(delta[:, None], "seeds") if several else None,
+    )
 
 
 def _t_test(delta: Matrix) -> float | None:

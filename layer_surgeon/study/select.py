@@ -32,11 +32,12 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.layout import PROBES, SELECTION, StudyFolder, locked, read_json
+from layer_surgeon.study.layout import PROBES, StudyFolder, locked, read_json
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
-from layer_surgeon.study.selection import Margin, Rung, SelectionResult
+from layer_surgeon.study.records import read_cell, write_selection
+from layer_surgeon.study.selection import Margin, Rung, Selection
 
 _PROBE_TEXTS = 512
 _QUARTER = 0.25
@@ -55,7 +56,7 @@ class _Trained:
 
 def select_arm(
     plan: StudyPlan, output: Path, *, workers: int = 1, probe: bool = True, progress: Progress | None = None
-) -> SelectionResult:
+) -> Selection:
     """Find the best of the plan's grafts.
 
     Args:
@@ -155,7 +156,7 @@ def _finish(
     *,
     workers: int,
     progress: Progress,
-) -> SelectionResult:
+) -> Selection:
     hosts = [arm for arm in plan.arms if arm.donor is None]
     final = replace(plan, arms=(*hosts, best), focus=best.name, reference=hosts[0].name if hosts else best.name)
     folder = StudyFolder(root=output)
@@ -165,7 +166,7 @@ def _finish(
     # A rung of whole trainings takes over those that an earlier one did: each counts once.
     examples = sum(one.examples for one in trained.values())
     seconds = sum(one.seconds for one in trained.values()) + sum(rung.seconds for rung in rungs if not rung.examples)
-    result = SelectionResult(
+    result = Selection(
         best=best.name,
         layers=() if best.donor is None else best.donor.layers,
         site=best.graft.get("site", ENCODER_OUTPUT),
@@ -173,9 +174,10 @@ def _finish(
         margin=margin,
         cost=examples / (count * max(one.examples for one in whole)) if whole else 0.0,
         time=seconds / (count * statistics.fmean(one.seconds for one in whole)) if whole else 0.0,
-        study=study,
+        verdict=study.summary.verdict,
+        path=str(study.path),
     )
-    write_json(folder.path(SELECTION), result.as_dict())
+    write_selection(folder, result)
     return result
 
 
@@ -238,12 +240,12 @@ def _validation(plan: StudyPlan, folder: StudyFolder) -> dict[str, dict[str, _Tr
     for arm in plan.arms:
         cells = [cell for cell in plan.cells() if cell.arm == arm]
         if all(folder.result(cell.id).exists() for cell in cells):
-            results = [read_json(folder.result(cell.id)) for cell in cells]
+            results = [read_cell(folder.result(cell.id)) for cell in cells]
             found[arm.name] = {
-                result["id"]: _Trained(
-                    score=float(result["validation"]["scores"][plan.metric]),
-                    examples=float(result["train_examples"] * result["history"][-1]["epoch"]),
-                    seconds=float(result["seconds"]["all"]),
+                result.id: _Trained(
+                    score=float(result.validation.scores[plan.metric]),
+                    examples=float(result.train_examples * result.history[-1]["epoch"]),
+                    seconds=float(result.seconds.all),
                 )
                 for result in results
             }

@@ -1,10 +1,9 @@
 """What a selection comes to: its rounds, what it chose, how far ahead that is, and at what cost."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from layer_surgeon.study.compare import StudyResult
+from layer_surgeon.graft.config import ENCODER_OUTPUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,23 +15,23 @@ class Rung:
         scores: By arm: mean validation score, or the probe's accuracy.
         kept: The arms that go on, the best first.
         examples: Training examples seen in this rung, over all epochs: its cost.
-        seconds: Likewise; trainings that were there already count as what they took.
+        seconds: How long the trainings of this rung took, those that were done before included.
     """
 
     name: str
     scores: Mapping[str, float]
     kept: tuple[str, ...]
-    examples: float
-    seconds: float
+    examples: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Margin:
-    """How far the chosen one is ahead of the next, on validation data.
+    """How far the chosen arm is ahead of the next, on validation data.
 
     Attributes:
-        runner_up: The other one.
-        difference: Mean over the seeds of the paired differences; positive: the chosen one is better.
+        runner_up: The next arm.
+        difference: Mean over the seeds of the paired differences; positive if the chosen arm is better.
         deviation: Their standard deviation from seed to seed; None with one seed.
     """
 
@@ -53,40 +52,27 @@ class Margin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionResult:
-    """What was chosen.
+class Selection:
+    """What was chosen. The fields are those of selection.json, in the same order.
 
     Attributes:
         best: The arm.
         layers: Its layers.
         site: Where in the host they sit.
-        rungs: How it came to that.
-        margin: Over the runner-up of the last rung; None: there was none left.
+        margin: Over the runner-up of the last rung; None if no other arm was left.
         cost: Examples trained on, as a share of what the whole sweep would take.
-        time: Seconds likewise, the probe's included.
-        study: The last rung's study: the chosen arm and the host alone, with statistics.
+        time: Seconds as a share of what the whole sweep would take, the probe's included.
+        rungs: How it came to that.
+        verdict: Of the last rung's study: the chosen arm and the host alone.
+        path: The study's folder.
     """
 
     best: str
     layers: tuple[int, ...]
-    site: str | int
-    rungs: tuple[Rung, ...]
-    margin: Margin | None
+    site: str | int = ENCODER_OUTPUT
+    margin: Margin | None = None
     cost: float
-    time: float
-    study: StudyResult
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {
-            "format": 1,
-            "best": self.best,
-            "layers": list(self.layers),
-            "site": self.site,
-            "margin": None if self.margin is None else asdict(self.margin),
-            "cost": self.cost,
-            "time": self.time,
-            "rungs": [asdict(rung) | {"kept": list(rung.kept)} for rung in self.rungs],
-            "verdict": self.study.summary["verdict"],
-            "path": str(self.study.path),
-        }
+    time: float = 0.0
+    rungs: tuple[Rung, ...]
+    verdict: str = ""
+    path: str = ""

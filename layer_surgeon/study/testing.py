@@ -14,9 +14,10 @@ from layer_surgeon.study.data import DataSpec, PreparedData
 from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.records import TestScores
 
 
-def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, TestScores]:
     """What `tests` of a cell's result holds.
 
     Classification reads the prepared files. The other tasks read the data sets themselves: the data named as test, else
@@ -30,14 +31,13 @@ def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progr
     specs = {spec.name: spec for spec in StudyPlan.read(folder.plan).data}
     measured = {name: _measure(cell, trained, specs[name], folder, progress) for name in cell.tests}
     return {
-        name: {"examples": found.examples, "scores": dict(found.scores), "correct": None}
-        for name, found in measured.items()
+        name: TestScores(examples=metrics.examples, scores=dict(metrics.scores)) for name, metrics in measured.items()
     }
 
 
-def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, Any]:
+def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, TestScores]:
     task = FINETUNE_TASKS[cell.task]
-    tests: dict[str, Any] = {}
+    tests: dict[str, TestScores] = {}
     with quiet():
         tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)
         names = label_names_of(trained.model)
@@ -51,11 +51,11 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
             outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
             metrics = task.measure(outputs, tokens, examples, context)
             right = outputs[0].argmax(axis=-1) == examples.labels
-            tests[name] = {
-                "examples": metrics.examples,
-                "scores": dict(metrics.scores),
-                "correct": "".join("1" if value else "0" for value in right),
-            }
+            tests[name] = TestScores(
+                examples=metrics.examples,
+                scores=dict(metrics.scores),
+                correct="".join("1" if value else "0" for value in right),
+            )
     return tests
 
 

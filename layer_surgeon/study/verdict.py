@@ -1,26 +1,24 @@
 """What a comparison, and a study, comes to, in words. Nothing is called better that the test does not call so."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.tables import SHARES, Basis, Comparison, Table
 
-# Scores from 0 to 1, which people read as per cent; a difference is then in points.
-SHARES = ("accuracy", "macro_f1", "precision", "recall")
 _ONE_SEED = "for this one seed"
 _SMALLEST = 0.001
 
 
-def say_comparison(comparison: Mapping[str, Any], plan: StudyPlan) -> str:
+def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
     """One phrase, such as `graft is better than host by 1.2 points (p = 0.003)`."""
-    arm, against, delta = comparison["arm"], comparison["against"], comparison["mean"]
+    arm, against, delta = comparison.arm, comparison.against, comparison.mean
     size = difference_in_words(delta, plan.metric)
-    if comparison["p"] is None:
+    p = comparison.p_holm
+    if comparison.p is None or p is None:
         return f"{arm} and {against}: {size}; one seed without single examples can't be tested"
-    p = comparison["p_holm"]
     chance = f"p {say_p(p) if p < _SMALLEST else f'= {say_p(p)}'}, {_basis(comparison)}"
-    if not comparison["significant"]:
+    if not comparison.significant:
         return f"{arm} and {against}: the difference of {size} is not significant ({chance})"
     better = (delta > 0) == plan.higher_is_better
     return f"{arm} is {'better' if better else 'worse'} than {against} by {size.lstrip('+-')} ({chance})"
@@ -37,7 +35,7 @@ def say_p(p: float) -> str:
 
 
 def say_share(fraction: float) -> str:
-    """`, 10 % of the data`, behind what it is a share of; nothing for all of it."""
+    """`, 10 % of the data`, to follow the name of a data set; nothing for all of it."""
     return "" if fraction == 1 else f", {100 * fraction:g} % of the data"
 
 
@@ -47,78 +45,76 @@ def say_place(test: str, data: str, fraction: float = 1) -> str:
     return f"{test}{trained}{say_share(fraction)}"
 
 
-def _basis(comparison: Mapping[str, Any]) -> str:
-    count = len(comparison["seeds"])
-    texts = {
+def _basis(comparison: Comparison) -> str:
+    count = len(comparison.seeds)
+    texts: dict[Basis | None, str] = {
         "seeds and examples": f"over {count} seeds and the test examples",
         "seeds": f"over {count} seeds",
         "examples": f"over the test examples, {_ONE_SEED}",
     }
-    return texts[comparison["basis"]]
+    return texts[comparison.basis]
 
 
-def say_study(tables: Sequence[Mapping[str, Any]], plan: StudyPlan, *, missing: int) -> str:
+def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
     """One sentence for the whole study, or two."""
     if not tables:
         return "Nothing is finished yet."
     rest = f" {missing} trainings are still missing." if missing else ""
-    found = [(_place(table, tables), comparison) for table in tables for comparison in table["comparisons"]]
+    found = [(_place(table, tables), comparison) for table in tables for comparison in table.comparisons]
     if not found:
         return f"No two arms can be compared yet.{rest}"
     if plan.focus is not None:
-        of_focus = [(place, c) for place, c in found if is_called(plan.focus, c["arm"])]
-        own = [(place, c) for place, c in of_focus if is_called(plan.reference, c["against"])]
+        of_focus = [(place, c) for place, c in found if is_called(plan.focus, c.arm)]
+        own = [(place, c) for place, c in of_focus if is_called(plan.reference, c.against)]
         if own:
             return _headline(own, plan.higher_is_better) + _controls(own, found, plan) + rest
-    told = [(place, c) for place, c in found if c["significant"]]
+    told = [(place, c) for place, c in found if c.significant]
     if not told:
         return f"Not significant: no arm can be told apart from another, in {len(found)} comparisons.{rest}"
-    first = sorted(told, key=lambda entry: entry[1]["p_holm"])[:3]
-    sentences = "; ".join(f"{c['words']}{place}" for place, c in first)
+    first = sorted(told, key=lambda entry: entry[1].p_holm or 0.0)[:3]
+    sentences = "; ".join(f"{c.words}{place}" for place, c in first)
     more = f" {len(told)} of {len(found)} differences are significant." if len(told) > len(first) else ""
     return f"{sentences}.{more}{rest}"
 
 
-def _headline(own: Sequence[tuple[str, Mapping[str, Any]]], higher: bool) -> str:
+def _headline(own: Sequence[tuple[str, Comparison]], higher: bool) -> str:
     if len(own) == 1:
-        return f"{own[0][1]['words']}{own[0][0]}."
-    names = f"{own[0][1]['arm']} and {own[0][1]['against']}"
-    better = [c for _, c in own if c["significant"] and (c["mean"] > 0) == higher]
-    worse = [c for _, c in own if c["significant"] and (c["mean"] > 0) != higher]
+        return f"{own[0][1].words}{own[0][0]}."
+    names = f"{own[0][1].arm} and {own[0][1].against}"
+    better = [c for _, c in own if c.significant and (c.mean > 0) == higher]
+    worse = [c for _, c in own if c.significant and (c.mean > 0) != higher]
     if not better and not worse:
         return f"Not significant: on none of {len(own)} comparisons can {names} be told apart."
     return (
-        f"{own[0][1]['arm']} is significantly better than {own[0][1]['against']} in {len(better)} of {len(own)} "
+        f"{own[0][1].arm} is significantly better than {own[0][1].against} in {len(better)} of {len(own)} "
         f"comparisons, worse in {len(worse)}, and not to be told apart in {len(own) - len(better) - len(worse)}."
     )
 
 
-def _controls(
-    own: Sequence[tuple[str, Mapping[str, Any]]], found: Sequence[tuple[str, Mapping[str, Any]]], plan: StudyPlan
-) -> str:
+def _controls(own: Sequence[tuple[str, Comparison]], found: Sequence[tuple[str, Comparison]], plan: StudyPlan) -> str:
     """Whether what the focus gains may be put down to the donor's knowledge: only if no control does as well."""
     rivals: dict[str, list[bool]] = {}
     for _, comparison in found:
-        if not is_called(plan.focus, comparison["arm"]) or is_called(plan.reference, comparison["against"]):
+        if not is_called(plan.focus, comparison.arm) or is_called(plan.reference, comparison.against):
             continue
-        beaten = comparison["significant"] and (comparison["mean"] > 0) == plan.higher_is_better
-        rivals.setdefault(comparison["against"], []).append(beaten)
+        beaten = comparison.significant and (comparison.mean > 0) == plan.higher_is_better
+        rivals.setdefault(comparison.against, []).append(beaten)
     standing = [name for name, beaten in rivals.items() if not any(beaten)]
     if not rivals:
         return ""
     if standing:
         return f" It is not shown to be better than {say_all(standing)}."
     if all(all(beaten) for beaten in rivals.values()):
-        also = any(c["significant"] and (c["mean"] > 0) == plan.higher_is_better for _, c in own)
+        also = any(c.significant and (c.mean > 0) == plan.higher_is_better for _, c in own)
         return f" It is {'also ' if also else ''}better than {say_all(list(rivals))}."
     told = [f"{name} in {sum(beaten)} of {len(beaten)}" for name, beaten in rivals.items()]
     return f" It is better than {say_all(told)} comparisons."
 
 
-def _place(table: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
+def _place(table: Table, tables: Sequence[Table]) -> str:
     if len(tables) == 1:
-        return f" on {table['test']}"
-    return f" on {say_place(table['test'], table['data'], table['fraction'])}"
+        return f" on {table.test}"
+    return f" on {say_place(table.test, table.data, table.fraction)}"
 
 
 def say_all(names: Sequence[str]) -> str:

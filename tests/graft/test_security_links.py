@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from layer_surgeon._io import leaving_link
+from layer_surgeon._folders import leaving_link
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError
 from layer_surgeon.graft import GraftedModel, graft_layer

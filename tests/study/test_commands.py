@@ -12,10 +12,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from layer_surgeon.report.load import load_report
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.report_data import load_report
+from layer_surgeon.study.records import read_cells
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
 from layer_surgeon_cli.compare import make_plan
@@ -160,7 +161,7 @@ def test_killed_and_gone_on_with(plan_file, tmp_path):
         assert process.returncode == 0, said.decode()
     assert {path: path.stat().st_mtime_ns for path in done} == done
     results = [
-        {cell["id"]: (cell["tests"], cell["history"]) for cell in StudyFolder(root=tmp_path / place).results()}
+        {cell.id: (cell.tests, cell.history) for cell in read_cells(StudyFolder(root=tmp_path / place))}
         for place in ("killed", "whole")
     ]
     assert len(results[0]) == 4

@@ -34,21 +34,21 @@ def test_every_arm_trains_what_it_says(parts, tmp_path):
     pytest.importorskip("peft")
     arms = [name for name in ARMS if name not in ALL_BUT]
     plan = tiny_plan(parts, arms=arms, seeds=[1], data=parts["data"][:1])
-    results = {cell["arm"]: cell for cell in in_this_process(plan, tmp_path).values()}
+    results = {cell.arm: cell for cell in in_this_process(plan, tmp_path).values()}
     assert list(results) == arms
-    trained = {name: cell["parameters"]["trained"] for name, cell in results.items()}
-    total = {name: cell["parameters"]["total"] for name, cell in results.items()}
+    trained = {name: cell.parameters.trained for name, cell in results.items()}
+    total = {name: cell.parameters.total for name, cell in results.items()}
     assert trained["graft"] == trained["random"] == trained["projections-only"] == trained["wide-head"]
     assert total["host"] < total["wide-head"] < total["graft"] == total["random"]
     assert trained["random-trained"] == trained["donor-trained"] == total["graft"]
     assert trained["lora"] < trained["host"] == total["host"] < total["lora"]
     assert trained["gated"] == trained["graft"] + 1
     assert trained["donor-only"] < trained["graft"]
-    assert len({cell["history"][0]["training_loss"] for cell in results.values()}) == len(arms)
+    assert len({cell.history[0]["training_loss"] for cell in results.values()}) == len(arms)
     for cell in results.values():
-        test = cell["tests"]["films"]
-        assert test["examples"] == len(test["correct"]) == 12
-        assert test["correct"].count("1") / 12 == pytest.approx(test["scores"]["accuracy"])
+        test = cell.tests["films"]
+        assert test.examples == len(test.correct) == 12
+        assert test.correct.count("1") / 12 == pytest.approx(test.scores["accuracy"])
 
 
 def test_a_study_goes_on_where_it_was(parts, tmp_path):
@@ -92,8 +92,8 @@ def test_a_failed_cell_is_shown_and_stops_nothing(parts, tmp_path):
     result = run_study(plan, tmp_path / "study", progress=progress)
     assert (result.done, len(result.failed), result.missing) == (1, 1, 0)
     assert any(text.startswith("Failed: broken on films, seed 1: ") and "nowhere" in text for text in progress.notices)
-    failed = result.summary["cells"]["failed"]
-    assert [(cell["arm"], cell["error"]["type"]) for cell in failed] == [("broken", "SourceNotFoundError")]
+    failed = result.summary.cells.failed
+    assert [(cell.arm, cell.error["type"]) for cell in failed] == [("broken", "SourceNotFoundError")]
 
 
 def test_an_arm_that_trains_on_written_texts(parts, tmp_path):
@@ -102,10 +102,10 @@ def test_an_arm_that_trains_on_written_texts(parts, tmp_path):
     plan = tiny_plan(
         parts, arms=["host", {"name": "zerogen", "synthetic": {"file": written}}], seeds=[1], data=parts["data"][:1]
     )
-    results = {cell["arm"]: cell for cell in in_this_process(plan, tmp_path / "study").values()}
-    assert results["zerogen"]["train_examples"] + results["zerogen"]["validation"]["examples"] == 24
-    assert results["host"]["train_examples"] + results["host"]["validation"]["examples"] == 48
-    assert [results[name]["tests"]["films"]["examples"] for name in ("host", "zerogen")] == [12, 12]
+    results = {cell.arm: cell for cell in in_this_process(plan, tmp_path / "study").values()}
+    assert results["zerogen"].train_examples + results["zerogen"].validation.examples == 24
+    assert results["host"].train_examples + results["host"].validation.examples == 48
+    assert [results[name].tests["films"].examples for name in ("host", "zerogen")] == [12, 12]
     # Other settings, other texts; the first ones stay, for the trainings that had them.
     again = write_data(tmp_path, "again", count=32, seed=10)
     changed = tiny_plan(

@@ -44,8 +44,8 @@ def test_it_is_unpacked_once_for_all_trainings(parts, tmp_path, monkeypatch):
     prepare_study(plan, folder, told)
     assert unpacked == [folder.root / "hosts" / "toy"]
     results = {cell.arm.name: run_cell(cell, folder) for cell in plan.cells()}
-    assert {name: result["host"] for name, result in results.items()} == dict.fromkeys(results, "toy")
-    assert all(0 <= result["tests"]["films"]["scores"]["accuracy"] <= 1 for result in results.values())
+    assert {name: result.host for name, result in results.items()} == dict.fromkeys(results, "toy")
+    assert all(0 <= result.tests["films"].scores["accuracy"] <= 1 for result in results.values())
     assert [path.name for path in (folder.root / "runs").iterdir() if path.is_dir()] == []
     graft = next(arm for arm in plan.arms if arm.donor is not None)
     probe_arm(graft, ["good", "bad"] * 10, ["a", "b"] * 10, folder, seeds=[1], place="head")

@@ -81,13 +81,13 @@ def run(plan, root):
 def test_controls_and_all_test_sets(task, donor, tmp_path):
     plan = study(tmp_path, task, donor)
     results, summary = run(plan, tmp_path / "study")
-    trained = {cell["arm"]: cell["parameters"]["trained"] for cell in results.values()}
+    trained = {cell.arm: cell.parameters.trained for cell in results.values()}
     assert trained["graft"] == trained["projections-only"] == trained["wide-head"]
     for cell in results.values():
-        assert {name: test["examples"] for name, test in cell["tests"].items()} == {"one": 8, "two": 8}
-        assert all(TASKS[task][2] in test["scores"] for test in cell["tests"].values())
-    assert len({cell["history"][0]["training_loss"] for cell in results.values()}) == len(results)
-    assert [(table["data"], table["test"]) for table in summary["tables"]] == [("one", "one"), ("one", "two")]
+        assert {name: test.examples for name, test in cell.tests.items()} == {"one": 8, "two": 8}
+        assert all(TASKS[task][2] in test.scores for test in cell.tests.values())
+    assert len({cell.history[0]["training_loss"] for cell in results.values()}) == len(results)
+    assert [(table.data, table.test) for table in summary.tables] == [("one", "one"), ("one", "two")]
 
 
 def test_the_test_part_is_the_whole_of_it(donor, tmp_path):
@@ -95,8 +95,8 @@ def test_the_test_part_is_the_whole_of_it(donor, tmp_path):
     plan = study(tmp_path, "token-classification", donor, arms=["host"], finetune={**FINETUNE, "max_eval_samples": 2})
     results, _ = run(plan, tmp_path / "study")
     for cell in results.values():
-        assert cell["validation"]["examples"] == 2
-        assert [test["examples"] for test in cell["tests"].values()] == [8, 8]
+        assert cell.validation.examples == 2
+        assert [test.examples for test in cell.tests.values()] == [8, 8]
 
 
 def test_without_any_part_to_be_tested_on(donor, tmp_path):
@@ -107,7 +107,7 @@ def test_without_any_part_to_be_tested_on(donor, tmp_path):
         run(bare, tmp_path / "study")
     own = study(tmp_path, "token-classification", donor, arms=["host"], data=[one], tests="own")
     results, _ = run(own, tmp_path / "own")
-    assert next(iter(results.values()))["tests"]["one"]["examples"] == 3
+    assert next(iter(results.values())).tests["one"].examples == 3
 
 
 @pytest.mark.parametrize("task", TASKS)

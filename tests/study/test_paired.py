@@ -18,6 +18,7 @@ from layer_surgeon.study.paired import (
 )
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.statistics import Interval
+from tests.support.made_up_studies import OTHER_FIELDS
 
 ARMS = 4
 
@@ -82,6 +83,7 @@ class Studies:
         for cell in self.plan.cells():
             right = arms[NAMES.index(cell.arm.name)][cell.seed]
             content = {
+                "id": cell.id,
                 "arm": cell.arm.name,
                 "data": "films",
                 "fraction": 1.0,
@@ -93,9 +95,7 @@ class Studies:
                         "correct": "".join("1" if value else "0" for value in right),
                     }
                 },
-                "parameters": {"total": 10, "trained": 5},
-                "seconds": {"training": 1.0},
-                "train_examples": 100,
+                **OTHER_FIELDS,
             }
             self.folder.result(cell.id).write_text(json.dumps(content))
         return summary.summarize(self.plan, self.folder)
@@ -115,20 +115,20 @@ def test_studies_of_equal_arms_say_so(shape, tmp_path, no_bootstrap):
     false = 0
     for _ in range(100):
         found = studies.summarize(simulate(rng, seeds=3, examples=200, **shape))
-        comparisons = found["tables"][0]["comparisons"]
+        comparisons = found.tables[0].comparisons
         assert len(comparisons) == 5
-        said = any(c["significant"] for c in comparisons)
-        assert said == any(" better than " in c["words"] or " worse than " in c["words"] for c in comparisons)
+        said = any(c.significant for c in comparisons)
+        assert said == any(" better than " in c.words or " worse than " in c.words for c in comparisons)
         false += said
-        about_graft = next(c for c in comparisons if (c["arm"], c["against"]) == ("graft", "host"))
-        assert ("is not significant" in found["verdict"]) == (not about_graft["significant"])
+        about_graft = next(c for c in comparisons if (c.arm, c.against) == ("graft", "host"))
+        assert ("is not significant" in found.verdict) == (not about_graft.significant)
     assert false <= 7
 
 
 def test_studies_with_a_better_arm_say_so(tmp_path, no_bootstrap):
     studies, rng = Studies(tmp_path, 5), np.random.default_rng(5)
     shape = {"of_seeds": 0.05, "of_examples": 0.3, "effect": 0.7}
-    verdicts = [studies.summarize(simulate(rng, seeds=5, examples=1000, **shape))["verdict"] for _ in range(20)]
+    verdicts = [studies.summarize(simulate(rng, seeds=5, examples=1000, **shape)).verdict for _ in range(20)]
     assert sum(text.startswith("graft is better than host by ") for text in verdicts) >= 19
     assert sum("It is also better than random and wide-head." in text for text in verdicts) >= 17
 
@@ -215,12 +215,12 @@ def test_holm():
 def test_scores_by_seed():
     found = compare_scores([0.80, 0.82, 0.81], [0.83, 0.84, 0.85])
     reference = stats.ttest_rel([0.83, 0.84, 0.85], [0.80, 0.82, 0.81])
-    assert found["mean"] == pytest.approx(0.03)
-    assert found["t_test"] == pytest.approx(reference.pvalue)
-    assert found["effect_size"] == pytest.approx(0.03 / 0.01)
-    assert found["permutation"] == pytest.approx(0.25)
+    assert found.mean == pytest.approx(0.03)
+    assert found.t_test == pytest.approx(reference.pvalue)
+    assert found.effect_size == pytest.approx(0.03 / 0.01)
+    assert found.permutation == pytest.approx(0.25)
     one = compare_scores([0.5], [0.6])
-    assert (one["deviation"], one["t_test"], one["permutation"], one["seed_interval"]) == (None,) * 4
+    assert (one.deviation, one.t_test, one.permutation, one.seed_interval) == (None,) * 4
 
 
 def test_bootstrap_intervals():

@@ -102,11 +102,11 @@ def test_a_layer_that_is_built_to_help_is_said_to_help(content, tmp_path, monkey
 
     monkeypatch.setattr(compare, "run_local", run)
     result = run_study(StudyPlan.from_dict(content), tmp_path / "study")
-    rows = {row["arm"]: row["mean"] for row in result.summary["tables"][0]["rows"]}
+    rows = {row.arm: row.mean for row in result.summary.tables[0].rows}
     assert rows["graft"] > 0.9
     assert max(rows[name] for name in ("host", "random", "wide-head")) < 0.65
-    assert result.summary["verdict"].startswith("graft is better than host by ")
-    assert result.summary["verdict"].endswith(" It is also better than random and wide-head.")
-    words = {(c["arm"], c["against"]): c["words"] for c in result.summary["tables"][0]["comparisons"]}
+    assert result.summary.verdict.startswith("graft is better than host by ")
+    assert result.summary.verdict.endswith(" It is also better than random and wide-head.")
+    words = {(c.arm, c.against): c.words for c in result.summary.tables[0].comparisons}
     assert "is not significant" in words["random", "host"]
     assert "is not significant" in words["wide-head", "host"]

@@ -181,11 +181,11 @@ def in_this_process(monkeypatch):
 def check(plan, folder, examples):
     result = run_study(plan, folder)
     assert result.done == len(plan.cells())
-    assert len(result.summary["tables"]) == len(plan.fractions)
-    for table in result.summary["tables"]:
-        assert [row["arm"] for row in table["rows"]] == [arm.name for arm in plan.arms]
-        assert table["examples"] == examples
-        assert table["comparisons"]
+    assert len(result.summary.tables) == len(plan.fractions)
+    for table in result.summary.tables:
+        assert [row.arm for row in table.rows] == [arm.name for arm in plan.arms]
+        assert table.examples == examples
+        assert table.comparisons
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.study import executors
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.records import read_cells
 from tests.support.hostile_folders import plant_modules, was_run
 from tests.support.studies import tiny_parts, tiny_plan
 
@@ -24,7 +25,7 @@ def test_ray_gives_the_numbers_of_local_processes_and_imports_nothing_from_the_c
     assert run_study(plan, tmp_path / "local", workers=2).done == 2
     assert not was_run(tmp_path)
     found = [
-        {cell["id"]: (cell["tests"], cell["history"]) for cell in StudyFolder(root=tmp_path / place).results()}
+        {cell.id: (cell.tests, cell.history) for cell in read_cells(StudyFolder(root=tmp_path / place))}
         for place in ("ray", "local")
     ]
     assert found[0] == found[1]

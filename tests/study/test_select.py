@@ -21,9 +21,7 @@ from layer_surgeon.study.selection import Margin
 from layer_surgeon.study.sweep import (
     choose_layers,
     count_layers,
-    draw_sweep,
     host_sites,
-    layer_rows,
     with_candidates,
     with_layers,
 )
@@ -78,10 +76,6 @@ def test_a_sweep_and_a_selection_on_its_cells(parts, trained, tmp_path):
     plan = sweep(parts, range(count))
     result = run_study(plan, tmp_path)
     assert result.done == len(trained) == 2 * (1 + count)
-    found = layer_rows(plan, result.summary["tables"][0])
-    assert [row["layers"] for row in found] == [[layer] for layer in range(count)]
-    draw_sweep(result.summary, plan, tmp_path / "sweep.png")
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
     trained.clear()
     chosen = select_arm(plan, tmp_path, probe=False)
@@ -169,8 +163,6 @@ def test_pairs_and_sites_are_candidates(parts, tmp_path):
     sites = StudyPlan.from_dict(with_candidates(content, [1], "sites", StudyFolder(root=tmp_path)))
     grafts = [arm for arm in sites.arms if arm.donor]
     assert [arm.graft["site"] for arm in grafts] == ["embeddings", 0, 1, "encoder_output"]
-    table = {"rows": [{"arm": arm.name} for arm in sites.arms]}
-    assert [row["site"] for row in layer_rows(sites, table)] == [arm.graft["site"] for arm in grafts]
 
 
 def test_a_probe_of_sites_looks_before_the_head(parts, tmp_path):

@@ -1,5 +1,7 @@
 """Tables and sentences from cells that were made up: planted truths at the level of a whole study."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,9 @@ from layer_surgeon._io import write_json
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.summary import summarize
+from layer_surgeon.study.tables import CellCounts, Table
 from layer_surgeon.study.verdict import say_study
+from tests.support.made_up_studies import OTHER_FIELDS
 
 SEEDS = [1, 2, 3]
 
@@ -43,9 +47,7 @@ def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
             "fraction": cell.fraction,
             "seed": cell.seed,
             "tests": tests,
-            "parameters": {"total": 10, "trained": 5, "frozen": 5},
-            "seconds": {"training": 1.0},
-            "train_examples": 100,
+            **OTHER_FIELDS,
         }
         write_json(folder.result(cell.id), result)
     return summarize(plan, folder)
@@ -53,8 +55,8 @@ def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
 
 def test_a_donor_that_helps_is_said_to_help(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.7, "wide-head": 0.71})
-    table = summary["tables"][0]
-    pairs = {(c["arm"], c["against"]): c for c in table["comparisons"]}
+    table = summary.tables[0]
+    pairs = {(c.arm, c.against): c for c in table.comparisons}
     assert set(pairs) == {
         ("graft", "host"),
         ("random", "host"),
@@ -62,53 +64,54 @@ def test_a_donor_that_helps_is_said_to_help(tmp_path):
         ("graft", "random"),
         ("graft", "wide-head"),
     }
-    assert pairs["graft", "host"]["significant"]
-    assert pairs["graft", "host"]["basis"] == "seeds and examples"
-    assert not pairs["random", "host"]["significant"]
-    assert "is not significant" in pairs["random", "host"]["words"]
-    assert pairs["graft", "host"]["mean"] == pytest.approx(0.1, abs=0.03)
-    low, high = pairs["graft", "host"]["crossed"]["interval"]
+    assert pairs["graft", "host"].significant
+    assert pairs["graft", "host"].basis == "seeds and examples"
+    assert not pairs["random", "host"].significant
+    assert "is not significant" in pairs["random", "host"].words
+    assert pairs["graft", "host"].mean == pytest.approx(0.1, abs=0.03)
+    low, high = pairs["graft", "host"].crossed.interval
     assert low < 0.1 < high
-    assert summary["verdict"].startswith("graft is better than host by")
-    assert summary["verdict"].endswith("It is also better than random and wide-head.")
-    row = table["rows"][0]
-    assert (row["arm"], row["seeds"], len(row["by_seed"])) == ("host", SEEDS, 3)
-    assert row["example_interval"][0] < row["mean"] < row["example_interval"][1]
+    assert summary.verdict.startswith("graft is better than host by")
+    assert summary.verdict.endswith("It is also better than random and wide-head.")
+    row = table.rows[0]
+    assert (row.arm, row.seeds, len(row.by_seed)) == ("host", (1, 2, 3), 3)
+    assert row.example_interval[0] < row.mean < row.example_interval[1]
 
 
 def test_a_control_that_does_as_well_is_named(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.8})
-    assert "graft is better than host" in summary["verdict"]
-    assert "not shown to be better than random" in summary["verdict"]
+    assert "graft is better than host" in summary.verdict
+    assert "not shown to be better than random" in summary.verdict
 
 
 def test_equal_arms(tmp_path):
     summary = made_up(tmp_path, {"host": 0.75, "graft": 0.75})
-    assert "is not significant (p = " in summary["verdict"]
+    assert "is not significant (p = " in summary.verdict
 
 
 def test_several_tables(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, tests="all")
-    assert [(table["data"], table["test"]) for table in summary["tables"]] == [
+    assert [(table.data, table.test) for table in summary.tables] == [
         ("films", "films"),
         ("films", "shops"),
         ("shops", "shops"),
         ("shops", "films"),
     ]
-    assert summary["verdict"].startswith("graft is significantly better than host in 4 of 4 comparisons")
+    assert summary.verdict.startswith("graft is significantly better than host in 4 of 4 comparisons")
 
 
 def test_what_beats_a_control_on_one_test_set_is_not_said_to_beat_it(tmp_path):
     made = {"host": 0.7, "graft": 0.7, "random": 0.5}
-    assert made_up(tmp_path / "one", made)["verdict"].endswith(" It is better than random.")
+    assert made_up(tmp_path / "one", made).verdict.endswith(" It is better than random.")
     plan = {"arms": ["host", "graft", "random"], "host": "a/bert", "donor": "b/llm", "data": ["films", "shops"]}
     plan = StudyPlan.from_dict(plan)
-    rows = [
-        {"arm": "graft", "against": against, "significant": won, "mean": 0.1, "words": "graft is better"}
+    (graft_against_host, *_) = made_up(tmp_path / "two", made).tables[0].comparisons
+    comparisons = [
+        replace(graft_against_host, against=against, significant=won, mean=0.1, words="graft is better")
         for against, won in (("host", True), ("random", True), ("host", True), ("random", False))
     ]
     tables = [
-        {"data": name, "test": name, "fraction": 1, "comparisons": rows[at : at + 2]}
+        Table(data=name, test=name, fraction=1, examples=1, rows=(), comparisons=tuple(comparisons[at : at + 2]))
         for name, at in (("films", 0), ("shops", 2))
     ]
     said = say_study(tables, plan, missing=0)
@@ -117,36 +120,36 @@ def test_what_beats_a_control_on_one_test_set_is_not_said_to_beat_it(tmp_path):
 
 def test_one_seed_says_so(tmp_path):
     summary = made_up(tmp_path, {"host": 0.6, "graft": 0.8}, seeds=[1])
-    comparison = summary["tables"][0]["comparisons"][0]
-    assert comparison["basis"] == "examples"
-    assert "for this one seed" in comparison["words"]
-    assert summary["tables"][0]["rows"][0]["deviation"] is None
+    comparison = summary.tables[0].comparisons[0]
+    assert comparison.basis == "examples"
+    assert "for this one seed" in comparison.words
+    assert summary.tables[0].rows[0].deviation is None
 
 
 def test_an_unfinished_study(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, skip=[("graft", 3), ("host", 2)])
-    assert summary["cells"] == {"planned": 6, "done": 4, "missing": 2, "failed": []}
-    assert summary["tables"][0]["comparisons"][0]["seeds"] == [1]
-    assert summary["verdict"].endswith("2 trainings are still missing.")
+    assert summary.cells == CellCounts(planned=6, done=4, missing=2, failed=())
+    assert summary.tables[0].comparisons[0].seeds == (1,)
+    assert summary.verdict.endswith("2 trainings are still missing.")
     empty = made_up(
         tmp_path / "empty", {"host": 0.7, "graft": 0.8}, skip=[(a, s) for a in ("host", "graft") for s in SEEDS]
     )
-    assert empty["verdict"] == "Nothing is finished yet."
+    assert empty.verdict == "Nothing is finished yet."
 
 
 def test_other_metrics_are_tested_over_the_seeds(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="macro_f1")
-    comparison = summary["tables"][0]["comparisons"][0]
-    assert (comparison["basis"], comparison["crossed"]) == ("seeds", None)
-    assert comparison["p"] == comparison["t_test"]
-    assert comparison["permutation"] == pytest.approx(0.25)
+    comparison = summary.tables[0].comparisons[0]
+    assert (comparison.basis, comparison.crossed) == ("seeds", None)
+    assert comparison.p == comparison.t_test
+    assert comparison.permutation == pytest.approx(0.25)
 
 
 def test_a_lower_loss_is_better(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="loss")
-    assert summary["higher_is_better"] is False
-    assert summary["tables"][0]["comparisons"][0]["mean"] < 0
-    assert summary["verdict"].startswith("graft is better than host by")
+    assert summary.higher_is_better is False
+    assert summary.tables[0].comparisons[0].mean < 0
+    assert summary.verdict.startswith("graft is better than host by")
 
 
 def test_several_hosts_are_each_compared_with_their_own(tmp_path):
@@ -164,18 +167,17 @@ def test_several_hosts_are_each_compared_with_their_own(tmp_path):
             folder.result(cell.id),
             {
                 "format": 1,
+                "id": cell.id,
                 "arm": cell.arm.name,
                 "data": "x",
                 "fraction": 1.0,
                 "seed": cell.seed,
                 "tests": {"x": {"examples": 500, "scores": {"accuracy": float(right.mean())}, "correct": bits}},
-                "parameters": {"total": 10, "trained": 5},
-                "seconds": {"training": 1.0},
-                "train_examples": 100,
+                **OTHER_FIELDS,
             },
         )
-    comparisons = summarize(plan, folder)["tables"][0]["comparisons"]
-    assert [(c["arm"], c["against"], c["significant"]) for c in comparisons] == [
+    comparisons = summarize(plan, folder).tables[0].comparisons
+    assert [(c.arm, c.against, c.significant) for c in comparisons] == [
         ("graft@one", "host@one", True),
         ("graft@two", "host@two", True),
     ]

@@ -9,10 +9,26 @@ import numpy as np
 from layer_surgeon._io import write_json
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.records import write_summary
 from layer_surgeon.study.summary import summarize
 
 # What would break a page, a table or a program that takes names as they come.
 HOSTILE = '<script>alert("1")</script> & a_b 100% $x^2$ {c} | #1 \\d ~ naïve 层'
+# What the file of a cell holds besides its name and its tests.
+OTHER_FIELDS = {
+    "host": "bert",
+    "donor": None,
+    "validation": {"examples": 20, "scores": {"accuracy": 0.5}},
+    "history": [],
+    "best_epoch": 1,
+    "parameters": {"total": 10, "trained": 5, "frozen": 5},
+    "train_examples": 100,
+    "seconds": {"training": 1.0, "testing": 0.5, "all": 2.0},
+    "device": "cpu",
+    "config": {},
+    "versions": {},
+    "finished": "2026-01-02T03:04:05+00:00",
+}
 VERSIONS = {"layer_surgeon": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"}
 
 
@@ -53,7 +69,7 @@ def made_up_study(
         share = list(shares.values())[number % len(plan.arms)] * (0.6 + 0.4 * cell.fraction)
         write_json(place.result(cell.id), head | names | _result(cell, share, hard, rng))
     if summary:
-        write_json(place.summary, summarize(plan, place))
+        write_summary(place.summary, summarize(plan, place))
     return plan
 
 

@@ -2,7 +2,7 @@ r"""`write_report`: a study's report in the formats that are asked for.
 
 report/
 ├── report.html         one page that needs nothing else
-├── report.md           the same in words and tables, for GitHub; with the pictures, where they are written too
+├── report.md           the same in words and tables, for GitHub; with the pictures, if they are written too
 ├── measurements.csv    one row per arm, data set, share, test set and seed
 ├── comparisons.csv     one row per comparison
 ├── tables.tex          to \input; needs booktabs
@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from layer_surgeon._io import leaving_link, write_text
+from layer_surgeon._folders import leaving_link
+from layer_surgeon._io import write_bytes, write_text
 from layer_surgeon.errors import WorkspaceError
-from layer_surgeon.study.report_types import StudyReport
+from layer_surgeon.report.load import StudyReport
 
 Format = Literal["html", "md", "csv", "tex", "png"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -33,7 +34,7 @@ def write_report(
     """Write a report.
 
     Args:
-        report: What `load_report` gave.
+        report: What `load_report` returned.
         output: The folder to write into.
         formats: Which.
         force: Replace files of these names.
@@ -45,40 +46,40 @@ def write_report(
         WorkspaceError: The folder can't be written, or holds such files and they are not to be replaced.
     """
     _check(output, formats, force=force)
-    written: list[Path] = []
     pictures: dict[str, str] = {}
     if "png" in formats:
-        from layer_surgeon.study.report_pictures import save_pictures
+        from layer_surgeon.report.pictures import draw_pictures
 
-        saved = save_pictures(report, output / _FIGURES)
-        # Of an earlier report, about arms or data that are no more; other pictures there are not ours to delete.
+        drawn = draw_pictures(report)
+        for name, (content, _) in drawn.items():
+            write_bytes(output / _FIGURES / name, content)
+        # Pictures of an earlier report, about arms or data that are gone; other pictures there are not ours to delete.
         for path in (output / _FIGURES).glob("*.png"):
-            if path.name not in saved and _OURS.fullmatch(path.name):
+            if path.name not in drawn and _OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        pictures = {f"{_FIGURES}/{name}": text for name, text in saved.items()}
-    if "html" in formats:
-        from layer_surgeon.study.report_page import write_page
-
-        write_page(report, output / PAGE)
-        written.append(output / PAGE)
-    for name, text in _texts(report, formats, pictures).items():
+        pictures = {f"{_FIGURES}/{name}": title for name, (_, title) in drawn.items()}
+    texts = _texts(report, formats, pictures)
+    for name, text in texts.items():
         write_text(output / name, text)
-        written.append(output / name)
-    return (*written, *(output / name for name in pictures))
+    return (*(output / name for name in texts), *(output / name for name in pictures))
 
 
 def _texts(report: StudyReport, formats: Sequence[Format], pictures: dict[str, str]) -> dict[str, str]:
     texts = {}
+    if "html" in formats:
+        from layer_surgeon.report.render import html
+
+        texts[PAGE] = html(report)
     if "md" in formats:
-        from layer_surgeon.study.report_markdown import markdown
+        from layer_surgeon.report.render import markdown
 
         texts["report.md"] = markdown(report, pictures)
     if "csv" in formats:
-        from layer_surgeon.study.report_csv import comparisons_csv, measurements_csv
+        from layer_surgeon.report.csv_files import comparisons_csv, measurements_csv
 
         texts |= {"measurements.csv": measurements_csv(report), "comparisons.csv": comparisons_csv(report)}
     if "tex" in formats:
-        from layer_surgeon.study.report_latex import latex
+        from layer_surgeon.report.latex import latex
 
         texts["tables.tex"] = latex(report)
     return texts
@@ -92,9 +93,9 @@ def _check(output: Path, formats: Sequence[Format], *, force: bool) -> None:
     if force:
         return
     names = [name for entry in formats for name in _FILES.get(entry, (_FIGURES,))]
-    there = next((output / name for name in names if (output / name).exists()), None)
-    if there is not None:
+    existing = next((output / name for name in names if (output / name).exists()), None)
+    if existing is not None:
         raise WorkspaceError(
-            f"{there} is there already. Replace what a report writes with --force, or choose another folder with "
+            f"{existing} exists already. Replace what a report writes with --force, or choose another folder with "
             "--output."
         )

@@ -14,9 +14,13 @@ from typer.testing import CliRunner
 from layer_surgeon._io import write_json
 from layer_surgeon._text import csv_cell
 from layer_surgeon.errors import WorkspaceError
-from layer_surgeon.study import report_latex, report_markdown, report_pictures
-from layer_surgeon.study.report_data import load_report
-from layer_surgeon.study.report_export import write_report
+from layer_surgeon.report import pictures
+from layer_surgeon.report.csv_files import measurements_csv
+from layer_surgeon.report.export import write_report
+from layer_surgeon.report.latex import escape, latex
+from layer_surgeon.report.load import load_report
+from layer_surgeon.report.pictures import draw_sweep
+from layer_surgeon.report.render import code_block, escape_markdown, markdown
 from layer_surgeon_cli.main import app
 from tests.support.made_up_studies import HOSTILE, made_up_study
 
@@ -52,8 +56,8 @@ def written(report, tmp_path_factory):
 def test_markdown(report, written):
     text = (written / "report.md").read_text(encoding="utf-8")
     title, verdict = text.split("\n\n")[:2]
-    assert title == f"# {report_markdown.escape(HOSTILE)}"
-    assert verdict == f"> **{report_markdown.escape(report.verdict)}**"
+    assert title == f"# {escape_markdown(HOSTILE)}"
+    assert verdict == f"> **{escape_markdown(report.summary.verdict)}**"
     assert "<script" not in text
     assert not re.search(r"(?<!\\)[_*`~$]", re.sub(r"```.*?```", "", text.replace("**", ""), flags=re.DOTALL))
     header = 0
@@ -66,30 +70,47 @@ def test_markdown(report, written):
         assert (written / link).is_file()
     assert text.count("](figures/") == len(PICTURES)
     assert "TrainingError: the loss is nan &#124; &lt;b&gt;" in text
-    assert "figures" not in report_markdown.markdown(report, {})
+    assert "figures" not in markdown(report, {})
 
 
 def test_a_block_of_code_holds_any_fence():
-    assert report_markdown.code("a ```` b") == "`````\na ```` b\n`````"
+    assert code_block("a ```` b") == "`````\na ```` b\n`````"
 
 
 def test_csv(report, written):
     rows = list(csv.DictReader(io.StringIO((written / "measurements.csv").read_text(encoding="utf-8"))))
     # 3 arms x 3 seeds, less one that failed; on 2 test sets each.
-    assert len(rows) == len(report.measurements) == 16
-    first, other = report.measurements[0], next(row for row in rows if row["arm"] == HOSTILE)
+    assert len(rows) == sum(len(result.tests) for result in report.results) == 16
+    first, other = report.results[0], next(row for row in rows if row["arm"] == HOSTILE)
     assert (rows[0]["arm"], rows[0]["test"], rows[0]["seed"]) == ("host", "films", "1")
-    assert float(rows[0]["accuracy"]) == first.scores["accuracy"]
-    assert float(rows[0]["validation_accuracy"]) == first.validation["accuracy"]
+    assert float(rows[0]["accuracy"]) == first.tests["films"].scores["accuracy"]
+    assert float(rows[0]["validation_accuracy"]) == first.validation.scores["accuracy"]
     assert (other["donor"], other["trained_parameters"]) == ("llm-L-1", "23205506")
     assert {row["arm"] for row in rows} == {"host", HOSTILE, f"'{FORMULA}"}
     comparisons = list(csv.DictReader(io.StringIO((written / "comparisons.csv").read_text(encoding="utf-8"))))
-    first_difference = report.tables[0].comparisons[0]
-    assert len(comparisons) == sum(len(table.comparisons) for table in report.tables)
+    first_difference = report.summary.tables[0].comparisons[0]
+    assert len(comparisons) == sum(len(table.comparisons) for table in report.summary.tables)
     assert float(comparisons[0]["difference"]) == first_difference.mean
     assert comparisons[0]["significant"] == str(first_difference.significant).lower()
     assert comparisons[0]["words"] == first_difference.words
     assert csv_cell(-0.5) == -0.5
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_is_a_formula_to_a_spreadsheet(text, tmp_path):
+    safe = csv_cell(text)
+    assert safe == f"'{text}".replace("\r", " ")
+    assert csv_cell(f"x{text}\r=1") == f"x{text} =1".replace("\r", " ")
+    arms = ["host", {"name": "graft", "like": "graft"}]
+    made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, arms=arms, examples=60, seeds=[1])
+    cell = next((tmp_path / "cells").glob("*.json"))
+    content = json.loads(cell.read_text())
+    content["tests"]["films"]["scores"][text] = 0.5
+    write_json(cell, {**content, "device": text})
+    (header, *rows) = csv.reader(io.StringIO(measurements_csv(load_report(tmp_path)), newline=""))
+    assert safe in header
+    assert safe in [row[-1] for row in rows]
+    assert not [entry for row in (header, *rows) for entry in row if entry.startswith(("=", "+", "@", "\t", "\r"))]
 
 
 def test_latex(report, written, tmp_path):
@@ -99,8 +120,10 @@ def test_latex(report, written, tmp_path):
     assert r"\textless{}script\textgreater{}" in body
     assert r"\& a\_b 100\% \$x\textasciicircum{}2\$ \{c\} \textbar{} \#1 \textbackslash{}d" in body
     assert r"naïve \ifdefined\Umathchar 层\else{}U+5C42\fi{}" in body
-    best = report.tables[0].rows[1]
-    assert (best.best, best.verdict) == (True, "better")
+    table = report.summary.tables[0]
+    best = table.rows[1]
+    assert report.summary.best(table.rows) == best.mean
+    assert report.summary.outcome(report.summary.against_reference(table, best.arm)) == "better"
     assert rf"\textbf{{{100 * best.mean:.2f}}} $\pm$ {100 * best.deviation:.2f}$^\dagger$" in body
     if (program := shutil.which("pdflatex")) is None:
         return
@@ -114,7 +137,20 @@ def test_latex(report, written, tmp_path):
 
 def test_the_best_is_bold_in_latex_only_where_that_is_significant(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.71}, examples=60)
-    assert r"\textbf" not in report_latex.latex(load_report(tmp_path))
+    assert r"\textbf" not in latex(load_report(tmp_path))
+
+
+def test_a_name_in_latex_is_no_option_of_the_line_before():
+    assert escape("[2em] *x*") == "{[}2em] {*}x{*}"
+
+
+def test_the_picture_of_a_sweep(tmp_path):
+    layers = [{"source": "b/llm", "layer": layer} for layer in range(2)]
+    shares = {"host": 0.5, "graft+llm-L0": 0.9, "graft+llm-L1": 0.6}
+    made_up_study(tmp_path, shares, arms=["host", "graft"], donors=layers, donor=None, focus=None, examples=60)
+    assert draw_sweep(load_report(tmp_path)).startswith(b"\x89PNG")
+    made_up_study(tmp_path / "compare", {"host": 0.5, "graft": 0.6}, examples=60)
+    assert draw_sweep(load_report(tmp_path / "compare")) is None
 
 
 def test_pictures(written):
@@ -132,11 +168,11 @@ def test_a_report_is_written_over_only_where_that_is_wanted(report, written, tmp
     (place / "figures").mkdir(parents=True)
     for name in ("scores-9.png", "photo.png"):
         (place / "figures" / name).touch()
-    monkeypatch.setattr(report_pictures, "save_pictures", lambda *_: {})
+    monkeypatch.setattr(pictures, "draw_pictures", lambda _: {})
     assert write_report(report, place, ("png",)) == ()
     assert [path.name for path in (place / "figures").iterdir()] == ["photo.png"]
     assert write_report(report, place, ("csv",)) == (place / "measurements.csv", place / "comparisons.csv")
-    with pytest.raises(WorkspaceError, match=r"measurements\.csv is there already\. .* --force"):
+    with pytest.raises(WorkspaceError, match=r"measurements\.csv exists already\. .* --force"):
         write_report(report, place, ("md", "csv"), force=False)
     assert write_report(report, place, ("md",), force=False) == (place / "report.md",)
     with pytest.raises(WorkspaceError, match="is a file; a report needs a folder"):
@@ -147,11 +183,11 @@ def test_a_selection_and_what_is_not_finished(tmp_path):
     made_up_study(tmp_path, {"host": 0.5, "graft": 0.8}, examples=60, skip=[("graft", 2)])
     rungs = [{"name": "probe | first", "scores": {"graft": 0.6, "<b>": 0.5}, "kept": ["graft"], "examples": 0.0}]
     write_json(tmp_path / "selection.json", {"format": 1, "best": "graft", "layers": [3], "cost": 0.25, "rungs": rungs})
-    text = report_markdown.markdown(load_report(tmp_path), {})
+    text = markdown(load_report(tmp_path), {})
     assert "**graft** (layer 3, site encoder\\_output), at 25% of the cost" in text
     assert "| candidate | probe &#124; first |" in text
     assert "| &lt;b&gt; | 0.5000 |" in text
-    assert "## Missing\n\n| arm | data | share | seed | error |" in text
+    assert "## Trainings that are not done\n\n| arm | data | share | seed | state | error |" in text
 
 
 def test_nothing_finished_can_be_written_too(tmp_path):

@@ -2,16 +2,16 @@
 
 import pytest
 
+from layer_surgeon.report.export import write_report
+from layer_surgeon.report.load import load_report
 from layer_surgeon.study import paired
-from layer_surgeon.study.report_data import load_report
-from layer_surgeon.study.report_page import write_page
 from tests.support.browser import chromium, opened
 from tests.support.made_up_studies import HOSTILE, made_up_study
 
 LONG = "a-graft-with-a-very-long-name/learning-rate-5e-5+Llama-3.1-8B-Instruct-L31@all-MiniLM-L6-v2"
 DATA = ("films", "shops", "a-data-set-with-a-long-name-of-its-own")
 
-# Contrast as WCAG 2.2 defines it; 4.5 for text, 3 for marks.
+# Contrast as WCAG 2.2 defines it: 4.5 for text, 3 for marks.
 _CONTRAST = """() => {
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);
   const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
@@ -27,28 +27,38 @@ _CONTRAST = """() => {
     }
     return [255, 255, 255];
   };
-  const poor = [];
-  const check = (element, color, back, least) => {
-    const value = contrast(parts(color), back);
-    if (value < least) poor.push([element.textContent.slice(0, 30), element.getAttribute("class"), value.toFixed(2)]);
+  // Text on a tile of a heat map: the tile that holds its middle.
+  const tile = (text) => {
+    const box = text.getBoundingClientRect();
+    const x = box.left + box.width / 2, y = box.top + box.height / 2;
+    return [...text.closest("svg").querySelectorAll(".mark-rect path")].find((path) => {
+      const own = path.getBoundingClientRect();
+      return own.left < x && x < own.right && own.top < y && y < own.bottom && own.height < 80;
+    });
   };
+  const poor = [];
   const visible = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.getClientRects().length);
-  for (const element of visible("body *:not(script, style, title, desc)")) {
+  for (const element of visible("body *:not(script, style, title, desc, noscript)")) {
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
     if (!own) continue;
     const style = getComputedStyle(element);
-    const onTile = /on\\d/.test(element.getAttribute("class"));
-    const back = onTile ? parts(getComputedStyle(element.previousElementSibling).color) : behind(element);
-    check(element, element.tagName === "text" ? style.fill : style.color, back, 4.5);
+    const isText = element.tagName === "text";
+    const on = isText ? tile(element) : null;
+    const ground = on ? parts(getComputedStyle(on).fill) : behind(element);
+    const value = contrast(parts(isText ? style.fill : style.color), ground);
+    const least = element.matches(".key") ? 3 : 4.5;
+    if (value < least) poor.push([element.textContent.slice(0, 30), element.getAttribute("class"), value.toFixed(2)]);
   }
-  for (const mark of visible("svg .mark")) check(mark, getComputedStyle(mark).color, behind(mark), 3);
   return poor;
 }"""
-_PLOTS = """() => {
-  const measure = (plot) => {
+_CHARTS = """() => {
+  const measure = (chart) => {
+    const plot = chart.querySelector("svg");
     const box = plot.getBoundingClientRect();
     const scale = box.width / plot.viewBox.baseVal.width;
-    const texts = [...plot.querySelectorAll("text")].map((text) => ({
+    // Names have a halo: the same text twice.
+    const texts = [...plot.querySelectorAll("text")].filter((text) => text.textContent && text.style.opacity !== "0"
+      && text.getAttribute("opacity") !== "0" && !text.getAttribute("stroke")).map((text) => ({
       text: text.textContent, ...text.getBoundingClientRect().toJSON(),
       size: parseFloat(getComputedStyle(text).fontSize) * scale,
     }));
@@ -57,15 +67,19 @@ _PLOTS = """() => {
     const touch = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
       && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
     return {
-      title: plot.querySelector("title").textContent, told: plot.querySelector("desc").textContent,
-      width: box.width, height: box.height, shapes: plot.querySelectorAll(".mark, .heat").length,
+      told: chart.closest("[role=img][aria-label]:not(.chart)").getAttribute("aria-label"),
+      width: box.width, height: box.height,
+      room: chart.getBoundingClientRect().width,
+      shapes: plot.querySelectorAll(".mark-symbol path, .mark-rect path").length,
       smallest: Math.min(...texts.map((text) => text.size)),
       outside: texts.filter(isOut).map((text) => text.text),
       touching: texts.flatMap((a, i) => texts.slice(i + 1).filter((b) => touch(a, b)).map((b) => [a.text, b.text])),
     };
   };
-  return [...document.querySelectorAll("svg.plot")].filter((plot) => plot.getClientRects().length).map(measure);
+  return [...document.querySelectorAll(".chart")].filter((chart) => chart.getClientRects().length).map(measure);
 }"""
+_ALL_DRAWN = "() => [...document.querySelectorAll('.chart')].every((chart) => chart.querySelector('svg.marks'))"
+_OPEN_ALL = "() => document.querySelectorAll('details').forEach((part) => { part.open = true; })"
 _VALUES = "(table, column) => [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.v)"
 _NAMES = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent)"
 
@@ -92,7 +106,8 @@ def _write_pages(folder):
     by_layer = {"host": 0.7, **{f"graft+llm-L{layer}": 0.7 + 0.02 * layer for layer in range(5)}}
     made_up_study(folder / "sweep", by_layer, arms=["host", "graft"], donors=layers, donor=None, focus=None, **common)
     for name in ("shift", "sweep"):
-        write_page(load_report(folder / name), folder / f"{name}.html")
+        write_report(load_report(folder / name), folder / name / "report", ("html",))
+        (folder / name / "report" / "report.html").rename(folder / f"{name}.html")
 
 
 @pytest.fixture(scope="module")
@@ -106,33 +121,59 @@ def browser():
 def test_it_is_drawn_and_readable(browser, pages, name, width, scheme):
     path = pages / f"{name}.html"
     with opened(browser, path, width=width, scheme=scheme) as page:
-        page.ask("() => document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        page.ask(_OPEN_ALL)
+        page.page.wait_for_function(_ALL_DRAWN)
+        page.page.wait_for_timeout(500)
         assert page.problems == []
         assert page.requests == [path.as_uri()]
         assert page.ask("() => document.documentElement.scrollWidth") <= width
-        plots = page.ask(_PLOTS)
-        assert len(plots) > (20 if name == "shift" else 8)
-        for plot in plots:
-            assert plot["title"]
-            assert plot["told"]
-            assert min(plot["width"], plot["height"]) > 80
-            assert plot["shapes"]
-            assert plot["smallest"] >= 10.5, plot["title"]
-            assert (plot["outside"], plot["touching"]) == ([], []), plot["title"]
+        charts = page.ask(_CHARTS)
+        assert len(charts) > (20 if name == "shift" else 8)
+        for chart in charts:
+            assert len(chart["told"]) > 20
+            assert min(chart["width"], chart["height"]) > 80
+            assert chart["width"] <= chart["room"] + 1
+            assert chart["shapes"]
+            assert chart["smallest"] >= 10.5, chart["told"]
+            assert (chart["outside"], chart["touching"]) == ([], []), chart["told"]
         assert page.ask(_CONTRAST) == []
 
 
-def test_the_dark_theme_is_another_one(browser, pages):
-    def colors(scheme):
-        with opened(browser, pages / "sweep.html", scheme=scheme) as page:
-            return page.ask("() => ['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name])")
+def test_the_page_and_its_charts_follow_the_theme(browser, pages):
+    def colors(page):
+        text = "document.querySelector('.chart svg text[fill]')"
+        return page.ask(
+            f"() => [...['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name]), "
+            f"{text}.getAttribute('fill')]"
+        )
 
-    assert not set(colors("light")) & set(colors("dark"))
+    with opened(browser, pages / "sweep.html") as page:
+        page.page.wait_for_function(_ALL_DRAWN)
+        light = colors(page)
+        page.page.emulate_media(color_scheme="dark")
+        page.page.wait_for_timeout(1500)
+        page.page.wait_for_function(_ALL_DRAWN)
+        assert not set(light) & set(colors(page))
+        assert page.problems == []
+
+
+def test_pointing_at_a_mark_says_what_it_is_and_runs_nothing(browser, pages):
+    with opened(browser, pages / "shift.html") as page:
+        chart = page.page.locator("details[open] .chart").first
+        chart.scroll_into_view_if_needed()
+        page.page.wait_for_function(_ALL_DRAWN)
+        chart.locator(".mark-symbol path").last.hover(force=True)
+        tip = page.page.locator("#vg-tooltip-element.visible")
+        tip.wait_for()
+        assert "95 % over seeds" in tip.inner_text()
+        assert tip.locator("script, b").count() == 0
+        assert HOSTILE.replace("  ", " ") in tip.inner_text()
+        assert page.problems == []
 
 
 def test_tables_sort_by_mouse_and_keyboard(browser, pages):
     with opened(browser, pages / "sweep.html") as page:
-        table = page.page.locator("table.sorts").first
+        table = page.page.locator("#results table.sorts").first
         head = table.locator("thead th").nth(1)
         before = [float(value) for value in table.evaluate(_VALUES, 1)]
         head.locator("button").click()
@@ -162,5 +203,6 @@ def test_what_has_no_value_is_sorted_last_and_the_command_is_copied(browser, pag
 def test_without_scripts_all_is_there(browser, pages):
     with opened(browser, pages / "shift.html", scripts=False) as page:
         assert page.page.locator("h1").inner_text().replace("\n", " ") == HOSTILE
-        assert page.page.locator("svg.plot").first.is_visible()
+        assert page.page.locator(".chart svg").first.is_visible()
+        assert page.page.locator("table.sorts").first.is_visible()
         assert page.page.locator("thead button, .command button").count() == 0

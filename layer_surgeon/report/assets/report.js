@@ -1,5 +1,52 @@
+// Without this file everything can be read; what it adds: charts that answer to the pointer and follow the theme,
+// sorting, copying, and opening what is folded before printing.
+(() => {
 "use strict";
-// Without this file everything can be read; what it adds is sorting, copying, and opening what is folded before printing.
+const themes = JSON.parse(document.getElementById("themes").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const drawn = new Map();
+// Inside a folded part nothing has a width; the chart then gets its share of the section's.
+const widthOf = (chart) => {
+  if (chart.clientWidth) return chart.clientWidth;
+  const grid = getComputedStyle(chart.closest(".panels")).getPropertyValue("--columns") || 1;
+  return Math.floor((chart.closest("section").clientWidth - 32 * (grid - 1)) / grid);
+};
+const draw = async (chart) => {
+  const spec = JSON.parse(chart.closest(".panel").querySelector("script").textContent);
+  const width = widthOf(chart);
+  drawn.get(chart)?.view?.finalize();
+  const state = { width, view: null };
+  drawn.set(chart, state);
+  const result = await vegaEmbed(
+    chart,
+    { ...spec, width, autosize: { type: "fit-x", contains: "padding" } },
+    // The expression interpreter: the page's policy allows no code that is made from text.
+    { ast: true, actions: false, renderer: "svg", defaultStyle: false, config: themes[dark.matches ? "dark" : "light"],
+      tooltip: { theme: dark.matches ? "dark" : "light" } },
+  );
+  state.view = result.view;
+};
+const charts = [...document.querySelectorAll(".chart")];
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) if (isIntersecting && !drawn.has(target)) draw(target);
+}, { rootMargin: "400px" });
+const resized = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const state = drawn.get(target);
+    if (state?.view && target.clientWidth && state.width !== target.clientWidth) draw(target);
+  }
+});
+for (const chart of charts) {
+  seen.observe(chart);
+  resized.observe(chart);
+}
+dark.addEventListener("change", () => { for (const chart of drawn.keys()) draw(chart); });
+// The rest is drawn when there is time, so that printing finds it.
+const drawRest = () => {
+  const next = charts.find((chart) => !drawn.has(chart));
+  if (next) draw(next).then(() => setTimeout(drawRest, 50));
+};
+setTimeout(drawRest, 1500);
 for (const table of document.querySelectorAll("table.sorts")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -53,3 +100,4 @@ for (const block of document.querySelectorAll(".command")) {
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details.place")) details.open = true;
 });
+})();

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,8 +11,12 @@ import pytest
 
 from layer_surgeon._io import write_json
 from layer_surgeon.errors import WorkspaceError
+from layer_surgeon.report.load import load_report
+from layer_surgeon.report.series import layer_sweeps, learning_curves, place_of, shift_matrices
+from layer_surgeon.report.words import score_span
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.report_data import load_report
+from layer_surgeon.study.records import as_json, read_cells, read_summary
+from layer_surgeon.study.summary import summarize
 from tests.support.made_up_studies import HOSTILE, VERSIONS, made_up_study
 
 
@@ -21,37 +27,31 @@ def layers(*indices):
 def test_a_comparison(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.82, "random": 0.7}, title=HOSTILE)
     report = load_report(tmp_path)
-    assert (report.kind, report.title, report.metric, report.is_share) == ("compare", HOSTILE, "accuracy", True)
-    assert report.verdict == json.loads((tmp_path / "summary.json").read_text())["verdict"]
-    assert report.verdict.startswith("graft is better than host")
+    summary = report.summary
+    assert (report.kind, summary.title, summary.metric, summary.is_share) == ("compare", HOSTILE, "accuracy", True)
+    assert summary.verdict == json.loads((tmp_path / "summary.json").read_text())["verdict"]
+    assert summary.verdict.startswith("graft is better than host")
     assert report.is_finished
     assert report.state == "All 9 trainings are done."
-    (table,) = report.tables
-    assert [row.arm for row in table.rows] == ["host", "graft", "random"]
-    assert [(row.best, row.verdict) for row in table.rows] == [
-        (False, None),
-        (True, "better"),
-        (False, "not significant"),
-    ]
+    (table,) = summary.tables
+    outcomes = [(row.arm, summary.outcome(summary.against_reference(table, row.arm))) for row in table.rows]
+    assert outcomes == [("host", None), ("graft", "better"), ("random", "not significant")]
     graft = table.rows[1]
+    assert summary.best(table.rows) == graft.mean
     assert len(graft.by_seed) == 3
-    assert graft.interval == graft.seed_interval
-    assert (graft.trained, graft.scores["macro_f1"]) == (23_205_506, pytest.approx(graft.mean - 0.01))
-    difference = next(c for c in table.comparisons if (c.arm, c.against) == ("graft", "host"))
-    assert difference.better
+    assert graft.scores["macro_f1"] == pytest.approx(graft.mean - 0.01)
+    assert summary.parameters("graft").trained == 23_205_506
+    difference = summary.against_reference(table, "graft")
+    assert (difference.arm, difference.against) == ("graft", "host")
+    assert summary.is_better(difference)
     assert difference.significant
-    assert difference.interval[0] < difference.mean < difference.interval[1]
-    assert difference.size.endswith("points")
-    assert [(cost.arm, cost.is_reference, cost.gain) for cost in table.costs[:2]] == [
-        ("host", True, 0.0),
-        ("graft", False, difference.mean),
-    ]
-    assert len(report.measurements) == 9
+    assert difference.interval.low < difference.mean < difference.interval.high
+    assert len(report.results) == 9
     assert report.versions == VERSIONS
     assert report.machines == ("cpu (1 threads)",)
     assert report.settings == {"task": "text-classification", "num_epochs": 3.0, "learning_rate": 5e-5}
-    assert report.shifts == report.sweeps == ()
-    curve = report.curves[1]
+    assert shift_matrices(summary, report.plan) == layer_sweeps(summary, report.plan) == ()
+    curve = learning_curves(report.plan, report.results)[1]
     assert (curve.arm, [point.epoch for point in curve.points]) == ("graft", [1.0, 2.0, 3.0])
     mean, low, high = curve.points[0].score
     assert low < mean < high
@@ -61,7 +61,8 @@ def test_a_comparison(tmp_path):
 def test_an_interval_of_a_share_ends_where_shares_do(tmp_path):
     made_up_study(tmp_path, {"host": 0.5, "graft": 0.98}, seeds=[1, 2], examples=60)
     written = json.loads((tmp_path / "summary.json").read_text())["tables"][0]["rows"][1]["seed_interval"]
-    low, high = load_report(tmp_path).tables[0].rows[1].seed_interval
+    summary = load_report(tmp_path).summary
+    low, high = score_span(summary.tables[0].rows[1].seed_interval, summary)
     assert written[1] > 1
     assert (low, high) == (written[0], 1.0)
 
@@ -71,20 +72,21 @@ def test_domain_shift_and_shares_of_the_data(tmp_path):
         tmp_path, {"host": 0.7, "graft": 0.8}, data=["films", "shops"], tests="all", fractions=[1.0, 0.1], seeds=[1, 2]
     )
     report = load_report(tmp_path)
-    assert [table.place for table in report.tables[:3]] == [
+    assert [place_of(table) for table in report.summary.tables[:3]] == [
         "films",
         "shops, trained on films",
         "films, 10 % of the data",
     ]
-    assert [(shift.arm, shift.fraction) for shift in report.shifts] == [
+    shifts = shift_matrices(report.summary, report.plan)
+    assert [(shift.arm, shift.fraction) for shift in shifts] == [
         ("host", 1.0),
         ("graft", 1.0),
         ("host", 0.1),
         ("graft", 0.1),
     ]
-    shift = report.shifts[1]
+    shift = shifts[1]
     assert (shift.trained_on, shift.tested_on) == (("films", "shops"), ("films", "shops"))
-    assert shift.means[0][1] == report.tables[1].rows[1].mean
+    assert shift.means[0][1] == report.summary.tables[1].rows[1].mean
 
 
 def test_a_sweep(tmp_path):
@@ -94,10 +96,10 @@ def test_a_sweep(tmp_path):
     )
     report = load_report(tmp_path)
     assert report.kind == "sweep"
-    (sweep,) = report.sweeps
+    (sweep,) = layer_sweeps(report.summary, report.plan)
     assert (sweep.donor, sweep.host, sweep.reference.arm) == ("llm", "bert", "host")
     assert [(point.label, point.best) for point in sweep.points] == [("0", True), ("1+2", False), ("2", False)]
-    assert sweep.points[0].verdict == "better"
+    assert sweep.points[0].outcome == "better"
     assert sweep.axis == "layer of llm (from 0)"
 
 
@@ -105,7 +107,7 @@ def test_a_sweep_over_sites(tmp_path):
     arms = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in ("embeddings", 0, 1)]
     made_up_study(tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", *arms], seeds=[1], focus=None)
     report = load_report(tmp_path)
-    (sweep,) = report.sweeps
+    (sweep,) = layer_sweeps(report.summary, report.plan)
     assert (report.kind, sweep.axis) == ("sweep", "where layer -1 of llm sits in the host")
     assert [point.label for point in sweep.points] == ["embeddings", "0", "1"]
 
@@ -116,8 +118,9 @@ def test_a_sweep_holds_no_arm_that_is_trained_in_another_way(tmp_path):
     made_up_study(
         tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", "graft", slow, middle], seeds=[1]
     )
-    (sweep,) = load_report(tmp_path).sweeps
-    assert [(point.arm, point.label) for point in sweep.points] == [("middle", "16"), ("graft", "-1")]
+    report = load_report(tmp_path)
+    (sweep,) = layer_sweeps(report.summary, report.plan)
+    assert [(point.row.arm, point.label) for point in sweep.points] == [("middle", "16"), ("graft", "-1")]
 
 
 def test_cells_that_are_older_than_the_name_of_their_arm(tmp_path):
@@ -126,11 +129,9 @@ def test_cells_that_are_older_than_the_name_of_their_arm(tmp_path):
     plan = tmp_path / "study.yaml"
     plan.write_text(plan.read_text().replace("name: my graft", "name: my-graft"))
     report = load_report(tmp_path)
-    assert [row.arm for row in report.tables[0].rows] == ["host", "my-graft"]
-    assert [(curve.arm, one.arm) for curve, one in zip(report.curves, report.measurements, strict=True)] == [
-        ("host", "host"),
-        ("my-graft", "my-graft"),
-    ]
+    assert [row.arm for row in report.summary.tables[0].rows] == ["host", "my-graft"]
+    curves = learning_curves(report.plan, report.results)
+    assert [curve.arm for curve in curves] == [result.arm for result in report.results] == ["host", "my-graft"]
 
 
 def test_a_study_in_this_folder_is_repeated_beside_it(tmp_path, monkeypatch):
@@ -138,7 +139,7 @@ def test_a_study_in_this_folder_is_repeated_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = load_report(Path())
     assert report.command == f"surgeon compare --config {tmp_path}/study.yaml --output {tmp_path}-again"
-    assert report.title == "2024"
+    assert report.summary.title == "2024"
 
 
 def test_a_selection(tmp_path):
@@ -148,13 +149,13 @@ def test_a_selection(tmp_path):
     report = load_report(tmp_path)
     assert (report.kind, report.selection.best, report.selection.layers) == ("select", "graft", (17,))
     assert report.selection.rungs[0].kept == ("graft",)
-    assert (report.selection.site, report.selection.margin) == ("encoder_output", None)
+    assert (report.selection.site, report.margin) == ("encoder_output", None)
     margin = {"runner_up": "x", "difference": 0.01, "deviation": 0.02}
     content = {"format": 1, "best": "graft", "layers": [17], "cost": 0.3, "rungs": rungs, "site": 3, "margin": margin}
     write_json(tmp_path / "selection.json", content)
-    found = load_report(tmp_path).selection
+    found = load_report(tmp_path)
     assert found.margin == "ahead of x by 1.0 points, which scatters by 2.0 points by seed: too close to call"
-    assert found.site == "3"
+    assert found.selection.site == 3
     # The folder then serves another study.
     made_up_study(tmp_path, {"host": 0.7, "gated": 0.8})
     assert load_report(tmp_path).kind == "compare"
@@ -168,23 +169,25 @@ def test_an_unfinished_study_and_a_stale_summary(tmp_path):
     report = load_report(tmp_path)
     assert report.state == "Not finished: 5 of 6 trainings are done, 1 failed."
     assert report.failed[0].error == "TrainingError: the loss is nan | <b>"
-    assert report.tables[0].rows[1].seeds == (1, 2)
+    assert report.summary.tables[0].rows[1].seeds == (1, 2)
     later = time.time() + 10
     os.utime(tmp_path / "summary.json", (later, later))
-    assert load_report(tmp_path).tables == report.tables  # the number of cells tells, too
+    assert load_report(tmp_path).summary.tables == report.summary.tables  # the number of cells tells, too
     (tmp_path / "summary.json").unlink()
-    assert load_report(tmp_path).tables == report.tables
+    assert load_report(tmp_path).summary.tables == report.summary.tables
 
 
 def test_nothing_finished_yet(tmp_path):
     made_up_study(tmp_path, {"host": 0.7}, skip=[("host", 1), ("host", 2), ("host", 3)])
     report = load_report(tmp_path)
-    assert (report.verdict, report.tables, report.started) == ("Nothing is finished yet.", (), None)
+    assert (report.summary.verdict, report.summary.tables, report.started) == ("Nothing is finished yet.", (), None)
     assert len(report.missing) == 3
 
 
 def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
-    with pytest.raises(WorkspaceError, match=r"is no folder\. A report is made of a study's folder: what --output"):
+    with pytest.raises(
+        WorkspaceError, match=r"is not a folder\. A report is made of a study's folder: the one that --output"
+    ):
         load_report(tmp_path / "nowhere")
     with pytest.raises(WorkspaceError, match=r"holds no study\.yaml"):
         load_report(tmp_path)
@@ -198,15 +201,42 @@ def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
     content = json.loads(whole)
     del content["history"]
     write_json(cell, content)
-    with pytest.raises(WorkspaceError, match="lacks history. Delete it and go on with the study"):
+    with pytest.raises(WorkspaceError, match="lacks history. Delete it and continue the study, which trains it again"):
         load_report(tmp_path)
     write_json(cell, {**json.loads(whole), "tests": {"films": {}}})
-    with pytest.raises(WorkspaceError, match="lacks what a study's files hold"):
+    with pytest.raises(WorkspaceError, match=r"lacks tests\.films\.examples\. Delete it"):
+        load_report(tmp_path)
+    write_json(cell, {**json.loads(whole), "best_epoch": "two"})
+    with pytest.raises(WorkspaceError, match=r"has 'two' as best_epoch, which is of another type\. Delete it"):
         load_report(tmp_path)
     cell.write_text(whole)
+    summary = json.loads(place.summary.read_text())
+    del summary["tables"][0]["rows"][1]["mean"]
+    write_json(place.summary, summary)
+    with pytest.raises(WorkspaceError, match=r"lacks tables\[0\]\.rows\[1\]\.mean\. .* which writes it again"):
+        load_report(tmp_path)
     place.summary.write_text("{")
     with pytest.raises(WorkspaceError, match=r"summary\.json can't be read"):
         load_report(tmp_path)
     place.plan.write_text("arms: 3\ndata: [")
     with pytest.raises(WorkspaceError, match=r"study\.yaml is damaged"):
         load_report(tmp_path)
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path):
+    plan = made_up_study(tmp_path, {"host": 0.7, "graft": 0.82}, fail=[("graft", 2)])
+    folder = StudyFolder(root=tmp_path)
+    summary = read_summary(folder.summary)
+    assert summary == summarize(plan, folder)
+    assert as_json(summary) == json.loads(folder.summary.read_text())
+    assert all(
+        as_json(cell)["tests"] == json.loads(folder.result(cell.id).read_text())["tests"] for cell in read_cells(folder)
+    )
+
+
+def test_reading_a_study_needs_no_torch(tmp_path):
+    made_up_study(tmp_path, {"host": 0.7, "graft": 0.82}, examples=60)
+    code = "import sys; from pathlib import Path; from layer_surgeon.report.load import load_report; "
+    code += "load_report(Path(sys.argv[1])); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    assert not {"torch", "transformers", "altair", "pandas", "vl_convert", "matplotlib"} & set(done.stdout.split())

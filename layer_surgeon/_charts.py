@@ -1,0 +1,179 @@
+"""What all charts share: colours and shapes, light and dark, and the way to PNG. The only place that names colours.
+
+The style sheet of a report gets the colours as CSS variables; charts get them as a Vega-Lite config, so that one chart
+definition is drawn in either theme. People with any form of colour blindness can tell the eight colours of arms apart,
+and neighbours differ in shape too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Theme = Mapping[str, str]
+# c0 ... c7: arms, the reference first. h0 ... h8: a heat map from worse to better; t0 ... t8: text on it.
+LIGHT: Theme = {
+    "page": "#fbfbfa",
+    "card": "#ffffff",
+    "ink": "#1c2530",
+    "soft": "#55606c",
+    "rule": "#e4e7ea",
+    "strong-rule": "#c9cfd5",
+    "chip": "#f1f3f5",
+    "link": "#0b5cad",
+    "warn": "#8a4b00",
+    "warn-back": "#fdf3e3",
+    "warn-rule": "#e5b568",
+    "c0": "#5b6672",
+    "c1": "#c8500a",
+    "c2": "#1f6fb5",
+    "c3": "#05996b",
+    "c4": "#9a80cf",
+    "c5": "#5a3c00",
+    "c6": "#8f0a4c",
+    "c7": "#2f2c7d",
+    "h0": "#95520a",
+    "h1": "#d99a52",
+    "h2": "#f0cd9f",
+    "h3": "#f8e9d5",
+    "h4": "#eef0f2",
+    "h5": "#dbe8f5",
+    "h6": "#aed0ee",
+    "h7": "#6fadde",
+    "h8": "#1b5c9c",
+    "t0": "#ffffff",
+    "t1": "#1c1408",
+    "t2": "#1c1408",
+    "t3": "#1c1408",
+    "t4": "#1c2530",
+    "t5": "#0c1c2c",
+    "t6": "#0c1c2c",
+    "t7": "#0c1c2c",
+    "t8": "#ffffff",
+}
+DARK: Theme = {
+    "page": "#12161b",
+    "card": "#181d23",
+    "ink": "#e7eaee",
+    "soft": "#a3adb8",
+    "rule": "#2a3138",
+    "strong-rule": "#424b55",
+    "chip": "#222930",
+    "link": "#7db8f0",
+    "warn": "#f2c27b",
+    "warn-back": "#2a2216",
+    "warn-rule": "#7d5c22",
+    "c0": "#9aa6b2",
+    "c1": "#f58a4b",
+    "c2": "#63aef0",
+    "c3": "#1f9d76",
+    "c4": "#e9d8fb",
+    "c5": "#9a7400",
+    "c6": "#bb58b2",
+    "c7": "#a9c3ee",
+    "h0": "#e8a55c",
+    "h1": "#9c6024",
+    "h2": "#6b4824",
+    "h3": "#3f3224",
+    "h4": "#272e36",
+    "h5": "#22364a",
+    "h6": "#254d73",
+    "h7": "#2d6aa3",
+    "h8": "#7fbdf2",
+    "t0": "#1a1005",
+    "t1": "#ffffff",
+    "t2": "#ffffff",
+    "t3": "#f3ece2",
+    "t4": "#e7eaee",
+    "t5": "#e4eef8",
+    "t6": "#ffffff",
+    "t7": "#ffffff",
+    "t8": "#06131f",
+}
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
+_GLYPHS = "●■▲◆▼✚▶"
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
+
+
+def css_variables(theme: Theme) -> str:
+    """A theme for a style sheet."""
+    return "".join(f"--{name}:{color};" for name, color in theme.items())
+
+
+def glyph(index: int) -> tuple[str, int]:
+    """The shape of an arm as a character, and the number of its colour, as charts draw them."""
+    return _GLYPHS[index % len(_GLYPHS)], index % 8
+
+
+def heat_steps() -> int:
+    """How many colours a heat map has."""
+    return sum(name.startswith("h") for name in LIGHT)
+
+
+def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, Any]:
+    """A theme as a Vega-Lite config. `category` and `symbol` are of arms, `diverging` and `ordinal` of heat maps."""
+    axis = {
+        "domain": False,
+        "ticks": False,
+        "gridColor": theme["rule"],
+        "labelColor": theme["soft"],
+        "titleColor": theme["soft"],
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelPadding": 6,
+        "titlePadding": 10,
+        "labelLimit": 220,
+    }
+    text = {"color": theme["ink"], "fontSize": 12.5}
+    return {
+        "font": _FONT,
+        "aria": False,  # A chart is an image with a text of its own.
+        "background": background,
+        "padding": 4,
+        "view": {"stroke": None},
+        "axis": axis,
+        "text": text,
+        "style": {"halo": {"stroke": background or theme["page"], "strokeWidth": 4, "strokeJoin": "round"}},
+        "legend": {
+            "labelColor": theme["ink"],
+            "labelFontSize": 12,
+            "labelLimit": 240,
+            "symbolSize": 70,
+            "orient": "bottom",
+            "columns": 1,
+            "title": None,
+            "symbolStrokeWidth": 2,
+            "symbolOpacity": 1,
+        },
+        "title": {
+            "color": theme["ink"],
+            "subtitleColor": theme["soft"],
+            "anchor": "start",
+            "fontSize": 15,
+            "offset": 14,
+            "subtitleFontSize": 12,
+            "subtitlePadding": 5,
+            "fontWeight": 600,
+        },
+        "header": {"labelColor": theme["ink"]},
+        "rule": {"color": theme["soft"]},
+        "point": {"strokeWidth": 2},
+        "range": {
+            "category": _numbered(theme, "c"),
+            "diverging": _numbered(theme, "h"),
+            "ordinal": _numbered(theme, "t"),
+            "symbol": list(_SHAPES),
+        },
+    }
+
+
+def _numbered(theme: Theme, letter: str) -> Sequence[str]:
+    return [color for name, color in theme.items() if name[0] == letter and name[1:].isdigit()]
+
+
+def draw_png(spec: Mapping[str, Any]) -> bytes:
+    """A chart in Vega-Lite as PNG, on white."""
+    import vl_convert
+
+    config = chart_config(LIGHT, background="white") | {"padding": 16}
+    png: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2, config=config)
+    return png

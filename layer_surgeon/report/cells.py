@@ -1,0 +1,272 @@
+"""The tables of a report, as the page and the Markdown show them: columns, and cells of plain text.
+
+A cell's text is not escaped; the templates do that. Its value is what a table is sorted by.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from layer_surgeon.report import words as say
+from layer_surgeon.report.load import StudyReport
+from layer_surgeon.report.series import LayerSweep, LearningCurve, ShiftMatrix, place_of
+from layer_surgeon.study.tables import Comparison, Row, Summary, Table
+from layer_surgeon.study.verdict import say_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The head of a column; `number`: its cells are numbers; `long`: its cells are sentences."""
+
+    name: str
+    number: bool = False
+    long: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A field of a table.
+
+    Attributes:
+        text: What people read.
+        value: What it is sorted by, in a column of numbers; None: there is no value, and it is sorted last.
+        strong: Bold.
+        arm: The text is the name of an arm, and its mark is shown.
+        tag: The text is a verdict, and is shown as a tag.
+        hint: Shown on pointing at it.
+    """
+
+    text: str
+    value: float | None = None
+    strong: bool = False
+    arm: bool = False
+    tag: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTable:
+    """A table; the first cell of a row is its head."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def _table(caption: str, columns: Iterable[Column], rows: Iterable[Sequence[Cell]]) -> ReportTable:
+    return ReportTable(caption=caption, columns=tuple(columns), rows=tuple(tuple(row) for row in rows))
+
+
+def _numbers(*names: str) -> list[Column]:
+    return [Column(name=name, number=True) for name in names]
+
+
+def _number(value: float | None, text: Callable[[float], str], *, strong: bool = False) -> Cell:
+    return Cell(text="" if value is None else text(value), value=value, strong=strong)
+
+
+def _arm(name: str) -> Cell:
+    return Cell(text=name, arm=True)
+
+
+def _outcome(text: str | None, otherwise: str = "") -> Cell:
+    return Cell(text=otherwise) if text is None else Cell(text=text, tag=True)
+
+
+def other_metrics(table: Table, summary: Summary) -> list[str]:
+    """Metrics of a table beside the one that is compared."""
+    names = dict.fromkeys(name for row in table.rows for name in row.scores)
+    return [name for name in names if name != summary.metric]
+
+
+def scores_table(table: Table, summary: Summary) -> ReportTable:
+    """Every arm's score, its intervals, its parameters and its time."""
+    others = other_metrics(table, summary)
+    columns = [
+        Column(name="arm"),
+        *_numbers(say.metric_name(summary), "deviation"),
+        Column(name=f"against {summary.reference}"),
+        *_numbers("95 % over seeds", "95 % over examples", "seeds", "trained", "training", "examples trained on"),
+        *_numbers(*(name.replace("_", " ") for name in others)),
+    ]
+    best = summary.best(table.rows)
+    rows = [_score_cells(table, row, summary, others, best=row.mean == best) for row in table.rows]
+    return _table(f"{say.metric_name(summary)} by arm on {place_of(table)}", columns, rows)
+
+
+def _score_cells(table: Table, row: Row, summary: Summary, others: Sequence[str], *, best: bool) -> list[Cell]:
+    counts = summary.parameters(row.arm)
+    spans = [say.score_span(row.seed_interval, summary), row.example_interval]
+    by_seed = (f"{seed}: {say.say_score(value, summary)}" for seed, value in zip(row.seeds, row.by_seed, strict=True))
+    return [
+        _arm(row.arm),
+        _number(row.mean, lambda value: say.say_score(value, summary), strong=best),
+        _number(row.deviation, lambda value: say.say_score(value, summary)),
+        _outcome(summary.outcome(summary.against_reference(table, row.arm))),
+        *(Cell(text=say.say_span(span, summary), value=None if span is None else span[0]) for span in spans),
+        Cell(text=str(len(row.seeds)), value=len(row.seeds), hint=", ".join(by_seed)),
+        _number(None if counts is None else counts.trained, say.say_count),
+        _number(row.training_seconds, say.say_time),
+        _number(row.train_examples, lambda value: f"{value:,}"),
+        *(_number(row.scores.get(name), lambda value: f"{value:.4g}") for name in others),
+    ]
+
+
+def differences_table(table: Table, summary: Summary) -> ReportTable:
+    """Every comparison, with its tests and the verdict."""
+    columns = [
+        Column(name="comparison"),
+        *_numbers("difference", "95 % interval", "p", "p (Holm)", "effect size", "p (t-test)", "p (permutation)"),
+        *_numbers("seeds"),
+        Column(name="verdict"),
+        Column(name="in words", long=True),
+    ]
+    rows = [_difference_cells(comparison, summary) for comparison in table.comparisons]
+    return _table(f"Comparisons on {place_of(table)}", columns, rows)
+
+
+def _difference_cells(entry: Comparison, summary: Summary) -> list[Cell]:
+    interval = entry.interval
+    return [
+        Cell(text=f"{entry.arm} - {entry.against}"),
+        _number(entry.mean, lambda value: say.say_gain(value, summary), strong=entry.significant),
+        Cell(text=say.say_gains(interval, summary), value=None if interval is None else interval[0]),
+        _number(entry.p, say.say_optional_p),
+        _number(entry.p_holm, say.say_optional_p, strong=entry.significant),
+        Cell(text=say.say_effect(entry), value=entry.effect_size),
+        _number(entry.t_test, say.say_optional_p),
+        _number(entry.permutation, say.say_optional_p),
+        _number(len(entry.seeds), lambda value: f"{value:g}"),
+        _outcome(summary.outcome(entry), "no test possible"),
+        Cell(text=entry.words),
+    ]
+
+
+def layers_table(sweep: LayerSweep, summary: Summary) -> ReportTable:
+    """The points of a sweep, and the host alone."""
+    columns = [
+        Column(name=sweep.axis),
+        *_numbers(say.metric_name(summary), "deviation"),
+        Column(name="against the reference"),
+    ]
+    entries = [(point.label, point.row, point.best, point.outcome) for point in sweep.points]
+    if sweep.reference is not None:
+        entries.append((sweep.reference.arm, sweep.reference, False, None))
+    rows = [
+        [
+            Cell(text=label),
+            _number(row.mean, lambda value: say.say_score(value, summary), strong=best),
+            _number(row.deviation, lambda value: say.say_score(value, summary)),
+            _outcome(outcome),
+        ]
+        for label, row, best, outcome in entries
+    ]
+    return _table(f"{sweep.donor} in {sweep.host}: {place_of(sweep.table)}", columns, rows)
+
+
+def shift_table(shift: ShiftMatrix, summary: Summary) -> ReportTable:
+    """Means of one arm, by what it was trained on (rows) and tested on (columns)."""
+    rows = [
+        [Cell(text=name), *(_number(mean, lambda value: say.say_score(value, summary)) for mean in means)]
+        for name, means in zip(shift.trained_on, shift.means, strict=True)
+    ]
+    columns = [Column(name="trained on"), *_numbers(*shift.tested_on)]
+    return _table(f"{shift.arm}{say_share(shift.fraction)}: {say.metric_name(summary)}", columns, rows)
+
+
+def learning_table(curves: Sequence[LearningCurve], summary: Summary) -> ReportTable:
+    """Means over the seeds, by epoch."""
+    columns = [Column(name="arm"), Column(name="data"), *_numbers("epoch", "training loss")]
+    columns += _numbers(f"validation {say.metric_name(summary)}")
+    rows = [
+        [
+            _arm(curve.arm),
+            Cell(text=f"{curve.data}{say_share(curve.fraction)}"),
+            _number(point.epoch, lambda value: f"{value:g}"),
+            _number(point.loss[0], lambda value: f"{value:.4f}"),
+            _number(None if point.score is None else point.score[0], lambda value: say.say_score(value, summary)),
+        ]
+        for curve in curves
+        for point in curve.points
+    ]
+    return _table("Learning, by epoch", columns, rows)
+
+
+def selection_table(report: StudyReport) -> ReportTable | None:
+    """Scores of the candidates by round; those that went on are bold. None if nothing was selected."""
+    if report.selection is None:
+        return None
+    rungs = report.selection.rungs
+    names = list(dict.fromkeys(name for rung in rungs for name in rung.scores))
+    rows = [
+        [
+            Cell(text=name),
+            *(_number(rung.scores.get(name), lambda v: f"{v:.4f}", strong=name in rung.kept) for rung in rungs),
+        ]
+        for name in names
+    ]
+    columns = [Column(name="candidate"), *_numbers(*(rung.name for rung in rungs))]
+    return _table("Scores of the candidates by round", columns, rows)
+
+
+def arms_table(summary: Summary) -> ReportTable:
+    """What the arms are."""
+    columns = [
+        Column(name="arm"),
+        Column(name="what it is", long=True),
+        Column(name="host"),
+        Column(name="donor layer"),
+        *_numbers("trained", "all", "training"),
+    ]
+    rows = [
+        [
+            _arm(name),
+            *(Cell(text=text) for text in (arm.text, arm.host, arm.donor or "")),
+            _number(None if arm.parameters is None else arm.parameters.trained, say.say_count),
+            _number(None if arm.parameters is None else arm.parameters.total, say.say_count),
+            _number(arm.training_seconds, say.say_time),
+        ]
+        for name, arm in summary.arms.items()
+    ]
+    return _table("The arms", columns, rows)
+
+
+def open_table(report: StudyReport) -> ReportTable | None:
+    """Trainings that are not done; None if all are."""
+    cells = [*report.failed, *report.missing]
+    columns = [Column(name="arm"), Column(name="data"), *_numbers("share", "seed"), Column(name="state")]
+    rows = [
+        [
+            Cell(text=cell.arm),
+            Cell(text=cell.data),
+            _number(cell.fraction, lambda value: f"{100 * value:g} %"),
+            _number(cell.seed, lambda value: f"{value:.0f}"),
+            Cell(text="not run yet" if cell.error is None else "failed", tag=True),
+            Cell(text=cell.error or ""),
+        ]
+        for cell in cells
+    ]
+    columns.append(Column(name="error", long=True))
+    return _table("Trainings that are not done", columns, rows) if cells else None
+
+
+def facts_table(caption: str, names: tuple[str, str], facts: Mapping[str, object]) -> ReportTable:
+    """Names and values."""
+    rows = [[Cell(text=name), Cell(text=say.say_setting(value))] for name, value in facts.items()]
+    return _table(caption, [Column(name=name) for name in names], rows)
+
+
+def study_facts(report: StudyReport) -> dict[str, object]:
+    """How the study was made."""
+    summary = report.summary
+    between = f"{report.started} and {report.finished}" if report.started else "nothing is trained yet"
+    return {
+        "task": summary.task,
+        "compared by": f"{summary.metric}, {'higher' if summary.higher_is_better else 'lower'} is better",
+        "significant below": summary.alpha,
+        "trainings": f"{len(report.results):,} of {summary.cells.planned:,} are done",
+        "seeds": report.plan.seeds,
+        "shares of the training data": [f"{fraction:g}" for fraction in report.plan.fractions],
+        "trained between": between,
+        "time of all trainings": say.say_time(report.training_seconds),
+        "machine": "; ".join(report.machines),
+    }

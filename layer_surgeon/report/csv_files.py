@@ -1,0 +1,109 @@
+"""The numbers of a report for other programs: one row per training and test set, and one per comparison."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from layer_surgeon._text import csv_cell
+from layer_surgeon.report.load import StudyReport
+
+
+def measurements_csv(report: StudyReport) -> str:
+    """One row per arm, data set, share, test set and seed; nothing is rounded or averaged."""
+    scores = _names(test.scores for result in report.results for test in result.tests.values())
+    validation = _names(result.validation.scores for result in report.results)
+    rows = []
+    for result in report.results:
+        arm = report.summary.arms[result.arm]
+        for name, test in result.tests.items():
+            rows.append(
+                {
+                    "study": report.summary.name,
+                    "arm": result.arm,
+                    "kind": arm.kind,
+                    "host": arm.host,
+                    "donor": arm.donor,
+                    "data": result.data,
+                    "fraction": result.fraction,
+                    "test": name,
+                    "seed": result.seed,
+                    "examples": test.examples,
+                    **{metric: test.scores.get(metric) for metric in scores},
+                    **{f"validation_{metric}": result.validation.scores.get(metric) for metric in validation},
+                    "trained_parameters": result.parameters.trained,
+                    "parameters": result.parameters.total,
+                    "train_examples": result.train_examples,
+                    "best_epoch": result.best_epoch,
+                    "training_seconds": result.seconds.training,
+                    "testing_seconds": result.seconds.testing,
+                    "device": result.device,
+                }
+            )
+    columns = (
+        *("study", "arm", "kind", "host", "donor", "data", "fraction", "test", "seed", "examples"),
+        *scores,
+        *(f"validation_{name}" for name in validation),
+        *("trained_parameters", "parameters", "train_examples", "best_epoch"),
+        *("training_seconds", "testing_seconds", "device"),
+    )
+    return _csv(columns, rows)
+
+
+def comparisons_csv(report: StudyReport) -> str:
+    """One row per comparison: the difference, its tests and intervals, and the verdict."""
+    summary = report.summary
+    columns = (
+        *("study", "data", "fraction", "test", "examples", "metric", "arm", "against", "seeds"),
+        *("difference", "deviation", "effect_size", "low", "high", "basis", "p", "p_holm", "significant", "better"),
+        *("seed_low", "seed_high", "example_low", "example_high", "both_low", "both_high", "t_test", "permutation"),
+        "words",
+    )
+    rows = [
+        {
+            "study": summary.name,
+            "data": table.data,
+            "fraction": table.fraction,
+            "test": table.test,
+            "examples": table.examples,
+            "metric": summary.metric,
+            "arm": entry.arm,
+            "against": entry.against,
+            "seeds": len(entry.seeds),
+            "difference": entry.mean,
+            "deviation": entry.deviation,
+            "effect_size": entry.effect_size,
+            "basis": entry.basis,
+            "p": entry.p,
+            "p_holm": entry.p_holm,
+            "significant": entry.significant,
+            "better": summary.is_better(entry),
+            "t_test": entry.t_test,
+            "permutation": entry.permutation,
+            "words": entry.words,
+            **_ends("", entry.interval),
+            **_ends("seed_", entry.seed_interval),
+            **_ends("example_", entry.example_interval),
+            **_ends("both_", entry.both_interval),
+        }
+        for table in summary.tables
+        for entry in table.comparisons
+    ]
+    return _csv(columns, rows)
+
+
+def _names(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for entry in entries for name in entry))
+
+
+def _ends(prefix: str, span: Sequence[float] | None) -> dict[str, float | None]:
+    low, high = (None, None) if span is None else span
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    import pandas as pd
+
+    # As objects: pandas would turn whole numbers into floats where one is missing.
+    cells = [[csv_cell(row.get(name)) for name in columns] for row in rows]
+    frame = pd.DataFrame(cells, columns=[csv_cell(name) for name in columns], dtype=object)
+    text: str = frame.to_csv(index=False, lineterminator="\n")
+    return text

@@ -1,0 +1,135 @@
+"""Lines with bands over places or epochs, in Altair: learning curves, shares of the data, and the layers of a sweep."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from layer_surgeon.report.encodings import (
+    WIDTH,
+    LayeredChart,
+    Span,
+    arm_color,
+    arm_shape,
+    detail_fields,
+    inline_data,
+    marks,
+    only,
+    singles,
+    tooltip_of,
+    y_value,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value of a line at a place on the horizontal axis, with a band; `details` are for the tooltip."""
+
+    line: str
+    look: str
+    place: str | float
+    mean: float
+    low: float
+    high: float
+    singles: tuple[float, ...] = ()
+    ringed: bool = False
+    filled: bool = True
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A value that holds for all places: a dashed line with a band."""
+
+    look: str
+    mean: float
+    low: float
+    high: float
+
+
+def line_chart(
+    points: Sequence[Point],
+    looks: Sequence[str],
+    titles: tuple[str, str | None],
+    *,
+    domain: Span,
+    level: Level | None = None,
+    behind: Sequence[Point] = (),
+    legend: bool = True,
+    width: int = WIDTH,
+    height: int = 230,
+) -> LayeredChart:
+    """Lines with bands.
+
+    Args:
+        points: Of all lines.
+        looks: All arms' looks.
+        titles: Of the horizontal and of the vertical axis.
+        domain: Of the vertical axis.
+        level: One more value, that holds for all places.
+        behind: One more line for comparison, thin and without marks.
+        legend: Say which line is which.
+        width: In files.
+        height: Of the plot.
+    """
+    details = [point.details for point in points]
+    records = [_point_record(point, details) for point in points]
+    x = _place_axis(points, titles[0])
+    shown = list(dict.fromkeys([point.look for point in points] + ([level.look] if level else []))) if legend else None
+    base = alt.Chart().encode(x=x, color=arm_color(looks, shown), detail=alt.Detail(field="line", type="nominal"))
+    y = y_value("mean", titles[1], domain)
+    band = {"y": y_value("low", titles[1], domain), "y2": alt.Y2(field="high")}
+    parts = _level_parts(level, looks, titles[1], domain, shown) if level else []
+    if behind:
+        trace = alt.Chart(inline_data([_point_record(point, details) for point in behind]))
+        parts.append(trace.mark_line(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y, color=arm_color(looks)))
+    tipped = base.encode(y=y, shape=arm_shape(looks, shown), tooltip=tooltip_of(details))
+    parts += [
+        base.mark_area(opacity=0.15, line=False).encode(**band),
+        base.mark_line(strokeWidth=2).encode(y=y),
+        *singles(base.encode(y=y_value("singles", titles[1], domain)), records, size=18),
+        *marks(tipped, records, size=55),
+        *only(base.mark_point(shape="circle", size=330, strokeWidth=1.5, opacity=1).encode(y=y), "ringed", records),
+    ]
+    return alt.layer(*parts, data=inline_data(records)).properties(width=width, height=height)
+
+
+def _point_record(point: Point, details: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    return {
+        "line": point.line,
+        "look": point.look,
+        "place": point.place,
+        "mean": point.mean,
+        "low": point.low,
+        "high": point.high,
+        "ringed": point.ringed,
+        "filled": point.filled,
+        "empty": not point.filled,
+        "singles": list(point.singles),
+        **detail_fields(point.details, details),
+    }
+
+
+def _place_axis(points: Sequence[Point], title: str) -> alt.X:
+    numbers = sorted({point.place for point in points if isinstance(point.place, float)})
+    if numbers:
+        whole = [float(number) for number in {round(number) for number in numbers}] if len(numbers) > 1 else numbers
+        axis = alt.Axis(values=whole, format="~g", labelOverlap="greedy", grid=False)
+        scale = alt.Scale(zero=False, nice=False, padding=20)
+        return alt.X(field="place", type="quantitative", title=title, scale=scale, axis=axis)
+    places = list(dict.fromkeys(str(point.place) for point in points))
+    angle = -40 if max(map(len, places)) > 7 else 0
+    axis = alt.Axis(labelAngle=angle, labelOverlap="greedy", labelLimit=110)
+    return alt.X(field="place", type="ordinal", title=title, sort=places, axis=axis)
+
+
+def _level_parts(
+    level: Level, looks: Sequence[str], title: str | None, domain: Span, legend: Sequence[str] | None
+) -> list[alt.Chart]:
+    record = {"look": level.look, "mean": level.mean, "low": level.low, "high": level.high}
+    base = alt.Chart(inline_data([record])).encode(color=arm_color(looks, legend))
+    return [
+        base.mark_rect(opacity=0.15).encode(y=y_value("low", title, domain), y2=alt.Y2(field="high")),
+        base.mark_rule(strokeDash=[6, 5], strokeWidth=2).encode(y=y_value("mean", title, domain)),
+    ]

@@ -1,0 +1,209 @@
+"""`load_report`: a study's folder -> what a report shows. Nothing but the folder's own files is read."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from layer_surgeon.errors import ConfigError, WorkspaceError
+from layer_surgeon.study.layout import PLAN, PROBES, SWEEP, StudyFolder
+from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.records import CellResult, read_failures, read_selection, read_summary
+from layer_surgeon.study.selection import Selection
+from layer_surgeon.study.summary import read_results, summarize
+from layer_surgeon.study.tables import Summary
+from layer_surgeon.study.verdict import difference_in_words
+
+Kind = Literal["compare", "sweep", "select"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenCell:
+    """A training that is not done; `error` says how it failed, None: it has not run."""
+
+    arm: str
+    data: str
+    fraction: float
+    seed: int
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """What a report shows.
+
+    Names of arms, data sets, metrics and titles, and errors, are what people wrote. They may hold `<`, `&`, `|`, `%`
+    or line ends: whoever writes a format escapes them.
+
+    Attributes:
+        path: The study's folder.
+        kind: Which command made it.
+        plan: Its plan, every default filled in.
+        summary: Its tables and verdict.
+        results: Every finished training.
+        failed: The trainings that failed.
+        missing: The trainings that have not run.
+        selection: What `surgeon select` chose.
+    """
+
+    path: Path
+    kind: Kind
+    plan: StudyPlan
+    summary: Summary
+    results: tuple[CellResult, ...]
+    failed: tuple[OpenCell, ...]
+    missing: tuple[OpenCell, ...]
+    selection: Selection | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Every planned training is done."""
+        return not (self.failed or self.missing)
+
+    @property
+    def state(self) -> str:
+        """For people: "All 12 trainings are done." or what is missing."""
+        planned, done = self.summary.cells.planned, len(self.results)
+        if self.is_finished:
+            return f"All {planned} trainings are done."
+        remaining = f", {len(self.failed)} failed" if self.failed else ""
+        remaining += f", {len(self.missing)} are missing" if self.missing else ""
+        return f"Not finished: {done} of {planned} trainings are done{remaining}."
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of fine-tuning that all trainings share."""
+        configs = [result.config for result in self.results]
+        shared = [
+            (name, value)
+            for name, value in (configs[0] if configs else {}).items()
+            if all(other.get(name) == value for other in configs)
+        ]
+        return dict(shared) or dict(self.plan.finetune)
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """By package; all versions if trainings were done with several."""
+        names = dict.fromkeys(name for result in self.results for name in result.versions)
+        return {
+            name: ", ".join(dict.fromkeys(str(result.versions.get(name, "none")) for result in self.results))
+            for name in names
+        }
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Devices on which trainings ran."""
+        return tuple(dict.fromkeys(result.device for result in self.results))
+
+    @property
+    def started(self) -> str | None:
+        """When the first training ended, ISO 8601, UTC."""
+        return min((result.finished for result in self.results), default=None)
+
+    @property
+    def finished(self) -> str | None:
+        """When the last training ended, ISO 8601, UTC."""
+        return max((result.finished for result in self.results), default=None)
+
+    @property
+    def training_seconds(self) -> float:
+        """Of all trainings together."""
+        return sum(result.seconds.training for result in self.results)
+
+    @property
+    def command(self) -> str:
+        """Repeats the study."""
+        folder = self.path.resolve() if self.path.name in ("", "..") else self.path
+        plan, output = shlex.quote(str(folder / PLAN)), shlex.quote(f"{folder}-again")
+        return f"surgeon compare --config {plan} --output {output}"
+
+    @property
+    def margin(self) -> str | None:
+        """How far the chosen arm is ahead of the next, in words."""
+        margin = None if self.selection is None else self.selection.margin
+        if margin is None:
+            return None
+        metric = self.plan.metric
+        ahead = f"ahead of {margin.runner_up} by {difference_in_words(margin.difference, metric).lstrip('+')}"
+        if margin.deviation is None:
+            return f"{ahead}, with one seed"
+        close = ": too close to call" if margin.difference <= margin.deviation else ""
+        return f"{ahead}, which scatters by {difference_in_words(margin.deviation, metric).lstrip('+')} by seed{close}"
+
+
+def load_report(path: Path) -> StudyReport:
+    """Read a study: of `surgeon compare`, `sweep` or `select`, finished or not.
+
+    If trainings were finished since summary.json was written, the tables are computed again, in memory.
+
+    Raises:
+        WorkspaceError: The folder holds no study, or a file of it is damaged.
+    """
+    folder = StudyFolder(root=path)
+    plan = _read_plan(folder)
+    results = read_results(plan, folder)
+    selection = read_selection(folder)
+    # The selection is of this study only while the plan is that of its last rung.
+    if selection is not None and [arm.name for arm in plan.arms if arm.donor is not None] != [selection.best]:
+        selection = None
+    open_cells = _open_cells(plan.cells(), folder)
+    return StudyReport(
+        path=path,
+        kind=_kind(plan, folder, selection),
+        plan=plan,
+        summary=_read_summary(plan, folder, results),
+        results=results,
+        failed=tuple(cell for cell in open_cells if cell.error is not None),
+        missing=tuple(cell for cell in open_cells if cell.error is None),
+        selection=selection,
+    )
+
+
+def _read_plan(folder: StudyFolder) -> StudyPlan:
+    if not folder.plan.is_file():
+        state = "is not a folder" if not folder.root.is_dir() else f"holds no {PLAN}"
+        raise WorkspaceError(
+            f"{folder.root} {state}. A report is made of a study's folder: the one that --output named for surgeon "
+            "compare, sweep or select, or one in the workspace under studies."
+        )
+    try:
+        return StudyPlan.read(folder.plan)
+    except (ConfigError, AttributeError, ValueError, TypeError, KeyError) as error:
+        raise WorkspaceError(
+            f"{folder.plan} is damaged ({error}). Start the study again with --output {folder.root}: it writes the "
+            "plan again and keeps what is trained."
+        ) from error
+
+
+def _read_summary(plan: StudyPlan, folder: StudyFolder, results: Sequence[CellResult]) -> Summary:
+    if folder.summary.exists():
+        written = folder.summary.stat().st_mtime_ns
+        files = [folder.plan, *(folder.result(result.id) for result in results)]
+        summary = read_summary(folder.summary)
+        if summary.cells.done == len(results) and all(file.stat().st_mtime_ns <= written for file in files):
+            return summary
+    return summarize(plan, folder)
+
+
+def _open_cells(cells: Sequence[Cell], folder: StudyFolder) -> list[OpenCell]:
+    errors = {
+        failure.id: f"{failure.error.get('type')}: {failure.error.get('message')}" for failure in read_failures(folder)
+    }
+    return [
+        OpenCell(arm=cell.arm.name, data=cell.data, fraction=cell.fraction, seed=cell.seed, error=errors.get(cell.id))
+        for cell in cells
+        if not folder.result(cell.id).exists()
+    ]
+
+
+def _kind(plan: StudyPlan, folder: StudyFolder, selection: Selection | None) -> Kind:
+    if selection is not None:
+        return "select"
+    donors = [arm for arm in plan.arms if arm.donor is not None]
+    layers_only = len(donors) > 1 and all(arm.kind == "graft" and not arm.finetune for arm in donors)
+    one_donor = len({arm.donor.source for arm in donors if arm.donor is not None}) == 1
+    if plan.focus is None and layers_only and one_donor:
+        unfinished = folder.path(PROBES).exists() and not folder.path(SWEEP).exists()
+        return "select" if unfinished else "sweep"
+    return "compare"

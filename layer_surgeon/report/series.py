@@ -1,0 +1,207 @@
+"""What the plots of a report show, from the summary and the cells: layers, costs, domain shift, learning."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from layer_surgeon.graft.config import ENCODER_OUTPUT
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.records import CellResult
+from layer_surgeon.study.tables import Comparison, Row, Summary, Table
+from layer_surgeon.study.verdict import say_place
+from layer_surgeon.workspace import short_name
+
+Varied = Literal["layer", "site", "layer and site"]
+Spot = tuple[tuple[int, ...], str]
+
+
+def place_of(table: Table) -> str:
+    """A table for people, such as "shops, trained on films, 10 % of the data"."""
+    return say_place(table.test, table.data, table.fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPoint:
+    """One point of a sweep: `label` is "16", "15+16" or "embeddings"."""
+
+    label: str
+    row: Row
+    best: bool
+    outcome: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSweep:
+    """A donor's layers, or one layer in several places of the host, on one test set.
+
+    Attributes:
+        donor: Its name.
+        host: Its name.
+        varied: What differs between the points.
+        table: On which test set.
+        axis: What the labels of the points are, such as "layer of llm (from 0)".
+        points: In the order of the layers.
+        reference: The host alone, with the same host; None if it has no finished training.
+    """
+
+    donor: str
+    host: str
+    varied: Varied
+    table: Table
+    axis: str
+    points: tuple[LayerPoint, ...]
+    reference: Row | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One epoch of an arm: (mean, lowest, highest) over the seeds that reached it, `score` on the validation part."""
+
+    epoch: float
+    loss: tuple[float, float, float]
+    score: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurve:
+    """How an arm learned on a share of a data set."""
+
+    arm: str
+    data: str
+    fraction: float
+    points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftMatrix:
+    """Domain shift of one arm: trained on each data set, tested on each.
+
+    Attributes:
+        arm: Its name.
+        fraction: Share of the training data.
+        trained_on: Names of the rows.
+        tested_on: Names of the columns.
+        means: [trained_on][tested_on] mean over the seeds; None if it is not measured.
+        gains: [trained_on][tested_on] comparison with the reference; None for the reference itself.
+    """
+
+    arm: str
+    fraction: float
+    trained_on: tuple[str, ...]
+    tested_on: tuple[str, ...]
+    means: tuple[tuple[float | None, ...], ...]
+    gains: tuple[tuple[Comparison | None, ...], ...]
+
+
+def shift_matrices(summary: Summary, plan: StudyPlan) -> tuple[ShiftMatrix, ...]:
+    """Trained on each x tested on each, for every arm; none if each data set has only its own test part."""
+    tables = {(table.fraction, table.data, table.test): table for table in summary.tables}
+    if all(data == test for _, data, test in tables):
+        return ()
+    trained_on = tuple(dict.fromkeys(data for _, data, _ in tables))
+    tested_on = tuple(spec.name for spec in plan.data if any(spec.name == test for *_, test in tables))
+    matrices = []
+    for fraction, arm in itertools.product(plan.fractions, summary.arms):
+        grid = [[tables.get((fraction, data, test)) for test in tested_on] for data in trained_on]
+        means = tuple(tuple(_mean_of(table, arm) for table in line) for line in grid)
+        if all(mean is None for line in means for mean in line):
+            continue
+        gains = tuple(
+            tuple(None if table is None else summary.against_reference(table, arm) for table in line) for line in grid
+        )
+        matrices.append(
+            ShiftMatrix(
+                arm=arm, fraction=fraction, trained_on=trained_on, tested_on=tested_on, means=means, gains=gains
+            )
+        )
+    return tuple(matrices)
+
+
+def _mean_of(table: Table | None, arm: str) -> float | None:
+    return next((row.mean for row in table.rows if row.arm == arm), None) if table is not None else None
+
+
+def learning_curves(plan: StudyPlan, results: Sequence[CellResult]) -> tuple[LearningCurve, ...]:
+    """One for every arm, data set and share that has a finished training."""
+    curves = []
+    for data, fraction, arm in itertools.product(plan.tests, plan.fractions, plan.arms):
+        own = [r for r in results if (r.arm, r.data, r.fraction) == (arm.name, data, fraction)]
+        epochs = sorted({entry["epoch"] for result in own for entry in result.history})
+        points = tuple(_curve_point(epoch, own, plan.metric) for epoch in epochs)
+        if own:
+            curves.append(LearningCurve(arm=arm.name, data=data, fraction=fraction, points=points))
+    return tuple(curves)
+
+
+def _curve_point(epoch: float, results: Sequence[CellResult], metric: str) -> CurvePoint:
+    entries = [entry for result in results for entry in result.history if entry["epoch"] == epoch]
+    scores = [entry[metric] for entry in entries if metric in entry]
+    losses = [entry["training_loss"] for entry in entries]
+    return CurvePoint(epoch=epoch, loss=_around(losses), score=_around(scores) if scores else None)
+
+
+def _around(values: Sequence[float]) -> tuple[float, float, float]:
+    return sum(values) / len(values), min(values), max(values)
+
+
+def layer_sweeps(summary: Summary, plan: StudyPlan) -> tuple[LayerSweep, ...]:
+    """Donors of which several layers, or several places of one layer, are compared, on each test set."""
+    groups: dict[tuple[str, str, str], dict[str, Spot]] = {}
+    for arm in plan.arms:
+        if arm.donor is not None and arm.kind == "graft":
+            site = str(arm.graft.get("site", ENCODER_OUTPUT))
+            # Only arms that differ by layer or site alone are points of one line.
+            graft = {key: value for key, value in arm.graft.items() if key != "site"}
+            others = repr([arm.donor.revision, arm.donor.dtype, sorted(graft.items()), sorted(arm.finetune.items())])
+            groups.setdefault((arm.donor.source, arm.host_name, others), {})[arm.name] = (arm.donor.layers, site)
+    sweeps = (
+        _sweep(table, summary, short_name(source), host, spots)
+        for table in summary.tables
+        for (source, host, _), spots in groups.items()
+    )
+    return tuple(sweep for sweep in sweeps if sweep is not None)
+
+
+def _sweep(table: Table, summary: Summary, donor: str, host: str, spots: dict[str, Spot]) -> LayerSweep | None:
+    # Sorting keeps the plan's order among the sites of a layer, from the first to the last.
+    rows = sorted((row for row in table.rows if row.arm in spots), key=lambda row: _depth(spots[row.arm][0]))
+    if len({spots[row.arm] for row in rows}) < 2:
+        return None
+    best = summary.best(tuple(rows))
+    varied, axis, labels = _labels([spots[row.arm] for row in rows], donor)
+    references = [row for row in table.rows if summary.is_reference(row.arm) and summary.arms[row.arm].host == host]
+    return LayerSweep(
+        donor=donor,
+        host=host,
+        varied=varied,
+        table=table,
+        axis=axis,
+        points=tuple(
+            LayerPoint(
+                label=label,
+                row=row,
+                best=row.mean == best,
+                outcome=summary.outcome(summary.against_reference(table, row.arm)),
+            )
+            for label, row in zip(labels, rows, strict=True)
+        ),
+        reference=references[0] if references and references[0] not in rows else None,
+    )
+
+
+def _depth(layers: tuple[int, ...]) -> list[tuple[bool, int]]:
+    """What layers are sorted by: those counted from the end come last."""
+    return [(layer < 0, layer) for layer in layers]
+
+
+def _labels(spots: Sequence[Spot], donor: str) -> tuple[Varied, str, list[str]]:
+    """What differs, the title of the axis, and the label of each point: layers, sites, or both."""
+    layers = ["+".join(map(str, layers)) for layers, _ in spots]
+    sites = [site.replace("_", " ") for _, site in spots]
+    if len(set(sites)) == 1:
+        return "layer", f"layer of {donor} (from 0)", layers
+    if len(set(layers)) == 1:
+        return "site", f"where layer {layers[0]} of {donor} sits in the host", sites
+    both = [f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)]
+    return "layer and site", f"layer of {donor} (from 0), and where it sits", both

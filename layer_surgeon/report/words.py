@@ -1,0 +1,101 @@
+"""Numbers as a report says them. All formats use the same words; each escapes them in its own way."""
+
+from collections.abc import Sequence
+
+from layer_surgeon.study.tables import Comparison, Row, Summary
+from layer_surgeon.study.verdict import say_p
+
+Span = Sequence[float]
+
+
+def metric_name(summary: Summary) -> str:
+    """`accuracy (%)`: the head of a column of scores."""
+    return f"{summary.metric} (%)" if summary.is_share else summary.metric
+
+
+def say_score(value: float, summary: Summary, digits: int = 1) -> str:
+    """A score: per cent, without the sign, if it is a share."""
+    return f"{100 * value:.{digits}f}" if summary.is_share else f"{value:.4g}"
+
+
+def say_mean(row: Row, summary: Summary, digits: int = 1) -> str:
+    """Mean and deviation over the seeds."""
+    mean = say_score(row.mean, summary, digits)
+    return mean if row.deviation is None else f"{mean} ± {say_score(row.deviation, summary, digits)}"
+
+
+def say_span(span: Span | None, summary: Summary, digits: int = 1) -> str:
+    """An interval of scores."""
+    return "" if span is None else " to ".join(say_score(value, summary, digits) for value in span)
+
+
+def score_span(span: Span | None, summary: Summary) -> tuple[float, float] | None:
+    """An interval of a mean. The t distribution knows no bounds, so the interval of a share is cut at 0 and 1."""
+    if span is None:
+        return None
+    low, high = span
+    return (max(0.0, low), min(1.0, high)) if summary.is_share else (low, high)
+
+
+def row_interval(row: Row, summary: Summary) -> tuple[float, float] | None:
+    """The interval to show: over the seeds if there are several, else over the examples."""
+    return score_span(row.seed_interval or row.example_interval, summary)
+
+
+def say_gain(value: float, summary: Summary, digits: int = 1) -> str:
+    """A difference with its sign, in points if the score is a share."""
+    return f"{100 * value:+.{digits}f}" if summary.is_share else f"{value:+.3g}"
+
+
+def say_gains(span: Span | None, summary: Summary, digits: int = 1) -> str:
+    """An interval of differences."""
+    return "" if span is None else " to ".join(say_gain(value, summary, digits) for value in span)
+
+
+def gain_unit(summary: Summary) -> str:
+    """What a difference is counted in, and which way is better."""
+    unit = "percentage points" if summary.is_share else summary.metric.replace("_", " ")
+    return unit if summary.higher_is_better else f"{unit}; lower is better"
+
+
+def say_optional_p(p: float | None) -> str:
+    """A p-value; nothing if no test is possible."""
+    return "" if p is None else say_p(p)
+
+
+def say_effect(comparison: Comparison) -> str:
+    """Mean by deviation of the paired differences."""
+    return "" if comparison.effect_size is None else f"{comparison.effect_size:+.2f}"
+
+
+def say_count(count: float) -> str:
+    """How many, for people: `23.2 M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:g}"
+
+
+def say_time(seconds: float) -> str:
+    """A duration for people: `8.31 s`, `2 min 25 s`, `1 h 30 min`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, remaining = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {remaining} s" if remaining and minutes < 10 else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def say_setting(value: object) -> str:
+    """The value of a setting."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def first_upper(text: str) -> str:
+    """With a capital, for a heading."""
+    return text[:1].upper() + text[1:]
