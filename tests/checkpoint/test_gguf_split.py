@@ -145,7 +145,7 @@ def test_from_the_hub_a_web_server_and_a_store(
         del web.files[f"m/{names[1]}"]
         with pytest.raises(SourceNotFoundError, match=r"One of the 3 parts.* is missing.*model-00002-of-00003"):
             open_checkpoint(f"{web.url}/m/{names[0]}")
-    with pytest.raises(CheckpointError, match=r"in its subfolders alone: Q8_0\. .* hf://owner/deep/Q8_0$"):
+    with pytest.raises(CheckpointError, match=r"only in its subfolders: Q8_0\. .* hf://owner/deep/Q8_0$"):
         open_checkpoint("owner/deep")
 
 
@@ -216,7 +216,7 @@ def test_lists_that_name_no_parts(made: Path, parts: Path, tmp_path: Path) -> No
     files = sorted(parts.iterdir())
     with pytest.raises(SourceNotFoundError, match="list of parts is empty"):
         open_checkpoint([])
-    with pytest.raises(SourceError, match="is no single file"):
+    with pytest.raises(SourceError, match="is not a single file"):
         open_checkpoint([files[0], parts])
     with pytest.raises(SourceError, match=r"Two of the 3 parts are called model-00001-of-00003\.gguf"):
         open_checkpoint([files[0], files[1], files[0]])
@@ -262,7 +262,7 @@ def test_several_quantisations_are_listed_with_how_to_choose(several: Path, expe
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(several)
     message = str(caught.value)
-    assert "has 3 GGUF models" in message
+    assert "has 3 GGUF files" in message
     for name in ("m-F16.gguf", "m-Q4_K_M.gguf", "m-Q8_0-00001-of-00003.gguf", f"as in {several}/m-F16.gguf"):
         assert name in message
     assert "00002-of-00003" not in message
@@ -279,7 +279,7 @@ def test_a_repo_of_several_quantisations(
 ) -> None:
     monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
     hub.add_repo("owner/name", {path.name: path.read_bytes() for path in several.iterdir()})
-    with pytest.raises(CheckpointError, match=r"as in hf://owner/name/m-F16\.gguf"):
+    with pytest.raises(CheckpointError, match=r"such as hf://owner/name/m-F16\.gguf"):
         open_checkpoint("owner/name")
     artifact = ls.extract_layer("hf://owner/name/m-Q8_0-00003-of-00003.gguf", [0, 1], tmp_path / "out")
     assert artifact.sha256 == expected

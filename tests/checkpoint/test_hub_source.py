@@ -121,7 +121,7 @@ def test_a_moved_commit_is_an_error(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.faults.add(header("X-Repo-Commit", "b" * 40), path="resolve", times=-1)
-    with pytest.raises(SourceChangedError, match=f"at commit {source.commit}: the Hub answered with commit bbbb"):
+    with pytest.raises(SourceChangedError, match=f"commit {source.commit}: the Hub answered with commit bbbb"):
         source.read_range("model.safetensors", 0, 10)
     with pytest.raises(SourceChangedError, match="the Hub answered with commit bbbb"):
         source.read_file("config.json", 100)
@@ -166,26 +166,26 @@ def test_a_cdn_on_another_port_of_the_same_host_gets_no_token(hub: LoopbackHub) 
 def test_an_unknown_repo(hub: LoopbackHub) -> None:
     with pytest.raises(SourceNotFoundError, match=r"no model repo 'owner/name' on .*private and no token was sent"):
         open_repo(hub)
-    with pytest.raises(SourceNotFoundError, match="private and the token that was sent may not see it"):
+    with pytest.raises(SourceNotFoundError, match="private and the token that was sent has no access"):
         open_repo(hub, token="hf_x")
     assert len(hub.requests) == 2
 
 
 def test_a_name_that_no_repo_can_have(hub: LoopbackHub) -> None:
-    with pytest.raises(SourceNotFoundError, match=r"'a--b/\.\.' can't be a repo on the Hub"):
+    with pytest.raises(SourceNotFoundError, match=r"'a--b/\.\.' is not a valid repo id"):
         HubSource("a--b/..", endpoint=hub.endpoint)
 
 
 def test_a_gated_repo_says_which_case_it_is_and_where_to_click(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES, gated="manual", accepted={"hf_good"})
-    page = f"Open {hub.endpoint}/{REPO}"
+    page = f"pen {hub.endpoint}/{REPO}"
     for read in (
         lambda source: source.read_file("config.json", 100),
         lambda source: source.read_range("model.safetensors", 0, 10),
     ):
         with pytest.raises(SourceAccessError, match="is gated, and no access token was sent") as without:
             read(open_repo(hub))
-        with pytest.raises(SourceAccessError, match="of the token that was sent has not been granted") as refused:
+        with pytest.raises(SourceAccessError, match="of the token that was sent has no access yet") as refused:
             read(open_repo(hub, token="hf_other"))
         assert page in str(without.value)
         assert page in str(refused.value)
@@ -195,12 +195,12 @@ def test_a_gated_repo_says_which_case_it_is_and_where_to_click(hub: LoopbackHub)
 def test_a_token_that_nobody_knows(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     hub.router.invalid_tokens.add("hf_old")
-    with pytest.raises(SourceAccessError, match=r"does not know the access token.*settings/tokens"):
+    with pytest.raises(SourceAccessError, match=r"rejected the access token.*settings/tokens"):
         open_repo(hub, token="hf_old")
 
 
 def test_a_token_that_can_not_be_one(hub: LoopbackHub) -> None:
-    with pytest.raises(SourceAccessError, match="characters that no token has"):
+    with pytest.raises(SourceAccessError, match="characters that are not allowed in a token"):
         open_repo(hub, token="hf_ü")
 
 
@@ -250,7 +250,7 @@ def test_a_small_file_over_its_cap_is_not_read(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.reset_log()
-    with pytest.raises(SourceError, match=r"has 8 bytes, over the 7 that such a file may have"):
+    with pytest.raises(SourceError, match=r"has 8 bytes, more than the limit of 7"):
         source.read_file("config.json", 7)
     assert not hub.requests
 
@@ -259,7 +259,7 @@ def test_small_files_are_compared_with_their_hash(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.faults.add(wrong_bytes(), path="config.json", times=-1)
-    with pytest.raises(SourceError, match="arrived with other bytes than the Hub lists"):
+    with pytest.raises(SourceError, match="its hash differs from the one that the Hub lists"):
         source.read_file("config.json", 100)
 
 
@@ -273,7 +273,7 @@ def test_sizes_are_asked_for_where_the_list_has_none(hub: LoopbackHub, monkeypat
     assert source.read_file("config.json", 8) == b'{"a": 1}'
     assert source.read_range("model.safetensors", 5, 10) == SHARD[5:15]
     hub.faults.add(header("X-Linked-Size", None), method="HEAD", times=-1)
-    with pytest.raises(SourceError, match=r"does not say how large model\.safetensors"):
+    with pytest.raises(SourceError, match=r"does not report the size of model\.safetensors"):
         open_repo(hub).size("model.safetensors")
 
 
@@ -285,17 +285,17 @@ def test_no_network() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
             patch.setattr(HubSource, "limits", HubSource.limits.__class__(base_wait=0.001, contact_tries=2))
-            with pytest.raises(SourceError, match=r"did not answer as it should.*tried 2 times.*Check the network"):
+            with pytest.raises(SourceError, match=r"failed to respond.*tried 2 times.*Check the network"):
                 HubSource(REPO, endpoint=place, token=False)
 
 
 def test_what_is_no_hub(hub: LoopbackHub) -> None:
     hub.faults.add(status(200, b"<html>Log in to the hotel's network</html>"), times=-1)
-    with pytest.raises(SourceError, match="does not answer as a Hub does"):
+    with pytest.raises(SourceError, match="does not respond like a Hub"):
         open_repo(hub)
     hub.faults.clear()
     hub.faults.add(status(200, b"[1]"), times=-1)
-    with pytest.raises(SourceError, match="does not answer as a Hub does"):
+    with pytest.raises(SourceError, match="does not respond like a Hub"):
         open_repo(hub)
 
 

@@ -309,9 +309,9 @@ def test_bombs_take_little_memory(content):
 
 def test_only_what_torch_writes_is_known(tmp_path):
     # Whatever may be named is nothing that runs: the list is short, and this is all of it.
-    from layer_surgeon.checkpoint.torch_records import DTYPES, KNOWN, STORAGES
+    from layer_surgeon.checkpoint.torch_records import DTYPES, KNOWN_NAMES, STORAGES
 
-    rest = KNOWN - set(STORAGES) - set(DTYPES)
+    rest = KNOWN_NAMES - set(STORAGES) - set(DTYPES)
     assert {name for _, name in rest} == {
         "OrderedDict",
         "_rebuild_tensor_v2",
@@ -326,4 +326,4 @@ def test_only_what_torch_writes_is_known(tmp_path):
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin") as archive:
         content = archive.read("pytorch_model/data.pkl")
     names = {tuple(arg.split(" ")) for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"}
-    assert names <= KNOWN
+    assert names <= KNOWN_NAMES
