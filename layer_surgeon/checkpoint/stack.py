@@ -1,9 +1,9 @@
 """Find the tensors of the decoder layers by their names and the config.
 
 The layers are numbered in the names: `model.layers.31.mlp.up_proj.weight` belongs to layer 31 of the stack
-`model.layers`. If a checkpoint has several stacks, such as that of a vision tower, `families.json` identifies the decoder.
-`tools/generate_families.py` generates this table from transformers. For an unknown family only the structure of the
-names counts, and the `donor` package decides when it loads the layer.
+`model.layers`. If a checkpoint has several stacks, such as that of a vision tower, `families.json` identifies the
+decoder. `tools/generate_families.py` generates this table from transformers. For an unknown family only the
+structure of the names counts, and the `donor` package decides when it loads the layer.
 """
 
 import json

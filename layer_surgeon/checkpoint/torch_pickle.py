@@ -57,7 +57,8 @@ def read_state_dict(raw: bytes, file: str) -> dict[str, PickledTensor]:
         content = content["state_dict"]
     if type(content) is not dict:
         raise CheckpointError(
-            f"{file} contains a {_type_name(content)}, but a dict of tensors by name is expected. {_CONVERT}"
+            f"{file} contains a value of type {_type_name(content)}, but a dict of tensors by name is expected. "
+            f"{_CONVERT}"
         )
     tensors = {name: value for name, value in content.items() if type(name) is str and type(value) is PickledTensor}
     if not tensors:

@@ -238,7 +238,9 @@ def data_offset(raw: bytes, entry: ZipEntry, file: str) -> int:
     """
     signature, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL.unpack_from(raw)
     if signature != b"PK\3\4" or raw[_LOCAL.size : _LOCAL.size + name_length] != entry.name.encode():
-        raise _damaged(file, f"its entry {entry.name[:100]!r} is not at byte {entry.header:,}, as the directory states")
+        raise _damaged(
+            file, f"the directory lists the entry {entry.name[:100]!r} at byte {entry.header:,}, but it is not there"
+        )
     offset = entry.header + _LOCAL.size + int(name_length) + int(extra_length)
     if method != 0 or flags & _ENCRYPTED or offset + entry.num_bytes > entry.limit:
         raise _damaged(file, f"its entry {entry.name[:100]!r} has a header that contradicts the directory")

@@ -1,4 +1,4 @@
-"""Checkpoints in object stores and other file systems of fsspec."""
+"""Checkpoints in object stores and other fsspec file systems."""
 
 import os
 from pathlib import Path
@@ -37,8 +37,8 @@ def test_a_layer_from_an_object_store(donor: Path, tmp_path: Path) -> None:
     system = fsspec.filesystem("memory")
     for name, content in content_of(donor).items():
         system.pipe_file(f"/bucket/tiny/{name}", content)
-    found = same_layer("memory://bucket/tiny", donor, tmp_path)
-    assert found.config["source"]["name"] == "memory://bucket/tiny"
+    artifact = same_layer("memory://bucket/tiny", donor, tmp_path)
+    assert artifact.config["source"]["name"] == "memory://bucket/tiny"
     system.rm("/bucket", recursive=True)
 
 
@@ -68,7 +68,7 @@ def test_an_object_store_that_miscounts(
         open_source("memory://store/m").read_range("model.safetensors", 10, 100)
 
 
-def test_an_object_store_that_stumbles(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_store_with_temporary_errors(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     system = type(fsspec.filesystem("memory"))
     right, left = system.cat_file, [TimeoutError(), ConnectionResetError()]
 
@@ -83,7 +83,7 @@ def test_an_object_store_that_stumbles(memory: dict[str, bytes], monkeypatch: py
 
 
 def test_pieces_stay_small_and_nothing_is_read_ahead(tmp_path: Path) -> None:
-    """A file system that only knows `open`, as sftp and smb do: fsspec's own way reads 5 MiB more for each range."""
+    """In a file system that only has `open`, such as sftp, fsspec's default reads 5 MiB more for each range."""
     content = os.urandom(PIECE_BYTES + 1000)
     (tmp_path / "model.safetensors").write_bytes(content)
     files = FsspecFiles(f"file://{tmp_path}")
@@ -102,9 +102,9 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
         open_source("s3://bucket/prefix")
 
 
-def test_every_error_is_ours(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_error_is_a_source_error(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):
-        """As botocore's, which has no builtin base."""
+        """An error without a builtin base class, such as botocore's."""
 
     def refuse(self: object, *_args: object, **_settings: object) -> None:
         raise NoCredentialsError("Unable to locate credentials")
