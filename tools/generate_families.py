@@ -1,13 +1,14 @@
-"""Write which families of transformers can give a layer, and where it lies: a table for the code, a page for readers.
+"""Find the transformers families whose layers can be extracted, and write the table and the page about them.
 
     python tools/generate_families.py [--output FILE] [--page FILE] [--only FAMILY ...]
 
 The table is layer_surgeon/checkpoint/families.json, the page docs/families.md.
 
-For every decoder family that the installed transformers knows: make a tiny random model, save it, cut layers out of the
-checkpoint, load them as `DonorLayer`, and compare with the same layers inside the whole model, padded or not.
-A family is served only if every difference is exactly 0. Families of which no tiny model can be made from general
-settings are listed as untested; for them the check is left to the donor room, which makes its own at every load.
+For every decoder family of the installed transformers, the script builds a tiny random model, saves it, extracts layers
+from the checkpoint, loads them as `DonorLayer`, and compares them with the same layers inside the whole model, with and
+without padding. A family is only supported if every difference is exactly 0. A family for which no tiny model can be
+built from general settings is listed as untested. Such layers are checked by the `donor` package, which checks every
+layer that it loads.
 """
 
 import argparse
@@ -44,7 +45,7 @@ SECONDS = 60
 MAX_PARAMETERS = 20_000_000
 PADDINGS = ("none", "left", "right")
 
-# What a few families need besides small sizes, for a tiny model that has all their kinds of layers.
+# Settings that some families need, in addition to small sizes, for a tiny model with all their kinds of layers.
 HYBRID = ["linear_attention", "full_attention"] * 2
 NEEDS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": HYBRID},
@@ -69,18 +70,20 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 
 class UntestedError(Exception):
-    """No tiny model of the family could be made or run."""
+    """No tiny model of the family could be built or run."""
 
 
 class RefusedError(Exception):
-    """The family's layers can't be served."""
+    """The layers of the family are not supported."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--only", nargs="+", help="these families only; print, write nothing")
+    parser.add_argument(
+        "--only", nargs="+", help="examine only these families, and print the result without writing files"
+    )
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
@@ -110,33 +113,33 @@ def main() -> None:
 
 
 def text_families() -> list[str]:
-    """Every model_type with a causal language model; of multimodal ones that of the text part, with the layers."""
-    found = set()
+    """Return every model_type with a causal language model. For multimodal models it is that of the text part."""
+    model_types = set()
     for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         if model_type not in CONFIG_MAPPING:
             continue
         try:
             text = CONFIG_MAPPING[model_type]().get_text_config(decoder=True)
-        except Exception:  # noqa: BLE001 - a config without defaults; `examine` says so
-            found.add(model_type)
+        except Exception:  # noqa: BLE001 - a config without defaults, which `examine` reports
+            model_types.add(model_type)
             continue
-        found.add(text.model_type if text.model_type in CONFIG_MAPPING else model_type)
-    return sorted(found)
+        model_types.add(text.model_type if text.model_type in CONFIG_MAPPING else model_type)
+    return sorted(model_types)
 
 
 def examine(model_type: str) -> dict[str, Any]:
-    """What the table says of a family whose layers are exact."""
+    """Return the table row of a family whose layers are exact."""
     try:
         return compare(make_model(model_type))
     except (RefusedError, UntestedError):
         if getattr(CONFIG_MAPPING[model_type], "is_decoder", None) is not False:
             raise
-    # Families such as BERT attend both ways unless they are told to be decoders.
+    # Families such as BERT use bidirectional attention unless they are configured as decoders.
     return {**compare(make_model(model_type, is_decoder=True)), "needs_is_decoder": True}
 
 
 def compare(model: Any) -> dict[str, Any]:
-    """Compare all layers of a model; says how they are called in a checkpoint."""
+    """Compare all layers of a model, and return their names in a checkpoint."""
     try:
         with torch.device("meta"):
             stack = find_stack(model_class(model.config)(model.config))
@@ -161,7 +164,7 @@ def compare(model: Any) -> dict[str, Any]:
 
 
 def make_model(model_type: str, **overrides: Any) -> Any:
-    """A tiny model of a family, that runs."""
+    """Build a tiny model of a family, and check that it runs."""
     try:
         config = tiny_config(model_type, **NEEDS.get(model_type, {}), **overrides)
     except Exception as error:
@@ -184,7 +187,7 @@ def make_model(model_type: str, **overrides: Any) -> Any:
 
 
 def check(model: Any, checkpoint: Path) -> list[Any]:
-    """Compare layers inside the model with `DonorLayer`s cut out of its checkpoint; returns how these run."""
+    """Compare the layers inside the model with `DonorLayer`s from its checkpoint. Returns the traits of these."""
     served, refusals = [], []
     number = model.config.num_hidden_layers
     for index in range(number):
@@ -197,11 +200,13 @@ def check(model: Any, checkpoint: Path) -> list[Any]:
         if traits.not_causal is not None:
             raise RefusedError(traits.not_causal)
         for padding in PADDINGS:
-            found = difference(model, donor, index, padding)
-            if found != 0:
-                raise RefusedError(f"layer {index} of {number} alone differs by {found:.2g} (padding: {padding})")
+            largest_difference = difference(model, donor, index, padding)
+            if largest_difference != 0:
+                raise RefusedError(
+                    f"layer {index} of {number} alone differs by {largest_difference:.2g} (padding: {padding})"
+                )
         served.append(traits)
-    # A family may have some layers that can't be served (that share keys and values, say); the default is the last.
+    # Some layers of a family may be unsupported, such as those that share keys and values. The default is the last.
     if len(refusals) > len(served):
         raise RefusedError(shorten(refusals[0])) from refusals[0]
     return served
@@ -217,7 +222,7 @@ def time_limit(seconds: int) -> Iterator[None]:
     def expire(*_: Any) -> None:
         raise UntestedError(f"took more than {seconds} s")
 
-    # Of the processor's time, so that a busy machine gives the same table.
+    # Processor time, so that a busy machine gives the same table.
     previous = signal.signal(signal.SIGPROF, expire)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:

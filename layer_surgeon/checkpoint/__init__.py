@@ -1,15 +1,16 @@
-"""READ: what tensors a checkpoint has and where their bytes are. No torch.
+"""READ: which tensors it has and where their bytes are. No torch.
 
-sources       the places: folder, file, Hub repo; the only code that reads
+sources       folders, files, Hub repos and URLs: the only code that does I/O
 types         TensorInfo, ByteRange, TensorTable: plain data
 safetensors   headers and indexes of safetensors files
-torch_table   PyTorch .bin files: zip directories and pickles, read as descriptions
-gguf          the header of a GGUF file, in transformers' terms
-stack         which tensors are the decoder's layers; families.json
-licence       what a checkpoint's card, metadata and files say about its licence
-formats       from the names of the files at a place to the table that reads them
-checkpoint    `open_checkpoint`, which brings them together
-packaged      real weights that come in Python packages, for the demo and benchmarks; joined: parts, read as one
+torch_table   PyTorch .bin files: zip directories and pickles, parsed without running them
+gguf          headers of GGUF files, with the tensor names and shapes of transformers
+stack         which tensors form the decoder layers; uses families.json
+licence       the licence that a checkpoint's model card, metadata and files state
+formats       chooses the format by the file names and opens the table that reads it
+checkpoint    `open_checkpoint`, which combines the modules above
+packaged      real weights from Python packages, for the demo and the benchmarks
+joined        a file in parts, read as one file
 """
 
 from layer_surgeon.checkpoint.checkpoint import Checkpoint, open_checkpoint

@@ -1,4 +1,4 @@
-"""`open_checkpoint`: from the place where a checkpoint lies to what it holds. Reads config and index, no weights."""
+"""`open_checkpoint` and `Checkpoint`: find out what a checkpoint contains. Reads its config and index, no weights."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,41 +12,41 @@ from layer_surgeon.checkpoint.stack import LayerStack, check_family, find_stack,
 from layer_surgeon.checkpoint.types import TensorInfo, TensorTable
 from layer_surgeon.errors import LayerNotFoundError, SourceNotFoundError
 
-Named = str | os.PathLike[str]
+SourceName = str | os.PathLike[str]
 
 
 def open_checkpoint(
-    source: Named | Sequence[Named], *, revision: str | None = None, token: str | bool | None = None
+    source: SourceName | Sequence[SourceName], *, revision: str | None = None, token: str | bool | None = None
 ) -> "Checkpoint":
-    """Open a checkpoint: read its config and index, and no weights.
+    """Open a checkpoint. Reads its config and index, but no weights.
 
     Args:
-        source: A folder, a safetensors, PyTorch or GGUF file, or a Hub repo id such as `meta-llama/Llama-3.1-8B`. Of
-            a split GGUF model any part names all that lie beside it; a list names the parts wherever they lie.
-        revision: Branch, tag or commit of a Hub repo; None is its main branch.
-        token: Access token for a Hub repo; None takes the one that is logged in.
+        source: A folder, a safetensors, PyTorch or GGUF file, or a Hub repo id such as `meta-llama/Llama-3.1-8B`. For a
+            split GGUF model in one folder, give any part. If the parts are in different places, give a list of them.
+        revision: Branch, tag or commit of a Hub repo. None means the main branch.
+        token: Access token for a Hub repo. None uses the token of the current login.
 
     Raises:
-        SourceError: The place can't be read (SourceNotFoundError, SourceAccessError say why).
-        CheckpointError: There is no checkpoint in a known format, or it contradicts itself.
-        UnsupportedArchitectureError: The model has no decoder layers that can be taken out.
+        SourceError: The source can't be read. SourceNotFoundError and SourceAccessError are more specific.
+        CheckpointError: There is no checkpoint in a known format, or its parts contradict each other.
+        UnsupportedArchitectureError: The model has no decoder layers that can be extracted.
     """
     if isinstance(source, str | os.PathLike):
-        place = open_source(source, revision=revision, token=token)
+        opened_source = open_source(source, revision=revision, token=token)
     else:
         if not source:
-            raise SourceNotFoundError("The list of parts is empty. Name every part of the model.")
-        places = [open_source(part, revision=revision, token=token) for part in source]
-        place = places[0] if len(places) == 1 else join_parts(places, source)
-    return Checkpoint(place, open_table(place))
+            raise SourceNotFoundError("The list of parts is empty. List every part of the model.")
+        opened_sources = [open_source(part, revision=revision, token=token) for part in source]
+        opened_source = opened_sources[0] if len(opened_sources) == 1 else join_parts(opened_sources, source)
+    return Checkpoint(opened_source, open_table(opened_source))
 
 
 class Checkpoint:
-    """A checkpoint whose config and index are known.
+    """A checkpoint, with its config and index already read.
 
     Attributes:
-        source: The place it is read from.
-        table: Its tensors.
+        source: The source it is read from.
+        table: The table of its tensors.
     """
 
     def __init__(self, source: Source, table: TensorTable) -> None:
@@ -70,12 +70,12 @@ class Checkpoint:
 
     @property
     def num_layers(self) -> int:
-        """How many decoder layers there are."""
+        """The number of decoder layers."""
         return self._stack.num_layers
 
     @property
     def commit(self) -> str | None:
-        """The 40-hex commit that is read, for a Hub repo or a snapshot of one."""
+        """The commit that is read, as 40 hex digits, for a Hub repo or a snapshot of one; otherwise None."""
         return self.source.commit
 
     @property
@@ -85,14 +85,14 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        """The method by which the weights were quantised, in words; None where they are plain numbers."""
+        """The quantisation method of the weights, such as `gptq, 4 bits`; None if they are not quantised."""
         return describe_quantization(self.table.config) or describe_packing(self.layer_names(-1))
 
     def layer_index(self, layer: int) -> int:
-        """The index from 0 of a layer that may be counted from the end.
+        """Convert a layer index that may count from the end into one that counts from 0.
 
         Raises:
-            LayerNotFoundError: There is no such layer.
+            LayerNotFoundError: The layer does not exist.
         """
         if not -self.num_layers <= layer < self.num_layers:
             raise LayerNotFoundError(
@@ -102,21 +102,21 @@ class Checkpoint:
         return layer % self.num_layers
 
     def layer_prefix(self, layer: int) -> str:
-        """What the names of one layer's tensors begin with, such as `model.layers.31.`."""
+        """Return the prefix of the names of one layer's tensors, such as `model.layers.31.`."""
         return self._stack.layer_prefix(self.layer_index(layer))
 
     def layer_names(self, layer: int) -> tuple[str, ...]:
-        """The names of one layer's tensors; reads nothing."""
+        """Return the names of one layer's tensors. Reads no files."""
         return self._stack.members[self.layer_index(layer)]
 
     def layer_tensors(self, layer: int) -> list[TensorInfo]:
-        """Where the tensors of one layer lie; reads the headers of the files that hold them.
+        """Locate the tensors of one layer. Reads the headers of the files that contain them.
 
         Args:
-            layer: The layer's index; negative counts from the end.
+            layer: The layer's index. Negative indices count from the end.
 
         Raises:
-            LayerNotFoundError: There is no such layer.
+            LayerNotFoundError: The layer does not exist.
             CheckpointError: A header is damaged.
             SourceError: A file can't be read.
         """

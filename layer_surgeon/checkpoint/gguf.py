@@ -1,4 +1,4 @@
-"""GGUF files: the tensors of a llama.cpp model under the names and in the shapes that transformers gives them."""
+"""Read GGUF files: the tensors of a llama.cpp model with the names and shapes that transformers gives them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,16 +19,16 @@ from layer_surgeon.errors import CheckpointError
 
 __all__ = ["GgufTable", "GgufTensorInfo"]
 
-_PLAIN = ("F32", "F16", "BF16", "F64", "")
+_PLAIN_TYPES = ("F32", "F16", "BF16", "F64", "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTensorInfo(TensorInfo):
-    """A tensor of a GGUF file, with what is needed to make transformers' tensor of its bytes.
+    """A tensor of a GGUF file, with what is needed to turn its bytes into the tensor of transformers.
 
     Attributes:
         gguf_name: Its name in the file, such as `blk.17.attn_q.weight`.
-        gguf_shape: Its sizes in the file, outermost first; `shape` is what transformers makes of them.
+        gguf_shape: Its sizes in the file, outermost first. `shape` has the sizes in transformers.
         architecture: GGUF's name of the model family, such as `llama`.
     """
 
@@ -38,18 +38,18 @@ class GgufTensorInfo(TensorInfo):
 
 
 class GgufTable:
-    """The tensors of a GGUF model that transformers' model takes.
+    """The tensors of a GGUF model that transformers loads into its own model.
 
-    Tensors that transformers leaves aside are not listed. The layers' ones are all checked here, so that a file whose
-    layers can't be had is refused before anything is planned.
+    Tensors that transformers ignores are not listed. The constructor checks the tensors of all layers, so a file with
+    unusable layers is refused before an extraction is planned.
 
     Args:
-        source: Where the model lies.
-        files: The path of its file there, of any part of a split model, or of all its parts.
+        source: The source to read from.
+        files: The file of the model, any part of a split model, or all of its parts.
 
     Raises:
         CheckpointError: A file is damaged, truncated, or contradicts itself or the other parts.
-        UnsupportedArchitectureError: transformers does not load such a model, or in a way that is not followed here.
+        UnsupportedArchitectureError: transformers does not load such a model, or loads it in an unsupported way.
         SourceError: A file can't be read.
     """
 
@@ -59,82 +59,82 @@ class GgufTable:
         self._header: GgufHeader = read_model_header(source, files)
         self._config = gguf_config(self._header)
         self._names: NameMap = map_names(self._header, self._config)
-        self._entries: dict[str, TensorEntry] = {
-            self._names.name_of[entry.name]: entry
-            for entry in self._header.tensors
-            if entry.name in self._names.name_of
+        self._tensor_of: dict[str, TensorEntry] = {
+            self._names.name_of[tensor.name]: tensor
+            for tensor in self._header.tensors
+            if tensor.name in self._names.name_of
         }
-        for name, entry in self._entries.items():
-            self._check_shape(name, entry)
+        for name, tensor in self._tensor_of.items():
+            self._check_shape(name, tensor)
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The config that `AutoConfig.from_pretrained(folder, gguf_file=...)` is made of."""
+        """The config from which `AutoConfig.from_pretrained(folder, gguf_file=...)` is built."""
         return self._config
 
     @property
     def license(self) -> str | None:
-        """The licence that the file states, such as `apache-2.0` or `gemma`; None where it states none."""
-        entry = self._header.metadata.get("general.license")
-        return entry.value if entry is not None and isinstance(entry.value, str) else None
+        """The licence that the file states, such as `apache-2.0` or `gemma`; None if it states none."""
+        license_entry = self._header.metadata.get("general.license")
+        return license_entry.value if license_entry is not None and isinstance(license_entry.value, str) else None
 
     @property
     def packing(self) -> str | None:
-        """The mixture of quantisations that the file says it is, such as `Q4_K_M`, or the type that most bytes have."""
-        entry = self._header.metadata.get("general.file_type")
+        """The quantisation that the file states, such as `Q4_K_M`, or else the type of most of its bytes."""
+        file_type = self._header.metadata.get("general.file_type")
         names = {kind.value: kind.name for kind in gguf.LlamaFileType}
-        name = names.get(entry.value, "") if entry is not None and type(entry.value) is int else ""
+        name = names.get(file_type.value, "") if file_type is not None and type(file_type.value) is int else ""
         kind = name.removeprefix("ALL_").removeprefix("MOSTLY_") if name != "GUESSED" else ""
         if not kind:
             sizes: Counter[str] = Counter()
             for tensor in self._header.tensors:
                 sizes[tensor.dtype] += tensor.num_bytes
             kind = sizes.most_common(1)[0][0] if sizes else ""
-        return None if kind in _PLAIN else kind
+        return None if kind in _PLAIN_TYPES else kind
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know about what transformers makes of the file, a sentence each."""
+        """Notices for the user about how transformers loads the file, in whole sentences."""
         unread = unread_rotary_scaling(self._header)
         if unread is None or self._config.get("rope_scaling") is not None:
             return ()
         return (
-            f"{self._header.file} scales its rotary positions ({unread}), which transformers does not read from GGUF "
-            "files: the layer will compute with unscaled ones. The model's safetensors checkpoint has no such gap.",
+            f"{self._header.file} scales its rotary positions ({unread}), but transformers does not read this scaling "
+            "from GGUF files. The layer will use unscaled positions. The model's safetensors checkpoint avoids this.",
         )
 
     def files(self) -> Mapping[str, str]:
-        """The file of every tensor, by its name, in the model's order."""
-        return {name: entry.file for name, entry in self._entries.items()}
+        """Return the file of every tensor, by tensor name, in the order of the model."""
+        return {name: tensor.file for name, tensor in self._tensor_of.items()}
 
     def describe(self, names: Iterable[str]) -> list[TensorInfo]:
-        """The same as `tensors`: a header tells everything at once."""
+        """Describe the named tensors. The same as `tensors`, because the header already has the positions."""
         return self.tensors(names)
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
-        """Where the named tensors lie; reads nothing more.
+        """Locate the named tensors. Reads no files.
 
         Raises:
-            CheckpointError: There is no such tensor.
+            CheckpointError: The file has no such tensor.
         """
         infos: list[TensorInfo] = []
         for name in names:
-            entry = self._entries.get(name)
-            if entry is None:
+            tensor = self._tensor_of.get(name)
+            if tensor is None:
                 raise CheckpointError(
-                    f"{self._header.file} has no tensor that transformers calls {name!r}. It has, for example, "
-                    f"{', '.join(list(self._entries)[:3])}."
+                    f"{self._header.file} has no tensor with the transformers name {name!r}. Check the name; it has, "
+                    f"for example, {', '.join(list(self._tensor_of)[:3])}."
                 )
             infos.append(
                 GgufTensorInfo(
                     name=name,
-                    dtype=entry.dtype,
+                    dtype=tensor.dtype,
                     shape=self._names.shape_of[name],
-                    file=entry.file,
-                    offset=entry.offset,
-                    num_bytes=entry.num_bytes,
-                    gguf_name=entry.name,
-                    gguf_shape=entry.shape,
+                    file=tensor.file,
+                    offset=tensor.offset,
+                    num_bytes=tensor.num_bytes,
+                    gguf_name=tensor.name,
+                    gguf_shape=tensor.shape,
                     architecture=self._header.architecture,
                 )
             )
@@ -144,15 +144,15 @@ class GgufTable:
     def _processor(self) -> Any:
         return tensor_processor(self._header.architecture, self._config)
 
-    def _check_shape(self, name: str, entry: TensorEntry) -> None:
-        wanted = self._names.shape_of[name]
-        shape = entry.shape
-        # Tensors outside of the layers are listed, not taken: GPT-2's processor would copy its whole output matrix.
-        if prod(shape) == prod(wanted) and entry.name.startswith("blk."):
-            _, shape = try_processor(self._processor, entry.name, shape)
-        if shape != wanted and (entry.name.startswith("blk.") or prod(shape) != prod(wanted)):
+    def _check_shape(self, name: str, tensor: TensorEntry) -> None:
+        expected_shape = self._names.shape_of[name]
+        shape = tensor.shape
+        # Only for layers: tensors outside of them are never extracted, and GPT-2's processor copies its output matrix.
+        if prod(shape) == prod(expected_shape) and tensor.name.startswith("blk."):
+            _, shape = try_processor(self._processor, tensor.name, shape)
+        if shape != expected_shape and (tensor.name.startswith("blk.") or prod(shape) != prod(expected_shape)):
             raise CheckpointError(
-                f"{entry.file}: the tensor {entry.name!r} has the sizes {list(shape)}, but the model that the "
-                f"metadata describes wants {list(wanted)} for {name}. The metadata or the tensor is wrong: "
-                "get the file again, or convert the model again."
+                f"In {tensor.file} the tensor {tensor.name!r} has the shape {list(shape)}, but the metadata of the "
+                f"file requires {list(expected_shape)} for {name}. The metadata or the tensor is wrong: get the file "
+                "again, or convert the model again."
             )

@@ -1,9 +1,9 @@
-"""What transformers does to the tensors of a GGUF file on loading: which of its own tensors each becomes, and how.
+"""Find out how transformers loads the tensors of a GGUF file: the name and the shape that each one gets.
 
-Both are asked of transformers itself: the names of the model that the config describes, built without memory; its map
-between them and GGUF's; and its processor for the architecture, which undoes what llama.cpp did to some tensors
-(rotary rows permuted, norms stored plus one, matrices transposed). Some of that lives in modules that import torch, so
-reading a GGUF file imports torch, which no other format does.
+The answers come from transformers itself. It builds the model of the config (on the meta device), maps its tensor names
+to those of GGUF, and has a processor per architecture that undoes the changes of llama.cpp (permuted rotary rows, norms
+stored plus one, transposed matrices). Some of this code imports torch, so GGUF is the only format whose reading imports
+torch.
 """
 
 import re
@@ -23,16 +23,16 @@ from layer_surgeon.checkpoint.gguf_config import in_one_line
 from layer_surgeon.checkpoint.gguf_header import GgufHeader
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 
-_OF_A_LAYER = re.compile(r"(?:^|\.)\d+\.")
+_LAYER_INDEX = re.compile(r"(?:^|\.)\d+\.")
 _ADVICE = "Use the model's safetensors checkpoint."
 
 
 class _Outline:
-    """What transformers' map of names looks at in a model, without the modules inside of layers.
+    """A model without the modules inside its layers, for transformers' name map.
 
-    For each module it makes gguf's whole table anew: 313 times 17 ms for the 18 layers of Gemma-3-270M, and more than
-    ten times as long for 80 layers. The base model's own names have to be looked up (Bloom's files have no prefix), but
-    names inside of a layer say not which layer they are of, and never match.
+    transformers builds gguf's whole name table again for each module: 313 times 17 ms for the 18 layers of
+    Gemma-3-270M, and more than ten times as long for 80 layers. The names of the base model are needed, because Bloom's
+    files have no prefix. The names inside a layer are not, because they lack the layer's index and never match.
     """
 
     def __init__(self, module: Any) -> None:
@@ -49,11 +49,11 @@ class _Outline:
 
 @dataclass(frozen=True, kw_only=True)
 class NameMap:
-    """Which tensors of transformers' model the tensors of a GGUF file become.
+    """The map from the tensors of a GGUF file to those of the transformers model.
 
     Attributes:
-        name_of: transformers' name of each tensor that the model takes, by GGUF's name.
-        shape_of: Its sizes in the model, by transformers' name.
+        name_of: The transformers name of each tensor that the model loads, by GGUF name.
+        shape_of: The shape of each tensor in the model, by transformers name.
     """
 
     name_of: Mapping[str, str]
@@ -61,78 +61,80 @@ class NameMap:
 
 
 def map_names(header: GgufHeader, config: Mapping[str, Any]) -> NameMap:
-    """Ask transformers which tensor of the model each tensor of the file becomes.
+    """Map each tensor of the file to the tensor of the model that transformers loads it into.
 
     Raises:
-        UnsupportedArchitectureError: transformers has no decoder for the config, or makes its layers of the file's
-            tensors in a way that is not followed here (merged experts, say).
+        UnsupportedArchitectureError: transformers has no decoder for the config, or builds its layers from the tensors
+            of the file in an unsupported way, such as merged experts.
         CheckpointError: A layer lacks a tensor.
     """
     _check_loader(header)
     try:
-        # Without memory: weights and buffers are on the meta device. 70B shapes take 25 ms, the imports 2 s.
+        # Weights and buffers are on the meta device and take no memory. 70B shapes take 25 ms, the imports 2 s.
         with init_empty_weights(include_buffers=True):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         shape_of = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         processor = tensor_processor(header.architecture, config)
         mapping: dict[str, str] = get_gguf_hf_weights_map(_Outline(model), processor)
-    # A config class, a model and gguf's table each refuse what they don't know with errors of their own.
+    # Config classes, models and gguf's table have their own exceptions for what they don't support.
     except Exception as error:
         raise UnsupportedArchitectureError(
-            f"transformers {transformers.__version__} builds no decoder from {header.file}, a GGUF file of the "
+            f"transformers {transformers.__version__} can't build a decoder from {header.file}, a GGUF file of the "
             f"architecture {header.architecture!r}: {in_one_line(error)}. {_ADVICE}"
         ) from error
-    present = {entry.name for entry in header.tensors}
-    name_of = {gguf_name: name for gguf_name, name in mapping.items() if gguf_name in present and name in shape_of}
+    gguf_names = {tensor.name for tensor in header.tensors}
+    name_of = {gguf_name: name for gguf_name, name in mapping.items() if gguf_name in gguf_names and name in shape_of}
     _check_layers_are_whole(header, shape_of, mapping, name_of)
     return NameMap(name_of=name_of, shape_of=shape_of)
 
 
 def tensor_processor(architecture: str, config: Mapping[str, Any]) -> Any:
-    """The converter that transformers itself has for the tensors of an architecture."""
+    """Return transformers' own converter for the tensors of an architecture."""
     return TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=dict(config))
 
 
 def try_processor(processor: Any, gguf_name: str, shape: tuple[int, ...]) -> tuple[bool, tuple[int, ...]]:
-    """Whether transformers takes a dequantised tensor exactly as it is, and the shape that it gives it.
-
-    It is tried on an array of that shape that takes no memory: a processor that has nothing to do hands it back.
+    """Find out how transformers changes a dequantised tensor, with an array of its shape that takes no memory.
 
     Args:
-        processor: What `tensor_processor` gave.
-        gguf_name: GGUF's name of the tensor.
+        processor: The processor from `tensor_processor`.
+        gguf_name: The GGUF name of the tensor.
         shape: Its sizes in the file, outermost first.
 
+    Returns:
+        Whether transformers loads the tensor unchanged (the processor returns the same array), and its shape in the
+        model.
+
     Raises:
-        UnsupportedArchitectureError: It is merged with others or left out.
+        UnsupportedArchitectureError: transformers merges the tensor with others or leaves it out.
         CheckpointError: The shape does not fit the config.
     """
-    # -1, because Mamba's processor takes the logarithm of the negative.
-    trial = np.broadcast_to(np.float32(-1), shape)
+    # -1, because Mamba's processor takes the logarithm of the negated values.
+    probe = np.broadcast_to(np.float32(-1), shape)
     try:
-        result = processor.process(weights=trial, name=gguf_name)
+        result = processor.process(weights=probe, name=gguf_name)
     except (ValueError, IndexError, KeyError, ArithmeticError) as error:
         raise CheckpointError(
-            f"The GGUF tensor {gguf_name!r} has the sizes {shape}, which don't fit the file's metadata: {error}. "
+            f"The GGUF tensor {gguf_name!r} has the shape {shape}, which does not fit the file's metadata: {error}. "
             "Get the file again, or convert the model again."
         ) from error
     if result.name != gguf_name:
         raise UnsupportedArchitectureError(
-            f"transformers does not load the GGUF tensor {gguf_name!r} as a tensor of its own. {_ADVICE}"
+            f"transformers does not load the GGUF tensor {gguf_name!r} as a separate tensor. {_ADVICE}"
         )
-    loaded: tuple[int, ...] = result.weights.shape
-    return result.weights is trial, loaded
+    loaded_shape: tuple[int, ...] = result.weights.shape
+    return result.weights is probe, loaded_shape
 
 
 def _check_loader(header: GgufHeader) -> None:
-    """Refuse an architecture that transformers loads in its new way only, by converters that need torch tensors."""
+    """Refuse an architecture that transformers only loads with its newer converters, which need torch tensors."""
     if find_spec("transformers.integrations.gguf") is None:
         return
     supported = import_module("transformers.integrations.gguf").is_gguf_arch_supported(header.architecture)
     if supported and header.architecture not in TENSOR_PROCESSORS:
         raise UnsupportedArchitectureError(
             f"{header.file} is a GGUF file of the architecture {header.architecture!r}, whose tensors transformers "
-            f"rearranges in a way that is not followed here. {_ADVICE}"
+            f"rearranges in a way that is not supported here. {_ADVICE}"
         )
 
 
@@ -140,22 +142,23 @@ def _check_layers_are_whole(
     header: GgufHeader, shape_of: Mapping[str, tuple[int, ...]], mapping: Mapping[str, str], name_of: Mapping[str, str]
 ) -> None:
     if len(set(name_of.values())) != len(name_of):
-        twice = next(name for name in name_of.values() if list(name_of.values()).count(name) > 1)
-        merged = sorted(gguf_name for gguf_name, name in name_of.items() if name == twice)
+        shared_name = next(name for name in name_of.values() if list(name_of.values()).count(name) > 1)
+        merged_tensors = sorted(gguf_name for gguf_name, name in name_of.items() if name == shared_name)
         raise UnsupportedArchitectureError(
-            f"transformers merges the GGUF tensors {', '.join(merged)} into {twice}, which is not done here. {_ADVICE}"
+            f"transformers merges the GGUF tensors {', '.join(merged_tensors)} into {shared_name}, which is not "
+            f"supported here. {_ADVICE}"
         )
-    known, found = set(mapping.values()), set(name_of.values())
+    mapped_names, loaded_names = set(mapping.values()), set(name_of.values())
     for name in shape_of:
-        if _OF_A_LAYER.search(name) is None or name in found:
+        if _LAYER_INDEX.search(name) is None or name in loaded_names:
             continue
-        if name in known:
+        if name in mapped_names:
             missing = next(gguf_name for gguf_name, mapped in mapping.items() if mapped == name)
             raise CheckpointError(
-                f"{header.file} has no tensor {missing!r}, which the model needs as {name}. The file is not whole, or "
-                "its metadata is another model's: get it again."
+                f"{header.file} has no tensor {missing!r}, which the model needs as {name}. The file is incomplete, or "
+                "its metadata belongs to another model: get it again."
             )
         raise UnsupportedArchitectureError(
-            f"The model in {header.file} (architecture {header.architecture!r}) has {name}, which transformers does "
-            f"not take from a single GGUF tensor. {_ADVICE}"
+            f"The model in {header.file} (architecture {header.architecture!r}) needs {name}, which transformers does "
+            f"not load from a single GGUF tensor. {_ADVICE}"
         )

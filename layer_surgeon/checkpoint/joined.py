@@ -1,4 +1,4 @@
-"""Several files read as one, without being copied together first."""
+"""Read several files as one, without concatenating them on disk."""
 
 import io
 from bisect import bisect_right
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class JoinedFile(io.RawIOBase):
-    """The parts one after the other, as one file that can be read anywhere; to be used with `with`.
+    """The concatenation of several files as one seekable file. Use it as a context manager.
 
     Args:
-        parts: Files, in order.
+        parts: The files, in order.
 
     Raises:
-        OSError: One can't be opened.
+        OSError: A file can't be opened.
     """
 
     def __init__(self, parts: Sequence[Path]) -> None:
@@ -30,62 +30,62 @@ class JoinedFile(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
+        """The total size of all parts in bytes."""
         return self._ends[-1] if self._ends else 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte is read."""
+        """Return the position of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to another place.
+        """Move to another position and return it.
 
         Raises:
-            ValueError: It lies before the beginning.
+            ValueError: The position is before the beginning.
         """
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"There is no byte {start + offset}.")
-        self._position = start + offset
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if origin + offset < 0:
+            raise ValueError(f"The position {origin + offset} is before the beginning of the file. Seek to 0 or later.")
+        self._position = origin + offset
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Fill a buffer as far as the part at this place reaches.
+        """Fill a buffer, at most up to the end of the current part, and return the number of bytes.
 
         Raises:
             ValueError: The file is closed.
         """
         if self.closed:
             raise ValueError("The file is closed.")
-        number = bisect_right(self._ends, self._position)
-        if number == len(self._parts):
+        part_index = bisect_right(self._ends, self._position)
+        if part_index == len(self._parts):
             return 0
-        begin = self._ends[number - 1] if number else 0
-        file = self._file(number)
-        file.seek(self._position - begin)
+        part_start = self._ends[part_index - 1] if part_index else 0
+        file = self._file(part_index)
+        file.seek(self._position - part_start)
         with memoryview(buffer) as view:
-            count = file.readinto(view[: self._ends[number] - self._position])
+            count = file.readinto(view[: self._ends[part_index] - self._position])
         self._position += count
         return count
 
     def close(self) -> None:
-        """Close the part that is open."""
+        """Close the open part."""
         if self._open is not None:
             self._open[1].close()
             self._open = None
         super().close()
 
-    def _file(self, number: int) -> io.BufferedReader:
-        if self._open is None or self._open[0] != number:
+    def _file(self, part_index: int) -> io.BufferedReader:
+        if self._open is None or self._open[0] != part_index:
             if self._open is not None:
                 self._open[1].close()
-            self._open = number, self._parts[number].open("rb")
+            self._open = part_index, self._parts[part_index].open("rb")
         return self._open[1]

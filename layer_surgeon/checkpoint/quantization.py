@@ -1,21 +1,21 @@
-"""Whether a checkpoint's weights are plain numbers, as its config and its tensors' names say."""
+"""Detect the quantisation of a checkpoint from its config and its tensor names."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from layer_surgeon.checkpoint.stack import text_config
 
-# Methods whose weights are 8-bit floats with scales beside them, and plain numbers once multiplied: by their name, and
-# by what the setting next to it says where one name stands for several.
-_FP8 = {
+# Methods that store 8-bit floats and scales, whose products are the plain weights. If a method has several formats, the
+# value is the setting that identifies the FP8 one.
+_FP8_METHODS = {
     "fp8": None,
     "fbgemm_fp8": None,
     "compressed-tensors": ("format", "float-quantized"),
     "modelopt": ("quant_algo", "FP8"),
 }
-# What the tensors of packed weights are called. Some checkpoints keep their settings in a file of their own
-# (quantize_config.json of older GPTQ, hf_quant_config.json of modelopt), so that config.json says nothing.
-_PACKED = {
+# Name endings of packed weights. They are needed because some checkpoints keep their settings in a separate file
+# (quantize_config.json of older GPTQ, hf_quant_config.json of modelopt) and not in config.json.
+_PACKED_ENDINGS = {
     ".qweight": "gptq or awq",
     ".weight_packed": "packed compressed-tensors",
     ".weight_scale_2": "modelopt, NVFP4",
@@ -28,50 +28,53 @@ _PACKED = {
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The part of a config that tells how the weights were quantised; None where they are plain."""
-    for part in (config, text_config(config)):
-        settings = part.get("quantization_config") or part.get("compression_config")
+    """Return the quantisation settings in a config; None if there are none."""
+    for section in (config, text_config(config)):
+        settings = section.get("quantization_config") or section.get("compression_config")
         if isinstance(settings, Mapping):
             return settings
     return None
 
 
 def describe_quantization(config: Mapping[str, Any]) -> str | None:
-    """The quantisation method that a config names, such as `gptq, 4 bits`; None where there is none."""
+    """Describe the quantisation method in a config, such as `gptq, 4 bits`; None if there is none."""
     settings = quantization_config(config)
     if settings is None:
         return None
     bits = settings.get("bits")
     method = str(settings.get("quant_method") or "unnamed method")
-    condition = _FP8.get(method)
-    kind = None if condition is None else settings.get(condition[0])
-    described = f"{method} ({kind})" if isinstance(kind, str) else method
+    condition = _FP8_METHODS.get(method)
+    format_name = None if condition is None else settings.get(condition[0])
+    described = f"{method} ({format_name})" if isinstance(format_name, str) else method
     return f"{described}, {bits} bits" if bits else described
 
 
 def describe_packing(names: Iterable[str]) -> str | None:
-    """The quantisation method that packs weights into tensors of such names; None where the names are plain."""
+    """Return the quantisation method that uses such tensor names; None if the names are those of plain weights."""
     for name in names:
-        for ending, method in _PACKED.items():
+        for ending, method in _PACKED_ENDINGS.items():
             if name.endswith(ending):
                 return method
     return None
 
 
 def is_fp8(config: Mapping[str, Any]) -> bool:
-    """Whether the weights are 8-bit floats with scales: the FP8 releases of Llama, DeepSeek, Qwen and others."""
+    """Return True if the weights are 8-bit floats with scales, as in the FP8 releases of Llama, DeepSeek and Qwen."""
     settings = quantization_config(config)
     if settings is None:
         return False
     method = settings.get("quant_method")
-    if not isinstance(method, str) or method not in _FP8:
+    if not isinstance(method, str) or method not in _FP8_METHODS:
         return False
-    condition = _FP8[method]
+    condition = _FP8_METHODS[method]
     return condition is None or settings.get(condition[0]) == condition[1]
 
 
 def block_sizes(config: Mapping[str, Any]) -> list[Any]:
-    """The rows and columns that have one scale, as a config says: of `fp8`, and of each compressed-tensors group."""
+    """Return the rows and columns per scale in a config, for `fp8` and for each compressed-tensors group.
+
+    Values may be None or invalid, because the config is not checked.
+    """
     settings = quantization_config(config) or {}
     groups = settings.get("config_groups")
     weights = [
@@ -79,14 +82,17 @@ def block_sizes(config: Mapping[str, Any]) -> list[Any]:
         for group in (groups.values() if isinstance(groups, Mapping) else ())
         if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
     ]
-    return [settings.get("weight_block_size"), *(part.get("block_structure") for part in weights)]
+    return [
+        settings.get("weight_block_size"),
+        *(weights_settings.get("block_structure") for weights_settings in weights),
+    ]
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the same model with plain weights."""
-    names = ("quantization_config", "compression_config")
-    plain = {name: value for name, value in config.items() if name not in names}
+    """Return the config of the same model with plain weights."""
+    quantization_keys = ("quantization_config", "compression_config")
+    plain = {name: value for name, value in config.items() if name not in quantization_keys}
     for name, value in plain.items():
-        if isinstance(value, Mapping) and any(key in value for key in names):
-            plain[name] = {key: inner for key, inner in value.items() if key not in names}
+        if isinstance(value, Mapping) and any(key in value for key in quantization_keys):
+            plain[name] = {key: nested_value for key, nested_value in value.items() if key not in quantization_keys}
     return plain

@@ -1,8 +1,8 @@
-"""Safetensors: headers and indexes, parsed and checked as plain data. Reads no weights.
+"""Parse and check the headers and indexes of safetensors files. Reads no weights.
 
-A file is an 8-byte little-endian header length, that many bytes of JSON, then the tensors' bytes without gaps
-(https://huggingface.co/docs/safetensors). A sharded checkpoint adds `model.safetensors.index.json`, which names the
-shard of every tensor.
+A file consists of an 8-byte little-endian header length, that many bytes of JSON, and the bytes of the tensors without
+gaps (https://huggingface.co/docs/safetensors). A sharded checkpoint also has `model.safetensors.index.json`, which maps
+every tensor to its shard.
 """
 
 import json
@@ -23,12 +23,12 @@ from layer_surgeon.errors import CheckpointError
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 LENGTH_BYTES = 8
-# huggingface_hub's own limit. The longest real header measured (a 30-shard 70B checkpoint) has 3 kB; a mixture of
-# 128 experts in one file has 4 MB.
+# huggingface_hub's own limit. The longest header measured in a real checkpoint (30 shards, 70B) is 3 kB. A mixture of
+# 128 experts in one file needs 4 MB.
 MAX_HEADER_BYTES = 25_000_000
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-# The spec's element types and their bits (safetensors 0.8, tensor.rs).
+# Bits per element of each dtype in the spec (safetensors 0.8, tensor.rs).
 DTYPE_BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -59,13 +59,14 @@ class SafetensorsTable:
     """The tensors of a safetensors checkpoint, single or sharded.
 
     Args:
-        source: Where it lies.
+        source: The source to read from.
         config: The model's config.json, verbatim.
-        shard_of: The file of every tensor, by name: from the index. None: all are in `files`.
+        shard_of: The file of every tensor by name, from the index. None if there is only `single_file`.
         single_file: The only file of a checkpoint without an index.
 
     Raises:
-        CheckpointError: The header of a single file is damaged.
+        CheckpointError: The header of the single file is damaged.
+        SourceError: The single file can't be read.
     """
 
     format = "safetensors"
@@ -86,34 +87,39 @@ class SafetensorsTable:
         self._headers: dict[str, dict[str, TensorInfo]] = {}
         if shard_of is None:
             if single_file is None:
-                raise ValueError("Give either the index or the single file.")
+                raise ValueError("Neither shard_of nor single_file was given. Pass one of them.")
             shard_of = dict.fromkeys(self._header(single_file), single_file)
         self._shard_of = shard_of
 
     def files(self) -> Mapping[str, str]:
-        """The file of every tensor, by tensor name."""
+        """Return the file of every tensor, by tensor name."""
         return self._shard_of
 
     def describe(self, names: Iterable[str]) -> list[TensorInfo]:
-        """The same as `tensors`: a header tells everything at once."""
+        """Describe the named tensors. The same as `tensors`, because a header already has the positions."""
         return self.tensors(names)
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
-        """Where the named tensors lie; reads the headers of the files that hold them, and no others."""
-        wanted = list(names)
-        shards = list(dict.fromkeys(self._shard_of[name] for name in wanted))
+        """Locate the named tensors. Reads only the headers of the files that contain them.
+
+        Raises:
+            CheckpointError: A header is damaged, or lacks a tensor that the index lists.
+            SourceError: A file can't be read.
+        """
+        requested = list(names)
+        shards = list(dict.fromkeys(self._shard_of[name] for name in requested))
         unread = [shard for shard in shards if shard not in self._headers]
         if len(unread) > 1 and self._source.connections > 1:
             with ThreadPoolExecutor(min(len(unread), self._source.connections)) as pool:
                 list(pool.map(self._header, unread))
         infos = []
-        for name in wanted:
+        for name in requested:
             shard = self._shard_of[name]
             info = self._header(shard).get(name)
             if info is None:
                 raise CheckpointError(
-                    f"The index says that {shard} holds the tensor {name!r}, but its header does not list it. "
-                    "Index and shards are not from the same checkpoint: get it again."
+                    f"According to the index, {shard} contains the tensor {name!r}, but its header does not list it. "
+                    "The index and the shards come from different checkpoints: get the checkpoint again."
                 )
             infos.append(info)
         return infos
@@ -125,10 +131,10 @@ class SafetensorsTable:
 
 
 def read_header(source: Source, file: str) -> dict[str, TensorInfo]:
-    """Read and check the header of one file: 8 bytes, then exactly the header, so that no weight is ever read.
+    """Read and check the header of one file. Reads 8 bytes and then exactly the header, so no weights.
 
     Raises:
-        CheckpointError: The header is not what the file's size and the format allow.
+        CheckpointError: The header does not fit the format or the size of the file.
         SourceError: The file can't be read.
     """
     size = source.size(file)
@@ -139,10 +145,10 @@ def read_header(source: Source, file: str) -> dict[str, TensorInfo]:
 
 
 def read_local_header(path: Path) -> dict[str, TensorInfo]:
-    """Read and check the header of a file on a local disk, with its name alone as the tensors' `file`.
+    """Read and check the header of a local file. The `file` of its tensors is the file name without the folder.
 
     Raises:
-        CheckpointError: The header is not what the file's size and the format allow.
+        CheckpointError: The header does not fit the format or the size of the file.
         OSError: The file can't be read.
     """
     size = path.stat().st_size
@@ -152,27 +158,27 @@ def read_local_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def parse_header_length(raw: bytes, file: str, size: int) -> int:
-    """The header's length from the first 8 bytes of a file of `size` bytes.
+    """Parse the header length from the first 8 bytes of a file of `size` bytes.
 
     Raises:
-        CheckpointError: The length can't be true.
+        CheckpointError: The length is impossible.
     """
     (length,) = struct.unpack("<Q", raw)
     if length > size - LENGTH_BYTES:
         raise CheckpointError(
-            f"{file} says that its header has {length:,} bytes, but the whole file has {size:,}. "
-            "It is truncated, or no safetensors file: copy or download it again."
+            f"{file} states a header length of {length:,} bytes, but the whole file has {size:,}. "
+            "It is truncated or not a safetensors file: copy or download it again."
         )
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{file} says that its header has {length:,} bytes; 2 to {MAX_HEADER_BYTES:,} are possible. "
-            "It is no safetensors file, or a damaged one."
+            f"{file} states a header length of {length:,} bytes, but only 2 to {MAX_HEADER_BYTES:,} are allowed. "
+            "It is damaged or not a safetensors file: copy or download it again."
         )
     return int(length)
 
 
 def parse_header(raw: bytes, file: str, size: int) -> dict[str, TensorInfo]:
-    """The tensors that a header lists, in the order of their bytes.
+    """Parse the tensors that a header lists, in the order of their bytes.
 
     Args:
         raw: The header's JSON.
@@ -180,7 +186,7 @@ def parse_header(raw: bytes, file: str, size: int) -> dict[str, TensorInfo]:
         size: The file's size in bytes.
 
     Raises:
-        CheckpointError: The JSON is bad, or tensors overlap, leave gaps, or don't end where the file ends.
+        CheckpointError: The JSON is invalid, or the tensors overlap, leave gaps, or don't end at the end of the file.
     """
     entries = parse_json_object(raw, f"The header of {file}")
     entries.pop("__metadata__", None)
@@ -191,40 +197,42 @@ def parse_header(raw: bytes, file: str, size: int) -> dict[str, TensorInfo]:
     for info in tensors:
         if info.offset != position:
             raise CheckpointError(
-                f"In {file} the tensor {info.name!r} begins at byte {info.offset:,}, but the one before it ends at "
-                f"{position:,}. The header is damaged or hostile: get the file again from a place that you trust."
+                f"In {file} the tensor {info.name!r} begins at byte {info.offset:,}, but the previous one ends at "
+                f"{position:,}. The header is damaged or malicious: get the file again from a source that you trust."
             )
         position = info.end
     if position != size:
         raise CheckpointError(
             f"{file} has {size:,} bytes, but its header describes {position:,}. "
-            f"It is {'truncated' if size < position else 'longer than it should be'}: copy or download it again."
+            f"It is {'truncated' if size < position else 'too long'}: copy or download it again."
         )
     return {info.name: info for info in tensors}
 
 
 def parse_index(raw: bytes, file: str, present: Iterable[str], *, suffix: str = ".safetensors") -> dict[str, str]:
-    """The shard of every tensor, from an index file.
+    """Parse the shard of every tensor from an index file.
 
     Args:
         raw: The index's JSON.
         file: The index's name.
-        present: The files that the checkpoint has.
-        suffix: What the shards' names end with.
+        present: The files that exist in the checkpoint.
+        suffix: The file extension of the shards.
 
     Raises:
-        CheckpointError: The JSON is bad, or names a shard that is missing or lies elsewhere.
+        CheckpointError: The JSON is invalid, or names a shard that is missing or outside the checkpoint.
     """
     weight_map = parse_json_object(raw, file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{file} has no weight_map that says which shard holds which tensor. Get it again.")
+        raise CheckpointError(f"{file} has no weight_map from tensors to shards. Get it again.")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(suffix):
-            raise CheckpointError(f"{file} places the tensor {name!r} in {shard!r}, which is no {suffix[1:]} file.")
+            raise CheckpointError(
+                f"{file} maps the tensor {name!r} to {shard!r}, which is not a {suffix[1:]} file. Get the index again."
+            )
         if "\\" in shard or "\0" in shard or any(part in ("", ".", "..") for part in shard.split("/")):
             raise CheckpointError(
-                f"{file} places the tensor {name!r} in {shard!r}, outside of the checkpoint. "
-                "The index is wrong or hostile: get the checkpoint from a place that you trust."
+                f"{file} maps the tensor {name!r} to {shard!r}, which is outside the checkpoint. "
+                "The index is wrong or malicious: get the checkpoint from a source that you trust."
             )
     missing = sorted(set(weight_map.values()) - set(present))
     if missing:
@@ -235,57 +243,72 @@ def parse_index(raw: bytes, file: str, present: Iterable[str], *, suffix: str = 
     return dict(weight_map)
 
 
-def parse_json_object(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object with no key twice.
+def parse_json_object(raw: bytes, title: str) -> dict[str, Any]:
+    """Parse a JSON object, and check that no key occurs twice.
+
+    Args:
+        raw: The JSON text.
+        title: The name of the file or header, used as the subject of error messages.
 
     Raises:
-        CheckpointError: It is something else, or of more parts than any checkpoint's.
+        CheckpointError: It is not a valid JSON object, has a duplicate key, or has too many entries.
     """
     if has_many_parts(raw):
         raise CheckpointError(
-            f"{what} has more parts than a model of 100,000 tensors has. It is damaged or hostile: get the file again "
-            "from a place that you trust."
+            f"{title} has more entries than a model of 100,000 tensors needs. It is damaged or malicious: get the file "
+            "again from a source that you trust."
         )
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, what))
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, title))
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is not valid JSON ({error}). Get the file again.") from error
+        raise CheckpointError(f"{title} is not valid JSON ({error}). Get the file again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{what} is JSON, but not an object. Get the file again.")
-    if _HALF.search(raw):
-        # Half of a character of two parts can be read from JSON, but not be written to a file.
+        raise CheckpointError(f"{title} is JSON, but not an object. Get the file again.")
+    if _SURROGATE.search(raw):
+        # A lone surrogate can be read from JSON, but not written to a file again.
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError) as error:
-            raise CheckpointError(f"{what} has text that is no Unicode ({error}). Get the file again.") from error
+            raise CheckpointError(
+                f"{title} has text that is not valid Unicode ({error}). Get the file again."
+            ) from error
     return content
 
 
-def _unique(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]], title: str) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise CheckpointError(f"{what} has the entry {twice!r} twice, and is damaged or hostile. Get the file again.")
+        duplicate = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise CheckpointError(
+            f"{title} has the entry {duplicate!r} twice. It is damaged or malicious: get the file again."
+        )
     return content
 
 
-def _tensor(name: str, entry: Any, file: str, start: int) -> TensorInfo:
-    where = f"In {file} the entry of the tensor {name!r}"
-    if not isinstance(entry, dict):
-        raise CheckpointError(f"{where} is not an object. Get the file again.")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+def _tensor(name: str, fields: Any, file: str, start: int) -> TensorInfo:
+    title = f"In {file} the entry of the tensor {name!r}"
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{title} is not an object. Get the file again.")
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{where} has the dtype {dtype!r}, which is none of {', '.join(DTYPE_BITS)}.")
-    if not _whole_numbers(shape):
-        raise CheckpointError(f"{where} has the shape {shape!r}; a list of whole numbers from 0 on is expected.")
-    if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where} has the data_offsets {offsets!r}; [begin, end] is expected.")
+        raise CheckpointError(
+            f"{title} has the unknown dtype {dtype!r}. The known ones are {', '.join(DTYPE_BITS)}. Get the file again."
+        )
+    if not _are_sizes(shape):
+        raise CheckpointError(
+            f"{title} has the shape {shape!r}, but a list of non-negative integers is expected. Get the file again."
+        )
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(
+            f"{title} has the data_offsets {offsets!r}, but [begin, end] is expected. Get the file again."
+        )
     num_bits = prod(shape) * DTYPE_BITS[dtype]
     if num_bits != 8 * (offsets[1] - offsets[0]):
         raise CheckpointError(
-            f"{where} has {offsets[1] - offsets[0]:,} bytes, but {dtype} of shape {shape} takes {num_bits // 8:,}."
+            f"{title} has {offsets[1] - offsets[0]:,} bytes, but {dtype} of shape {shape} takes {num_bits // 8:,}. "
+            "Get the file again."
         )
     return TensorInfo(
         name=name,
@@ -297,6 +320,6 @@ def _tensor(name: str, entry: Any, file: str, start: int) -> TensorInfo:
     )
 
 
-def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
-    # Python's numbers have no end: without the bound a shape of 2^60 sizes makes a number of many megabytes.
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    # Python integers are unbounded: without a limit, the product of a long shape could fill many megabytes.
     return isinstance(value, list) and len(value) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)

@@ -1,4 +1,4 @@
-"""What `surgeon inspect` tells about a checkpoint: counted from headers, no weights read."""
+"""Summarise a checkpoint for `surgeon inspect`, from its headers. Reads no weights."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,14 @@ from layer_surgeon.checkpoint.types import TensorShape
 
 @dataclass(frozen=True, kw_only=True)
 class TensorGroup:
-    """Some tensors of a checkpoint, counted.
+    """The totals of a group of tensors.
 
     Attributes:
-        num_tensors: How many there are.
-        num_parameters: How many numbers they hold.
-        num_bytes: How many bytes of the checkpoint they take.
-        dtypes: The codes of their dtypes, the one with most bytes first.
-        files: The files that hold them.
+        num_tensors: The number of tensors.
+        num_parameters: The number of their elements.
+        num_bytes: Their size in bytes.
+        dtypes: Their dtypes, the one with the most bytes first.
+        files: The files that contain them.
     """
 
     num_tensors: int
@@ -30,14 +30,14 @@ class TensorGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSummary:
-    """A checkpoint, counted.
+    """The totals and the licence of a checkpoint.
 
     Attributes:
         whole: All tensors.
         layers: The tensors of each decoder layer.
-        rest: What belongs to no decoder layer: embeddings, final norm, head.
-        licence: `license`, and `license_name` and `license_link` where the model card has them.
-        licence_files: The names of the licence files beside the weights.
+        rest: The tensors outside the decoder layers: embeddings, final norm, head.
+        licence: `license`, and `license_name` and `license_link` if the model card has them.
+        licence_files: The names of the licence files next to the weights.
     """
 
     whole: TensorGroup
@@ -48,7 +48,7 @@ class CheckpointSummary:
 
 
 def summarize(checkpoint: Checkpoint) -> CheckpointSummary:
-    """Count a checkpoint's tensors; reads the header of every file, and the model card.
+    """Count the tensors of a checkpoint. Reads the header of every file, and the model card.
 
     Raises:
         CheckpointError: A header is damaged.
@@ -56,25 +56,25 @@ def summarize(checkpoint: Checkpoint) -> CheckpointSummary:
     """
     infos = {info.name: info for info in checkpoint.table.describe(checkpoint.table.files())}
     layers = [[infos[name] for name in checkpoint.layer_names(index)] for index in range(checkpoint.num_layers)]
-    taken = {info.name for layer in layers for info in layer}
+    layer_tensor_names = {info.name for layer in layers for info in layer}
     return CheckpointSummary(
         whole=_count(infos.values()),
         layers=tuple(_count(layer) for layer in layers),
-        rest=_count(info for name, info in infos.items() if name not in taken),
+        rest=_count(info for name, info in infos.items() if name not in layer_tensor_names),
         licence=read_licence(checkpoint),
         licence_files=tuple(licence_files(checkpoint)),
     )
 
 
-def _count(infos: Iterable[TensorShape]) -> TensorGroup:
-    listed = list(infos)
-    by_dtype: Counter[str] = Counter()
-    for info in listed:
-        by_dtype[info.dtype] += info.num_bytes
+def _count(tensors: Iterable[TensorShape]) -> TensorGroup:
+    group = list(tensors)
+    bytes_of_dtype: Counter[str] = Counter()
+    for info in group:
+        bytes_of_dtype[info.dtype] += info.num_bytes
     return TensorGroup(
-        num_tensors=len(listed),
-        num_parameters=sum(info.num_elements for info in listed),
-        num_bytes=sum(info.num_bytes for info in listed),
-        dtypes=tuple(code for code, _ in by_dtype.most_common()),
-        files=tuple(sorted({info.file for info in listed})),
+        num_tensors=len(group),
+        num_parameters=sum(info.num_elements for info in group),
+        num_bytes=sum(info.num_bytes for info in group),
+        dtypes=tuple(code for code, _ in bytes_of_dtype.most_common()),
+        files=tuple(sorted({info.file for info in group})),
     )

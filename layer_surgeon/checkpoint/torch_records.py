@@ -1,4 +1,4 @@
-"""What a PyTorch checkpoint is described with: storages, tensors, and the names that a state dict's pickle may use."""
+"""Plain records of a PyTorch checkpoint: storages, tensors, and the names that the pickle of a state dict may use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from layer_surgeon.checkpoint.types import TensorInfo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """A row of numbers that tensors are views of: one entry of the zip file.
+    """A flat array that tensors are views of, stored as one entry of the zip file.
 
     Attributes:
         key: The entry's name below `data/`.
-        dtype: The safetensors code of its elements; None where only the tensors know (torch's UntypedStorage).
-        num_elements: How many there are; bytes where the dtype is None.
+        dtype: The safetensors code of its elements; None if only the tensors have a dtype (torch's UntypedStorage).
+        num_elements: The number of elements, or of bytes if the dtype is None.
     """
 
     key: str
@@ -24,20 +24,20 @@ class Storage:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all elements."""
+        """The size of all elements in bytes."""
         return self.num_elements * (1 if self.dtype is None else DTYPE_BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PickledTensor:
-    """A tensor as a pickle describes it; its numbers lie inside of its storage.
+    """A tensor as a pickle describes it: a view of its storage.
 
     Attributes:
         dtype: The safetensors code of its elements.
         shape: Its sizes, outermost first.
-        stride: How many elements lie from one index to the next, for each of the sizes.
-        storage: Where its numbers are.
-        first: The element of the storage that it begins with.
+        stride: The step in elements from one index to the next, for each dimension.
+        storage: The storage with its elements.
+        first: The index of its first element in the storage.
     """
 
     dtype: str
@@ -48,17 +48,17 @@ class PickledTensor:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one element."""
+        """The size of one element in bytes."""
         return DTYPE_BITS[self.dtype] // 8
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all elements, without what lies between them."""
+        """The size of all elements in bytes, without gaps between them."""
         return prod(self.shape) * self.item_bytes
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether its elements lie side by side in the order of their indices."""
+        """Whether its elements are adjacent and in the order of their indices."""
         if 0 in self.shape:
             return True
         expected = 1
@@ -70,7 +70,7 @@ class PickledTensor:
 
     @property
     def order(self) -> tuple[int, ...] | None:
-        """Its dimensions as they lie in the storage, outermost first; None where elements lie apart, or are shared."""
+        """Its dimensions in storage order, outermost first; None if there are gaps or shared elements."""
         order = sorted(range(len(self.shape)), key=lambda axis: (self.shape[axis] == 1, self.stride[axis]))
         expected = 1
         for axis in order:
@@ -82,10 +82,10 @@ class PickledTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PermutedTensorInfo(TensorInfo):
-    """A tensor whose bytes lie side by side, but in another order of its dimensions, as those of a transpose do.
+    """A tensor without gaps whose dimensions are stored in another order, such as a transposed matrix.
 
     Attributes:
-        order: Its dimensions as they lie in the file, outermost first: (1, 0) for a transposed matrix.
+        order: Its dimensions in file order, outermost first: (1, 0) for a transposed matrix.
     """
 
     order: tuple[int, ...]
@@ -95,7 +95,7 @@ ORDERED_DICT = ("collections", "OrderedDict")
 REBUILD = ("torch._utils", "_rebuild_tensor_v2")
 REBUILD_WITH_DTYPE = ("torch._utils", "_rebuild_tensor_v3")
 PARAMETER = ("torch._utils", "_rebuild_parameter")
-# safetensors' codes for torch's types of storages, and None for the one without a dtype.
+# The safetensors code of each torch storage type; None for the storage without a dtype.
 STORAGES: Mapping[tuple[str, str], str | None] = {
     ("torch", "DoubleStorage"): "F64",
     ("torch", "FloatStorage"): "F32",
@@ -135,4 +135,4 @@ DTYPES: Mapping[tuple[str, str], str] = {
         "float8_e8m0fnu": "F8_E8M0",
     }.items()
 }
-KNOWN = {ORDERED_DICT, REBUILD, REBUILD_WITH_DTYPE, PARAMETER, *STORAGES, *DTYPES}
+KNOWN_NAMES = {ORDERED_DICT, REBUILD, REBUILD_WITH_DTYPE, PARAMETER, *STORAGES, *DTYPES}

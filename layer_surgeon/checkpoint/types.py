@@ -1,4 +1,4 @@
-"""What the rooms say to each other about tensors and bytes: plain data, and the one protocol that lists tensors."""
+"""Plain data about tensors and byte ranges, and the protocol that lists the tensors of a checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class TensorShape:
-    """What one tensor is, and which file holds it.
+    """The dtype, shape and file of a tensor.
 
     Attributes:
-        name: The tensor's name in transformers' own naming, such as `model.layers.31.mlp.up_proj.weight`.
-        dtype: The code of its element type in its file: `BF16`, `F32`, ... for safetensors, `Q4_K` ... for GGUF.
-        shape: Its sizes, outermost first, as transformers has them.
-        file: The file that holds it, as a POSIX path relative to the source.
-        num_bytes: How many bytes of the file it takes.
+        name: The tensor's name in transformers, such as `model.layers.31.mlp.up_proj.weight`.
+        dtype: The code of its element type in its file: `BF16`, `F32`, ... for safetensors, `Q4_K`, ... for GGUF.
+        shape: Its sizes in transformers, outermost first.
+        file: The file that contains it, as a POSIX path relative to the source.
+        num_bytes: Its size in the file in bytes.
     """
 
     name: str
@@ -30,13 +30,13 @@ class TensorShape:
 
     @property
     def num_elements(self) -> int:
-        """How many numbers the tensor holds."""
+        """The number of elements."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo(TensorShape):
-    """What one tensor is, and where its bytes lie.
+    """The dtype and shape of a tensor, and the position of its bytes.
 
     Attributes:
         offset: Absolute position of its first byte in its file.
@@ -51,7 +51,7 @@ class TensorInfo(TensorShape):
 
     @property
     def end(self) -> int:
-        """Absolute position one past its last byte."""
+        """Absolute position after its last byte."""
         return self.offset + self.num_bytes
 
 
@@ -65,48 +65,50 @@ class ByteRange:
 
     @property
     def end(self) -> int:
-        """Absolute position one past the last byte."""
+        """Absolute position after the last byte."""
         return self.start + self.length
 
 
 class TensorTable(Protocol):
-    """What one checkpoint format knows about a checkpoint: its config and its tensors. Reads headers, never weights.
+    """The config and the tensors of a checkpoint in one format. Reads headers, never weights.
 
-    Each format has one implementation; `Checkpoint` and everything behind it only know this protocol.
+    Each format has one implementation. `Checkpoint` and all later steps only use this protocol.
     """
 
     format: str
-    """`safetensors`, `torch` or `gguf`; names the codec that `extract` copies the bytes with."""
+    """`safetensors`, `torch` or `gguf`. It selects the codec with which `extract` copies the bytes."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know about this checkpoint before using it, in whole sentences."""
+        """Notices for the user about this checkpoint, in whole sentences."""
 
     @property
     def license(self) -> str | None:
-        """The licence that the weights' own metadata state."""
+        """The licence in the metadata of the weights; None if there is none."""
 
     @property
     def packing(self) -> str | None:
-        """How the format itself packs numbers, such as GGUF's `Q4_K_M`; None where they are plain."""
+        """The quantisation of the format itself, such as GGUF's `Q4_K_M`; None if the numbers are plain."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The model's config.json verbatim, or the same content made from the format's own metadata."""
+        """The model's config.json verbatim, or an equivalent built from the metadata of the format."""
 
     def files(self) -> Mapping[str, str]:
-        """The file of every tensor, by tensor name, in the checkpoint's order."""
+        """Return the file of every tensor, by tensor name, in the order of the checkpoint."""
 
     def describe(self, names: Iterable[str]) -> Sequence[TensorShape]:
-        """What the named tensors are, without finding out where each begins if that takes further reads.
+        """Describe the named tensors. Their positions are left out if they would take further reads.
 
         Raises:
-            CheckpointError: As `tensors`.
+            CheckpointError: As for `tensors`.
+            SourceError: A file can't be read.
         """
 
     def tensors(self, names: Iterable[str]) -> list[TensorInfo]:
-        """Where the named tensors lie; reads the headers of the files that hold them, and no others.
+        """Locate the named tensors. Reads only the headers of the files that contain them.
 
         Raises:
-            CheckpointError: A header is damaged, or lacks a tensor that `files` promised.
+            CheckpointError: A header is damaged, or lacks a tensor that `files` lists.
+            SourceError: A file can't be read.
         """

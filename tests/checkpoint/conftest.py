@@ -1,4 +1,4 @@
-"""A Hub on loopback for the tests of this room, and readers that do not wait long."""
+"""Fixtures of the checkpoint tests: a Hub on loopback, and readers with short waits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +18,9 @@ from tests.support.url_checkpoints import FOLDER
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A Hub without repos. Whoever reads from it repeats at once, and sends no token of the machine's user."""
+    """An empty Hub. Its readers retry immediately and don't send the token of the current user."""
     monkeypatch.setattr(HubSource, "limits", HubLimits(base_wait=0.001, max_wait=0.002, read_timeout=5.0))
-    # Telemetry asks the real Hub for a list once a day.
+    # Telemetry sends a request to the real Hub once a day.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     with LoopbackHub() as hub:
@@ -29,7 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers of other URLs than a Hub's that repeat at once."""
+    """Let readers of URLs other than the Hub's retry immediately."""
     limits = HubLimits(base_wait=0.001, max_wait=0.002, read_timeout=5.0)
     monkeypatch.setattr(HttpFiles, "limits", limits)
     monkeypatch.setattr(FsspecFiles, "limits", limits)

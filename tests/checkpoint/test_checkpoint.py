@@ -1,4 +1,4 @@
-"""`open_checkpoint` on folders and files: what is read, and what is said when something is wrong."""
+"""`open_checkpoint` on folders and files: what is read, and the messages when something is wrong."""
 
 import json
 
@@ -37,14 +37,16 @@ def test_a_sharded_folder(sharded):
 
 def test_only_the_headers_that_are_needed_are_read(sharded):
     checkpoint = open_checkpoint(sharded)
-    read = []
-    plain = checkpoint.source.read_range
-    checkpoint.source.read_range = lambda file, start, length: read.append((file, start)) or plain(file, start, length)
+    reads = []
+    read_range = checkpoint.source.read_range
+    checkpoint.source.read_range = lambda file, start, length: (
+        reads.append((file, start)) or read_range(file, start, length)
+    )
     tensors = checkpoint.layer_tensors(2)
     files = {tensor.file for tensor in tensors}
-    assert {file for file, _ in read} == files
-    assert len(read) == 2 * len(files) < 2 * len(set(checkpoint.table.files().values()))
-    assert {start for _, start in read} == {0, 8}
+    assert {file for file, _ in reads} == files
+    assert len(reads) == 2 * len(files) < 2 * len(set(checkpoint.table.files().values()))
+    assert {start for _, start in reads} == {0, 8}
 
 
 def test_a_single_file_and_a_folder_are_the_same(tmp_path):
@@ -69,7 +71,7 @@ def test_a_snapshot_of_the_hubs_cache_has_its_commit(sharded, tmp_path):
 
 
 @pytest.mark.parametrize("layer", [4, 99, -5])
-def test_a_layer_that_is_not_there(sharded, layer):
+def test_a_layer_that_does_not_exist(sharded, layer):
     with pytest.raises(LayerNotFoundError, match=rf"has 4 layers, so there is no layer {layer}\. Choose 0 to 3"):
         open_checkpoint(sharded).layer_tensors(layer)
 
@@ -124,7 +126,7 @@ def test_no_config(sharded):
         open_checkpoint(sharded)
 
 
-def test_a_config_that_is_no_json(sharded):
+def test_a_config_that_is_not_json(sharded):
     (sharded / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
         open_checkpoint(sharded)
@@ -138,10 +140,10 @@ def test_a_config_that_is_no_json(sharded):
         (["pytorch_model.bin"], CheckpointError, r"no config\.json"),
         (["training_args.bin", "optimizer.pt"], CheckpointError, "2 PyTorch files"),
         (["a.safetensors", "b.safetensors"], CheckpointError, "Get the index"),
-        (["a.gguf", "b.gguf"], CheckpointError, "Name the file of one"),
+        (["a.gguf", "b.gguf"], CheckpointError, "Give the name of one file"),
     ],
 )
-def test_what_is_no_checkpoint(tmp_path, files, error, word):
+def test_folders_without_a_checkpoint(tmp_path, files, error, word):
     for file in files:
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(error, match=word):
@@ -162,7 +164,7 @@ def test_a_link_out_of_the_folder_is_refused(sharded, tmp_path):
         checkpoint.layer_tensors(-1)
 
 
-def test_a_quantised_checkpoint_can_be_looked_at(sharded):
+def test_a_quantised_checkpoint_can_be_opened(sharded):
     config = json.loads((sharded / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (sharded / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""A GGUF file as a tensor table: names, shapes and config are those of transformers."""
+"""GGUF tensor tables have the names, shapes and config of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.support.gguf_models import METADATA, NUM_TOKENS, write_gguf, write_mo
 
 
 class CountingSource(FileSource):
-    """Counts the bytes that are read."""
+    """A file source that counts the bytes that are read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, name=str(path))
@@ -35,7 +35,7 @@ def _open(path: Path) -> GgufTable:
 
 
 def _rewrite(path: Path, architecture: str, keep: Any = lambda name: True, **metadata: Any) -> Path:
-    """The same file with fewer tensors, or other metadata."""
+    """Write a copy of the file with fewer tensors or other metadata."""
     tensors = [
         (tensor.name, np.array(tensor.data), tensor.tensor_type)
         for tensor in gguf.GGUFReader(path).tensors
@@ -65,7 +65,7 @@ def test_config_equals_transformers(architecture: str, tmp_path: Path) -> None:
 def test_config_with_a_long_vocabulary_equals_transformers(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As if the vocabulary were too long to be kept; GPT-2's mapping takes its size from nowhere else.
+    # Treat the vocabulary as too long to keep. GPT-2 has no other source for its size.
     monkeypatch.setattr("layer_surgeon.checkpoint.gguf_header._MAX_KEPT_BYTES", 100)
     path = write_model(tmp_path / "model.gguf", architecture)
     assert _open(path).config["vocab_size"] == NUM_TOKENS
@@ -86,17 +86,17 @@ def test_untied_output_is_read_from_the_tensors(tmp_path: Path) -> None:
     _assert_config_equal(other)
 
 
-def test_tensors_lie_where_the_gguf_package_finds_them(tmp_path: Path) -> None:
+def test_tensors_are_where_the_gguf_package_finds_them(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "llama", "Q8_0")
     table = _open(path)
     assert table.format == "gguf"
-    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    library_tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     infos = table.tensors(table.files())
     assert set(table.files().values()) == {"model.gguf"}
-    assert len(infos) == len(theirs)
+    assert len(infos) == len(library_tensors)
     for info in infos:
         assert isinstance(info, GgufTensorInfo)
-        tensor = theirs[info.gguf_name]
+        tensor = library_tensors[info.gguf_name]
         assert (info.offset, info.num_bytes, info.dtype) == (
             tensor.data_offset,
             tensor.n_bytes,
@@ -113,7 +113,7 @@ def test_shapes_are_those_of_transformers(tmp_path: Path) -> None:
     assert info.gguf_shape == (768, 256)
 
 
-def test_tensors_that_transformers_leaves_aside_are_not_listed(tmp_path: Path) -> None:
+def test_tensors_that_transformers_ignores_are_not_listed(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "qwen2")
     tensors = [(t.name, np.array(t.data), t.tensor_type) for t in gguf.GGUFReader(path).tensors]
     extra = ("blk.0.attn_sinks.weight", np.zeros(4, dtype=np.float32), gguf.GGMLQuantizationType.F32)
@@ -152,14 +152,14 @@ def test_licence_that_the_file_states(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "lfm2", "gpt2", "bloom"])
 def test_names_are_those_of_the_whole_model(architecture: str, tmp_path: Path) -> None:
-    """`_Outline` leaves out modules; the map of transformers over all of them is the same."""
+    """`_Outline` leaves out modules, but the name map is the same as for the whole model."""
     path = write_model(tmp_path / "model.gguf", architecture)
     table = _open(path)
     with init_empty_weights(include_buffers=True):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**table.config))
-    wanted = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={}))
+    expected_names = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={}))
     names = [tensor.name for tensor in gguf.GGUFReader(path).tensors]
-    assert list(table.files()) == [wanted[name] for name in names]
+    assert list(table.files()) == [expected_names[name] for name in names]
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_config_of_gemma_equals_transformers(tmp_path: Path) -> None:
 
 def test_unknown_tensor_is_refused(tmp_path: Path) -> None:
     table = _open(write_model(tmp_path / "model.gguf", "llama"))
-    with pytest.raises(CheckpointError, match=r"has no tensor that transformers calls 'model.layers.9.mlp'"):
+    with pytest.raises(CheckpointError, match=r"has no tensor with the transformers name 'model.layers.9.mlp'"):
         table.tensors(["model.layers.9.mlp"])
 
 
@@ -184,12 +184,12 @@ def test_missing_tensor_of_a_layer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"embedding_length": 128}, r"has the sizes \[.*\], but the model that the metadata describes wants"),
-        ({"feed_forward_length": 1024}, r"'blk.0.ffn_.*' has the sizes \[.*\], but the model"),
-        ({"block_count": 10**9}, r"says 1000000000 layers .* and has \d+ tensors, which can't be"),
-        ({"block_count": 0}, r"says 0 layers"),
-        ({"block_count": "two"}, r"says 'two' layers"),
-        ({"block_count": None}, r"says None layers"),
+        ({"embedding_length": 128}, r"has the shape \[.*\], but the metadata of the file requires"),
+        ({"feed_forward_length": 1024}, r"'blk.0.ffn_.*' has the shape \[.*\], but the metadata"),
+        ({"block_count": 10**9}, r"states 1000000000 layers .* and has \d+ tensors\. Expected are 1 to 512"),
+        ({"block_count": 0}, r"states 0 layers"),
+        ({"block_count": "two"}, r"states 'two' layers"),
+        ({"block_count": None}, r"states None layers"),
     ],
 )
 def test_metadata_of_another_model_is_refused(metadata: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -201,7 +201,9 @@ def test_metadata_of_another_model_is_refused(metadata: dict[str, Any], message:
 @pytest.mark.parametrize("heads", [0, 5, "four"])
 def test_metadata_that_transformers_refuses_is_refused(heads: Any, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "llama")
-    with pytest.raises(UnsupportedArchitectureError, match=r"builds no decoder from other.gguf, .* 'llama': \w+: \S+"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"can't build a decoder from other.gguf, .* 'llama': \w+: \S+"
+    ):
         _open(_rewrite(path, "llama", **{"attention.head_count": heads, "attention.head_count_kv": heads}))
 
 
@@ -216,37 +218,39 @@ def test_rotary_scaling_that_transformers_does_not_read_is_noted(tmp_path: Path)
     assert "(llama.rope.scaling.type)" in note
 
 
-def test_no_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_model(tmp_path / "model.gguf", "llama")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    with pytest.raises(SourceError, match=r"A temporary folder is needed to read model.gguf, and can't be used"):
+    with pytest.raises(SourceError, match=r"Reading model.gguf needs a temporary folder, which can't be used"):
         _open(path)
 
 
 def test_merged_experts_are_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "qwen2moe")
     with pytest.raises(
-        UnsupportedArchitectureError, match=r"transformers merges the GGUF tensors|does not take from a"
+        UnsupportedArchitectureError, match=r"transformers merges the GGUF tensors|does not load from a"
     ):
         _open(path)
 
 
 def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    one = ("token_embd.weight", np.zeros((NUM_TOKENS, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
-    path = write_gguf(tmp_path / "model.gguf", "t5", [one, ("x.weight", *one[1:])])
-    with pytest.raises(UnsupportedArchitectureError, match=r"builds no decoder from model.gguf"):
+    embedding = ("token_embd.weight", np.zeros((NUM_TOKENS, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
+    path = write_gguf(tmp_path / "model.gguf", "t5", [embedding, ("x.weight", *embedding[1:])])
+    with pytest.raises(UnsupportedArchitectureError, match=r"can't build a decoder from model.gguf"):
         _open(path)
 
 
 def test_architecture_that_transformers_rearranges_is_refused(tmp_path: Path) -> None:
-    one = ("token_embd.weight", np.zeros((NUM_TOKENS, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
-    path = write_gguf(tmp_path / "model.gguf", "qwen35", [one, ("x.weight", *one[1:])])
+    embedding = ("token_embd.weight", np.zeros((NUM_TOKENS, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
+    path = write_gguf(tmp_path / "model.gguf", "qwen35", [embedding, ("x.weight", *embedding[1:])])
     with pytest.raises(UnsupportedArchitectureError, match=r"'qwen35'"):
         _open(path)
 
 
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
-    one = ("token_embd.weight", np.zeros((NUM_TOKENS, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
-    path = write_gguf(tmp_path / "model.gguf", "martian", [one], metadata={"block_count": 1})
-    with pytest.raises(UnsupportedArchitectureError, match=r"makes no config of model.gguf, .* 'martian': ValueError"):
+    embedding = ("token_embd.weight", np.zeros((NUM_TOKENS, 256), dtype=np.float32), gguf.GGMLQuantizationType.F32)
+    path = write_gguf(tmp_path / "model.gguf", "martian", [embedding], metadata={"block_count": 1})
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"can't build a config from model.gguf, .* 'martian': ValueError"
+    ):
         _open(path)

@@ -1,4 +1,4 @@
-"""Headers that lie, files that end too early: each is refused with our own error before anything large is made."""
+"""False headers and truncated files are refused with a CheckpointError before anything large is allocated."""
 
 import struct
 from pathlib import Path
@@ -21,7 +21,7 @@ def text(content: str | bytes) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-def entry(key: str, type_code: int, value: bytes) -> bytes:
+def metadata_entry(key: str, type_code: int, value: bytes) -> bytes:
     return text(key) + struct.pack("<I", type_code) + value
 
 
@@ -30,7 +30,7 @@ def tensor(name: str, sizes: tuple[int, ...], *, kind: int = F32, offset: int = 
     return text(name) + struct.pack("<I", len(sizes)) + packed + struct.pack("<IQ", kind, offset)
 
 
-ARCHITECTURE = entry("general.architecture", 8, text("llama"))
+ARCHITECTURE = metadata_entry("general.architecture", 8, text("llama"))
 GOOD = tensor("a", (8,)), tensor("b", (8, 2), offset=32)
 
 
@@ -70,16 +70,16 @@ def test_good_header(tmp_path: Path) -> None:
 
 def test_alignment_is_followed(tmp_path: Path) -> None:
     content = header(
-        (ARCHITECTURE, entry("general.alignment", 4, struct.pack("<I", 64))), (tensor("a", (8,)),), data=256
+        (ARCHITECTURE, metadata_entry("general.alignment", 4, struct.pack("<I", 64))), (tensor("a", (8,)),), data=256
     )
     (only,) = read(content, tmp_path).tensors
     assert only.offset % 64 == 0
 
 
-def test_values_are_kept_as_they_stand(tmp_path: Path) -> None:
-    numbers = entry("numbers", 9, struct.pack("<IQ3I", 4, 3, 7, 8, 9))
-    texts = entry("texts", 9, struct.pack("<IQ", 8, 2) + text("x") + text("yy"))
-    flag = entry("flag", 7, b"\1")
+def test_values_are_kept_as_encoded(tmp_path: Path) -> None:
+    numbers = metadata_entry("numbers", 9, struct.pack("<IQ3I", 4, 3, 7, 8, 9))
+    texts = metadata_entry("texts", 9, struct.pack("<IQ", 8, 2) + text("x") + text("yy"))
+    flag = metadata_entry("flag", 7, b"\1")
     metadata = read(header((ARCHITECTURE, numbers, texts, flag)), tmp_path).metadata
     assert metadata["numbers"].count == 3
     assert metadata["texts"].count == 2
@@ -91,41 +91,56 @@ BAD = {
     "empty": (b"", "does not start with"),
     "short": (b"GGUF\3\0\0\0", "does not start with"),
     "magic": (b"GGML" + header()[4:], "does not start with the bytes 'GGUF'"),
-    "safetensors": (b"\x10\0\0\0\0\0\0\0{}" + bytes(40), "no GGUF file"),
+    "safetensors": (b"\x10\0\0\0\0\0\0\0{}" + bytes(40), "is not a GGUF file"),
     "big endian": (b"GGUF\0\0\0\3" + header()[8:], "big-endian GGUF file"),
-    "version 1": (header(version=1), "is GGUF version 1; versions 2 and 3 can be read"),
+    "version 1": (header(version=1), "is GGUF version 1; but only versions 2 and 3 are supported"),
     "version 4": (header(version=4), "is GGUF version 4"),
-    "count of tensors": (header(num_tensors=HUGE), "it promises 9,223,372,036,854,775,816 tensors"),
+    "count of tensors": (header(num_tensors=HUGE), "it states 9,223,372,036,854,775,816 tensors"),
     "count of entries": (header(num_entries=10**12), "1,000,000,000,000 metadata entries"),
     "one tensor too many": (header(num_tensors=3), "damaged"),
     "one entry too many": (header(num_entries=2), "damaged"),
-    "no architecture": (header(()), "does not say which architecture"),
+    "no architecture": (header(()), "does not state its architecture"),
     "architecture is a number": (
-        header((entry("general.architecture", 4, bytes(4)),)),
-        "does not say which architecture",
+        header((metadata_entry("general.architecture", 4, bytes(4)),)),
+        "does not state its architecture",
     ),
-    "architecture is empty": (header((entry("general.architecture", 8, text("")),)), "does not say which architecture"),
+    "architecture is empty": (
+        header((metadata_entry("general.architecture", 8, text("")),)),
+        "does not state its architecture",
+    ),
     "key twice": (header((ARCHITECTURE, ARCHITECTURE)), "it has the key 'general.architecture' twice"),
-    "type of value": (header((ARCHITECTURE, entry("x", 77, b""))), "'x' is of the unknown type 77"),
-    "length of a text": (header((ARCHITECTURE, entry("x", 8, struct.pack("<Q", HUGE)))), "reaches past its end"),
-    "not UTF-8": (header((ARCHITECTURE, entry("x", 8, text(b"\xff\xfe")))), "is not UTF-8"),
-    "long array": (header((ARCHITECTURE, entry("x", 9, struct.pack("<IQ", 4, HUGE)))), "reaches past its end"),
-    "many texts": (header((ARCHITECTURE, entry("x", 9, struct.pack("<IQ", 8, HUGE)))), "promises 9,223,372"),
-    "long text in an array": (
-        header((ARCHITECTURE, entry("x", 9, struct.pack("<IQQ", 8, 1, HUGE)))),
-        "reaches past its end",
+    "type of value": (header((ARCHITECTURE, metadata_entry("x", 77, b""))), "'x' has the unknown type 77"),
+    "length of a text": (
+        header((ARCHITECTURE, metadata_entry("x", 8, struct.pack("<Q", HUGE)))),
+        "extend beyond its end",
     ),
-    "array of arrays": (header((ARCHITECTURE, entry("x", 9, struct.pack("<IQ", 9, 1)))), "'x' is an array of type 9"),
-    "alignment 0": (header((ARCHITECTURE, entry("general.alignment", 4, bytes(4)))), "'general.alignment' is 0"),
+    "not UTF-8": (header((ARCHITECTURE, metadata_entry("x", 8, text(b"\xff\xfe")))), "is not UTF-8"),
+    "long array": (
+        header((ARCHITECTURE, metadata_entry("x", 9, struct.pack("<IQ", 4, HUGE)))),
+        "extend beyond its end",
+    ),
+    "many texts": (header((ARCHITECTURE, metadata_entry("x", 9, struct.pack("<IQ", 8, HUGE)))), "states 9,223,372"),
+    "long text in an array": (
+        header((ARCHITECTURE, metadata_entry("x", 9, struct.pack("<IQQ", 8, 1, HUGE)))),
+        "extend beyond its end",
+    ),
+    "array of arrays": (
+        header((ARCHITECTURE, metadata_entry("x", 9, struct.pack("<IQ", 9, 1)))),
+        "'x' is an array of type 9",
+    ),
+    "alignment 0": (
+        header((ARCHITECTURE, metadata_entry("general.alignment", 4, bytes(4)))),
+        "'general.alignment' is 0",
+    ),
     "alignment 48": (
-        header((ARCHITECTURE, entry("general.alignment", 4, struct.pack("<I", 48)))),
+        header((ARCHITECTURE, metadata_entry("general.alignment", 4, struct.pack("<I", 48)))),
         "'general.alignment' is 48, not a power of two",
     ),
     "alignment is a text": (
-        header((ARCHITECTURE, entry("general.alignment", 8, text("32")))),
+        header((ARCHITECTURE, metadata_entry("general.alignment", 8, text("32")))),
         "'general.alignment' is '32'",
     ),
-    "dimensions": (header(tensors=(tensor("a", (1,) * 5),)), "'a' has 5 dimensions, over 4"),
+    "dimensions": (header(tensors=(tensor("a", (1,) * 5),)), "'a' has 5 dimensions, more than 4"),
     "size": (header(tensors=(tensor("a", (2**62, 2**62)),)), "'a' would take bytes"),
     "offset": (header(tensors=(tensor("a", (8,), offset=2**40),)), "'a' would take bytes"),
     "past the end": (header(tensors=(tensor("a", (8,), offset=96),)), "'a' would take bytes"),
@@ -133,13 +148,13 @@ BAD = {
     "overlap": (header(tensors=(tensor("a", (16,)), tensor("b", (8,), offset=32))), "'a' and 'b' overlap"),
     "same place": (header(tensors=(tensor("a", (8,)), tensor("b", (8,)))), "overlap"),
     "same name": (header(tensors=(tensor("a", (8,)), tensor("a", (8,), offset=32))), "the same name"),
-    "type of tensor": (header(tensors=(tensor("a", (8,), kind=999),)), "is of type 999, which the installed gguf"),
-    "part of a block": (header(tensors=(tensor("a", (8, 32), kind=Q8_0),)), "no multiple of Q8_0's block"),
+    "type of tensor": (header(tensors=(tensor("a", (8,), kind=999),)), "has the type 999, which the installed gguf"),
+    "part of a block": (header(tensors=(tensor("a", (8, 32), kind=Q8_0),)), "not a multiple of Q8_0's block"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_header_that_lies_is_refused(name: str, tmp_path: Path) -> None:
+def test_false_header_is_refused(name: str, tmp_path: Path) -> None:
     content, message = BAD[name]
     with pytest.raises(CheckpointError) as caught:
         read(content, tmp_path)
@@ -147,19 +162,19 @@ def test_header_that_lies_is_refused(name: str, tmp_path: Path) -> None:
     assert "model.gguf" in str(caught.value)
 
 
-def test_part_of_a_split_model_by_another_name_is_refused(tmp_path: Path) -> None:
-    content = header((ARCHITECTURE, entry("split.count", 2, struct.pack("<H", 3))))
-    with pytest.raises(CheckpointError, match=r"one of the 3 parts of a split model, and its name does not say"):
+def test_part_of_a_split_model_with_another_name_is_refused(tmp_path: Path) -> None:
+    content = header((ARCHITECTURE, metadata_entry("split.count", 2, struct.pack("<H", 3))))
+    with pytest.raises(CheckpointError, match=r"one of the 3 parts of a split model, but the names of the other parts"):
         read(content, tmp_path)
 
 
-def test_header_without_end_is_refused(tmp_path: Path) -> None:
-    """A sparse file of a terabyte that promises a terabyte of vocabulary takes neither memory nor time."""
+def test_huge_header_is_refused(tmp_path: Path) -> None:
+    """A sparse file of 1 TiB that claims a vocabulary of 512 GiB takes neither memory nor time."""
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + entry("x", 9, struct.pack("<IQ", 0, 2**39)))
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + metadata_entry("x", 9, struct.pack("<IQ", 0, 2**39)))
     with path.open("r+b") as file:
         file.truncate(2**40)
-    with pytest.raises(CheckpointError, match=r"the header would be over 67,108,864 bytes"):
+    with pytest.raises(CheckpointError, match=r"the header would be longer than 67,108,864 bytes"):
         read_model_header(FileSource(path, name=str(path)), [path.name])
 
 
@@ -169,12 +184,12 @@ def test_truncated_file_is_refused(length: int, tmp_path: Path) -> None:
         read(header()[:length], tmp_path)
 
 
-VARIED = header((ARCHITECTURE, entry("x", 9, struct.pack("<IQ", 8, 2) + text("x") + text("yy"))))
+VARIED = header((ARCHITECTURE, metadata_entry("x", 9, struct.pack("<IQ", 8, 2) + text("x") + text("yy"))))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(VARIED) - 97), st.binary(min_size=1, max_size=8), st.integers(0, 96))
-def test_any_damage_is_read_or_refused(tmp_path: Path, position: int, patch: bytes, cut: int) -> None:
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path, position: int, patch: bytes, cut: int) -> None:
     content = bytearray(VARIED[: len(VARIED) - cut])
     content[position : position + len(patch)] = patch
     try:

@@ -1,4 +1,4 @@
-"""Repos that lie, wholly or in part, in the local Hub cache: read from there, and offline from there alone."""
+"""Repos that are fully or partly in the local Hub cache are read from it, and offline only from it."""
 
 import json
 import logging
@@ -26,14 +26,14 @@ FILES = {"config.json": '{"a": 1}', "model.safetensors": SHARD, "sub/model.safet
 
 @pytest.fixture
 def cache(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hub cache, and repo ids that lead to the loopback Hub."""
+    """An empty Hub cache. Repo ids refer to the loopback Hub."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
     return tmp_path / "cache"
 
 
 def download(hub: LoopbackHub, cache: Path, *files: str, revision: str | None = None) -> None:
-    """What `hf download` does, in a process of its own, since huggingface_hub reads its environment once."""
+    """Download files like `hf download`, in a subprocess, because huggingface_hub reads its environment only once."""
     code = (
         "import sys; from huggingface_hub import hf_hub_download as get\n"
         f"for file in sys.argv[1:]: get({REPO!r}, file, revision={revision!r})"
@@ -67,16 +67,16 @@ def test_cached_files_are_not_read_from_the_network(hub: LoopbackHub, cache: Pat
     assert len(hub.requests) > 1
 
 
-def test_a_layer_of_a_cached_shard_costs_no_bytes(hub: LoopbackHub, cache: Path, tmp_path: Path) -> None:
+def test_a_layer_of_a_cached_shard_needs_no_download(hub: LoopbackHub, cache: Path, tmp_path: Path) -> None:
     donor = write_sparse_checkpoint(tmp_path / "donor", TINY, [0, 1, 2], max_shard_bytes=120_000)
     expected = ls.extract_layer(donor, -1, tmp_path / "expected")
     hub.add_repo(REPO, donor)
     shards = expected.config["source"]["files"]
     assert len(shards) < len(list(donor.glob("*.safetensors")))
     download(hub, cache, "model.safetensors.index.json", *shards)
-    found = ls.extract_layer(REPO, -1, tmp_path / "found")
-    assert found.sha256 == expected.sha256
-    assert found.config["source"]["commit"] is not None
+    artifact = ls.extract_layer(REPO, -1, tmp_path / "found")
+    assert artifact.sha256 == expected.sha256
+    assert artifact.config["source"]["commit"] is not None
     assert hub.count(path=".safetensors") == 0
 
 
@@ -89,7 +89,7 @@ def test_another_commit_in_the_cache_is_not_read(hub: LoopbackHub, cache: Path) 
 
 
 @pytest.mark.parametrize("fault", ["truncated", "other blob"])
-def test_a_cached_file_that_is_not_the_listed_one(
+def test_a_cached_file_that_differs_from_the_listing(
     hub: LoopbackHub, cache: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     hub.add_repo(REPO, FILES)
@@ -104,10 +104,10 @@ def test_a_cached_file_that_is_not_the_listed_one(
         link.symlink_to(blob.with_name("0" * 64))
     with caplog.at_level(logging.WARNING):
         assert open_source(REPO).read_range("model.safetensors", 900, 500) == SHARD[900:1400]
-    assert "not what the Hub lists" in caplog.text
+    assert "differs from what the Hub lists" in caplog.text
 
 
-def test_a_damaged_small_file_of_the_cache_is_named(hub: LoopbackHub, cache: Path) -> None:
+def test_the_error_names_a_damaged_file_of_the_cache(hub: LoopbackHub, cache: Path) -> None:
     hub.add_repo(REPO, FILES)
     download(hub, cache, "config.json")
     blob_of(cache, "config.json").write_text('{"a": 2}')
@@ -150,7 +150,7 @@ def test_offline_a_cached_repo_is_read(hub: LoopbackHub, cache: Path, monkeypatc
     assert not hub.requests
 
 
-def test_offline_a_layer_comes_out_of_the_shards_that_are_there(
+def test_offline_a_layer_is_extracted_from_the_cached_shards(
     hub: LoopbackHub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     donor = write_sparse_checkpoint(tmp_path / "donor", TINY, [0, 1, 2], max_shard_bytes=120_000)
@@ -164,20 +164,22 @@ def test_offline_a_layer_comes_out_of_the_shards_that_are_there(
     assert not hub.requests
 
 
-def test_offline_what_is_not_cached_is_explained(
+def test_offline_the_error_explains_what_is_missing(
     hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo(REPO, FILES)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE.*nothing of its main branch.*hf download owner/name"):
+    with pytest.raises(
+        SourceError, match=r"HF_HUB_OFFLINE.*no files of the repo .* at its main branch.*hf download owner/name"
+    ):
         open_source(REPO)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     download(hub, cache, "config.json")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE.*only config.json: no weights"):
+    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE.*no weights of .* only has config.json"):
         open_source(REPO)
     for revision in ("v9", "../../../secret", "/etc/passwd", "f" * 40):
-        with pytest.raises(SourceError, match="nothing of the revision"):
+        with pytest.raises(SourceError, match="no files of the repo .* at the revision"):
             open_source(REPO, revision=revision)
     assert not hub.requests
 

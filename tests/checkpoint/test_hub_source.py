@@ -1,4 +1,4 @@
-"""HubSource against a whole Hub: what it asks for, what it says when it is refused."""
+"""HubSource against a loopback Hub: its requests, and its messages when the Hub refuses."""
 
 import http.client
 import os
@@ -60,7 +60,7 @@ def test_two_ranges_of_a_shard_resolve_it_once(hub: LoopbackHub) -> None:
         ("cdn", "GET", "bytes=8-1007"),
         ("cdn", "GET", f"bytes={len(SHARD) - 5}-{len(SHARD) - 1}"),
     ]
-    # 1005 bytes of content and three heads.
+    # 1,005 bytes of content, and the headers of three responses.
     assert hub.bytes_sent() < 1005 + 3 * 800
     assert all(request.headers["accept-encoding"] == "identity" for request in hub.requests)
 
@@ -84,7 +84,7 @@ def test_long_ranges_come_in_chunks_of_one_size(hub: LoopbackHub) -> None:
     assert b"".join(chunks) == SHARD[7:]
 
 
-def test_an_empty_range_asks_nothing(hub: LoopbackHub) -> None:
+def test_an_empty_range_sends_no_request(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.reset_log()
@@ -121,13 +121,13 @@ def test_a_moved_commit_is_an_error(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.faults.add(header("X-Repo-Commit", "b" * 40), path="resolve", times=-1)
-    with pytest.raises(SourceChangedError, match=f"at commit {source.commit}: the Hub answered with commit bbbb"):
+    with pytest.raises(SourceChangedError, match=f"commit {source.commit}: the Hub answered with commit bbbb"):
         source.read_range("model.safetensors", 0, 10)
     with pytest.raises(SourceChangedError, match="the Hub answered with commit bbbb"):
         source.read_file("config.json", 100)
 
 
-def test_the_token_goes_to_the_hub_alone(hub: LoopbackHub) -> None:
+def test_the_token_is_only_sent_to_the_hub(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES, private=True, accepted={"hf_good"})
     source = open_repo(hub, token=" hf_good\n")
     assert source.read_range("model.safetensors", 0, 10) == SHARD[:10]
@@ -136,7 +136,7 @@ def test_the_token_goes_to_the_hub_alone(hub: LoopbackHub) -> None:
     assert {request.server for request in hub.requests} == {"hub", "cdn"}
 
 
-def test_a_small_file_that_is_redirected_to_another_host_takes_no_token_along(hub: LoopbackHub) -> None:
+def test_a_redirect_to_another_host_carries_no_token(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES, private=True, accepted={"hf_good"})
     source = open_repo(hub, token="hf_good")
     hub.faults.add(status(302, Location=f"{hub.cdn_endpoint}/elsewhere"), path="config", times=-1)
@@ -166,45 +166,45 @@ def test_a_cdn_on_another_port_of_the_same_host_gets_no_token(hub: LoopbackHub) 
 def test_an_unknown_repo(hub: LoopbackHub) -> None:
     with pytest.raises(SourceNotFoundError, match=r"no model repo 'owner/name' on .*private and no token was sent"):
         open_repo(hub)
-    with pytest.raises(SourceNotFoundError, match="private and the token that was sent may not see it"):
+    with pytest.raises(SourceNotFoundError, match="private and the token that was sent has no access"):
         open_repo(hub, token="hf_x")
     assert len(hub.requests) == 2
 
 
-def test_a_name_that_no_repo_can_have(hub: LoopbackHub) -> None:
-    with pytest.raises(SourceNotFoundError, match=r"'a--b/\.\.' can't be a repo on the Hub"):
+def test_an_invalid_repo_id(hub: LoopbackHub) -> None:
+    with pytest.raises(SourceNotFoundError, match=r"'a--b/\.\.' is not a valid repo id"):
         HubSource("a--b/..", endpoint=hub.endpoint)
 
 
-def test_a_gated_repo_says_which_case_it_is_and_where_to_click(hub: LoopbackHub) -> None:
+def test_the_error_of_a_gated_repo_explains_how_to_get_access(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES, gated="manual", accepted={"hf_good"})
-    page = f"Open {hub.endpoint}/{REPO}"
+    page = f"pen {hub.endpoint}/{REPO}"
     for read in (
         lambda source: source.read_file("config.json", 100),
         lambda source: source.read_range("model.safetensors", 0, 10),
     ):
         with pytest.raises(SourceAccessError, match="is gated, and no access token was sent") as without:
             read(open_repo(hub))
-        with pytest.raises(SourceAccessError, match="of the token that was sent has not been granted") as refused:
+        with pytest.raises(SourceAccessError, match="of the token that was sent has no access yet") as refused:
             read(open_repo(hub, token="hf_other"))
         assert page in str(without.value)
         assert page in str(refused.value)
         assert read(open_repo(hub, token="hf_good"))
 
 
-def test_a_token_that_nobody_knows(hub: LoopbackHub) -> None:
+def test_an_unknown_token(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     hub.router.invalid_tokens.add("hf_old")
-    with pytest.raises(SourceAccessError, match=r"does not know the access token.*settings/tokens"):
+    with pytest.raises(SourceAccessError, match=r"rejected the access token.*settings/tokens"):
         open_repo(hub, token="hf_old")
 
 
-def test_a_token_that_can_not_be_one(hub: LoopbackHub) -> None:
-    with pytest.raises(SourceAccessError, match="characters that no token has"):
+def test_an_invalid_token(hub: LoopbackHub) -> None:
+    with pytest.raises(SourceAccessError, match="characters that are not allowed in a token"):
         open_repo(hub, token="hf_ü")
 
 
-def test_no_token_where_one_is_demanded(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_token_although_one_is_required(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -228,7 +228,7 @@ def test_a_missing_file(hub: LoopbackHub) -> None:
     assert not hub.requests
 
 
-def test_a_file_that_is_gone_though_it_was_listed(hub: LoopbackHub) -> None:
+def test_a_listed_file_that_is_gone(hub: LoopbackHub) -> None:
     repo = hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     assert source.commit is not None
@@ -246,24 +246,24 @@ def test_a_range_past_the_end(hub: LoopbackHub) -> None:
         source.read_range("model.safetensors", -1, 1)
 
 
-def test_a_small_file_over_its_cap_is_not_read(hub: LoopbackHub) -> None:
+def test_a_small_file_over_its_limit_is_not_read(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.reset_log()
-    with pytest.raises(SourceError, match=r"has 8 bytes, over the 7 that such a file may have"):
+    with pytest.raises(SourceError, match=r"has 8 bytes, more than the limit of 7"):
         source.read_file("config.json", 7)
     assert not hub.requests
 
 
-def test_small_files_are_compared_with_their_hash(hub: LoopbackHub) -> None:
+def test_small_files_are_checked_against_their_hash(hub: LoopbackHub) -> None:
     hub.add_repo(REPO, FILES)
     source = open_repo(hub)
     hub.faults.add(wrong_bytes(), path="config.json", times=-1)
-    with pytest.raises(SourceError, match="arrived with other bytes than the Hub lists"):
+    with pytest.raises(SourceError, match="its hash differs from the one that the Hub lists"):
         source.read_file("config.json", 100)
 
 
-def test_sizes_are_asked_for_where_the_list_has_none(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_are_not_listed_are_requested(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     repo = hub.add_repo(REPO, FILES)
     describe = repo.description
     monkeypatch.setattr(repo, "description", lambda commit, with_blobs: describe(commit, with_blobs=False))
@@ -273,7 +273,7 @@ def test_sizes_are_asked_for_where_the_list_has_none(hub: LoopbackHub, monkeypat
     assert source.read_file("config.json", 8) == b'{"a": 1}'
     assert source.read_range("model.safetensors", 5, 10) == SHARD[5:15]
     hub.faults.add(header("X-Linked-Size", None), method="HEAD", times=-1)
-    with pytest.raises(SourceError, match=r"does not say how large model\.safetensors"):
+    with pytest.raises(SourceError, match=r"does not report the size of model\.safetensors"):
         open_repo(hub).size("model.safetensors")
 
 
@@ -281,33 +281,33 @@ def test_no_network() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    for place in (endpoint, "http://no-such-host.invalid"):
+    for url in (endpoint, "http://no-such-host.invalid"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
             patch.setattr(HubSource, "limits", HubSource.limits.__class__(base_wait=0.001, contact_tries=2))
-            with pytest.raises(SourceError, match=r"did not answer as it should.*tried 2 times.*Check the network"):
-                HubSource(REPO, endpoint=place, token=False)
+            with pytest.raises(SourceError, match=r"failed to respond.*tried 2 times.*Check the network"):
+                HubSource(REPO, endpoint=url, token=False)
 
 
-def test_what_is_no_hub(hub: LoopbackHub) -> None:
+def test_a_server_that_is_not_a_hub(hub: LoopbackHub) -> None:
     hub.faults.add(status(200, b"<html>Log in to the hotel's network</html>"), times=-1)
-    with pytest.raises(SourceError, match="does not answer as a Hub does"):
+    with pytest.raises(SourceError, match="does not respond like a Hub"):
         open_repo(hub)
     hub.faults.clear()
     hub.faults.add(status(200, b"[1]"), times=-1)
-    with pytest.raises(SourceError, match="does not answer as a Hub does"):
+    with pytest.raises(SourceError, match="does not respond like a Hub"):
         open_repo(hub)
 
 
-def test_offline_mode_is_named(tmp_path: Path) -> None:
+def test_the_error_names_offline_mode(tmp_path: Path) -> None:
     code = (
         "from layer_surgeon.checkpoint.sources import open_source\n"
         "from layer_surgeon.errors import SourceError\n"
         "try:\n    open_source('owner/name')\nexcept SourceError as error:\n    print(error)\n"
     )
-    said = run_python(code, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
-    assert "HF_HUB_OFFLINE is set" in said
-    assert "local folder" in said
+    output = run_python(code, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    assert "HF_HUB_OFFLINE is set" in output
+    assert "local folder" in output
 
 
 def test_hf_endpoint_is_used(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -317,12 +317,12 @@ def test_hf_endpoint_is_used(hub: LoopbackHub, tmp_path: Path) -> None:
         "source = open_source('owner/name')\nprint(source.read_file('config.json', 100).decode())\n"
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
-    said = run_python(code, {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)})
-    assert said.split("\n")[:2] == ['{"a": 1}', "set()"]
+    output = run_python(code, {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)})
+    assert output.split("\n")[:2] == ['{"a": 1}', "set()"]
 
 
 def run_python(code: str, environment: dict[str, str]) -> str:
-    """What `code` prints in a process of its own: huggingface_hub reads its variables when it is imported."""
+    """Run `code` in a subprocess and return its output: huggingface_hub reads its variables on import."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

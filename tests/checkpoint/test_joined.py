@@ -1,4 +1,4 @@
-"""Several files read as one."""
+"""JoinedFile reads several files as one."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from layer_surgeon.checkpoint.joined import JoinedFile
     parts=st.lists(st.binary(max_size=9), max_size=5),
     moves=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=8),
 )
-def test_it_reads_as_what_the_parts_make(
+def test_reads_the_concatenation_of_the_parts(
     parts: list[bytes], moves: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("parts")
@@ -24,8 +24,8 @@ def test_it_reads_as_what_the_parts_make(
     with JoinedFile([folder / str(number) for number in range(len(parts))]) as joined:
         assert joined.size == len(whole.getvalue())
         with io.BufferedReader(joined, buffer_size=4) as buffered:
-            for place, count in moves:
-                assert buffered.seek(place) == whole.seek(place)
+            for position, count in moves:
+                assert buffered.seek(position) == whole.seek(position)
                 assert buffered.read(count) == whole.read(count)
                 assert buffered.tell() == whole.tell()
             assert buffered.seek(0, io.SEEK_END) == joined.size
@@ -33,11 +33,11 @@ def test_it_reads_as_what_the_parts_make(
             assert buffered.read() == whole.getvalue()
 
 
-def test_nothing_lies_before_the_beginning(tmp_path: Path) -> None:
+def test_a_position_before_the_beginning_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(b"abc")
     with JoinedFile([tmp_path / "part"]) as joined:
         assert (joined.readable(), joined.seekable()) == (True, True)
-        with pytest.raises(ValueError, match="no byte -1"):
+        with pytest.raises(ValueError, match="position -1"):
             joined.seek(-4, io.SEEK_END)
 
 

@@ -1,4 +1,4 @@
-"""The loopback Hub is Hub enough for the libraries that people read the real one with."""
+"""The loopback Hub works with the libraries that read the real Hub."""
 
 import json
 import os
@@ -29,8 +29,8 @@ def run(hub: LoopbackHub, home: Path, code: str) -> str:
 def test_snapshot_download(hub: LoopbackHub, tmp_path: Path) -> None:
     weights = os.urandom(100_000)
     repo = hub.add_repo("owner/name", {"config.json": "{}", "model.safetensors": weights, "sub/x.txt": "hi"})
-    said = run(hub, tmp_path, "import huggingface_hub as h; print(h.snapshot_download('owner/name'))")
-    folder = Path(said.strip())
+    output = run(hub, tmp_path, "import huggingface_hub as h; print(h.snapshot_download('owner/name'))")
+    folder = Path(output.strip())
     assert folder.name == repo.refs["main"]
     assert (folder / "model.safetensors").read_bytes() == weights
     assert (folder / "sub/x.txt").read_text() == "hi"
@@ -46,12 +46,12 @@ def test_a_model_of_transformers(hub: LoopbackHub, tmp_path: Path) -> None:
     )
     run(hub, tmp_path, code)
     hub.add_repo("owner/bert", tmp_path / "model")
-    said = run(
+    output = run(
         hub,
         tmp_path,
         "from transformers import AutoModel; print(type(AutoModel.from_pretrained('owner/bert')).__name__)",
     )
-    assert "BertModel" in said
+    assert "BertModel" in output
     assert hub.count("GET", "model.safetensors", "cdn") == 1
 
 
@@ -63,8 +63,8 @@ def test_a_dataset_of_datasets(hub: LoopbackHub, tmp_path: Path) -> None:
         "data = datasets.load_dataset('SetFit/sst2')\n"
         "print({name: len(split) for name, split in data.items()}, data['train'][3])"
     )
-    said = run(hub, tmp_path, code)
-    assert said.strip() == "{'train': 20, 'validation': 20} {'text': 'row 3', 'label': 1}"
+    output = run(hub, tmp_path, code)
+    assert output.strip() == "{'train': 20, 'validation': 20} {'text': 'row 3', 'label': 1}"
 
 
 def test_the_metadata_api_can_be_switched_off(hub: LoopbackHub, tmp_path: Path) -> None:

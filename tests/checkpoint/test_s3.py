@@ -1,4 +1,4 @@
-"""Checkpoints in S3, against a server that speaks its protocol on loopback."""
+"""Checkpoints in S3, with a loopback server that implements its protocol."""
 
 import os
 import subprocess
@@ -44,12 +44,12 @@ def donor(store: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_a_layer_out_of_a_bucket(donor: Path, tmp_path: Path) -> None:
+def test_a_layer_from_a_bucket(donor: Path, tmp_path: Path) -> None:
     expected = ls.extract_layer(donor, -1, tmp_path / "expected")
-    found = ls.extract_layer("s3://bucket/models/tiny", -1, tmp_path / "found")
-    assert found.sha256 == expected.sha256
-    assert found.config["source"]["name"] == "s3://bucket/models/tiny"
-    assert (found.path / "LICENSE").read_text() == "terms"
+    artifact = ls.extract_layer("s3://bucket/models/tiny", -1, tmp_path / "found")
+    assert artifact.sha256 == expected.sha256
+    assert artifact.config["source"]["name"] == "s3://bucket/models/tiny"
+    assert (artifact.path / "LICENSE").read_text() == "terms"
 
 
 def test_the_command_reads_a_bucket(donor: Path, tmp_path: Path) -> None:
@@ -60,13 +60,13 @@ def test_the_command_reads_a_bucket(donor: Path, tmp_path: Path) -> None:
     assert ls.LayerArtifact.open(tmp_path / "found").sha256 == expected.sha256
 
 
-def test_what_a_bucket_says_of_its_files(donor: Path) -> None:
+def test_the_files_of_a_bucket(donor: Path) -> None:
     source = open_source("s3://bucket/models/tiny/")
     assert source.list_files() == {path.name: path.stat().st_size for path in sorted(donor.iterdir())}
     shard = next(path for path in donor.glob("*.safetensors"))
     assert source.read_range(shard.name, 3, 4_500_000) == shard.read_bytes()[3:4_500_003]
-    one = open_source(f"s3://bucket/models/tiny/{shard.name}")
-    assert set(one.list_files()) == {"LICENSE", "config.json", shard.name}
+    file_source = open_source(f"s3://bucket/models/tiny/{shard.name}")
+    assert set(file_source.list_files()) == {"LICENSE", "config.json", shard.name}
 
 
 def test_an_object_that_is_replaced_is_noticed(store: s3fs.S3FileSystem) -> None:
@@ -74,7 +74,7 @@ def test_an_object_that_is_replaced_is_noticed(store: s3fs.S3FileSystem) -> None
     source = open_source("s3://bucket/moving")
     assert source.read_range("model.safetensors", 0, 10) == b"a" * 10
     store.pipe_file("bucket/moving/model.safetensors", b"b" * 1000)
-    with pytest.raises(SourceChangedError, match="no longer what it was"):
+    with pytest.raises(SourceChangedError, match="changed while it was being read"):
         source.read_range("model.safetensors", 10, 10)
 
 
@@ -102,21 +102,21 @@ def test_an_extraction_that_was_cut_off(
     if replaced:
         for path in donor.glob("*.safetensors"):
             store.pipe_file(f"bucket/cut/{path.name}", path.read_bytes()[:-1000] + bytes(1000))
-    found = ls.extract_layer("s3://bucket/cut", -1, tmp_path / "found")
-    found.verify()
+    artifact = ls.extract_layer("s3://bucket/cut", -1, tmp_path / "found")
+    artifact.verify()
     expected = ls.extract_layer(donor, -1, tmp_path / "expected")
-    assert (found.sha256 == expected.sha256) is not replaced
-    # Of the same objects only the rest is read; of others all.
-    assert (found.num_bytes - sent[0] < 100_000) is replaced
+    assert (artifact.sha256 == expected.sha256) is not replaced
+    # If the objects are unchanged, only the remaining bytes are read; otherwise all of them.
+    assert (artifact.num_bytes - sent[0] < 100_000) is replaced
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/nothing", "s3://no-such-bucket/x", "s3://bucket/models/tiny/x.gguf"])
-def test_what_is_not_there(donor: Path, url: str) -> None:
+def test_missing_files_and_buckets(donor: Path, url: str) -> None:
     with pytest.raises(SourceNotFoundError):
         open_source(url)
 
 
-def test_nobody_at_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(SourceError):

@@ -1,4 +1,4 @@
-"""Headers and indexes of safetensors: what is right is read to the byte, what lies is refused."""
+"""Valid safetensors headers and indexes are read exactly, and false ones are refused."""
 
 import json
 import struct
@@ -26,11 +26,11 @@ def header(entries, data_bytes):
     return raw, 8 + len(raw) + data_bytes
 
 
-def entry(begin=0, end=4, dtype="F32", shape=(1,)):
+def header_entry(begin=0, end=4, dtype="F32", shape=(1,)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def test_offsets_are_where_the_bytes_are(tmp_path):
+def test_offsets_point_to_the_bytes(tmp_path):
     arrays = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
         "a": np.arange(5, dtype=np.int8),
@@ -46,9 +46,9 @@ def test_offsets_are_where_the_bytes_are(tmp_path):
         assert raw[info.offset : info.end] == array.tobytes()
 
 
-def test_the_dtypes_are_those_of_the_library():
+def test_the_dtypes_equal_those_of_the_library():
     import safetensors.numpy as library
-    from safetensors import _safetensors_rust  # noqa: F401  # the library is there
+    from safetensors import _safetensors_rust  # noqa: F401  # check that the library is installed
 
     assert set(library._TYPES) <= set(DTYPE_BITS)
 
@@ -63,7 +63,7 @@ def test_the_dtypes_are_those_of_the_library():
         (26_000_000, 10**9, "2 to"),
     ],
 )
-def test_a_lying_length_is_refused(length, size, word):
+def test_a_false_length_is_refused(length, size, word):
     with pytest.raises(CheckpointError, match=word):
         parse_header_length(struct.pack("<Q", length), "x", size)
 
@@ -71,26 +71,26 @@ def test_a_lying_length_is_refused(length, size, word):
 @pytest.mark.parametrize(
     ("entries", "data_bytes", "word"),
     [
-        ({"a": entry(0, 4), "b": entry(0, 4)}, 4, "begins at byte"),
-        ({"a": entry(0, 4), "b": entry(8, 12)}, 12, "begins at byte"),
-        ({"a": entry(4, 8)}, 8, "begins at byte"),
-        ({"a": entry(0, 4)}, 8, "longer"),
-        ({"a": entry(0, 8, shape=(2,))}, 4, "truncated"),
-        ({"a": entry(0, 8)}, 8, "takes 4"),
-        ({"a": entry(4, 0)}, 4, "data_offsets"),
-        ({"a": entry(-4, 0)}, 4, "data_offsets"),
-        ({"a": entry(0, 4, dtype="F33")}, 4, "F33"),
-        ({"a": entry(0, 4, dtype=["F32"])}, 4, "dtype"),
-        ({"a": entry(0, 4, shape=(-1, -1))}, 4, "shape"),
-        ({"a": entry(0, 4, shape=(True,))}, 4, "shape"),
-        ({"a": entry(0, 4, shape=(2**62,) * 60)}, 4, "takes"),
-        ({"a": entry(0, 4) | {"shape": None}}, 4, "shape"),
+        ({"a": header_entry(0, 4), "b": header_entry(0, 4)}, 4, "begins at byte"),
+        ({"a": header_entry(0, 4), "b": header_entry(8, 12)}, 12, "begins at byte"),
+        ({"a": header_entry(4, 8)}, 8, "begins at byte"),
+        ({"a": header_entry(0, 4)}, 8, "too long"),
+        ({"a": header_entry(0, 8, shape=(2,))}, 4, "truncated"),
+        ({"a": header_entry(0, 8)}, 8, "takes 4"),
+        ({"a": header_entry(4, 0)}, 4, "data_offsets"),
+        ({"a": header_entry(-4, 0)}, 4, "data_offsets"),
+        ({"a": header_entry(0, 4, dtype="F33")}, 4, "F33"),
+        ({"a": header_entry(0, 4, dtype=["F32"])}, 4, "dtype"),
+        ({"a": header_entry(0, 4, shape=(-1, -1))}, 4, "shape"),
+        ({"a": header_entry(0, 4, shape=(True,))}, 4, "shape"),
+        ({"a": header_entry(0, 4, shape=(2**62,) * 60)}, 4, "takes"),
+        ({"a": header_entry(0, 4) | {"shape": None}}, 4, "shape"),
         ({"a": {"dtype": "F32"}}, 4, "shape"),
         ({"a": 3}, 4, "not an object"),
         ([1], 0, "not an object"),
     ],
 )
-def test_a_lying_header_is_refused(entries, data_bytes, word):
+def test_a_false_header_is_refused(entries, data_bytes, word):
     raw, size = header(entries, data_bytes)
     with pytest.raises(CheckpointError, match=word):
         parse_header(raw, "x.safetensors", size)
@@ -106,8 +106,10 @@ def test_bad_json_is_refused(raw):
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_mutated_file_never_fails_in_another_way(data):
-    raw, _ = header({"a": entry(0, 4), "b": entry(4, 12, "BF16", (2, 2)), "__metadata__": {"format": "pt"}}, 12)
+def test_a_mutated_file_only_raises_checkpoint_errors(data):
+    raw, _ = header(
+        {"a": header_entry(0, 4), "b": header_entry(4, 12, "BF16", (2, 2)), "__metadata__": {"format": "pt"}}, 12
+    )
     content = bytearray(struct.pack("<Q", len(raw)) + raw + bytes(12))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -135,8 +137,8 @@ def test_an_index_is_read():
         ({"a": "../x.safetensors"}, "outside"),
         ({"a": "/etc/x.safetensors"}, "outside"),
         ({"a": "a\\x.safetensors"}, "outside"),
-        ({"a": "passwd"}, "no safetensors file"),
-        ({"a": 3}, "no safetensors file"),
+        ({"a": "passwd"}, "not a safetensors file"),
+        ({"a": 3}, "not a safetensors file"),
         ({}, "weight_map"),
         ([], "weight_map"),
         (None, "weight_map"),

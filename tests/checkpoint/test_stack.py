@@ -1,4 +1,4 @@
-"""The decoder's layers are found by structure; families that have none are refused with the reason."""
+"""Decoder layers are found by structure. Families without any are refused, with the reason."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def stack_names(prefix, count, *inner):
         ("backbone.blocks", {"model_type": "newest", "num_layers": 3, "architectures": ["NewestForCausalLM"]}),
     ],
 )
-def test_the_stack_is_found(prefix, config):
+def test_finds_the_stack(prefix, config):
     names = ["model.embed.weight", *stack_names(prefix, 3), "norm.weight"]
     stack = find_stack(names, config)
     assert (stack.prefix, stack.num_layers) == (prefix, 3)
@@ -44,8 +44,8 @@ def test_a_vision_tower_is_not_taken_for_the_decoder():
     check_family(config)
 
 
-def test_a_checkpoint_that_is_not_whole_is_refused():
-    with pytest.raises(CheckpointError, match=r"says 3 layers.*model.layers with 2"):
+def test_an_incomplete_checkpoint_is_refused():
+    with pytest.raises(CheckpointError, match=r"states 3 layers.*model.layers with 2"):
         find_stack(stack_names("model.layers", 2), LLAMA)
     with pytest.raises(CheckpointError, match="none at all"):
         find_stack(["a", "b"], LLAMA)
@@ -59,7 +59,7 @@ def test_two_equal_stacks_are_refused():
 
 @pytest.mark.parametrize("config", [{}, {"num_hidden_layers": 0}, {"num_hidden_layers": "3"}, {"n_layer": True}])
 def test_a_config_without_a_number_of_layers_is_refused(config):
-    with pytest.raises(CheckpointError, match="how many layers"):
+    with pytest.raises(CheckpointError, match="does not state the number of layers"):
         count_layers(config)
 
 
@@ -69,10 +69,10 @@ def test_a_config_without_a_number_of_layers_is_refused(config):
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "not a decoder"),
         ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, "not a decoder"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
-        ({"model_type": "xlm", "architectures": ["XLMWithLMHeadModel"]}, "layer of xlm can't be taken out"),
+        ({"model_type": "xlm", "architectures": ["XLMWithLMHeadModel"]}, "layer of xlm can't be extracted"),
     ],
 )
-def test_what_is_no_decoder_is_refused(config, word):
+def test_models_without_a_decoder_are_refused(config, word):
     with pytest.raises(UnsupportedArchitectureError, match=word):
         check_family(config)
 

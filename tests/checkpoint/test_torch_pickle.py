@@ -1,4 +1,4 @@
-"""Hostile pickles: nothing runs, and the message names what was tried."""
+"""Malicious pickles: nothing runs, and the message names the attempt."""
 
 import pickle
 import pickletools
@@ -26,7 +26,7 @@ from tests.support.torch_files import (
 
 
 class Call:
-    """What a pickle calls when it is loaded."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, module, name, *arguments):
         __import__(module)
@@ -114,14 +114,14 @@ def fill(value, marker):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(("module", "name", "arguments"), GADGETS, ids=[f"{m}.{n}" for m, n, _ in GADGETS])
-def test_nothing_runs_and_the_message_names_it(tmp_path, module, name, arguments, protocol):
+def test_nothing_runs_and_the_message_names_the_function(tmp_path, module, name, arguments, protocol):
     marker = tmp_path / "ran"
     loaded = set(sys.modules)
     write_checkpoint(tmp_path, {})
     write_zip(tmp_path / "pytorch_model.bin", reduce_pickle(module, name, *fill(arguments, marker), protocol=protocol))
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path)
-    assert f"wants to use {module}.{name}." in str(caught.value)
+    assert f"tries to use {module}.{name}." in str(caught.value)
     assert "nothing was run" in str(caught.value)
     assert not marker.exists()
     assert not {"antigravity", "pip"} & (set(sys.modules) - loaded)
@@ -135,24 +135,24 @@ def test_nothing_runs_and_the_message_names_it(tmp_path, module, name, arguments
         ("builtins", "exec", "1"),
     ],
 )
-def test_what_torch_save_makes_of_a_hostile_object(tmp_path, module, name, argument):
+def test_a_malicious_object_saved_by_torch(tmp_path, module, name, argument):
     marker = tmp_path / "ran"
     state = tiny_state_dict(torch.float32)
     state["model.norm.weight"] = Call(module, name, fill(argument, marker))
     write_checkpoint(tmp_path / "donor", state)
-    # `os.system` is pickled as what it is on this machine, and builtins in this protocol as Python 2 called them.
+    # `os.system` is pickled under its name on this platform, and builtins in this protocol under their Python 2 names.
     own = Call(module, name).function.__module__.replace("builtins", "__builtin__")
-    with pytest.raises(CheckpointError, match=rf"wants to use {own}\.{name}\."):
+    with pytest.raises(CheckpointError, match=rf"tries to use {own}\.{name}\."):
         open_checkpoint(tmp_path / "donor")
-    done = surgeon("extract", "donor", cwd=tmp_path)
-    assert (done.code, marker.exists()) == (1, False)
-    assert f"{own}.{name}" in done.err
+    process = surgeon("extract", "donor", cwd=tmp_path)
+    assert (process.code, marker.exists()) == (1, False)
+    assert f"{own}.{name}" in process.err
 
 
-def test_the_marker_would_be_made_by_an_ordinary_unpickler(tmp_path):
+def test_an_ordinary_unpickler_would_create_the_marker(tmp_path):
     marker = tmp_path / "ran"
     content = reduce_pickle("os", "system", touch(marker)).replace(TENSOR, b"N")
-    pickle.loads(content)  # noqa: S301  # runs `touch` alone
+    pickle.loads(content)  # noqa: S301  # only runs `touch`
     assert marker.exists()
     with pytest.raises(CheckpointError, match=r"os\.system"):
         read_state_dict(content, "x")
@@ -163,7 +163,7 @@ def text(word):
 
 
 ODD = [
-    # the oldest form, in which text comes before the name
+    # the oldest format, with text before the name
     (b"(S'touch x'\nios\nsystem\n.", r"os\.system"),
     (b"(" + text("touch x") + b"ios\nsystem\n.", r"instance of os\.system"),
     (b"cos\nsystem\n(S'touch x'\ntR.", r"to use os\.system"),
@@ -171,17 +171,17 @@ ODD = [
     (b"(ccollections\nOrderedDict\no.", r"OBJ"),
     (b"ccollections\nOrderedDict\n)\x81.", r"NEWOBJ"),
     (b"ccollections\nOrderedDict\n)}\x92.", r"NEWOBJ_EX"),
-    (b"\x82\x01.", r"extensions \(EXT1\)"),
-    (b"\x83\x01\x01.", r"extensions \(EXT2\)"),
-    (b"\x84\x01\x01\x01\x01.", r"extensions \(EXT4\)"),
-    # calls of what may be named, with what it may not be called with
+    (b"\x82\x01.", r"extension registry \(EXT1\)"),
+    (b"\x83\x01\x01.", r"extension registry \(EXT2\)"),
+    (b"\x84\x01\x01\x01\x01.", r"extension registry \(EXT4\)"),
+    # calls of allowed names with arguments that are not allowed
     (b"ccollections\nOrderedDict\n(]tR.", r"call collections\.OrderedDict with \(list\)"),
     (b"ccollections\nOrderedDict\nK\x05R.", r"to call collections\.OrderedDict"),
     (b"ctorch\nFloatStorage\n(J\xff\xff\xff\x7ftR.", r"call torch\.FloatStorage with \(int\)"),
     (b"ctorch\nfloat8_e4m3fn\n)R.", r"call torch\.float8_e4m3fn"),
     (b"ctorch._utils\n_rebuild_parameter\n(NNNtR.", r"call torch\._utils\._rebuild_parameter"),
     (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", r"described by 0 values"),
-    (b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR.", r"is something else"),
+    (b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR.", r"has the wrong type"),
     (b"])R.", r"to call a list"),
     (b"NNR.", r"to call a NoneType"),
     # states
@@ -195,14 +195,20 @@ ODD = [
     # persistent ids
     (b"Pos.system\n.", r"'os\.system' \(PERSID\)"),
     (text("os.system") + b"Q.", r"named by \(?str"),
-    (b"(" + text("module") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ.", r"no storage"),
+    (
+        b"(" + text("module") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ.",
+        r"is not the storage of a tensor",
+    ),
     (b"(" + text("storage") + b"cos\nsystem\n" + text("0") + text("cpu") + b"K\x04tQ.", r"os\.system"),
     (b"(" + text("storage") + b"ccollections\nOrderedDict\n" + text("0") + text("cpu") + b"K\x04tQ.", r"OrderedDict"),
     (
         b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"J\xff\xff\xff\xfftQ.",
-        r"no stor",
+        r"is not the storage of a tensor",
     ),
-    (b"(" + text("storage") + b"ctorch\nFloatStorage\nK\x00" + text("cpu") + b"K\x04tQ.", r"no storage"),
+    (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\nK\x00" + text("cpu") + b"K\x04tQ.",
+        r"is not the storage of a tensor",
+    ),
     (STORAGE.replace(b"Float", b"Half") + STORAGE + b".", r"in two ways"),
     (b"NQ.", r"NoneType"),
     # numbers, keys and text
@@ -215,9 +221,9 @@ ODD = [
     (b"X\xff\xff\xff\xff.", r"ends in the middle"),
     (b"\x8d" + b"\xff" * 8 + b".", r"0x8d"),
     (b"\x95" + b"\xff" * 7, r"ends in the middle"),
-    (b"c" + b"a" * 5000 + b"\nb\n.", r"a name has no end"),
+    (b"c" + b"a" * 5000 + b"\nb\n.", r"a name does not end"),
     (b"c\x1b[2J\nb\n.", r"\\x1b\[2J"),
-    # the machine itself
+    # the stack machine itself
     (b"", r"damaged"),
     (b".", r"damaged"),
     (b"t.", r"mark that was not set"),
@@ -227,8 +233,8 @@ ODD = [
     (b"0.", r"0x30"),
     (b"\xff.", r"0xff"),
     (b"N\x93.", r"damaged"),
-    (b"NN\x93.", r"no text"),
-    (b"K\x05.", r"holds a int"),
+    (b"NN\x93.", r"a name is not a string"),
+    (b"K\x05.", r"contains a value of type int"),
 ]
 
 
@@ -247,24 +253,24 @@ def tensor_with(first=b"K\x00", shape=b"K\x04\x85", stride=b"K\x01\x85", storage
     ("tensor", "word"),
     [
         (tensor_with(first=b"K\x01"), "beyond the end"),
-        (tensor_with(first=b"J\xff\xff\xff\xff"), "something else"),
+        (tensor_with(first=b"J\xff\xff\xff\xff"), "has the wrong type"),
         (tensor_with(first=b"\x8a\x08" + b"\xff" * 7 + b"\x7f"), "beyond the end"),
-        (tensor_with(first=b"\x88"), "something else"),
+        (tensor_with(first=b"\x88"), "has the wrong type"),
         (tensor_with(shape=b"K\x05\x85"), "beyond the end"),
-        (tensor_with(shape=b"J\xff\xff\xff\xff\x85"), "something else"),
+        (tensor_with(shape=b"J\xff\xff\xff\xff\x85"), "has the wrong type"),
         (tensor_with(shape=b"K\x02K\x02\x86"), "2 sizes, but 1 strides"),
         (tensor_with(shape=b"(" + b"\x8a\x08" + b"\xff" * 7 + b"\x7ft"), "beyond the end"),
-        (tensor_with(shape=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"), "something else"),
-        (tensor_with(shape=b"]"), "something else"),
-        (tensor_with(shape=b"G" + bytes(8) + b"\x85"), "something else"),
+        (tensor_with(shape=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"), "has the wrong type"),
+        (tensor_with(shape=b"]"), "has the wrong type"),
+        (tensor_with(shape=b"G" + bytes(8) + b"\x85"), "has the wrong type"),
         (tensor_with(stride=b"K\x02\x85"), "beyond the end"),
-        (tensor_with(storage=b"N"), "something else"),
-        (tensor_with(storage=STORAGE.replace(b"Float", b"Untyped")), "something else"),
+        (tensor_with(storage=b"N"), "has the wrong type"),
+        (tensor_with(storage=STORAGE.replace(b"Float", b"Untyped")), "has the wrong type"),
         (tensor_with(more=b"}" + text("neg") + b"\x88s"), "negated"),
         (tensor_with(more=b"NNN"), "described by 9 values"),
     ],
 )
-def test_a_tensor_that_lies_is_refused(tensor, word):
+def test_a_false_tensor_is_refused(tensor, word):
     assert set(read_state_dict(state_dict_pickle(tensor_with()), "x")) == {"a"}
     with pytest.raises(CheckpointError, match=word):
         read_state_dict(state_dict_pickle(tensor), "x")
@@ -286,7 +292,7 @@ BOMBS = {
 }
 
 
-# Its own peak of memory beside that of an interpreter that has read the same bytes.
+# Prints by how much reading the pickle raises the peak memory, compared with only loading the bytes.
 READ = """
 import resource, sys
 from layer_surgeon.checkpoint.torch_pickle import read_state_dict
@@ -301,18 +307,18 @@ except CheckpointError:
 
 
 @pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
-def test_bombs_take_little_memory(content):
-    done = subprocess.run([sys.executable, "-c", READ], input=content, capture_output=True, check=True)
-    kilobytes = int(done.stdout) // (1024 if sys.platform == "darwin" else 1)
+def test_pickle_bombs_take_little_memory(content):
+    process = subprocess.run([sys.executable, "-c", READ], input=content, capture_output=True, check=True)
+    kilobytes = int(process.stdout) // (1024 if sys.platform == "darwin" else 1)
     assert kilobytes < 200_000
 
 
-def test_only_what_torch_writes_is_known(tmp_path):
-    # Whatever may be named is nothing that runs: the list is short, and this is all of it.
-    from layer_surgeon.checkpoint.torch_records import DTYPES, KNOWN, STORAGES
+def test_only_names_that_torch_writes_are_allowed(tmp_path):
+    # Beyond storages and dtypes, these are all names that a pickle may use.
+    from layer_surgeon.checkpoint.torch_records import DTYPES, KNOWN_NAMES, STORAGES
 
-    rest = KNOWN - set(STORAGES) - set(DTYPES)
-    assert {name for _, name in rest} == {
+    functions = KNOWN_NAMES - set(STORAGES) - set(DTYPES)
+    assert {name for _, name in functions} == {
         "OrderedDict",
         "_rebuild_tensor_v2",
         "_rebuild_tensor_v3",
@@ -326,4 +332,4 @@ def test_only_what_torch_writes_is_known(tmp_path):
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin") as archive:
         content = archive.read("pytorch_model/data.pkl")
     names = {tuple(arg.split(" ")) for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"}
-    assert names <= KNOWN
+    assert names <= KNOWN_NAMES

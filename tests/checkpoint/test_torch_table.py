@@ -1,4 +1,4 @@
-"""PyTorch checkpoints as torch writes them: every byte is where torch.load has it, and little else is read."""
+"""PyTorch checkpoints written by torch: every tensor equals that of torch.load, and little else is read."""
 
 import json
 
@@ -26,22 +26,22 @@ def raw_bytes(tensor):
 
 
 def bytes_in_files(checkpoint, folder):
-    """What the table says that each tensor's bytes are."""
+    """Read the bytes of each tensor at the position in the table."""
     infos = checkpoint.table.tensors(checkpoint.table.files())
     return {info.name: (folder / info.file).read_bytes()[info.offset : info.end] for info in infos}
 
 
 def count_reads(source):
     reads = []
-    plain, stream = source.read_range, source.stream_range
-    source.read_range = lambda file, start, length: reads.append(length) or plain(file, start, length)
-    source.stream_range = lambda file, start, length: reads.append(length) or stream(file, start, length)
+    read_range, stream_range = source.read_range, source.stream_range
+    source.read_range = lambda file, start, length: reads.append(length) or read_range(file, start, length)
+    source.stream_range = lambda file, start, length: reads.append(length) or stream_range(file, start, length)
     return reads
 
 
 @pytest.mark.parametrize("shards", [0, 3])
 @pytest.mark.parametrize("dtype", list(CODES))
-def test_a_layer_is_what_torch_loads(tmp_path, dtype, shards):
+def test_a_layer_equals_that_of_torch_load(tmp_path, dtype, shards):
     folder = write_checkpoint(tmp_path / "donor", tiny_state_dict(dtype), shards=shards)
     checkpoint = open_checkpoint(folder)
     assert (checkpoint.format, checkpoint.model_type, checkpoint.num_layers) == ("torch", "llama", 4)
@@ -123,7 +123,7 @@ def test_views_parameters_and_tied_weights(tmp_path):
 
 
 def test_the_state_dict_of_a_module(tmp_path):
-    # state_dict() is an OrderedDict with an attribute, whose pickle sets a state.
+    # state_dict() returns an OrderedDict with an attribute, so its pickle sets a state.
     module = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"layers": torch.nn.ModuleList()})})
     for _ in range(4):
         module["model"]["layers"].append(torch.nn.Linear(3, 2))
@@ -143,23 +143,23 @@ def test_a_state_dict_in_a_dict(tmp_path):
     [
         ({"model": {"a": torch.zeros(2)}}, "dict without tensors"),
         ({}, "dict without tensors"),
-        ([torch.zeros(2)], "holds a list"),
-        (torch.zeros(2), "holds a tensor"),
+        ([torch.zeros(2)], "contains a value of type list"),
+        (torch.zeros(2), "contains a value of type tensor"),
     ],
 )
-def test_what_is_no_state_dict(tmp_path, content, word):
+def test_pickles_without_a_state_dict_are_refused(tmp_path, content, word):
     with pytest.raises(CheckpointError, match=word):
         open_checkpoint(write_checkpoint(tmp_path, content))
 
 
 @pytest.mark.parametrize("view", [lambda t: t[:, :8], lambda t: t[::2], lambda t: t[:1].expand(16, 16)])
-def test_numbers_that_do_not_lie_side_by_side_are_refused(tmp_path, view):
+def test_views_with_gaps_are_refused(tmp_path, view):
     name = "model.layers.3.self_attn.q_proj.weight"
     state = tiny_state_dict(torch.float32)
     state[name] = view(state[name])
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, state))
     checkpoint.layer_tensors(0)
-    with pytest.raises(CheckpointError, match=f"{name}.* do not lie side by side"):
+    with pytest.raises(CheckpointError, match=f"{name}.* is not contiguous"):
         checkpoint.layer_tensors(3)
 
 
@@ -169,15 +169,15 @@ def test_a_negated_tensor_is_refused(tmp_path):
         open_checkpoint(write_checkpoint(tmp_path, state))
 
 
-def test_only_the_wanted_bytes_are_read(tmp_path):
-    # Large enough that the last 65 kB of the file, where the directory is looked for, are not all of it.
+def test_only_the_requested_bytes_are_read(tmp_path):
+    # Larger than the last 65 kB, which are read to find the directory.
     state = {name: torch.zeros(20_000) for name in tiny_state_dict(torch.float32)}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=3))
     reads = count_reads(checkpoint.source)
     infos = checkpoint.layer_tensors(0)
     files = {info.file for info in infos}
     assert len(files) == 1
-    # the end of the file with its directory, the pickle, and the start of each of nine entries
+    # the end of the file with the directory, the pickle, and the header of each of the nine entries
     assert len(reads) == 2 + 9
     assert sum(reads) < 65_650 + 8_000
     checkpoint.layer_tensors(0)
@@ -195,7 +195,7 @@ def test_from_the_hub(tmp_path, hub: LoopbackHub):
         assert raw[info.offset : info.end] == raw_bytes(state[info.name.replace("layers.0.", "model.layers.3.")])
     answers = [request for request in hub.requests if request.server == "cdn"]
     assert {request.status for request in answers} == {206}
-    # the end of a shard, its pickle, of each of nine tensors the header, and the bytes of all nine
+    # the end of the shard, its pickle, the header of each of the nine tensors, and the bytes of all nine
     assert len(answers) == 2 + 9 + 1
     assert artifact.config["source"]["format"] == "torch"
 
@@ -209,17 +209,17 @@ def test_safetensors_are_preferred(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.pt", "weights.pth", "other.bin"])
-def test_a_file_by_its_name(tmp_path, name):
+def test_opens_a_file_by_its_name(tmp_path, name):
     write_checkpoint(tmp_path, tiny_state_dict(torch.float32))
     (tmp_path / "pytorch_model.bin").rename(tmp_path / name)
     assert open_checkpoint(tmp_path / name).num_layers == 4
     assert open_checkpoint(tmp_path).num_layers == 4
     (tmp_path / "training_args.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="Get the index, or name one file"):
+    with pytest.raises(CheckpointError, match="Get the index, or give the name of one file"):
         open_checkpoint(tmp_path)
 
 
-def test_an_index_that_does_not_fit(tmp_path):
+def test_an_index_that_does_not_match(tmp_path):
     folder = write_checkpoint(tmp_path, tiny_state_dict(torch.float32), shards=2)
     index = json.loads((folder / torch_table.INDEX_FILE).read_text())
     index["weight_map"]["model.layers.3.extra.weight"] = "pytorch_model-00001-of-00002.bin"
@@ -228,7 +228,7 @@ def test_an_index_that_does_not_fit(tmp_path):
         open_checkpoint(folder).layer_tensors(3)
     index["weight_map"]["model.layers.3.extra.weight"] = "../elsewhere.bin"
     (folder / torch_table.INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="outside of the checkpoint"):
+    with pytest.raises(CheckpointError, match="outside the checkpoint"):
         open_checkpoint(folder)
     index["weight_map"]["model.layers.3.extra.weight"] = "model.safetensors"
     (folder / torch_table.INDEX_FILE).write_text(json.dumps(index))
@@ -238,7 +238,7 @@ def test_an_index_that_does_not_fit(tmp_path):
 
 def test_the_command_line_needs_no_torch(tmp_path):
     write_checkpoint(tmp_path / "donor", tiny_state_dict(torch.bfloat16), shards=2)
-    # A package of that name that can't be imported stands in front of the real one.
+    # A fake torch package that fails on import takes precedence over the real one.
     (tmp_path / "front" / "torch").mkdir(parents=True)
     (tmp_path / "front" / "torch" / "__init__.py").write_text("raise RuntimeError('torch was imported')")
     env = {"PYTHONPATH": str(tmp_path / "front")}

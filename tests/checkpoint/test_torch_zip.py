@@ -1,4 +1,4 @@
-"""Zip files that lie, are cut off, or are none: only our own errors, and nothing is read beyond what is checked."""
+"""False, truncated and non-zip files only raise errors of this package, and nothing unchecked is read."""
 
 import struct
 import zipfile
@@ -20,7 +20,7 @@ FILE = "pytorch_model.bin"
 
 
 class Memory:
-    """A source of one file that is held in memory."""
+    """A source with one file in memory."""
 
     name, kind, commit, connections = "memory", "file", None, 1
 
@@ -50,7 +50,7 @@ def small(tmp_path):
     return write_zip(tmp_path / "x.bin", state_dict_pickle()).read_bytes()
 
 
-def test_the_directory_is_the_standard_librarys(tmp_path):
+def test_the_directory_equals_that_of_the_standard_library(tmp_path):
     write_checkpoint(tmp_path, tiny_state_dict(torch.float32))
     entries = read_entries(FolderSource(tmp_path, name="x"), FILE)
     with zipfile.ZipFile(tmp_path / FILE) as archive:
@@ -58,7 +58,7 @@ def test_the_directory_is_the_standard_librarys(tmp_path):
     assert {name: (entry.header, entry.num_bytes, entry.crc) for name, entry in entries.items()} == listed
 
 
-def test_a_zip_that_others_wrote(small, tmp_path):
+def test_a_zip_of_another_writer(small, tmp_path):
     (info,) = tensors_of(small)
     assert struct.unpack("<4f", small[info.offset : info.end]) == (1, 2, 3, 4)
     with zipfile.ZipFile(tmp_path / "x.bin", "a") as archive:
@@ -77,7 +77,7 @@ def test_sizes_of_64_bits(tmp_path):
 
 
 def test_an_entry_beyond_4_gb(tmp_path):
-    # The directory of a 5 GB shard: sizes and positions are in the extra field.
+    # The directory of a 5 GB shard, with sizes and positions in the extra field.
     extra = struct.pack("<HHQQQ", 1, 24, 5 << 30, 5 << 30, 1 << 33)
     fixed = struct.pack("<4s6H3L5H2L", b"PK\1\2", 0, 0, 0, 0, 0, 0, 7, *[0xFFFFFFFF] * 2, 8, 28, 0, 0, 0, 0, 0xFFFFFFFF)
     entries = parse_directory(fixed + b"x/data/0" + extra, "x", 1, (1 << 33) + (5 << 30) + 100)
@@ -89,14 +89,14 @@ def test_an_entry_beyond_4_gb(tmp_path):
     [
         (b"", "too few"),
         (b"PK", "too few"),
-        (b"GGUF" + bytes(100), "no PyTorch checkpoint"),
-        (b"version https://git-lfs.github.com/spec/v1\n" * 3, "no PyTorch checkpoint"),
+        (b"GGUF" + bytes(100), "not a PyTorch checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\n" * 3, "not a PyTorch checkpoint"),
         (b"PK\5\6" + bytes(18), "0 entries"),
         (b"PK\5\6" + b"\xff" * 16 + bytes(2), "several parts|should lie"),
-        (bytes(300) + b"PK\5\6" + bytes(17), "no PyTorch checkpoint"),
+        (bytes(300) + b"PK\5\6" + bytes(17), "not a PyTorch checkpoint"),
     ],
 )
-def test_what_is_no_zip(content, word):
+def test_files_that_are_not_zips(content, word):
     with pytest.raises(CheckpointError, match=word):
         table_of(content)
 
@@ -126,7 +126,7 @@ def changed(content, before, after, count=-1):
 
 
 def patched(content, signature, offset, form, value):
-    """The content with one field of its first header of that kind set."""
+    """Return the content with one field changed in the first header of a kind."""
     position = content.index(signature) + offset
     return content[:position] + struct.pack(form, value) + content[position + struct.calcsize(form) :]
 
@@ -149,25 +149,25 @@ DIRECTORY, LOCAL, END = b"PK\1\2", b"PK\3\4", b"PK\5\6"
         (DIRECTORY, 42, "<L", 10, "damaged|not"),
         (DIRECTORY, 42, "<L", 0xFFFFFFFF, "beyond"),
         (DIRECTORY, 0, "4s", b"ABCD", "something else"),
-        (LOCAL, 0, "4s", b"ABCD", "but it is not"),
+        (LOCAL, 0, "4s", b"ABCD", "but it is not there"),
         (LOCAL, 6, "<H", 1, "contradict"),
         (LOCAL, 8, "<H", 8, "contradict"),
-        (LOCAL, 26, "<H", 3, "but it is not"),
+        (LOCAL, 26, "<H", 3, "but it is not there"),
         (LOCAL, 28, "<H", 0xFFFF, "contradict"),
         (END, 4, "<H", 1, "several parts"),
         (END, 8, "<H", 1, "several parts"),
         (END, 10, "<H", 3, "several parts"),
-        (END, 12, "<L", 5, "should lie"),
-        (END, 16, "<L", 0xFFFFFFFF, "should lie"),
+        (END, 12, "<L", 5, "should begin"),
+        (END, 16, "<L", 0xFFFFFFFF, "should begin"),
         (END, 20, "<H", 1, "truncated"),
     ],
 )
-def test_a_directory_that_lies_is_refused(small, signature, offset, form, value, word):
+def test_a_false_directory_is_refused(small, signature, offset, form, value, word):
     with pytest.raises(CheckpointError, match=word):
         tensors_of(patched(small, signature, offset, form, value))
 
 
-def test_the_64_bit_end_must_be_where_it_is_said_to_be(tmp_path):
+def test_the_zip64_end_record_must_be_at_its_position(tmp_path):
     write_checkpoint(tmp_path, {"a": torch.zeros(3)})
     content = (tmp_path / FILE).read_bytes()
     assert tensors_of(content)
@@ -178,8 +178,8 @@ def test_the_64_bit_end_must_be_where_it_is_said_to_be(tmp_path):
         tensors_of(patched(content, b"PK\6\7", 16, "<L", 9))
 
 
-def test_a_directory_without_end_is_refused_before_it_is_read(tmp_path):
-    # 5 GB of directory: a source that gave it would fail the test.
+def test_a_huge_directory_is_refused_before_it_is_read(tmp_path):
+    # A directory of 5 GB. Reading it would fail the test.
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0, 0, 0, 0, 100_000_000, 100_000_000, 5 << 30, 0)
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, 5 << 30, 1)
     tail = end64 + locator + struct.pack("<4s4H2LH", END, 0, 0, 0xFFFF, 0xFFFF, *[0xFFFFFFFF] * 2, 0)
@@ -192,7 +192,7 @@ def test_a_directory_without_end_is_refused_before_it_is_read(tmp_path):
             assert length < 100_000
             return bytes((5 << 30) - start) + tail
 
-    with pytest.raises(CheckpointError, match="which no checkpoint has"):
+    with pytest.raises(CheckpointError, match="which is impossible"):
         TorchZipTable(Long(b""), {}, single_file="x.bin")
 
 
@@ -212,15 +212,15 @@ def test_overlapping_and_repeated_entries_are_refused(small, tmp_path):
     content = changed((tmp_path / "y.bin").read_bytes(), b"x/data/1", b"x/data/0")
     with pytest.raises(CheckpointError, match="twice"):
         table_of(content)
-    # Two names for the same bytes, as a quine or an overlapping bomb has them.
+    # Two names for the same bytes, as in a quine or an overlapping zip bomb.
     second = small.rindex(DIRECTORY)
-    with pytest.raises(CheckpointError, match="reaches beyond"):
+    with pytest.raises(CheckpointError, match="extends beyond"):
         table_of(small[: second + 42] + struct.pack("<L", 0) + small[second + 46 :])
 
 
-def test_an_entry_that_reaches_into_the_next_is_refused(small):
+def test_an_entry_that_extends_into_the_next_is_refused(small):
     second = small.rindex(DIRECTORY)
-    for size, word in ((17, "reaches beyond"), (2**32 - 2, "reaches beyond"), (15, "has 15 bytes")):
+    for size, word in ((17, "extends beyond"), (2**32 - 2, "extends beyond"), (15, "has 15 bytes")):
         sizes = struct.pack("<2L", size, size)
         with pytest.raises(CheckpointError, match=word):
             tensors_of(small[: second + 20] + sizes + small[second + 28 :])
@@ -229,17 +229,17 @@ def test_an_entry_that_reaches_into_the_next_is_refused(small):
 @pytest.mark.parametrize(
     ("entries", "word"),
     [
-        ({}, "data/0, which is missing"),
-        ({"data/1": bytes(16)}, "data/0, which is missing"),
+        ({}, "data/0, but has no such entry"),
+        ({"data/1": bytes(16)}, "data/0, but has no such entry"),
         ({"data/0": bytes(15)}, "has 15 bytes"),
         ({"data/0": b""}, "has 0 bytes"),
         ({"data/0": bytes(16), "byteorder": b"big"}, "byte order b'big'"),
-        ({"data/0": bytes(16), "byteorder": bytes(100_000)}, "byte order should be"),
+        ({"data/0": bytes(16), "byteorder": bytes(100_000)}, "byteorder entry"),
         ({"data/0": bytes(16), "constants.pkl": b""}, "TorchScript"),
         ({"data/0": bytes(16), "../y/data.pkl": b""}, None),
     ],
 )
-def test_entries_that_do_not_fit(tmp_path, entries, word):
+def test_entries_that_do_not_match_the_tensors(tmp_path, entries, word):
     content = write_zip(tmp_path / "x.bin", state_dict_pickle(), entries).read_bytes()
     if word is None:
         assert tensors_of(content)
@@ -248,7 +248,7 @@ def test_entries_that_do_not_fit(tmp_path, entries, word):
         tensors_of(content)
 
 
-def test_the_byte_order_may_stand_anywhere(tmp_path):
+def test_the_byteorder_entry_may_be_anywhere(tmp_path):
     entries = {"data/0": bytes(200_000), "byteorder": b"little"}
     assert tensors_of(write_zip(tmp_path / "x.bin", state_dict_pickle(), entries).read_bytes())
 
@@ -261,7 +261,7 @@ def test_two_checkpoints_in_one_file_are_refused(tmp_path):
         table_of((tmp_path / "x.bin").read_bytes())
 
 
-def test_a_pickle_without_end_is_refused(tmp_path):
+def test_a_huge_pickle_is_refused(tmp_path):
     content = write_zip(tmp_path / "x.bin", bytes(5_000_001)).read_bytes()
     with pytest.raises(CheckpointError, match="5,000,001 bytes"):
         table_of(content)
@@ -278,7 +278,7 @@ def test_files_without_checksums_are_read(tmp_path):
 
 
 def repaired(content):
-    """The content with the checksum of its pickle made right, so that mutations of the pickle get through."""
+    """Return the content with the right checksum for its pickle, so that mutations reach the pickle parser."""
     try:
         (entry,) = [e for name, e in read_entries(Memory(content), "x").items() if name.endswith("data.pkl")]
         length = struct.unpack_from("<HH", content, entry.header + 26)
@@ -311,7 +311,7 @@ def mutate(content, draw):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_mutated_file_never_fails_in_another_way(small, data):
+def test_a_mutated_file_only_raises_checkpoint_errors(small, data):
     content = mutate(small, data.draw)
     if data.draw(st.booleans()):
         content = repaired(content)
@@ -325,7 +325,7 @@ def test_a_mutated_file_never_fails_in_another_way(small, data):
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_mutated_pickle_never_fails_in_another_way(data):
+def test_a_mutated_pickle_only_raises_checkpoint_errors(data):
     from layer_surgeon.checkpoint.torch_pickle import read_state_dict
 
     content = mutate(state_dict_pickle(TENSOR), data.draw)

@@ -1,4 +1,4 @@
-"""Checkpoints at URLs: web servers, files, and the Hub by its pages' addresses."""
+"""Checkpoints at URLs: web servers, file URLs, and pages of the Hub."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -36,7 +36,7 @@ def web() -> Iterator[HttpFolder]:
 def test_a_web_folder(web: HttpFolder) -> None:
     source: Source = open_source(f"{web.url}/m/")
     assert (source.name, source.kind, source.commit, source.connections) == (f"{web.url}/m", "url", None, 8)
-    # A web server lists nothing, so that only the usual names are known.
+    # A web server has no listing, so only the usual names are found.
     assert source.list_files() == {"LICENSE": 0, "config.json": 8, "model.safetensors": len(SHARD)}
     assert source.read_file("config.json", 100) == b'{"a": 1}'
     assert source.read_file("LICENSE", 100) == b""
@@ -47,18 +47,18 @@ def test_a_web_folder(web: HttpFolder) -> None:
     assert {asked.headers["accept-encoding"] for asked in web.asked} == {"identity"}
 
 
-def test_a_layer_from_a_web_folder_costs_its_bytes(donor: Path, tmp_path: Path) -> None:
+def test_a_layer_from_a_web_folder_only_downloads_its_bytes(donor: Path, tmp_path: Path) -> None:
     with HttpFolder(content_of(donor)) as web:
-        found = same_layer(web.url, donor, tmp_path)
+        artifact = same_layer(web.url, donor, tmp_path)
         read = web.bytes_sent(".safetensors")
     headers = sum(int.from_bytes(path.read_bytes()[:8], "little") + 9 for path in donor.glob("*.safetensors"))
-    weights = (found.path / "model.safetensors").stat().st_size
+    weights = (artifact.path / "model.safetensors").stat().st_size
     assert 0.9 * weights < read < weights + headers
-    assert found.config["source"]["name"] == web.url
-    assert found.config["source"]["base_model"] is None
+    assert artifact.config["source"]["name"] == web.url
+    assert artifact.config["source"]["base_model"] is None
 
 
-def test_a_web_folder_while_the_hub_is_off(web: HttpFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_web_folder_in_offline_mode(web: HttpFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert open_source(f"{web.url}/m").read_range("model.safetensors", 0, 10) == SHARD[:10]
 
@@ -71,7 +71,7 @@ def test_one_file_on_a_web_server(web: HttpFolder) -> None:
     assert {asked.headers["query"] for asked in web.asked} == {"signature=secret"}
 
 
-def test_name_and_password_go_along_and_are_told_nobody(web: HttpFolder) -> None:
+def test_name_and_password_are_sent_but_never_shown(web: HttpFolder) -> None:
     source = open_source(f"http://me:secret@{web.host}/m")
     assert source.name == f"{web.url}/m"
     assert all(asked.headers["authorization"].startswith("Basic ") for asked in web.asked)
@@ -86,9 +86,9 @@ def test_a_server_without_ranges_is_refused_before_it_sends_a_shard() -> None:
     with HttpFolder({"model.safetensors": shard, "config.json": b"{}"}, ranges=False) as web:
         source = open_source(web.url)
         assert source.read_file("config.json", 100) == b"{}"
-        with pytest.raises(SourceError, match=r"status 200 instead of 206 .*knows Range requests"):
+        with pytest.raises(SourceError, match=r"status 200 instead of 206 .*supports Range requests"):
             source.read_range("model.safetensors", 8, 1000)
-    # What fits into the buffers of the sockets leaves before the client hangs up.
+    # Only what fits into the socket buffers is sent before the client disconnects.
     assert web.bytes_sent(".safetensors") < len(shard) // 2
 
 
@@ -107,23 +107,23 @@ def cut(asked: Asked, answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "words"),
+    ("fault", "error", "message"),
     [
-        (set_headers(ETag='"other"'), SourceChangedError, "no longer what it was"),
+        (set_headers(ETag='"other"'), SourceChangedError, "changed while it was being read"),
         (set_headers(Content_Range="bytes 0-99/3158073"), SourceError, "Content-Range 'bytes 0-99"),
         (set_headers(Content_Range="bytes 5-104/999"), SourceChangedError, "999 bytes"),
         (set_headers(Content_Range=f"bytes 5-104/{'9' * 5000}"), SourceError, "Content-Range"),
         (set_headers(Content_Encoding="gzip"), SourceError, "Content-Encoding gzip"),
-        (set_headers(Content_Length="99"), SourceError, "announced 99 bytes|did not answer"),
+        (set_headers(Content_Length="99"), SourceError, "announced 99 bytes|failed to respond"),
         (cut, SourceError, "tried 6 times"),
     ],
     ids=["etag", "shifted", "other size", "endless number", "gzip", "announced", "cut"],
 )
-def test_a_wrong_answer_is_an_error(web: HttpFolder, fault: Any, error: type[SourceError], words: str) -> None:
+def test_a_wrong_response_is_an_error(web: HttpFolder, fault: Any, error: type[SourceError], message: str) -> None:
     source = open_source(f"{web.url}/m")
     source.size("model.safetensors")
     web.fault = fault
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         source.read_range("model.safetensors", 5, 100)
 
 
@@ -131,43 +131,43 @@ def test_a_file_that_is_replaced_is_noticed(web: HttpFolder) -> None:
     source = open_source(f"{web.url}/m")
     source.read_range("model.safetensors", 0, 10)
     web.files["m/model.safetensors"] = bytes(len(SHARD))
-    with pytest.raises(SourceChangedError, match="no longer what it was"):
+    with pytest.raises(SourceChangedError, match="changed while it was being read"):
         source.read_range("model.safetensors", 10, 10)
 
 
-def test_trouble_that_passes_is_sat_out(web: HttpFolder) -> None:
+def test_recovers_from_temporary_faults(web: HttpFolder) -> None:
     source = open_source(f"{web.url}/m")
     source.size("model.safetensors")
-    left = [0, 503, 429, -1]
+    remaining_faults = [0, 503, 429, -1]
 
     def fault(asked: Asked, answer: Answer) -> None:
-        if left:
-            status = left.pop(0)
+        if remaining_faults:
+            status = remaining_faults.pop(0)
             answer.status = status if status >= 0 else answer.status
             if status < 0:
                 cut(asked, answer)
 
     web.fault = fault
     assert source.read_range("model.safetensors", 3, 3 * CHUNK_BYTES) == SHARD[3 : 3 * CHUNK_BYTES + 3]
-    # What arrived before the cut, half of all, is not asked for again.
+    # The half that arrived before the cut is not requested again.
     assert [asked.range.partition("-")[0] for asked in web.asked[-2:] if asked.range] == ["bytes=3", "bytes=1572867"]
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "words"),
+    ("status", "error", "message"),
     [
         (404, SourceNotFoundError, "no model.safetensors"),
         (403, SourceAccessError, "refuses"),
         (418, SourceError, "418"),
     ],
 )
-def test_refusals_of_a_web_server(web: HttpFolder, status: int, error: type[SourceError], words: str) -> None:
+def test_refusals_of_a_web_server(web: HttpFolder, status: int, error: type[SourceError], message: str) -> None:
     web.fault = lambda asked, answer: setattr(answer, "status", status)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         open_source(f"{web.url}/m")
 
 
-def test_pages_that_are_served_for_everything_are_no_checkpoint(web: HttpFolder) -> None:
+def test_a_web_page_for_every_url_is_not_a_checkpoint(web: HttpFolder) -> None:
     web.ranges = False
     web.files |= {"app/model.safetensors": b"<html>", "app/config.json": b"<html>"}
     web.fault = lambda asked, answer: answer.headers.update({"Content-Type": "text/html; charset=utf-8"})
@@ -184,33 +184,33 @@ def test_a_hostile_index_adds_no_files_outside(donor: Path) -> None:
             open_source(f"{web.url}/m").read_range("../../secret", 0, 1)
 
 
-def test_nobody_at_the_address() -> None:
+def test_an_unreachable_server() -> None:
     with pytest.raises(SourceError, match="Check the network"):
         open_source("http://127.0.0.1:9/m")
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "message"),
     [
-        ("nonsense://x/y", "can't be opened here"),
+        ("nonsense://x/y", "can't be opened"),
         ("memory://store/nothing", "has no"),
         ("memory://store/m/missing.safetensors", "no file missing.safetensors"),
-        ("simplecache::memory://store/m", "can't be a repo id"),
+        ("simplecache::memory://store/m", "isn't a valid repo id"),
         ("zip://x::memory://store/m", "chain"),
         ("http:///m", "no host"),
-        ("http://[::1/m", "no URL"),
-        ("http://host:port/m", "no URL"),
+        ("http://[::1/m", "not a valid URL"),
+        ("http://host:port/m", "not a valid URL"),
         ("http://host/a b", "%20"),
         ("file:///no/such/folder", "no folder or file"),
         ("file://host/folder", "three slashes"),
-        ("https://huggingface.co/datasets/owner/name", "no model repo"),
-        ("https://huggingface.co/owner/name/discussions", "no model repo"),
-        ("hf://spaces/owner/name", "no model repo"),
-        ("hf://owner", "no model repo"),
+        ("https://huggingface.co/datasets/owner/name", "does not name a model repo"),
+        ("https://huggingface.co/owner/name/discussions", "does not name a model repo"),
+        ("hf://spaces/owner/name", "does not name a model repo"),
+        ("hf://owner", "does not name a model repo"),
     ],
 )
-def test_urls_that_name_nothing(memory: dict[str, bytes], url: str, words: str) -> None:
-    with pytest.raises(SourceNotFoundError, match=words):
+def test_invalid_urls(memory: dict[str, bytes], url: str, message: str) -> None:
+    with pytest.raises(SourceNotFoundError, match=message):
         open_source(url)
 
 
@@ -264,11 +264,11 @@ def test_a_hub_url_is_read_as_a_repo(hub: LoopbackHub, monkeypatch: pytest.Monke
     assert part.name == "owner/name/sub"
     assert part.list_files() == {"config.json": 2, "model.safetensors": len(SHARD)}
     assert part.read_range("model.safetensors", 9, 9) == SHARD[9:18]
-    one = open_source("hf://owner/name/x.gguf", revision=first)
-    assert one.list_files() == {"config.json": 2, "x.gguf": 1}
+    file_source = open_source("hf://owner/name/x.gguf", revision=first)
+    assert file_source.list_files() == {"config.json": 2, "x.gguf": 1}
     with pytest.raises(SourceNotFoundError, match="no file 'y/z'"):
         open_source("hf://owner/name/y/z")
-    with pytest.raises(SourceError, match="Leave one out"):
+    with pytest.raises(SourceError, match="Remove one of the two"):
         open_source(f"hf://owner/name@{first}", revision="main")
 
 
@@ -283,5 +283,5 @@ def test_a_layer_of_a_gguf_file_over_the_network(
     assert ls.extract_layer("hf://owner/name/x.gguf", -1, tmp_path / "hub").sha256 == expected.sha256
     with HttpFolder({"x.gguf": content}) as web:
         assert ls.extract_layer(f"{web.url}/x.gguf", -1, tmp_path / "web").sha256 == expected.sha256
-        # One layer of two, and embeddings and head that are not read.
+        # One of two layers, without embeddings and head.
         assert web.bytes_sent(".gguf") < 0.6 * len(content)

@@ -127,7 +127,7 @@ def test_views_that_give_no_layer_are_counted_all_the_same(tmp_path):
     assert document["layers"][0]["num_tensors"] == 10
     refused = surgeon("extract", folder, "-l", "0", "-o", "out", cwd=tmp_path)
     assert refused.code == 1
-    assert "do not lie side by side" in refused.err
+    assert "is not contiguous" in refused.err
 
 
 def test_a_quantised_checkpoint_says_what_can_be_done(tmp_path):

@@ -74,13 +74,13 @@ BROKEN = {
         said=r"holds the tensor 'model.layers.1.x.weight', but its header does not list it",
     ),
     "an index of a path above": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "../x.safetensors"}), said="outside of the checkpoint"
+        index=lambda index: index["weight_map"].update({NORM: "../x.safetensors"}), said="outside the checkpoint"
     ),
     "an index of an absolute path": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "/etc/x.safetensors"}), said="outside of the checkpoint"
+        index=lambda index: index["weight_map"].update({NORM: "/etc/x.safetensors"}), said="outside the checkpoint"
     ),
     "an index of a Windows path": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "..\\x.safetensors"}), said="outside of the checkpoint"
+        index=lambda index: index["weight_map"].update({NORM: "..\\x.safetensors"}), said="outside the checkpoint"
     ),
     "an index of no shard": Broken(index=lambda index: index.update(weight_map={}), said="has no weight_map"),
 }

@@ -135,14 +135,14 @@ FAULTS = {
     "a Content-Range of unknown size": weights(header("Content-Range", "bytes 0-9/*"), stays="Content-Range 'bytes"),
     "a 206 as gzip": weights(encode_body(), stays="Content-Encoding gzip"),
     "a short body": weights(resize_body(-10), stays="it announced"),
-    "a short body, without a length": weights(resize_body(-10, with_length=False), stays="ended its answer after"),
+    "a short body, without a length": weights(resize_body(-10, with_length=False), stays="ended its response after"),
     "a body of nothing": weights(resize_body(-(10**9)), stays="it announced 0 bytes"),
     "a long body": weights(resize_body(10), stays="it announced"),
     "a long body, without a length": weights(resize_body(10, with_length=False), stays="it sent more than"),
     # a connection that ends, or does not move
-    "a cut after the first bytes": weights(cut(100), stays="did not answer as it should"),
+    "a cut after the first bytes": weights(cut(100), stays="failed to respond"),
     "a cut after two chunks": weights(cut(2 * CHUNK_BYTES + 10), stays=None),
-    "a reset before the headers": weights(reset(), stays="did not answer as it should"),
+    "a reset before the headers": weights(reset(), stays="failed to respond"),
     "a stall before the headers": weights(stall(60), stays="ReadTimeout", timeout=0.4),
     "a stall within the body": weights(stall(60, after=1000), stays="ReadTimeout", timeout=0.4),
     "a slow drip": weights(drip(200_000, 0.002), stays=None),
@@ -173,11 +173,11 @@ FAULTS = {
     "no ETag of the Hub": head(header("X-Linked-ETag", None), stays=None),
     "no size": head(header("X-Linked-Size", None), stays=None),
     "no commit": head(
-        header("X-Repo-Commit", None), stays="does not say which commit", once="does not say which commit"
+        header("X-Repo-Commit", None), stays="does not report the commit", once="does not report the commit"
     ),
     # redirects
     "a redirect loop of the CDN": weights(redirect(), stays="TooManyRedirects"),
-    "a redirect loop of the Hub": head(redirect(), stays="redirects without end"),
+    "a redirect loop of the Hub": head(redirect(), stays="redirects more than 10 times"),
     "a redirect to a port where nobody is": weights(redirect("http://127.0.0.1:1/"), stays="ConnectError"),
 }
 
@@ -292,7 +292,7 @@ def test_a_redirect_to_another_port(hub: LoopbackHub, tmp_path: Path, donor: Pat
         mirror = HubSource("owner/model", endpoint=other.endpoint, token=False)
         shard = shard_of(donor).name
         mirror.read_range(shard, 0, 1)
-        hub.faults.add(redirect(mirror._files._places[shard].url), server="cdn", times=-1)
+        hub.faults.add(redirect(mirror._files._locations[shard].url), server="cdn", times=-1)
         check_right(get(tmp_path / "made" / "out"), expected)
 
 
@@ -307,7 +307,7 @@ def test_wrong_bytes_of_the_right_number(hub: LoopbackHub, tmp_path: Path, expec
     assert artifact.sha256 != expected.sha256
     for file in ("config.json", "model.safetensors.index.json"):
         hub.faults.add(wrong_bytes(), path=file, times=-1)
-        with pytest.raises(LayerSurgeonError, match=f"{file}.*its hash is wrong"):
+        with pytest.raises(LayerSurgeonError, match=f"{file}.*its hash differs"):
             get(tmp_path / "made" / "another")
         hub.faults.clear()
     assert not (tmp_path / "made" / "another").exists()

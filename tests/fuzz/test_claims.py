@@ -1,4 +1,4 @@
-"""Headers that claim more than there is, and input made to take for ever: refused before anything large is made."""
+"""Headers with false sizes and input that is slow to parse are refused before anything large is allocated."""
 
 import json
 import os
@@ -23,18 +23,18 @@ from tests.support.fuzz_targets import CONFIG
 from tests.support.torch_files import state_dict_pickle, write_zip
 
 HUGE = 2**60
-# The longest read that a header may cause: a safetensors header has up to 25 MB.
+# The largest read that a header may cause. A safetensors header has up to 25 MB.
 MAX_READ = 32_000_000
 
 
 class HugeSource:
-    """A server that says its files have 2^62 bytes, and has what it is given at their begin or end."""
+    """A server whose files have 2^62 bytes, with the given content at their beginning and end."""
 
     kind, name, commit, connections = "url", "huge", None, 4
 
     def __init__(self, begin: bytes = b"", end: bytes = b"") -> None:
         self.begin, self.end = begin, end
-        self.longest = 0
+        self.longest_read = 0
 
     def list_files(self) -> dict[str, int | None]:
         return {"file": self.size("file")}
@@ -46,8 +46,8 @@ class HugeSource:
         raise SourceError("too long")
 
     def read_range(self, file: str, start: int, length: int) -> bytes:
-        self.longest = max(self.longest, length)
-        assert length <= MAX_READ, f"{length:,} bytes were asked for"
+        self.longest_read = max(self.longest_read, length)
+        assert length <= MAX_READ, f"{length:,} bytes were requested"
         first_of_end = self.size(file) - len(self.end)
         if start >= first_of_end:
             return self.end[start - first_of_end :][:length]
@@ -60,20 +60,20 @@ class HugeSource:
 
 @pytest.fixture(autouse=True)
 def guarded() -> Iterator[None]:
-    """Each of these tests ends within a few seconds of work and 256 MB, or fails."""
+    """Fail any test that takes more than 20 s of processor time or 256 MB."""
     with limited_memory(), limited_work(20):
         yield
 
 
 @pytest.mark.parametrize("length", [HUGE, 25_000_001, 2**63, 2**64 - 1])
-def test_a_safetensors_header_of_that_length(length: int) -> None:
+def test_a_safetensors_header_with_a_huge_length(length: int) -> None:
     source = HugeSource(struct.pack("<Q", length))
-    with pytest.raises(CheckpointError, match="header has"):
+    with pytest.raises(CheckpointError, match="states a header length of"):
         read_header(source, "file")
-    assert source.longest == 8
+    assert source.longest_read == 8
 
 
-def test_a_safetensors_shape_of_that_product() -> None:
+def test_a_safetensors_shape_with_a_huge_product() -> None:
     for shape in ([HUGE, HUGE], [2**62] * 64, [2**32, 2**32], [10**400], [1] * 10_000):
         header = json.dumps({"a": {"dtype": "BF16", "shape": shape, "data_offsets": [0, HUGE]}}).encode()
         with pytest.raises(CheckpointError) as caught:
@@ -113,12 +113,12 @@ GGUF = {
 
 
 @pytest.mark.parametrize("name", GGUF)
-def test_a_gguf_header_that_claims_as_much(name: str, tmp_path: Path) -> None:
+def test_a_gguf_header_with_huge_numbers(name: str, tmp_path: Path) -> None:
     source = HugeSource(GGUF[name])
     with pytest.raises(CheckpointError) as caught:
         read_gguf_header(source, "file")
     check_error(caught.value)
-    # The same in a file of 4 TB, which a local disk can hold as a hole.
+    # The same in a sparse local file of 4 TB.
     (tmp_path / "x.gguf").write_bytes(GGUF[name])
     os.truncate(tmp_path / "x.gguf", 4 * 10**12)
     with pytest.raises(CheckpointError):
@@ -134,27 +134,27 @@ def end_of_zip(num_entries: int, num_bytes: int, start: int) -> bytes:
 @pytest.mark.parametrize(
     ("num_entries", "num_bytes"), [(HUGE, HUGE), (1, HUGE), (HUGE, 1), (2**64 - 1, 2**64 - 1), (10**6, 46 * 10**6)]
 )
-def test_a_zip_directory_of_that_length(num_entries: int, num_bytes: int) -> None:
+def test_a_zip_directory_with_a_huge_length(num_entries: int, num_bytes: int) -> None:
     size = 4 * HUGE
     end = end_of_zip(num_entries, num_bytes, (size - 98 - num_bytes) % 2**64)
     source = HugeSource(end=end)
-    with pytest.raises(CheckpointError, match="hostile zip file"):
+    with pytest.raises(CheckpointError, match="malicious zip file"):
         TorchZipTable(source, {}, single_file="file")
-    assert source.longest < 70_000
+    assert source.longest_read < 70_000
 
 
-def test_a_zip_entry_of_that_length() -> None:
-    """The pickle is refused by the length that the directory says."""
+def test_a_zip_entry_with_a_huge_length() -> None:
+    """The pickle is refused because of its length in the directory."""
     size = 4 * HUGE
     extra = struct.pack("<HH2Q", 1, 16, HUGE, HUGE)
     name = b"x/data.pkl"
-    entry = struct.pack(
+    zip_entry = struct.pack(
         "<4s6H3L5H2L", b"PK\1\2", 45, 45, 0, 0, 0, 0, 0, 2**32 - 1, 2**32 - 1, len(name), len(extra), 0, 0, 0, 0, 0
     )
-    directory = entry + name + extra
+    directory = zip_entry + name + extra
     end = directory + end_of_zip(1, len(directory), size - 98 - len(directory))
     source = HugeSource(end=end)
-    with pytest.raises(CheckpointError, match=r"1,152,921,504,606,846,976 bytes; up to 5,000,000 are read"):
+    with pytest.raises(CheckpointError, match=r"1,152,921,504,606,846,976 bytes, but at most 5,000,000 are supported"):
         TorchZipTable(source, {}, single_file="file")
 
 
@@ -176,7 +176,7 @@ def test_a_zip_entry_of_that_length() -> None:
         b"I" + b"9" * 100_000 + b"\n",  # INT
     ],
 )
-def test_a_pickle_that_claims_as_much(instruction: bytes) -> None:
+def test_a_pickle_with_huge_lengths(instruction: bytes) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_state_dict(b"\x80\x04" + instruction + b".", "x.bin")
     check_error(caught.value)
@@ -191,7 +191,7 @@ def storage(num_elements: int) -> bytes:
 
 
 @pytest.mark.parametrize("num_elements", [2**55, HUGE, 2**62, 2**63 - 1])
-def test_a_torch_tensor_of_that_size(tmp_path: Path, num_elements: int) -> None:
+def test_a_torch_tensor_with_a_huge_size(tmp_path: Path, num_elements: int) -> None:
     names = b"X\x16\x00\x00\x00model.layers.0.a.weight"[:5] + b"model.layers.0.aweight"
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 1}))
     pickled = state_dict_pickle(storage(num_elements)).replace(b"X\x01\x00\x00\x00a", names)
@@ -201,7 +201,7 @@ def test_a_torch_tensor_of_that_size(tmp_path: Path, num_elements: int) -> None:
     check_error(caught.value)
 
 
-# What is long and has to be looked at, in time that grows with its length alone.
+# Long input that must be parsed in linear time.
 
 LONG_NAMES = {
     "numbers before an end of a line": "1." * 200_000 + "\nx",
@@ -214,7 +214,7 @@ LONG_NAMES = {
 
 
 @pytest.mark.parametrize("name", LONG_NAMES.values(), ids=LONG_NAMES)
-def test_a_long_name_of_a_tensor(name: str) -> None:
+def test_a_long_tensor_name(name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         find_stack([name], CONFIG)
     check_error(caught.value)
@@ -240,13 +240,13 @@ def test_many_stacks_and_many_layers() -> None:
     ],
     ids=range(7),
 )
-def test_json_that_is_none(raw: bytes) -> None:
+def test_invalid_json(raw: bytes) -> None:
     with pytest.raises(CheckpointError) as caught:
         parse_json_object(raw, "x")
     check_error(caught.value)
 
 
-def test_text_of_two_halves_is_text() -> None:
+def test_a_surrogate_pair_is_valid_text() -> None:
     assert parse_json_object(b'{"a": "\\ud83d\\ude00"}', "x") == {"a": "\U0001f600"}
 
 
@@ -258,7 +258,7 @@ def test_a_config_that_is_nested_too_deep(tmp_path: Path, depth: int) -> None:
             config = json.loads(nested)
         except RecursionError:
             continue
-        with pytest.raises(CheckpointError, match="nested more than 60 deep"):
+        with pytest.raises(CheckpointError, match="nested more than 60 levels deep"):
             check_family(config)
 
 
@@ -276,7 +276,7 @@ CARDS = {
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-def test_a_card_does_no_harm(tmp_path: Path, card: str) -> None:
+def test_a_malicious_card_does_no_harm(tmp_path: Path, card: str) -> None:
     donor = tmp_path / "donor"
     donor.mkdir()
     (donor / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 1}))
@@ -288,7 +288,7 @@ def test_a_card_does_no_harm(tmp_path: Path, card: str) -> None:
 
 
 def test_a_gguf_header_of_many_layers(tmp_path: Path) -> None:
-    """Each would be built as an outline: 4,000 of them took 19 s."""
+    """Each layer would be built as an outline, and 4,000 layers took 19 s."""
 
     def number(key: str, value: int) -> bytes:
         return text(key) + struct.pack("<II", 4, value)
@@ -297,16 +297,16 @@ def test_a_gguf_header_of_many_layers(tmp_path: Path) -> None:
     tensors = [text(f"blk.{layer}.attn_norm.weight") + struct.pack("<IQIQ", 1, 0, 0, 0) for layer in range(60_000)]
     content = gguf(entries, 2, b"".join(tensors), 60_000)
     (tmp_path / "x.gguf").write_bytes(content + bytes(64))
-    with pytest.raises(CheckpointError, match="says 60000 layers"):
+    with pytest.raises(CheckpointError, match="states 60000 layers"):
         open_checkpoint(tmp_path / "x.gguf")
 
 
-def many(entry: str, count: int) -> str:
+def repeated(entry: str, count: int) -> str:
     return ",".join(entry % number for number in range(count))
 
 
-FULL: dict[str, Callable[[], str]] = {
-    "tensors": lambda: "{" + many('"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}', 420_000) + "}",
+OVERLONG_HEADERS: dict[str, Callable[[], str]] = {
+    "tensors": lambda: "{" + repeated('"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}', 420_000) + "}",
     "objects": lambda: '{"a":[' + "{}," * 8_000_000 + "{}]}",
     "lists": lambda: '{"a":[' + "[]," * 8_000_000 + "[]]}",
     "numbers": lambda: '{"a":[' + "1," * 12_000_000 + "1]}",
@@ -314,36 +314,36 @@ FULL: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("header", FULL.values(), ids=FULL)
-def test_a_safetensors_header_full_of_something(header: Callable[[], str]) -> None:
+@pytest.mark.parametrize("header", OVERLONG_HEADERS.values(), ids=OVERLONG_HEADERS)
+def test_an_overlong_safetensors_header(header: Callable[[], str]) -> None:
     raw = header().encode()
-    with pytest.raises(CheckpointError, match="has more parts than"):
+    with pytest.raises(CheckpointError, match="has more entries than"):
         read_header(HugeSource(struct.pack("<Q", len(raw)) + raw), "file")
 
 
-def test_an_index_full_of_names() -> None:
-    raw = ('{"weight_map":{' + many('"%x":"a.safetensors"', 1_500_000) + "}}").encode()
-    with pytest.raises(CheckpointError, match="has more parts than"):
+def test_an_overlong_index() -> None:
+    raw = ('{"weight_map":{' + repeated('"%x":"a.safetensors"', 1_500_000) + "}}").encode()
+    with pytest.raises(CheckpointError, match="has more entries than"):
         parse_index(raw, "index", ["a.safetensors"])
     assert shards_of_index(raw) == []
 
 
-def test_a_large_model_is_none_of_that() -> None:
-    """The header of 100,000 tensors in one file, and the index of 300,000, which no model has."""
+def test_a_large_model_is_within_the_limits() -> None:
+    """The limits allow a header of 100,000 tensors and an index of 300,000, more than any model has."""
     entry = '"model.layers.%d.w":{"dtype":"U8","shape":[0,4,1,1],"data_offsets":[0,0]}'
-    raw = ("{" + many(entry, 100_000) + "}").encode()
+    raw = ("{" + repeated(entry, 100_000) + "}").encode()
     assert len(parse_header(raw, "file", 8 + len(raw))) == 100_000
-    raw = ('{"weight_map":{' + many('"%x":"a.safetensors"', 300_000) + "}}").encode()
+    raw = ('{"weight_map":{' + repeated('"%x":"a.safetensors"', 300_000) + "}}").encode()
     assert len(parse_index(raw, "index", ["a.safetensors"])) == 300_000
 
 
-def test_a_gguf_header_full_of_texts() -> None:
+def test_a_gguf_header_with_too_many_strings() -> None:
     texts = gguf(text("x") + struct.pack("<IIQ", 9, 8, 6_000_000) + bytes(48_000_000), 1)
-    with pytest.raises(CheckpointError, match="promises 6,000,000 texts"):
+    with pytest.raises(CheckpointError, match="states 6,000,000 strings"):
         read_gguf_header(HugeSource(texts), "file")
 
 
-def test_a_gguf_header_full_of_tensors() -> None:
+def test_a_gguf_header_with_too_many_tensors() -> None:
     entries = gguf(tensors=bytes(24 * 1_000_000), num_tensors=1_000_000)
-    with pytest.raises(CheckpointError, match="promises 1,000,000 tensors"):
+    with pytest.raises(CheckpointError, match="states 1,000,000 tensors"):
         read_gguf_header(HugeSource(entries), "file")

@@ -1,7 +1,7 @@
-"""Spoiled files of every format: each is refused with an error of ours, or opened and copied right.
+"""Corrupted files of every format are refused with an error of this package, or opened and copied correctly.
 
-`SURGEON_FUZZ=100000` runs that many cases instead of a few thousand. Case 17 of a format is the same in every run, so
-`SURGEON_FUZZ_CASE=17 pytest tests/fuzz/test_formats.py -k zip` repeats one of them.
+`SURGEON_FUZZ=100000` runs that many cases instead of a few thousand. Case 17 of a format is the same in every run:
+`SURGEON_FUZZ_CASE=17 pytest tests/fuzz/test_formats.py -k zip` repeats it.
 """
 
 import os
@@ -40,7 +40,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
 
 def cases(name: str) -> Iterable[int]:
-    """The numbers of the cases of one format."""
+    """Return the case numbers of one format."""
     if ONLY is not None:
         return [int(ONLY)]
     share = WEIGHTS.get(name, 1.0) / sum(WEIGHTS.get(other, 1.0) for other in TARGETS)
@@ -48,48 +48,48 @@ def cases(name: str) -> Iterable[int]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_spoiled_file_is_refused_or_read_right(targets: dict[str, Target], tmp_path: Path, name: str) -> None:
-    place = Place(targets[name], tmp_path)
-    place.run(Random("whole"), {})
-    assert place.accepted == 1
+def test_a_corrupted_file_is_refused_or_read_correctly(targets: dict[str, Target], tmp_path: Path, name: str) -> None:
+    case_folder = CaseFolder(targets[name], tmp_path)
+    case_folder.run(Random("whole"), {})
+    assert case_folder.accepted == 1
     failures: dict[str, str] = {}
     with limited_memory():
         for number in cases(name):
             random = Random(f"{name} {number}")
             try:
-                place.run(random, place.target.spoil(place.target.files, random))
-            # All that goes wrong is told at the end, each kind of it once.
+                case_folder.run(random, case_folder.target.spoil(case_folder.target.files, random))
+            # All failures are reported at the end, one per code location.
             except (Exception, TooLongError) as error:  # noqa: BLE001
                 failures.setdefault(place_of(error), f"case {number} of {name}: {str(error)[:800]}")
-                place.clear()
-    assert not failures, "\n".join(f"{where}\n  {what}" for where, what in failures.items())
-    if ONLY is None and place.number > 100:
-        # Damage that is always seen, or never, would test nothing.
-        assert place.accepted
-        assert place.accepted < place.number or not place.target.refusable
+                case_folder.clear()
+    assert not failures, "\n".join(f"{location}\n  {message}" for location, message in failures.items())
+    if ONLY is None and case_folder.number > 100:
+        # A test whose files are all accepted or all refused would test nothing.
+        assert case_folder.accepted
+        assert case_folder.accepted < case_folder.number or not case_folder.target.refusable
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_hypothesis_finds_nothing_either(targets: dict[str, Target], tmp_path: Path, name: str) -> None:
-    place = Place(targets[name], tmp_path)
-    place.run(Random("whole"), {})
+def test_hypothesis_finds_no_counterexample(targets: dict[str, Target], tmp_path: Path, name: str) -> None:
+    case_folder = CaseFolder(targets[name], tmp_path)
+    case_folder.run(Random("whole"), {})
 
     @settings(max_examples=max(20, TOTAL // 200), deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.randoms(use_true_random=False))
     def run(random: Random) -> None:
         try:
-            place.run(random, place.target.spoil(place.target.files, random))
+            case_folder.run(random, case_folder.target.spoil(case_folder.target.files, random))
         except TooLongError as error:
             raise AssertionError(f"over a second of work: {error}") from error
         finally:
-            place.clear()
+            case_folder.clear()
 
     with limited_memory():
         run()
 
 
-class Place:
-    """A folder with the whole files of a target, in which one case after the other changes some of them."""
+class CaseFolder:
+    """A folder with the intact files of a target. Each case changes some of them and restores them afterwards."""
 
     def __init__(self, target: Target, folder: Path) -> None:
         self.target = target
@@ -100,7 +100,7 @@ class Place:
         self.clear()
 
     def clear(self) -> None:
-        """As if nothing had happened."""
+        """Restore the intact files and remove the output."""
         shutil.rmtree(self.output.parent, ignore_errors=True)
         for name in self._changed:
             (self.folder / name).unlink(missing_ok=True)
@@ -109,7 +109,7 @@ class Place:
         self._changed = set()
 
     def run(self, random: Random, changed: dict[str, bytes]) -> None:
-        """One case, from the spoiled files to a verified artifact or an error of ours."""
+        """Run one case, from the corrupted files to a verified artifact or an error of this package."""
         self.number += 1
         self._changed = set(changed)
         for name, content in changed.items():
@@ -127,8 +127,8 @@ class Place:
         self.clear()
 
     def _check_nothing_is_left(self, error: LayerSurgeonError) -> None:
-        left = [path.name for path in self.output.parent.glob("**/*")]
-        assert not left, f"{left} were left behind by {place_of(error)}: {error}"
+        leftovers = [path.name for path in self.output.parent.glob("**/*")]
+        assert not leftovers, f"{leftovers} were left behind by {place_of(error)}: {error}"
 
     def _open_artifact(self) -> None:
         artifact = LayerArtifact.open(self.folder)
@@ -138,7 +138,7 @@ class Place:
             artifact.verify()
         except ArtifactError:
             return
-        # What was recorded is what is there.
+        # A verified artifact has its original weights.
         weights = (self.folder / "model.safetensors").read_bytes()
         assert weights == self.target.files["model.safetensors"]
 
@@ -160,40 +160,44 @@ class Place:
 
 
 def check_bytes(plan: ExtractionPlan, artifact: LayerArtifact, folder: Path) -> None:
-    """Every tensor that was not converted has the bytes that lie at its place in its file."""
-    written = {info.name: info for info in artifact.tensors()}
+    """Check that every unconverted tensor has the bytes at its position in the source file."""
+    written_tensors = {info.name: info for info in artifact.tensors()}
     weights = (artifact.path / "model.safetensors").read_bytes()
     for tensor in plan.planned:
-        made = written[tensor.name]
-        if isinstance(tensor.codec, ByteCopy) and made.dtype == tensor.source.dtype:
+        written_tensor = written_tensors[tensor.name]
+        if isinstance(tensor.codec, ByteCopy) and written_tensor.dtype == tensor.source.dtype:
             with (folder / tensor.source.file).open("rb") as file:
                 file.seek(tensor.source.offset)
-                assert file.read(tensor.source.num_bytes) == weights[made.offset : made.end]
+                assert file.read(tensor.source.num_bytes) == weights[written_tensor.offset : written_tensor.end]
 
 
 def check_against_library(plan: ExtractionPlan, artifact: LayerArtifact, folder: Path) -> None:
-    """Where the format's own library reads the file too, it reads the same numbers."""
-    written = {info.name: info for info in artifact.tensors()}
+    """Check that the format's own library, if it can read the file, reads the same numbers."""
+    written_tensors = {info.name: info for info in artifact.tensors()}
     weights = (artifact.path / "model.safetensors").read_bytes()
     for file in plan.files:
         read = read_by_library(folder / file)
         for tensor in plan.planned:
-            made = written[tensor.name]
-            if tensor.source.file == file and tensor.source.name in read and made.dtype == tensor.source.dtype:
-                assert weights[made.offset : made.end] == read[tensor.source.name]
+            written_tensor = written_tensors[tensor.name]
+            if (
+                tensor.source.file == file
+                and tensor.source.name in read
+                and written_tensor.dtype == tensor.source.dtype
+            ):
+                assert weights[written_tensor.offset : written_tensor.end] == read[tensor.source.name]
 
 
 def read_by_library(path: Path) -> dict[str, bytes]:
-    """The tensors of a file as safetensors or torch reads them; none where it does not."""
+    """Read the tensors of a file with safetensors or torch. Returns {} if the library can't read it."""
     if path.suffix == ".safetensors":
         try:
-            return {name: bytes(entry["data"]) for name, entry in safetensors.deserialize(path.read_bytes())}
+            return {name: bytes(tensor["data"]) for name, tensor in safetensors.deserialize(path.read_bytes())}
         except safetensors.SafetensorError:
             return {}
     if path.suffix == ".bin":
         try:
             state = torch.load(path, weights_only=True)
-        # Spoiled files make torch raise errors of a dozen types, and warn; what it can't read is no measure.
+        # torch raises a dozen types of errors on corrupted files. Such files can't be compared.
         except Exception:  # noqa: BLE001
             return {}
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

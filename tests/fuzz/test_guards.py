@@ -1,4 +1,4 @@
-"""The guards of the fuzz tests would be seen to fail, and a message of ours stays one that a person can read."""
+"""The guards of the fuzz tests work, and error messages stay readable."""
 
 import pickle
 import subprocess
@@ -23,12 +23,12 @@ assert len(bytearray(MAX_BYTES * 3 // 2)) == MAX_BYTES * 3 // 2
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to such a limit")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces such a memory limit")
 def test_memory_is_limited() -> None:
-    """In a process of its own: in one that has freed as much, all of it fits into what is there already."""
+    """Runs in a subprocess, because a process that has already freed memory can reuse it within the limit."""
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", _MEMORY], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout == "limited\n"
+    process = subprocess.run([sys.executable, "-c", _MEMORY], cwd=root, capture_output=True, text=True, check=True)
+    assert process.stdout == "limited\n"
 
 
 def test_work_is_limited() -> None:
@@ -40,21 +40,21 @@ def test_work_is_limited() -> None:
         work()
 
 
-def test_memory_that_ran_out_is_no_error_of_ours() -> None:
-    def wrapped() -> None:
+def test_running_out_of_memory_fails_the_check() -> None:
+    def raise_wrapped() -> None:
         try:
             raise MemoryError
         except MemoryError as error:
             raise CheckpointError("The file can't be read.") from error
 
     with pytest.raises(CheckpointError) as caught:
-        wrapped()
+        raise_wrapped()
     with pytest.raises(AssertionError, match="memory ran out"):
         check_error(caught.value)
 
 
 @pytest.mark.parametrize("kind", [LayerSurgeonError, CheckpointError, SourceError, LayerNotFoundError])
-def test_a_message_is_short_and_can_be_printed(kind: type[LayerSurgeonError]) -> None:
+def test_messages_are_short_and_printable(kind: type[LayerSurgeonError]) -> None:
     assert str(kind("Two lines\nof text, and an é.")) == "Two lines\nof text, and an é."
     long = str(kind("Found " + "x" * 10**7 + ". Get it again."))
     assert len(long) < 2100
@@ -62,5 +62,5 @@ def test_a_message_is_short_and_can_be_printed(kind: type[LayerSurgeonError]) ->
     assert " [...] x" in long
     assert long.endswith(". Get it again.")
     assert str(kind("a\x1b[2J\ud800\u202e")) == r"a\x1b[2J\ud800\u202e"
-    error = pickle.loads(pickle.dumps(kind("Get it again.")))  # noqa: S301  # processes hand errors on like this
+    error = pickle.loads(pickle.dumps(kind("Get it again.")))  # noqa: S301  # errors are passed between processes like this
     assert (type(error), str(error), error.args) == (kind, "Get it again.", ("Get it again.",))

@@ -1,7 +1,7 @@
-"""Hostile pickles, whole files of them: nothing runs, nothing is imported, and the message names what was tried.
+"""Files with malicious pickles: nothing runs, nothing is imported, and the message names the attempt.
 
-Each payload is a real attack: `pickle.loads` of those marked live makes a file, which is checked first. Reading them is
-watched by an audit hook of the interpreter, which hears of every import, call of the system and look-up of a pickle.
+Each payload is a real attack. The first test checks that `pickle.loads` of a live payload creates a file. An audit hook
+of the interpreter then watches how the files are read: it records every import, system call and pickle look-up.
 """
 
 import io
@@ -30,7 +30,7 @@ def test_a_live_payload_runs_in_an_ordinary_unpickler(kind: str, tmp_path: Path)
     assert marker.exists()
 
 
-# Watches everything that happens while the files are read, once what reading needs is imported.
+# Records all audit events while the files are read, after the imports that reading needs.
 WATCH = """
 import json, sys
 from layer_surgeon import open_checkpoint
@@ -64,22 +64,28 @@ json.dump(result, sys.stdout)
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
-    """What happened when each of the payloads was read, alone and beside the tensors of a model."""
+def audits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """The audit events and the message for each payload, alone and together with the tensors of a model."""
     root = tmp_path_factory.mktemp("payloads")
     folders = {}
     for number, (kind, payload) in enumerate(PAYLOADS.items()):
-        made = payload.make(str(root / f"ran{number}"))
-        for where, content in {
-            "alone": made + b".",
-            "beside": state_dict_pickle(made.removeprefix(b"\x80\x04")),
-            "inside": b"\x80\x04}" + text("a") + made.removeprefix(b"\x80\x04") + b"s" + text("b") + TENSOR + b"s.",
+        payload_bytes = payload.make(str(root / f"ran{number}"))
+        for position, content in {
+            "alone": payload_bytes + b".",
+            "beside": state_dict_pickle(payload_bytes.removeprefix(b"\x80\x04")),
+            "inside": b"\x80\x04}"
+            + text("a")
+            + payload_bytes.removeprefix(b"\x80\x04")
+            + b"s"
+            + text("b")
+            + TENSOR
+            + b"s.",
         }.items():
-            folder = root / f"{number} {where}"
+            folder = root / f"{number} {position}"
             write_checkpoint(folder, {})
             write_zip(folder / "pytorch_model.bin", content)
-            folders[f"{kind}, {where}"] = str(folder)
-    done = subprocess.run(
+            folders[f"{kind}, {position}"] = str(folder)
+    process = subprocess.run(
         [sys.executable, "-c", WATCH],
         input=json.dumps(list(folders.values())).encode(),
         capture_output=True,
@@ -87,26 +93,28 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
         cwd=root,
     )
     assert not list(root.glob("ran*")), "a payload ran"
-    return dict(zip(folders, json.loads(done.stdout), strict=True))
+    return dict(zip(folders, json.loads(process.stdout), strict=True))
 
 
-@pytest.mark.parametrize("where", ["alone", "beside", "inside"])
+@pytest.mark.parametrize("position", ["alone", "beside", "inside"])
 @pytest.mark.parametrize("kind", PAYLOADS)
-def test_nothing_runs_and_it_is_named(seen: dict[str, dict[str, object]], kind: str, where: str) -> None:
-    result = seen[f"{kind}, {where}"]
+def test_nothing_runs_and_the_message_names_the_payload(
+    audits: dict[str, dict[str, object]], kind: str, position: str
+) -> None:
+    result = audits[f"{kind}, {position}"]
     assert result["heard"] == []
     assert result["imported"] == []
     assert PAYLOADS[kind].named in str(result["message"])
     assert "nothing was run" in str(result["message"])
 
 
-def test_the_hook_hears(tmp_path: Path) -> None:
-    """Were a payload run, or a name of it looked up, the test above would see it."""
+def test_the_audit_hook_works(tmp_path: Path) -> None:
+    """The hook would record a payload that runs, or a look-up of its name."""
     script = WATCH.replace("open_checkpoint(folder)", "__import__('pickle').loads(b'cos\\nsystem\\n(Vtrue\\ntR.')")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], input=json.dumps([str(tmp_path)] * 2).encode(), capture_output=True, check=True
     )
-    heard = " ".join(json.loads(done.stdout)[1]["heard"])
+    heard = " ".join(json.loads(process.stdout)[1]["heard"])
     assert "pickle.find_class" in heard
     assert "os.system" in heard
 
@@ -114,36 +122,36 @@ def test_the_hook_hears(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kind", ["os.system", "a partial", "torch.load inside", "OBJ", "a dotted name of a known module"]
 )
-def test_the_command_refuses_them(tmp_path: Path, kind: str) -> None:
+def test_the_command_refuses_the_payload(tmp_path: Path, kind: str) -> None:
     marker = tmp_path / "ran"
     write_checkpoint(tmp_path / "donor", tiny_state_dict(torch.float32))
-    made = PAYLOADS[kind].make(str(marker)).removeprefix(b"\x80\x04")
-    write_zip(tmp_path / "donor" / "pytorch_model.bin", b"\x80\x04}" + text("a") + made + b"s.")
-    done = surgeon("extract", "donor", "--output", "out", cwd=tmp_path)
-    assert done.code == 1
-    assert PAYLOADS[kind].named in " ".join(done.err.split())
-    assert "Traceback" not in done.err
+    payload_bytes = PAYLOADS[kind].make(str(marker)).removeprefix(b"\x80\x04")
+    write_zip(tmp_path / "donor" / "pytorch_model.bin", b"\x80\x04}" + text("a") + payload_bytes + b"s.")
+    process = surgeon("extract", "donor", "--output", "out", cwd=tmp_path)
+    assert process.code == 1
+    assert PAYLOADS[kind].named in " ".join(process.err.split())
+    assert "Traceback" not in process.err
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["donor"]
 
 
-def test_a_shard_that_is_hostile_is_found_when_it_is_read(tmp_path: Path) -> None:
+def test_a_malicious_shard_is_refused_when_it_is_read(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "donor", tiny_state_dict(torch.float32), shards=2)
     write_zip(
         folder / "pytorch_model-00002-of-00002.bin", call(name("os", "system"), text(f"touch {tmp_path}/ran")) + b"."
     )
-    done = surgeon("extract", "donor", "--output", "out", cwd=tmp_path)
-    assert (done.code, (tmp_path / "ran").exists(), (tmp_path / "out").exists()) == (1, False, False)
-    assert "os.system" in done.err
+    process = surgeon("extract", "donor", "--output", "out", cwd=tmp_path)
+    assert (process.code, (tmp_path / "ran").exists(), (tmp_path / "out").exists()) == (1, False, False)
+    assert "os.system" in process.err
 
 
-def test_a_pickle_that_is_no_zip_is_not_read(tmp_path: Path) -> None:
+def test_a_bare_pickle_is_not_read(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {})
     bare = call(name("os", "system"), text(f"touch {tmp_path}/ran")) + b"."
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
-        entry = tarfile.TarInfo("pickle")
-        entry.size = len(bare)
-        archive.addfile(entry, io.BytesIO(bare))
+        tar_entry = tarfile.TarInfo("pickle")
+        tar_entry.size = len(bare)
+        archive.addfile(tar_entry, io.BytesIO(bare))
     for content in (bare, legacy(f"{tmp_path}/ran"), tar.getvalue(), bare * 100):
         (tmp_path / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(CheckpointError):
@@ -151,8 +159,8 @@ def test_a_pickle_that_is_no_zip_is_not_read(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_follows_the_end_is_never_looked_at(tmp_path: Path) -> None:
-    """A second pickle behind the first, a second entry: what is read stays the description of tensors."""
+def test_anything_after_the_end_is_ignored(tmp_path: Path) -> None:
+    """A second pickle after the first and a second entry are ignored."""
     folder = write_checkpoint(tmp_path, {})
     evil = call(name("os", "system"), text(f"touch {tmp_path}/ran")) + b"."
     names = {tensor: tensor for tensor in tiny_state_dict(torch.float32)}
@@ -164,7 +172,7 @@ def test_what_follows_the_end_is_never_looked_at(tmp_path: Path) -> None:
 
 
 def test_attributes_of_a_state_dict_are_inert(tmp_path: Path) -> None:
-    """BUILD on the dict of tensors: torch keeps versions of modules there. Whatever stands there is thrown away."""
+    """BUILD on the dict of tensors, where torch stores the versions of modules, is ignored."""
     folder = write_checkpoint(tmp_path, {})
     names = list(tiny_state_dict(torch.float32))
     items = b"".join(text(tensor) + TENSOR + b"s" for tensor in names)
@@ -179,7 +187,7 @@ def test_attributes_of_a_state_dict_are_inert(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", LAUGHS)
 def test_a_billion_laughs(tmp_path: Path, kind: str) -> None:
-    """Values that double with each step, 2^200 in the end: as a result, a dict's value, arguments and a name."""
+    """Values that double 200 times, used as the result, as a value of a dict, as arguments and as a name."""
     write_checkpoint(tmp_path, {})
     bomb = LAUGHS[kind]
     for content in (

@@ -1,7 +1,7 @@
-"""What a power cut or a failing disk leaves of a half-read layer: the next run gives the right bytes all the same.
+"""After a power cut or a disk failure during an extraction, the next run still gives the right bytes.
 
-A journal is believed as far as the file of weights bears it out, so that its lines and the file are spoiled apart and
-together. `SURGEON_FUZZ=100000` runs more cases, `SURGEON_FUZZ_CASE=17` case 17 alone.
+The journal is only trusted if the file of weights confirms it, so the tests corrupt the journal, the weights, or both.
+`SURGEON_FUZZ=100000` runs more cases, `SURGEON_FUZZ_CASE=17` only case 17.
 """
 
 import json
@@ -31,7 +31,7 @@ STRETCH = 96
 
 
 class Link(FolderSource):
-    """A folder that is read as over a network: several ranges at once, of files whose version is known."""
+    """A folder that is read like a network source: several ranges in parallel, with known file versions."""
 
     kind = "url"
     connections = 4
@@ -58,12 +58,12 @@ def donor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def made(tmp_path: Path) -> None:
+def output_folder(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
 
 
 class GoneAtTheEnd(NullProgress):
-    """The network is gone when all of the weights were read, so that a whole journal is left."""
+    """Fails once all weights are read, which leaves a complete journal."""
 
     def end(self) -> None:
         raise SourceError("The network is gone.")
@@ -76,7 +76,7 @@ def extract(donor: Path, output: Path, dtype: str | None, progress: Progress | N
 
 
 def cut_off(donor: Path, output: Path, dtype: str | None) -> tuple[list[bytes], bytes]:
-    """The lines of the journal, in an order that does not depend on threads, and the file of weights."""
+    """Interrupt an extraction and return the lines of its journal, in a fixed order, and its weights."""
     with pytest.raises(SourceError):
         extract(donor, output, dtype, GoneAtTheEnd())
     partial = output.with_name(f".{output.name}.partial")
@@ -90,11 +90,11 @@ def cases() -> list[int]:
 
 
 def spoil(lines: list[bytes], weights: bytes, random: Random) -> tuple[bytes, bytes]:
-    """What is left of both files."""
+    """Return a corrupted journal and corrupted weights."""
     kind = random.random()
     lines = lines[: random.randint(1, len(lines))]
     if kind < 0.35:
-        # One line of the journal says something else, and is still a line.
+        # One line of the journal has other content, but is still valid JSON.
         number = random.randrange(len(lines))
         lines[number] = mutate_json(lines[number], random)
     elif kind < 0.5:
@@ -108,7 +108,7 @@ def spoil(lines: list[bytes], weights: bytes, random: Random) -> tuple[bytes, by
 
 
 def zeroed(weights: bytes, random: Random) -> bytes:
-    """Pages that were promised to the disk and never came there."""
+    """Zero some pages, as if they had never reached the disk."""
     page = random.choice((64, 512))
     spoiled = bytearray(weights)
     for _ in range(random.choice((1, 3, 100))):
@@ -118,57 +118,57 @@ def zeroed(weights: bytes, random: Random) -> bytes:
 
 
 def torn(weights: bytes, random: Random) -> bytes:
-    """A file that ends in its middle."""
+    """Truncate a file."""
     return weights[: random.randrange(len(weights))]
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
-def test_whatever_is_left_of_a_layer_the_next_run_is_right(donor: Path, tmp_path: Path, dtype: str | None) -> None:
+def test_the_next_run_is_right_after_any_corruption(donor: Path, tmp_path: Path, dtype: str | None) -> None:
     output, partial = tmp_path / "out" / "layer", tmp_path / "out" / ".layer.partial"
     expected = extract(donor, tmp_path / "expected", dtype).path
-    whole = {path.name: path.read_bytes() for path in expected.iterdir()}
+    intact_files = {path.name: path.read_bytes() for path in expected.iterdir()}
     lines, weights = cut_off(donor, output, dtype)
     assert len(lines) > 8
     with limited_memory():
         for number in cases():
             random = Random(f"journal {dtype} {number}")
-            left = spoil(lines, weights, random)
+            corrupted_files = spoil(lines, weights, random)
             partial.mkdir(exist_ok=True)
-            (partial / ".journal").write_bytes(left[0])
-            (partial / "model.safetensors").write_bytes(left[1])
+            (partial / ".journal").write_bytes(corrupted_files[0])
+            (partial / "model.safetensors").write_bytes(corrupted_files[1])
             with limited_work():
                 artifact = extract(donor, output, dtype)
-            made = {path.name: path.read_bytes() for path in artifact.path.iterdir()}
-            assert made == whole, f"SURGEON_FUZZ_CASE={number} with {dtype}"
+            written_files = {path.name: path.read_bytes() for path in artifact.path.iterdir()}
+            assert written_files == intact_files, f"SURGEON_FUZZ_CASE={number} with {dtype}"
             assert not partial.exists()
             for path in artifact.path.iterdir():
                 path.unlink()
             artifact.path.rmdir()
 
 
-def test_a_spoiled_artifact_in_the_way_is_kept_or_replaced(donor: Path, tmp_path: Path) -> None:
-    """An artifact whose config.json says something else is never taken for the layer, and never lost unasked."""
+def test_a_corrupted_artifact_is_kept_or_replaced(donor: Path, tmp_path: Path) -> None:
+    """An artifact with another config.json is never mistaken for the layer, and never deleted without `force`."""
     artifact = extract(donor, tmp_path / "layer", None).path
-    whole = {path.name: path.read_bytes() for path in artifact.iterdir()}
-    config = json.loads(whole["config.json"])
+    intact_files = {path.name: path.read_bytes() for path in artifact.iterdir()}
+    config = json.loads(intact_files["config.json"])
     for number in cases():
         random = Random(f"artifact in the way {number}")
-        said = mutate_json(whole["config.json"], random) if number else whole["config.json"]
-        (artifact / "config.json").write_bytes(said)
+        config_bytes = mutate_json(intact_files["config.json"], random) if number else intact_files["config.json"]
+        (artifact / "config.json").write_bytes(config_bytes)
         try:
             with limited_work():
                 again = extract(donor, artifact, None)
         except ArtifactError as error:
             check_error(error)
-            assert (artifact / "config.json").read_bytes() == said
+            assert (artifact / "config.json").read_bytes() == config_bytes
             continue
         finally:
             assert sorted(path.name for path in tmp_path.iterdir()) == ["donor", "layer", "made"], number
         assert again.config["sha256"] == config["sha256"], f"SURGEON_FUZZ_CASE={number}"
-        assert (artifact / "model.safetensors").read_bytes() == whole["model.safetensors"]
+        assert (artifact / "model.safetensors").read_bytes() == intact_files["model.safetensors"]
 
 
-def test_a_journal_of_another_form_is_started_over(donor: Path, tmp_path: Path) -> None:
+def test_an_invalid_journal_is_discarded(donor: Path, tmp_path: Path) -> None:
     output, partial = tmp_path / "layer", tmp_path / ".layer.partial"
     identity = cut_off(donor, output, None)[0][0]
     for line in (
@@ -191,7 +191,7 @@ def test_a_journal_of_another_form_is_started_over(donor: Path, tmp_path: Path) 
             artifact.path.rmdir()
 
 
-def test_a_layer_without_numbers_is_a_whole_artifact(tmp_path: Path) -> None:
+def test_a_layer_with_empty_tensors_is_a_valid_artifact(tmp_path: Path) -> None:
     shapes = {f"model.layers.{index}.{name}.weight": ("BF16", (0, 4), b"") for index in (0, 1) for name in ("a", "b")}
     (tmp_path / "donor").mkdir()
     write_safetensors(tmp_path / "donor" / "model.safetensors", shapes)

@@ -217,7 +217,7 @@ PAYLOADS = {
         ),
         "copyreg.add_extension",
     ),
-    "an extension": Payload(lambda p: call(b"\x82\x77", text(f"touch {p}")), "extensions (EXT1)", live=False),
+    "an extension": Payload(lambda p: call(b"\x82\x77", text(f"touch {p}")), "extension registry (EXT1)", live=False),
     "a pickle inside": Payload(
         lambda p: call(name("_pickle", "loads"), in_bytes(call(name("os", "system"), text(f"touch {p}")) + b".")),
         "_pickle.loads",

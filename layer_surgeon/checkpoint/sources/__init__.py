@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a local folder, a single local file, a Hub repo, a URL."""
+"""Where a checkpoint can be read from: a local folder, a single local file, a Hub repo or a URL."""
 
 import os
 import re
@@ -11,27 +11,27 @@ from layer_surgeon.errors import SourceNotFoundError
 
 __all__ = ["CHUNK_BYTES", "Chunk", "FileSource", "FolderSource", "Source", "open_source"]
 
-# The rule of huggingface_hub's validate_repo_id, loosely: one or two parts of letters, digits, `-`, `_` and `.`.
+# A loose form of huggingface_hub's validate_repo_id: one or two parts of letters, digits, `-`, `_` and `.`.
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 
 
 def open_source(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> Source:
-    """Open the place where a checkpoint lies: a URL, a path that exists, and else a repo on the Hub.
+    """Open the source of a checkpoint: a URL, an existing path or, failing those, a repo on the Hub.
 
-    Where HF_HUB_OFFLINE is set, a repo is read from the local Hub cache alone.
+    If HF_HUB_OFFLINE is set, a repo is read only from the local Hub cache.
 
     Args:
         source: A folder, a single checkpoint file, a repo id such as `meta-llama/Llama-3.1-8B`, or the URL of a folder
             or file (`https://`, `file://`, `hf://`, `s3://`, or another protocol of fsspec).
-        revision: Branch, tag or commit of a Hub repo; None is its main branch.
-        token: Access token for a Hub repo; None takes the one that is logged in.
+        revision: Branch, tag or commit of a Hub repo. None means the main branch.
+        token: Access token for a Hub repo. None uses the token of the current login.
 
     Raises:
-        SourceNotFoundError: There is neither such a path nor such a repo, or nothing at the URL.
-        SourceAccessError: The repo is gated or private, and the token is missing or not accepted.
-        SourceError: The place can't be reached.
+        SourceNotFoundError: Neither the path nor the repo exists, or there is nothing at the URL.
+        SourceAccessError: The repo is gated or private, and the token is missing or was rejected.
+        SourceError: The source can't be reached.
     """
     name = os.fspath(source)
     if isinstance(source, str) and is_url(source):
@@ -43,10 +43,10 @@ def open_source(
         return FileSource(path, name=name)
     if isinstance(source, os.PathLike) or not _REPO_ID.fullmatch(name):
         raise SourceNotFoundError(
-            f"There is no folder or file {name!r}, and that can't be a repo id on the Hub "
-            "(owner/name, such as meta-llama/Llama-3.1-8B; hf://owner/name/path for a part of one). Check the path."
+            f"There is no folder or file {name!r}, and it isn't a valid repo id on the Hub either (owner/name, such "
+            "as meta-llama/Llama-3.1-8B, or hf://owner/name/path for part of a repo). Check the path."
         )
-    # Local work must not pay for the Hub's client: huggingface_hub takes 0.3 s and 30 MB.
+    # Imported only when needed: huggingface_hub takes 0.3 s and 30 MB, which local files should not cost.
     from layer_surgeon.checkpoint.sources.hub import open_hub
 
     try:

@@ -1,4 +1,4 @@
-"""From a URL to the kind of place that it names."""
+"""Parse a URL and open the source that it names."""
 
 import os
 import re
@@ -12,65 +12,74 @@ from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
 from layer_surgeon.errors import SourceError, SourceNotFoundError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://.+", re.IGNORECASE)
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _OTHER_REPOS = ("datasets", "spaces", "buckets", "collections", "papers")
-# owner/name@revision/path; a revision has a slash only in the refs of pull requests and conversions.
-_HF = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<path>.*))?")
-_WEB = re.compile(r"(?P<repo>[^/]+(/[^/]+)?)(/(tree|blob|resolve)/(?P<revision>[^/]+)(/(?P<path>.*))?)?")
+# owner/name@revision/path. A revision contains a slash only in refs/pr/... and refs/convert/...
+_HF_URL_PATH = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<path>.*))?")
+_WEB_URL_PATH = re.compile(r"(?P<repo>[^/]+(/[^/]+)?)(/(tree|blob|resolve)/(?P<revision>[^/]+)(/(?P<path>.*))?)?")
 
 
 def is_url(name: str) -> bool:
-    """Whether `name` is a URL rather than a path or a repo id."""
+    """Return True if `name` is a URL, and not a path or a repo id."""
     return _URL.fullmatch(name) is not None
 
 
 def open_url(url: str, *, revision: str | None = None, token: str | bool | None = None) -> Source:
-    """Open the place that a URL names.
+    """Open the source that a URL names.
 
     Args:
-        url: `https://`, `file://`, `hf://`, `s3://`, or another protocol of fsspec; a folder, or a checkpoint file.
-        revision: For a URL of a Hub repo.
-        token: For a URL of a Hub repo. It is sent to the Hub alone.
+        url: URL of a folder or a checkpoint file: `https://`, `file://`, `hf://`, `s3://`, or another protocol of
+            fsspec.
+        revision: Branch, tag or commit. Only for a URL of a Hub repo.
+        token: Access token. Only for a URL of a Hub repo; it is sent to no other host.
 
     Raises:
-        SourceNotFoundError: There is nothing at that place.
-        SourceAccessError: It may not be read.
-        SourceError: It can't be read; or a revision is given for a place that has none.
+        SourceNotFoundError: There is nothing at the URL.
+        SourceAccessError: Reading it is not allowed.
+        SourceError: It can't be read, or a revision is given although the source has no revisions.
     """
     if re.match(r"[a-z0-9+.-]+://[^/]*::", url, re.IGNORECASE) and "[" not in url:
         raise SourceNotFoundError(
-            f"{url.partition('://')[0]}://...::... is a chain of file systems, which is not read. Name the inner place."
+            f"{url.partition('://')[0]}://...::... is a chain of file systems, which is not supported. "
+            "Give the URL of the inner file system."
         )
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         _ = parts.port
     except ValueError as error:
-        raise SourceNotFoundError(f"{url!r} is no URL: {error}. Check it.") from error
+        raise SourceNotFoundError(f"{url!r} is not a valid URL: {error}. Check it.") from error
     if not url.isprintable() or " " in url:
-        raise SourceNotFoundError(f"{url.split('?')[0]!r} is no URL: a space in it is written as %20. Check it.")
-    repo = hub_address(url)
-    if repo is not None:
-        if revision is not None and repo.revision not in (None, revision):
-            raise SourceError(f"{url} names the revision {repo.revision}, and {revision} is asked for. Leave one out.")
-        # huggingface_hub takes 0.3 s and 30 MB.
+        raise SourceNotFoundError(
+            f"{url.split('?')[0]!r} is not a valid URL: it contains a space or a control character. "
+            "Write a space as %20."
+        )
+    address = hub_address(url)
+    if address is not None:
+        if revision is not None and address.revision not in (None, revision):
+            raise SourceError(
+                f"{url} names the revision {address.revision}, but {revision} was requested. Remove one of the two."
+            )
+        # Imported only when needed: huggingface_hub takes 0.3 s and 30 MB.
         from layer_surgeon.checkpoint.sources.hub import open_hub
 
-        return open_hub(repo.repo_id, revision=repo.revision or revision, token=token, path=repo.path)
+        return open_hub(address.repo_id, revision=address.revision or revision, token=token, path=address.path)
     if revision is not None:
-        raise SourceError(f"{url} is no repo on the Hub and has no revisions. Leave it out.")
+        raise SourceError(f"{url} is not a repo on the Hub, so it has no revisions. Remove the revision.")
     if parts.scheme == "file":
         return _open_file_url(url)
     if parts.scheme in ("http", "https") and not host:
-        raise SourceNotFoundError(f"{url!r} names no host. Check it.")
+        raise SourceNotFoundError(f"{url!r} has no host name. Check it.")
     return _open_remote(url)
 
 
 def _open_file_url(url: str) -> Source:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise SourceNotFoundError(f"{url} names the host {parts.netloc}; a file URL has three slashes: file:///path.")
+        raise SourceNotFoundError(
+            f"{url} names the host {parts.netloc}, but a file URL has none. Write three slashes: file:///path."
+        )
     path = Path(unquote(parts.path))
     if path.is_dir():
         return FolderSource(path, name=str(path))
@@ -80,15 +89,15 @@ def _open_file_url(url: str) -> Source:
 
 
 def _open_remote(url: str) -> Source:
-    """A folder or file on a web server or in a file system of fsspec."""
-    # Local work must not pay for clients: fsspec takes 0.1 s, huggingface_hub 0.3 s and 30 MB.
+    """Open a folder or file on a web server or in a file system of fsspec."""
+    # Imported only when needed: fsspec takes 0.1 s, huggingface_hub 0.3 s and 30 MB.
     from layer_surgeon.checkpoint.sources.url import Remote, UrlSource
 
     parts = urlsplit(url)
     folder, file = parts._replace(path=parts.path.rstrip("/"), fragment=""), None
-    if folder.path.lower().endswith(_WEIGHTS):
-        path, _, last = folder.path.rpartition("/")
-        folder, file = folder._replace(path=path), last
+    if folder.path.lower().endswith(_WEIGHT_SUFFIXES):
+        parent, _, file = folder.path.rpartition("/")
+        folder = folder._replace(path=parent)
     remote: Remote
     if parts.scheme in ("http", "https"):
         from layer_surgeon.checkpoint.sources.http_files import HttpFiles
@@ -98,19 +107,19 @@ def _open_remote(url: str) -> Source:
     else:
         from layer_surgeon.checkpoint.sources.fsspec_files import FsspecFiles
 
-        # urlunsplit drops the slashes of an empty host, as in memory:///folder.
+        # Not urlunsplit: it drops the slashes before an empty host, as in memory:///folder.
         remote = FsspecFiles(f"{parts.scheme}://{folder.netloc}{folder.path}")
     return UrlSource(remote, name=without_secrets(url).rstrip("/"), file=file)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubAddress:
-    """A model repo on the Hub, as a URL names it.
+    """A model repo on the Hub, parsed from a URL.
 
     Attributes:
-        repo_id: The repo.
-        revision: Branch, tag or commit; None where the URL names none.
-        path: A subfolder or a file of the repo; empty for the repo itself.
+        repo_id: The repo id.
+        revision: Branch, tag or commit; None if the URL names none.
+        path: A subfolder or file of the repo; empty for the whole repo.
     """
 
     repo_id: str
@@ -119,27 +128,27 @@ class HubAddress:
 
 
 def hub_address(url: str) -> HubAddress | None:
-    """The model repo that a URL of the Hub's pages or an `hf://` URL names; None for any other URL.
+    """Parse the URL of a page on the Hub or an `hf://` URL. Returns None for any other URL.
 
     Raises:
-        SourceNotFoundError: It is a URL of the Hub, and names no model repo.
+        SourceNotFoundError: It is a URL of the Hub, but does not name a model repo.
     """
     parts = urlsplit(url)
     if parts.scheme == "hf":
-        rest, pattern = f"{parts.netloc}{parts.path}", _HF
+        repo_path, pattern = f"{parts.netloc}{parts.path}", _HF_URL_PATH
     elif parts.scheme in ("http", "https") and parts.netloc in (
         *_HUB_HOSTS,
         urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc or _HUB_HOSTS[0],
     ):
-        rest, pattern = parts.path, _WEB
+        repo_path, pattern = parts.path, _WEB_URL_PATH
     else:
         return None
-    rest = rest.strip("/").removeprefix("models/")
-    match = pattern.fullmatch(rest)
-    if match is None or rest.split("/")[0] in _OTHER_REPOS:
+    repo_path = repo_path.strip("/").removeprefix("models/")
+    match = pattern.fullmatch(repo_path)
+    if match is None or repo_path.split("/")[0] in _OTHER_REPOS:
         raise SourceNotFoundError(
-            f"{url} names no model repo on the Hub. Give https://huggingface.co/owner/name, with /tree/revision after "
-            "it for another revision, or hf://owner/name@revision."
+            f"{url} does not name a model repo on the Hub. Use https://huggingface.co/owner/name, with /tree/revision "
+            "at the end for another revision, or hf://owner/name@revision."
         )
     revision = match["revision"]
     return HubAddress(

@@ -1,57 +1,61 @@
-"""The one kind of object that reads: a place where a checkpoint's files lie."""
+"""`Source`, the protocol of the objects that read a checkpoint's files. Nothing else does I/O on them."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
 Chunk = bytes | bytearray | memoryview
 
-# Reading and writing 1 MiB at a time is as fast as any larger step (stdlib copy of 1.7 GB: 0.64 s with 1 MiB and with
-# 8 MiB), and keeps a process that copies 141 GB shards at the size of its interpreter.
+# Larger chunks are no faster: the standard library copies 1.7 GB in 0.64 s with 1 MiB chunks and with 8 MiB chunks.
+# With 1 MiB, a process that copies 141 GB of shards needs hardly more memory than its interpreter.
 CHUNK_BYTES = 1 << 20
 
 
 class Source(Protocol):
     """A folder, a file, a Hub repo or a URL. Files are named by POSIX paths relative to its root.
 
-    Making one checks that the place exists, and for a Hub repo resolves the revision to a commit at which everything
-    is then read. `read_range` and `stream_range` may be called from several threads at once.
+    The constructor checks that the source exists. For a Hub repo it also resolves the revision to a commit, and
+    everything is then read at that commit. `read_range` and `stream_range` are thread-safe.
 
-    Every method raises SourceError (SourceNotFoundError: no such file; SourceAccessError: no right to read it;
-    SourceChangedError: the file is no longer the one that was read before).
+    Every method raises SourceError: SourceNotFoundError if the file does not exist, SourceAccessError if reading it is
+    not allowed, and SourceChangedError if the file has changed since it was first read.
     """
 
     name: str
-    """What the user typed: a path, a repo id or a URL, without secrets."""
+    """The path, repo id or URL that the user typed, without secrets."""
 
     kind: str
     """`folder`, `file`, `hub` or `url`."""
 
     commit: str | None
-    """The 40-hex commit that is read; None where a place has none."""
+    """The commit that is read, as 40 hex digits; None if the source has no commits."""
 
     connections: int
-    """How many ranges are worth reading at once: 1 for a local disk."""
+    """How many ranges to read in parallel: 1 for a local disk."""
 
     def list_files(self) -> dict[str, int | None]:
-        """All files and their sizes in bytes; None where a size is not known without asking."""
+        """Return the size in bytes of every file, or None for a size that takes another request to find out."""
 
     def size(self, file: str) -> int:
-        """The size of `file` in bytes."""
+        """Return the size of `file` in bytes."""
 
     def version(self, file: str) -> str | None:
-        """What differs as soon as `file` holds other bytes, today and in a later run; None where nothing tells it.
+        """Return a string that changes whenever the content of `file` changes; None if the source offers none.
 
-        An extraction that was cut off is gone on with only where this is known and is what it was.
+        The string stays valid across runs: an interrupted extraction is resumed only if the version is known and
+        unchanged.
         """
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
-        """The whole of a small file (config.json, an index, a licence); SourceError where it is over `max_bytes`."""
+        """Return the whole content of a small file (config.json, an index, a licence).
+
+        Raises SourceError if the file is larger than `max_bytes`.
+        """
 
     def read_range(self, file: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`; SourceError where the file is too short."""
+        """Return exactly `length` bytes from `start`. Raises SourceError if the file is too short."""
 
     def stream_range(self, file: str, start: int, length: int) -> Iterator[Chunk]:
-        """Exactly `length` bytes from `start`, in chunks of about `CHUNK_BYTES`; retries are made inside.
+        """Yield exactly `length` bytes from `start`, in chunks of about `CHUNK_BYTES`. Retries happen internally.
 
-        A chunk is valid until the next one is asked for: its buffer may be used again.
+        A chunk is only valid until the next one is requested, because its buffer may be reused.
         """

@@ -1,4 +1,4 @@
-"""From what a body brings, piece by piece, to chunks of one size whose number of bytes is exact."""
+"""Gather the pieces of a response body into chunks of equal size, and check the total number of bytes."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -7,45 +7,47 @@ from layer_surgeon.checkpoint.sources.hub_errors import TroubleError
 
 
 def gather(
-    length: int, pieces: Iterable[bytes], who: object, broken: Callable[[str], TroubleError]
+    length: int, pieces: Iterable[bytes], sender: object, bad_answer: Callable[[str], TroubleError]
 ) -> Iterator[memoryview]:
-    """`pieces`, gathered into chunks of CHUNK_BYTES in one buffer. The last one waits until the body has ended.
+    """Gather `pieces` into chunks of CHUNK_BYTES that share one buffer.
+
+    The last chunk is only yielded once the body has ended.
 
     Args:
-        length: How many bytes there have to be.
+        length: The expected number of bytes.
         pieces: The body, as it arrives.
-        who: Who sends it, as the subject of a sentence.
-        broken: Makes the error for an answer that breaks the rules.
+        sender: The host that sends it, used as the subject of error messages.
+        bad_answer: Builds the error for an answer that breaks the protocol, from a description.
 
     Raises:
-        TroubleError: There are more bytes, or fewer.
-        Exception: What the client raised while the body arrived.
+        TroubleError: The body has more or fewer bytes than expected.
+        Exception: Any exception that the client raises while the body arrives.
     """
     buffer = bytearray(min(CHUNK_BYTES, length))
     view = memoryview(buffer)
     filled = done = 0
-    arriving = iter(pieces)
+    remaining_pieces = iter(pieces)
     while True:
         try:
-            piece = next(arriving, None)
+            piece = next(remaining_pieces, None)
         except Exception:
-            # What arrived of a body that was cut off is good, and need not be asked for again.
+            # The body was cut off, but the bytes so far are good and need not be requested again.
             if filled:
                 yield view[:filled]
             raise
         if piece is None:
             break
         if done + filled + len(piece) > length:
-            raise broken(f"it sent more than the {length} bytes that were asked for")
-        rest = memoryview(piece)
-        while rest:
+            raise bad_answer(f"it sent more than the {length} bytes that were requested")
+        unread = memoryview(piece)
+        while unread:
             if filled == len(buffer):
                 yield view
                 done, filled = done + filled, 0
-            count = min(len(rest), len(buffer) - filled)
-            view[filled : filled + count] = rest[:count]
-            filled, rest = filled + count, rest[count:]
+            count = min(len(unread), len(buffer) - filled)
+            view[filled : filled + count] = unread[:count]
+            filled, unread = filled + count, unread[count:]
     if filled:
         yield view[:filled]
     if done + filled < length:
-        raise TroubleError(f"{who} ended its answer after {done + filled} of {length} bytes")
+        raise TroubleError(f"{sender} ended its response after {done + filled} of {length} bytes")

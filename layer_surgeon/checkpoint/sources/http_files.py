@@ -1,4 +1,4 @@
-"""Plain http(s) folders: no listing, one request per range, each answer checked before its first byte is used."""
+"""Read folders on plain web servers: no listing, one request per range, each response checked before it is used."""
 
 import atexit
 import re
@@ -30,119 +30,133 @@ from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceErr
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _NUMBER = re.compile(r"\d{1,18}")
 _EMPTY_RANGE = re.compile(r"bytes \*/0")
-# A web server need not list a folder, so that the names that a checkpoint's files have are asked for one by one.
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_TEXTS = ("config.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
-_ASKED_AT_ONCE = 8
+# Web servers usually don't list folders, so the usual names of a checkpoint's files are requested one by one.
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_TEXT_FILES = (
+    "config.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+)
+_PARALLEL_REQUESTS = 8
 
 
 class HttpFiles:
-    """A folder on a web server. May be used from several threads at once.
+    """A folder on a web server. Thread-safe.
 
     Args:
-        url: The folder's URL. What follows a `?` in it goes along with each request, as signatures need it.
+        url: The folder's URL. Its query string is sent with every request, because it may be a signature.
     """
 
     limits = HubLimits()
-    """Timeouts and tries. An attribute of the class, so that tests need not wait."""
+    """Timeouts and retries. A class attribute, so that tests can shorten the waits."""
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
         self._host = self._parts.hostname or ""
 
     def list_files(self, file: str | None) -> dict[str, int | None]:
-        """Those of a checkpoint's usual files that are there; the shards are the ones that the index names."""
-        names = (file, *_TEXTS) if file is not None else (*_WEIGHTS, *INDEX_FILES, *_TEXTS)
-        with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="list") as pool:
+        """Return the sizes of the usual checkpoint files that exist, and the shards that the index names."""
+        names = (file, *_TEXT_FILES) if file is not None else (*_WEIGHT_FILES, *INDEX_FILES, *_TEXT_FILES)
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="list") as pool:
             answers = dict(zip(names, pool.map(self._probe, names), strict=True))
         stats = {name: answer for name, answer in answers.items() if isinstance(answer, Stat)}
-        wanted = (file,) if file is not None else (*_WEIGHTS, *INDEX_FILES)
-        if not any(name in stats for name in wanted):
+        candidate_weights = (file,) if file is not None else (*_WEIGHT_FILES, *INDEX_FILES)
+        if not any(name in stats for name in candidate_weights):
             raise self._none_found(file, [answer for answer in answers.values() if not isinstance(answer, Stat)])
-        found: dict[str, int | None] = {name: stat.size for name, stat in stats.items()}
+        sizes: dict[str, int | None] = {name: stat.size for name, stat in stats.items()}
         if file is not None:
-            # The other parts of a split model are asked for when their turn comes.
-            found |= {part: None for part in parts_of(file) if part not in found}
+            # The other parts of a split model are requested when they are read.
+            sizes |= {part: None for part in parts_of(file) if part not in sizes}
         for index in INDEX_FILES:
             if (stat := stats.get(index)) is not None and stat.size <= MAX_INDEX_BYTES:
                 for shard in shards_of_index(b"".join(map(bytes, self.read(index, 0, stat.size, stat)))):
-                    found.setdefault(shard, None)
-        return found
+                    sizes.setdefault(shard, None)
+        return sizes
 
     def stat(self, file: str) -> Stat:
-        """Size and version, from a request for the first byte: some servers don't answer HEAD, and few get it wrong."""
-        with self._answer(file, "bytes=0-0") as response:
+        """Request the size and version of a file.
+
+        Asks for the first byte with GET, because some servers don't answer HEAD.
+        """
+        with self._request(file, "bytes=0-0") as response:
             if response.status_code == 416 and _EMPTY_RANGE.fullmatch(response.headers.get("content-range", "")):
                 return _stat(0, response)
             self._check_status(file, response, 200, 206)
             self._check_encoding(file, response)
             if response.status_code == 206:
-                said = response.headers.get("content-range", "").strip()
-                match = _CONTENT_RANGE.fullmatch(said)
+                content_range = response.headers.get("content-range", "").strip()
+                match = _CONTENT_RANGE.fullmatch(content_range)
                 if match is None or match.group(1, 2) != ("0", "0"):
-                    raise self._broken(file, f"asked for its first byte, it sent Content-Range {said!r}")
+                    raise self._bad_answer(
+                        file, f"for a request of the first byte, it sent Content-Range {content_range!r}"
+                    )
                 size = match[3]
             else:
-                # Nothing of the body is read: it may be the whole file.
+                # The body is not read: it may be the whole file.
                 size = response.headers.get("content-length", "")
             if not _NUMBER.fullmatch(size):
-                raise self._broken(file, "it does not say how large the file is")
+                raise self._bad_answer(file, "it does not report the size of the file")
             return _stat(int(size), response)
 
     def read(self, file: str, start: int, length: int, stat: Stat) -> Iterator[memoryview]:
-        """One request; for the whole of a file one without a range, which every server can answer."""
+        """Read a range with one request. A whole file is requested without a range, which every server supports."""
         whole = (start, length) == (0, stat.size)
-        with self._answer(file, None if whole else f"bytes={start}-{start + length - 1}") as response:
+        with self._request(file, None if whole else f"bytes={start}-{start + length - 1}") as response:
             self._check_status(file, response, 200 if whole else 206)
             self._check_encoding(file, response)
             size = str(stat.size)
             if not whole:
-                said = response.headers.get("content-range", "").strip()
-                match = _CONTENT_RANGE.fullmatch(said)
+                content_range = response.headers.get("content-range", "").strip()
+                match = _CONTENT_RANGE.fullmatch(content_range)
                 if match is None or match.group(1, 2) != (str(start), str(start + length - 1)):
-                    raise self._broken(
-                        file, f"asked for bytes {start}-{start + length - 1}, it sent Content-Range {said!r}"
+                    raise self._bad_answer(
+                        file, f"for bytes {start}-{start + length - 1}, it sent Content-Range {content_range!r}"
                     )
                 size = match[3]
             elif "content-length" in response.headers:
                 size = response.headers["content-length"]
-            now = _stat(int(size) if _NUMBER.fullmatch(size) else -1, response)
-            if now != stat:
-                raise changed(f"{file} at {self._host}", stat, now)
+            current_stat = _stat(int(size) if _NUMBER.fullmatch(size) else -1, response)
+            if current_stat != stat:
+                raise changed(f"{file} at {self._host}", stat, current_stat)
             if (announced := response.headers.get("content-length", str(length))) != str(length):
-                raise self._broken(file, f"it announced {announced} bytes where {length} were asked for")
-            yield from gather(length, response.iter_raw(), f"{self._host}", partial(self._broken, file))
+                raise self._bad_answer(file, f"it announced {announced} bytes, but {length} were requested")
+            yield from gather(length, response.iter_raw(), f"{self._host}", partial(self._bad_answer, file))
 
     def _probe(self, file: str) -> Stat | LayerSurgeonError:
-        """What is known of a file that may be there, or the error that says that it is not."""
+        """Return the size and version of a file that may exist, or the error if it doesn't."""
 
         def ask() -> Stat | LayerSurgeonError:
             try:
                 return self.stat(file)
             except (SourceNotFoundError, SourceAccessError) as error:
-                # S3 without the right to list says 403 for what does not exist.
+                # Without the right to list, S3 answers 403 for a file that does not exist.
                 return error
 
         return retried(Tries(f"{file} at {self._host}", self.limits, self.limits.contact_tries), ask)
 
     def _none_found(self, file: str | None, errors: list[LayerSurgeonError]) -> LayerSurgeonError:
         if file is not None:
-            return errors[0]  # the first name that was asked for
+            return errors[0]  # the error of `file` itself, which was requested first
         refused = [error for error in errors if isinstance(error, SourceAccessError)]
         if refused:
             return refused[0]
         return SourceNotFoundError(
-            f"There is no checkpoint at {self._shown('')}: no {', no '.join((*_WEIGHTS, *INDEX_FILES))}. Check "
-            "the URL of the folder, or give the URL of the file itself if it has another name (model.Q4_K_M.gguf)."
+            f"There is no checkpoint at {self._safe_url('')}: no {', no '.join((*_WEIGHT_FILES, *INDEX_FILES))}. "
+            "Check the folder's URL. If the file has another name (model.Q4_K_M.gguf), give its own URL."
         )
 
     @contextmanager
-    def _answer(self, file: str, wanted: str | None) -> Iterator[Any]:
-        """The answer to one request, its body not read yet, and the client's exceptions as TroubleError."""
-        # A server that may compress can answer a range with the whole file.
+    def _request(self, file: str, byte_range: str | None) -> Iterator[Any]:
+        """Send one request and yield its response with the body unread. Client exceptions become TroubleError."""
+        # A server that may compress can answer a range request with the whole file.
         headers = {"accept-encoding": "identity", "user-agent": f"layer_surgeon/{__version__}"}
-        if wanted is not None:
-            headers["range"] = wanted
+        if byte_range is not None:
+            headers["range"] = byte_range
         try:
             with _client().stream("GET", self._url(file), headers=headers, timeout=self.limits.timeout) as response:
                 yield response
@@ -151,72 +165,79 @@ class HttpFiles:
         except (CLIENT_ERROR, OSError) as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise TroubleError(
-                f"{self._host} did not answer as it should ({reason})",
-                advice="Check the network, the URL and the proxy settings, and run the same command again.",
+                f"{self._host} failed to respond ({reason})",
+                advice="Check the network, the URL and the proxy settings, then run the same command again.",
             ) from error
 
-    def _check_status(self, file: str, response: Any, *wanted: int) -> None:
+    def _check_status(self, file: str, response: Any, *expected_statuses: int) -> None:
         status = response.status_code
-        if status in wanted:
-            if status == 200 and 206 in wanted and _is_page(file, response):
-                raise SourceNotFoundError(f"{self._shown(file)} is a web page. Give the URL of the files themselves.")
+        if status in expected_statuses:
+            if status == 200 and 206 in expected_statuses and _is_page(file, response):
+                raise SourceNotFoundError(
+                    f"{self._safe_url(file)} is a web page, not a checkpoint file. "
+                    "Give the URL of the files themselves."
+                )
             return
         if status in (404, 410):
-            raise SourceNotFoundError(f"There is no {self._shown(file)} (status {status}). Check the URL.")
+            raise SourceNotFoundError(f"There is no {self._safe_url(file)} (status {status}). Check the URL.")
         if status in (401, 403, 407):
             raise SourceAccessError(
-                f"{self._host} refuses access to {self._shown(file)} (status {status}). If it wants a name and a "
-                "password, put them into the URL (https://name:password@host/...); a signed URL may have expired."
+                f"{self._host} refuses access to {self._safe_url(file)} (status {status}). "
+                "If it requires a login, put the name and password into the URL (https://name:password@host/...). "
+                "A signed URL may have expired."
             )
         if is_transient(status):
-            trouble = trouble_of_status(status, response.headers, who=self._host)
+            trouble = trouble_of_status(status, response.headers, sender=self._host)
             trouble.advice = "Try again later."
             raise trouble
         if status < 400 or status == 416:
-            # Nothing of the body is read: it may be a whole file of 5 GB.
-            raise self._broken(file, f"to a request with a range, it answered with status {status} instead of 206")
-        raise SourceError(f"{self._host} answered {status} when asked for {self._shown(file)}. Check it in a browser.")
+            # The body is not read: it may be a whole file of 5 GB.
+            raise self._bad_answer(file, f"it answered a range request with status {status} instead of 206")
+        raise SourceError(
+            f"{self._host} answered with status {status} for {self._safe_url(file)}. "
+            "Open the URL in a browser to check it."
+        )
 
     def _check_encoding(self, file: str, response: Any) -> None:
         if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-            raise self._broken(file, f"it sent the bytes with Content-Encoding {encoding}")
+            raise self._bad_answer(file, f"it compressed the bytes (Content-Encoding {encoding})")
 
-    def _broken(self, file: str, how: str) -> TroubleError:
+    def _bad_answer(self, file: str, problem: str) -> TroubleError:
         return TroubleError(
-            f"{self._host} does not answer as asked for {file}: {how}",
+            f"{self._host} gave a wrong response for {file}: {problem}",
             bad_answer=True,
-            advice="This server, or a proxy in front of it, can't serve parts of files: download the folder and give "
-            "its path, or put it on a server that knows Range requests (nginx, Apache, Caddy, S3).",
+            advice="This server, or a proxy in front of it, can't serve parts of files. Download the folder and use "
+            "its local path, or put it on a server that supports Range requests (nginx, Apache, Caddy, S3).",
         )
 
     def _url(self, file: str) -> str:
         parts = self._parts
         return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{quote(file)}", parts.query, ""))
 
-    def _shown(self, file: str) -> str:
-        """The URL without what may be a secret in it."""
+    def _safe_url(self, file: str) -> str:
+        """Return the URL of a file without user name, password and query string, which may be secret."""
         parts = self._parts
         host = parts.netloc.rpartition("@")[2]
         return urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/{quote(file)}", "", ""))
 
 
 def _is_page(file: str, response: Any) -> bool:
-    """Whether it is a web page: servers of single-page applications send theirs whatever is asked for."""
+    """Return True if the response is a web page. Servers of single-page applications send theirs for any URL."""
     return str(response.headers.get("content-type", "")).lower().startswith("text/html")
 
 
 def _stat(size: int, response: Any) -> Stat:
-    etag, time = response.headers.get("etag"), response.headers.get("last-modified")
-    # A weak tag promises the same meaning, not the same bytes: good enough to notice a change, not to go on from.
+    etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
+    # A weak ETag promises the same meaning, not the same bytes: enough to notice a change, but not to resume from.
     strong = None if etag is None or etag.startswith("W/") else etag
-    return Stat(size=size, version=plain_etag(etag) or time, lasting=strong or time)
+    return Stat(size=size, version=plain_etag(etag) or modified, lasting=strong or modified)
 
 
 @cache
 def _client() -> Any:
-    """A client like huggingface_hub's, without its hook that refuses all requests where HF_HUB_OFFLINE is set.
+    """Create a client like huggingface_hub's, but without the hook that refuses all requests if HF_HUB_OFFLINE is set.
 
-    That variable is about the Hub. A machine that can't reach it may well read from a server in its own network.
+    That variable is about the Hub. A machine that can't reach the Hub may still read from a server in its own network.
     """
     client = type(get_session())(follow_redirects=True)
     atexit.register(client.close)

@@ -1,4 +1,4 @@
-"""Checkpoints in a repo on the Hugging Face Hub, read in parts at one commit, without downloading them."""
+"""Read checkpoints in a repo on the Hugging Face Hub in ranges, at one commit, without downloading them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from layer_surgeon.errors import SourceAccessError, SourceError, SourceNotFoundE
 
 
 def open_hub(repo_id: str, *, revision: str | None = None, token: str | bool | None = None, path: str = "") -> Source:
-    """Open a model repo on the Hub or, where HF_HUB_OFFLINE is set, as far as it lies in the local Hub cache.
+    """Open a model repo on the Hub or, if HF_HUB_OFFLINE is set, the part of it that is in the local Hub cache.
 
     Args:
         repo_id: The repo, such as `meta-llama/Llama-3.1-8B`.
@@ -26,9 +26,9 @@ def open_hub(repo_id: str, *, revision: str | None = None, token: str | bool | N
         path: A subfolder of the repo, or a checkpoint file in it; empty for all of the repo.
 
     Raises:
-        SourceNotFoundError: There is no such repo, revision or path.
-        SourceAccessError: The repo is gated or private, and the token is missing or not accepted.
-        SourceError: The Hub can't be reached, or may not be asked and the cache has nothing of it.
+        SourceNotFoundError: The repo, revision or path does not exist.
+        SourceAccessError: The repo is gated or private, and the token is missing or was rejected.
+        SourceError: The Hub can't be reached, or HF_HUB_OFFLINE is set and the repo is not in the cache.
     """
     if constants.HF_HUB_OFFLINE:
         return CachedHubSource(repo_id, revision=revision, path=path)
@@ -36,13 +36,13 @@ def open_hub(repo_id: str, *, revision: str | None = None, token: str | bool | N
 
 
 class HubSource:
-    """A model repo on the Hub at one commit, which is settled when the object is made.
+    """A model repo on the Hub at one commit, which the constructor resolves.
 
-    A file of that commit that lies in the local Hub cache, with the size and hash that the Hub lists, is read there.
+    A file of that commit is read from the local Hub cache if it is there with the size and hash that the Hub lists.
 
-    What is checked of the bytes: a file that is read whole by its hash; a part of a file by the commit that the Hub
-    names for it, by its ETag, which has to stay the same, and by its position, its length and the file's size. A hash
-    of a part does not exist on the Hub, so that a server that sends wrong bytes of the right number is not found out.
+    A file that is read whole is checked against its hash. A part of a file is checked by the commit that the Hub
+    reports, by its ETag (which must not change), and by its position, its length and the size of the file. The Hub
+    offers no hash of a part, so a server that sends the right number of wrong bytes goes unnoticed.
 
     Args:
         repo_id: The repo, such as `meta-llama/Llama-3.1-8B`.
@@ -52,16 +52,17 @@ class HubSource:
         path: A subfolder of the repo, or a checkpoint file in it; empty for all of the repo.
 
     Raises:
-        SourceNotFoundError: There is no such repo, or no such revision or path of it.
-        SourceAccessError: The token is not valid.
-        SourceError: The Hub can't be reached, or limits the rate of requests.
+        SourceNotFoundError: The repo, revision or path does not exist.
+        SourceAccessError: The repo is gated or private, or the token is not valid.
+        SourceError: The Hub can't be reached, or its rate limit was exceeded.
     """
 
     kind = "hub"
-    # 436 MB over links of 80 ms and 50 MB/s each: 1.43 s over 8, 1.00 s over 16; 32 gain nothing on two cores.
+    # Measured with 436 MB, connections of 80 ms and 50 MB/s each, two cores: 1.43 s with 8, 1.00 s with 16, and no gain
+    # with 32.
     connections = 16
     limits = HubLimits()
-    """Timeouts and tries. An attribute of the class: making an object already asks the Hub."""
+    """Timeouts and retries. A class attribute, because the constructor already sends requests."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class HubSource:
         )
         info = self._ask_for_repo(headers)
         self.commit: str | None = info.sha
-        listed = {entry.rfilename: _listed(entry) for entry in info.siblings or []}
+        listed = {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or []}
         self._listed = {name: listed[file] for name, file in part_of_repo(listed, path).items()}
         if path and not self._listed:
             raise self._not_found(path)
@@ -88,25 +89,25 @@ class HubSource:
         self._files = HubFiles(self._asker, info.sha, headers, self.limits)
 
     def list_files(self) -> dict[str, int | None]:
-        """All files of the commit and their sizes, known since the object was made."""
+        """Return the sizes of all files of the commit, as listed by the constructor."""
         return {name: file.size for name, file in sorted(self._listed.items())}
 
     def size(self, file: str) -> int:
-        """The size of `file` in bytes."""
-        listed = self._find(file)
+        """Return the size of `file` in bytes."""
+        listed = self._listed_file(file)
         return retried(Tries(self._title(file), self.limits), lambda: self._files.size(listed))
 
     def version(self, file: str) -> str:
-        """The commit, and the hash that the Hub lists for the file in it."""
-        listed = self._find(file)
+        """Return the commit, and the hash that the Hub lists for the file."""
+        listed = self._listed_file(file)
         return f"{self.commit} {listed.sha256 or listed.blob_id or ''}".strip()
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
-        """The whole of a small file, compared with the hash that the Hub lists for it."""
-        listed = self._find(file)
+        """Return the whole content of a small file, checked against the hash that the Hub lists."""
+        listed = self._listed_file(file)
         if (size := self.size(file)) > max_bytes:
             raise SourceError(
-                f"{self._title(file)} has {size:,} bytes, over the {max_bytes:,} that such a file may have. "
+                f"{self._title(file)} has {size:,} bytes, more than the limit of {max_bytes:,} for such a file. "
                 "Check that it is the right file."
             )
         cached = self._cached.find(listed)
@@ -117,28 +118,28 @@ class HubSource:
         if not _has_listed_hash(listed, content):
             if cached is not None:
                 raise SourceError(
-                    f"{cached.root / listed.name} in the local Hub cache is damaged: it has other bytes than the Hub "
-                    f"lists. Remove it, or get it again with `hf download --force-download`."
+                    f"{cached.root / listed.name} in the local Hub cache is damaged: its hash differs from "
+                    f"the one that the Hub lists. Remove it, or get it again with `hf download --force-download`."
                 )
             raise SourceError(
-                f"{self._title(file)} arrived with other bytes than the Hub lists: its hash is wrong. "
-                "Something between here and the Hub changes what it carries (a mirror, a proxy): go around it."
+                f"{self._title(file)} was altered on the way: its hash differs from the one that the Hub lists. "
+                "A mirror or proxy between here and the Hub changes the content. Bypass it."
             )
         return content
 
     def read_range(self, file: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`."""
+        """Return exactly `length` bytes from `start`."""
         return b"".join(bytes(chunk) for chunk in self.stream_range(file, start, length))
 
     def stream_range(self, file: str, start: int, length: int) -> Iterator[memoryview]:
-        """Exactly `length` bytes from `start`, in chunks that share one buffer; retries go on where it stopped."""
+        """Yield exactly `length` bytes from `start`, in chunks that share one buffer, with retries."""
         size = self.size(file)
         if start < 0 or length < 0 or start + length > size:
             raise SourceError(
-                f"{self._title(file)} ends at byte {size:,}, but bytes {start:,} to {start + length:,} are wanted. "
-                "The file on the Hub is truncated, or the index that points into it belongs to another one."
+                f"{self._title(file)} ends at byte {size:,}, but bytes {start:,} to {start + length:,} were "
+                "requested. The file on the Hub is truncated, or the index belongs to another file. Check both."
             )
-        listed = self._find(file)
+        listed = self._listed_file(file)
         cached = self._cached.find(listed)
         if cached is not None:
             yield from cached.stream_range(listed.name, start, length)
@@ -148,7 +149,7 @@ class HubSource:
     def _title(self, file: str) -> str:
         return f"{file} of {self.name}"
 
-    def _find(self, file: str) -> HubFile:
+    def _listed_file(self, file: str) -> HubFile:
         if file not in self._listed:
             raise self._not_found(file)
         return self._listed[file]
@@ -156,11 +157,11 @@ class HubSource:
     def _not_found(self, file: str) -> SourceNotFoundError:
         return SourceNotFoundError(
             f"The repo {self._asker.repo_id} on {self.endpoint} has no file {file!r} at commit {self.commit}. "
-            f"See what it has at {self._asker.url}/tree/{self.commit}."
+            f"Its files are listed at {self._asker.url}/tree/{self.commit}."
         )
 
     def _ask_for_repo(self, headers: dict[str, str]) -> Any:
-        """The repo's commit and files, from one request."""
+        """Return the repo's commit and files, from one request."""
         api = HfApi(
             endpoint=self.endpoint,
             token=headers.get("authorization", "").removeprefix("Bearer ") or False,
@@ -180,24 +181,24 @@ class HubSource:
         try:
             info = retried(Tries(f"The repo {self._asker.repo_id}", self.limits, self.limits.contact_tries), ask)
         except HFValidationError as error:
-            raise SourceNotFoundError(f"{self._asker.repo_id!r} can't be a repo on the Hub: {error}") from error
+            raise SourceNotFoundError(f"{self._asker.repo_id!r} is not a valid repo id: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise self._no_hub() from error
+            raise self._not_a_hub() from error
         if not info.sha:
-            raise self._no_hub()
+            raise self._not_a_hub()
         return info
 
-    def _no_hub(self) -> SourceError:
+    def _not_a_hub(self) -> SourceError:
         return SourceError(
-            f"{self.endpoint} does not answer as a Hub does when it is asked for {self._asker.repo_id}. Check "
-            "HF_ENDPOINT, and whether the network wants a login in the browser first."
+            f"{self.endpoint} does not respond like a Hub when asked for {self._asker.repo_id}. Check HF_ENDPOINT, and "
+            "whether the network requires a login in the browser first."
         )
 
 
 def _headers(token: str | bool | None) -> dict[str, str]:
-    """What goes along with each request: who asks and, where there is one, the token."""
+    """Build the headers of every request: the user agent and, if there is one, the token."""
     if isinstance(token, str) and not (token.strip().isascii() and token.strip().isprintable()):
-        raise SourceAccessError("The access token holds characters that no token has. Copy it once more.")
+        raise SourceAccessError("The access token contains characters that are not allowed in a token. Copy it again.")
     try:
         headers: dict[str, str] = build_hf_headers(
             token=token.strip() or False if isinstance(token, str) else token,
@@ -209,19 +210,22 @@ def _headers(token: str | bool | None) -> dict[str, str]:
     return headers
 
 
-def _listed(entry: Any) -> HubFile:
-    lfs = entry.lfs
+def _hub_file(sibling: Any) -> HubFile:
+    lfs = sibling.lfs
     return HubFile(
-        name=entry.rfilename, size=entry.size, blob_id=entry.blob_id, sha256=lfs.sha256 if lfs is not None else None
+        name=sibling.rfilename,
+        size=sibling.size,
+        blob_id=sibling.blob_id,
+        sha256=lfs.sha256 if lfs is not None else None,
     )
 
 
 def _has_listed_hash(file: HubFile, content: bytes) -> bool:
-    """Whether `content` is what the Hub lists; True where it lists no hash."""
+    """Return True if `content` has the hash that the Hub lists, or if the Hub lists none."""
     if file.sha256 is not None:
         return hashlib.sha256(content).hexdigest() == file.sha256
     if file.blob_id is not None:
-        git = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
-        git.update(content)
-        return git.hexdigest() == file.blob_id
+        blob_hash = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+        blob_hash.update(content)
+        return blob_hash.hexdigest() == file.blob_id
     return True

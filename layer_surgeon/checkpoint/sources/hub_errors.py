@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hub, in sentences; and how long to wait before trying once more."""
+"""Explain the errors of the Hub and other servers, and decide how long to wait before a retry."""
 
 import logging
 import time
@@ -26,28 +26,28 @@ from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceErr
 _LOGGER = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# 425 is what a proxy says that does not take a repeated request yet; the rest is what huggingface_hub retries.
-_COME_BACK_LATER = (408, 425, 429)
-# Base of every exception of the HTTP client that this huggingface_hub uses: httpx up to 1.x, httpx2 from 2.0 on.
+# The status codes that huggingface_hub retries, and 425, with which a proxy defers a repeated request.
+_RETRY_STATUSES = (408, 425, 429)
+# Base class of all exceptions of huggingface_hub's HTTP client: httpx up to 1.x, httpx2 since 2.0.
 CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
-_SAID_ALOUD_SECONDS = 5.0
+_LOG_WAIT_FROM_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubLimits:
-    """How patient reading from the Hub is. All times are in seconds.
+    """Limits on timeouts and retries when reading from a server. All times are in seconds.
 
     Attributes:
-        tries: How often a request is made in all while answers are missing, cut off, or say to come back later. Tries
-            are counted anew after each `CHUNK_BYTES` that arrived.
-        contact_tries: The same for the first request of all: without a network, nobody wants to wait long to hear so.
-        bad_answer_tries: How often a request is made whose answers break the rules. A proxy that ignores ranges will
-            not learn it; a single broken server behind a balancer may have been bad luck.
-        base_wait: The wait before the second try; it doubles with each further one.
-        max_wait: What the doubling ends at.
-        longest_asked_wait: The longest wait that a server may ask for. The Hub counts in windows of 300 seconds.
-        connect_timeout: How long a connection may take to come up.
-        read_timeout: How long nothing at all may arrive; HF_HUB_DOWNLOAD_TIMEOUT.
+        tries: Maximum attempts per request if responses are missing, cut off, or ask to retry later. The count is reset
+            whenever `CHUNK_BYTES` have arrived.
+        contact_tries: The same for the very first request. It is lower, so that a missing network is reported soon.
+        bad_answer_tries: Maximum attempts if the responses break the protocol. A second attempt may reach another
+            server behind a load balancer. More would not help: a proxy that ignores ranges always does so.
+        base_wait: Wait before the second attempt. It doubles with each further attempt.
+        max_wait: Upper limit of the doubling wait.
+        longest_asked_wait: Longest wait that a server may ask for. The Hub's rate limits use windows of 300 seconds.
+        connect_timeout: Maximum time to establish a connection.
+        read_timeout: Maximum time without any data. Defaults to HF_HUB_DOWNLOAD_TIMEOUT.
     """
 
     tries: int = 6
@@ -61,61 +61,61 @@ class HubLimits:
 
     @property
     def timeout(self) -> tuple[float, float, float, float]:
-        """The timeouts of a request: connect, read, write, and waiting for a free connection of the pool."""
+        """The timeouts of a request: connect, read, write, and wait for a free connection in the pool."""
         return (self.connect_timeout, self.read_timeout, self.read_timeout, 10 * self.read_timeout)
 
 
 class TroubleError(Exception):
-    """One try failed, and another may succeed. Never leaves this package.
+    """One attempt failed, but another may succeed. Internal to this package.
 
     Args:
-        what: What was found, as a clause that ends without a full stop.
+        problem: Description of the problem, as a clause without a full stop.
         asked_wait: Seconds that the server asked to wait.
-        bad_answer: Whether the answer broke the rules, rather than not come.
-        stale_url: Whether another URL for the file may help.
-        at_once: Whether the first repetition need not wait.
-        advice: What the user can do if no try succeeds.
+        bad_answer: Whether the response broke the protocol. False if it is missing or incomplete.
+        stale_url: Whether a new URL for the file may help.
+        at_once: Whether the first retry can start without a wait.
+        advice: What the user can do if all attempts fail.
     """
 
     def __init__(
         self,
-        what: str,
+        problem: str,
         *,
         asked_wait: float | None = None,
         bad_answer: bool = False,
         stale_url: bool = False,
         at_once: bool = False,
-        advice: str = "Check the connection, and run the same command again: it goes on where it stopped.",
+        advice: str = "Check the connection and run the same command again: it resumes where it stopped.",
     ) -> None:
-        super().__init__(what)
-        self.what, self.asked_wait, self.bad_answer = what, asked_wait, bad_answer
+        super().__init__(problem)
+        self.problem, self.asked_wait, self.bad_answer = problem, asked_wait, bad_answer
         self.stale_url, self.at_once, self.advice = stale_url, at_once, advice
 
 
 class Tries:
-    """The tries that one reading has left.
+    """Count the failed attempts of one read, and wait between them.
 
     Args:
-        what: What is being read, as the subject of a sentence.
-        limits: How many tries there are.
-        tries: Another number of them than the limits'.
+        subject: The file or repo that is read, used as the subject of error messages.
+        limits: The timeouts and retries.
+        tries: Maximum number of attempts; None means `limits.tries`.
     """
 
-    def __init__(self, what: str, limits: HubLimits, tries: int | None = None) -> None:
-        self._what, self._limits = what, limits
+    def __init__(self, subject: str, limits: HubLimits, tries: int | None = None) -> None:
+        self._subject, self._limits = subject, limits
         self._tries = limits.tries if tries is None else tries
         self._failed = 0
         self._bad_answers = 0
 
     def start_over(self) -> None:
-        """Count anew, because something was achieved. Answers that break the rules stay counted."""
+        """Reset the count after progress. Responses that broke the protocol stay counted."""
         self._failed = 0
 
     def wait(self, trouble: TroubleError) -> None:
-        """Wait until the next try is due.
+        """Wait until the next attempt is due.
 
         Raises:
-            SourceError: There is none, or the server asks for a longer wait than is allowed.
+            SourceError: No attempts are left, or the server asks for a longer wait than the limit.
         """
         self._failed += 1
         self._bad_answers += trouble.bad_answer
@@ -126,15 +126,15 @@ class Tries:
         spent = self._failed >= self._tries or self._bad_answers >= limits.bad_answer_tries
         if spent or seconds > limits.longest_asked_wait:
             times = f" (tried {self._failed} times)" if self._failed > 1 else ""
-            raise SourceError(f"{self._what} can't be read: {trouble.what}{times}. {trouble.advice}") from trouble
-        if seconds >= _SAID_ALOUD_SECONDS:
-            _LOGGER.warning("%s: %s. Next try in %.0f s.", self._what, trouble.what, seconds)
+            raise SourceError(f"{self._subject} can't be read: {trouble.problem}{times}. {trouble.advice}") from trouble
+        if seconds >= _LOG_WAIT_FROM_SECONDS:
+            _LOGGER.warning("%s: %s. Retrying in %.0f s.", self._subject, trouble.problem, seconds)
         if self._failed > 1 or not trouble.at_once:
             time.sleep(seconds)
 
 
 def retried(tries: Tries, action: Callable[[], _Result]) -> _Result:
-    """What `action` returns, once it does without trouble."""
+    """Call `action` until it succeeds, and return its result."""
     while True:
         try:
             return action()
@@ -144,13 +144,13 @@ def retried(tries: Tries, action: Callable[[], _Result]) -> _Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """Who asks a Hub for what: all that a message about a refusal needs to say.
+    """The context of a request to the Hub, as error messages need it.
 
     Attributes:
         endpoint: The Hub's URL.
         repo_id: The repo.
-        revision: What the user asked for; None is the main branch.
-        has_token: Whether an access token goes along.
+        revision: The revision that the user asked for; None is the main branch.
+        has_token: Whether an access token is sent.
     """
 
     endpoint: str
@@ -160,15 +160,15 @@ class Asker:
 
     @property
     def url(self) -> str:
-        """The repo's page, where conditions are accepted."""
+        """The URL of the repo's page, where users accept its conditions."""
         return f"{self.endpoint}/{self.repo_id}"
 
     @contextmanager
-    def asking_for(self, what: str) -> Iterator[None]:
-        """Turn what huggingface_hub and its HTTP client raise into TroubleError, or an error of ours.
+    def asking_for(self, subject: str) -> Iterator[None]:
+        """Turn the exceptions of huggingface_hub and its client into TroubleError or an error of this package.
 
         Args:
-            what: The file that is asked for, or the repo itself.
+            subject: The file that is requested, or the repo itself, used in error messages.
         """
         try:
             yield
@@ -176,90 +176,98 @@ class Asker:
             raise
         except OfflineModeIsEnabled as error:
             raise SourceError(
-                f"{what} lies on the Hub, and HF_HUB_OFFLINE is set, so that the Hub may not be asked. Unset it, or "
-                "give the path of a local folder with the checkpoint."
+                f"{subject} is on the Hub, but HF_HUB_OFFLINE is set. Unset it, or give the path of a local "
+                "folder with the checkpoint."
             ) from error
         except HfHubHTTPError as error:
-            raise self._refusal(error, what) from error
+            raise self._refusal(error, subject) from error
         except (CLIENT_ERROR, OSError) as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise TroubleError(
-                f"{self.endpoint} or its CDN did not answer as it should ({reason})",
+                f"{self.endpoint} or its CDN failed to respond ({reason})",
                 stale_url=True,
-                advice="Check the network, HF_ENDPOINT and the proxy settings, and run the same command again.",
+                advice="Check the network, HF_ENDPOINT and the proxy settings, then run the same command again.",
             ) from error
 
-    def _refusal(self, error: HfHubHTTPError, what: str) -> LayerSurgeonError | TroubleError:
-        """The error that says what an error status of the Hub means. GatedRepoError is also a 'repo not found'."""
+    def _refusal(self, error: HfHubHTTPError, subject: str) -> LayerSurgeonError | TroubleError:
+        """Build the error that explains an error status of the Hub.
+
+        GatedRepoError is tested first, because it is a subclass of RepositoryNotFoundError.
+        """
         status = error.response.status_code
-        said = f' The Hub says: "{error.server_message}"' if error.server_message else ""
+        hub_message = f' The Hub says: "{error.server_message}"' if error.server_message else ""
         if isinstance(error, GatedRepoError):
-            return self._gated(said)
+            return self._gated(hub_message)
         if isinstance(error, RepositoryNotFoundError):
             return SourceNotFoundError(
                 f"There is no model repo {self.repo_id!r} on {self.endpoint}, or it is private and "
-                f"{'the token that was sent may not see it' if self.has_token else 'no token was sent'}. Check the "
-                "spelling; for a private repo, log in with `hf auth login` or pass the token of an account that may."
+                f"{'the token that was sent has no access' if self.has_token else 'no token was sent'}. Check the "
+                "spelling. For a private repo, log in with `hf auth login` or pass the token of an account with access."
             )
         if isinstance(error, RevisionNotFoundError):
             return SourceNotFoundError(
                 f"The repo {self.repo_id} on {self.endpoint} has no branch, tag or commit {self.revision!r}. "
-                f"Its branches and commits are listed at {self.url}/tree/main; leave the revision out for main."
+                f"Its branches and commits are listed at {self.url}/tree/main. Leave the revision out to read main."
             )
         if isinstance(error, EntryNotFoundError):
-            return SourceNotFoundError(f"{what} is not on {self.endpoint}. Check {self.url}/tree/main for its name.")
+            return SourceNotFoundError(f"{subject} is not on {self.endpoint}. Check its name at {self.url}/tree/main.")
         if is_transient(status):
-            return trouble_of_status(status, error.response.headers, who="the Hub")
+            return trouble_of_status(status, error.response.headers, sender="the Hub")
         if status == 401:
-            return self._unauthorized(said)
+            return self._unauthorized(hub_message)
         if status == 403 or isinstance(error, DisabledRepoError):
-            return SourceAccessError(f"The Hub refuses access to {what} (status {status}).{said} See {self.url}.")
-        return SourceError(f"The Hub answered {status} when asked for {what}.{said} Check {self.url} in a browser.")
+            return SourceAccessError(
+                f"The Hub refuses access to {subject} (status {status}).{hub_message} See {self.url}."
+            )
+        return SourceError(
+            f"The Hub answered with status {status} for {subject}.{hub_message} Check {self.url} in a browser."
+        )
 
-    def _gated(self, said: str) -> SourceAccessError:
+    def _gated(self, hub_message: str) -> SourceAccessError:
         if not self.has_token:
             return SourceAccessError(
                 f"{self.repo_id} is gated, and no access token was sent. Open {self.url}, log in and accept its "
-                "conditions; then run `hf auth login` here (or set HF_TOKEN, or pass a token) and try again."
+                "conditions. Then run `hf auth login` here (or set HF_TOKEN, or pass a token) and try again."
             )
         return SourceAccessError(
-            f"{self.repo_id} is gated, and the account of the token that was sent has not been granted access.{said} "
-            f"Open {self.url}, logged in as that account, and accept its conditions (some owners decide by hand); "
-            "a fine-grained token also needs the permission to read public gated repos."
+            f"{self.repo_id} is gated, and the account of the token that was sent has no access yet.{hub_message} "
+            f"Log in as that account, open {self.url} and accept its conditions (some owners approve each request). "
+            "A fine-grained token also needs the permission to read public gated repos."
         )
 
-    def _unauthorized(self, said: str) -> SourceAccessError:
+    def _unauthorized(self, hub_message: str) -> SourceAccessError:
         if not self.has_token:
             return SourceAccessError(
-                f"{self.endpoint} wants a login for {self.repo_id}, and no access token was sent.{said} "
+                f"{self.endpoint} requires a login for {self.repo_id}, but no access token was sent.{hub_message} "
                 "Run `hf auth login`, set HF_TOKEN, or pass a token."
             )
         return SourceAccessError(
-            f"{self.endpoint} does not know the access token that was sent: it is mistyped, expired or revoked.{said} "
-            f"Make a new one at {self.endpoint}/settings/tokens, and pass it or log in with `hf auth login`."
+            f"{self.endpoint} rejected the access token that was sent: it is mistyped, expired or "
+            f"revoked.{hub_message} Create a new one at {self.endpoint}/settings/tokens, then pass it or log in "
+            "with `hf auth login`."
         )
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may get another answer later."""
-    return status in _COME_BACK_LATER or status >= 500
+    """Return True if the same request may succeed later."""
+    return status in _RETRY_STATUSES or status >= 500
 
 
-def trouble_of_status(status: int, headers: Mapping[str, str], *, who: str) -> TroubleError:
-    """The trouble that a status such as 429 or 503 means, with the wait that its headers ask for."""
+def trouble_of_status(status: int, headers: Mapping[str, str], *, sender: str) -> TroubleError:
+    """Build the error for a status such as 429 or 503, with the wait that the headers ask for."""
     wait = _asked_wait(status, headers)
     if status != 429:
-        return TroubleError(f"{who} answered with status {status}", asked_wait=wait)
-    until = "" if wait is None else f", and asks to wait {wait:.0f} s"
+        return TroubleError(f"{sender} answered with status {status}", asked_wait=wait)
+    wait_request = "" if wait is None else f", wait {wait:.0f} s"
     return TroubleError(
-        f"{who} says that too many requests came from here (status 429{until})",
+        f"{sender} received too many requests from this machine (status 429{wait_request})",
         asked_wait=wait,
-        advice="Wait as long as asked and run the same command again; logged in (`hf auth login`) more is allowed.",
+        advice="Wait that long and run the same command again. The limits are higher after `hf auth login`.",
     )
 
 
 def _asked_wait(status: int, headers: Mapping[str, str]) -> float | None:
-    """The seconds that RateLimit or Retry-After, as a number or as a date, ask to wait."""
+    """Return the wait in seconds that RateLimit or Retry-After (a number or a date) asks for; None without one."""
     limit = parse_ratelimit_headers(headers) if status == 429 else None
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)

@@ -1,4 +1,4 @@
-"""Reading bytes of one commit's files over HTTP, each answer checked: nothing in huggingface_hub checks a range."""
+"""Read byte ranges of one commit's files over HTTP, and check every response. huggingface_hub checks no ranges."""
 
 import re
 import threading
@@ -35,9 +35,9 @@ class HubFile:
 
     Attributes:
         name: Its path in the repo.
-        size: In bytes; None where the Hub did not say.
-        blob_id: Its git object id, the sha1 that the Hub also gives as ETag of files that lie in git itself.
-        sha256: The hash of a file that lies outside git, on the CDN; None for one in git.
+        size: Size in bytes; None if the Hub did not report it.
+        blob_id: Its git object id. For files stored in git, the Hub sends this sha1 as the ETag.
+        sha256: The hash of a file stored outside git, on the CDN; None for a file stored in git.
     """
 
     name: str
@@ -47,13 +47,13 @@ class HubFile:
 
     @property
     def in_git(self) -> bool:
-        """Whether the Hub itself holds and serves it, and all about it is known without asking."""
+        """Whether the file is stored in git. The Hub itself serves it then, and no request is needed to locate it."""
         return self.sha256 is None and self.blob_id is not None and self.size is not None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where a file's bytes can be had for now: the Hub itself, or a signed URL of the CDN that will expire."""
+class _Location:
+    """The current URL of a file: on the Hub itself, or a signed URL of the CDN that will expire."""
 
     file: HubFile
     url: str
@@ -65,99 +65,102 @@ class _Place:
 
 
 class HubFiles:
-    """The bytes of the files of one commit. May be used from several threads at once.
+    """Reader for the files of one commit. Thread-safe.
 
     Args:
         asker: The Hub and the repo.
-        commit: The commit that everything is read at.
-        headers: What goes along with each request to the Hub; `authorization` stays off other hosts.
-        limits: Timeouts and tries.
+        commit: The commit that is read.
+        headers: Headers of every request. `authorization` is only sent to the Hub.
+        limits: Timeouts and retries.
     """
 
     def __init__(self, asker: Asker, commit: str, headers: dict[str, str], limits: HubLimits) -> None:
         self._asker, self._commit, self._limits = asker, commit, limits
         # A CDN that may compress can answer a range with the whole file (huggingface_hub#3778).
         self._headers = headers | {"accept-encoding": "identity"}
-        self._places: dict[str, _Place] = {}
+        self._locations: dict[str, _Location] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._etags: dict[tuple[str, str], str] = {}
 
     def size(self, file: HubFile) -> int:
-        """The size of `file` in bytes, asked for if the Hub's list did not say."""
+        """Return the size of `file` in bytes, with a request if the Hub did not list it."""
         return file.size if file.size is not None else self._locate(file).size
 
     def stream(self, file: HubFile, start: int, length: int) -> Iterator[memoryview]:
-        """Bytes `start` to `start + length`; after a fault it goes on from the byte that was reached."""
+        """Yield bytes `start` to `start + length`. After an error, resume at the byte that was reached."""
         tries = Tries(f"{file.name} of {self._asker.repo_id}", self._limits)
         done = 0
         while done < length:
             reached = done
-            place = None
+            location = None
             try:
-                place = self._locate(file)
-                for chunk in self._read(place, start + done, length - done, ranged=True):
+                location = self._locate(file)
+                for chunk in self._read(location, start + done, length - done, ranged=True):
                     yield chunk
                     done += len(chunk)
             except TroubleError as trouble:
                 if done - reached >= CHUNK_BYTES:
                     tries.start_over()
                 if trouble.stale_url:
-                    self._forget(place)
+                    self._forget(location)
                 tries.wait(trouble)
 
     def whole(self, file: HubFile) -> bytes:
-        """The whole of a file that lies in git, in one request without a range, if need be repeated from its start."""
+        """Return the whole content of a file stored in git. Retries start from the beginning, without a range."""
         tries = Tries(f"{file.name} of {self._asker.repo_id}", self._limits)
         while True:
             try:
-                place = self._locate(file)
-                return b"".join(bytes(chunk) for chunk in self._read(place, 0, place.size, ranged=False))
+                location = self._locate(file)
+                return b"".join(bytes(chunk) for chunk in self._read(location, 0, location.size, ranged=False))
             except TroubleError as trouble:
                 tries.wait(trouble)
 
-    def _locate(self, file: HubFile) -> _Place:
-        """Where `file` is read; asked once, however many threads want to know."""
+    def _locate(self, file: HubFile) -> _Location:
+        """Return the URL of `file`, requested once even if several threads need it."""
         with self._locks.setdefault(file.name, threading.Lock()):
-            if file.name not in self._places:
-                self._places[file.name] = self._resolve(file)
-            return self._places[file.name]
+            if file.name not in self._locations:
+                self._locations[file.name] = self._resolve(file)
+            return self._locations[file.name]
 
-    def _forget(self, place: _Place | None) -> None:
-        """Ask anew for the URL next time, unless another thread has already."""
-        if place is not None:
-            with self._locks.setdefault(place.file.name, threading.Lock()):
-                if self._places.get(place.file.name) is place:
-                    del self._places[place.file.name]
+    def _forget(self, location: _Location | None) -> None:
+        """Forget a URL, unless another thread has already replaced it, so that the next read requests a new one."""
+        if location is not None:
+            with self._locks.setdefault(location.file.name, threading.Lock()):
+                if self._locations.get(location.file.name) is location:
+                    del self._locations[location.file.name]
 
-    def _resolve(self, file: HubFile) -> _Place:
+    def _resolve(self, file: HubFile) -> _Location:
         asker = self._asker
         url = hf_hub_url(asker.repo_id, file.name, revision=self._commit, endpoint=asker.endpoint)
         if file.in_git and file.size is not None:
-            return _Place(file=file, url=url, size=file.size, host="the Hub")
+            return _Location(file=file, url=url, size=file.size, host="the Hub")
         head = self._head(file, url)
         self._check_commit(file, head.headers.get("x-repo-commit"))
         etag = plain_etag(head.headers.get("x-linked-etag") or head.headers.get("etag"))
-        # Of a mirror, the ETag may be something else than the sha256, and can only be compared with itself.
-        known = file.sha256 if _SHA256.fullmatch(etag or "") else None
-        self._check_etag(file, "the Hub", etag, known=known)
-        location = head.headers.get("location")
-        said = head.headers.get("x-linked-size") or (None if location else head.headers.get("content-length"))
-        size = int(said) if said and said.isdecimal() else file.size
+        # The ETag of a mirror may not be the sha256. Then it can only be compared with later ETags of the mirror.
+        known_etag = file.sha256 if _SHA256.fullmatch(etag or "") else None
+        self._check_etag(file, "the Hub", etag, known_etag=known_etag)
+        redirect_url = head.headers.get("location")
+        reported_size = head.headers.get("x-linked-size") or (
+            None if redirect_url else head.headers.get("content-length")
+        )
+        size = int(reported_size) if reported_size and reported_size.isdecimal() else file.size
         if size is None:
             raise SourceError(
-                f"{asker.endpoint} does not say how large {file.name} of {asker.repo_id} is, so that what arrives "
-                "could not be checked. Is HF_ENDPOINT a mirror? Try without it."
+                f"{asker.endpoint} does not report the size of {file.name} of {asker.repo_id}, so the download "
+                "can't be checked. If HF_ENDPOINT is a mirror, try without it."
             )
         if file.size is not None and size != file.size:
-            raise self._changed(file, f"it has {size:,} bytes, but was listed with {file.size:,}")
-        url = urljoin(str(head.url), location or "")
+            raise self._changed(file, f"it has {size:,} bytes, but the Hub lists {file.size:,}")
+        url = urljoin(str(head.url), redirect_url or "")
         host = "the Hub" if self._on_hub(url) else f"the CDN ({urlsplit(url).hostname})"
-        return _Place(file=file, url=url, size=size, host=host)
+        return _Location(file=file, url=url, size=size, host=host)
 
     def _head(self, file: HubFile, url: str) -> Any:
-        """The Hub's last answer before the CDN: it tells commit, size and hash, and where the bytes can be had.
+        """Return the Hub's last response before the CDN, with the commit, size, hash and URL of the file.
 
-        get_hf_file_metadata does the same, but up to 1.31 takes the token along to another port of the Hub's host.
+        huggingface_hub's get_hf_file_metadata is not used: up to 1.31 it also sends the token to other ports
+        of the Hub's host.
         """
         with self._asker.asking_for(f"{file.name} of {self._asker.repo_id}"):
             for _ in range(_MAX_REDIRECTS):
@@ -168,108 +171,108 @@ class HubFiles:
                 url = urljoin(url, head.headers.get("location", url))
                 if "location" not in head.headers or not self._on_hub(url):
                     return head
-        raise TroubleError(f"{self._asker.endpoint} redirects without end")
+        raise TroubleError(f"{self._asker.endpoint} redirects more than {_MAX_REDIRECTS} times")
 
-    def _read(self, place: _Place, start: int, length: int, *, ranged: bool) -> Iterator[memoryview]:
-        """One request, its answer checked before the first byte is handed on."""
+    def _read(self, location: _Location, start: int, length: int, *, ranged: bool) -> Iterator[memoryview]:
+        """Send one request, and check the response before the first byte is yielded."""
         headers = dict(self._headers)
         if ranged:
             headers["range"] = f"bytes={start}-{start + length - 1}"
-        if not self._on_hub(place.url):
+        if not self._on_hub(location.url):
             headers.pop("authorization", None)
         with (
-            self._asker.asking_for(f"{place.file.name} of {self._asker.repo_id}"),
+            self._asker.asking_for(f"{location.file.name} of {self._asker.repo_id}"),
             get_session().stream(
-                "GET", place.url, headers=headers, timeout=self._limits.timeout, follow_redirects=True
+                "GET", location.url, headers=headers, timeout=self._limits.timeout, follow_redirects=True
             ) as response,
         ):
-            self._check_status(place, response, 206 if ranged else 200)
-            self._check_headers(place, response, start, length, ranged=ranged)
-            yield from gather(length, response.iter_raw(), place, partial(_broken, place))
+            self._check_status(location, response, 206 if ranged else 200)
+            self._check_headers(location, response, start, length, ranged=ranged)
+            yield from gather(length, response.iter_raw(), location, partial(_bad_answer, location))
 
-    def _check_status(self, place: _Place, response: Any, wanted: int) -> None:
+    def _check_status(self, location: _Location, response: Any, expected_status: int) -> None:
         status = response.status_code
-        if status == wanted:
+        if status == expected_status:
             return
         if is_transient(status):
-            raise trouble_of_status(status, response.headers, who=str(place))
+            raise trouble_of_status(status, response.headers, sender=str(location))
         if status < 400 or status == 416:
-            # Nothing of the body is read: it may be a whole file of 5 GB.
-            raise _broken(place, f"to a request with a range, it answered with status {status} instead of {wanted}")
+            # The body is not read: it may be a whole file of 5 GB.
+            raise _bad_answer(location, f"it answered with status {status} instead of {expected_status}")
         if self._on_hub(str(response.url)):
             hf_raise_for_status(response)
-        # A signed URL that has expired, most of all. What became of the file, the Hub says when asked for a new URL.
+        # Most likely an expired signed URL. If the file itself has a problem, the request for a new URL will tell.
         raise TroubleError(
-            f"{place} answered with status {status}",
+            f"{location} answered with status {status}",
             stale_url=True,
             at_once=True,
-            advice="Is a proxy in the way, or this machine's clock wrong? Try again later.",
+            advice="Check for a proxy in between, and this machine's clock. Then try again later.",
         )
 
-    def _check_headers(self, place: _Place, response: Any, start: int, length: int, *, ranged: bool) -> None:
+    def _check_headers(self, location: _Location, response: Any, start: int, length: int, *, ranged: bool) -> None:
         headers = response.headers
         if (encoding := headers.get("content-encoding", "identity")) != "identity":
-            raise _broken(place, f"it sent the bytes with Content-Encoding {encoding}")
+            raise _bad_answer(location, f"it compressed the bytes (Content-Encoding {encoding})")
         if ranged:
             match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
-            if match is None or tuple(map(int, match.groups())) != (start, start + length - 1, place.size):
-                raise _broken(
-                    place,
-                    f"asked for bytes {start}-{start + length - 1} of {place.size}, it sent Content-Range "
+            if match is None or tuple(map(int, match.groups())) != (start, start + length - 1, location.size):
+                raise _bad_answer(
+                    location,
+                    f"for bytes {start}-{start + length - 1} of {location.size}, it sent Content-Range "
                     f"{headers.get('content-range')!r}",
                 )
-        if (said := headers.get("content-length", str(length))) != str(length):
-            raise _broken(place, f"it announced {said} bytes where {length} were asked for")
+        if (announced := headers.get("content-length", str(length))) != str(length):
+            raise _bad_answer(location, f"it announced {announced} bytes, but {length} were requested")
         on_hub = self._on_hub(str(response.url))
-        known = place.file.blob_id if on_hub and place.file.in_git else None
+        known_etag = location.file.blob_id if on_hub and location.file.in_git else None
         etag = plain_etag(headers.get("etag"))
-        self._check_etag(place.file, urlsplit(str(response.url)).netloc, etag, known=known)
-        if self._on_hub(place.url):
+        self._check_etag(location.file, urlsplit(str(response.url)).netloc, etag, known_etag=known_etag)
+        if self._on_hub(location.url):
             commits = [answer.headers.get("x-repo-commit") for answer in (*response.history, response)]
             for commit in filter(None, commits):
-                self._check_commit(place.file, commit)
-            if not any(commits) and known is not None and etag is None:
-                self._check_commit(place.file, None)
+                self._check_commit(location.file, commit)
+            if not any(commits) and known_etag is not None and etag is None:
+                self._check_commit(location.file, None)
 
     def _check_commit(self, file: HubFile, commit: str | None) -> None:
         if commit is None:
             raise SourceError(
-                f"{self._asker.endpoint} does not say which commit its {file.name} of {self._asker.repo_id} belongs "
-                "to (no X-Repo-Commit). Is HF_ENDPOINT a mirror, or a proxy in the way? Try without it."
+                f"{self._asker.endpoint} does not report the commit of {file.name} of {self._asker.repo_id} (no "
+                "X-Repo-Commit header). If HF_ENDPOINT is a mirror or a proxy is in between, try without it."
             )
         if commit != self._commit:
             raise self._changed(file, f"the Hub answered with commit {commit}")
 
-    def _check_etag(self, file: HubFile, where: str, etag: str | None, *, known: str | None) -> None:
-        """All answers for a file from one place must have one ETag; where there is none, nothing can be compared."""
+    def _check_etag(self, file: HubFile, host: str, etag: str | None, *, known_etag: str | None) -> None:
+        """Check that all responses for a file from one host have the same ETag. Without an ETag there is no check."""
         if etag is None:
             return
-        expected = self._etags.setdefault((file.name, where), known or etag)
+        expected = self._etags.setdefault((file.name, host), known_etag or etag)
         if etag != expected:
-            raise self._changed(file, f"its ETag at {where} is {etag}, and was {expected}")
+            raise self._changed(file, f"its ETag at {host} was {expected}, and is now {etag}")
 
-    def _changed(self, file: HubFile, how: str) -> SourceChangedError:
+    def _changed(self, file: HubFile, problem: str) -> SourceChangedError:
         return SourceChangedError(
-            f"{file.name} of {self._asker.repo_id} is no longer what it was at commit {self._commit}: {how}. "
-            "Start again, so that everything is read from one commit."
+            f"{file.name} of {self._asker.repo_id} does not match commit {self._commit}: {problem}. "
+            "Start again to read everything from one commit."
         )
 
     def _on_hub(self, url: str) -> bool:
         return _origin(url) == _origin(self._asker.endpoint)
 
 
-def _broken(place: _Place, how: str) -> TroubleError:
+def _bad_answer(location: _Location, problem: str) -> TroubleError:
     return TroubleError(
-        f"{place} does not answer as asked: {how}",
+        f"{location} gave a wrong response: {problem}",
         bad_answer=True,
         stale_url=True,
-        advice="Something between here and the Hub (a mirror in HF_ENDPOINT, a proxy) can't serve parts of files; "
-        "go around it, or download the repo and give the folder's path.",
+        advice="A mirror in HF_ENDPOINT or a proxy can't serve parts of files. Bypass it, or download the repo and "
+        "give the folder's path.",
     )
 
 
 def plain_etag(etag: str | None) -> str | None:
-    """The tag alone: how strongly it promises does not matter where only equal answers are let through."""
+    """Strip the weak marker and the quotes from an ETag: here it is only used to notice changes."""
     return etag.removeprefix("W/").strip('"') if etag else None
 
 

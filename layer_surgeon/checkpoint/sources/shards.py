@@ -1,4 +1,4 @@
-"""The files that belong together, known without a listing: from an index, or from the name of one part."""
+"""Find the files that belong together without a listing: from an index, or from the name of one part."""
 
 import re
 from collections.abc import Mapping
@@ -10,24 +10,25 @@ _T = TypeVar("_T")
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".index.json")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# The index of DeepSeek-V3, 163 shards and 91,991 tensors, has 9 MB.
+# The index of DeepSeek-V3 (163 shards, 91,991 tensors) is 9 MB.
 MAX_INDEX_BYTES = 50_000_000
-# JSON grows when it is parsed: 24 MB of `{},` took 590 MB, and a header of 430,000 tensors without numbers 370 MB and
-# 4 s. A part costs up to 110 bytes and 1 us; a header has some 11 of them for each tensor, an index one.
+# JSON grows when it is parsed: 24 MB of `{},` took 590 MB of memory; a header of 430,000 tensors without numbers took
+# 370 MB and 4 s. Each part (`,`, `[` or `{`) costs up to 110 bytes and 1 us. A header has about 11 per tensor, an index
+# has one.
 _MAX_JSON_PARTS = 1_200_000
-# How llama-gguf-split and gguf's writer name the parts of a model, counted from 1.
+# The names that llama-gguf-split and gguf's writer give to the parts of a model, counted from 1.
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 
 
 def has_many_parts(raw: bytes) -> bool:
-    """Whether JSON text is of more parts than any index or header is, so that it had better not be parsed."""
+    """Return True if JSON text has more parts than any real index or header. Parsing it would take too much memory."""
     return sum(raw.count(part) for part in (b",", b"[", b"{")) > _MAX_JSON_PARTS
 
 
 def shards_of_index(raw: bytes) -> list[str]:
-    """The shards that an index names, as far as they lie inside the folder; [] for what is no index.
+    """Return the shards that an index names, without those outside the folder. Returns [] if it is not an index.
 
-    What is wrong with an index is said where it is used: here it only adds names of files.
+    Errors in the index are not reported here but by the code that uses it. This function only collects file names.
     """
     if has_many_parts(raw):
         return []
@@ -39,7 +40,7 @@ def shards_of_index(raw: bytes) -> list[str]:
 
 
 def parts_of(file: str) -> tuple[str, ...]:
-    """All parts of the split GGUF model that a file's name makes it a part of, in order; else the file alone."""
+    """Return all parts of the split GGUF model that `file` belongs to, in order; otherwise only `file`."""
     match = _PART.fullmatch(file)
     if match is None or not 0 < int(match["number"]) <= int(match["count"]):
         return (file,)
@@ -48,16 +49,16 @@ def parts_of(file: str) -> tuple[str, ...]:
 
 
 def without_other_models(files: Mapping[str, _T], file: str) -> dict[str, _T]:
-    """What belongs to the checkpoint that one file names: no other weights, but all parts of a split model.
+    """Drop the weights of other checkpoints from a listing. All parts of a split model are kept.
 
     Args:
-        files: What lies in its folder, by name.
-        file: The file's name there.
+        files: The entries of the folder, by file name.
+        file: Name of the checkpoint file.
     """
     parts = parts_of(file)
     return {name: value for name, value in files.items() if name in parts or not name.endswith(WEIGHTS)}
 
 
 def lies_inside(file: str) -> bool:
-    """Whether a name that an index gives is one of a file in the index's own folder, or below it."""
+    """Return True if a file name from an index stays in the index's folder or below it."""
     return file.isprintable() and not any(part in ("", ".", "..") or "\\" in part for part in file.split("/"))

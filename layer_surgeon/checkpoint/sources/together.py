@@ -1,4 +1,4 @@
-"""Small files that are needed together are asked for together: over a network their delays then count once."""
+"""Read several small files in parallel, which costs one network round trip instead of one per file."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -7,18 +7,18 @@ from layer_surgeon.checkpoint.sources.base import Source
 
 
 def read_files(source: Source, files: Mapping[str, int]) -> dict[str, bytes]:
-    """The whole of some small files.
+    """Read small files as a whole, in parallel if the source allows it.
 
     Args:
-        source: Where they lie.
-        files: Their names, and how many bytes each may have.
+        source: The source to read from.
+        files: The maximum size in bytes of each file, by name.
 
     Raises:
-        SourceError: One of them can't be read; of several, the first one's error.
+        SourceError: A file can't be read. If several can't, the error is that of the first.
     """
     workers = min(len(files), source.connections)
     if workers < 2:
-        return {file: source.read_file(file, limit) for file, limit in files.items()}
+        return {file: source.read_file(file, max_bytes) for file, max_bytes in files.items()}
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        reads = {file: pool.submit(source.read_file, file, limit) for file, limit in files.items()}
+        reads = {file: pool.submit(source.read_file, file, max_bytes) for file, max_bytes in files.items()}
         return {file: read.result() for file, read in reads.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints at a URL: a folder of files, or one file with its config beside it, read in parts and checked."""
+"""Read checkpoints at a URL: a folder, or one file with its config next to it. Files are read in ranges and checked."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from layer_surgeon.errors import SourceChangedError, SourceError, SourceNotFound
 
 @dataclass(frozen=True, kw_only=True)
 class Stat:
-    """What a place says about a file without sending it.
+    """The size and version of a remote file.
 
     Attributes:
-        size: In bytes.
-        version: Differs once the file was replaced: an ETag, a time. None where the place tells nothing.
-        lasting: A version that a later run may rely on too: one that promises equal bytes. None where there is none.
+        size: Size in bytes.
+        version: An ETag or a time, which changes when the file is replaced. None if the server sends neither.
+        lasting: A version that guarantees equal bytes, so a later run can rely on it too. None if there is none.
     """
 
     size: int
@@ -29,36 +29,43 @@ class Stat:
 
 
 class Remote(Protocol):
-    """A place behind a URL. Each method asks once, and raises TroubleError where a repetition may help."""
+    """A server or file system behind a URL.
+
+    Each method makes one attempt, and raises TroubleError if another one may succeed.
+    """
 
     limits: HubLimits
-    """Timeouts and tries."""
+    """Timeouts and retries."""
 
     def list_files(self, file: str | None) -> dict[str, int | None]:
-        """The files that a checkpoint in this folder can use; with `file`, that one and no other weights."""
+        """Return the sizes of the files that a checkpoint in this folder can use.
+
+        With `file`, leave out the weights of other checkpoints.
+        """
 
     def stat(self, file: str) -> Stat:
-        """The size and version of a file."""
+        """Return the size and version of a file."""
 
     def read(self, file: str, start: int, length: int, stat: Stat) -> Iterator[Chunk]:
-        """Exactly `length` bytes from `start` of the file that `stat` describes; SourceChangedError for another."""
+        """Yield exactly `length` bytes from `start`. Raises SourceChangedError if the file no longer matches `stat`."""
 
 
 class UrlSource:
-    """A folder at a URL, or one checkpoint file there and what lies beside it.
+    """A folder at a URL, or one checkpoint file with its neighbours.
 
-    What is checked of the bytes: their number, and that size and version of a file (its ETag or time of change, where
-    the place tells one) stay the same from the first to the last read. Places give no hash of a part of a file.
+    Two things are checked: the number of bytes, and that the size and version of each file (its ETag or modification
+    time, if the server sends one) stay the same from the first read to the last. There is no check against a hash,
+    because servers offer none for a part of a file.
 
     Args:
-        remote: The place.
-        name: The URL, without the secrets that it may hold.
-        file: The one checkpoint file that is meant; None is all of the folder.
+        remote: The server or file system.
+        name: The URL without secrets.
+        file: The checkpoint file to read; None for the whole folder.
 
     Raises:
-        SourceNotFoundError: There is no checkpoint's file.
-        SourceAccessError: Whoever asks may not read it.
-        SourceError: The place can't be reached.
+        SourceNotFoundError: The folder has no checkpoint files.
+        SourceAccessError: Reading it is not allowed.
+        SourceError: The server can't be reached.
     """
 
     kind = "url"
@@ -71,41 +78,41 @@ class UrlSource:
         self._stats: dict[str, Stat] = {}
         self._locks: dict[str, threading.Lock] = {}
         tries = Tries(f"The folder at {name}", remote.limits, remote.limits.contact_tries)
-        self._listed: Mapping[str, int | None] = retried(tries, lambda: remote.list_files(file))
+        self._listed_sizes: Mapping[str, int | None] = retried(tries, lambda: remote.list_files(file))
 
     def list_files(self) -> dict[str, int | None]:
-        """The files that a checkpoint can use, as found when the object was made."""
-        return dict(sorted(self._listed.items()))
+        """Return the files that a checkpoint can use, as listed by the constructor."""
+        return dict(sorted(self._listed_sizes.items()))
 
     def size(self, file: str) -> int:
-        """The size of `file` in bytes."""
+        """Return the size of `file` in bytes."""
         return self._stat(file).size
 
     def version(self, file: str) -> str | None:
-        """Size and version of the file; None where the place tells no version that promises equal bytes."""
+        """Return the size and version of the file; None if no version guarantees equal bytes."""
         stat = self._stat(file)
         return None if stat.lasting is None else f"{stat.size} {stat.lasting}"
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
-        """The whole of a small file."""
+        """Return the whole content of a small file."""
         if (size := self.size(file)) > max_bytes:
             raise SourceError(
-                f"{self._title(file)} has {size:,} bytes, over the {max_bytes:,} that such a file may have. "
+                f"{self._title(file)} has {size:,} bytes, more than the limit of {max_bytes:,} for such a file. "
                 "Check that it is the right file."
             )
         return self.read_range(file, 0, size)
 
     def read_range(self, file: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`."""
+        """Return exactly `length` bytes from `start`."""
         return b"".join(bytes(chunk) for chunk in self.stream_range(file, start, length))
 
     def stream_range(self, file: str, start: int, length: int) -> Iterator[Chunk]:
-        """Exactly `length` bytes from `start`; after a fault it goes on from the byte that was reached."""
+        """Yield exactly `length` bytes from `start`. After an error, resume at the byte that was reached."""
         stat = self._stat(file)
         if start < 0 or length < 0 or start + length > stat.size:
             raise SourceError(
-                f"{self._title(file)} ends at byte {stat.size:,}, but bytes {start:,} to {start + length:,} are "
-                "wanted. The file is truncated, or the index that points into it belongs to another one."
+                f"{self._title(file)} ends at byte {stat.size:,}, but bytes {start:,} to {start + length:,} were "
+                "requested. The file is truncated, or the index belongs to another file. Check both, or get them again."
             )
         tries = Tries(self._title(file), self._remote.limits)
         done = 0
@@ -124,21 +131,21 @@ class UrlSource:
         return f"{file} at {self.name}"
 
     def _stat(self, file: str) -> Stat:
-        """What the place says of `file`, asked once: every later answer is compared with it."""
-        if file not in self._listed:
+        """Return the size and version of `file`, requested once. Every later response is compared with them."""
+        if file not in self._listed_sizes:
             raise SourceNotFoundError(f"There is no file {file!r} at {self.name}. Check the URL.")
         with self._locks.setdefault(file, threading.Lock()):
             if file not in self._stats:
                 stat = retried(Tries(self._title(file), self._remote.limits), lambda: self._remote.stat(file))
-                if (listed := self._listed[file]) is not None and listed != stat.size:
-                    raise changed(self._title(file), f"{listed:,} bytes", stat)
+                if (listed_size := self._listed_sizes[file]) is not None and listed_size != stat.size:
+                    raise changed(self._title(file), f"{listed_size:,} bytes", stat)
                 self._stats[file] = stat
             return self._stats[file]
 
 
-def changed(what: str, before: object, now: object) -> SourceChangedError:
-    """The error for a file that was replaced between two reads."""
+def changed(file: str, before: object, now: object) -> SourceChangedError:
+    """Build the error for a file that was replaced between two reads."""
     return SourceChangedError(
-        f"{what} is no longer what it was when reading began: it had {before}, and now has {now}. "
-        "Start again when nothing writes there, so that everything is read from one version."
+        f"{file} changed while it was being read: it had {before}, and now has {now}. "
+        "Start again when nothing writes to it."
     )
