@@ -8,8 +8,8 @@ from layer_surgeon.checkpoint.checkpoint import Checkpoint
 
 README_FILE = "README.md"
 MAX_TEXT_BYTES = 2_000_000
-# Names of the files that must accompany the weights, as patterns of `fnmatch` in upper and lower case. Llama has LICENSE
-# and USE_POLICY.md.
+# Names of the files that must accompany the weights, as patterns of `fnmatch` for upper and lower case. Llama has
+# LICENSE and USE_POLICY.md.
 LICENCE_FILES = tuple(
     "".join(f"[{letter}{letter.lower()}]" if letter.isalpha() else letter for letter in name) + ending
     for name in ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
