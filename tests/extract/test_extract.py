@@ -262,18 +262,18 @@ def test_verify_finds_a_changed_byte(donor, tmp_path):
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(ArtifactError, match="are not those that were extracted"):
+    with pytest.raises(ArtifactError, match="differs from the one recorded during extraction"):
         LayerArtifact.open(artifact.path).verify()
 
 
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "no layer artifact"),
+        (lambda folder: (folder / "config.json").unlink(), "is not a layer artifact"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "model_type is 'llama'"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "surgeon_donor"}'), "lacks donor_config"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "not a whole layer artifact"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "not a whole layer artifact"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "surgeon_donor"}'), "needs a donor_config"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "not a complete layer artifact"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "not a complete layer artifact"),
         (
             lambda folder: write_safetensors(folder / "model.safetensors", {"layers.0.a": ("U8", [1], b"a")}),
             "lacks the tensor",

@@ -120,7 +120,7 @@ def test_layers_are_named_by_number_or_slice(checkpoint, layer, indices):
 def test_bad_arguments(checkpoint):
     with pytest.raises(LayerNotFoundError, match="no layer 99"):
         plan_extraction(checkpoint, 99)
-    with pytest.raises(ConfigError, match="none twice"):
+    with pytest.raises(ConfigError, match="no layer twice"):
         plan_extraction(checkpoint, [3, -1])
     with pytest.raises(ConfigError, match="at least one"):
         plan_extraction(checkpoint, [])
@@ -137,5 +137,5 @@ def test_bad_arguments(checkpoint):
 def test_a_quantised_checkpoint_is_refused(tmp_path):
     config = TINY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     folder = write_sparse_checkpoint(tmp_path, config, [])
-    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(gptq, 4 bits\).*Extract from the model"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(gptq, 4 bits\).*Extract from the unquantised model"):
         plan_extraction(open_checkpoint(folder))

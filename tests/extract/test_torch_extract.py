@@ -177,5 +177,5 @@ def test_what_is_too_large_to_put_in_order_is_refused(tmp_path, monkeypatch):
     state = tiny_state_dict(torch.float32)
     state[f"{LAYER}mlp.up_proj.weight"] = torch.randn(16, 24).t()
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "donor", state))
-    with pytest.raises(CheckpointError, match=r"up_proj.* is stored transposed and has 1,536 bytes; up to 1,000"):
+    with pytest.raises(CheckpointError, match=r"up_proj.* transposed, with 1,536 bytes. Transposed tensors can have at most 1,000"):
         plan_extraction(checkpoint)

@@ -127,7 +127,7 @@ def test_the_mirrors_hub_is_lost_halfway(
     artifact = extract_layer("owner/halfway", -1, tmp_path / "out", progress=progress)
     artifact.verify()
     assert artifact.sha256 == expected.sha256
-    assert any("are already there from an earlier run" in notice for notice in progress.notices)
+    assert any("are left from an earlier run" in notice for notice in progress.notices)
 
 
 def test_nothing_behind_the_mirror(hub: LoopbackHub, donor: Path, tmp_path: Path) -> None:
