@@ -99,7 +99,7 @@ def test_all_rows_of_the_network_benchmark_fetch_the_same_bytes(checkpoint, laye
             "by hand": bench.replayed("by_hand.py", ours),
         }
         bench.expected = "something else"
-        with pytest.raises(SystemExit, match="wrote other bytes"):
+        with pytest.raises(SystemExit, match="wrote different bytes"):
             bench.known(1, 1)
     for run in (ours, *rows.values()):
         weights = bench.weights(run.log)
@@ -150,7 +150,7 @@ def test_a_row_that_writes_other_bytes_is_found_out(checkpoint, tmp_path, monkey
         tensors=ROWS["copy"].tensors,
     )
     monkeypatch.setitem(ROWS, "copy", row)
-    with pytest.raises(SystemExit, match="spoiled wrote other bytes"):
+    with pytest.raises(SystemExit, match="spoiled wrote different bytes"):
         extract.run_rows(job, ["copy"], 1, cold=False)
 
 
@@ -220,4 +220,4 @@ def test_tables_and_spreads():
     assert spread([1.0]) == "1.00 s"
     assert spread([3.0, 1.0, 2.0]) == "2.00 s (1.00-3.00)"
     usage = Usage(seconds=1, cpu_seconds=1, resident_bytes=1, anonymous_bytes=None, disk_bytes=None)
-    assert extract._megabytes([usage.anonymous_bytes]) == "not known"
+    assert extract._megabytes([usage.anonymous_bytes]) == "unknown"
