@@ -109,13 +109,13 @@ def compare_memory(workload: Workload) -> None:
 
 
 def compare_formats() -> None:
-    """Print what each number format of a donor costs and gives."""
+    """Print the error, the memory and the time of each number format of a donor."""
     torch.manual_seed(0)
     print(f"\n{'Gemma 3 270M, last layer':26} {'largest error':>14} {'mean error':>11}")
     with tempfile.TemporaryDirectory() as folder:
         artifact = extract_layer(packaged_gguf("gemma-3-270m", Path(folder)), -1, Path(folder, "layer"))
         reference = DonorLayer.from_pretrained(artifact.path, dtype="float32")
-        states = torch.randn(8, 32, reference.hidden_size) * 10  # as large as hidden states of this model are
+        states = torch.randn(8, 32, reference.hidden_size) * 10  # about as large as the hidden states of this model
         with torch.no_grad():
             expected = reference(states)
             for name in FORMATS:

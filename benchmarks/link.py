@@ -30,8 +30,8 @@ _STEP_BYTES = 256 << 10
 # How far a sender may catch up at once after its client stopped reading: 80 ms at 50 MB/s, the bytes that TCP has in
 # flight then.
 _BURST_BYTES = 4_000_000
-# By default, tens of MB wait in the buffer of each of 8 connections on loopback: 436 MB took 0.6 to 3 s, once 38 s. With
-# this size, they take 0.3 s with less variation.
+# By default, tens of MB wait in the buffer of each of 8 connections on loopback: 436 MB took 0.6 to 3 s, once 38 s.
+# With this size, they take 0.3 s with less variation.
 _SEND_BUFFER_BYTES = 64 << 10
 
 

@@ -56,7 +56,7 @@ def heading(facts: dict[str, Any], packages: dict[str, str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Format a Markdown table with padded columns. The first `left` columns are left-aligned, the others right-aligned."""
+    """Format a Markdown table with padded columns: the first `left` columns left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

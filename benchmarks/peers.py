@@ -83,8 +83,8 @@ def find_job(checkpoint: Path, output: Path) -> Job:
     return Job(checkpoint=checkpoint, index=index, tensors=tensors, output=output)
 
 
-def digest_of(places: Iterator[StoredTensor]) -> str:
-    """A sha256 of tensors that does not depend on the order in which they lie."""
+def digest_of(tensors: Iterator[StoredTensor]) -> str:
+    """Compute a sha256 of tensors that does not depend on their order."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     for name, path, start, length in sorted(tensors):
         digest.update(f"{name} {length}\n".encode())
