@@ -72,12 +72,12 @@ def compare_link(bench: Bench, grid: list[int], used: int, *, requests: bool) ->
     ours = {phase: bench.median("surgeon extract", phase) for phase in ("transfer", "after_start", "whole")}
     ratios = {}
     for description, numbers in (("the same number of connections", [used]), ("any number of connections", grid)):
-        known = [f"ranges known, {number} connections, {each} each" for number in numbers for each in PIECES_EACH]
-        found = [f"ranges found first, {number} connections" for number in numbers]
+        known_rows = [f"ranges known, {number} connections, {each} each" for number in numbers for each in PIECES_EACH]
+        found_rows = [f"ranges found first, {number} connections" for number in numbers]
         for title, rows, phase in (
-            ("weights alone", known, "transfer"),
-            ("from the first request on, ranges found first", found, "after_start"),
-            ("whole process, ranges found first", found, "whole"),
+            ("weights alone", known_rows, "transfer"),
+            ("from the first request on, ranges found first", found_rows, "after_start"),
+            ("whole process, ranges found first", found_rows, "whole"),
         ):
             best = min(rows, key=lambda row: bench.median(row, phase))
             ratios[f"{title}, best baseline over {description} ({best})"] = ours[phase] / bench.median(best, phase)

@@ -1,4 +1,4 @@
-"""Skip queries and keys if each sequence has one position: attention then returns its value, whatever the score.
+"""Skip queries and keys if each sequence has one position: attention then returns the value itself.
 
 The softmax of a single score is 1. For classification, the paper sends one vector per text through the donor. The
 projections to queries and keys then don't affect the result; in a layer of Llama-3.1-8B, they hold 21 M of 218 M
