@@ -1,13 +1,13 @@
-"""Reads byte ranges over N connections with http.client and writes them to their place: what anyone could do by hand.
+"""Read byte ranges over N connections with http.client and write each to its position: a hand-written baseline.
 
-Run as a script, in a process of its own, with a JSON document as its only argument:
+Run as a script with a JSON document as its only argument:
 
     {"connections": 8, "target": FILE, "pieces": [[URL, start, length, offset in FILE], ...]}
     {"connections": 8, "target": FILE, "endpoint": URL, "repo": ID, "prefix": "model.layers.31."}
 
-The first form knows the places. The second finds them first, with the fewest requests that do: the repo's commit, its
-index, and for each shard its URL and the two parts of its header. It prints its seconds and requests as JSON.
-Only the standard library, and of that only what is needed: its start is part of what is measured.
+The first form knows the byte ranges. The second finds them first, with as few requests as possible: the repo's commit,
+its index, and for each shard the URL and the two parts of its header. The script prints its seconds and its number of
+requests as JSON. It only imports the modules of the standard library that it needs, because its start is measured too.
 """
 
 import json
@@ -24,7 +24,7 @@ Piece = tuple[str, int, int, int]
 
 
 def cut(ranges: list[Piece], number: int) -> list[Piece]:
-    """Cut ranges into `number` pieces (at least one for each) whose longest is as short as can be."""
+    """Split ranges into `number` pieces (at least one per range), with the longest piece as short as possible."""
     counts = [1] * len(ranges)
     for _ in range(number - len(ranges)):
         longest = max(range(len(ranges)), key=lambda index: ranges[index][2] / counts[index])
@@ -38,14 +38,18 @@ def cut(ranges: list[Piece], number: int) -> list[Piece]:
 
 
 class Connections:
-    """One kept connection to each server; counts the requests."""
+    """Keeps one connection open to each server, and counts the requests."""
 
     def __init__(self) -> None:
         self._open: dict[str, HTTPConnection] = {}
         self.requests = 0
 
     def ask(self, method: str, url: str, start: int | None = None, length: int = 0) -> HTTPResponse:
-        """An answer whose status is no error; its body has to be read before the next request to that server."""
+        """Send a request. Read the body of the response before the next request to the same server.
+
+        Raises:
+            SystemExit: The status is an error.
+        """
         parts = urlsplit(url)
         connection = self._open.setdefault(parts.netloc, HTTPConnection(parts.netloc))
         headers = {} if start is None else {"Range": f"bytes={start}-{start + length - 1}"}
@@ -59,39 +63,43 @@ class Connections:
 
 
 def find(endpoint: str, repo: str, prefix: str) -> tuple[list[Piece], int]:
-    """The ranges of a layer whose tensors lie side by side in each shard, and how many requests it took."""
+    """Find the ranges of a layer whose tensors are contiguous in each shard.
+
+    Returns:
+        The ranges, and the number of requests made.
+    """
     hub = Connections()
     commit = json.load(hub.ask("GET", f"{endpoint}/api/models/{repo}"))["sha"]
     base = f"{endpoint}/{repo}/resolve/{commit}"
     weight_map = json.load(hub.ask("GET", f"{base}/model.safetensors.index.json"))["weight_map"]
     files = sorted({file for name, file in weight_map.items() if name.startswith(prefix)})
-    found: dict[str, Piece] = {}
-    askers = [hub, *(Connections() for _ in files[1:])]
+    range_of_file: dict[str, Piece] = {}
+    connections = [hub, *(Connections() for _ in files[1:])]
 
-    def look(asker: Connections, file: str) -> None:
-        redirect = asker.ask("HEAD", f"{base}/{file}")
+    def find_range(connection: Connections, file: str) -> None:
+        redirect = connection.ask("HEAD", f"{base}/{file}")
         redirect.read()
-        url = redirect.headers["Location"]
-        length = int.from_bytes(asker.ask("GET", url, 0, 8).read(), "little")
-        header = json.loads(asker.ask("GET", url, 8, length).read())
-        places = [entry["data_offsets"] for name, entry in header.items() if name.startswith(prefix)]
-        first, last = min(place[0] for place in places), max(place[1] for place in places)
-        found[file] = (url, 8 + length + first, last - first, 0)
+        signed_url = redirect.headers["Location"]
+        length = int.from_bytes(connection.ask("GET", signed_url, 0, 8).read(), "little")
+        header = json.loads(connection.ask("GET", signed_url, 8, length).read())
+        offsets = [tensor["data_offsets"] for name, tensor in header.items() if name.startswith(prefix)]
+        begin, end = min(begin for begin, _ in offsets), max(end for _, end in offsets)
+        range_of_file[file] = (signed_url, 8 + length + begin, end - begin, 0)
 
-    _all_at_once([threading.Thread(target=look, args=pair) for pair in zip(askers, files, strict=True)])
+    _run_in_parallel([threading.Thread(target=find_range, args=pair) for pair in zip(connections, files, strict=True)])
     ranges, offset = [], 0
     for file in files:
-        url, start, length, _ = found[file]
+        url, start, length, _ = range_of_file[file]
         ranges.append((url, start, length, offset))
         offset += length
-    return ranges, sum(asker.requests for asker in askers)
+    return ranges, sum(connection.requests for connection in connections)
 
 
 def fetch(pieces: list[Piece], connections: int, target: str) -> None:
-    """Read all pieces, each connection taking the next one when it is done, and write them to their place."""
-    waiting: SimpleQueue[Piece] = SimpleQueue()
+    """Read all pieces and write each to its position. A connection takes the next piece when it has finished one."""
+    queue: SimpleQueue[Piece] = SimpleQueue()
     for piece in pieces:
-        waiting.put(piece)
+        queue.put(piece)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     failures: list[BaseException] = []
 
@@ -100,7 +108,7 @@ def fetch(pieces: list[Piece], connections: int, target: str) -> None:
         try:
             while True:
                 try:
-                    url, start, length, offset = waiting.get_nowait()
+                    url, start, length, offset = queue.get_nowait()
                 except Empty:
                     return
                 response = connection.ask("GET", url, start, length)
@@ -118,13 +126,13 @@ def fetch(pieces: list[Piece], connections: int, target: str) -> None:
             failures.append(error)
             raise
 
-    _all_at_once([threading.Thread(target=work) for _ in range(min(connections, len(pieces)))])
+    _run_in_parallel([threading.Thread(target=work) for _ in range(min(connections, len(pieces)))])
     os.close(descriptor)
     if failures:
         raise SystemExit(f"by hand: {failures[0]}")
 
 
-def _all_at_once(threads: list[threading.Thread]) -> None:
+def _run_in_parallel(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,7 +1,7 @@
-"""The same reads as `by_hand`, made with huggingface_hub's own HTTP client: the most that a user of it can move.
+"""Make the same reads as `by_hand` with huggingface_hub's own HTTP client: the upper bound for a user of that client.
 
-Run as a script with {"connections": N, "target": FILE, "pieces": [[URL, start, length, offset in FILE], ...]}; prints
-the seconds from the first request on, imports excluded, as JSON.
+Run as a script with {"connections": N, "target": FILE, "pieces": [[URL, start, length, offset in FILE], ...]}. Prints
+as JSON the seconds from the first request on, without imports.
 """
 
 import json
@@ -14,7 +14,7 @@ from huggingface_hub import get_session
 
 
 def fetch(descriptor: int, url: str, start: int, length: int, offset: int) -> None:
-    """Write one range to its place as it arrives."""
+    """Read one range, and write it to its position as it arrives."""
     headers = {"range": f"bytes={start}-{start + length - 1}", "accept-encoding": "identity"}
     with get_session().stream("GET", url, headers=headers) as response:
         response.raise_for_status()

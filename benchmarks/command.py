@@ -1,4 +1,4 @@
-"""`surgeon extract` as it is installed, and a small checkpoint to see that a benchmark works."""
+"""The installed `surgeon extract`, and the config of a small checkpoint to test the benchmarks with."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ SMALL = LLAMA_8B | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_la
 
 
 def plan_last_layer(checkpoint: Path) -> dict[str, Any]:
-    """What `surgeon extract --dry-run` says of a checkpoint's last layer."""
+    """Plan the extraction of a checkpoint's last layer with `surgeon extract --dry-run`."""
     command = [str(SURGEON), "extract", str(checkpoint), "--layer", "-1", "--dry-run", "--json"]
     plan: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return plan

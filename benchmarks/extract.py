@@ -1,13 +1,13 @@
-"""Time and memory of taking the last layer out of checkpoints of the shape of Llama-3.1-8B and 70B.
+"""Measure the time and memory of extracting the last layer from checkpoints shaped like Llama-3.1-8B and 70B.
 
     python -m benchmarks.extract                                   both shapes, page cache warm and dropped, all rows
     python -m benchmarks.extract --only 8B --cache warm --runs 3 --rows copy surgeon
 
-Sparse checkpoints with the real layout are made in a temporary folder (2.2 GB, and up to 3 GB of output). Each run is
-a new process; rows take turns, and medians are shown, the fastest and slowest run in brackets. "copy + sha256" reads
-the layer's bytes, writes them and hashes them with nothing but the standard library: the limit that `surgeon extract`
-is measured against. The other rows are what people use today, installed by `make bench` in .venv-peers.
-docs/benchmarks.md says how to read the result.
+Makes sparse checkpoints with the real layout in a temporary folder (2.2 GB, and up to 3 GB of output). Each run is a
+new process, and the rows take turns. The tables show medians, with the fastest and slowest run in brackets. "copy +
+sha256" reads, writes and hashes the layer's bytes with only the standard library: the lower bound for `surgeon
+extract`. The other rows are tools that people use today; `make bench` installs them in .venv-peers.
+docs/benchmarks.md explains the results.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from benchmarks.peers import (
 from benchmarks.process import HAS_PROC, Usage, measure
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
 
-# Configuration, largest shard, bytes of the last layer, and the rows that are measured if none are named. Of the 70B
-# shape, mergekit would write 5.9 GB a run: more than a small disk or its page cache takes without spoiling other rows.
+# Config, size of the largest shard, bytes of the last layer, and the default rows. For the 70B shape, mergekit writes
+# 5.9 GB per run, too much for a small disk or its page cache without disturbing the other rows.
 SHAPES: dict[str, tuple[dict[str, Any], int, int, tuple[str, ...]]] = {
     "small": (SMALL, 2_500_000, 1_115_136, ("copy", "surgeon")),
     "8B": (LLAMA_8B, 5_000_000_000, 436_224_000, tuple(ROWS)),
@@ -47,16 +47,16 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int, tuple[str, ...]]] = {
 
 
 def run_rows(job: Job, rows: Sequence[str], runs: int, *, cold: bool) -> tuple[dict[str, list[Usage]], dict[str, int]]:
-    """Run each row once, then all of them once more, and so on. The first round does not count: it loads libraries.
+    """Run all rows in turn, several times. The first round only loads libraries and doesn't count.
 
-    Every output is compared, byte for byte, with the checkpoint.
+    Compares every output byte for byte with the checkpoint.
 
     Returns:
-        What each row's runs took, and how many bytes each wrote.
+        The usage of each row's runs, and how many bytes each row wrote.
     """
     results: dict[str, list[Usage]] = {row: [] for row in rows}
     sizes = {}
-    # It also reads the layer, so that the page cache is warm.
+    # This also reads the layer into the page cache.
     expected = digest_of(iter(job.tensors))
     for number in range(runs + 1):
         for name in rows:
@@ -70,23 +70,23 @@ def run_rows(job: Job, rows: Sequence[str], runs: int, *, cold: bool) -> tuple[d
                 results[name].append(usage)
             sizes[name] = size_of(job.output)
             if digest_of(row.tensors(job)) != expected:
-                raise SystemExit(f"{row.title} wrote other bytes than the checkpoint holds.")
+                raise SystemExit(f"{row.title} wrote different bytes than the checkpoint contains.")
             remove(job.output)
             say(f"  {number}/{runs}  {row.title}: {usage.seconds:.2f} s")
     return results, sizes
 
 
 def show(results: dict[str, list[Usage]], sizes: dict[str, int]) -> dict[str, float]:
-    """Print the rows, and return the medians of their seconds."""
+    """Print the rows, and return the median seconds of each."""
     medians = {name: statistics.median(usage.seconds for usage in usages) for name, usages in results.items()}
-    base = medians.get("copy")
+    copy_seconds = medians.get("copy")
     lines = []
     for name, usages in results.items():
         lines.append(
             [
                 ROWS[name].title,
                 spread([usage.seconds for usage in usages]),
-                f"{medians[name] / base:.2f}" if base else "",
+                f"{medians[name] / copy_seconds:.2f}" if copy_seconds else "",
                 spread([usage.cpu_seconds for usage in usages]),
                 _megabytes([usage.resident_bytes for usage in usages]),
                 _megabytes([usage.anonymous_bytes for usage in usages]),
@@ -99,25 +99,25 @@ def show(results: dict[str, list[Usage]], sizes: dict[str, int]) -> dict[str, fl
 
 
 def _megabytes(values: Sequence[int | None]) -> str:
-    """The largest of some numbers of bytes."""
+    """Format the largest of several numbers of bytes."""
     known = [value for value in values if value is not None]
-    return f"{max(known) / 1e6:,.0f} MB" if known else "not known"
+    return f"{max(known) / 1e6:,.0f} MB" if known else "unknown"
 
 
 def judge(shape: str, results: dict[str, list[Usage]], medians: dict[str, float]) -> None:
-    """Print how far `surgeon extract` is from what it aims at."""
+    """Compare `surgeon extract` with its targets."""
     if "surgeon" not in results:
         return
     ours = medians["surgeon"]
     if "copy" in medians:
-        ratio, more = ours / medians["copy"], ours - medians["copy"]
-        aim = "1.5 x" if shape == "70B" else "0.4 s more"
-        print(f"surgeon extract: {ratio:.2f} x the copy, {more:.2f} s more; aim for this shape: {aim}")
+        ratio, difference = ours / medians["copy"], ours - medians["copy"]
+        target = "1.5 x" if shape == "70B" else "0.4 s longer"
+        print(f"surgeon extract: {ratio:.2f} x the copy, {difference:.2f} s longer; target for this shape: {target}")
     peak = max(usage.resident_bytes for usage in results["surgeon"]) / 1e6
-    print(f"surgeon extract: {peak:.1f} MB resident; aim: 60 MB")
-    for name, aim in (("safe_open", "2 x"), ("from_pretrained", "8 x")):
+    print(f"surgeon extract: {peak:.1f} MB resident; target: 60 MB")
+    for name, target in (("safe_open", "2 x"), ("from_pretrained", "8 x")):
         if name in medians:
-            print(f"surgeon extract: {medians[name] / ours:.1f} x faster than {ROWS[name].title}; aim: {aim}")
+            print(f"surgeon extract: {medians[name] / ours:.1f} x faster than {ROWS[name].title}; target: {target}")
 
 
 def benchmark(shape: str, folder: Path, settings: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def benchmark(shape: str, folder: Path, settings: argparse.Namespace) -> dict[st
     checkpoint = write_sparse_checkpoint(folder / shape, config, [layer], max_shard_bytes=max_shard_bytes)
     job = find_job(checkpoint, folder / "out")
     if job.num_bytes != expected:
-        raise SystemExit(f"{shape}: the plan reads {job.num_bytes:,} bytes; {expected:,} are right.")
+        raise SystemExit(f"{shape}: the plan reads {job.num_bytes:,} bytes, but should read {expected:,}.")
     document: dict[str, Any] = {"num_bytes": job.num_bytes}
     for cache in ("warm", "cold") if settings.cache == "both" else (settings.cache,):
         say(f"{shape}, page cache {cache}")
@@ -147,23 +147,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", choices=("warm", "cold", "both"), default="both", help="the checkpoint's pages")
     parser.add_argument("--rows", choices=ROWS, nargs="+", help="default: all, for 70B without mergekit")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where files are made (default: TMPDIR); a disk, for a cold cache")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--folder", type=Path, help="where to make files (default: TMPDIR); on a disk for a cold cache")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     settings = parse(arguments)
     shapes = [settings.only] if settings.only else ["8B", "70B"]
-    wanted = {row for shape in shapes for row in settings.rows or SHAPES[shape][3]}
-    if any(ROWS[row].peer for row in wanted) and not (PEERS / "python").exists():
-        raise SystemExit(f"There is no {PEERS.parent}: run `make bench`, or name rows with --rows copy surgeon.")
+    rows = {row for shape in shapes for row in settings.rows or SHAPES[shape][3]}
+    if any(ROWS[row].peer for row in rows) and not (PEERS / "python").exists():
+        raise SystemExit(f"{PEERS.parent} doesn't exist. Run `make bench`, or choose rows with --rows copy surgeon.")
     if settings.cache != "warm" and not hasattr(os, "posix_fadvise"):
-        raise SystemExit("This system can't be told to forget the pages of a file: say --cache warm.")
+        raise SystemExit("This system can't drop the pages of a file from its cache. Use --cache warm.")
     facts, packages = machine(), versions("layer-surgeon") | peer_versions()
     print(heading(facts, packages), flush=True)
     if not HAS_PROC:
-        print("No /proc here: resident memory is that of the largest process, anonymous memory is not known.")
+        print("This system has no /proc: resident memory is that of the largest process, anonymous memory is unknown.")
     document: dict[str, Any] = {"machine": facts, "versions": packages, "settings": vars(settings), "shapes": {}}
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         for shape in shapes:

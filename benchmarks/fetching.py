@@ -1,4 +1,4 @@
-"""One layer, fetched over a link again and again: what a run is, and what a server's log tells about it."""
+"""Fetch one layer over a link several times, and compute the times of each run from the server's log."""
 
 import hashlib
 import json
@@ -23,10 +23,13 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The checkpoint and the places of its last layer.
+    """A checkpoint and the byte ranges of its last layer.
 
     Attributes:
-        ranges: (file, start, length, offset in a file that holds only the layer), in the order of the files.
+        checkpoint: The checkpoint's folder.
+        prefix: The start of the names of the layer's tensors.
+        num_bytes: Size of the layer.
+        ranges: (file, start, length, offset in a file with only the layer), in the order of the files.
     """
 
     checkpoint: Path
@@ -35,7 +38,7 @@ class Layer:
     ranges: tuple[by_hand.Piece, ...]
 
     def at(self, url: str) -> list[by_hand.Piece]:
-        """The ranges with URLs in place of file names."""
+        """The ranges with URLs instead of file names."""
         return [(f"{url}/{file}", start, length, offset) for file, start, length, offset in self.ranges]
 
 
@@ -44,15 +47,16 @@ class Run:
     """One run of a row.
 
     Attributes:
-        whole: Seconds of the process, its start included.
-        transfer: Seconds from the arrival of the first request for weights until the last of them is in the file. Not
-            until the server has sent it: 8 connections hide up to 80 MB in the sockets' buffers.
+        whole: Seconds of the process, including its start.
+        transfer: Seconds from the arrival of the first request for weights until the last weights are in the file. The
+            time when the server has sent them would be too early: the sockets of 8 connections buffer up to 80 MB.
         start: Seconds from the start of the process to its first request.
-        places: Seconds from its first request to the first one for weights.
-        finish: Seconds from then to the end of the process.
-        connections: How many connections carried weights.
-        requests: How many requests were made in all.
-        wire_bytes: Bytes of all answers, with their headers.
+        places: Seconds from the first request to the first request for weights: the time to find the ranges.
+        finish: Seconds from the end of `transfer` to the end of the process.
+        connections: Number of connections that carried weights.
+        requests: Total number of requests.
+        wire_bytes: Bytes of all responses, including their headers.
+        log: All requests.
     """
 
     whole: float
@@ -67,7 +71,7 @@ class Run:
 
     @property
     def after_start(self) -> float:
-        """Seconds from its first request to the end of the process."""
+        """Seconds from the first request to the end of the process."""
         return self.whole - self.start
 
     @property
@@ -77,7 +81,7 @@ class Run:
 
 
 def find_layer(checkpoint: Path) -> Layer:
-    """Where the last layer lies, from what `surgeon extract --dry-run` says of the folder."""
+    """Find the byte ranges of the last layer with `surgeon extract --dry-run`."""
     plan = plan_last_layer(checkpoint)
     ranges: list[list[Any]] = []
     offset = 0
@@ -93,7 +97,7 @@ def find_layer(checkpoint: Path) -> Layer:
 
 
 class Bench:
-    """Runs rows against one link and notes what they took."""
+    """Runs rows against one link and records the results."""
 
     def __init__(self, layer: Layer, link: Link, folder: Path) -> None:
         self.layer, self.link, self.folder = layer, link, folder
@@ -101,7 +105,7 @@ class Bench:
         self.expected: str | None = None
 
     def surgeon(self) -> Run:
-        """`surgeon extract`, as it is installed."""
+        """Run the installed `surgeon extract`."""
         output = self.folder / "artifact"
         command = [str(SURGEON), "extract", REPO, "--layer", "-1", "--output", str(output)]
         run = self._run(command, output / "model.safetensors")
@@ -112,7 +116,7 @@ class Bench:
         return run
 
     def script(self, name: str, task: dict[str, Any]) -> Run:
-        """A script of this folder, in a process of its own."""
+        """Run a script of this folder in a new process."""
         output = self.folder / "layer"
         run = self._run([sys.executable, str(FOLDER / name), json.dumps(task | {"target": str(output)})], output)
         with output.open("rb") as file:
@@ -121,17 +125,17 @@ class Bench:
         return run
 
     def known(self, connections: int, pieces_each: int) -> Run:
-        """By hand over some connections, the places known: as equal pieces as the layer's ranges can be cut into."""
+        """Run the baseline with known ranges, split into pieces of nearly equal size."""
         pieces = by_hand.cut(self.layer.at(self.link.storage), connections * pieces_each)
         return self.script("by_hand.py", {"connections": connections, "pieces": pieces})
 
     def found(self, connections: int) -> Run:
-        """By hand over some connections, the places found first."""
+        """Run the baseline that finds the ranges first."""
         task = {"connections": connections, "endpoint": self.link.endpoint, "repo": REPO, "prefix": self.layer.prefix}
         return self.script("by_hand.py", task)
 
     def replayed(self, script: str, model: Run) -> Run:
-        """The requests for weights of another run, made by a script over as many connections."""
+        """Repeat the requests for weights of another run with a script, over the same number of connections."""
         offsets = {file: (start, offset) for file, start, _, offset in self.layer.ranges}
         pieces = []
         for exchange in self.weights(model.log):
@@ -141,31 +145,31 @@ class Bench:
         return self.script(script, {"connections": model.connections, "pieces": pieces})
 
     def in_turn(self, rows: dict[str, Callable[[], Run]], runs: int) -> None:
-        """Run each row once, then all of them once more, and so on."""
+        """Run all rows in turn, `runs` times."""
         for number in range(runs):
             for name, row in rows.items():
                 run = row()
                 self.results.setdefault(name, []).append(run)
                 say(f"  {number + 1}/{runs}  {name}: {run.whole:.2f} s, weights in {run.transfer:.2f} s")
 
-    def median(self, name: str, what: str) -> float:
-        """The median of one of a row's numbers."""
-        return float(statistics.median(getattr(run, what) for run in self.results[name]))
+    def median(self, name: str, field_name: str) -> float:
+        """The median of one field over all runs of a row."""
+        return float(statistics.median(getattr(run, field_name) for run in self.results[name]))
 
     def weights(self, log: list[Exchange]) -> list[Exchange]:
-        """The requests for weights among those of a run: those for bytes inside of the layer's ranges."""
-        places = {file: (start, start + length) for file, start, length, _ in self.layer.ranges}
+        """The requests of a run for weights, which are those for bytes within the layer's ranges."""
+        bounds_of_file = {file: (start, start + length) for file, start, length, _ in self.layer.ranges}
 
         def inside(exchange: Exchange) -> bool:
             if exchange.server != "cdn" or exchange.range is None:
                 return False
             begin, length = _range_of(exchange)
-            first, last = places.get(Path(exchange.path).name, (0, 0))
-            return first <= begin and begin + length <= last
+            layer_begin, layer_end = bounds_of_file.get(Path(exchange.path).name, (0, 0))
+            return layer_begin <= begin and begin + length <= layer_end
 
         return [exchange for exchange in log if inside(exchange)]
 
-    def _run(self, command: list[str], written: Path) -> Run:
+    def _run(self, command: list[str], output: Path) -> Run:
         environment = hub_environment(self.link, self.folder / "home")
         self.link.take_log()
         begin = time.monotonic()
@@ -173,14 +177,15 @@ class Bench:
         end = time.monotonic()
         log = self.link.take_log()
         weights = self.weights(log)
-        # The file's time of modification is that of its last write, on another clock.
-        first, last = weights[0].arrived, written.stat().st_mtime - (time.time() - time.monotonic())
+        # The file's modification time is the time of its last write. It is on the wall clock, so convert it.
+        first_request = weights[0].arrived
+        last_write = output.stat().st_mtime - (time.time() - time.monotonic())
         return Run(
             whole=end - begin,
-            transfer=last - first,
+            transfer=last_write - first_request,
             start=log[0].arrived - begin,
-            places=first - log[0].arrived,
-            finish=end - last,
+            places=first_request - log[0].arrived,
+            finish=end - last_write,
             connections=len({exchange.client for exchange in weights}),
             requests=len(log),
             wire_bytes=sum(exchange.num_bytes for exchange in log),
@@ -190,7 +195,7 @@ class Bench:
     def _check(self, name: str, digest: str) -> None:
         self.expected = self.expected or digest
         if digest != self.expected:
-            raise SystemExit(f"{name} wrote other bytes than the row before it.")
+            raise SystemExit(f"{name} wrote different bytes than the row before it.")
 
 
 def _range_of(exchange: Exchange) -> tuple[int, int]:
@@ -199,5 +204,5 @@ def _range_of(exchange: Exchange) -> tuple[int, int]:
 
 
 def hub_environment(link: Link, home: Path) -> dict[str, str]:
-    """The environment of a process for which the link's other end is the Hub, with nothing cached."""
+    """The environment of a process that uses the link as its Hub, with an empty cache."""
     return os.environ | {"HF_ENDPOINT": link.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}

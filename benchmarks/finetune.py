@@ -1,18 +1,18 @@
-"""One epoch of fine-tuning, dynamic against fixed padding, and with against without the layer.
+"""Measure one epoch of fine-tuning: dynamic and fixed padding, with and without the donor layer.
 
     python -m benchmarks.finetune --data DIR                   SST-2 (train.csv, validation.csv), all rows, 3 seeds
-    python -m benchmarks.finetune --samples 160 --seeds 1      small, on the sentences that come with the package
+    python -m benchmarks.finetune --samples 160 --seeds 1      small, on the sentences included in the package
 
-Three arms, real weights (MiniLM and the last layer of Gemma-3-270M, from the packages of the extra [demo]), the same
-seeds, the same settings, taking turns in one process:
+Three arms with real weights (MiniLM and the last layer of Gemma-3-270M, from the packages of the extra [demo]). They
+have the same seeds and settings, and take turns in one process:
 
-    ours         the graft with our defaults: batches of similar lengths, padded to their longest text
-    fixed        the same graft by the recipe of the paper's code: random batches, everything padded to 100 tokens
-    host alone   the host and the same head, no layer, our defaults
+    ours         the graft with our defaults: batches of similar lengths, padded to the longest text of the batch
+    fixed        the same graft with the recipe of the paper's code: random batches, everything padded to 100 tokens
+    host alone   the host with the same head and our defaults
 
-Seconds are those of training with the validation at its end; the processor's seconds, which a machine with other work
-changes little, are shown beside them. The aims: fixed takes at least 2.5 times as long as ours
-at an accuracy within one standard deviation, and ours at most 1.10 times as long as the host alone.
+The seconds include the validation after the epoch. The table also shows processor seconds, which other work on the
+machine affects little. Targets: fixed takes at least 2.5 times as long as ours, the accuracies differ by at most one
+standard deviation, and ours takes at most 1.10 times as long as the host alone.
 """
 
 import argparse
@@ -37,19 +37,19 @@ from layer_surgeon.study.demo import real_parts
 from layer_surgeon.workspace import Workspace
 
 OURS, FIXED, HOST_ALONE = "ours", "fixed", "host alone"
-AIM_FASTER, AIM_DEARER = 2.5, 1.10
+MIN_FIXED_RATIO, MAX_HOST_RATIO = 2.5, 1.10
 PACKAGES = ("torch", "transformers", "accelerate")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What is trained on what.
+    """Models, data and settings of all arms.
 
     Attributes:
         host: Folder of the host and its tokenizer.
         donor: The donor layer.
-        train: Training data, as `finetune_model` takes it.
-        validation: Validation data; None holds a part of the training data out.
+        train: Training data for `finetune_model`.
+        validation: Validation data. None holds out a part of the training data.
         config: Settings of all arms.
     """
 
@@ -61,23 +61,23 @@ class Parts:
 
 
 class Clock(NullProgress):
-    """Notes the processor's seconds of the training."""
+    """Measures the processor seconds of the training."""
 
     def __init__(self) -> None:
-        self.cpu_seconds, self._began = 0.0, None
+        self.cpu_seconds, self._start = 0.0, None
 
     def begin(self, description: str, total: int | None, unit: str) -> None:
-        """Start, if it is the training that begins."""
-        self._began = time.process_time() if description == "Training" else None
+        """Start the clock if the step is the training."""
+        self._start = time.process_time() if description == "Training" else None
 
     def end(self) -> None:
-        """Stop, if it is the training that ends."""
-        if self._began is not None:
-            self.cpu_seconds, self._began = time.process_time() - self._began, None
+        """Stop the clock if the step is the training."""
+        if self._start is not None:
+            self.cpu_seconds, self._start = time.process_time() - self._start, None
 
 
 def padding_to(length: int, tokenizer: Any) -> Any:
-    """The tokenizer, changed so that whatever batch it pads is `length` tokens wide."""
+    """Change a tokenizer to pad every batch to `length` tokens."""
     pad: Callable[..., Any] = tokenizer.pad
 
     @functools.wraps(pad)
@@ -89,11 +89,11 @@ def padding_to(length: int, tokenizer: Any) -> Any:
 
 
 def run_arm(arm: str, seed: int, parts: Parts, folder: Path) -> dict[str, Any]:
-    """Train one arm with one seed; what came out."""
+    """Train one arm with one seed, and return the results."""
     tokenizer = AutoTokenizer.from_pretrained(parts.host)
     if arm == FIXED:
         tokenizer = padding_to(parts.config.max_length, tokenizer)
-    # The parts that start from random weights get the same ones in every arm that has them.
+    # Parts with random initial weights get the same weights in each arm that has them.
     set_seed(seed)
     clock = Clock()
     result = finetune_model(
@@ -119,41 +119,44 @@ def run_arm(arm: str, seed: int, parts: Parts, folder: Path) -> dict[str, Any]:
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians by arm, and whether the aims are met.
+    """Compute medians by arm, and check the targets.
 
     Args:
-        runs: What `run_arm` gave for every arm and seed.
+        runs: The results of `run_arm` for every arm and seed.
     """
-    of = {arm: [run for run in runs if run["arm"] == arm] for arm in (OURS, FIXED, HOST_ALONE)}
-    accuracies = {arm: [run["accuracy"] for run in found] for arm, found in of.items()}
-    spread = {arm: statistics.stdev(values) if len(values) > 1 else 0.0 for arm, values in accuracies.items()}
+    runs_of = {arm: [run for run in runs if run["arm"] == arm] for arm in (OURS, FIXED, HOST_ALONE)}
+    accuracies = {arm: [run["accuracy"] for run in arm_runs] for arm, arm_runs in runs_of.items()}
+    deviations = {arm: statistics.stdev(values) if len(values) > 1 else 0.0 for arm, values in accuracies.items()}
 
-    def ratio(above: str, below: str, kind: str) -> float:
-        # Of neighbours in time, with one seed, so that a busy machine slows both of a pair.
-        return statistics.median(a[kind] / b[kind] for a, b in zip(of[above], of[below], strict=True))
+    def ratio(numerator: str, denominator: str, key: str) -> float:
+        # Compare runs of the same seed, which follow each other: a busy machine slows both.
+        pairs = zip(runs_of[numerator], runs_of[denominator], strict=True)
+        return statistics.median(a[key] / b[key] for a, b in pairs)
 
-    faster, dearer = ratio(FIXED, OURS, "seconds"), ratio(OURS, HOST_ALONE, "seconds")
+    fixed_ratio, host_ratio = ratio(FIXED, OURS, "seconds"), ratio(OURS, HOST_ALONE, "seconds")
     difference = abs(statistics.fmean(accuracies[OURS]) - statistics.fmean(accuracies[FIXED]))
     return {
-        "seconds": {arm: statistics.median(run["seconds"] for run in found) for arm, found in of.items()},
+        "seconds": {arm: statistics.median(run["seconds"] for run in arm_runs) for arm, arm_runs in runs_of.items()},
         "accuracy": {arm: statistics.fmean(values) for arm, values in accuracies.items()},
-        "deviation": spread,
-        "cpu_seconds": {arm: statistics.median(run["cpu_seconds"] for run in found) for arm, found in of.items()},
-        "fixed_over_ours": faster,
-        "ours_over_host_alone": dearer,
+        "deviation": deviations,
+        "cpu_seconds": {
+            arm: statistics.median(run["cpu_seconds"] for run in arm_runs) for arm, arm_runs in runs_of.items()
+        },
+        "fixed_over_ours": fixed_ratio,
+        "ours_over_host_alone": host_ratio,
         "fixed_over_ours_cpu": ratio(FIXED, OURS, "cpu_seconds"),
         "ours_over_host_alone_cpu": ratio(OURS, HOST_ALONE, "cpu_seconds"),
         "accuracy_difference": difference,
         "aims": {
-            f"fixed / ours >= {AIM_FASTER}": faster >= AIM_FASTER,
-            f"ours / host alone <= {AIM_DEARER:.2f}": dearer <= AIM_DEARER,
-            "accuracy within one deviation": difference <= max(spread[OURS], spread[FIXED]),
+            f"fixed / ours >= {MIN_FIXED_RATIO}": fixed_ratio >= MIN_FIXED_RATIO,
+            f"ours / host alone <= {MAX_HOST_RATIO:.2f}": host_ratio <= MAX_HOST_RATIO,
+            "accuracy within one deviation": difference <= max(deviations[OURS], deviations[FIXED]),
         },
     }
 
 
 def show(summary: dict[str, Any]) -> str:
-    """The summary as a table and a line for each aim."""
+    """Format the summary as a table, with a line for each target."""
     rows = [
         (
             arm,
@@ -168,14 +171,14 @@ def show(summary: dict[str, Any]) -> str:
     lines.append(
         f"fixed / ours {summary['fixed_over_ours']:.2f} (processor {summary['fixed_over_ours_cpu']:.2f}), ours / host "
         f"alone {summary['ours_over_host_alone']:.3f} (processor {summary['ours_over_host_alone_cpu']:.3f}), "
-        f"difference of accuracies {summary['accuracy_difference']:.4f}"
+        f"difference in accuracy {summary['accuracy_difference']:.4f}"
     )
-    lines += [f"{'met' if met else 'NOT MET'}: {aim}" for aim, met in summary["aims"].items()]
+    lines += [f"{'met' if met else 'NOT MET'}: {target}" for target, met in summary["aims"].items()]
     return "\n".join(lines)
 
 
 def extract_donor(folder: Path) -> tuple[Path, LayerArtifact]:
-    """The host's folder, and the last layer of the donor model, extracted anew."""
+    """Extract the last layer of the donor model; return the host's folder and the layer."""
     parts, progress = real_parts(), NullProgress()
     return parts.host, extract_layer(parts.donor(folder / "llm", progress), layer=-1, output=folder / "donor")
 
@@ -183,10 +186,10 @@ def extract_donor(folder: Path) -> tuple[Path, LayerArtifact]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.csv and validation.csv (text,label), or .tsv")
-    parser.add_argument("--samples", type=int, help="so many training and validation examples at most")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 2023 on")
+    parser.add_argument("--samples", type=int, help="use at most this many training and validation examples")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 2023")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="a JSON file for everything measured")
+    parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     facts, packages = machine(), versions(*PACKAGES)
@@ -200,7 +203,7 @@ def main() -> None:
         config = FinetuneConfig(num_epochs=1, text_column="text", label_column="label", **limits)
         parts = Parts(host=host, donor=donor, train=train, validation=validation, config=config)
         for number, seed in enumerate(range(2023, 2023 + arguments.seeds)):
-            # Whoever goes first may profit or suffer from it.
+            # Alternate the order, in case the first arm has an advantage or disadvantage.
             for arm in sorted((OURS, FIXED, HOST_ALONE), reverse=bool(number % 2)):
                 runs.append(run_arm(arm, seed, parts, folder / "runs"))
                 say(f"{arm}, seed {seed}: {runs[-1]['seconds']:.1f} s, accuracy {runs[-1]['accuracy']:.4f}")
@@ -212,14 +215,14 @@ def main() -> None:
 
 
 def find_data(folder: Path | None) -> tuple[Any, Any]:
-    """Training and validation data: two files of a folder, or the sentences that come with the package."""
+    """Find training and validation data: two files in a folder, or the sentences included in the package."""
     if folder is None:
         return "sentences-imdb", None
     for ending in (".csv", ".tsv"):
         train, validation = folder / f"train{ending}", folder / f"validation{ending}"
         if train.is_file() and validation.is_file():
             return str(train), str(validation)
-    raise SystemExit(f"{folder} has no train.csv and validation.csv, nor .tsv.")
+    raise SystemExit(f"{folder} has no train.csv and validation.csv, and no train.tsv and validation.tsv either.")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Mixed-precision training of BERT-base with a layer of Llama-3.1-8B's shape on a GPU, beside the host alone.
+"""Measure mixed-precision training of BERT-base on a GPU, alone and with a layer of Llama-3.1-8B's shape.
 
     python -m benchmarks.gpu                                   20 steps each, batch 32, 100 tokens, bf16
     python -m benchmarks.gpu --device cpu --layers 2 --steps 2 --batch 4
 
-Random weights of the real shapes: neither time nor memory depends on them, so that nothing has to be on disk, and
-torch, transformers, accelerate, safetensors and numpy are all that is needed (run it from the repository's root).
-Weights that are trained are float32, the donor layer's are in the precision of the computation. A step is forward,
-backward, clipping and Adam, as in fine-tuning.
+The weights are random and have the real shapes; neither time nor memory depends on their values. The script needs no
+files, and only torch, transformers, accelerate, safetensors and numpy (run it from the repository's root). Trained
+weights are float32; the donor layer's weights have the precision of the computation. A step is forward, backward,
+clipping and Adam, as in fine-tuning.
 
-Each arm runs in a process of its own, for its peak of memory: on a GPU what torch had allocated, on the CPU the
-process's resident memory beyond that of the interpreter. At the end a few steps are taken without dropout on the device
-and, with the same weights and inputs, on the CPU in float32: the losses must agree.
+Each arm runs in a separate process to measure its peak memory. On a GPU, this is the memory that torch allocated; on
+the CPU, the resident memory of the process without that of the interpreter. Finally, a few steps without dropout run on
+the device and, with the same weights and inputs, on the CPU in float32. The losses must agree.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from tests.support.checkpoints import LLAMA_8B
 HOST_ALONE, GRAFTED = "host alone", "grafted"
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 DTYPES: dict[str, DonorDtype] = {"fp32": "float32", "bf16": "bfloat16"}
-# Difference from the CPU's float32 that is allowed, as a part of the first loss: later ones go to 0. Rounding to bf16
-# changes a number by up to 2^-9, 0.002, and a step rounds thousands of times.
+# Allowed difference from float32 on the CPU, relative to the first loss (later losses go to 0). Rounding to bf16
+# changes a number by up to 2^-9 (0.002), and a step rounds thousands of times.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 MAX_GRAD_NORM, LEARNING_RATE, SEED = 5.0, 5e-5, 2023
 WARM_UP = 2
@@ -46,17 +46,17 @@ WARM_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured.
+    """What to measure.
 
     Attributes:
         device: cpu or cuda.
-        precision: fp32, or bf16 by autocast.
-        layers: Layers of the host; BERT-base has 12.
-        batch: Texts at once.
-        length: Tokens of each.
-        steps: Timed steps, after two to warm up.
+        precision: fp32, or bf16 with autocast.
+        layers: Number of layers of the host; BERT-base has 12.
+        batch: Texts per batch.
+        length: Tokens per text.
+        steps: Number of timed steps, after two warm-up steps.
         donor: The donor model's config.
-        host: Settings of the host's config beside its layers.
+        host: Settings of the host's config other than its number of layers.
     """
 
     device: str
@@ -69,23 +69,23 @@ class Setting:
     host: Any = None
 
     def config(self, arm: str) -> SurgeonGraftConfig:
-        """The shapes of an arm."""
+        """The config of an arm."""
         host = BertConfig(num_hidden_layers=self.layers, **(self.host or {}))
         settings = GraftConfig(donor_dtype=DTYPES[self.precision])
         grafted = graft_config(host, self.donor or LLAMA_8B, config=settings)
         return without_donor(grafted) if arm == HOST_ALONE else grafted
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """What the forward pass runs in."""
+        """The context in which the forward pass runs."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device, dtype=getattr(torch, DTYPES[self.precision]))
 
 
 def take_steps(setting: Setting, arm: str, count: int, *, dropout: bool) -> list[tuple[float, float]]:
-    """Train a fresh model; the loss and the seconds of every step.
+    """Train a new model, and return the loss and the seconds of every step.
 
-    Weights and inputs are drawn on the CPU: with the same seed they are the same for every device.
+    Weights and inputs are created on the CPU, so they are the same for every device.
     """
     set_seed(SEED)
     device = torch.device(setting.device)
@@ -94,7 +94,7 @@ def take_steps(setting: Setting, arm: str, count: int, *, dropout: bool) -> list
     model.to(device).train(dropout)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
-    taken = []
+    losses_and_seconds = []
     for _ in range(count):
         _wait(device)
         start = time.perf_counter()
@@ -105,12 +105,12 @@ def take_steps(setting: Setting, arm: str, count: int, *, dropout: bool) -> list
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _wait(device)
-        taken.append((loss.item(), time.perf_counter() - start))
-    return taken
+        losses_and_seconds.append((loss.item(), time.perf_counter() - start))
+    return losses_and_seconds
 
 
 def new_inputs(setting: Setting) -> dict[str, torch.Tensor]:
-    """A batch of random tokens without padding, half of it of each class."""
+    """Make a batch of random tokens without padding, half of each class."""
     shape = (setting.batch, setting.length)
     ids = torch.randint(1000, 30_000, shape, generator=torch.Generator().manual_seed(SEED))
     vocabulary = (setting.host or {}).get("vocab_size")
@@ -119,9 +119,10 @@ def new_inputs(setting: Setting) -> dict[str, torch.Tensor]:
 
 
 def measure_arm(setting: Setting, arm: str) -> dict[str, Any]:
-    """Step time and peak memory of one arm, in this process."""
+    """Measure the step time and the peak memory of one arm in this process."""
     peak = peak_of(torch.device(setting.device))
-    seconds = [taken for _, taken in take_steps(setting, arm, WARM_UP + setting.steps, dropout=True)][WARM_UP:]
+    steps = take_steps(setting, arm, WARM_UP + setting.steps, dropout=True)
+    seconds = [step_seconds for _, step_seconds in steps][WARM_UP:]
     return {
         "arm": arm,
         "step_seconds": statistics.median(seconds),
@@ -132,23 +133,23 @@ def measure_arm(setting: Setting, arm: str) -> dict[str, Any]:
 
 
 def check_losses(setting: Setting, steps: int) -> dict[str, Any]:
-    """Losses on the device, in float32 and in the wanted precision, beside those of the CPU; without dropout."""
+    """Compare losses on the device, in float32 and in the setting's precision, with the CPU's; without dropout."""
 
     def losses(device: str, precision: str) -> list[float]:
-        one = replace(setting, device=device, precision=precision)
-        return [loss for loss, _ in take_steps(one, GRAFTED, steps, dropout=False)]
+        device_setting = replace(setting, device=device, precision=precision)
+        return [loss for loss, _ in take_steps(device_setting, GRAFTED, steps, dropout=False)]
 
-    truth = losses("cpu", "fp32")
-    result: dict[str, Any] = {"cpu fp32": truth, "differences": {}, "tolerance": TOLERANCE}
+    expected = losses("cpu", "fp32")
+    result: dict[str, Any] = {"cpu fp32": expected, "differences": {}, "tolerance": TOLERANCE}
     for precision in dict.fromkeys(("fp32", setting.precision)):
-        found = losses(setting.device, precision)
-        result[f"{setting.device} {precision}"] = found
-        result["differences"][precision] = max(abs(a - b) for a, b in zip(found, truth, strict=True)) / truth[0]
+        actual = losses(setting.device, precision)
+        result[f"{setting.device} {precision}"] = actual
+        result["differences"][precision] = max(abs(a - b) for a, b in zip(actual, expected, strict=True)) / expected[0]
     result["agrees"] = all(value <= TOLERANCE[name] for name, value in result["differences"].items())
     return result
 
 
-def apart(function: Any, *arguments: Any) -> Any:
+def call_in_new_process(function: Any, *arguments: Any) -> Any:
     """Call a function in a new process."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -160,7 +161,7 @@ def _wait(device: torch.device) -> None:
 
 
 def show(arms: list[dict[str, Any]], check: dict[str, Any]) -> str:
-    """The results as a table and a line about the losses."""
+    """Format the results as a table, with lines about the losses."""
     rows = [
         (
             arm["arm"],
@@ -174,10 +175,11 @@ def show(arms: list[dict[str, Any]], check: dict[str, Any]) -> str:
     lines = [
         table(("arm", "step (median)", "range", "peak memory"), rows),
         f"\ngrafted / host alone {grafted['step_seconds'] / alone['step_seconds']:.3f}",
-        f"losses {'agree' if check['agrees'] else 'DO NOT AGREE'} with the CPU's in float32",
+        f"losses {'agree' if check['agrees'] else 'DO NOT AGREE'} with float32 on the CPU",
     ]
     lines += [
-        f"  {name}: off by {value:.1e}, allowed {TOLERANCE[name]:.0e}" for name, value in check["differences"].items()
+        f"  {name}: difference {value:.1e}, allowed {TOLERANCE[name]:.0e}"
+        for name, value in check["differences"].items()
     ]
     return "\n".join(lines)
 
@@ -186,13 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16")
-    parser.add_argument("--layers", type=int, default=12, help="layers of the host")
+    parser.add_argument("--layers", type=int, default=12, help="number of layers of the host")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--check-steps", type=int, default=5, help="steps whose losses are compared")
-    parser.add_argument("--check-batch", type=int, default=4, help="texts at once in that comparison")
-    parser.add_argument("--output", type=Path, help="a JSON file for everything measured")
+    parser.add_argument("--check-steps", type=int, default=5, help="number of steps to compare losses for")
+    parser.add_argument("--check-batch", type=int, default=4, help="batch size of that comparison")
+    parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
     arguments = parser.parse_args()
     facts = machine() | {"device": arguments.device}
     if arguments.device == "cuda":
@@ -213,10 +215,10 @@ def main() -> None:
     )
     arms = []
     for arm in (HOST_ALONE, GRAFTED):
-        arms.append(apart(measure_arm, setting, arm))
+        arms.append(call_in_new_process(measure_arm, setting, arm))
         say(f"{arm}: {arms[-1]['step_seconds']:.4f} s")
     small = replace(setting, batch=arguments.check_batch)
-    check = apart(check_losses, small, arguments.check_steps)
+    check = call_in_new_process(check_losses, small, arguments.check_steps)
     print(show(arms, check))
     document = {"machine": facts, "versions": packages, "setting": asdict(setting), "arms": arms, "check": check}
     save(arguments.output, document)

@@ -1,19 +1,19 @@
-"""A training step of BERT-base grafted with a layer of Llama-3.1-8B's shape, beside one of the host alone.
+"""Measure a training step of BERT-base, alone and grafted with a layer of Llama-3.1-8B's shape.
 
     python -m benchmarks.graft                     8 steps each, batch 32, 100 tokens, 2 threads
     python -m benchmarks.graft --steps 3 --no-memory
     python -m benchmarks.graft --formats           number formats of the donor: accuracy, memory, time
     python -m benchmarks.graft --loading           peak memory of loading a stored graft
 
-Both models have random weights of the real shapes. A step is forward, backward and AdamW; steps take turns in one
-process, so that a busy machine slows both, and medians and the median of the ratios of neighbours are shown. Forward
-and backward are shown apart too. Peak memory is that of new processes that take two steps, one for each donor format,
-beyond the interpreter with torch and transformers. The aim is a ratio of at most 1.10.
+Both models have random weights of the real shapes. A step is forward, backward and AdamW. The models take turns in one
+process, so a busy machine slows both. The table shows the median times of each phase, and the median ratio of
+neighbouring steps. Peak memory is measured in a new process per donor format, which takes two steps; the interpreter
+with torch and transformers is not included. The target is a ratio of at most 1.10.
 
-Formats: how far the output of Gemma 3 270M's last layer, with its real weights (the demo extra), is from that in
-float32, as a share of what the layer adds to its input; and bytes and time of a layer of Llama-3.1-8B's shape, 32 texts
-of one position and 4 of 100, forward and backward. Loading: what a new process holds at most beyond torch and
-transformers once a graft of BERT-base is loaded and its weights were touched; the aim is 1.15 x the weights.
+--formats shows the error of Gemma 3 270M's last layer (real weights, from the extra demo) compared with float32, as a
+share of what the layer adds to its input. It also shows bytes and time of a layer of Llama-3.1-8B's shape, forward and
+backward, for 32 texts of one position and 4 texts of 100. --loading shows the peak memory of a new process, without
+torch and transformers, that loads a graft of BERT-base and reads its weights. The target is 1.15 x the weights.
 """
 
 import argparse
@@ -44,19 +44,19 @@ from layer_surgeon.graft.measure import Workload, example_inputs, measure, new_m
 from layer_surgeon.graft.shapes import graft_config, without_donor
 from tests.support.checkpoints import LLAMA_8B
 
-AIM = 1.10
-LOADING_AIM = 1.15
+MAX_STEP_RATIO = 1.10
+MAX_LOADING_RATIO = 1.15
 FORMATS = ("float32", "bfloat16", "int8") if is_available() else ("float32", "bfloat16")
 
 
 def arms(donor_dtype: str = "float32") -> dict[str, SurgeonGraftConfig]:
-    """The host alone, and the graft."""
+    """Configs of the host alone and of the graft."""
     config = graft_config(BertConfig(), LLAMA_8B, config=GraftConfig(donor_dtype=donor_dtype))
     return {"host alone": without_donor(config), "grafted": config}
 
 
 def phases(config: SurgeonGraftConfig, workload: Workload) -> Callable[[], dict[str, float]]:
-    """A function that takes one training step and says how long its phases took."""
+    """Make a function that takes one training step and returns the seconds of its phases."""
     model = new_model(config, workload, torch.device("cpu")).train()
     inputs = example_inputs(model, workload, labels=True)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=5e-5)
@@ -77,26 +77,28 @@ def phases(config: SurgeonGraftConfig, workload: Workload) -> Callable[[], dict[
 
 
 def compare_times(workload: Workload, donor_dtype: str) -> None:
-    """Take turns and print medians."""
+    """Run both arms in turn, and print median times."""
     steps = {name: phases(config, workload) for name, config in arms(donor_dtype).items()}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for number in range(workload.repeats + 1):
-        # Whoever goes first in a pair may profit or suffer from it.
+        # Alternate the order, in case the first arm has an advantage or disadvantage.
         for name in sorted(steps, reverse=bool(number % 2)):
-            taken = steps[name]()
+            phase_seconds = steps[name]()
             if number:
-                results[name].append(taken)
+                results[name].append(phase_seconds)
     print(f"\n{'donor ' + donor_dtype:18} {'host alone':>11} {'grafted':>11} {'ratio':>7}")
     for phase in ("forward", "backward", "update", "step"):
-        alone, grafted = ([taken[phase] for taken in results[name]] for name in ("host alone", "grafted"))
+        alone, grafted = ([step[phase] for step in results[name]] for name in ("host alone", "grafted"))
         ratio = statistics.median(after / before for before, after in zip(alone, grafted, strict=True))
-        verdict = f"  {'within' if ratio <= AIM else 'ABOVE'} {AIM:.2f}" if phase == "step" else ""
+        verdict = (
+            f"  {'within' if ratio <= MAX_STEP_RATIO else 'ABOVE'} {MAX_STEP_RATIO:.2f}" if phase == "step" else ""
+        )
         medians = [statistics.median(values) for values in (alone, grafted)]
         print(f"{phase:18} {medians[0]:9.3f} s {medians[1]:9.3f} s {ratio:5.3f} x{verdict}")
 
 
 def compare_memory(workload: Workload) -> None:
-    """Print peak memory of training by number format of the donor."""
+    """Print the peak memory of training for each number format of the donor."""
     workload = replace(workload, repeats=1)
     rows: dict[str, Any] = {"host alone": arms()["host alone"]}
     rows |= {f"grafted, donor {dtype}": arms(dtype)["grafted"] for dtype in FORMATS}
@@ -107,13 +109,13 @@ def compare_memory(workload: Workload) -> None:
 
 
 def compare_formats() -> None:
-    """Print what each number format of a donor costs and gives."""
+    """Print the error, the memory and the time of each number format of a donor."""
     torch.manual_seed(0)
     print(f"\n{'Gemma 3 270M, last layer':26} {'largest error':>14} {'mean error':>11}")
     with tempfile.TemporaryDirectory() as folder:
         artifact = extract_layer(packaged_gguf("gemma-3-270m", Path(folder)), -1, Path(folder, "layer"))
         reference = DonorLayer.from_pretrained(artifact.path, dtype="float32")
-        states = torch.randn(8, 32, reference.hidden_size) * 10  # as large as hidden states of this model are
+        states = torch.randn(8, 32, reference.hidden_size) * 10  # about as large as the hidden states of this model
         with torch.no_grad():
             expected = reference(states)
             for name in FORMATS:
@@ -137,7 +139,7 @@ def new_format(folder: Path, name: str) -> DonorLayer:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """What the weights take, those that are integers with their scales."""
+    """Bytes of the weights, including the scales of integer weights."""
     total = 0
     for parameter in model.parameters():
         parts = [parameter.qdata, parameter.scale] if hasattr(parameter, "qdata") else [parameter]
@@ -146,7 +148,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def pass_seconds(donor: DonorLayer, states: torch.Tensor) -> float:
-    """Median of three passes forward and backward, after one to warm up."""
+    """Median seconds of three forward and backward passes, after one warm-up pass."""
     states.requires_grad_()
     seconds = []
     for _ in range(4):
@@ -157,7 +159,7 @@ def pass_seconds(donor: DonorLayer, states: torch.Tensor) -> float:
 
 
 def compare_loading() -> None:
-    """Print the peak of loading by number format, each in a process of its own."""
+    """Print the peak memory of loading for each number format, each in a new process."""
     print(f"\n{'loading, donor':26} {'weights':>11} {'peak':>11} {'ratio':>7}")
     config = SurgeonDonorConfig(donor_config=LLAMA_8B, layer_indices=[31])
     with tempfile.TemporaryDirectory() as folder:
@@ -167,9 +169,9 @@ def compare_loading() -> None:
             graft_layer(BertModel(BertConfig()), Path(folder, "layer"), donor_dtype=name).save_pretrained(graft)
             command = [sys.executable, "-c", _LOAD, str(graft)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            held, peak = (int(number) for number in done.stdout.split()[-2:])
-            verdict = "within" if peak <= LOADING_AIM * held else "ABOVE"
-            print(f"{name:26} {held / 1e6:8.1f} MB {peak / 1e6:8.1f} MB {peak / held:5.2f} x  {verdict} {LOADING_AIM}")
+            weights, peak = (int(number) for number in done.stdout.split()[-2:])
+            verdict = f"{'within' if peak <= MAX_LOADING_RATIO * weights else 'ABOVE'} {MAX_LOADING_RATIO}"
+            print(f"{name:26} {weights / 1e6:8.1f} MB {peak / 1e6:8.1f} MB {peak / weights:5.2f} x  {verdict}")
 
 
 _LOAD = """
@@ -181,7 +183,7 @@ before = status_bytes("VmRSS")
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 for parameter in model.parameters():
     for part in [parameter.qdata] if hasattr(parameter, "qdata") else [parameter]:
-        part.view(-1)[::512].sum()  # mapped from a file, it would not count before
+        part.view(-1)[::512].sum()  # pages of a mapped file only count once they are read
 print(weight_bytes(model), status_bytes("VmHWM") - before)
 """
 

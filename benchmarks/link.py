@@ -1,9 +1,8 @@
-"""A Hub behind a link of known latency and rate, in a process of its own, and the log of what went over it.
+"""A Hub over a link of known latency and rate, in a separate process, and a log of all requests.
 
-The Hub is the one of the tests. Its storage (the CDN, which every large file is redirected to) is a server made for
-measuring: it hands files to the socket with `sendfile`, so that 16 connections at 50 MB/s cost it a tenth of a core;
-the tests' CDN, which passes every byte through Python, needs a whole core for 800 MB/s and would be measured instead of
-its client.
+The Hub is the one of the tests. Its storage (the CDN, to which the Hub redirects requests for large files) is a server
+made for measurements. It sends files with `sendfile`, and needs a tenth of a core for 16 connections at 50 MB/s. The
+tests' CDN passes every byte through Python and needs a whole core for 800 MB/s: it would limit the client.
 """
 
 import multiprocessing
@@ -25,27 +24,32 @@ from tests.support.loopback_hub import LoopbackHub
 
 REPO = "benchmarks/donor"
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-# A step takes 5 ms at 50 MB/s: fine enough to be even, and 16 connections wake up 3,200 times a second, not 12,800.
+# A step takes 5 ms at 50 MB/s. That is small enough for an even rate, and 16 connections wake up 3,200 times per second
+# instead of 12,800.
 _STEP_BYTES = 256 << 10
-# What a sender may catch up with at once after its client did not read: 80 ms of 50 MB/s, what TCP has under way then.
+# How far a sender may catch up at once after its client stopped reading: 80 ms at 50 MB/s, the bytes that TCP has in
+# flight then.
 _BURST_BYTES = 4_000_000
-# With the system's own choice, tens of MB wait in each of 8 connections on loopback: 436 MB took 0.6 to 3 s, once 38 s;
-# with this, 0.3 s, and more evenly.
+# By default, tens of MB wait in the buffer of each of 8 connections on loopback: 436 MB took 0.6 to 3 s, once 38 s.
+# With this size, they take 0.3 s with less variation.
 _SEND_BUFFER_BYTES = 64 << 10
 
 
 @dataclass(kw_only=True)
 class Exchange:
-    """One request and its answer. Times are those of the system's monotonic clock, in seconds.
+    """One request and its response. Times are seconds of the system's monotonic clock.
 
     Attributes:
         server: `hub` or `cdn`.
+        method: The HTTP method.
+        path: The path of the URL.
         range: The Range header, if there was one.
-        client: The port that the request came from: one for each connection; 0 on the Hub, which does not say.
-        arrived: When the request had arrived, before any delay; of a connection's first, when that was opened.
-        ended: When the last byte of the answer was handed to the network; 0 on the Hub, which does not say.
-        body_bytes: Bytes of the answer's body.
-        num_bytes: The same with the answer's headers.
+        client: The client's port, which identifies the connection; always 0 for the Hub.
+        arrived: When the request arrived, before any delay. For the first request of a connection, when the connection
+            was opened.
+        ended: When the last byte of the response was passed to the network; always 0 for the Hub.
+        body_bytes: Size of the response's body.
+        num_bytes: Size of the response with its headers.
     """
 
     server: str
@@ -60,31 +64,31 @@ class Exchange:
 
 
 class Link:
-    """A context in which a checkpoint can be had from `endpoint` as the repo `REPO`.
+    """A context in which `endpoint` serves a checkpoint as the repo `REPO`.
 
     Args:
-        checkpoint: The folder that is served.
-        latency: Seconds before each answer, and before each new connection's first.
-        bytes_per_second: What one connection carries; None is as fast as it can.
+        checkpoint: The folder to serve.
+        latency: Delay in seconds before each response, and for each new connection.
+        bytes_per_second: Rate of one connection; None means unlimited.
 
     Attributes:
-        endpoint: As HF_ENDPOINT takes it.
-        storage: The URL that a file's name can be appended to, to read it without asking the Hub.
+        endpoint: The value for HF_ENDPOINT.
+        storage: The base URL of the files, to read them without the Hub.
     """
 
     def __init__(self, checkpoint: Path, *, latency: float = 0.0, bytes_per_second: float | None = None) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
+        self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, checkpoint, latency, bytes_per_second), daemon=True, name="link"
+            target=_serve, args=(child_pipe, checkpoint, latency, bytes_per_second), daemon=True, name="link"
         )
-        self._other = other
+        self._child_pipe = child_pipe
         self.endpoint = self.storage = ""
 
     def __enter__(self) -> Self:
         self._process.start()
-        # With only the child holding it, its end shows here as an end of file instead of a wait for ever.
-        self._other.close()
+        # Close our copy of the child's end: if the child dies, `recv` then raises EOFError instead of waiting forever.
+        self._child_pipe.close()
         self.endpoint, self.storage = self._pipe.recv()
         return self
 
@@ -96,19 +100,19 @@ class Link:
         self._process.close()
 
     def take_log(self) -> list[Exchange]:
-        """What was asked since the last call, in the order of arrival; it is forgotten with that."""
+        """Return the requests since the last call, in the order of arrival, and clear the log."""
         self._pipe.send("log")
         log: list[Exchange] = self._pipe.recv()
         return log
 
 
 class _TimedHub(LoopbackHub):
-    """Notes when requests arrive, which the tests' Hub need not know."""
+    """The Hub of the tests, which also records when requests arrive."""
 
     def __init__(self, *, latency: float) -> None:
         super().__init__(latency=latency)
         self.arrivals: dict[int, float] = {}
-        # A connection is a thread, and its first request waited for the delay of the connection.
+        # Each connection has its own thread, and its first request waited for the delay of the connection.
         self._thread = threading.local()
 
     def log(self, request: Request) -> int:
@@ -142,7 +146,7 @@ class _Storage(ThreadingHTTPServer):
         self.log: list[Exchange] = []
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may hang up."""
+        """Ignore clients that hang up."""
 
 
 class _StorageHandler(BaseHTTPRequestHandler):
@@ -158,7 +162,7 @@ class _StorageHandler(BaseHTTPRequestHandler):
         time.sleep(self.server.latency)
 
     def log_message(self, *_args: object) -> None:
-        """Requests are in the log, not on stderr."""
+        """Print nothing on stderr; requests are in `log`."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -180,13 +184,13 @@ class _StorageHandler(BaseHTTPRequestHandler):
         )
         self.server.log.append(exchange)
         try:
-            self._hand_out(exchange)
+            self._respond(exchange)
         finally:
             exchange.ended = time.monotonic()
 
-    def _hand_out(self, exchange: Exchange) -> None:
+    def _respond(self, exchange: Exchange) -> None:
         time.sleep(self.server.latency)
-        # Only names count: whatever the path before it, no file outside of the folder can be meant.
+        # Only use the name, so that no path can refer to a file outside of the folder.
         with open(self.server.folder / Path(exchange.path).name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             start, stop = 0, size
@@ -200,7 +204,7 @@ class _StorageHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(stop - start))
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", f'"{size:032x}"')
-            # BaseHTTPRequestHandler keeps the head in this list until end_headers sends it.
+            # BaseHTTPRequestHandler keeps the headers in this list until end_headers sends them.
             exchange.num_bytes = sum(map(len, getattr(self, "_headers_buffer", []))) + 2
             self.end_headers()
             if self.command == "GET":
@@ -213,18 +217,18 @@ class _StorageHandler(BaseHTTPRequestHandler):
         while exchange.body_bytes < length:
             count = min(step, length - exchange.body_bytes)
             if rate:
-                # Bytes leave when the link would have carried them, not before.
+                # Send the bytes when the link would have transferred them.
                 due += count / rate
                 now = time.monotonic()
                 time.sleep(max(due - now, 0.0))
                 due = max(due, now - _BURST_BYTES / rate)
-            left = count
-            while left:
-                sent = os.sendfile(self.connection.fileno(), file, start + exchange.body_bytes, left)
+            remaining = count
+            while remaining:
+                sent = os.sendfile(self.connection.fileno(), file, start + exchange.body_bytes, remaining)
                 if not sent:
                     raise OSError(f"a file ends before byte {start + length}")
-                left -= sent
-                # Counted as it goes: what a client that hangs up got is known.
+                remaining -= sent
+                # Count each part, in case the client hangs up.
                 exchange.body_bytes += sent
                 exchange.num_bytes += sent
 
@@ -233,7 +237,8 @@ def _serve(pipe: Connection, checkpoint: Path, latency: float, bytes_per_second:
     storage = _Storage(checkpoint, latency, bytes_per_second)
     with _TimedHub(latency=latency) as hub, storage:
         threading.Thread(target=storage.serve_forever, args=(0.02,), daemon=True).start()
-        # Another host name than the Hub's, as in the tests: huggingface_hub up to 1.31 takes ports for one host.
+        # Use a different host name for the CDN, as in the tests: huggingface_hub up to 1.31 ignores the port when it
+        # compares hosts.
         hub.router.cdn_url = f"http://localhost:{storage.server_port}"
         hub.add_repo(REPO, checkpoint)
         pipe.send((hub.endpoint, f"http://127.0.0.1:{storage.server_port}"))
@@ -242,7 +247,7 @@ def _serve(pipe: Connection, checkpoint: Path, latency: float, bytes_per_second:
                 pipe.recv()
             except EOFError:
                 break
-            # A client that has all its bytes may ask before the answer's end was noted.
+            # A client may have all its bytes, and ask for the log, before the end of the response is recorded.
             while any(not exchange.ended for exchange in storage.log):
                 time.sleep(0.001)
             pipe.send(sorted([*hub.exchanges(), *storage.log], key=lambda exchange: exchange.arrived))

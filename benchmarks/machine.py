@@ -1,4 +1,4 @@
-"""What a result depends on, and how results are shown: the machine, versions, tables, a JSON file."""
+"""Describe the machine and the versions, and show results as tables and JSON."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as far as it says what it is."""
+    """Facts about the machine that affect the results."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "platform": platform.platform(),
@@ -28,14 +28,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of installed packages of this interpreter."""
-    found = {}
+    """The versions of packages in this interpreter, without those that are not installed."""
+    version_of = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            version_of[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return version_of
 
 
 def _processor() -> str:
@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def heading(facts: dict[str, Any], packages: dict[str, str]) -> str:
-    """One line that says where and with what the numbers were made."""
+    """Describe the machine and the versions in one line."""
     memory = facts["memory_bytes"] / 1e9
     names = ", ".join(f"{name} {version}" for name, version in packages.items())
     return (
@@ -56,7 +56,7 @@ def heading(facts: dict[str, Any], packages: dict[str, str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose columns also stand under each other: the first `left` to the left, the others right."""
+    """Format a Markdown table with padded columns: the first `left` columns left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -72,17 +72,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median of some times in seconds and, in brackets, the fastest and slowest."""
-    middle = statistics.median(values)
-    return f"{middle:.2f} s" if len(values) == 1 else f"{middle:.2f} s ({min(values):.2f}-{max(values):.2f})"
+    """Format the median of several times in seconds, with the fastest and slowest in brackets."""
+    median = statistics.median(values)
+    return f"{median:.2f} s" if len(values) == 1 else f"{median:.2f} s ({min(values):.2f}-{max(values):.2f})"
 
 
 def say(text: str) -> None:
-    """Tell how far it is, on stderr: results alone go to stdout."""
+    """Print progress on stderr; stdout is only for results."""
     sys.stderr.write(f"{text}\n")
 
 
 def save(path: Path | None, document: dict[str, Any]) -> None:
-    """Write all that was measured, if it was asked for."""
+    """Write all measurements to a JSON file, unless `path` is None."""
     if path is not None:
         path.write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.extract`: how each takes the layer out, and where in its output the tensors are."""
+"""The rows of `benchmarks.extract`: how each extracts the layer, and where the tensors are in its output."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from benchmarks.machine import ROOT
 
 PEERS = ROOT / ".venv-peers" / "bin"
 SCRIPTS = ROOT / "benchmarks" / "rows"
-# Nobody's code may look for the model on the Hub.
+# No row may look for the model on the Hub.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 _VERSIONS = """
 import importlib.metadata, json
@@ -23,56 +23,56 @@ print(json.dumps({name: importlib.metadata.version(name) for name in
     ("torch", "transformers", "safetensors", "safetensors-layer-grabber", "mergekit")}))
 """
 
-# Name inside the layer, file, position of its first byte, length.
-Place = tuple[str, Path, int, int]
+# A tensor in a file: its name inside the layer, the file, the position of its first byte, its length.
+StoredTensor = tuple[str, Path, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A layer to take out.
+    """A layer to extract.
 
     Attributes:
-        checkpoint: The folder.
-        index: Which layer, counted from 0.
-        tensors: Where its tensors lie, in the order of the plan.
-        output: What a row writes: a file or a folder.
+        checkpoint: The checkpoint's folder.
+        index: Index of the layer, counted from 0.
+        tensors: The layer's tensors in the checkpoint, in the order of the plan.
+        output: The file or folder that a row writes.
     """
 
     checkpoint: Path
     index: int
-    tensors: tuple[Place, ...]
+    tensors: tuple[StoredTensor, ...]
     output: Path
 
     @property
     def prefix(self) -> str:
-        """What the names of the layer's tensors begin with."""
+        """The start of the names of the layer's tensors."""
         return f"model.layers.{self.index}."
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the layer."""
+        """Size of the layer in bytes."""
         return sum(length for *_, length in self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way to take a layer out.
+    """One way to extract a layer.
 
     Attributes:
-        title: As it is shown.
-        command: The command line.
-        tensors: Where its output holds the layer's tensors.
-        peer: Whether it needs the environment of the peers.
+        title: The title in the table.
+        command: Makes the command line.
+        tensors: Finds the layer's tensors in the output.
+        peer: Whether the row needs the environment of the other tools, .venv-peers.
     """
 
     title: str
     command: Callable[[Job], list[str]]
-    tensors: Callable[[Job], Iterator[Place]]
+    tensors: Callable[[Job], Iterator[StoredTensor]]
     peer: bool = True
 
 
 def find_job(checkpoint: Path, output: Path) -> Job:
-    """The last layer, as `surgeon extract --dry-run` plans it."""
+    """Find the last layer with `surgeon extract --dry-run`."""
     plan = plan_last_layer(checkpoint)
     (index,) = plan["layer_indices"]
     prefix = f"model.layers.{index}."
@@ -83,10 +83,10 @@ def find_job(checkpoint: Path, output: Path) -> Job:
     return Job(checkpoint=checkpoint, index=index, tensors=tensors, output=output)
 
 
-def digest_of(places: Iterator[Place]) -> str:
-    """A sha256 of tensors that does not depend on the order in which they lie."""
+def digest_of(tensors: Iterator[StoredTensor]) -> str:
+    """Compute a sha256 of tensors that does not depend on their order."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    for name, path, start, length in sorted(places):
+    for name, path, start, length in sorted(tensors):
         digest.update(f"{name} {length}\n".encode())
         with path.open("rb", buffering=0) as file:
             file.seek(start)
@@ -97,12 +97,12 @@ def digest_of(places: Iterator[Place]) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Size of a file, or of all files in a folder, in bytes."""
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def remove(path: Path) -> None:
-    """Take away what a row wrote."""
+    """Remove a file or folder."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -110,12 +110,12 @@ def remove(path: Path) -> None:
 
 
 def settle() -> None:
-    """Wait until everything written before is on the disk: else one row pays for the other's writing."""
+    """Wait until all earlier writes are on the disk, so that they don't slow down the next row."""
     os.sync()
 
 
 def drop_from_cache(job: Job) -> None:
-    """Make the kernel forget the checkpoint's pages, so that they are read from the disk again."""
+    """Drop the checkpoint's pages from the page cache, so that they are read from the disk again."""
     for path in job.checkpoint.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -128,21 +128,22 @@ def environment() -> dict[str, str]:
 
 
 def peer_versions() -> dict[str, str]:
-    """The versions of the peers; none where they are not installed."""
+    """The versions of the other tools; empty if they are not installed."""
     if not (PEERS / "python").exists():
         return {}
-    found: dict[str, str] = json.loads(subprocess.run([PEERS / "python", "-c", _VERSIONS], capture_output=True).stdout)
-    return found
+    output = subprocess.run([PEERS / "python", "-c", _VERSIONS], capture_output=True).stdout
+    version_of: dict[str, str] = json.loads(output)
+    return version_of
 
 
-def _in_safetensors(path: Path, prefix: str) -> Iterator[Place]:
-    """The tensors of a file whose names begin with `prefix`, without it."""
+def _in_safetensors(path: Path, prefix: str) -> Iterator[StoredTensor]:
+    """Yield the tensors of a file whose names start with `prefix`, without the prefix."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    for name, entry in header.items():
+    for name, tensor in header.items():
         if name != "__metadata__" and name.startswith(prefix):
-            begin, end = entry["data_offsets"]
+            begin, end = tensor["data_offsets"]
             yield name.removeprefix(prefix), path, 8 + length + begin, end - begin
 
 
@@ -151,7 +152,7 @@ def _copy_command(job: Job) -> list[str]:
     return [sys.executable, str(SCRIPTS / "copy_and_hash.py"), json.dumps(ranges), str(job.output)]
 
 
-def _copied(job: Job) -> Iterator[Place]:
+def _copied(job: Job) -> Iterator[StoredTensor]:
     position = 0
     for name, _, _, length in job.tensors:
         yield name, job.output, position, length
@@ -171,8 +172,8 @@ def _grabber_command(job: Job) -> list[str]:
     return [str(PEERS / "safetensors_layer_grabber"), *options]
 
 
-def _grabbed(job: Job) -> Iterator[Place]:
-    # What torch.save wrote is read with torch; the bytes are the same.
+def _grabbed(job: Job) -> Iterator[StoredTensor]:
+    # The output is a file of torch.save. Convert it with torch, which doesn't change the bytes.
     converted = job.output.with_suffix(".safetensors")
     subprocess.run(_script("as_safetensors.py", str(job.output), str(converted)), check=True)
     job.output.unlink()
@@ -183,14 +184,14 @@ def _grabbed(job: Job) -> Iterator[Place]:
 def _mergekit_command(job: Job) -> list[str]:
     config = job.output.with_suffix(".yaml")
     source = {"model": str(job.checkpoint), "layer_range": [job.index, job.index + 1]}
-    # JSON is YAML.
+    # mergekit reads YAML, and JSON is valid YAML.
     config.write_text(
         json.dumps({"slices": [{"sources": [source]}], "merge_method": "passthrough", "dtype": "bfloat16"})
     )
     return [str(PEERS / "mergekit-yaml"), str(config), str(job.output), "--no-copy-tokenizer", "--quiet"]
 
 
-def _merged(job: Job) -> Iterator[Place]:
+def _merged(job: Job) -> Iterator[StoredTensor]:
     for path in job.output.glob("*.safetensors"):
         yield from _in_safetensors(path, "model.layers.0.")
 

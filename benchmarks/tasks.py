@@ -1,12 +1,12 @@
-"""Every task of fine-tuning on real data and real weights, by the installed commands, and a table of what came out.
+"""Run every fine-tuning task on real data and real weights with the installed commands, and print the results.
 
     python -m benchmarks.tasks --data DIR [--only sst2 sick ...] [--threads 2] [--json FILE]
 
-DIR holds a folder for each data set: sst2, sick, cola, tweet_offensive, xquad_en and multi30k, with the files that are
-named in `TASKS`. The host is all-MiniLM-L6-v2 and the layer Gemma-3-270M's last one, both from the packages of the
-extra [demo]; for translation, which MiniLM can't do, a small T5 with random weights and a vocabulary made from the
-data. Settings are the paper's where none is named. One run each: the numbers show that the tasks work, not what a layer
-is worth (`surgeon compare` is for that).
+DIR has a folder for each data set: sst2, sick, cola, tweet_offensive, xquad_en and multi30k, with the files listed in
+`TASKS`. The host is all-MiniLM-L6-v2 and the donor layer is the last layer of Gemma-3-270M, both from the packages of
+the extra [demo]. MiniLM can't translate, so the host for translation is a small T5 with random weights and a vocabulary
+made from the data. All other settings are the paper's. There is one run per data set: the numbers show that the tasks
+work, not what a layer is worth (use `surgeon compare` for that).
 """
 
 import argparse
@@ -38,12 +38,12 @@ class Task:
     """One row of the table.
 
     Attributes:
-        files: Files of its folder, by split.
-        task: What the graft is made for.
+        files: Files in the folder of the data set, by split.
+        task: The graft's task.
         graft: More options of `surgeon graft`.
-        finetune: Options of `surgeon finetune` beside the paper's.
-        scores: What is shown.
-        host: None: MiniLM; else makes another one from the file of the training data, in a folder.
+        finetune: Options of `surgeon finetune` that differ from the paper's.
+        scores: The scores to show.
+        host: Makes the host in a folder (second argument) from the training data (first argument). None means MiniLM.
     """
 
     files: Mapping[str, str]
@@ -55,7 +55,7 @@ class Task:
 
 
 def random_t5(train: Path, folder: Path) -> Path:
-    """A small T5 with random weights, and a tokenizer whose 8,000 pieces were learned from both languages."""
+    """Make a small T5 with random weights, and a tokenizer with 8,000 pieces trained on both languages."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
@@ -117,7 +117,7 @@ TASKS = {
 
 
 def surgeon(folder: Path, *arguments: str, threads: int) -> dict[str, Any]:
-    """Run a command in a workspace; the JSON document that it printed."""
+    """Run a command in a workspace, and return the JSON document that it prints."""
     command = [sys.executable, "-m", "layer_surgeon_cli", *arguments, "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "SURGEON_WORKSPACE": str(folder / "surgery")}
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -126,19 +126,19 @@ def surgeon(folder: Path, *arguments: str, threads: int) -> dict[str, Any]:
 
 
 def run_task(name: str, task: Task, data: Path, folder: Path, threads: int) -> dict[str, Any]:
-    """Graft and train; what came out."""
+    """Graft and train, and return the results."""
     host = real_parts().host if task.host is None else task.host(data / task.files["dataset"], folder / "t5")
     graft = ["graft", str(host), "--donor", str(folder / "donor"), "--task", task.task, "--output", f"graft-{name}"]
     surgeon(folder, *graft, *task.graft, threads=threads)
-    files = [part for split, file in task.files.items() for part in (f"--{split}", str(data / file))]
+    files = [argument for split, file in task.files.items() for argument in (f"--{split}", str(data / file))]
     options = [*files, *task.finetune, "--output", f"run-{name}"]
     result = surgeon(folder, "finetune", f"graft-{name}", *options, threads=threads)
-    counts = {split: facts["examples"] for split, facts in result["data"]["splits"].items()}
+    num_examples = {split: facts["examples"] for split, facts in result["data"]["splits"].items()}
     return {
         "data": name,
         "task": task.task,
         "options": list(task.finetune),
-        "examples": counts,
+        "examples": num_examples,
         "epochs": result["history"][-1]["epoch"],
         "best_epoch": result["best_epoch"],
         "steps": result["history"][-1]["step"],
@@ -146,19 +146,19 @@ def run_task(name: str, task: Task, data: Path, folder: Path, threads: int) -> d
         "seconds": result["seconds"],
         "scores": {
             split: result[split]["scores"] if "scores" in result[split] else result[split]
-            for split in counts
+            for split in num_examples
             if split != "train"
         },
     }
 
 
 def row(run: Mapping[str, Any]) -> tuple[str, ...]:
-    """A run as a line of the table."""
-    shown = TASKS[run["data"]].scores
+    """Format a run as a row of the table."""
+    score_names = TASKS[run["data"]].scores
 
     def scores(split: str) -> str:
-        found = run["scores"].get(split, {})
-        return ", ".join(f"{found[name]:.3f}" for name in shown) if found else ""
+        split_scores = run["scores"].get(split, {})
+        return ", ".join(f"{split_scores[name]:.3f}" for name in score_names) if split_scores else ""
 
     return (
         run["data"],
@@ -166,14 +166,14 @@ def row(run: Mapping[str, Any]) -> tuple[str, ...]:
         f"{run['epochs']:.2g}",
         f"{run['steps']:,}",
         f"{run['seconds']:.0f} s",
-        ", ".join(shown),
+        ", ".join(score_names),
         scores("validation"),
         scores("test"),
     )
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the selected tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))

@@ -1,9 +1,10 @@
-"""Make transformers' Auto classes know our models, without importing transformers.
+"""Register our models with transformers' Auto classes, without importing transformers.
 
-`import layer_surgeon` must stay light, so the classes are registered once transformers' Auto classes are imported. A
-finder at the front of `sys.meta_path` counts the modules of the two packages that are being imported; whenever none is
-left half-imported, and the Auto classes are there, it registers ours, and takes itself out. Not right after the Auto
-module: that one is often imported by a module (of transformers, or of ours) that our classes need whole.
+`import layer_surgeon` must stay fast, so our classes are only registered once transformers' Auto classes are imported.
+A finder at the front of `sys.meta_path` counts how many modules of the two packages are being imported. When that
+number is zero and the Auto classes are imported, the finder registers our classes and removes itself. Registering
+earlier, right after the Auto module, would fail: the module that imports it (of transformers, or ours) is often one
+that our classes need, and is not fully imported yet.
 """
 
 import sys
@@ -22,50 +23,54 @@ _PACKAGES = ("transformers.", "layer_surgeon.")
 
 
 class _Watcher(MetaPathFinder):
-    """Finds nothing itself; sees what the finders after it find."""
+    """Finds modules with the other finders, and watches their import."""
 
     def __init__(self) -> None:
-        self.half_imported = 0
-        self.looking_for: set[str] = set()
-        self.to_do = {_CONFIGS: _register_configs, _MODELS: _register_models}
+        self.importing = 0
+        self.being_found: set[str] = set()
+        self.pending = {_CONFIGS: _register_configs, _MODELS: _register_models}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Have the module tell when it has been imported."""
-        if not fullname.startswith(_PACKAGES) or fullname in self.looking_for:
+        """Find a module of the two packages, and wrap its execution in `exec_module`."""
+        if not fullname.startswith(_PACKAGES) or fullname in self.being_found:
             return None
-        self.looking_for.add(fullname)
+        self.being_found.add(fullname)
         try:
             spec = find_spec(fullname)
         finally:
-            self.looking_for.discard(fullname)
+            self.being_found.discard(fullname)
         if spec is not None and spec.loader is not None:
-            # On the loader itself, whose type allows no such thing, so that it stays of its own class: resources and
-            # sources are read through it.
+            # Patch the loader instead of wrapping it: resources and sources are read through it, so it must keep its
+            # class.
             spec.loader.exec_module = partial(self.exec_module, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
     def exec_module(self, execute: Any, module: ModuleType) -> None:
-        """Import a module, and act if it was the outermost."""
-        self.half_imported += 1
+        """Execute a module, and register our classes if it was the outermost import."""
+        self.importing += 1
         try:
             execute(module)
         finally:
-            self.half_imported -= 1
-        self.act(module.__name__)
+            self.importing -= 1
+        self.register(module.__name__)
 
-    def act(self, outermost: str | None = None) -> None:
-        """Register what can be registered by now; `outermost` is whole, though Python doesn't say so yet."""
-        if self.half_imported:
+    def register(self, outermost: str | None = None) -> None:
+        """Register all classes that can be registered now, unless an import is in progress.
+
+        Args:
+            outermost: A module that has just been executed. Python still marks it as being imported.
+        """
+        if self.importing:
             return
-        self.half_imported += 1  # what we import now is not the outermost
+        self.importing += 1  # the imports below must not call this again
         try:
-            for name in [name for name in self.to_do if name == outermost or _is_imported(name)]:
-                self.to_do.pop(name)()
+            for name in [name for name in self.pending if name == outermost or _is_imported(name)]:
+                self.pending.pop(name)()
         finally:
-            self.half_imported -= 1
-        if not self.to_do and self in sys.meta_path:
+            self.importing -= 1
+        if not self.pending and self in sys.meta_path:
             sys.meta_path.remove(self)
 
 
@@ -91,7 +96,7 @@ def _register_models() -> None:
 
 
 def install() -> None:
-    """Register our classes now if transformers' Auto classes are imported, or as soon as they are."""
+    """Register our classes now if transformers' Auto classes are already imported, otherwise as soon as they are."""
     watcher = _Watcher()
     sys.meta_path.insert(0, watcher)
-    watcher.act()
+    watcher.register()

@@ -1,6 +1,7 @@
-"""How long work tells the outside where it is.
+"""The protocol by which long operations report their progress.
 
-The library calls a `Progress`; the command line renders one with rich. `NullProgress`, the default, says nothing.
+The library calls a `Progress`. The command line has one that renders with rich. `NullProgress`, the default, does
+nothing.
 """
 
 from collections.abc import Mapping
@@ -8,25 +9,25 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives what a long piece of work reports about itself.
+    """Receives the progress of a long operation.
 
-    Steps don't nest: one `begin`, any number of `advance` and `metrics`, one `end`.
+    Steps don't nest. Each step is one `begin`, any number of `advance` and `metrics`, and one `end`.
     """
 
     def begin(self, description: str, total: int | None, unit: str) -> None:
-        """Start a step of `total` units (None: unknown). `unit` is a plural noun: "bytes", "steps"."""
+        """Start a step of `total` units; None means unknown. `unit` is a plural noun, such as "bytes" or "steps"."""
 
     def advance(self, amount: int) -> None:
-        """Count `amount` more units of the current step as done. A negative amount takes back a failed try."""
+        """Count `amount` more units of the current step as done. A negative amount undoes a failed attempt."""
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show the newest named values, such as the loss, beside the current step. `memory` is in bytes."""
+        """Show the latest named values, such as the loss, next to the current step. `memory` is in bytes."""
 
     def end(self) -> None:
         """Finish the current step."""
 
     def notice(self, message: str) -> None:
-        """Show one line that a person should see, whether or not a step is running."""
+        """Show one line to the user, whether or not a step is running."""
 
 
 class NullProgress:

@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: that their rows work, compare bytes, and count what they say they count."""
+"""The benchmarks at tiny sizes: their rows work, compare bytes, and count correctly."""
 
 import http.client
 import json
@@ -20,14 +20,14 @@ from benchmarks.process import HAS_PROC, Usage, measure
 from tests.support.checkpoints import write_sparse_checkpoint
 
 TINY = SMALL | {"hidden_size": 64, "intermediate_size": 128}
-# How coarse a file's time of modification may be.
+# Resolution of a file's modification time.
 CLOCK_TICK = 0.01
 needs_proc = pytest.mark.skipif(not HAS_PROC, reason="this system has no /proc")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A checkpoint whose last layer lies in two shards."""
+    """A checkpoint whose last layer is in two shards."""
     return write_sparse_checkpoint(tmp_path_factory.mktemp("donor") / "donor", TINY, [2], max_shard_bytes=180_000)
 
 
@@ -36,7 +36,7 @@ def layer(checkpoint):
     return find_layer(checkpoint)
 
 
-def test_the_layer_lies_in_two_ranges_with_nothing_between_them(layer, checkpoint):
+def test_layer_is_in_two_contiguous_ranges(layer, checkpoint):
     files, starts, lengths, offsets = zip(*layer.ranges, strict=True)
     assert len(set(files)) == 2
     assert offsets == (0, lengths[0])
@@ -49,7 +49,7 @@ def test_the_layer_lies_in_two_ranges_with_nothing_between_them(layer, checkpoin
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 7, 16])
-def test_ranges_are_cut_into_nearly_equal_pieces_that_make_them_up(number):
+def test_ranges_are_cut_into_nearly_equal_pieces(number):
     ranges = [("a", 100, 7_000, 0), ("b", 5, 3_000, 7_000)]
     pieces = by_hand.cut(ranges, number)
     assert len(pieces) == max(number, 2)
@@ -64,11 +64,11 @@ def test_ranges_are_cut_into_nearly_equal_pieces_that_make_them_up(number):
         assert max(lengths) == 1_500
 
 
-def test_a_link_delays_limits_and_counts(checkpoint, layer):
+def test_link_delays_limits_and_counts(checkpoint, layer):
     file, start, length, _ = layer.ranges[0]
     with Link(checkpoint, latency=0.05, bytes_per_second=1e6) as link:
-        place = urlsplit(link.storage)
-        connection = http.client.HTTPConnection(place.netloc)
+        storage_url = urlsplit(link.storage)
+        connection = http.client.HTTPConnection(storage_url.netloc)
         for _ in range(2):
             connection.request("GET", f"/any/{file}", headers={"Range": f"bytes={start}-{start + length - 1}"})
             response = connection.getresponse()
@@ -99,7 +99,7 @@ def test_all_rows_of_the_network_benchmark_fetch_the_same_bytes(checkpoint, laye
             "by hand": bench.replayed("by_hand.py", ours),
         }
         bench.expected = "something else"
-        with pytest.raises(SystemExit, match="wrote other bytes"):
+        with pytest.raises(SystemExit, match="wrote different bytes"):
             bench.known(1, 1)
     for run in (ours, *rows.values()):
         weights = bench.weights(run.log)
@@ -108,7 +108,7 @@ def test_all_rows_of_the_network_benchmark_fetch_the_same_bytes(checkpoint, laye
         assert 0.01 < run.transfer + CLOCK_TICK < run.whole
         assert run.start + run.places + run.transfer + run.finish == pytest.approx(run.whole)
     assert rows["known"].requests == len(rows["known"].log) == 8
-    # The repo, its index, and of two shards the URL and the two parts of the header; then the weights.
+    # The repo and its index; for two shards the URL and the two parts of the header; then the weights.
     assert rows["found"].requests == 2 + 2 * 3 + 2
     for name in ("library", "by hand"):
         assert {e.range for e in bench.weights(rows[name].log)} == {e.range for e in bench.weights(ours.log)}
@@ -141,7 +141,7 @@ def test_the_extraction_benchmark_runs_and_writes_its_results(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_row_that_writes_other_bytes_is_found_out(checkpoint, tmp_path, monkeypatch):
+def test_row_that_writes_different_bytes_is_detected(checkpoint, tmp_path, monkeypatch):
     job = find_job(checkpoint, tmp_path / "out")
     spoil = "import sys; data = bytearray(int(sys.argv[2])); open(sys.argv[1], 'wb').write(data)"
     row = SimpleNamespace(
@@ -150,17 +150,17 @@ def test_a_row_that_writes_other_bytes_is_found_out(checkpoint, tmp_path, monkey
         tensors=ROWS["copy"].tensors,
     )
     monkeypatch.setitem(ROWS, "copy", row)
-    with pytest.raises(SystemExit, match="spoiled wrote other bytes"):
+    with pytest.raises(SystemExit, match="spoiled wrote different bytes"):
         extract.run_rows(job, ["copy"], 1, cold=False)
 
 
-def test_peers_that_are_missing_are_named(tmp_path, monkeypatch):
+def test_missing_tools_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(extract, "PEERS", tmp_path / "bin")
     with pytest.raises(SystemExit, match="make bench"):
         extract.main(["--only", "small", "--rows", "safe_open"])
 
 
-def test_a_digest_depends_on_names_and_bytes_and_not_on_their_order(tmp_path):
+def test_digest_depends_on_names_and_bytes_but_not_on_order(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"aabbb")
     one, two = ("x", path, 0, 2), ("y", path, 2, 3)
@@ -172,18 +172,23 @@ def test_a_digest_depends_on_names_and_bytes_and_not_on_their_order(tmp_path):
 
 
 @needs_proc
-def test_memory_is_that_of_the_command_and_its_children_with_files_apart(tmp_path):
+def test_memory_includes_children_and_separates_files(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(os.urandom(30 << 20))
-    mapped = (
+    map_file = (
         "import mmap, sys, time; file = open(sys.argv[1], 'rb');"
         "m = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]); time.sleep(0.2)"
     )
-    anonymous = "import time; data = bytearray(b'x') * (60 << 20); time.sleep(0.2)"
+    allocate = "import time; data = bytearray(b'x') * (60 << 20); time.sleep(0.2)"
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     plain, file, own, childs = (
         measure([sys.executable, "-c", *arguments])
-        for arguments in (["import time; time.sleep(0.2)"], [mapped, str(path)], [anonymous], [child, anonymous])
+        for arguments in (
+            ["import time; time.sleep(0.2)"],
+            [map_file, str(path)],
+            [allocate],
+            [child, allocate],
+        )
     )
     for usage in (own, childs):
         assert usage.anonymous_bytes > plain.anonymous_bytes + (55 << 20)
@@ -192,19 +197,19 @@ def test_memory_is_that_of_the_command_and_its_children_with_files_apart(tmp_pat
     assert file.anonymous_bytes < plain.anonymous_bytes + (10 << 20)
 
 
-def test_a_command_that_fails_is_told_with_its_own_words():
+def test_failed_command_is_reported_with_its_stderr():
     with pytest.raises(SystemExit, match=r"(?s)status 3.*no such thing"):
         measure([sys.executable, "-c", "import sys; sys.stderr.write('no such thing'); sys.exit(3)"])
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system can't drop pages")
-def test_dropping_pages_leaves_the_bytes(checkpoint, tmp_path):
+def test_dropping_pages_keeps_the_bytes(checkpoint, tmp_path):
     before = [path.read_bytes() for path in sorted(checkpoint.iterdir())]
     drop_from_cache(Job(checkpoint=checkpoint, index=2, tensors=(), output=tmp_path / "out"))
     assert [path.read_bytes() for path in sorted(checkpoint.iterdir())] == before
 
 
-def test_scripts_by_hand_load_only_the_standard_library():
+def test_by_hand_only_imports_the_standard_library():
     code = "import sys; sys.argv = ['', '{}']; import benchmarks.by_hand; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert not {"huggingface_hub", "numpy", "layer_surgeon", "tests"} & set(done.stdout.split())
@@ -220,4 +225,4 @@ def test_tables_and_spreads():
     assert spread([1.0]) == "1.00 s"
     assert spread([3.0, 1.0, 2.0]) == "2.00 s (1.00-3.00)"
     usage = Usage(seconds=1, cpu_seconds=1, resident_bytes=1, anonymous_bytes=None, disk_bytes=None)
-    assert extract._megabytes([usage.anonymous_bytes]) == "not known"
+    assert extract._megabytes([usage.anonymous_bytes]) == "unknown"

@@ -1,4 +1,4 @@
-"""The benchmarks of training at tiny sizes: that arms differ in what they say they do, and verdicts follow numbers."""
+"""The training benchmarks at tiny sizes: each arm does what it says, and verdicts follow from the numbers."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def parts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("arm", [finetune.OURS, finetune.FIXED, finetune.HOST_ALONE])
-def test_an_arm_trains_one_epoch(parts, tmp_path, arm):
+def test_arm_trains_one_epoch(parts, tmp_path, arm):
     run = finetune.run_arm(arm, 2023, parts, tmp_path)
     assert (run["arm"], run["seed"], run["steps"]) == (arm, 2023, 5)
     assert run["examples"] == {"train": 40, "validation": 8}
@@ -35,7 +35,7 @@ def test_an_arm_trains_one_epoch(parts, tmp_path, arm):
     assert run["cpu_seconds"] > 0
 
 
-def test_fixed_padding_is_that_of_every_batch():
+def test_fixed_padding():
     one = [{"input_ids": [1, 4, 2], "attention_mask": [1, 1, 1]}]
     plain = word_tokenizer().pad(one, padding=True, return_tensors="pt")
     fixed = finetune.padding_to(10, word_tokenizer()).pad(one, padding=True, return_tensors="pt")
@@ -44,7 +44,7 @@ def test_fixed_padding_is_that_of_every_batch():
     assert fixed["attention_mask"].sum() == 3
 
 
-def test_verdicts_follow_the_numbers():
+def test_verdicts_follow_from_the_numbers():
     def runs(ours, fixed, alone, accuracies):
         seconds = {"ours": ours, "fixed": fixed, "host alone": alone}
         return [
@@ -68,7 +68,7 @@ def test_verdicts_follow_the_numbers():
     assert finetune.show(bad).count("NOT MET") == 3
 
 
-def test_data_lies_in_two_files(tmp_path):
+def test_data_is_in_two_files(tmp_path):
     assert finetune.find_data(None) == ("sentences-imdb", None)
     for name in ("train", "validation"):
         (tmp_path / f"{name}.tsv").write_text("text\tlabel\n")
@@ -87,7 +87,7 @@ def test_gpu_arms_are_measured_and_losses_compared():
     assert "losses agree" in gpu.show([alone, grafted], check)
 
 
-def test_gpu_losses_that_differ_are_said(monkeypatch):
+def test_different_gpu_losses_are_reported(monkeypatch):
     take = gpu.take_steps
 
     def wrong(setting, *arguments, **settings):

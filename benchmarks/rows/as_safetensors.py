@@ -1,4 +1,4 @@
-"""Turns a file of torch.save into one of safetensors, so that its bytes can be compared; not measured.
+"""Convert a file of torch.save to safetensors, to compare its bytes. Not part of the measurement.
 
 Arguments: the file to read, and the one to write.
 """

@@ -1,4 +1,4 @@
-"""The last layer out of a loaded model: what the paper's own code does, in the checkpoint's own dtype.
+"""Load the whole model and save its last layer, as the paper's own code does, in the checkpoint's own dtype.
 
 Arguments: the checkpoint's folder, and the file to write.
 """

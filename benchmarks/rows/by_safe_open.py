@@ -1,4 +1,4 @@
-"""The last layer with the safetensors library, as its documentation shows it: an index, safe_open, save_file.
+"""Save the last layer with the safetensors library as its documentation shows: the index, safe_open, save_file.
 
 Arguments: the checkpoint's folder, the prefix of the layer's names, and the file to write.
 """

@@ -1,4 +1,4 @@
-"""Copies byte ranges into one file and hashes them: the least that extracting a layer takes. Standard library only.
+"""Copy byte ranges to one file and hash them: the minimum work of an extraction. Standard library only.
 
 Arguments: a JSON list of [path, start, length], and the file to write.
 """

@@ -1,11 +1,14 @@
 """LOAD: layer artifact -> DonorLayer, a frozen module that computes what the layer computed inside its model.
 
-config     `SurgeonDonorConfig`: the donor's own config, and which of its layers these are
-family     the donor's config -> its family's config class, model class and stack of layers, read off their structure
-scaffold   the family's model with everything but one layer left out: it makes that layer's masks and positions
-probe      what a scaffold hands its layer, and which way its positions see each other, found by running it
-tensors    the artifact's tensors <-> weights, by the family's own conversions
-files      the artifact's files
+config     `SurgeonDonorConfig`: the donor's own config, and the indices of its layers
+family     find the family's config class, model class and list of layers from the donor's config
+scaffold   the family's model without all weights but one layer's; it prepares that layer's masks and positions
+probe      run the scaffold to find out what it passes to its layer, and whether the layer can run causally
+influence  find the outputs that don't matter with one position per sequence
+one_key    linear maps that skip those outputs
+int8       8-bit integer weights
+tensors    convert between the artifact's tensors and weights, with the family's own conversions
+files      read and write the artifact's files
 layer      `DonorLayer`
 """
 
@@ -22,7 +25,7 @@ __all__ = ["DonorLayer", "SurgeonDonorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'layer_surgeon.donor' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"layer_surgeon.donor.{_MODULE_OF[name]}"), name)

@@ -1,4 +1,4 @@
-"""What a layer artifact's config.json says."""
+"""`SurgeonDonorConfig`, the config.json of a layer artifact."""
 
 from dataclasses import field
 from typing import Any
@@ -11,18 +11,18 @@ from layer_surgeon.errors import ArtifactError
 
 
 class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is untyped here
-    """Config of a `DonorLayer`: the donor's own config, and which of its layers these are.
+    """Config of a `DonorLayer`: the donor's own config, and the indices of its layers.
 
     Attributes:
         donor_config: The donor's config.json, verbatim.
         layer_indices: Indices of the layers in the donor, counted from 0, in the order in which they are applied.
-            The same index may come twice; its weights are then stored twice.
-        sha256: Of model.safetensors; None while there is no file.
-        source: Where the weights came from, as `extract` wrote it.
+            An index may occur twice; its weights are then stored twice.
+        sha256: Digest of model.safetensors, or None if there is no file yet.
+        source: The source of the weights, as `extract` recorded it.
 
     Raises:
-        ArtifactError: The fields don't fit each other.
-        UnsupportedArchitectureError: transformers has no decoder of the donor's family.
+        ArtifactError: The fields contradict each other.
+        UnsupportedArchitectureError: transformers has no decoder for the donor's family.
     """
 
     model_type = "surgeon_donor"
@@ -33,16 +33,16 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     source: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the fields where they are made."""
+        """Validate the fields."""
         super().__post_init__(**kwargs)
         check_size(len(self.layer_indices), MAX_LAYERS, "layer_indices of a layer artifact", ArtifactError)
         self.layer_indices = list(self.layer_indices)
-        # transformers makes a config without arguments to learn the defaults; `DonorLayer` refuses such a one.
+        # transformers creates a config without arguments to find the defaults. `DonorLayer` rejects such a config.
         if not self.donor_config and not self.layer_indices:
             return
         if not self.donor_config or not self.layer_indices:
             raise ArtifactError(
-                f"A layer artifact's config needs donor_config and layer_indices, but has "
+                f"A layer artifact's config needs donor_config and layer_indices, but this one has "
                 f"{'no donor_config' if not self.donor_config else 'no layer_indices'}. Extract the layer again."
             )
         num_layers = self.family_config().num_hidden_layers
@@ -54,15 +54,15 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
                 )
 
     def family_config(self) -> PretrainedConfig:
-        """A fresh config, of the family's own class, of the donor (or of a multimodal donor's text part)."""
+        """Make a new config of the family's own class for the donor, or for the text part of a multimodal donor."""
         if not self.donor_config:
             raise ArtifactError(
-                "This config has no donor_config, so it describes no layer. Make it with donor_config and "
-                "layer_indices, or load it from a layer artifact."
+                "This config has no donor_config, so it doesn't describe a layer. Pass donor_config and "
+                "layer_indices, or load the config from a layer artifact."
             )
         return family_config(self.donor_config)
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states that the layers take and give."""
+        """Width of the layers' input and output."""
         return int(self.family_config().hidden_size)

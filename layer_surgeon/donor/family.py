@@ -1,4 +1,4 @@
-"""A donor's own config -> its family's code in transformers: config class, model class, and where its layers lie."""
+"""Find a family's code in transformers from the donor's own config: config class, model class, and list of layers."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -13,27 +13,27 @@ from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 
 def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
-    """The config of the part that has the decoder layers: the model's own, or a multimodal model's text part.
+    """Make the config of the part with the decoder layers: the whole model, or the text part of a multimodal model.
 
     Args:
-        donor_config: The donor's config.json, verbatim. It is not changed.
+        donor_config: The donor's config.json, verbatim. It is not modified.
 
     Raises:
-        ArtifactError: It isn't a config that transformers can read.
-        UnsupportedArchitectureError: transformers doesn't know the family, or it is not a decoder.
+        ArtifactError: transformers can't read the config.
+        UnsupportedArchitectureError: transformers doesn't know the family, or the family is not a decoder.
     """
     check_config_sizes(donor_config, "the donor", ArtifactError)
     check_no_code(donor_config, "the donor", ArtifactError)
     model_type = donor_config.get("model_type")
     if not isinstance(model_type, str):
         raise ArtifactError(
-            f"The donor's config has model_type {model_type!r}, but a family's name was expected. "
+            f"The donor's config has model_type {model_type!r}, but must have the name of a model family. "
             "Extract the layer again from a checkpoint with a complete config.json."
         )
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
-            f"transformers {__version__} has no code for model_type {model_type!r}, and code that comes with a "
-            "checkpoint is never run. Update transformers, or take a donor of a family that it knows."
+            f"transformers {__version__} has no code for model_type {model_type!r}, and layer_surgeon never runs code "
+            "from a checkpoint. Update transformers, or take a donor of a family that it supports."
         )
     if quantisation := donor_config.get("quantization_config"):
         method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
@@ -46,62 +46,62 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
         config = CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(donor_config)))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ArtifactError(
-            f"transformers {__version__} can't read the donor's config as one of {model_type!r}: {error}. "
-            "Extract the layer again from a checkpoint with a config.json that it can read."
+            f"transformers {__version__} can't read the donor's config as a config of {model_type!r}: {error}. "
+            "Extract the layer again from a checkpoint whose config.json transformers can read."
         ) from error
     if config.is_encoder_decoder:
         raise UnsupportedArchitectureError(
             f"{model_type!r} is an encoder-decoder family: its decoder layers read an encoder's output. "
             "Take a donor that is a decoder-only language model."
         )
-    text = config.get_text_config(decoder=True)
-    # They would only ask the stack for what is thrown away.
-    text.use_cache = False
-    text.output_hidden_states = False
-    return text
+    text_config = config.get_text_config(decoder=True)
+    # With these, the model would compute results that nothing uses.
+    text_config.use_cache = False
+    text_config.output_hidden_states = False
+    return text_config
 
 
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The family's model without a head, by the class of its config.
+    """Find the family's model class without a head from the class of its config.
 
     Raises:
-        UnsupportedArchitectureError: transformers has no such model.
+        UnsupportedArchitectureError: transformers has no such class.
     """
-    found = MODEL_MAPPING.get(type(config), None)
-    if isinstance(found, (list, tuple)):
-        found = found[0] if found else None
-    if found is None:
+    model = MODEL_MAPPING.get(type(config), None)
+    if isinstance(model, (list, tuple)):  # some families have several
+        model = model[0] if model else None
+    if model is None:
         raise UnsupportedArchitectureError(
             f"transformers {__version__} has no model without a head for {type(config).__name__}, so its layers "
             "can't be run by themselves. Take a donor of another family."
         )
-    return found  # type: ignore[no-any-return]  # transformers is untyped here
+    return model  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def find_stack(model: PreTrainedModel) -> str:
-    """Where the decoder layers lie in a model: the list of `num_hidden_layers` modules that holds the most weights.
+    """Find the path of a model's decoder layers: the list of `num_hidden_layers` modules with the most weights.
 
     Raises:
-        UnsupportedArchitectureError: There is no such list.
+        UnsupportedArchitectureError: There is no such list, or the layers are spread over several lists.
     """
-    count = getattr(model.config, "num_hidden_layers", None)
+    num_layers = getattr(model.config, "num_hidden_layers", None)
     sizes = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
     }
-    # Lists inside a layer (experts, say) may have the same length by chance; the stack holds them, so it is larger.
+    # A list inside a layer (experts) may have the same length by chance. The stack contains it, so it is larger.
     stack: str | None = max(sizes, key=lambda name: sizes[name], default=None)
     if stack is None or sizes[stack] == 0:
         raise UnsupportedArchitectureError(
-            f"{type(model).__name__} has no list of {count} layers (its config's num_hidden_layers), so there is no "
-            "layer to take out. Take a donor of another family."
+            f"{type(model).__name__} has no list of {num_layers} layers (its config's num_hidden_layers), so there is "
+            "no layer to take out. Take a donor of another family."
         )
-    beside = [name for name, size in sizes.items() if size and _parent(name) == _parent(stack)]
-    if len(beside) > 1:
+    sibling_lists = [name for name, size in sizes.items() if size and _parent(name) == _parent(stack)]
+    if len(sibling_lists) > 1:
         raise UnsupportedArchitectureError(
-            f"The layers of {type(model).__name__} are spread over several lists ({', '.join(sorted(beside))}), so "
-            "there is no layer to take out as one. Take a donor of another family."
+            f"The layers of {type(model).__name__} are spread over several lists ({', '.join(sorted(sibling_lists))}), "
+            "so there is no layer to take out as one. Take a donor of another family."
         )
     return stack
 

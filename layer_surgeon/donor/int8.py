@@ -1,7 +1,7 @@
-"""The weights of a frozen donor as 8-bit integers, a quarter of float32: torchao's weight-only quantisation.
+"""Quantise the weights of a frozen donor to 8-bit integers, a quarter of the size of float32, with torchao.
 
-Each row of a linear map's weight gets a scale of its own. Activations, norms and what is no linear map (fused experts,
-gpt2's Conv1D) stay in float32. Files keep the donor's own bytes: the integers are made when it is loaded.
+Only weights are quantised, with one scale per row of a linear map's weight. Activations, norms and other modules (fused
+experts, gpt2's Conv1D) stay in float32. Files keep the donor's own bytes: the weights are quantised on loading.
 """
 
 import importlib.util
@@ -23,70 +23,77 @@ def is_available() -> bool:
 
 
 def check_available() -> None:
-    """See whether int8 can be had here.
+    """Check that int8 weights are available.
 
     Raises:
         ConfigError: torchao is not installed.
     """
     if not is_available():
         raise ConfigError(
-            "int8 weights need the library torchao, which is not installed. Install it with "
+            "int8 weights need the package torchao, which is not installed. Install it with "
             "pip install layer-surgeon[int8], or choose bfloat16."
         )
 
 
 def quantise(donor: PreTrainedModel) -> None:
-    """Turn the weights of a donor's linear maps into integers, in place, one matrix after the other.
+    """Quantise the weights of a donor's linear maps in place, one matrix after the other.
 
     Args:
-        donor: A frozen donor with weights in any floating-point type.
+        donor: A frozen donor with floating-point weights.
 
     Raises:
         ConfigError: torchao is not installed.
     """
     check_available()
-    # Loading it takes seconds, which nobody else should wait for.
+    # The import takes seconds, so it only happens if it is needed.
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     config = Int8WeightOnlyConfig(set_inductor_config=False)
     for module in donor.layers.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            wide = nn.Parameter(parameter.detach().to(torch.float32), requires_grad=False)
-            setattr(module, name, wide)
+            float32_parameter = nn.Parameter(parameter.detach().to(torch.float32), requires_grad=False)
+            setattr(module, name, float32_parameter)
         if _make_linear(module):
             quantize_(module, config)
     for _, module in list(installed(donor)):
         if module.needed.blocks > 1:
-            # Such a weight can be cut, but not taken apart by blocks.
+            # torchao's tensors support slices, but not the reshape that several blocks need.
             module.one_key = False
 
 
 def _make_linear(module: nn.Module) -> bool:
-    """Make a linear map of a family's own class (falcon) an `nn.Linear`; False where it computes something else."""
+    """Turn a linear map of a family's own class (falcon) into an `nn.Linear`, in place.
+
+    Returns:
+        Whether the module is now an `nn.Linear`. False if its class computes something else.
+    """
     if not isinstance(module, nn.Linear):
         return False
-    kept: Any = module
-    short = isinstance(module, OneKeyLinear)
-    own: type[nn.Linear] = kept.full_class if short else type(module)
-    if own is nn.Linear:
+    linear: Any = module
+    is_one_key = isinstance(module, OneKeyLinear)
+    own_class: type[nn.Linear] = linear.full_class if is_one_key else type(module)
+    if own_class is nn.Linear:
         return True
     states = torch.randn(2, module.in_features, device=module.weight.device)
-    given = own.forward(module, states)
-    if not isinstance(given, torch.Tensor) or not torch.allclose(nn.Linear.forward(module, states), given, 1e-4, 1e-5):
+    output = own_class.forward(module, states)
+    expected = nn.Linear.forward(module, states)
+    if not isinstance(output, torch.Tensor) or not torch.allclose(expected, output, 1e-4, 1e-5):
         return False
-    if short:
-        kept.full_class = nn.Linear
+    if is_one_key:
+        linear.full_class = nn.Linear
     else:
-        kept.__class__ = nn.Linear
+        linear.__class__ = nn.Linear
     return True
 
 
 def is_quantised(donor: nn.Module) -> bool:
-    """Whether `quantise` was called on it."""
+    """Whether `quantise` was called on this donor."""
     return any(hasattr(parameter, "qdata") for parameter in donor.parameters())
 
 
 def count_bytes(donor: Any) -> int:
-    """The size in memory that a donor's weights will have as integers, from its shapes."""
-    linear = {id(m.weight) for m in donor.modules() if isinstance(m, nn.Linear)}
-    return sum(p.numel() + _SCALE_BYTES * p.shape[0] if id(p) in linear else p.numel() * 4 for p in donor.parameters())
+    """Compute from its shapes how many bytes a donor's weights will take in memory once they are quantised."""
+    linear_ids = {id(m.weight) for m in donor.modules() if isinstance(m, nn.Linear)}
+    return sum(
+        p.numel() + _SCALE_BYTES * p.shape[0] if id(p) in linear_ids else p.numel() * 4 for p in donor.parameters()
+    )

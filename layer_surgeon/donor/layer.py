@@ -1,4 +1,4 @@
-"""The donor layer: frozen, and exactly what it was inside its model."""
+"""`DonorLayer`: a frozen layer that computes exactly what it computed inside its model."""
 
 import hashlib
 import os
@@ -32,12 +32,12 @@ from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_b
 from layer_surgeon.errors import ArtifactError, ConfigError, UnsupportedArchitectureError
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# What AutoModel passes along that is of no use here. Code from a repo is never run, whatever trust_remote_code says.
+# AutoModel passes these too. Ignoring trust_remote_code is deliberate: code from a repo never runs.
 _IGNORED_ARGUMENTS = ("_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 
 
 class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
-    """One or several decoder layers of a large language model, run by the family's own code from transformers.
+    """One or several decoder layers of a large language model, run by the family's own code in transformers.
 
     It holds the weights of the chosen layers and nothing else: `layers.<k>.<name inside the layer>`, k = 0, 1, ... in
     the order of `layer_indices`. It is made frozen and in eval mode, and stays so inside of a model that is trained,
@@ -45,39 +45,39 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     Attributes:
         layers: The layers, in the order in which they are applied.
-        scaffolds: For each of them the family's model without weights, which makes its masks and positions.
-        layer_indices: Which layers of the donor they are.
-        hidden_size: Width of the hidden states that they take and give.
-        weights_file: The file that the weights were loaded from; None where they come from none.
+        scaffolds: For each layer, the family's model without weights, which prepares the layer's masks and positions.
+        layer_indices: Indices of the layers in the donor.
+        hidden_size: Width of the layers' input and output.
+        weights_file: The file that the weights were loaded from; None if they were not loaded from a file.
     """
 
     config_class = SurgeonDonorConfig
     base_model_prefix = "donor_layer"
     main_input_name = "hidden_states"
     supports_gradient_checkpointing = True
-    # The family's own class decides; these only keep this one from deciding before it.
+    # The family's own class makes the final decision. Without these, transformers would reject the request here.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: SurgeonDonorConfig, scaffolds: list[PreTrainedModel] | None = None) -> None:
-        """Random weights, or the layers that `scaffolds` hold.
+        """Make layers with random weights, or take the layers out of `scaffolds`.
 
         Args:
-            config: What layers of what donor.
-            scaffolds: One for each of `config.layer_indices`, with its layer; it is taken from it.
+            config: The donor's config and the indices of the layers.
+            scaffolds: One scaffold per index in `config.layer_indices`, each with its layer. The layers are taken out.
 
         Raises:
-            ArtifactError: `config` describes no layer.
-            UnsupportedArchitectureError: The donor's family can't be served.
+            ArtifactError: `config` doesn't describe a layer.
+            UnsupportedArchitectureError: The donor's family is not supported.
         """
         if scaffolds is None:
             scaffolds = [_random_scaffold(config, index) for index in config.layer_indices]
         if not scaffolds:
             raise ArtifactError(
-                "A config without layer_indices describes no donor layer. Load it from a layer artifact, or make it "
-                "with donor_config and layer_indices."
+                "The config has no layer_indices, so it doesn't describe a donor layer. Load it from a layer artifact, "
+                "or pass donor_config and layer_indices."
             )
         super().__init__(config)
         config._attn_implementation = scaffolds[0].config._attn_implementation
@@ -107,34 +107,35 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         """Load a layer artifact, frozen and in eval mode.
 
         Args:
-            pretrained_model_name_or_path: Its folder, or a Hub repo id.
+            pretrained_model_name_or_path: The artifact's folder, or a Hub repo id.
             model_args: Not used.
-            config: Instead of the artifact's own.
-            dtype: Element type of the weights; None keeps the artifact's.
-            output_loading_info: Return the (empty) lists of missing and unexpected tensors too, as transformers does.
-            kwargs: `revision`, `token`, `cache_dir`, ... for the Hub; the rest goes to the family's `from_pretrained`
-                (`device_map`, `attn_implementation`).
+            config: Replaces the artifact's own config.
+            dtype: Element type of the weights. None keeps the artifact's.
+            output_loading_info: Also return the (empty) lists of missing and unexpected tensors, as transformers does.
+            kwargs: Arguments for the Hub (`revision`, `token`, `cache_dir`, ...). Others are passed to the family's
+                `from_pretrained` (`device_map`, `attn_implementation`).
 
         Raises:
-            ArtifactError: It is no layer artifact, or its tensors aren't those of the layers it names.
+            ArtifactError: The folder or repo is not a layer artifact, or its tensors don't match its config.
             SourceError: The folder or repo can't be read.
-            UnsupportedArchitectureError: The donor's family can't be served, and why.
+            UnsupportedArchitectureError: The donor's family is not supported. The message says why.
         """
         path = str(pretrained_model_name_or_path)
-        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
-        stored = read_config(path, hub)  # Also where a config is given: Auto classes made that one without any check.
+        # Also if a config is passed: the Auto classes make it without any check.
+        stored = read_config(path, hub_arguments)
         config = stored if config is None else deepcopy(config)
         dtype = dtype or settings.pop("torch_dtype", None)
-        file = find_weights(path, hub)
+        file = find_weights(path, hub_arguments)
         tensors = read_weights(file, torch.float32 if dtype in (torch.float32, "float32") else None)
         settings["dtype"] = choose_dtype(dtype, config, tensors)
         if config._attn_implementation is not None:
             settings.setdefault("attn_implementation", config._attn_implementation)
-        parts = split_by_layer(tensors, list(config.layer_indices))
+        tensors_by_layer = split_by_layer(tensors, list(config.layer_indices))
         scaffolds = [
-            load_scaffold(config.family_config(), index, part, position, **settings)
-            for position, (index, part) in enumerate(zip(config.layer_indices, parts, strict=True))
+            load_scaffold(config.family_config(), index, layer_tensors, position, **settings)
+            for position, (index, layer_tensors) in enumerate(zip(config.layer_indices, tensors_by_layer, strict=True))
         ]
         config.dtype = settings["dtype"]
         config.name_or_path = path
@@ -147,18 +148,18 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @classmethod
     def from_config(cls, config: SurgeonDonorConfig, dtype: torch.dtype | str | None = None) -> Self:
-        """The same layers with random weights, initialised as the family does it; frozen and in eval mode.
+        """Make the same layers with random weights from the family's own initialisation, frozen and in eval mode.
 
         Args:
-            config: What layers of what donor. It is not changed.
-            dtype: Element type of the weights; None takes the config's, or float32.
+            config: The donor's config and the indices of the layers. It is not modified.
+            dtype: Element type of the weights. None means the config's, or float32 if it has none.
 
         Raises:
-            ArtifactError: The config describes no layer.
-            UnsupportedArchitectureError: The donor's family can't be served, and why.
+            ArtifactError: The config doesn't describe a layer.
+            UnsupportedArchitectureError: The donor's family is not supported. The message says why.
         """
         config = deepcopy(config)
-        # Not the donor's weights, so neither their digest nor where they came from.
+        # These describe the donor's weights, which the new layers don't have.
         config.sha256, config.source, config.name_or_path = None, None, ""
         donor = cls._from_config(config, dtype=choose_dtype(dtype, config, {}))
         donor.probe()
@@ -171,37 +172,37 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         position_ids: Tensor | None = None,
         causal: bool = True,
     ) -> Tensor:
-        """What the layers compute inside their model from these hidden states.
+        """Run the layers on hidden states, with the same result as inside their model.
 
         Args:
-            hidden_states: [batch, seq, donor_hidden]. Another element type than the weights' is computed in theirs.
+            hidden_states: [batch, seq, donor_hidden]. They are converted to the element type of the weights.
             attention_mask: [batch, seq], 1 for tokens and 0 for padding.
-            position_ids: [batch, seq]; None: 0 to seq - 1, padding included, as the donor's own forward does.
-            causal: Each position sees itself and those before it, as in the donor, with the donor's sliding window
-                where the layer has one. False: it sees every position that isn't padding; a sliding window is not
-                applied then, as it only limits how far a layer looks back.
+            position_ids: [batch, seq]. None means 0 to seq - 1, padding included, as in the donor's own forward.
+            causal: True: each position attends to itself and earlier positions, as in the donor, and the donor's
+                sliding window applies if the layer has one. False: each position attends to every position that is not
+                padding. A sliding window does not apply then, because it only limits how far back a layer looks.
 
         Returns:
-            [batch, seq, donor_hidden], in the element type of `hidden_states`. At padding, whatever comes out.
+            [batch, seq, donor_hidden], in the element type of `hidden_states`. Values at padding are undefined.
 
         Raises:
-            UnsupportedArchitectureError: The family can't be run bidirectionally, or takes no positions.
-            ValueError: The shapes don't fit.
+            UnsupportedArchitectureError: The family can't run bidirectionally, or doesn't accept position_ids.
+            ValueError: A shape is wrong.
         """
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.hidden_size:
             raise ValueError(
-                f"hidden_states has shape {list(hidden_states.shape)}, but expected was [batch, seq, "
+                f"hidden_states has shape {list(hidden_states.shape)}, but must have shape [batch, seq, "
                 f"{self.hidden_size}]. Project them to the donor's width first."
             )
         if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
             raise ValueError(
-                f"attention_mask has shape {list(attention_mask.shape)}, but expected was [batch, seq] = "
+                f"attention_mask has shape {list(attention_mask.shape)}, but must have shape [batch, seq] = "
                 f"{list(hidden_states.shape[:2])}, with 1 for tokens and 0 for padding."
             )
         states = hidden_states.to(self.dtype)
         mask = attention_mask if causal else bidirectional_mask(states, attention_mask)
         for layer, scaffold, traits in zip(self.layers, self.scaffolds, self.probe(), strict=True):
-            _check_served(scaffold, traits, causal=causal, positions=position_ids is not None)
+            _check_supported(scaffold, traits, causal=causal, has_position_ids=position_ids is not None)
             positions = position_ids
             if positions is None and not causal and traits.takes_position_ids:
                 positions = count_positions(states)
@@ -213,10 +214,10 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         return states.to(hidden_states.dtype)
 
     def probe(self) -> tuple[Traits, ...]:
-        """How each layer is to be run; found out on the first call, when the weights are there.
+        """Find out how to run each layer. The first call runs the layers, so they must have their weights by then.
 
         Raises:
-            UnsupportedArchitectureError: A layer can't be run by itself.
+            UnsupportedArchitectureError: A layer can't run by itself.
         """
         if self._traits is None:
             self._traits = tuple(
@@ -229,9 +230,9 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @property
     def one_key_shortcut(self) -> bool:
-        """Whether, with one position per sequence, products that don't count then are left out.
+        """Whether the layers skip outputs that don't affect the result if each sequence has one position.
 
-        False where a layer has none that don't. Setting it to False has everything computed, for comparing.
+        False if no layer has such outputs. Set it to False to compute everything, for comparison.
         """
         return any(bool(module.one_key) for _, module in installed(self))
 
@@ -241,10 +242,10 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             module.one_key = value
 
     def unfreeze(self) -> Self:
-        """Make the weights trainable, and let `train` reach them (dropout, where the family has one).
+        """Make the weights trainable, and let `train` switch to training mode (dropout, if the family has it).
 
         Raises:
-            ConfigError: They are 8-bit integers.
+            ConfigError: The weights are 8-bit integers.
         """
         if self.int8:
             raise ConfigError("8-bit integers can't be trained. Load the layer with another dtype, such as float32.")
@@ -264,9 +265,9 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         return is_quantised(self)
 
     def to_int8(self) -> Self:
-        """Turn the weights of linear maps into 8-bit integers with a scale per row; the rest becomes float32.
+        """Quantise the weights of linear maps to 8-bit integers with a scale per row; other weights become float32.
 
-        It can't be undone, trained or saved: files keep the weights that the integers are made of.
+        This can't be undone, and the result can't be trained or saved. The artifact keeps the original weights.
 
         Raises:
             ConfigError: torchao is not installed.
@@ -276,7 +277,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Go into training mode, or stay in eval mode if frozen."""
+        """Switch to training mode, but stay in eval mode if frozen."""
         return super().train(mode and not self._frozen)  # type: ignore[no-any-return]  # transformers is untyped here
 
     def save_pretrained(
@@ -286,20 +287,23 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write a layer artifact: tensors with the names of the donor's checkpoint, always in one file.
+        """Write a layer artifact: one file of weights, named as in the donor's checkpoint.
 
-        The config's `sha256` becomes that of the new file. Model card and licence are copied from the folder that the
-        donor was loaded from.
+        Sets the config's `sha256` to the digest of the new file. Copies the model card and the licence from the folder
+        that the donor was loaded from.
 
         Args:
-            save_directory: Folder; made if it doesn't exist.
+            save_directory: The folder to write; created if it doesn't exist.
             is_main_process: Write nothing if False.
-            push_to_hub: Also upload it; `kwargs` are for `push_to_hub` then, such as `repo_id`.
-            kwargs: Otherwise accepted for transformers' sake, and without effect (`max_shard_size`, ...).
+            push_to_hub: Also upload the artifact. `kwargs` are then passed to `push_to_hub`, such as `repo_id`.
+            kwargs: Without an upload, accepted for compatibility with transformers and ignored (`max_shard_size`, ...).
+
+        Raises:
+            ArtifactError: The weights are 8-bit integers.
         """
         if self.int8:
             raise ArtifactError(
-                "The weights are 8-bit integers here, and a layer artifact holds those that the integers were made of. "
+                "The weights are 8-bit integers, but a layer artifact contains the original weights. "
                 "Save the layer before to_int8, or copy the artifact that it was loaded from."
             )
         if not is_main_process:
@@ -325,27 +329,28 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert, but leave rotary and similar buffers in their element type: `to(bfloat16)` is for weights.
+        """Move or convert the module, but keep the element type of non-persistent buffers such as rotary embeddings.
 
-        They are part of no checkpoint and can't be had back; the family computes them in float32 whatever its weights.
+        These buffers are not in a checkpoint, so a lossy conversion could not be undone. The family computes them in
+        float32, regardless of the element type of its weights.
         """
-        kept = [
+        non_persistent = [
             (module, name, module._buffers[name])
             for module in self.modules()
             for name in sorted(module._non_persistent_buffers_set)
             if module._buffers.get(name) is not None
         ]
-        # Integers have no other type, and the rest of an int8 donor has float32 with them.
+        # An int8 donor keeps its element types: the integers can't be converted, and its other weights stay float32.
         super()._apply(_only_moving(fn) if self.int8 else fn, recurse)
-        for module, name, buffer in kept:
+        for module, name, buffer in non_persistent:
             moved = module._buffers[name]
             if moved is not None:
-                # Without numbers there are none to keep, but the type counts when they are made.
+                # A meta buffer has no values to keep, but it must keep its type for when it gets some.
                 module._buffers[name] = moved.to(buffer.dtype) if buffer.is_meta else buffer.to(moved.device)
         return self
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the family does it; transformers calls this for modules whose weights were not loaded."""
+        """Use the family's own initialisation. transformers calls this for modules whose weights were not loaded."""
         scaffold: Any = self.scaffolds[0]
         scaffold._init_weights(module)
 
@@ -359,9 +364,9 @@ def _only_moving(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:
-    """A scaffold with a layer that has random weights, or none if it is made under `torch.device("meta")`.
+    """Make a scaffold that contains a layer with random weights; under `torch.device("meta")`, without any weights.
 
-    The whole model is only ever on the meta device: of a 70B model, one layer is 1.7 GB, and all are 141.
+    The whole model is only created on the meta device: one layer of a 70B model has 1.7 GB, the model has 141 GB.
     """
     family = config.family_config()
     if config._attn_implementation is not None:
@@ -375,16 +380,16 @@ def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:
     return scaffold
 
 
-def _check_served(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, positions: bool) -> None:
+def _check_supported(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, has_position_ids: bool) -> None:
     reason = traits.not_causal if causal else traits.not_bidirectional
     if reason is not None:
-        way, other = ("causally", "causal=False") if causal else ("bidirectionally", "causal=True")
+        direction, alternative = ("causally", "causal=False") if causal else ("bidirectionally", "causal=True")
         raise UnsupportedArchitectureError(
-            f"A layer of {type(scaffold).__name__} can't be run {way}: {reason}. Run it with {other}, or take a donor "
-            "of another family."
+            f"A layer of {type(scaffold).__name__} can't run {direction}: {reason}. Run it with {alternative}, or take "
+            "a donor of another family."
         )
-    if positions and not traits.takes_position_ids:
+    if has_position_ids and not traits.takes_position_ids:
         raise UnsupportedArchitectureError(
-            f"{type(scaffold).__name__} takes no position_ids, so positions other than 0, 1, 2, ... can't be given to "
-            "it. Leave position_ids out."
+            f"{type(scaffold).__name__} doesn't accept position_ids, so positions are always 0, 1, 2, ... "
+            "Leave position_ids out."
         )

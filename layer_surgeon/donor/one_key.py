@@ -1,11 +1,13 @@
-"""With one key per sequence, attention gives its value back, whatever query and key are: they needn't be computed.
+"""Skip queries and keys if each sequence has one position: attention then returns the value itself.
 
-The softmax of one score is 1. The paper's classification sends one vector per text through the donor, so there the
-products for queries and keys, which are 42 M of the 218 M of a layer of Llama-3.1-8B, change nothing. Which ones these
-are is found by `influence`, and checked against the full layer when a donor is loaded (`DonorLayer.probe`).
+The softmax of a single score is 1. For classification, the paper sends one vector per text through the donor. The
+projections to queries and keys then don't affect the result; in a layer of Llama-3.1-8B, they hold 21 M of 218 M
+weights. `influence` finds these projections, and `DonorLayer.probe` compares the result with the full layer when a
+donor is loaded.
 
-A linear map some of whose outputs don't count becomes one of the classes here. They are those of transformers and torch
-with another forward, so that names and weights, copies, conversions, adapters and saved files stay what they were.
+A linear map with outputs that don't count is turned into one of the classes below. They subclass the classes of torch
+and transformers and only change `forward`, so names, weights, copies, conversions, adapters and saved files stay the
+same.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,10 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """Which outputs of a linear map count: of `blocks` blocks of equal width, the channels `start` to `stop` of each.
+    """The outputs of a linear map that count: channels `start` to `stop` in each of `blocks` blocks of equal width.
 
-    None count where `start` equals `stop`. Maps that make query, key and value at once have them one after the other
-    (phi3, gpt2: one block) or by head (gpt_neox: as many blocks as heads).
+    If `start` equals `stop`, no output counts. A fused map of query, key and value stores them one after the other
+    (phi3, gpt2: one block) or head by head (gpt_neox: one block per head).
     """
 
     blocks: int
@@ -32,12 +34,12 @@ class Needed:
 
 
 class OneKeyLinear(nn.Linear):
-    """A linear map that leaves out, with one position per sequence, what doesn't count then.
+    """A linear map that skips the outputs that don't count if there is one position per sequence.
 
     Attributes:
-        needed: What counts.
-        one_key: False computes everything, for comparing.
-        full_class: What it was: `nn.Linear` or the family's own subclass.
+        needed: The outputs that count.
+        one_key: False computes all outputs, for comparison.
+        full_class: The original class: `nn.Linear` or the family's own subclass.
     """
 
     needed: Needed
@@ -45,36 +47,36 @@ class OneKeyLinear(nn.Linear):
     full_class: type[nn.Linear]
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, seq, in] -> [batch, seq, out], zeros where nothing counts."""
+        """Map [batch, seq, in] to [batch, seq, out], with zeros for the skipped outputs."""
         if self.one_key and is_one_key(input):
             return _compute(input, self.weight, self.bias, self.needed)
         return self.full_class.forward(self, input)
 
 
 class OneKeyConv1D(Conv1D):  # type: ignore[misc]  # transformers is untyped here
-    """The same of a map whose weight is [in, out], as gpt2's are."""
+    """The same for a map whose weight is [in, out], as in gpt2."""
 
     needed: Needed
     one_key: bool
     full_class: type[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, seq, in] -> [batch, seq, out], zeros where nothing counts."""
+        """Map [batch, seq, in] to [batch, seq, out], with zeros for the skipped outputs."""
         if self.one_key and is_one_key(x):
             return _compute(x, self.weight.T, self.bias, self.needed)
         return self.full_class.forward(self, x)  # type: ignore[no-any-return]  # see above
 
 
 def is_one_key(states: Tensor) -> bool:
-    """Whether [batch, seq, width] has one position per sequence. The donor keeps no cache, so one key too."""
+    """Whether [batch, seq, width] has one position per sequence, and therefore one key: the donor has no cache."""
     return states.ndim == 3 and states.shape[1] == 1
 
 
 def install(layer: nn.Module, needed: Mapping[str, Needed]) -> None:
-    """Let the named linear maps of a layer leave out what doesn't count, in place."""
-    for name, part in needed.items():
+    """Make the named linear maps of a layer skip the outputs that don't count, in place."""
+    for name, needed_outputs in needed.items():
         module: Any = layer.get_submodule(name)
-        module.needed, module.one_key, module.full_class = part, True, type(module)
+        module.needed, module.one_key, module.full_class = needed_outputs, True, type(module)
         module.__class__ = OneKeyLinear if isinstance(module, nn.Linear) else OneKeyConv1D
 
 
@@ -86,14 +88,14 @@ def uninstall(layer: nn.Module) -> None:
 
 
 def installed(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The linear maps inside that may leave something out, with their names."""
-    for name, inner in module.named_modules():
-        if isinstance(inner, (OneKeyLinear, OneKeyConv1D)):
-            yield name, inner
+    """Yield the names and modules of the linear maps that `install` changed."""
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, (OneKeyLinear, OneKeyConv1D)):
+            yield name, submodule
 
 
 def _compute(states: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed) -> Tensor:
-    """Only the needed outputs of [batch, 1, in] through a weight [out, in], among zeros."""
+    """Map [batch, 1, in] through a weight [out, in], with zeros for the outputs that are not needed."""
     width = weight.shape[0]
     if needed.start == needed.stop:
         return _zeros(states, weight, bias, width)
@@ -110,11 +112,11 @@ def _compute(states: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed
 
 
 def _zeros(states: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Tensor:
-    kind = states.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    device_type = states.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype
     zeros = states.new_zeros((*states.shape[:-1], width), dtype=dtype)
-    # Weights that are trained get gradients of zero, as they would in full, rather than none: a decay of weights, and
-    # whoever waits for all gradients, depend on it.
+    # Trained weights need a gradient of zero, as in the full computation, rather than no gradient: weight decay and
+    # code that waits for all gradients (DDP) depend on it.
     for tensor in (weight, bias):
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             zeros = zeros + tensor[:0].sum().to(dtype)

@@ -1,14 +1,14 @@
-"""The family's own model with everything but one layer left out.
+"""The scaffold: the family's own model without all weights except one layer's.
 
-A decoder layer is only exact with what its model prepares for it: the mask of its own attention type, positions,
-rotary embeddings. The scaffold is that model. Its forward runs as ever, but
+A decoder layer needs what its model prepares for it: the mask for its attention type, positions, rotary embeddings. The
+scaffold is that model. Its forward runs as usual, with two changes:
 
-- other layers are passed over (`_Passage`), and the chosen one is replaced by an `_Entrance`, which calls the layer
-  with the hidden states of the current run, untouched by embedding scaling, learned positions or embedding norms;
-- everything else that has weights is left out (`_LeftOut`) and gives NaN, so that a layer that depends on weights
-  outside of it is noticed (`probe`) instead of computing something else.
+- An `_Entrance` replaces the chosen layer. It calls the layer with the hidden states of the current run, without
+  embedding scaling, learned positions or embedding norms. A `_Passage` replaces each other layer and skips it.
+- A `_LeftOut` replaces every other module that has weights, and returns NaN. If a layer depends on weights outside of
+  it, `probe` finds the NaN; otherwise the layer would silently compute something else.
 
-Only rotary and similar buffers remain, so a scaffold of a 70B model takes some kilobytes.
+Only buffers remain, such as rotary embeddings: the scaffold of a 70B model takes a few kilobytes.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ class Run:
     """One pass of hidden states through one layer.
 
     Attributes:
-        layer: What to call at the entrance.
-        hidden_states: What to call it with, [batch, seq, donor_hidden].
-        extras: How a layer that is passed over returns its hidden states: None as they are, n as the first of a tuple
-            of n + 1.
-        filler: What the rest of that tuple is.
-        arrived: What the scaffold's own forward would have called it with; the probe looks at it.
-        result: What the layer returned; None before it was called.
+        layer: The layer that the entrance calls.
+        hidden_states: Its input, [batch, seq, donor_hidden].
+        extras: How a skipped layer returns its hidden states. None: as a tensor. n: as the first element of a tuple of
+            n + 1 elements.
+        filler: The value of the other elements of that tuple.
+        arrived: The hidden states that the scaffold's own forward passed to the entrance; the probe checks them.
+        result: The layer's return value; None before the call.
     """
 
     layer: Callable[..., Any]
@@ -46,17 +46,17 @@ class Run:
 
     @property
     def output(self) -> Tensor | None:
-        """The layer's hidden states, [batch, seq, donor_hidden]."""
+        """The hidden states that the layer returned, [batch, seq, donor_hidden]; None before the call."""
         output: Tensor | None = self.result[0] if isinstance(self.result, (tuple, list)) else self.result
         return output
 
 
-# Not an attribute of the modules: several threads may run one model, and DataParallel copies modules, not closures.
+# A module attribute would not work: several threads may run one model, and DataParallel copies modules.
 _CURRENT: ContextVar[Run] = ContextVar("layer_surgeon_run")
 
 
 class _Traced:
-    """The run that torch.compile is tracing. It can't follow context variables, and traces in one thread at a time."""
+    """The run that torch.compile is tracing. It doesn't support context variables, and traces one thread at a time."""
 
     run: Run | None = None
 
@@ -70,9 +70,9 @@ def _current() -> Run:
 
 
 class _Stub(nn.Module):
-    """Answers for the attributes of the module it replaces; forwards read some of layers, such as `attention_type`.
+    """Replaces a module but keeps its attributes: models read attributes of their layers, such as `attention_type`.
 
-    That module stays outside of the tree of modules: its weights, if any are left, are on the meta device.
+    The replaced module is not registered as a submodule. Its remaining weights, if any, are on the meta device.
     """
 
     def __init__(self, replaced: nn.Module) -> None:
@@ -83,13 +83,13 @@ class _Stub(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "replaced":  # not there yet, while a copy is made
+            if name == "replaced":  # not set yet while the stub is being copied
                 raise
             return getattr(self.replaced, name)
 
 
 class _Passage(_Stub):
-    """Stands where a layer was that the hidden states pass over."""
+    """Replaces a layer and skips it: returns its hidden states unchanged."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         run = _current()
@@ -100,7 +100,7 @@ class _Passage(_Stub):
 
 
 class _Entrance(_Stub):
-    """Stands where the chosen layer was, and calls it with the current run's hidden states."""
+    """Replaces the chosen layer, and calls the layer of the current run with the run's hidden states."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         run = _current()
@@ -114,39 +114,39 @@ class _Entrance(_Stub):
 
 
 class _LeftOut(_Stub):
-    """Stands where a module with weights was, and gives NaN of the shape that it gave."""
+    """Replaces a module that has weights, and returns NaN in the shape of that module's output."""
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__(replaced)
-        self.looks_up = isinstance(replaced, nn.Embedding)
+        self.is_embedding = isinstance(replaced, nn.Embedding)
         self.width = next(
             (getattr(replaced, name) for name in ("embedding_dim", "out_features") if hasattr(replaced, name)), None
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if self.looks_up:  # opt hands its embedding of positions the mask too
+        if self.is_embedding:  # opt also passes the mask to its position embedding, so put integers first
             tensors.sort(key=Tensor.is_floating_point)
-        like = tensors[0] if tensors else _current().hidden_states
+        reference = tensors[0] if tensors else _current().hidden_states
         if self.width is None:
-            shape = like.shape
+            shape = reference.shape
         else:
-            shape = torch.Size((*(like.shape if self.looks_up else like.shape[:-1]), self.width))
-        dtype = like.dtype if like.is_floating_point() else _current().hidden_states.dtype
-        return torch.full(shape, torch.nan, dtype=dtype, device=like.device)
+            shape = torch.Size((*(reference.shape if self.is_embedding else reference.shape[:-1]), self.width))
+        dtype = reference.dtype if reference.is_floating_point() else _current().hidden_states.dtype
+        return torch.full(shape, torch.nan, dtype=dtype, device=reference.device)
 
 
 def scaffold_class(config: PretrainedConfig, index: int) -> type[PreTrainedModel]:
-    """A class whose instances are scaffolds around layer `index`, which they still hold.
+    """Make a class whose instances are scaffolds around layer `index`. The instances still contain the layer.
 
-    It has the name and module of the family's class, by which transformers finds the family's weight conversions.
+    The class has the name and module of the family's class, because transformers looks up weight conversions by them.
     """
     base = model_class(config)
 
     def init(self: PreTrainedModel, config: PretrainedConfig) -> None:
         base.__init__(self, config)
         _hollow(self, index)
-        # So that it can be pickled: the class made here has no place in any module.
+        # Allows pickling: pickle can't find a class that is not in a module.
         self.__class__ = base
 
     return type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
@@ -159,15 +159,15 @@ def _hollow(model: PreTrainedModel, index: int) -> None:
     for position, layer in enumerate(stack):
         if position != index:
             stack[position] = _Passage(layer)
-    kept = f"{path}.{index}"
-    _leave_out(model, "", kept)
+    layer_path = f"{path}.{index}"
+    _leave_out(model, "", layer_path)
     model.all_tied_weights_keys = {}
     model.surgeon_stack_path = path
     model.surgeon_embedding_width = width
 
 
 def _embedding_width(model: PreTrainedModel) -> int:
-    """Some families embed tokens in another width than that of their layers (electra, opt-350m)."""
+    """Width of the token embeddings. In some families, it differs from that of the layers (electra, opt-350m)."""
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
@@ -175,16 +175,16 @@ def _embedding_width(model: PreTrainedModel) -> int:
     return int(getattr(embedding, "embedding_dim", model.config.hidden_size))
 
 
-def _leave_out(module: nn.Module, prefix: str, kept: str) -> None:
+def _leave_out(module: nn.Module, prefix: str, layer_path: str) -> None:
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
-        if path == kept:
+        if path == layer_path:
             continue
-        if child._parameters and not kept.startswith(f"{path}."):
+        if child._parameters and not layer_path.startswith(f"{path}."):
             setattr(module, name, _LeftOut(child))
         else:
-            _leave_out(child, f"{path}.", kept)
-    # Weights of the model itself, which can't be replaced by a stub. As buffers they are nobody's parameters.
+            _leave_out(child, f"{path}.", layer_path)
+    # A stub can't replace the model's own weights. Turn them into buffers, which are not counted as parameters.
     for name, parameter in list(module._parameters.items()):
         if parameter is not None:
             del module._parameters[name]
@@ -193,12 +193,12 @@ def _leave_out(module: nn.Module, prefix: str, kept: str) -> None:
 
 
 def stack_path(scaffold: PreTrainedModel) -> str:
-    """Where the layers lie in a scaffold, such as `layers` or `decoder.layers`."""
+    """Path of the layers in a scaffold, such as `layers` or `decoder.layers`."""
     return str(scaffold.surgeon_stack_path)
 
 
 def take_layer(scaffold: PreTrainedModel, index: int) -> nn.Module:
-    """Take the layer that a new scaffold holds, and put an entrance in its place."""
+    """Take the layer out of a new scaffold, and put an entrance in its place."""
     stack = scaffold.get_submodule(stack_path(scaffold))
     layer = stack[index]
     stack[index] = _Entrance(layer)
@@ -214,12 +214,16 @@ def run_scaffold(
     """Run the scaffold's forward, which calls `run.layer` once.
 
     Args:
-        scaffold: A scaffold whose layer was taken.
-        run: What to call with what; filled with what the layer returned.
-        attention_mask: [batch, seq] of 1 and 0, or [batch, 1, seq, seq], added to the attention scores.
+        scaffold: A scaffold after `take_layer`.
+        run: The layer and its input. Receives the layer's return value.
+        attention_mask: [batch, seq], 1 for tokens and 0 for padding; or [batch, 1, seq, seq], which is added to the
+            attention scores.
         position_ids: [batch, seq].
+
+    Returns:
+        `run`.
     """
-    # Only their size, type and place matter. Not the hidden states themselves: ctrl scales its embeddings in place.
+    # Only the shape, dtype and device matter. Don't pass the hidden states: ctrl scales its embeddings in place.
     shape = (*run.hidden_states.shape[:-1], scaffold.surgeon_embedding_width)
     embeddings = run.hidden_states.new_full(shape, torch.nan)
     arguments: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": False}

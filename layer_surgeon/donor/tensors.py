@@ -1,6 +1,6 @@
-"""Between an artifact's file, which has the names of the donor's checkpoint, and weights, which have the module's.
+"""Convert between an artifact's tensors, named as in the donor's checkpoint, and weights, named as in the module.
 
-The way there and back is the family's own weight conversion in transformers (experts fused into one tensor, say).
+Both directions use the family's own weight conversion in transformers, which may fuse experts into one tensor.
 """
 
 import re
@@ -21,25 +21,25 @@ _NAME = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 def split_by_layer(tensors: Mapping[str, Tensor], layer_indices: list[int]) -> list[dict[str, Tensor]]:
-    """The tensors of each layer, by their names inside it.
+    """Split an artifact's tensors by layer; in the result, names are relative to the layer.
 
     Raises:
-        ArtifactError: A tensor belongs to no layer, or a layer has none.
+        ArtifactError: A tensor belongs to no layer, or a layer has no tensor.
     """
     split: list[dict[str, Tensor]] = [{} for _ in layer_indices]
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if match is None or int(match[1]) >= len(split):
             raise ArtifactError(
-                f"The layer artifact has a tensor {name!r}, but expected are names from layers.0. to "
-                f"layers.{len(split) - 1}. for layer_indices {layer_indices}. Extract the layer again."
+                f"The layer artifact has a tensor {name!r}, but for layer_indices {layer_indices}, names must start "
+                f"with layers.0. to layers.{len(split) - 1}. Extract the layer again."
             )
         split[int(match[1])][match[2]] = tensor
-    for position, found in enumerate(split):
-        if not found:
+    for position, layer_tensors in enumerate(split):
+        if not layer_tensors:
             raise ArtifactError(
-                f"The layer artifact has no tensor layers.{position}.*, but its config says that it holds the donor's "
-                f"layer {layer_indices[position]}. Extract the layer again."
+                f"The layer artifact has no tensor layers.{position}.*, but its config lists the donor's layer "
+                f"{layer_indices[position]} there. Extract the layer again."
             )
     return split
 
@@ -47,17 +47,17 @@ def split_by_layer(tensors: Mapping[str, Tensor], layer_indices: list[int]) -> l
 def load_scaffold(
     config: PretrainedConfig, index: int, tensors: Mapping[str, Tensor], position: int, **settings: Any
 ) -> PreTrainedModel:
-    """A scaffold that holds layer `index` with its weights.
+    """Make a scaffold that contains layer `index` with its weights.
 
     Args:
-        config: The family's config of the donor.
-        index: Which of the donor's layers.
-        tensors: Its tensors, by their names inside the layer, as in the donor's checkpoint.
-        position: The k of `layers.<k>.` in the artifact, for messages.
-        settings: For the family's `from_pretrained`: dtype, attn_implementation, device_map, ...
+        config: The donor's config, of the family's own class.
+        index: Index of the layer in the donor.
+        tensors: The layer's tensors. Names are as in the donor's checkpoint, relative to the layer.
+        position: The k of `layers.<k>.` in the artifact, for error messages.
+        settings: Arguments for the family's `from_pretrained`: dtype, attn_implementation, device_map, ...
 
     Raises:
-        ArtifactError: A tensor is missing, too many, or has the wrong shape; the message names it.
+        ArtifactError: A tensor is missing, unexpected, or has the wrong shape. The message names it.
     """
     try:
         family = scaffold_class(config, index)
@@ -79,55 +79,54 @@ def load_scaffold(
     except RuntimeError as error:
         raise ArtifactError(
             f"The tensors of layers.{position} don't fit layer {index} of {family.__name__}: {error}. "
-            "Extract the layer again, from a checkpoint whose config.json is its own."
+            "Extract the layer again, from a checkpoint whose config.json matches its weights."
         ) from error
     problems = [
         f"{problem} {', '.join(sorted(str(key).replace(prefix, f'layers.{position}.') for key in info[kind]))}"
         for kind, problem in (
-            ("missing_keys", "missing are"),
-            ("unexpected_keys", "not used are"),
-            ("mismatched_keys", "of another shape are"),
+            ("missing_keys", "missing:"),
+            ("unexpected_keys", "unexpected:"),
+            ("mismatched_keys", "of the wrong shape:"),
         )
         if info.get(kind)
     ]
     if problems:
         raise ArtifactError(
             f"The tensors of layers.{position} are not those of layer {index} of {family.__name__}: "
-            f"{'; '.join(problems)}. Extract the layer again, with this version of transformers if it is an older "
-            "artifact."
+            f"{'; '.join(problems)}. Extract the layer again with the installed version of transformers."
         )
     return scaffold
 
 
 def artifact_tensors(scaffold: PreTrainedModel, layer: nn.Module, index: int, position: int) -> dict[str, Tensor]:
-    """The tensors of a layer, with the names of an artifact: the way back of `load_scaffold`.
+    """Convert a layer's weights back to the tensors of an artifact: the inverse of `load_scaffold`.
 
     Raises:
-        ArtifactError: transformers' conversion gives names outside of the layer.
+        ArtifactError: transformers' conversion returns a name outside of the layer.
     """
     prefix = f"{stack_path(scaffold)}.{index}."
     state = {f"{prefix}{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
-    named = {}
+    tensors = {}
     for name, tensor in revert_weight_conversion(scaffold, state).items():
-        _, found, inside = name.partition(f".{index}.")
-        if not found:
+        _, separator, inner_name = name.partition(f".{index}.")
+        if not separator:
             raise ArtifactError(
-                f"The layer's tensor {name!r} has no place in a layer artifact: expected was a name with .{index}. in "
-                "it. Save with the version of transformers that the artifact was loaded with."
+                f"The layer's tensor {name!r} can't be saved in a layer artifact: its name must contain .{index}. "
+                "Save with the version of transformers that the artifact was loaded with."
             )
-        named[f"layers.{position}.{inside}"] = tensor.contiguous().cpu()
-    return named
+        tensors[f"layers.{position}.{inner_name}"] = tensor.contiguous().cpu()
+    return tensors
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from showing a bar and a table for every layer; what they say, we check and raise."""
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    """Stop transformers from printing a progress bar and a table for each layer; we raise errors instead."""
+    verbosity, bars_enabled = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if shows_bars:
+        if bars_enabled:
             logging.enable_progress_bar()

@@ -1,11 +1,12 @@
-"""CUT: a plan known before the first byte, a checked copy, a layer artifact. No torch.
+"""CUT: plan which bytes to read, copy and hash them, write a layer artifact. Never imports torch.
 
-plan        which bytes are read, in which pieces, and where they go
-codec       the protocol that turns a tensor's bytes into the artifact's; dtypes and gguf_codec implement it
-copy        parallel reads, writes in place, sha256 behind them
+plan        which bytes to read, in which pieces, and where to write them
+codec       the protocol that converts a tensor's bytes; dtypes, fp8, gguf_codec and permute implement it
+copy        parallel reads and writes, sha256 while the file grows; with follow and journal
+staging     the folder in which the artifact is written before it is moved to its final path
 card        licence files and the model card
-artifact    the folder that comes out: open and verify it
-extract     `extract_layer`, which brings them together
+artifact    open and verify the resulting folder
+extract     `extract_layer`, which combines all of these
 """
 
 from layer_surgeon.extract.artifact import LayerArtifact

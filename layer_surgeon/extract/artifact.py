@@ -1,9 +1,9 @@
-"""The layer artifact: a folder with one or more layers of a model, whole and checkable by itself.
+"""The layer artifact: a self-contained folder with one or more layers of a model, and the means to verify them.
 
-config.json         model_type surgeon_donor, the LLM's own config, which layers, where they came from
+config.json         model_type surgeon_donor, the LLM's own config, the layers and their source
 model.safetensors   tensors layers.<k>.<name inside the layer>
 README.md           model card
-LICENSE*, NOTICE*   as the donor's repo has them
+LICENSE*, NOTICE*   copied from the donor's repo
 """
 
 import hashlib
@@ -37,8 +37,8 @@ class LayerArtifact:
     """A layer artifact on disk.
 
     Attributes:
-        path: Its folder.
-        config: Its config.json.
+        path: The artifact's folder.
+        config: The content of its config.json.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -47,10 +47,10 @@ class LayerArtifact:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "LayerArtifact":
-        """Open a folder; reads its config and the header of its weights.
+        """Open an artifact's folder. Reads config.json and the header of the weights, but no weights.
 
         Raises:
-            ArtifactError: It is no layer artifact, or not a whole one.
+            ArtifactError: The folder is not a layer artifact, or the artifact is incomplete.
         """
         folder = Path(path)
         config = read_config(folder)
@@ -71,17 +71,17 @@ class LayerArtifact:
 
     @property
     def layer_indices(self) -> tuple[int, ...]:
-        """The layers, as their model counts them from 0, in the order in which they are computed."""
+        """Indices of the layers in their model, counted from 0, in the order in which they run."""
         return tuple(self.config["layer_indices"])
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors."""
+        """Total size of the tensors in bytes."""
         return sum(tensor.num_bytes for tensor in self.tensors())
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of model.safetensors as hex: recorded while it was written, or else computed now."""
+        """sha256 of model.safetensors as hex: the recorded digest if config.json has one, computed otherwise."""
         if isinstance(self.config.get("sha256"), str):
             return str(self.config["sha256"])
         path = self.path / SINGLE_FILE
@@ -90,11 +90,11 @@ class LayerArtifact:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What config.json records about each tensor: the donor's name for it, dtype, shape and sha256."""
+        """The record of each tensor in config.json: its name in the donor, dtype, shape and sha256."""
         return recorded_tensors(self.config)
 
     def tensors(self) -> list[TensorInfo]:
-        """The tensors in the file of weights.
+        """The tensors in model.safetensors.
 
         Raises:
             ArtifactError: The file is missing or damaged.
@@ -102,39 +102,46 @@ class LayerArtifact:
         try:
             return list(read_local_header(self.path / SINGLE_FILE).values())
         except (OSError, CheckpointError) as error:
-            raise ArtifactError(f"{self.path} is not a whole layer artifact: {error} {_HOW_TO_MAKE}") from error
+            raise ArtifactError(f"{self.path} is not a complete layer artifact: {error} {_HOW_TO_MAKE}") from error
 
     def verify(self) -> None:
-        """Read every byte and compare it with the sha256 that was recorded when the layer was written.
+        """Read all weights and compare them with the sha256 digests that were recorded during extraction.
 
         Raises:
-            ArtifactError: Names the first tensor that differs.
+            ArtifactError: A tensor or the file has changed (the message names the first one), or config.json has no
+                digests.
         """
         recorded, path = self.recorded, self.path / SINGLE_FILE
         if not recorded:
-            raise ArtifactError(f"{self.path / CONFIG_FILE} records no sha256: this layer was not extracted.")
+            raise ArtifactError(
+                f"{self.path / CONFIG_FILE} has no sha256 digests, so there is nothing to verify: the layer was not "
+                "written by surgeon extract."
+            )
         with path.open("rb") as file:
             for tensor in self.tensors():
                 if _digest(file, tensor.offset, tensor.num_bytes) != recorded.get(tensor.name, {}).get("sha256"):
                     raise ArtifactError(
-                        f"{path}: the bytes of {tensor.name!r} are not those that were extracted. "
-                        "The file was changed or damaged: extract the layer again, with --force."
+                        f"{path}: the sha256 of {tensor.name!r} differs from the one recorded during extraction. "
+                        "The file was changed or damaged. Extract the layer again, with --force."
                     )
             if _digest(file, 0, path.stat().st_size) != self.sha256:
-                raise ArtifactError(f"{path} is not the file that was written. Extract the layer again, with --force.")
+                raise ArtifactError(
+                    f"The sha256 of {path} differs from the one recorded during extraction. "
+                    "Extract the layer again, with --force."
+                )
 
 
 def recorded_tensors(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What an artifact's config.json records about each tensor, as far as it has the form of a record."""
+    """The record of each tensor in an artifact's config.json; an empty dict for each malformed record."""
     source = config.get("source")
     tensors = source.get("tensors") if isinstance(source, dict) else None
     if not isinstance(tensors, dict):
         return {}
-    return {name: entry if isinstance(entry, dict) else {} for name, entry in tensors.items()}
+    return {name: record if isinstance(record, dict) else {} for name, record in tensors.items()}
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether a folder says of itself that it is a layer artifact."""
+    """Whether a folder has a config.json with the model_type of a layer artifact."""
     try:
         content = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):
@@ -163,20 +170,20 @@ def artifact_files(folder: Path, patterns: Sequence[str] = ARTIFACT_FILES) -> li
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """An artifact's config.json.
+    """Read an artifact's config.json.
 
     Raises:
-        ArtifactError: There is none, or it is not an artifact's.
+        ArtifactError: The file is missing, or is not the config of a layer artifact.
     """
     path = folder / CONFIG_FILE
     try:
         config = parse_json_object(path.read_bytes(), str(path))
     except (OSError, CheckpointError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(f"{folder} is no layer artifact: {CONFIG_FILE}: {reason}. {_HOW_TO_MAKE}") from error
+        raise ArtifactError(f"{folder} is not a layer artifact: {CONFIG_FILE}: {reason}. {_HOW_TO_MAKE}") from error
     if config.get("model_type") != MODEL_TYPE:
         raise ArtifactError(
-            f"{folder} is no layer artifact: its model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}. "
+            f"{folder} is not a layer artifact: its model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}. "
             f"{_HOW_TO_MAKE}"
         )
     indices = config.get("layer_indices")
@@ -186,7 +193,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         or not all(type(index) is int for index in indices)
         or not isinstance(config.get("donor_config"), dict)
     ):
-        raise ArtifactError(f"{path} lacks donor_config or layer_indices, or has them in another form. {_HOW_TO_MAKE}")
+        raise ArtifactError(
+            f"{path} needs a donor_config (an object) and layer_indices (a list of integers); "
+            f"at least one is missing or malformed. {_HOW_TO_MAKE}"
+        )
     return config
 
 

@@ -1,27 +1,31 @@
-"""How the bytes of one tensor in a checkpoint become its bytes in the artifact, block by block."""
+"""The protocol that converts a tensor's bytes in the checkpoint to its bytes in the artifact, block by block."""
 
 from typing import Protocol
 
 
 class Codec(Protocol):
-    """Turns a tensor's source bytes into artifact bytes, a whole number of blocks at a time.
+    """Converts a tensor's source bytes to artifact bytes, a whole number of blocks at a time.
 
-    Blocks are independent of each other and keep their order, so ranges can be cut between any two of them, fetched in
-    parallel and written straight to their place. A codec is shared by threads and keeps no state between calls.
+    Blocks are independent of each other and keep their order. A tensor can therefore be split between any two blocks,
+    fetched in parallel and written straight to its final position. Threads share a codec, so it keeps no state between
+    calls.
     """
 
     dtype: str
-    """The safetensors code of what comes out, such as `BF16`."""
+    """The safetensors code of the converted tensor, such as `BF16`."""
 
     block_bytes: int
-    """Source bytes per block: one element, one quantisation block, the rows of one head, ... A tensor is a whole
-    number of blocks."""
+    """Source bytes per block: one element, one quantisation block, the rows of one head, ... A tensor consists of a
+    whole number of blocks."""
 
     out_block_bytes: int
-    """What a block becomes."""
+    """Artifact bytes per block."""
 
     def convert(self, blocks: bytes | bytearray | memoryview, first: int = 0) -> bytes | bytearray | memoryview:
-        """The artifact's bytes for a whole number of consecutive blocks, of which the tensor's block `first` is first.
+        """Convert a whole number of consecutive blocks.
 
-        Only what belongs to a place in the tensor, such as the scale of a row, depends on `first`.
+        Args:
+            blocks: The source bytes of the blocks.
+            first: Index of the first block in the tensor. Only codecs whose result depends on the position in the
+                tensor need it, for example to look up the scale of a row.
         """

@@ -1,8 +1,8 @@
-"""The copy: pieces are read in parallel and written straight to their place, and hashed as the file grows.
+"""Read the pieces of a plan in parallel, write each at its final position, and hash the file as it grows.
 
-Readers write with `pwrite`. Two followers read the file back behind them, one for the sha256 of the whole file and one
-for that of each tensor, so that what is hashed is what the file holds, and hashing costs time only where it is slower
-than reading. Memory stays at a few buffers of 1 MiB, however long the layer is.
+Readers write with `pwrite`. Two followers read the written bytes back, one for the sha256 of the whole file and one for
+the sha256 of each tensor. The digests therefore describe what the file really holds, and hashing only costs time if it
+is slower than reading. Memory stays at a few buffers of 1 MiB, regardless of the size of the layer.
 """
 
 import errno
@@ -22,21 +22,21 @@ from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
 from layer_surgeon.extract.plan import ExtractionPlan, Piece
 from layer_surgeon.progress import Progress
 
-# What can be taken back by choosing another place, unlike a failing disk.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors that the user can fix by choosing another folder, unlike a failing disk.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def copy_tensors(
     source: Source, plan: ExtractionPlan, path: Path, progress: Progress, *, journal: tuple[Path, str] | None = None
 ) -> Digests:
-    """Write the planned file of weights, and hash it.
+    """Write the planned file of weights and hash it.
 
     Args:
-        source: Where the plan's bytes lie.
-        plan: What to read and where it goes.
-        path: The file to write. What it holds is used again as far as the journal proves it.
-        progress: Told about source bytes as they arrive.
-        journal: Its path and identity, for a copy that can go on after it was cut off; None keeps none.
+        source: The source to read from.
+        plan: The byte ranges to read, and where to write them.
+        path: The file to write. If it exists, the parts that the journal confirms are reused.
+        progress: Receives the number of source bytes as they arrive.
+        journal: Path and identity of the journal, which lets an interrupted copy continue. None keeps no journal.
 
     Raises:
         SourceError: The source can't be read.
@@ -56,10 +56,10 @@ def copy_tensors(
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _DISK_FULL:
             raise ArtifactError(
                 f"The disk of {path.parent} is full ({error.strerror}); the layer takes {plan.num_out_bytes:,} bytes. "
-                "Free some space, or choose another place with --output or --workspace."
+                "Free some space, or choose another folder with --output or --workspace."
             ) from error
         raise
 
@@ -73,37 +73,37 @@ def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progre
         journal=journal,
         lock=threading.Lock(),
     )
-    good = (0,) * len(plan.pieces) if journal is None else journal.good
-    if any(good):
-        progress.notice(f"{sum(good):,} of {plan.num_bytes_read:,} bytes are already there from an earlier run.")
+    verified = (0,) * len(plan.pieces) if journal is None else journal.verified
+    if any(verified):
+        progress.notice(f"Resuming: {sum(verified):,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
-        # The followers come first, so that they have threads from the start.
-        whole = pool.submit(hash_file, descriptor, plan, copy.front)
-        each = pool.submit(hash_tensors, descriptor, plan, copy.front)
-        reads = [pool.submit(copy.piece, index, piece, good[index]) for index, piece in enumerate(plan.pieces)]
+        # Submit the followers first: each needs a thread from the start.
+        file_digest = pool.submit(hash_file, descriptor, plan, copy.front)
+        tensor_digests = pool.submit(hash_tensors, descriptor, plan, copy.front)
+        reads = [pool.submit(copy.piece, index, piece, verified[index]) for index, piece in enumerate(plan.pieces)]
         try:
-            _first_failure([whole, each, *reads])
+            _wait_for_all([file_digest, tensor_digests, *reads])
         except BaseException:
             copy.front.stop()
             for future in reads:
                 future.cancel()
             raise
-        return Digests(file=whole.result(), tensors=each.result())
+        return Digests(file=file_digest.result(), tensors=tensor_digests.result())
 
 
-def _first_failure(futures: Sequence[Future[Any]]) -> None:
-    """Wait until all are done, or raise what the first one to fail raised."""
+def _wait_for_all(futures: Sequence[Future[Any]]) -> None:
+    """Wait until all futures are done, or raise the error of the first that fails."""
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     failures = [error for future in done if (error := future.exception()) is not None]
-    # A follower that was stopped is a consequence; the reader's error is the reason.
+    # A stopped follower is only a consequence: raise the reader's error, which is the cause.
     for error in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise error
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Copy:
-    """What the readers share."""
+    """State that the reader threads share."""
 
     source: Source
     descriptor: int
@@ -112,37 +112,37 @@ class _Copy:
     journal: Journal | None
     lock: threading.Lock
 
-    def piece(self, index: int, piece: Piece, good: int) -> None:
-        """Read one piece from its byte `good` on, and write it."""
-        self._report(good)
-        place = piece.range
-        stream = self.source.stream_range(place.file, place.start + good, place.length - good)
+    def piece(self, index: int, piece: Piece, verified: int) -> None:
+        """Read and write one piece, without its first `verified` bytes."""
+        self._report(verified)
+        byte_range = piece.range
+        stream = self.source.stream_range(byte_range.file, byte_range.start + verified, byte_range.length - verified)
         try:
-            self._write(index, piece, good, _Chunks(stream))
+            self._write(index, piece, verified, _Chunks(stream))
         finally:
-            # Where another piece failed, the error would keep this one's connection open until it is collected.
+            # If another piece failed, its traceback would keep this connection open until garbage collection.
             if isinstance(stream, Generator):
                 stream.close()
 
-    def _write(self, index: int, piece: Piece, good: int, chunks: "_Chunks") -> None:
-        position, noted, crc = 0, good, 0
+    def _write(self, index: int, piece: Piece, verified: int, chunks: "_Chunks") -> None:
+        position, journaled, crc = 0, verified, 0
         for segment in piece.segments:
             block, out_block = segment.codec.block_bytes, segment.codec.out_block_bytes
-            done = min(max(good - position, 0), segment.length)
+            done = min(max(verified - position, 0), segment.length)
             written = done // block * out_block
             if done:
                 self.front.add(segment, written)
             while done < segment.length:
-                # Conversions hold several copies of a chunk, so it stays at 1 MiB however long a block's result is.
+                # A conversion holds several copies of a chunk, so limit the chunk to 1 MiB or one block.
                 blocks = chunks.take(min(segment.length - done, max(block, CHUNK_BYTES // block * block)), block)
                 result = segment.codec.convert(blocks, segment.first_block + done // block)
                 write_all(self.descriptor, result, segment.offset + written)
                 written, done = written + len(result), done + len(blocks)
                 if self.journal is not None:
                     crc = zlib.crc32(result, crc)
-                    if position + done - noted >= STRETCH_BYTES or position + done == piece.range.length:
-                        self.journal.add(index, noted, position + done, crc)
-                        noted, crc = position + done, 0
+                    if position + done - journaled >= STRETCH_BYTES or position + done == piece.range.length:
+                        self.journal.add(index, journaled, position + done, crc)
+                        journaled, crc = position + done, 0
                 self.front.add(segment, written)
                 self._report(len(blocks))
             position += segment.length
@@ -153,31 +153,31 @@ class _Copy:
 
 
 class _Chunks:
-    """Whole blocks out of chunks of any size, copied only where a block spans two chunks."""
+    """Reads whole blocks from chunks of any size; copies only the blocks that span two chunks."""
 
     def __init__(self, chunks: Iterator[bytes | bytearray | memoryview]) -> None:
         self._chunks = chunks
-        self._rest = memoryview(b"")
+        self._buffer = memoryview(b"")
 
-    def take(self, most: int, block: int) -> memoryview:
-        """At least one block and at most `most` bytes."""
-        if not self._rest:
-            self._rest = memoryview(next(self._chunks))
-        if len(self._rest) >= block:
-            size = min(most, len(self._rest)) // block * block
-            taken, self._rest = self._rest[:size], self._rest[size:]
-            return taken
-        joined = bytearray(self._rest)
-        while len(joined) < block:
-            self._rest = memoryview(next(self._chunks))
-            need = block - len(joined)
-            joined += self._rest[:need]
-            self._rest = self._rest[need:]
-        return memoryview(joined)
+    def take(self, max_bytes: int, block_bytes: int) -> memoryview:
+        """Take at least one block, and at most `max_bytes`."""
+        if not self._buffer:
+            self._buffer = memoryview(next(self._chunks))
+        if len(self._buffer) >= block_bytes:
+            size = min(max_bytes, len(self._buffer)) // block_bytes * block_bytes
+            blocks, self._buffer = self._buffer[:size], self._buffer[size:]
+            return blocks
+        block = bytearray(self._buffer)
+        while len(block) < block_bytes:
+            self._buffer = memoryview(next(self._chunks))
+            missing = block_bytes - len(block)
+            block += self._buffer[:missing]
+            self._buffer = self._buffer[missing:]
+        return memoryview(block)
 
 
 def write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write bytes at a position of a file."""
+    """Write all of `content` at a position of a file; `pwrite` may write less."""
     view = memoryview(content)
     while view:
         count = os.pwrite(descriptor, view, offset)

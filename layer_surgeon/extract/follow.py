@@ -1,4 +1,4 @@
-"""Hashing behind the readers: followers read the file back as it grows without a hole, and hash what it holds."""
+"""Hash a file while readers still write it: followers read back each byte once everything before it is written."""
 
 import hashlib
 import os
@@ -12,18 +12,18 @@ from layer_surgeon.extract.plan import ExtractionPlan, Segment
 
 @dataclass(frozen=True, kw_only=True)
 class Digests:
-    """sha256 of a file of weights and of the tensors in it, as hex."""
+    """sha256 of a file of weights, and of each tensor in it by name, as hex."""
 
     file: str
     tensors: dict[str, str]
 
 
 class StoppedError(Exception):
-    """Another thread failed, so that this one has nothing to wait for."""
+    """Another thread failed, so this one stopped waiting."""
 
 
 class Front:
-    """How far a planned file is written without a hole, for the followers to wait on."""
+    """Tracks up to which position the file is written without gaps, and lets followers wait for more."""
 
     def __init__(self, plan: ExtractionPlan) -> None:
         self._changed = threading.Condition()
@@ -36,10 +36,10 @@ class Front:
         self._end = plan.num_out_bytes
 
     def add(self, segment: Segment, written: int) -> None:
-        """Say that the first `written` bytes of a segment are in the file.
+        """Record that the first `written` bytes of a segment are in the file.
 
         Raises:
-            StoppedError: The work was stopped.
+            StoppedError: `stop` was called.
         """
         with self._changed:
             if self._stopped:
@@ -47,18 +47,18 @@ class Front:
             self._written[segment.offset] = written
             while self._next < len(self._order):
                 offset, length = self._order[self._next]
-                have = self._written.get(offset, 0)
-                self._position = offset + have
-                if have < length:
+                segment_written = self._written.get(offset, 0)
+                self._position = offset + segment_written
+                if segment_written < length:
                     break
                 self._next += 1
             self._changed.notify_all()
 
     def wait_beyond(self, position: int) -> int:
-        """Wait until more than `position` bytes are whole, and return how many are.
+        """Wait until the file is written without gaps beyond `position`; return how far it is.
 
         Raises:
-            StoppedError: The work was stopped.
+            StoppedError: `stop` was called.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._position > position or position >= self._end)
@@ -67,14 +67,14 @@ class Front:
             return self._position
 
     def stop(self) -> None:
-        """Wake and end all threads."""
+        """Wake all waiting threads and end them with `StoppedError`."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
 
 def hash_file(descriptor: int, plan: ExtractionPlan, front: Front) -> str:
-    """sha256 of the whole file."""
+    """Compute the sha256 of the whole file while it is written."""
     digest = hashlib.sha256()
     for chunk in _follow(descriptor, front, 0, plan.num_out_bytes):
         digest.update(chunk)
@@ -82,7 +82,7 @@ def hash_file(descriptor: int, plan: ExtractionPlan, front: Front) -> str:
 
 
 def hash_tensors(descriptor: int, plan: ExtractionPlan, front: Front) -> dict[str, str]:
-    """sha256 of each tensor."""
+    """Compute the sha256 of each tensor, by name, while the file is written."""
     digests = {}
     for tensor in plan.planned:
         digest = hashlib.sha256()
@@ -93,11 +93,11 @@ def hash_tensors(descriptor: int, plan: ExtractionPlan, front: Front) -> dict[st
 
 
 def _follow(descriptor: int, front: Front, start: int, length: int) -> Iterator[bytes]:
-    """A part of the file in chunks, each as soon as it is written."""
+    """Yield a range of the file in chunks, each as soon as it is written."""
     position, end = start, start + length
     while position < end:
-        ready = min(front.wait_beyond(position), end)
-        while position < ready:
-            chunk = os.pread(descriptor, min(CHUNK_BYTES, ready - position), position)
+        written_end = min(front.wait_beyond(position), end)
+        while position < written_end:
+            chunk = os.pread(descriptor, min(CHUNK_BYTES, written_end - position), position)
             yield chunk
             position += len(chunk)

@@ -1,4 +1,4 @@
-"""From the bytes of a tensor in a GGUF file to the numbers that transformers loads it as, a piece at a time."""
+"""Convert a tensor of a GGUF file to the numbers that transformers would load, a few blocks at a time."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -19,29 +19,29 @@ from layer_surgeon.extract.dtypes import CODE_OF_NAME, encode_floats
 
 _Floats = npt.NDArray[np.float32]
 
-# Dequantising makes several arrays of four bytes per number: 1 MiB of Q4_K takes 30 MB while it lasts.
+# Dequantising needs several float32 arrays: for 1 MiB of Q4_K, they take 30 MB.
 _PIECE_BYTES = 1 << 20
 
 
 def gguf_codec(config: Mapping[str, Any], info: TensorInfo, dtype: str | None) -> Codec:
-    """The codec for one tensor of a GGUF file.
+    """Make the codec for one tensor of a GGUF file.
 
-    Most tensors are only dequantised, and any quantisation block can be converted alone. Where transformers does more
-    on loading, its own processor does it here too: to the rows of one attention head at a time where Llama's rotary
-    permutation is undone, and to the whole tensor at once otherwise (norms, GPT-2's transposed matrices).
+    Most tensors are only dequantised, and each quantisation block can be converted separately. If transformers does
+    more when it loads the tensor, its own processor runs here too. For Llama's rotary permutation, it runs on the rows
+    of one attention head at a time; otherwise (norms, GPT-2's transposed matrices), on the whole tensor.
 
     Args:
-        config: The config that the file's `GgufTable` gives.
-        info: The tensor, as the same table lists it.
-        dtype: `F32`, `BF16` or `F16` (or torch's names for them); None is `F32`.
+        config: The config from the file's `GgufTable`.
+        info: The tensor, from the same table.
+        dtype: `F32`, `BF16` or `F16` (or their torch names). None means `F32`.
 
     Raises:
-        ConfigError: `dtype` is another one.
-        CheckpointError: `gguf` can't dequantise the tensor's type, or its shape does not fit the config.
-        UnsupportedArchitectureError: transformers makes no tensor of its own of it.
+        ConfigError: `dtype` is none of these.
+        CheckpointError: `gguf` can't dequantise the tensor's type, or the tensor's shape does not fit the config.
+        UnsupportedArchitectureError: transformers merges this tensor with others or leaves it out.
     """
     if not isinstance(info, GgufTensorInfo):
-        raise TypeError(f"{info!r} does not come from a GgufTable, so it is not known how to convert it.")
+        raise TypeError(f"Expected a tensor from a GgufTable, got {info!r}.")
     code = _safetensors_code(dtype)
     quantization = gguf.GGMLQuantizationType[info.dtype]
     block_elements, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
@@ -52,8 +52,8 @@ def gguf_codec(config: Mapping[str, Any], info: TensorInfo, dtype: str | None) -
         return _GgufCodec(quantization, block_elements, block_bytes, code, None)
     shape = info.gguf_shape
     if isinstance(processor, LlamaTensorProcessor):
-        # The permutation stays within the rows of a head, so a model of one head has the same: of 8192 x 8192 only
-        # 128 x 8192 numbers are held at once.
+        # The permutation never mixes the rows of two heads, so treat each head as a model with a single head. For an
+        # 8192 x 8192 matrix, that holds only 128 x 8192 numbers in memory.
         heads = config["num_attention_heads" if ".attn_q." in info.gguf_name else "num_key_value_heads"]
         shape = (shape[0] // heads, *shape[1:])
         processor = type(processor)(config={"num_attention_heads": 1, "num_key_value_heads": 1})
@@ -67,7 +67,7 @@ def gguf_codec(config: Mapping[str, Any], info: TensorInfo, dtype: str | None) -
 
 
 class _GgufCodec:
-    """Dequantises blocks of `block_elements` numbers, lets `process` rearrange each, and writes them as `dtype`."""
+    """Dequantises blocks of `block_elements` numbers, passes each to `process`, and encodes them as `dtype`."""
 
     def __init__(
         self,
@@ -84,17 +84,17 @@ class _GgufCodec:
         self._process = process
 
     def convert(self, blocks: bytes | bytearray | memoryview, first: int = 0) -> bytearray:
-        """The numbers of a whole number of blocks, as bytes."""
+        """Convert a whole number of blocks."""
         source = np.frombuffer(blocks, dtype=np.uint8)
-        count, rest = divmod(source.size, self.block_bytes)
-        if rest:
+        count, excess_bytes = divmod(source.size, self.block_bytes)
+        if excess_bytes:
             raise ValueError(f"{source.size} bytes are not a whole number of blocks of {self.block_bytes} bytes")
         out = bytearray(count * self.out_block_bytes)
         step = 1 if self._process is not None else max(1, _PIECE_BYTES // self.block_bytes)
         for begin in range(0, count, step):
             end = min(begin + step, count)
             piece = source[begin * self.block_bytes : end * self.block_bytes]
-            # One row of all blocks: `gguf` walks through many short rows in Python.
+            # Pass all blocks as one row: `gguf` loops over rows in Python, which is slow for many short rows.
             values = gguf.quants.dequantize(piece.reshape(1, -1), self._quantization).reshape(-1)
             if self._process is not None:
                 values = self._process(values)
@@ -108,7 +108,7 @@ def _check_can_dequantize(info: TensorInfo, quantization: gguf.GGMLQuantizationT
         gguf.quants.dequantize(np.zeros((1, block_bytes), dtype=np.uint8), quantization)
     except NotImplementedError as error:
         raise CheckpointError(
-            f"{info.file}: {info.name} is of type {info.dtype}, which the installed gguf package can't dequantise. "
+            f"{info.file}: {info.name} has the type {info.dtype}, which the installed gguf package can't dequantise. "
             "Update it (`pip install -U gguf`), or use a file with another quantisation."
         ) from error
 
@@ -117,6 +117,6 @@ def _safetensors_code(dtype: str | None) -> str:
     code = "F32" if dtype is None else CODE_OF_NAME.get(dtype, dtype)
     if code not in CODE_OF_NAME.values():
         raise ConfigError(
-            f"Numbers of a GGUF file can't be written as {dtype!r}. Choose one of {', '.join(CODE_OF_NAME)}."
+            f"dtype is {dtype!r}, but weights of a GGUF file can only be written as {', '.join(CODE_OF_NAME)}."
         )
     return code

@@ -1,8 +1,8 @@
-"""What is already known to be good of a file that is still being written, so that a later run goes on from there.
+"""The journal of an unfinished copy, from which a later run continues.
 
-Beside the growing file lies a journal: one line per stretch that was written, with its CRC-32. A line or a stretch that
-a power cut tore does not match, and is read again. The first line tells what is being extracted from where: another
-commit, another plan, and everything starts over.
+The journal is a file next to the file of weights. It has one line with a CRC-32 per stretch of bytes that was written.
+If a power cut damages a line or a stretch, the CRC does not match and the stretch is read again. The first line
+identifies the source and the plan: if the commit or the plan differs, the copy starts over.
 """
 
 import json
@@ -18,7 +18,7 @@ from layer_surgeon._io import parse_json
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.extract.plan import ExtractionPlan, Piece
 
-# How much of a piece is written between two lines: what is read again after a kill, for each connection.
+# Source bytes per line of the journal. After a kill, up to this much is read again for each connection.
 STRETCH_BYTES = 4 << 20
 
 
@@ -26,29 +26,31 @@ class Journal:
     """The journal of one file of weights.
 
     Args:
-        path: The journal's file; made when it is missing.
-        identity: Says what is extracted from where. A journal with another one is started over.
-        plan: The plan of the file.
+        path: The journal's file; created if it doesn't exist.
+        identity: Identifies the source and the plan. A journal with a different identity is overwritten.
+        plan: The plan of the copy.
         descriptor: The file of weights, open for reading.
+
+    Attributes:
+        verified: For each piece, how many of its source bytes, from its start, are already in the file.
     """
 
     def __init__(self, path: Path, identity: str, plan: ExtractionPlan, descriptor: int) -> None:
         self._lock = threading.Lock()
         lines = _read_lines(path)
-        good = [0] * len(plan.pieces)
-        same = bool(lines) and lines[0] == {"identity": identity}
-        if same:
+        verified = [0] * len(plan.pieces)
+        resumes = bool(lines) and lines[0] == {"identity": identity}
+        if resumes:
             for line in lines[1:]:
-                _apply(line, plan, good, descriptor)
-        self.good = tuple(good)
-        """How many source bytes of each piece are in the file already, from the piece's start."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if same else os.O_TRUNC)
+                _apply(line, plan, verified, descriptor)
+        self.verified = tuple(verified)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (0 if resumes else os.O_TRUNC)
         self._file = os.open(path, flags, 0o666)
-        # A line that was torn has no end: what follows begins on a line of its own.
-        self._write_line({"identity": identity} if not same else None)
+        # The last line may be incomplete, without a line break: write one before the next line.
+        self._write_line(None if resumes else {"identity": identity})
 
     def add(self, index: int, start: int, end: int, crc: int) -> None:
-        """Record that source bytes `start` to `end` of a piece were written, with the CRC-32 of what they became."""
+        """Record that source bytes `start` to `end` of a piece were written. `crc` is the CRC-32 of the result."""
         self._write_line({"piece": index, "start": start, "end": end, "crc": crc})
 
     def close(self) -> None:
@@ -62,13 +64,13 @@ class Journal:
 
 
 def plan_identity(where: object, plan: ExtractionPlan) -> str:
-    """What must be equal for two runs to be parts of one: the source, and every byte of the plan."""
+    """Hash the source and the whole plan. A run can only continue another run with the same identity."""
     pieces = [(piece.range.file, piece.range.start, piece.range.length) for piece in plan.pieces]
     return sha256(repr((where, plan.header, pieces)).encode()).hexdigest()
 
 
 def extents(piece: Piece, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where the source bytes `start` to `end` of a piece lie in the artifact's file, as (offset, length)."""
+    """Yield where the source bytes `start` to `end` of a piece are in the artifact's file, as (offset, length)."""
     position = 0
     for segment in piece.segments:
         first, last = max(start, position), min(end, position + segment.length)
@@ -80,7 +82,11 @@ def extents(piece: Piece, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _ends_a_block(piece: Piece, end: int) -> bool:
-    """Whether a block ends at byte `end` of a piece: one wrong digit in a line has the CRC of the blocks before it."""
+    """Whether a block ends at byte `end` of a piece.
+
+    If a digit of `end` in the journal is wrong, `end` can be inside a block. The CRC still matches then, because it
+    only covers the blocks before it.
+    """
     position = 0
     for segment in piece.segments:
         if position < end <= position + segment.length:
@@ -99,17 +105,17 @@ def _read_lines(path: Path) -> list[Any]:
         try:
             content = parse_json(line)
         except ValueError:
-            continue  # torn, or the empty line after it
+            continue  # an incomplete line, or the empty line after it
         lines.append(content)
     return lines
 
 
-def _apply(line: Any, plan: ExtractionPlan, good: list[int], descriptor: int) -> None:
-    """Extend what is known to be good by one line, if the file holds what the line says."""
+def _apply(line: Any, plan: ExtractionPlan, verified: list[int], descriptor: int) -> None:
+    """Extend `verified` by one line of the journal, if the bytes in the file have the CRC of that line."""
     if not isinstance(line, dict) or not all(type(line.get(key)) is int for key in ("piece", "start", "end", "crc")):
         return
     index, start, end = line["piece"], line["start"], line["end"]
-    if not 0 <= index < len(good) or start != good[index] or not start < end <= plan.pieces[index].range.length:
+    if not 0 <= index < len(verified) or start != verified[index] or not start < end <= plan.pieces[index].range.length:
         return
     if not _ends_a_block(plan.pieces[index], end):
         return
@@ -122,4 +128,4 @@ def _apply(line: Any, plan: ExtractionPlan, good: list[int], descriptor: int) ->
             crc = zlib.crc32(chunk, crc)
             offset, length = offset + len(chunk), length - len(chunk)
     if crc == line["crc"]:
-        good[index] = end
+        verified[index] = end

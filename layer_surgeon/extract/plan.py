@@ -1,4 +1,4 @@
-"""What an extraction will read and write, known to the byte before the first byte of a weight is read."""
+"""Plan an extraction: every byte range to read and write, before any weights are read."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,25 +17,27 @@ from layer_surgeon.extract.fp8 import FP8_CODES, fp8_codec, pair_scales
 from layer_surgeon.extract.permute import Permuted
 from layer_surgeon.extract.selection import LayerSelection, select_layers
 
-# A gap between two tensors that is read and dropped, so that they are one request over a network. torch.save leaves 128
-# bytes between the storages of a .bin file; the headers of a request and its answer, with a signed address, are longer.
+# Over a network, two tensors with a gap up to this size between them are one request; the gap is read and dropped.
+# torch.save leaves 128 bytes between the storages of a .bin file, less than the headers of a request and its response
+# with a signed URL.
 MAX_GAP_BYTES = 1 << 10
-# Over a link of 80 ms per request and 50 MB/s per connection, pieces below 8 MiB lose more to requests than they gain.
+# At 80 ms per request and 50 MB/s per connection, smaller pieces cost more in requests than parallel reads gain.
 MIN_PIECE_BYTES = 8 << 20
-# Above it, another request costs less than 15 % of a piece's time there, and more can be hashed while bytes arrive.
+# On the same link, a request costs less than 15 % of the time of a piece of this size. Larger pieces would leave less
+# to hash while bytes arrive.
 MAX_PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
-    """One tensor on its way.
+    """One tensor to copy.
 
     Attributes:
         name: Its name in the artifact: `layers.<k>.<name inside the layer>`.
-        source: Where its bytes lie.
-        codec: What becomes of them.
+        source: The tensor in the checkpoint, with the position of its bytes.
+        codec: Converts its bytes.
         offset: Absolute position of its first byte in the artifact's file.
-        num_bytes: How many bytes it takes there.
+        num_bytes: Its size in the artifact's file.
     """
 
     name: str
@@ -47,14 +49,14 @@ class PlannedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A whole number of one tensor's blocks, as part of one read; or the gap before it, of which nothing is written.
+    """A part of one read: a whole number of blocks of one tensor, or the gap before a tensor, which is dropped.
 
     Attributes:
-        length: Bytes of the source.
+        length: Number of source bytes.
         offset: Absolute position in the artifact's file.
-        out_length: Bytes there; 0 for a gap.
-        codec: What turns one into the other.
-        first_block: Which of the tensor's blocks is the first.
+        out_length: Number of bytes in the artifact's file; 0 for a gap.
+        codec: Converts the source bytes.
+        first_block: Index in the tensor of the segment's first block.
     """
 
     length: int
@@ -66,7 +68,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One read: a range of one file, and the segments that it consists of."""
+    """One read: a byte range of one file, and the segments it consists of."""
 
     range: ByteRange
     segments: tuple[Segment, ...]
@@ -74,14 +76,14 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionPlan:
-    """What will be read and written.
+    """What an extraction will read and write.
 
     Attributes:
-        layer_indices: The layers, counted from 0, in the order in which they will be computed.
-        planned: The tensors, in the order in which the artifact holds them.
-        pieces: The reads. They have no byte that is not wanted but for gaps of up to 1 KiB between two tensors, over a
-            network and where that spares a request.
-        header: The artifact file's first bytes.
+        layer_indices: The layers, counted from 0, in the order in which they will run.
+        planned: The tensors, in the order of the artifact's file.
+        pieces: The reads. They cover exactly the wanted bytes, except over a network: there they also cover gaps of up
+            to 1 KiB between two tensors if that saves a request.
+        header: The safetensors header, which is the start of the artifact's file.
     """
 
     layer_indices: tuple[int, ...]
@@ -91,56 +93,56 @@ class ExtractionPlan:
 
     @cached_property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """Where the tensors lie, in the order in which the artifact will hold them."""
+        """The tensors in the checkpoint, in the order of the artifact's file."""
         return tuple(tensor.source for tensor in self.planned)
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of weights that will be read."""
+        """Bytes of weights to read, without gaps."""
         return sum(info.num_bytes for info in self.tensors)
 
     @cached_property
     def num_bytes_read(self) -> int:
-        """Bytes that the requests ask for: the weights, and the gaps between them that are read and dropped."""
+        """Bytes that the requests ask for: the weights, and the gaps between them."""
         return sum(piece.range.length for piece in self.pieces)
 
     @cached_property
     def num_out_bytes(self) -> int:
-        """Bytes of the artifact's file of weights, header included."""
+        """Size of the artifact's file of weights in bytes, including its header."""
         return len(self.header) + sum(tensor.num_bytes for tensor in self.planned)
 
     @property
     def num_requests(self) -> int:
-        """Reads of weights; the headers that hold their places are read before a plan can be made."""
+        """Number of reads of weights. Planning itself already read the headers of the checkpoint's files."""
         return len(self.pieces)
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """The files that will be read, in the order of their names."""
+        """The files to read, sorted by name."""
         return tuple(sorted({info.file for info in self.tensors}))
 
     @cached_property
     def dtype(self) -> str:
-        """The torch name of the dtype that most of the artifact's bytes have."""
-        sizes: dict[str, int] = {}
+        """The torch name of the dtype with the most bytes in the artifact."""
+        bytes_of_code: dict[str, int] = {}
         for tensor in self.planned:
-            sizes[tensor.codec.dtype] = sizes.get(tensor.codec.dtype, 0) + tensor.num_bytes
-        return NAME_OF_CODE.get(max(sizes, key=lambda code: sizes[code]), "unknown")
+            bytes_of_code[tensor.codec.dtype] = bytes_of_code.get(tensor.codec.dtype, 0) + tensor.num_bytes
+        return NAME_OF_CODE.get(max(bytes_of_code, key=lambda code: bytes_of_code[code]), "unknown")
 
 
 def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype: str | None = None) -> ExtractionPlan:
-    """Plan which bytes make up one or more layers.
+    """Plan the extraction of one or more layers. Reads the headers of the files that contain them, but no weights.
 
     Args:
-        checkpoint: An open checkpoint; the headers of the files that hold the layers are read.
-        layer: A layer's index (negative counts from the end), a slice such as `"30:32"`, or several of them, in the
-            order in which they are to be computed.
-        dtype: `float32`, `bfloat16` or `float16`; None keeps the donor's bytes (a GGUF's are dequantised to float32).
+        checkpoint: An open checkpoint.
+        layer: The index of a layer (negative numbers count from the end), a slice such as `"30:32"`, or several of
+            these, in the order in which the layers will run.
+        dtype: `float32`, `bfloat16` or `float16`. None keeps the donor's bytes; weights of a GGUF file become float32.
 
     Raises:
         LayerNotFoundError: There is no such layer.
         ConfigError: No layer is named, one is named twice, or the dtype is unknown.
-        UnsupportedArchitectureError: The weights are quantised in a way that can't be cut.
+        UnsupportedArchitectureError: The weights are quantised in an unsupported way, or FP8 without a `dtype`.
         CheckpointError: A header is damaged.
         SourceError: A file can't be read.
     """
@@ -163,42 +165,45 @@ def _check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: s
     method = checkpoint.quantization
     if method is not None and not is_fp8(checkpoint.config):
         base = read_base_model(checkpoint)
-        named = f": surgeon extract {base}" if base else ", whose weights are bfloat16 or float16"
+        advice = f": surgeon extract {base}" if base else ", whose weights are bfloat16 or float16"
         raise UnsupportedArchitectureError(
-            f"{checkpoint.source.name} is quantised ({method}): its bytes are no plain numbers. "
-            f"Extract from the model that it was made from{named}."
+            f"{checkpoint.source.name} is quantised ({method}), and layers can't be extracted from this format. "
+            f"Extract from the unquantised model instead{advice}."
         )
     if dtype is not None or checkpoint.format == "gguf":
         return
     if method is not None or any(_has_fp8(checkpoint.layer_tensors(index)) for index in indices):
         raise UnsupportedArchitectureError(
-            f"{checkpoint.source.name} is quantised ({method or 'FP8'}): its weights are 8-bit floats with "
-            "scales beside them. Say --dtype bfloat16 (dtype='bfloat16') to have them multiplied out."
+            f"{checkpoint.source.name} is quantised ({method or 'FP8'}): its weights are 8-bit floats with separate "
+            "scales. Choose a dtype to convert them to, such as --dtype bfloat16 (in Python: dtype='bfloat16')."
         )
 
 
 def _has_fp8(infos: Iterable[TensorInfo]) -> bool:
-    """Whether weights are 8-bit floats, whatever the config says: modelopt says it in a file of its own."""
+    """Whether any weights are 8-bit floats. The config doesn't always say so: modelopt uses a separate file."""
     return any(info.dtype in FP8_CODES for info in infos)
 
 
 def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedTensor, ...], bytes]:
-    """Give every tensor its place in the artifact's file."""
-    # As the safetensors library does, wide elements come first, so that every tensor starts at a multiple of its
-    # element's size; else in the source's order, so that one read is one write.
+    """Assign each tensor its position in the artifact's file, and make the file's header."""
+    # Put wide elements first, as the safetensors library does: each tensor then starts at a multiple of its element
+    # size. Otherwise keep the order of the source, which makes one read one write.
     parts.sort(key=lambda part: (-DTYPE_BITS[part[2].dtype], part[1].file, part[1].offset))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header_fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     sizes = []
     for name, info, codec in parts:
-        blocks, rest = divmod(info.num_bytes, codec.block_bytes)
-        if rest:
-            raise CheckpointError(f"The tensor {info.name!r} is no whole number of {info.dtype} blocks. Get it again.")
+        blocks, excess_bytes = divmod(info.num_bytes, codec.block_bytes)
+        if excess_bytes:
+            raise CheckpointError(
+                f"The tensor {info.name!r} has {info.num_bytes:,} bytes, which is not a multiple of the "
+                f"{codec.block_bytes:,} bytes of a block of {info.dtype}. Download the checkpoint again."
+            )
         sizes.append(blocks * codec.out_block_bytes)
         offsets = [position, position + sizes[-1]]
-        entries[name] = {"dtype": codec.dtype, "shape": list(info.shape), "data_offsets": offsets}
+        header_fields[name] = {"dtype": codec.dtype, "shape": list(info.shape), "data_offsets": offsets}
         position = offsets[1]
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(header_fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(LENGTH_BYTES, "little") + text
     planned = []
@@ -210,9 +215,9 @@ def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedT
 
 
 def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -> Iterator[tuple[TensorInfo, Codec]]:
-    """The tensors that will be written, each with what becomes of its bytes."""
+    """Yield the tensors to write, each with its codec."""
     if checkpoint.format == "gguf":
-        # Dequantising takes gguf and numpy, which a copy of plain bytes need not load.
+        # gguf_codec imports gguf, numpy and transformers, which are not needed to copy plain bytes.
         from layer_surgeon.extract.gguf_codec import gguf_codec
 
         for info in infos:
@@ -222,7 +227,10 @@ def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -
             if scale is None:
                 yield info, _number_codec(info, code)
             elif isinstance(info, PermutedTensorInfo) or isinstance(scale, PermutedTensorInfo):
-                raise CheckpointError(f"{info.name} has scales and is stored transposed, which no FP8 release is.")
+                raise CheckpointError(
+                    f"The FP8 weight {info.name!r} or its scale is stored transposed, which is not supported. "
+                    "Extract from the unquantised model instead."
+                )
             else:
                 yield info, fp8_codec(checkpoint.source, checkpoint.config, info, scale, code)
     else:
@@ -236,35 +244,37 @@ def _number_codec(info: TensorInfo, code: str | None) -> Codec:
 
 
 def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, ...]:
-    """Join tensors that lie side by side into one read, and split long reads over the connections."""
-    # From a local disk a second read costs nothing.
-    gap = 0 if connections == 1 else MAX_GAP_BYTES
+    """Merge neighbouring tensors into one read, and split long reads across the connections."""
+    # On a local disk, a second read costs nothing.
+    max_gap = 0 if connections == 1 else MAX_GAP_BYTES
     runs: list[list[PlannedTensor]] = []
     wanted = [tensor for tensor in planned if tensor.source.num_bytes]
     for tensor in sorted(wanted, key=lambda tensor: (tensor.source.file, tensor.source.offset)):
         last = runs[-1][-1].source if runs else None
-        if last is not None and last.file == tensor.source.file and last.end <= tensor.source.offset <= last.end + gap:
+        in_last_file = last is not None and last.file == tensor.source.file
+        if last is not None and in_last_file and last.end <= tensor.source.offset <= last.end + max_gap:
             runs[-1].append(tensor)
         else:
             runs.append([tensor])
-    total = sum(tensor.source.num_bytes for tensor in planned)
-    limit = total if connections == 1 else _piece_bytes(total, connections)
-    return tuple(piece for run in runs for piece in _split(run, limit))
+    total_bytes = sum(tensor.source.num_bytes for tensor in planned)
+    piece_bytes = total_bytes if connections == 1 else _piece_bytes(total_bytes, connections)
+    return tuple(piece for run in runs for piece in _split(run, piece_bytes))
 
 
-def _piece_bytes(total: int, connections: int) -> int:
-    """About how long a piece is: every connection reads several of the same length, one after the other."""
-    # Hashing goes through the file in order. With one piece for each connection all of them end together, and hashing
-    # 436 MB takes 0.25 s more; with two, half of it is hashed meanwhile, for one more request of 80 ms.
-    rounds = max(2, -(-total // (connections * MAX_PIECE_BYTES)))
-    return max(MIN_PIECE_BYTES, -(-total // (connections * rounds)))
+def _piece_bytes(total_bytes: int, connections: int) -> int:
+    """Approximate length of a piece, chosen for each connection to read several pieces of equal length in turn."""
+    # Hashing goes through the file in order. With one piece per connection, all pieces end at the same time, and
+    # hashing 436 MB takes 0.25 s afterwards. With two, half of the file is hashed while the second half arrives, at the
+    # cost of one more request (80 ms).
+    rounds = max(2, -(-total_bytes // (connections * MAX_PIECE_BYTES)))
+    return max(MIN_PIECE_BYTES, -(-total_bytes // (connections * rounds)))
 
 
-def _split(run: list[PlannedTensor], limit: int) -> list[Piece]:
-    """Cut a run of neighbouring tensors into pieces of about `limit` source bytes, between two blocks."""
+def _split(run: list[PlannedTensor], piece_bytes: int) -> list[Piece]:
+    """Split a run of neighbouring tensors, between two blocks, into pieces of about `piece_bytes` source bytes."""
     begin = run[0].source.offset
     length = run[-1].source.end - begin
-    number = max(1, round(length / limit))
+    num_pieces = max(1, round(length / piece_bytes))
     pieces: list[Piece] = []
     segments: list[Segment] = []
     start = position = begin
@@ -276,11 +286,11 @@ def _split(run: list[PlannedTensor], limit: int) -> list[Piece]:
         position = tensor.source.offset
         done, block = 0, tensor.codec.block_bytes
         while done < tensor.source.num_bytes:
-            # Up to the next of the evenly spaced cuts, or the first end of a block behind it.
-            cut = begin - (-length * (len(pieces) + 1) // number)
-            take = min(tensor.source.num_bytes - done, max(1, -(-(cut - position) // block)) * block)
-            segments.append(_segment(tensor, done, take))
-            done, position = done + take, position + take
+            # The cuts are evenly spaced, each moved forward to the end of a block.
+            cut = begin - (-length * (len(pieces) + 1) // num_pieces)
+            segment_bytes = min(tensor.source.num_bytes - done, max(1, -(-(cut - position) // block)) * block)
+            segments.append(_segment(tensor, done, segment_bytes))
+            done, position = done + segment_bytes, position + segment_bytes
             if position >= cut:
                 pieces.append(_piece(tensor.source.file, start, segments))
                 start, segments = position, []
@@ -291,13 +301,13 @@ def _gap(tensor: PlannedTensor, length: int) -> Segment:
     return Segment(length=length, first_block=0, offset=tensor.offset, out_length=0, codec=Dropped())
 
 
-def _segment(tensor: PlannedTensor, done: int, take: int) -> Segment:
+def _segment(tensor: PlannedTensor, start: int, length: int) -> Segment:
     codec = tensor.codec
     return Segment(
-        length=take,
-        first_block=done // codec.block_bytes,
-        offset=tensor.offset + done // codec.block_bytes * codec.out_block_bytes,
-        out_length=take // codec.block_bytes * codec.out_block_bytes,
+        length=length,
+        first_block=start // codec.block_bytes,
+        offset=tensor.offset + start // codec.block_bytes * codec.out_block_bytes,
+        out_length=length // codec.block_bytes * codec.out_block_bytes,
         codec=codec,
     )
 

@@ -1,4 +1,4 @@
-"""Which layers are meant: numbers, negative numbers, and slices such as `30:32`."""
+"""Resolve layer selections: indices, negative indices, and slices such as `30:32`."""
 
 import re
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ _SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?")
 
 
 def select_layers(checkpoint: Checkpoint, layer: LayerSelection) -> tuple[int, ...]:
-    """The indices from 0 of the layers that are meant, in the order in which they are named.
+    """Resolve a selection to layer indices, counted from 0, in the order of the selection.
 
     Args:
         checkpoint: The checkpoint that has the layers.
-        layer: A number (negative counts from the end), a slice as text (`30:32` is 30 and 31, `-2:` the last two), or
-            several of them.
+        layer: An index (negative numbers count from the end), a slice as a string (`30:32` means 30 and 31, `-2:` the
+            last two layers), or several of these.
 
     Raises:
         LayerNotFoundError: There is no such layer.
-        ConfigError: None is named, one is named twice, or a text is neither a number nor a slice.
+        ConfigError: No layer is named, one is named twice, or a string is neither a number nor a slice.
     """
     parts = [layer] if isinstance(layer, int | str) else list(layer)
     indices: list[int] = []
     for part in parts:
         indices += _select(checkpoint, part)
     if not indices or len(set(indices)) != len(indices):
-        raise ConfigError(f"layer is {layer!r}; it must name at least one layer, and none twice.")
+        raise ConfigError(f"layer is {layer!r}; it must name at least one layer, and no layer twice.")
     return tuple(indices)
 
 
@@ -45,7 +45,7 @@ def _select(checkpoint: Checkpoint, part: int | str) -> list[int]:
             f"layer is {part!r}; it must be a number such as 31 or -1, or a slice such as 30:32 (30 and 31) or -2:"
         )
     begin, end = (None if bound is None else int(bound) for bound in match.groups())
-    # A slice of a list forgives any bound; here a bound that is not there is a mistake.
+    # Python's slices accept bounds out of range; here they are most likely a mistake.
     if begin is not None:
         checkpoint.layer_index(begin)
     if end is not None and end != checkpoint.num_layers:

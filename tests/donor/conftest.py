@@ -1,4 +1,4 @@
-"""A layer of a tiny Llama, as an artifact and as a module."""
+"""Fixtures: a layer of a tiny Llama, as an artifact and as a module."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""AutoConfig and AutoModel know our models after `import layer_surgeon`, in whatever order things are imported."""
+"""AutoConfig and AutoModel know our models after `import layer_surgeon`, in any order of imports."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_auto_classes_know_our_models(folder, imports, load, printed):
     assert run_python(f"import sys; folder = sys.argv[1]; {imports}; {load}", folder) == [printed]
 
 
-def test_importing_the_package_is_light_and_watching_imports_ends(folder):
+def test_import_is_light_and_the_watcher_removes_itself(folder):
     code = (
         "import sys, layer_surgeon; count = lambda: sum(type(f).__name__ == '_Watcher' for f in sys.meta_path);"
         "print(count(), *{'torch', 'transformers', 'numpy'}.intersection(sys.modules));"

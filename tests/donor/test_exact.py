@@ -1,4 +1,4 @@
-"""A DonorLayer computes what the layer computes inside the whole model, bit for bit, whatever the family."""
+"""For every family, a DonorLayer computes the same bits as the layer inside the whole model."""
 
 import pytest
 
@@ -37,12 +37,12 @@ def whole_model(request):
 
 
 @pytest.fixture(scope="module", params=[0, 2, 3], ids=["first", "middle", "last"])
-def served(request, whole_model, tmp_path_factory):
+def index_and_donor(request, whole_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layer") / "artifact"
     return request.param, DonorLayer.from_pretrained(save_artifact(whole_model, [request.param], folder))
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
-def test_computes_what_the_layer_computed_inside_its_model(whole_model, served, padding):
-    index, donor = served
+def test_equals_the_layer_inside_its_model(whole_model, index_and_donor, padding):
+    index, donor = index_and_donor
     assert difference(whole_model, donor, index, padding) == 0.0

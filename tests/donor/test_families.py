@@ -1,4 +1,4 @@
-"""The table of families: as the tool makes it, and complete where it must be."""
+"""The table of families agrees with the tool, and has the families that it must have."""
 
 import importlib.util
 import json
@@ -28,17 +28,17 @@ def tool():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt", "bloom", "bert"])
-def test_the_table_says_what_the_tool_finds(table, tool, family):
+def test_table_agrees_with_the_tool(table, tool, family):
     assert tool.examine(family) == table["families"][family]
 
 
-def test_the_tool_refuses_with_a_reason(table, tool):
+def test_tool_refuses_with_a_reason(table, tool):
     with pytest.raises(tool.RefusedError) as refusal:
         tool.examine("bart")
     assert str(refusal.value) == table["refused"]["bart"]
 
 
-def test_the_table_has_the_families_of_the_paper_and_of_today(table):
+def test_table_has_the_common_families(table):
     expected = "llama mistral qwen2 qwen3 gemma2 gemma3_text falcon phi3 gpt_neox gpt2 opt olmo2 smollm3 mixtral"
     assert set(expected.split()) <= set(table["families"])
     assert not {"needs_is_decoder"} & set(table["families"]["gpt_neox"])
@@ -48,7 +48,7 @@ def test_the_table_has_the_families_of_the_paper_and_of_today(table):
 
 
 @pytest.mark.skipif("zaya" not in CONFIG_MAPPING, reason="this transformers is older than the family")
-def test_a_layer_that_reads_more_than_hidden_states_from_the_one_before_is_refused():
+def test_layer_that_reads_other_outputs_of_the_previous_layer_is_refused():
     config = tiny_config("zaya", num_experts_per_tok=1).to_dict()
     DonorLayer.from_config(SurgeonDonorConfig(donor_config=config, layer_indices=[0]))
     with pytest.raises(UnsupportedArchitectureError, match="made by the layer before it.* Take the first layer"):

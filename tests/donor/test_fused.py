@@ -1,7 +1,7 @@
-"""Weights that a family fuses, transposes or keeps per expert: whatever file they come in, the layer computes the same.
+"""Families that fuse or transpose weights or store them per expert: the layer is exact for every form of checkpoint.
 
-Each checkpoint is written, a layer extracted from it, loaded as a DonorLayer, and compared with the layer inside the
-whole model, bit for bit.
+Each test writes a checkpoint, extracts a layer, loads it as a DonorLayer, and compares it bit for bit with the layer
+inside the whole model.
 """
 
 import logging
@@ -19,8 +19,8 @@ from tests.support.exactness import difference, watch
 from tests.support.gguf_models import write_model
 from tests.support.tiny_models import save_quietly, tiny_model
 
-# Queries, keys and values in one matrix (in rows or interleaved by head), gates beside it, transposed matrices (GPT-2),
-# and experts, which current models hold fused and checkpoints mostly have one by one.
+# Queries, keys and values in one matrix (in rows or interleaved by head), fused gates, transposed matrices (GPT-2), and
+# experts, which are fused in current models and mostly separate in checkpoints.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, one key": ("falcon", {"multi_query": True, "new_decoder_architecture": False, "alibi": False}),
     "falcon, groups": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}),
@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4": ("llama4_text", {}),
     "deepseek_v3": ("deepseek_v3", {}),
 }
-# Those whose checkpoints have other names than the model: experts one by one.
+# Families whose checkpoints have separate experts, and therefore different names than the model.
 PER_EXPERT = ("mixtral", "qwen3_moe", "deepseek_v3")
 
 
@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def write(model: PreTrainedModel, folder: Path, form: str) -> None:
-    """A checkpoint of a model in one of the forms in which people have them."""
+    """Write a checkpoint in one of the common forms."""
     save_quietly(model, folder)
     if form == "as saved":
         return
@@ -55,30 +55,30 @@ def write(model: PreTrainedModel, folder: Path, form: str) -> None:
     elif form == "own names, .bin":
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
     else:
-        turned = {name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor for name, tensor in saved.items()}
-        torch.save(turned, folder / "pytorch_model.bin")
+        transposed = {name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor for name, tensor in saved.items()}
+        torch.save(transposed, folder / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("form", ["as saved", "as saved, .bin", "own names, .bin", "as saved, transposed in .bin"])
-def test_every_form_of_a_checkpoint_gives_the_same_layer(model: PreTrainedModel, form: str, tmp_path: Path) -> None:
+def test_every_form_gives_the_same_layer(model: PreTrainedModel, form: str, tmp_path: Path) -> None:
     write(model, tmp_path / "donor", form)
     donor = DonorLayer.from_pretrained(extract_layer(tmp_path / "donor", -1, tmp_path / "layer").path)
     assert difference(model, donor, 3, "left") == 0.0
 
 
 @pytest.mark.parametrize("family", PER_EXPERT)
-def test_experts_are_one_by_one_in_a_checkpoint_and_fused_in_the_model(family: str, tmp_path: Path) -> None:
-    # Else the two forms above would be one, and the test would show nothing.
+def test_experts_are_separate_in_a_checkpoint_and_fused_in_the_model(family: str, tmp_path: Path) -> None:
+    # Otherwise, two of the forms above would be the same and the test would be useless.
     model = tiny_model(family)
     save_quietly(model, tmp_path)
     saved = [name for name in load_file(tmp_path / "model.safetensors") if ".3." in name and ".experts." in name]
-    own = [name for name in model.state_dict() if ".layers.3." in name and ".experts." in name]
-    assert len(saved) > 3 * len(own) > 0
+    model_names = [name for name in model.state_dict() if ".layers.3." in name and ".experts." in name]
+    assert len(saved) > 3 * len(model_names) > 0
 
 
 @pytest.mark.parametrize("form", ["as saved", "own names, .bin"])
 @pytest.mark.parametrize("family", ["falcon, groups", "mixtral"])
-def test_several_layers_are_computed_in_their_order(family: str, form: str, tmp_path: Path) -> None:
+def test_several_layers_run_in_order(family: str, form: str, tmp_path: Path) -> None:
     name, sizes = FAMILIES[family]
     model = tiny_model(name, **sizes)
     write(model, tmp_path / "donor", form)
@@ -88,19 +88,19 @@ def test_several_layers_are_computed_in_their_order(family: str, form: str, tmp_
 
 
 def assert_computes(model: PreTrainedModel, donor: DonorLayer, first: int, last: int) -> None:
-    """Whether a donor of the layers from `first` to `last` does what they do one after the other in the model."""
+    """Assert that a donor of the layers `first` to `last` computes the same as these layers inside the model."""
     tokens = torch.randint(3, 60, (2, 11), generator=torch.Generator().manual_seed(0))
     begin, end = watch(model, first, tokens, None), watch(model, last, tokens, None)
     with torch.no_grad():
         assert torch.equal(donor(begin.before), end.after)
 
 
-# Fused in three ways (falcon, phi3, bloom), transposed (gpt2), and with rotary rows in another order (llama).
+# Fused in three ways (falcon, phi3, bloom), transposed (gpt2), and with permuted rotary rows (llama).
 GGUF = ["falcon", "phi3", "bloom", "gpt2", "llama"]
 
 
 def whole_model(path: Path) -> PreTrainedModel:
-    """What transformers makes of a GGUF file, in float32."""
+    """Load a GGUF file with transformers in float32."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
@@ -109,15 +109,13 @@ def whole_model(path: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("architecture", GGUF)
-def test_a_gguf_files_layer_is_that_of_the_model_that_transformers_makes_of_it(
-    architecture: str, tmp_path: Path
-) -> None:
+def test_gguf_layer_equals_transformers(architecture: str, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     path = write_model(tmp_path / "whole" / "model.gguf", architecture, "Q8_0", split={"split_max_tensors": 7})
     model = whole_model(path)
     donor = DonorLayer.from_pretrained(extract_layer(path, -1, tmp_path / "layer").path)
     assert difference(model, donor, 1, "left") == 0.0
-    # Both layers in one artifact, from the file and from its parts.
+    # Extract both layers to one artifact, from the file and from its parts.
     part = min(path.parent.glob("*-of-*.gguf"))
     for number, source in enumerate((path, part)):
         artifact = extract_layer(source, [0, 1], tmp_path / f"layers{number}")

@@ -1,4 +1,4 @@
-"""DonorLayer as a module: frozen, complete, loaded and saved without a change, run both ways."""
+"""DonorLayer as a module: frozen, complete, loaded and saved unchanged, causal and bidirectional."""
 
 import copy
 import json
@@ -28,19 +28,19 @@ def states(batch=2, length=9, seed=0):
     return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def test_holds_the_weights_of_the_layer_and_nothing_else(donor, llama):
+def test_has_the_weights_of_the_layer_and_nothing_else(donor, llama):
     expected = {f"layers.0.{name}": tensor for name, tensor in llama.model.layers[2].state_dict().items()}
     assert donor.state_dict().keys() == expected.keys() == dict(donor.named_parameters()).keys()
     assert all(torch.equal(donor.state_dict()[name], tensor) for name, tensor in expected.items())
     assert not any(buffer.is_meta for buffer in donor.buffers())
 
 
-def test_says_what_it_is(donor):
+def test_attributes(donor):
     assert (donor.hidden_size, donor.layer_indices) == (WIDTH, (2,))
     assert donor.config.hidden_size == WIDTH
 
 
-def test_is_frozen_and_stays_in_eval_mode_inside_a_model_in_training(donor):
+def test_stays_frozen_and_in_eval_mode_inside_a_model_in_training(donor):
     outer = nn.ModuleDict({"donor": donor, "other": nn.Linear(2, 2)}).train()
     assert outer["other"].training
     assert not any(module.training for module in donor.modules())
@@ -63,7 +63,7 @@ def test_hidden_states_get_gradients_through_frozen_weights(donor):
     assert all(parameter.grad is None for parameter in donor.parameters())
 
 
-def test_leaves_the_hidden_states_as_they_are(tmp_path):
+def test_does_not_modify_its_input(tmp_path):
     # ctrl scales its embeddings in place.
     donor = DonorLayer.from_pretrained(save_artifact(tiny_model("ctrl"), [1], tmp_path / "ctrl"))
     hidden_states = states()
@@ -71,46 +71,46 @@ def test_leaves_the_hidden_states_as_they_are(tmp_path):
     assert torch.equal(hidden_states, states())
 
 
-def test_several_layers_are_applied_in_their_order(llama, tmp_path):
+def test_several_layers_run_in_order(llama, tmp_path):
     both = DonorLayer.from_pretrained(save_artifact(llama, [3, 1, 1], tmp_path / "both"))
-    single = {i: DonorLayer.from_pretrained(save_artifact(llama, [i], tmp_path / str(i))) for i in (1, 3)}
+    single_layers = {i: DonorLayer.from_pretrained(save_artifact(llama, [i], tmp_path / str(i))) for i in (1, 3)}
     assert both.layer_indices == (3, 1, 1)
-    assert torch.equal(both(states()), single[1](single[1](single[3](states()))))
+    assert torch.equal(both(states()), single_layers[1](single_layers[1](single_layers[3](states()))))
 
 
-def test_neighbouring_layers_are_exact_too(llama, tmp_path):
+def test_neighbouring_layers_are_exact(llama, tmp_path):
     donor = DonorLayer.from_pretrained(save_artifact(llama, [2, 3], tmp_path / "two"))
     input_ids = torch.randint(3, 90, (2, 11), generator=torch.Generator().manual_seed(1))
     before, after = watch(llama, 2, input_ids, None).before, watch(llama, 3, input_ids, None).after
     assert torch.equal(donor(before), after)
 
 
-def test_positions_count(donor):
+def test_positions_matter(donor):
     shifted = donor(states(), position_ids=torch.arange(9)[None].expand(2, 9) * 3)
     assert not torch.allclose(shifted, donor(states()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
-def test_loads_in_the_asked_element_type_and_gives_back_the_one_it_got(artifact, dtype):
+def test_dtype_of_weights_and_of_outputs(artifact, dtype):
     donor = DonorLayer.from_pretrained(artifact, dtype=dtype)
     assert {parameter.dtype for parameter in donor.parameters()} == {torch.bfloat16}
     assert donor(states()).dtype == torch.float32
     assert donor(states().bfloat16()).dtype == torch.bfloat16
 
 
-def test_keeps_the_artifacts_element_type(llama, tmp_path):
+def test_default_dtype_is_the_artifacts(llama, tmp_path):
     folder = save_artifact(llama, [0], tmp_path / "bf16", dtype="bfloat16")
     assert DonorLayer.from_pretrained(folder).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
-def test_reading_gives_what_the_file_has_in_the_asked_type(llama, stored, asked, tmp_path):
+def test_weights_are_the_files_in_the_requested_dtype(llama, stored, asked, tmp_path):
     folder = save_artifact(llama, [0], tmp_path / "layer", dtype=stored)
-    held = DonorLayer.from_pretrained(folder, dtype=asked).state_dict()
+    loaded = DonorLayer.from_pretrained(folder, dtype=asked).state_dict()
     for name, tensor in load_file(folder / "model.safetensors").items():
-        assert torch.equal(held[name], tensor.to(getattr(torch, asked)))
-        assert held[name].data_ptr() % 64 == 0
+        assert torch.equal(loaded[name], tensor.to(getattr(torch, asked)))
+        assert loaded[name].data_ptr() % 64 == 0
 
 
 def test_converting_the_weights_keeps_rotary_frequencies_in_float32(donor, artifact):
@@ -121,24 +121,24 @@ def test_converting_the_weights_keeps_rotary_frequencies_in_float32(donor, artif
     assert torch.equal(converted(states()), DonorLayer.from_pretrained(artifact, dtype=torch.bfloat16)(states()))
 
 
-def test_a_copy_computes_the_same_with_weights_of_its_own(donor):
-    for twin in (copy.deepcopy(donor), pickle.loads(pickle.dumps(donor))):  # noqa: S301 - our own bytes
-        assert torch.equal(twin(states()), donor(states()))
-        twin.layers[0].mlp.up_proj.weight.data.zero_()
-        assert not torch.equal(twin(states()), donor(states()))
+def test_copies_have_their_own_weights(donor):
+    for copied in (copy.deepcopy(donor), pickle.loads(pickle.dumps(donor))):  # noqa: S301 - our own bytes
+        assert torch.equal(copied(states()), donor(states()))
+        copied.layers[0].mlp.up_proj.weight.data.zero_()
+        assert not torch.equal(copied(states()), donor(states()))
 
 
-# Both ways --------------------------------------------------------------------------------------------------------
+# Causal and bidirectional ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "mistral", "falcon", "gpt2", "opt", "mixtral", "gpt_neox"])
-def test_bidirectional_sees_later_positions_but_no_padding(family, tmp_path):
+def test_bidirectional_attends_to_later_positions_but_not_to_padding(family, tmp_path):
     donor = DonorLayer.from_pretrained(save_artifact(tiny_model(family), [0], tmp_path / family))
     changed = states()
     changed[:, -1] *= -2
     mask = torch.ones(2, 9, dtype=torch.long)
     assert torch.equal(donor(states(), mask)[:, 0], donor(changed, mask)[:, 0])
-    # Nine positions are more than the sliding window of five: it is not applied.
+    # Nine positions exceed the sliding window of five, which must not apply.
     assert not torch.allclose(donor(states(), mask, causal=False)[:, 0], donor(changed, mask, causal=False)[:, 0])
     mask[:, -1] = 0
     padded = donor(states(), mask, causal=False)[:, :-1]
@@ -146,7 +146,7 @@ def test_bidirectional_sees_later_positions_but_no_padding(family, tmp_path):
     torch.testing.assert_close(padded, donor(states()[:, :-1], causal=False), rtol=1e-5, atol=1e-5)
 
 
-def test_a_sequence_of_length_one_is_the_same_both_ways(donor):
+def test_one_position_is_the_same_causally_and_bidirectionally(donor):
     torch.testing.assert_close(donor(states(length=1), causal=False), donor(states(length=1)))
 
 
@@ -154,7 +154,7 @@ def test_a_sequence_of_length_one_is_the_same_both_ways(donor):
     ("family", "settings", "reason"),
     [("bloom", {}, "mask"), ("mpt", {}, "bias per key"), ("falcon", {"alibi": True}, "mask")],
 )
-def test_layers_made_to_look_back_are_refused_bidirectionally(family, settings, reason, tmp_path):
+def test_layers_that_only_work_causally_are_refused_bidirectionally(family, settings, reason, tmp_path):
     donor = DonorLayer.from_pretrained(save_artifact(tiny_model(family, **settings), [1], tmp_path / family))
     donor(states())
     with pytest.raises(UnsupportedArchitectureError, match=f"bidirectionally: .*{reason}.*causal=True"):
@@ -164,7 +164,7 @@ def test_layers_made_to_look_back_are_refused_bidirectionally(family, settings, 
 # Random weights ---------------------------------------------------------------------------------------------------
 
 
-def test_from_config_has_the_same_shape_and_weights_as_the_family_initialises_them(donor):
+def test_from_config_uses_the_familys_initialisation(donor):
     random = DonorLayer.from_config(donor.config)
     assert {n: p.shape for n, p in random.named_parameters()} == {n: p.shape for n, p in donor.named_parameters()}
     weight = random.layers[0].mlp.up_proj.weight
@@ -191,7 +191,7 @@ def test_from_config_with_the_donors_weights_computes_what_the_donor_computes(do
     assert torch.equal(random(states()), donor(states()))
 
 
-def test_a_donor_can_be_made_without_weights(donor):
+def test_donor_without_weights(donor):
     with torch.device("meta"):
         empty = DonorLayer(copy.deepcopy(donor.config))
     assert all(parameter.is_meta for parameter in empty.parameters())
@@ -201,7 +201,7 @@ def test_a_donor_can_be_made_without_weights(donor):
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "phi3", "qwen3_moe"])
-def test_saving_gives_the_artifact_back_bit_for_bit(family, tmp_path):
+def test_saving_restores_the_artifact_bit_for_bit(family, tmp_path):
     model = tiny_llama() if family == "llama" else tiny_model(family)
     first = save_artifact(model, [1, 3], tmp_path / "first")
     DonorLayer.from_pretrained(first).save_pretrained(tmp_path / "second")
@@ -240,21 +240,21 @@ def test_random_weights_can_be_saved_and_loaded(donor, tmp_path):
     assert torch.equal(loaded(states()), random(states()))
 
 
-def test_experts_are_fused_by_the_familys_own_conversion(tmp_path):
+def test_experts_are_fused_by_the_familys_conversion(tmp_path):
     folder = save_artifact(tiny_model("mixtral"), [1], tmp_path / "mixtral")
     names = load_file(folder / "model.safetensors").keys()
     assert any("experts.0.w1" in name for name in names)
     assert not any("experts.0.w1" in name for name, _ in DonorLayer.from_pretrained(folder).named_parameters())
 
 
-def test_auto_model_gives_a_donor_layer(artifact):
+def test_auto_model_returns_a_donor_layer(artifact):
     donor = AutoModel.from_pretrained(artifact, dtype=torch.bfloat16, attn_implementation="eager")
     assert isinstance(donor, DonorLayer)
     assert (donor.dtype, donor.config._attn_implementation) == (torch.bfloat16, "eager")
     assert donor.scaffolds[0].config._attn_implementation == "eager"
 
 
-def test_a_multimodal_donor_gives_layers_of_its_text_part(tmp_path):
+def test_multimodal_donor_uses_its_text_part(tmp_path):
     text = tiny_config("gemma3_text")
     folder = save_artifact(model_from(text), [1], tmp_path / "text")
     alone = DonorLayer.from_pretrained(folder)

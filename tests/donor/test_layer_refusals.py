@@ -1,4 +1,4 @@
-"""What a DonorLayer is not made from, and not called with: each is named, with what to do."""
+"""Bad artifacts, configs and arguments of a DonorLayer: each error names the problem and what to do."""
 
 import json
 from pathlib import Path
@@ -31,19 +31,19 @@ def states(batch=2, length=9, seed=0):
     return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_missing_tensor_is_named(artifact, tmp_path):
+def test_missing_tensor(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: t.pop("layers.0.mlp.up_proj.weight"))
-    with pytest.raises(ArtifactError, match=r"missing are layers\.0\.mlp\.up_proj\.weight"):
+    with pytest.raises(ArtifactError, match=r"missing: layers\.0\.mlp\.up_proj\.weight"):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_tensor_too_many_is_named(artifact, tmp_path):
+def test_unexpected_tensor(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: t.update({"layers.0.mlp.extra": torch.ones(1)}))
-    with pytest.raises(ArtifactError, match=r"not used are layers\.0\.mlp\.extra"):
+    with pytest.raises(ArtifactError, match=r"unexpected: layers\.0\.mlp\.extra"):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_tensor_of_another_shape_is_named(artifact, tmp_path):
+def test_tensor_of_wrong_shape(artifact, tmp_path):
     folder = copy_artifact(
         artifact, tmp_path / "x", lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(3, 3)})
     )
@@ -52,13 +52,13 @@ def test_a_tensor_of_another_shape_is_named(artifact, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["layers.1.mlp.up_proj.weight", "model.norm.weight"])
-def test_a_tensor_of_no_layer_is_named(artifact, tmp_path, name):
+def test_tensor_outside_of_the_layers(artifact, tmp_path, name):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: t.update({name: torch.ones(1)}))
     with pytest.raises(ArtifactError, match=f"{name}.*Extract the layer again"):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_layer_without_tensors_is_named(artifact, tmp_path):
+def test_layer_without_tensors(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
     config = json.loads((folder / "config.json").read_text()) | {"layer_indices": [2, 3]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -66,7 +66,7 @@ def test_a_layer_without_tensors_is_named(artifact, tmp_path):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_type_that_torch_has_not_is_named(artifact, tmp_path):
+def test_unknown_dtype_in_the_file(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
     header = b'{"layers.0.w":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"12")
@@ -74,28 +74,28 @@ def test_a_type_that_torch_has_not_is_named(artifact, tmp_path):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_damaged_file_is_named(artifact, tmp_path):
+def test_damaged_file(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:-100])
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(ArtifactError, match="is damaged"):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_folder_without_weights_is_refused(artifact, tmp_path):
+def test_folder_without_weights(artifact, tmp_path):
     folder = copy_artifact(artifact, tmp_path / "x", lambda t: None)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"has no model\.safetensors"):
         DonorLayer.from_pretrained(folder)
 
 
-def test_a_whole_model_is_refused(llama, tmp_path):
-    save_quietly(llama, tmp_path / "whole")
+def test_whole_model_is_refused(llama, tmp_path):
+    save_quietly(llama, tmp_path / "content")
     with pytest.raises(ArtifactError, match="model of type 'llama', not a layer artifact.*surgeon extract"):
-        DonorLayer.from_pretrained(tmp_path / "whole")
+        DonorLayer.from_pretrained(tmp_path / "content")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_missing_folder(tmp_path):
     with pytest.raises(SourceError, match=r"no config\.json to be read"):
         DonorLayer.from_pretrained(tmp_path / "nowhere")
 
@@ -114,12 +114,12 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         ),
     ],
 )
-def test_a_config_of_no_use_is_refused(donor_config, error, message):
+def test_bad_donor_config(donor_config, error, message):
     with pytest.raises(error, match=message):
         SurgeonDonorConfig(donor_config=donor_config, layer_indices=[0])
 
 
-def test_a_config_needs_both_parts_and_layers_that_exist(donor):
+def test_incomplete_config(donor):
     donor_config = donor.config.donor_config
     with pytest.raises(ArtifactError, match="no layer_indices"):
         SurgeonDonorConfig(donor_config=donor_config)
@@ -127,7 +127,7 @@ def test_a_config_needs_both_parts_and_layers_that_exist(donor):
         SurgeonDonorConfig(layer_indices=[0])
     with pytest.raises(ArtifactError, match="has 4, but the donor has 4 layers, 0 to 3"):
         SurgeonDonorConfig(donor_config=donor_config, layer_indices=[4])
-    with pytest.raises(ArtifactError, match="describes no donor layer"):
+    with pytest.raises(ArtifactError, match="doesn.t describe a donor layer"):
         DonorLayer(SurgeonDonorConfig())
 
 
@@ -135,25 +135,25 @@ def test_a_config_needs_both_parts_and_layers_that_exist(donor):
     ("family", "reason"),
     [("cpmant", "reads token ids only"), ("roformer", "weights outside of the layer")],
 )
-def test_families_that_need_their_whole_model_are_refused_with_the_reason(family, reason):
+def test_families_that_need_their_whole_model_are_refused(family, reason):
     config = SurgeonDonorConfig(donor_config=tiny_config(family).to_dict(), layer_indices=[1])
     with pytest.raises(UnsupportedArchitectureError, match=reason):
         DonorLayer.from_config(config)
 
 
-def test_shapes_that_do_not_fit_are_refused(donor):
-    with pytest.raises(ValueError, match=r"shape \[2, 9, 31\], but expected was \[batch, seq, 32\]"):
+def test_wrong_shapes(donor):
+    with pytest.raises(ValueError, match=r"shape \[2, 9, 31\], but must have shape \[batch, seq, 32\]"):
         donor(states()[..., :-1])
     with pytest.raises(ValueError, match=r"attention_mask has shape \[2, 8\]"):
         donor(states(), attention_mask=torch.ones(2, 8))
 
 
-def test_positions_are_refused_where_the_family_takes_none(tmp_path):
+def test_unsupported_position_ids(tmp_path):
     donor = DonorLayer.from_pretrained(save_artifact(tiny_model("bloom"), [1], tmp_path / "bloom"))
-    with pytest.raises(UnsupportedArchitectureError, match="takes no position_ids"):
+    with pytest.raises(UnsupportedArchitectureError, match="doesn.t accept position_ids"):
         donor(states(), position_ids=torch.arange(9)[None])
 
 
-def test_an_element_type_that_is_none_is_refused(artifact):
+def test_integer_dtype_is_refused(artifact):
     with pytest.raises(ArtifactError, match="'int8' is no element type for weights"):
         DonorLayer.from_pretrained(artifact, dtype="int8")

@@ -1,4 +1,4 @@
-"""With one position per sequence, what doesn't count is left out, and the result is that of the full computation."""
+"""With one position per sequence, unneeded outputs are skipped, and the result equals the full computation."""
 
 import copy
 import pickle
@@ -15,8 +15,8 @@ from tests.support.tiny_models import WIDTH, save_artifact, tiny_config, tiny_ll
 
 NOTHING = Needed(blocks=1, start=0, stop=0)
 
-# What counts of which map. Of fused ones, the rows that make the values: 4 heads or 2 key-value heads of width 8.
-FOUND = {
+# The outputs that count, by map. In fused maps: the rows of the values, 4 heads or 2 key-value heads of width 8.
+NEEDED = {
     "llama": {"self_attn.q_proj": NOTHING, "self_attn.k_proj": NOTHING},
     "gemma2": {"self_attn.q_proj": NOTHING, "self_attn.k_proj": NOTHING},
     "qwen3": {"self_attn.q_proj": NOTHING, "self_attn.k_proj": NOTHING},
@@ -28,14 +28,14 @@ FOUND = {
     "falcon": {"self_attention.query_key_value": Needed(blocks=1, start=40, stop=48)},
     "gpt_neox": {"attention.query_key_value": Needed(blocks=4, start=16, stop=24)},
     "bloom": {"self_attention.query_key_value": Needed(blocks=4, start=16, stop=24)},
-    # Its gate comes out of the same product as the query, head by head, and counts.
+    # Its gate is computed by the same map as the query, head by head, and counts.
     "qwen3_5_text": {"self_attn.q_proj": Needed(blocks=4, start=8, stop=16), "self_attn.k_proj": NOTHING},
     "minicpm3": {
         "self_attn.q_a_proj": NOTHING,
         "self_attn.q_b_proj": NOTHING,
         "self_attn.kv_a_proj_with_mqa": Needed(blocks=1, start=0, stop=16),
     },
-    # A sink takes its share of the one key's weight, by the score.
+    # The attention sink takes a share of the key's weight, depending on the score.
     "gpt_oss": {},
     "mamba": {},
 }
@@ -46,12 +46,12 @@ def states(batch=5, length=1, seed=0):
 
 
 def both_ways(donor, hidden_states, **arguments):
-    """With the shortcut, and in full."""
-    short = donor(hidden_states, **arguments)
+    """Run a donor with the shortcut, and in full."""
+    shortcut = donor(hidden_states, **arguments)
     donor.one_key_shortcut = False
     full = donor(hidden_states, **arguments)
     donor.one_key_shortcut = True
-    return short, full
+    return shortcut, full
 
 
 def flops(donor, hidden_states):
@@ -62,13 +62,13 @@ def flops(donor, hidden_states):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
+    folder_of = {}
 
     def folder(family):
-        if family not in made:
+        if family not in folder_of:
             model = tiny_llama() if family == "llama" else tiny_model(family)
-            made[family] = save_artifact(model, [3], tmp_path_factory.mktemp("layer") / family)
-        return made[family]
+            folder_of[family] = save_artifact(model, [3], tmp_path_factory.mktemp("layer") / family)
+        return folder_of[family]
 
     return folder
 
@@ -79,47 +79,47 @@ def llama(folders):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("family", FOUND)
-def test_what_does_not_count_is_found_and_left_out(family, folders):
+@pytest.mark.parametrize("family", NEEDED)
+def test_unneeded_outputs_are_found_and_skipped(family, folders):
     donor = DonorLayer.from_pretrained(folders(family))
-    found = {name.removeprefix("layers.0."): module.needed for name, module in installed(donor)}
-    assert found == FOUND[family]
-    assert donor.one_key_shortcut == bool(found)
-    assert needed_by_shape(donor.config, 3) == found
+    needed = {name.removeprefix("layers.0."): module.needed for name, module in installed(donor)}
+    assert needed == NEEDED[family]
+    assert donor.one_key_shortcut == bool(needed)
+    assert needed_by_shape(donor.config, 3) == needed
     arguments = {"position_ids": torch.tensor([[4], [0], [9], [2], [1]])} if donor.probe()[0].takes_position_ids else {}
     for mask in (None, torch.ones(5, 1, dtype=torch.long)):
-        short, full = both_ways(donor, states(), attention_mask=mask, **arguments)
-        whole_maps = all(part == NOTHING for part in found.values())
-        torch.testing.assert_close(short, full, rtol=0, atol=0 if whole_maps else 1e-6 * full.abs().max().item())
+        shortcut, full = both_ways(donor, states(), attention_mask=mask, **arguments)
+        whole_maps = all(part == NOTHING for part in needed.values())
+        torch.testing.assert_close(shortcut, full, rtol=0, atol=0 if whole_maps else 1e-6 * full.abs().max().item())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "minicpm3"])
-def test_products_are_not_done(family, folders):
+def test_skipped_outputs_cost_no_flops(family, folders):
     donor = DonorLayer.from_pretrained(folders(family))
-    less = 0
+    saved_flops = 0
     for _, module in installed(donor):
         rows = module.weight.numel() // WIDTH if module.weight.shape[-1] == WIDTH else max(module.weight.shape)
         inputs = module.weight.numel() // rows
-        less += 2 * 5 * inputs * (rows - module.needed.blocks * (module.needed.stop - module.needed.start))
-    short = flops(donor, states())
+        saved_flops += 2 * 5 * inputs * (rows - module.needed.blocks * (module.needed.stop - module.needed.start))
+    shortcut = flops(donor, states())
     donor.one_key_shortcut = False
-    assert less > 0
-    assert flops(donor, states()) - short == less
+    assert saved_flops > 0
+    assert flops(donor, states()) - shortcut == saved_flops
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("shape", [(1, 4), (4, 4)])
 def test_longer_sequences_are_computed_in_full(family, shape, folders):
     donor = DonorLayer.from_pretrained(folders(family))
-    short, full = both_ways(donor, states(*shape))
-    assert torch.equal(short, full)
+    shortcut, full = both_ways(donor, states(*shape))
+    assert torch.equal(shortcut, full)
     counted = flops(donor, states(*shape))
     donor.one_key_shortcut = False
     assert flops(donor, states(*shape)) == counted
 
 
-def test_weights_of_zero_are_not_mistaken_for_what_does_not_count(folders):
-    """With an output projection of zeros no value counts either, until it is trained."""
+def test_zero_weights_are_not_mistaken_for_unneeded_outputs(folders):
+    """With an output projection of zeros, the values don't affect the result either, until it is trained."""
     model = tiny_llama()
     model.model.layers[3].self_attn.o_proj.weight.data.zero_()
     model.model.layers[3].mlp.down_proj.weight.data.zero_()
@@ -129,12 +129,12 @@ def test_weights_of_zero_are_not_mistaken_for_what_does_not_count(folders):
     donor.probe()
     assert {name for name, _ in installed(donor)} == {"layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj"}
     donor.layers[0].self_attn.o_proj.weight.data.normal_()
-    short, full = both_ways(donor, states())
-    assert torch.equal(short, full)
-    assert not torch.equal(short, states())
+    shortcut, full = both_ways(donor, states())
+    assert torch.equal(shortcut, full)
+    assert not torch.equal(shortcut, states())
 
 
-def test_a_finding_that_does_not_hold_for_the_weights_is_dropped(folders, monkeypatch):
+def test_inexact_shortcut_is_dropped(folders, monkeypatch):
     monkeypatch.setattr(influence, "find_needed", lambda *_: {"self_attn.v_proj": NOTHING})
     donor = DonorLayer.from_pretrained(folders("llama"))
     assert not list(installed(donor))
@@ -142,7 +142,7 @@ def test_a_finding_that_does_not_hold_for_the_weights_is_dropped(folders, monkey
     assert type(donor.layers[0].self_attn.v_proj) is nn.Linear
 
 
-def test_a_layer_that_cannot_be_tried_is_computed_in_full(folders, monkeypatch):
+def test_layer_that_fails_with_stand_ins_is_computed_in_full(folders, monkeypatch):
     def fail(*_):
         raise RuntimeError("not with stand-ins")
 
@@ -150,7 +150,7 @@ def test_a_layer_that_cannot_be_tried_is_computed_in_full(folders, monkeypatch):
     assert not DonorLayer.from_pretrained(folders("llama")).one_key_shortcut
 
 
-def test_names_weights_and_files_stay_what_they_were(llama, folders, tmp_path):
+def test_names_weights_and_files_do_not_change(llama, folders, tmp_path):
     plain = DonorLayer.from_pretrained(folders("llama"))
     for layer in plain.layers:
         influence.uninstall(layer)
@@ -163,65 +163,65 @@ def test_names_weights_and_files_stay_what_they_were(llama, folders, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
-def test_copies_leave_out_the_same(family, folders):
+def test_copies_keep_the_shortcut(family, folders):
     donor = DonorLayer.from_pretrained(folders(family))
     expected = {name: module.needed for name, module in installed(donor)}
-    for twin in (copy.deepcopy(donor), pickle.loads(pickle.dumps(donor))):  # noqa: S301 - our own bytes
-        assert {name: module.needed for name, module in installed(twin)} == expected
-        assert torch.equal(twin(states()), donor(states()))
-        twin.one_key_shortcut = False
+    for copied in (copy.deepcopy(donor), pickle.loads(pickle.dumps(donor))):  # noqa: S301 - our own bytes
+        assert {name: module.needed for name, module in installed(copied)} == expected
+        assert torch.equal(copied(states()), donor(states()))
+        copied.one_key_shortcut = False
         assert donor.one_key_shortcut
-        assert flops(twin, states()) > flops(donor, states())
+        assert flops(copied, states()) > flops(donor, states())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_in_other_number_formats(dtype, family, folders):
+def test_other_dtypes(dtype, family, folders):
     loaded = DonorLayer.from_pretrained(folders(family), dtype=dtype)
     converted = DonorLayer.from_pretrained(folders(family)).to(dtype)
     for donor in (loaded, converted):
         assert donor.one_key_shortcut
-        short, full = both_ways(donor, states().to(dtype))
-        assert short.dtype == dtype
-        torch.testing.assert_close(short, full, rtol=0, atol=2 * torch.finfo(dtype).eps * full.abs().max().item())
+        shortcut, full = both_ways(donor, states().to(dtype))
+        assert shortcut.dtype == dtype
+        torch.testing.assert_close(shortcut, full, rtol=0, atol=2 * torch.finfo(dtype).eps * full.abs().max().item())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox"])
-def test_under_autocast_and_with_either_attention(attention, family, folders):
+def test_autocast_and_attention_implementations(attention, family, folders):
     donor = DonorLayer.from_pretrained(folders(family), attn_implementation=attention)
     assert donor.one_key_shortcut
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        short, full = both_ways(donor, states())
-    torch.testing.assert_close(short, full, rtol=0, atol=2**-7 * full.abs().max().item())
-    short, full = both_ways(donor, states())
-    torch.testing.assert_close(short, full, rtol=0, atol=1e-6 * full.abs().max().item())
+        shortcut, full = both_ways(donor, states())
+    torch.testing.assert_close(shortcut, full, rtol=0, atol=2**-7 * full.abs().max().item())
+    shortcut, full = both_ways(donor, states())
+    torch.testing.assert_close(shortcut, full, rtol=0, atol=1e-6 * full.abs().max().item())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_a_trained_donor_gets_the_gradients_of_the_full_computation(family, folders):
+def test_gradients_equal_the_full_computation(family, folders):
     gradients = []
-    for shortcut in (True, False):
+    for enabled in (True, False):
         donor = DonorLayer.from_pretrained(folders(family)).unfreeze()
-        donor.one_key_shortcut = shortcut
+        donor.one_key_shortcut = enabled
         hidden_states = states().requires_grad_()
         donor(hidden_states).pow(2).sum().backward()
         gradients.append({name: p.grad for name, p in donor.named_parameters()} | {"input": hidden_states.grad})
-    short, full = gradients
-    assert all(gradient is not None for gradient in short.values())
+    shortcut, full = gradients
+    assert all(gradient is not None for gradient in shortcut.values())
     for name, gradient in full.items():
-        torch.testing.assert_close(short[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item() + 1e-7)
+        torch.testing.assert_close(shortcut[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item() + 1e-7)
 
 
-def test_several_layers_each_leave_out_their_own(tmp_path):
+def test_several_layers_have_their_own_shortcuts(tmp_path):
     donor = DonorLayer.from_pretrained(save_artifact(tiny_llama(), [3, 1, 1], tmp_path / "three"))
     assert len(list(installed(donor))) == 6
-    short, full = both_ways(donor, states())
-    assert torch.equal(short, full)
+    shortcut, full = both_ways(donor, states())
+    assert torch.equal(shortcut, full)
 
 
-def test_nothing_is_found_twice(llama):
-    """Probing again, as after weights were loaded, finds the same."""
+def test_probing_twice_gives_the_same_result(llama):
+    """Probing again, as after loading weights, gives the same result."""
     before = {name: module.needed for name, module in installed(llama)}
     llama._traits = None
     llama.probe()
@@ -229,7 +229,7 @@ def test_nothing_is_found_twice(llama):
     assert torch.equal(*both_ways(llama, states()))
 
 
-def test_a_shape_without_weights_is_examined_too():
+def test_shape_without_weights():
     config = tiny_config("llama", hidden_size=8192, intermediate_size=28672, num_attention_heads=64, head_dim=128)
     shape = SurgeonDonorConfig(donor_config=config.to_dict(), layer_indices=[0])
-    assert needed_by_shape(shape, 0) == FOUND["llama"]
+    assert needed_by_shape(shape, 0) == NEEDED["llama"]

@@ -1,4 +1,4 @@
-"""Broken and hostile files of a checkpoint, from a Hub and from a folder: refused before a byte of a weight is read."""
+"""Broken and malicious checkpoint files, on a Hub and in a folder, are refused before any weights are read."""
 
 import json
 import struct
@@ -40,49 +40,51 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 @dataclass(frozen=True, kw_only=True)
 class Broken:
-    """A change to a file of a repo, and what the error says."""
+    """A change to a file of a repo, and the expected error message."""
 
-    said: str
+    error: str
     index: Callable[[dict[str, Any]], object] = field(default=lambda index: None)
-    header: Callable[[dict[str, Any]], object] = field(default=lambda entries: None)
+    header: Callable[[dict[str, Any]], object] = field(default=lambda tensors: None)
     raw: Callable[[bytes], bytes] = field(default=lambda content: content)
 
 
 NORM = "model.layers.1.input_layernorm.weight"
 BROKEN = {
-    "a header of no length": Broken(raw=lambda raw: bytes(8) + raw[8:], said="header has 0 bytes"),
+    "an empty header": Broken(raw=lambda raw: bytes(8) + raw[8:], error="header has 0 bytes"),
     "a header of over 25 MB": Broken(
-        raw=lambda raw: struct.pack("<Q", 25_000_001) + raw[8:] + bytes(26_000_000), said="header has 25,000,001 bytes"
+        raw=lambda raw: struct.pack("<Q", 25_000_001) + raw[8:] + bytes(26_000_000),
+        error="header has 25,000,001 bytes",
     ),
     "a header past the end": Broken(
-        raw=lambda raw: struct.pack("<Q", len(raw)) + raw[8:], said="but the whole file has"
+        raw=lambda raw: struct.pack("<Q", len(raw)) + raw[8:], error="but the whole file has"
     ),
-    "a header that is no JSON": Broken(raw=lambda raw: raw[:8] + b"}" + raw[9:], said="not valid JSON"),
+    "a header that is not JSON": Broken(raw=lambda raw: raw[:8] + b"}" + raw[9:], error="not valid JSON"),
     "tensors that overlap": Broken(
-        header=lambda entries: entries[NORM].update(data_offsets=[0, 128]), said="begins at byte"
+        header=lambda tensors: tensors[NORM].update(data_offsets=[0, 128]), error="begins at byte"
     ),
-    "a tensor outside of the file": Broken(
-        header=lambda entries: entries[NORM].update(data_offsets=[10**9, 10**9 + 128]), said="begins at byte"
+    "a tensor past the end of the file": Broken(
+        header=lambda tensors: tensors[NORM].update(data_offsets=[10**9, 10**9 + 128]), error="begins at byte"
     ),
-    "an index of a missing shard": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "model-9.safetensors"}), said="model-9.*is missing"
+    "an index with a missing shard": Broken(
+        index=lambda index: index["weight_map"].update({NORM: "model-9.safetensors"}), error="model-9.*is missing"
     ),
-    "an index of a missing tensor": Broken(
+    "an index with a missing tensor": Broken(
         index=lambda index: index["weight_map"].update(
             {"model.layers.1.x.weight": next(iter(index["weight_map"].values()))}
         ),
-        said=r"holds the tensor 'model.layers.1.x.weight', but its header does not list it",
+        error=r"holds the tensor 'model.layers.1.x.weight', but its header does not list it",
     ),
-    "an index of a path above": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "../x.safetensors"}), said="outside the checkpoint"
+    "an index with a parent path": Broken(
+        index=lambda index: index["weight_map"].update({NORM: "../x.safetensors"}), error="outside the checkpoint"
     ),
-    "an index of an absolute path": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "/etc/x.safetensors"}), said="outside the checkpoint"
+    "an index with an absolute path": Broken(
+        index=lambda index: index["weight_map"].update({NORM: "/etc/x.safetensors"}),
+        error="outside the checkpoint",
     ),
-    "an index of a Windows path": Broken(
-        index=lambda index: index["weight_map"].update({NORM: "..\\x.safetensors"}), said="outside the checkpoint"
+    "an index with a Windows path": Broken(
+        index=lambda index: index["weight_map"].update({NORM: "..\\x.safetensors"}), error="outside the checkpoint"
     ),
-    "an index of no shard": Broken(index=lambda index: index.update(weight_map={}), said="has no weight_map"),
+    "an index without shards": Broken(index=lambda index: index.update(weight_map={}), error="has no weight_map"),
 }
 
 
@@ -92,23 +94,23 @@ def shard_of(donor: Path) -> Path:
 
 
 def break_files(donor: Path, broken: Broken) -> dict[str, bytes]:
-    """The files of a repo, one of them changed."""
+    """Return the files of a repo with the change applied."""
     files = {path.name: path.read_bytes() for path in donor.iterdir()}
     index = json.loads(files["model.safetensors.index.json"])
     broken.index(index)
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     shard = shard_of(donor).name
     (length,) = struct.unpack("<Q", files[shard][:8])
-    entries = json.loads(files[shard][8 : 8 + length])
-    broken.header(entries)
-    text = json.dumps(entries, separators=(",", ":")).encode().ljust(length)
+    tensors = json.loads(files[shard][8 : 8 + length])
+    broken.header(tensors)
+    text = json.dumps(tensors, separators=(",", ":")).encode().ljust(length)
     files[shard] = broken.raw(struct.pack("<Q", len(text)) + text + files[shard][8 + length :])
     return files
 
 
 @pytest.mark.parametrize("where", ["hub", "folder"])
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=list(BROKEN))
-def test_a_broken_file(hub: LoopbackHub, tmp_path: Path, donor: Path, broken: Broken, where: str) -> None:
+def test_broken_file_is_refused(hub: LoopbackHub, tmp_path: Path, donor: Path, broken: Broken, where: str) -> None:
     files = break_files(donor, broken)
     source = "owner/broken"
     if where == "folder":
@@ -119,15 +121,15 @@ def test_a_broken_file(hub: LoopbackHub, tmp_path: Path, donor: Path, broken: Br
     else:
         hub.add_repo("owner/broken", files)
     hub.reset_log()
-    with pytest.raises(CheckpointError, match=broken.said):
+    with pytest.raises(CheckpointError, match=broken.error):
         extract_layer(source, -1, tmp_path / "made" / "out")
     assert not (tmp_path / "made").exists()
     ranges = [request.range for request in hub.requests if request.server == "cdn"]
     assert all(str(wanted).startswith(("bytes=0-", "bytes=8-")) for wanted in ranges)
 
 
-def test_a_link_out_of_a_folder_or_a_snapshot(tmp_path: Path, donor: Path) -> None:
-    """A shard that is a link out of the checkpoint is refused; one into the cache's blobs is how a snapshot is made."""
+def test_link_outside_of_the_checkpoint_is_refused(tmp_path: Path, donor: Path) -> None:
+    """A shard that links outside of the checkpoint is refused. Links to the blobs of the Hub cache are normal."""
     secret = tmp_path / "secret.safetensors"
     shard = shard_of(donor)
     secret.write_bytes(shard.read_bytes())

@@ -1,4 +1,4 @@
-"""Conversions equal torch's, bit for bit."""
+"""Conversions give the same bits as torch."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def raw(tensor):
     ("source", "target"),
     [("F64", "F32"), *((source, target) for source in ("F32", "BF16", "F16") for target in CODE_OF_NAME.values())],
 )
-def test_a_cast_is_torchs(source, target):
+def test_cast_equals_torch(source, target):
     numbers = VALUES.to(DTYPES[source])
     codec = plain_codec(source, target)
     converted = torch.frombuffer(bytearray(codec.convert(raw(numbers))), dtype=DTYPES[target])
@@ -35,23 +35,23 @@ def test_a_cast_is_torchs(source, target):
     assert len(raw(numbers)) // codec.block_bytes == len(raw(converted)) // codec.out_block_bytes
 
 
-def test_every_bfloat16_survives_the_way_through_float32():
-    every = np.arange(2**16, dtype=np.uint16)
-    wide = plain_codec("BF16", "F32").convert(every.tobytes())
-    back = np.frombuffer(plain_codec("F32", "BF16").convert(wide), dtype=np.uint16)
-    nan = (every & 0x7F80 == 0x7F80) & (every & 0x7F != 0)
-    assert np.array_equal(back[~nan], every[~nan])
-    assert (back[nan] & 0x7FFF > 0x7F80).all()
+def test_every_bfloat16_survives_a_round_trip_through_float32():
+    all_codes = np.arange(2**16, dtype=np.uint16)
+    wide = plain_codec("BF16", "F32").convert(all_codes.tobytes())
+    round_trip = np.frombuffer(plain_codec("F32", "BF16").convert(wide), dtype=np.uint16)
+    nan = (all_codes & 0x7F80 == 0x7F80) & (all_codes & 0x7F != 0)
+    assert np.array_equal(round_trip[~nan], all_codes[~nan])
+    assert (round_trip[nan] & 0x7FFF > 0x7F80).all()
 
 
 @pytest.mark.parametrize(("source", "target"), [("F32", None), ("BF16", "BF16"), ("I64", "F16"), ("BOOL", "F32")])
-def test_what_needs_no_cast_is_copied(source, target):
+def test_bytes_are_copied_if_no_cast_is_needed(source, target):
     codec = plain_codec(source, target)
     assert isinstance(codec, ByteCopy)
     assert codec.dtype == source
     assert codec.convert(b"12345678") == b"12345678"
 
 
-def test_the_names_are_torchs():
+def test_names_are_torch_dtypes():
     for name in NAME_OF_CODE.values():
         assert isinstance(getattr(torch, name), torch.dtype)

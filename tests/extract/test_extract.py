@@ -1,4 +1,4 @@
-"""`extract_layer` on folders: the bytes are the donor's, and a failure leaves nothing behind."""
+"""`extract_layer` on folders: it copies the donor's bytes, and a failure leaves nothing behind."""
 
 import errno
 import hashlib
@@ -39,35 +39,35 @@ def everything_below(folder):
 
 
 def source_bytes(checkpoint_folder):
-    """The raw bytes of every tensor of a folder, through the safetensors library."""
+    """The raw bytes of every tensor of a folder, by name."""
     tensors = {}
     for file in checkpoint_folder.glob("*.safetensors"):
         raw = file.read_bytes()
         length = int.from_bytes(raw[:8], "little")
-        for name, entry in json.loads(raw[8 : 8 + length]).items():
+        for name, tensor in json.loads(raw[8 : 8 + length]).items():
             if name != "__metadata__":
-                begin, end = entry["data_offsets"]
+                begin, end = tensor["data_offsets"]
                 tensors[name] = raw[8 + length + begin : 8 + length + end]
     return tensors
 
 
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("layer", [-1, 0, [2, 1]])
-def test_the_bytes_are_the_donors(donor, tmp_path, layer, connections, monkeypatch):
+def test_bytes_equal_the_donors(donor, tmp_path, layer, connections, monkeypatch):
     monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 64)
     monkeypatch.setattr("layer_surgeon.checkpoint.sources.local.FolderSource.connections", connections)
     artifact = extract_layer(donor, layer, tmp_path / "out")
     indices = [index % 4 for index in (layer if isinstance(layer, list) else [layer])]
-    expected, found = source_bytes(donor), source_bytes(artifact.path)
-    assert len(found) == 9 * len(indices)
-    for name, content in found.items():
+    expected, actual = source_bytes(donor), source_bytes(artifact.path)
+    assert len(actual) == 9 * len(indices)
+    for name, content in actual.items():
         _, position, inner = name.split(".", 2)
         assert content == expected[f"model.layers.{indices[int(position)]}.{inner}"], name
     assert artifact.layer_indices == tuple(indices)
-    assert artifact.num_bytes == sum(map(len, found.values()))
+    assert artifact.num_bytes == sum(map(len, actual.values()))
 
 
-def test_the_artifact_is_whole(donor, tmp_path):
+def test_artifact_is_complete(donor, tmp_path):
     artifact = extract_layer(donor, -1, tmp_path / "out")
     texts = ["LICENSE", "README.md", "USE_POLICY.md"]
     assert everything_below(artifact.path) == [*texts, "config.json", "model.safetensors"]
@@ -81,8 +81,8 @@ def test_the_artifact_is_whole(donor, tmp_path):
     assert config["source"]["layer_prefix"] == "model.layers.3."
     for name, content in source_bytes(artifact.path).items():
         assert config["source"]["tensors"][name]["sha256"] == hashlib.sha256(content).hexdigest()
-    whole = hashlib.sha256((artifact.path / "model.safetensors").read_bytes()).hexdigest()
-    assert config["sha256"] == artifact.sha256 == whole
+    file_digest = hashlib.sha256((artifact.path / "model.safetensors").read_bytes()).hexdigest()
+    assert config["sha256"] == artifact.sha256 == file_digest
     LayerArtifact.open(artifact.path).verify()
     card = (artifact.path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: layer_surgeon\n")
@@ -91,7 +91,7 @@ def test_the_artifact_is_whole(donor, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", np.float32), ("float16", np.float16)])
-def test_a_dtype_is_converted(donor, tmp_path, dtype, kind):
+def test_dtype_is_converted(donor, tmp_path, dtype, kind):
     plain = source_bytes(extract_layer(donor, 1, tmp_path / "plain").path)
     artifact = extract_layer(donor, 1, tmp_path / "converted", dtype=dtype)
     assert artifact.config["dtype"] == dtype
@@ -103,13 +103,13 @@ def test_a_dtype_is_converted(donor, tmp_path, dtype, kind):
     artifact.verify()
 
 
-def test_without_output_it_goes_to_the_workspace(donor, tmp_path):
+def test_default_output_is_in_the_workspace(donor, tmp_path):
     workspace = Workspace(tmp_path / "surgery")
     artifact = extract_layer(donor, workspace=workspace)
     assert artifact.path == tmp_path / "surgery" / "layers" / "donor-L3" == workspace.latest("layer")
 
 
-def test_the_same_layer_again_is_no_error(donor, tmp_path):
+def test_same_layer_is_reused(donor, tmp_path):
     first = extract_layer(donor, -1, tmp_path / "out")
     before = (first.path / "model.safetensors").stat().st_ino
     again = extract_layer(donor, -1, tmp_path / "out")
@@ -118,7 +118,7 @@ def test_the_same_layer_again_is_no_error(donor, tmp_path):
     assert everything_below(tmp_path / "out") == everything_below(first.path)
 
 
-def test_another_layer_needs_force(donor, tmp_path):
+def test_replacing_another_layer_needs_force(donor, tmp_path):
     first = extract_layer(donor, -1, tmp_path / "out")
     with pytest.raises(ArtifactError, match="already holds another layer"):
         extract_layer(donor, 0, tmp_path / "out")
@@ -130,7 +130,7 @@ def test_another_layer_needs_force(donor, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_force_also_replaces_what_is_known_of_the_same_bytes(donor, tmp_path):
+def test_force_replaces_the_record_of_the_same_bytes(donor, tmp_path):
     extract_layer(donor, -1, tmp_path / "out")
     copy = write_sparse_checkpoint(tmp_path / "copy", TINY, range(4), max_shard_bytes=8_000)
     with pytest.raises(ArtifactError, match="already holds another layer"):
@@ -140,8 +140,8 @@ def test_force_also_replaces_what_is_known_of_the_same_bytes(donor, tmp_path):
     assert extract_layer(copy, -1, tmp_path / "out").sha256 == artifact.sha256
 
 
-def test_what_another_artifact_had_to_replace_is_no_leftover(donor, tmp_path):
-    """A run that was killed between its two renames left the only copy of `out.v2` beside it."""
+def test_backup_of_another_artifact_is_kept(donor, tmp_path):
+    """A run that is killed between its two renames leaves the only copy of `out.v2` next to it."""
     kept = extract_layer(donor, 0, tmp_path / ".out.v2.abcd1234.old" / "out.v2")
     leftover = tmp_path / ".out.abcd1234.old" / "out"
     leftover.mkdir(parents=True)
@@ -150,7 +150,7 @@ def test_what_another_artifact_had_to_replace_is_no_leftover(donor, tmp_path):
     assert not leftover.parent.exists()
 
 
-def test_a_changed_source_is_another_layer(donor, tmp_path):
+def test_changed_source_is_another_layer(donor, tmp_path):
     extract_layer(donor, -1, tmp_path / "out")
     shard = sorted(donor.glob("*.safetensors"))[-1]
     raw = bytearray(shard.read_bytes())
@@ -163,7 +163,7 @@ def test_a_changed_source_is_another_layer(donor, tmp_path):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_with_something_else_is_never_touched(donor, tmp_path, force):
+def test_folder_with_other_files_is_never_changed(donor, tmp_path, force):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     with pytest.raises(ArtifactError, match="in use, and not by a layer artifact"):
@@ -174,7 +174,7 @@ def test_a_folder_with_something_else_is_never_touched(donor, tmp_path, force):
     assert everything_below(tmp_path / "home") == ["thesis.tex"]
 
 
-def test_an_empty_folder_is_taken(donor, tmp_path):
+def test_empty_folder_is_used(donor, tmp_path):
     (tmp_path / "out").mkdir()
     assert extract_layer(donor, -1, tmp_path / "out").layer_indices == (3,)
 
@@ -211,22 +211,22 @@ def shard_truncated_midway(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "word"),
+    ("fault", "error", "message"),
     [
         (disk_full, ArtifactError, "disk of .* is full.*--output"),
         (interrupted, KeyboardInterrupt, None),
         (shard_truncated_midway, SourceError, "went away"),
     ],
 )
-def test_a_failure_leaves_nothing_behind(donor, tmp_path, monkeypatch, fault, error, word):
+def test_failure_leaves_nothing_behind(donor, tmp_path, monkeypatch, fault, error, message):
     before = everything_below(tmp_path)
     fault(monkeypatch)
-    with pytest.raises(error, match=word):
+    with pytest.raises(error, match=message):
         extract_layer(donor, -1, tmp_path / "new" / "deep" / "out")
     assert everything_below(tmp_path) == before
 
 
-def test_a_failure_keeps_what_was_there(donor, tmp_path, monkeypatch):
+def test_failure_keeps_the_existing_artifact(donor, tmp_path, monkeypatch):
     extract_layer(donor, -1, tmp_path / "out")
     before = everything_below(tmp_path)
     disk_full(monkeypatch)
@@ -236,7 +236,7 @@ def test_a_failure_keeps_what_was_there(donor, tmp_path, monkeypatch):
     LayerArtifact.open(tmp_path / "out").verify()
 
 
-def test_a_disk_that_is_too_small_is_seen_before_reading(donor, tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_reading(donor, tmp_path, monkeypatch):
     usage = __import__("shutil").disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100))
     before = everything_below(tmp_path)
@@ -245,7 +245,7 @@ def test_a_disk_that_is_too_small_is_seen_before_reading(donor, tmp_path, monkey
     assert everything_below(tmp_path) == before
 
 
-def test_nothing_is_made_for_a_bad_source(donor, tmp_path):
+def test_bad_source_leaves_nothing_behind(donor, tmp_path):
     before = everything_below(tmp_path)
     with pytest.raises(LayerNotFoundError):
         extract_layer(donor, 99, tmp_path / "new" / "out")
@@ -256,34 +256,34 @@ def test_nothing_is_made_for_a_bad_source(donor, tmp_path):
     assert everything_below(tmp_path) == before
 
 
-def test_verify_finds_a_changed_byte(donor, tmp_path):
+def test_verify_detects_a_changed_byte(donor, tmp_path):
     artifact = extract_layer(donor, -1, tmp_path / "out")
     path = artifact.path / "model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(ArtifactError, match="are not those that were extracted"):
+    with pytest.raises(ArtifactError, match="differs from the one recorded during extraction"):
         LayerArtifact.open(artifact.path).verify()
 
 
 @pytest.mark.parametrize(
-    ("damage", "word"),
+    ("damage", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "no layer artifact"),
+        (lambda folder: (folder / "config.json").unlink(), "is not a layer artifact"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "model_type is 'llama'"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "surgeon_donor"}'), "lacks donor_config"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "not a whole layer artifact"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "not a whole layer artifact"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "surgeon_donor"}'), "needs a donor_config"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "not a complete layer artifact"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "not a complete layer artifact"),
         (
             lambda folder: write_safetensors(folder / "model.safetensors", {"layers.0.a": ("U8", [1], b"a")}),
             "lacks the tensor",
         ),
     ],
 )
-def test_open_refuses_what_is_no_artifact(donor, tmp_path, damage, word):
+def test_open_refuses_other_folders(donor, tmp_path, damage, message):
     artifact = extract_layer(donor, -1, tmp_path / "out")
     damage(artifact.path)
-    with pytest.raises(ArtifactError, match=word):
+    with pytest.raises(ArtifactError, match=message):
         LayerArtifact.open(artifact.path)
 
 

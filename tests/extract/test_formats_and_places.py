@@ -1,4 +1,4 @@
-"""Every format from every place gives the layer that the local folder gives; the page's table tells of just these."""
+"""Every format gives the same layer from every place, and the table in the docs lists exactly these combinations."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ PLACES = ("folder", "Hub", "part of a repo", "web server", "S3", "`memory://`")
 
 
 def make(form: str, folder: Path) -> tuple[Path, str]:
-    """A tiny checkpoint, and the name of a file of it that names all of it."""
+    """Make a tiny checkpoint; return its folder, and the file to name it by (empty for the folder itself)."""
     if form.startswith("safetensors"):
         limit = 60_000 if "sharded" in form else 1 << 40
         write_sparse_checkpoint(folder, TINY, [0, 1, 2], max_shard_bytes=limit)
@@ -66,7 +66,7 @@ def bucket() -> Iterator[s3fs.S3FileSystem]:
 def urls(
     made: tuple[Path, str, LayerArtifact], bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
-    """How the checkpoint is named in each place."""
+    """The name of the checkpoint in each place."""
     folder, file, _ = made
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     memory = fsspec.filesystem("memory")
@@ -77,13 +77,13 @@ def urls(
         monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
         hub.add_repo("owner/flat", folder)
         hub.add_repo("owner/deep", {f"sub/{name}": content for name, content in files.items()})
-        # A web server lists nothing: what has no usual name is named by itself.
-        shown = f"/{file}" if file.endswith(".gguf") else ""
+        # A web server has no listing, so a file without a standard name must be part of the URL.
+        file_path = f"/{file}" if file.endswith(".gguf") else ""
         yield {
             "folder": str(folder / file),
             "Hub": "owner/flat",
             "part of a repo": f"hf://owner/deep/sub/{file}".rstrip("/"),
-            "web server": f"{web.url}/m{shown}",
+            "web server": f"{web.url}/m{file_path}",
             "S3": f"s3://bucket/models/{file}",
             "`memory://`": f"memory://matrix/{file}",
         }
@@ -92,7 +92,7 @@ def urls(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_layer_is_the_same_from_everywhere(
+def test_layer_is_the_same_from_every_place(
     made: tuple[Path, str, LayerArtifact], urls: dict[str, str], place: str, tmp_path: Path
 ) -> None:
     artifact = extract_layer(urls[place], -1, tmp_path / "layer")
@@ -101,7 +101,7 @@ def test_a_layer_is_the_same_from_everywhere(
     assert (artifact.path / "LICENSE").read_text() == "terms"
 
 
-def test_the_page_tells_what_is_tested_here() -> None:
+def test_docs_list_the_tested_combinations() -> None:
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in PAGE.read_text().splitlines() if line.startswith("|")]
     head = next(position for position, row in enumerate(rows) if row[0] == "format" and row[1] == "folder")
     assert tuple(rows[head][1:]) == PLACES

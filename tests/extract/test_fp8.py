@@ -1,4 +1,4 @@
-"""Checkpoints in FP8 are multiplied out as torch does it, or refused with the reason."""
+"""FP8 checkpoints are dequantised as in torch, or refused with a reason."""
 
 import json
 
@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 from layer_surgeon import extract_layer, open_checkpoint, plan_extraction
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 from layer_surgeon.extract import plan as plan_module
-from layer_surgeon.extract.fp8 import _powers, _table
+from layer_surgeon.extract.fp8 import _decode_powers_of_two, _value_of_byte
 
 BLOCK = 16
 SHAPES = {"self_attn.q_proj": (64, 40), "self_attn.k_proj": (24, 40), "mlp.down_proj": (40, 56)}
 
 
 def quantised(folder, form, dtype=torch.float8_e4m3fn, method=None):
-    """A checkpoint of one layer whose matrices are FP8 in one of the three forms, and what they stand for."""
+    """Write a checkpoint of one layer with FP8 matrices in one of the three layouts; return the dequantised tensors."""
     generator = torch.Generator().manual_seed(0)
     tensors, plain = {}, {}
     for name, (rows, columns) in SHAPES.items():
@@ -54,7 +54,7 @@ def quantised(folder, form, dtype=torch.float8_e4m3fn, method=None):
 @pytest.mark.parametrize("connections", [1, 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("form", ["block", "row", "tensor"])
-def test_it_is_multiplied_out_as_torch_does_it(tmp_path, form, dtype, connections, monkeypatch):
+def test_dequantised_weights_equal_torch(tmp_path, form, dtype, connections, monkeypatch):
     monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 300)
     monkeypatch.setattr("layer_surgeon.checkpoint.sources.local.FolderSource.connections", connections)
     plain = quantised(tmp_path / "donor", form)
@@ -68,7 +68,7 @@ def test_it_is_multiplied_out_as_torch_does_it(tmp_path, form, dtype, connection
     assert artifact.config["source"]["quantization"]
 
 
-def test_the_other_form_of_8_bits(tmp_path):
+def test_e5m2_equals_torch(tmp_path):
     plain = quantised(tmp_path / "donor", "row", torch.float8_e5m2)
     tensors = load_file(
         extract_layer(tmp_path / "donor", 0, tmp_path / "out", dtype="float32").path / "model.safetensors"
@@ -77,11 +77,11 @@ def test_the_other_form_of_8_bits(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])
-def test_every_byte_stands_for_what_torch_says(code, dtype):
+def test_every_byte_equals_torch(code, dtype):
     expected = torch.arange(256, dtype=torch.uint8).view(dtype).float()
-    found = torch.from_numpy(_table(code))
-    assert torch.equal(found.isnan(), expected.isnan())
-    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+    actual = torch.from_numpy(_value_of_byte(code))
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(), expected.nan_to_num())
 
 
 COMPRESSED_BLOCKS = {
@@ -95,14 +95,14 @@ COMPRESSED_BLOCKS = {
     ("form", "settings"),
     [
         ("tensor", {"quant_method": "modelopt", "quant_algo": "FP8"}),
-        # The settings lie in hf_quant_config.json, and config.json knows nothing.
+        # The settings are in hf_quant_config.json only, not in config.json.
         ("tensor", {}),
         ("row", {}),
         ("row", {"quant_method": "compressed-tensors", "format": "float-quantized"}),
         ("block", COMPRESSED_BLOCKS),
     ],
 )
-def test_who_else_writes_such_checkpoints(tmp_path, form, settings):
+def test_checkpoints_of_other_tools(tmp_path, form, settings):
     plain = quantised(tmp_path / "donor", form, method=settings)
     if form == "block":
         file = tmp_path / "donor" / "model.safetensors"
@@ -115,28 +115,28 @@ def test_who_else_writes_such_checkpoints(tmp_path, form, settings):
     assert all(torch.equal(tensors[name], plain[name]) for name in plain)
 
 
-def test_scales_that_are_powers_of_two(tmp_path):
+def test_e8m0_scales_equal_torch(tmp_path):
     quantised(tmp_path / "donor", "block")
     file = tmp_path / "donor" / "model.safetensors"
     tensors = load_file(file)
     for name in [name for name in tensors if name.endswith("_scale_inv")]:
         tensors[name] = torch.rand_like(tensors[name]).mul(300).to(torch.float8_e8m0fnu)
     save_file(tensors, file)
-    found = load_file(
+    actual = load_file(
         extract_layer(tmp_path / "donor", 0, tmp_path / "out", dtype="float32").path / "model.safetensors"
     )
     name = "mlp.down_proj.weight"
     weight, scale = tensors[f"model.layers.0.{name}"].float(), tensors[f"model.layers.0.{name}_scale_inv"].float()
     full = scale.repeat_interleave(BLOCK, 0)[:40].repeat_interleave(BLOCK, 1)[:, :56]
-    assert torch.equal(found[f"layers.0.{name}"], weight * full)
+    assert torch.equal(actual[f"layers.0.{name}"], weight * full)
 
 
-def test_every_power_of_two():
+def test_every_e8m0_byte_equals_torch():
     expected = torch.arange(256, dtype=torch.uint8).view(torch.float8_e8m0fnu).float()
-    assert torch.equal(torch.from_numpy(_powers(bytes(range(256)))).nan_to_num(), expected.nan_to_num())
+    assert torch.equal(torch.from_numpy(_decode_powers_of_two(bytes(range(256)))).nan_to_num(), expected.nan_to_num())
 
 
-def test_without_a_dtype_it_is_refused_with_what_to_do(tmp_path):
+def test_fp8_without_dtype_is_refused(tmp_path):
     quantised(tmp_path / "donor", "block")
     with pytest.raises(UnsupportedArchitectureError, match="--dtype bfloat16"):
         plan_extraction(open_checkpoint(tmp_path / "donor"))
@@ -156,7 +156,9 @@ def test_without_a_dtype_it_is_refused_with_what_to_do(tmp_path):
 )
 def test_other_methods_are_refused_by_name(tmp_path, method):
     quantised(tmp_path / "donor", "block", method=method)
-    with pytest.raises(UnsupportedArchitectureError, match=rf"quantised \({method['quant_method']}.*made from"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=rf"quantised \({method['quant_method']}.*from the unquantised model"
+    ):
         plan_extraction(open_checkpoint(tmp_path / "donor"), dtype="bfloat16")
 
 
@@ -171,13 +173,13 @@ def test_other_methods_are_refused_by_name(tmp_path, method):
         ("SCB", "bitsandbytes"),
     ],
 )
-def test_packed_weights_are_known_by_the_names_of_their_tensors_too(tmp_path, ending, method):
+def test_packed_weights_are_recognised_by_tensor_names(tmp_path, ending, method):
     quantised(tmp_path / "donor", "block", method={})
     file = tmp_path / "donor" / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{ending}": torch.ones(4, dtype=torch.int32)}, file)
     checkpoint = open_checkpoint(tmp_path / "donor")
     assert method in checkpoint.quantization
-    with pytest.raises(UnsupportedArchitectureError, match=rf"quantised \(.*{method}.*made from"):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"quantised \(.*{method}.*unquantised model"):
         plan_extraction(checkpoint, dtype="bfloat16")
 
 
@@ -191,7 +193,7 @@ def test_packed_weights_are_known_by_the_names_of_their_tensors_too(tmp_path, en
         ("base_model: Qwen/Qwen3-8B", "bfloat16 or float16."),
     ],
 )
-def test_the_model_that_it_was_made_from_is_named(tmp_path, card, advice):
+def test_message_names_the_unquantised_model(tmp_path, card, advice):
     quantised(tmp_path / "donor", "block", method={"quant_method": "gptq", "bits": 4})
     (tmp_path / "donor" / "README.md").write_text(card)
     with pytest.raises(UnsupportedArchitectureError) as error:
@@ -199,19 +201,19 @@ def test_the_model_that_it_was_made_from_is_named(tmp_path, card, advice):
     assert str(error.value).endswith(advice)
 
 
-def test_a_weight_without_its_scale_is_refused(tmp_path):
+def test_weight_without_scale_is_refused(tmp_path):
     quantised(tmp_path / "donor", "block")
     tensors = load_file(tmp_path / "donor" / "model.safetensors")
     del tensors["model.layers.0.mlp.down_proj.weight_scale_inv"]
     save_file(tensors, tmp_path / "donor" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no scale lies beside it"):
+    with pytest.raises(CheckpointError, match="has no scale for it"):
         plan_extraction(open_checkpoint(tmp_path / "donor"), dtype="bfloat16")
 
 
-def test_a_scale_of_another_shape_is_refused(tmp_path):
+def test_scale_of_wrong_shape_is_refused(tmp_path):
     quantised(tmp_path / "donor", "block")
     tensors = load_file(tmp_path / "donor" / "model.safetensors")
     tensors["model.layers.0.mlp.down_proj.weight_scale_inv"] = torch.rand(2, 2)
     save_file(tensors, tmp_path / "donor" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="fits neither"):
+    with pytest.raises(CheckpointError, match="does not fit .*down_proj"):
         plan_extraction(open_checkpoint(tmp_path / "donor"), dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""Every tensor of a layer equals what transformers makes of the same GGUF file."""
+"""Every tensor of a layer equals the tensor that transformers loads from the same GGUF file."""
 
 from pathlib import Path
 from typing import Any
@@ -46,22 +46,22 @@ def _loaded(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.T
 
 
 def _assert_layer_equal(path: Path, layer: int) -> None:
-    table, wanted = _open(path), _loaded(path)
+    table, expected = _open(path), _loaded(path)
     infos = _layer_infos(table, layer)
-    names = {name for name in wanted if f".{layer}." in name}
+    names = {name for name in expected if f".{layer}." in name}
     assert {info.name for info in infos} == names
     assert len(names) > 5
     for info in infos:
-        assert np.array_equal(_convert(path, table, info), wanted[info.name].numpy()), info.name
+        assert np.array_equal(_convert(path, table, info), expected[info.name].numpy()), info.name
 
 
-# What `gguf` says that it can dequantise, by its own table.
+# The types that `gguf` can dequantise, from its own table.
 _KINDS = [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, *gguf.quants._type_traits]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random scales may be infinite
 @pytest.mark.parametrize("kind", _KINDS, ids=lambda kind: kind.name)
-def test_every_type_is_what_gguf_makes_of_it(kind: gguf.GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_type_equals_gguf(kind: gguf.GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch) -> None:
     block_elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     rows, blocks = 6, 1024 // block_elements
     raw = np.random.default_rng(0).integers(0, 256, size=(rows, blocks * block_bytes), dtype=np.uint8)
@@ -81,7 +81,7 @@ def test_every_type_is_what_gguf_makes_of_it(kind: gguf.GGMLQuantizationType, mo
     half = 3 * blocks * codec.block_bytes
     content = raw.tobytes()
     out = b"".join((bytes(codec.convert(content[:half])), bytes(codec.convert(content[half:]))))
-    # Bit for bit, for random bytes are not all numbers.
+    # Compare bits, because random bytes may be NaN.
     assert out == gguf.quants.dequantize(raw, kind).astype("<f4").tobytes()
 
 
@@ -108,8 +108,8 @@ def test_last_layer_of_gemma_equals_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heads", [(4, 2), (4, 4), (8, 1)])
-def test_llama_rows_are_those_that_llama_cpp_permuted(heads: tuple[int, int], tmp_path: Path) -> None:
-    """llama.cpp's `permute`, written out: rows (half, pair) of each head become (pair, half)."""
+def test_llama_rows_are_put_back_in_order(heads: tuple[int, int], tmp_path: Path) -> None:
+    """Undo llama.cpp's `permute`, in which rows (half, pair) of each head become (pair, half)."""
     num_heads, num_kv_heads = heads
     width = 256 // num_heads
     metadata = {
@@ -140,12 +140,12 @@ def test_llama_rows_are_those_that_llama_cpp_permuted(heads: tuple[int, int], tm
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "bfloat16", "F16", "float16"])
-def test_dtype_is_rounded_as_torch_does(dtype: str, tmp_path: Path) -> None:
+def test_rounding_equals_torch(dtype: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "gemma3", "Q4_K")
     torch_dtype = torch.bfloat16 if dtype in ("BF16", "bfloat16") else torch.float16
-    table, wanted = _open(path), _loaded(path, torch_dtype)
+    table, expected = _open(path), _loaded(path, torch_dtype)
     for info in _layer_infos(table, 1):
-        bits = wanted[info.name].view(torch.uint16).numpy()
+        bits = expected[info.name].view(torch.uint16).numpy()
         assert np.array_equal(_convert(path, table, info, dtype).view(np.uint16), bits), info.name
 
 
@@ -190,14 +190,14 @@ def test_part_of_a_block_is_refused(tmp_path: Path) -> None:
         gguf_codec(table.config, info, None).convert(bytes(35))
 
 
-def test_dtype_that_is_no_float_is_refused(tmp_path: Path) -> None:
+def test_integer_dtype_is_refused(tmp_path: Path) -> None:
     table = _open(write_model(tmp_path / "model.gguf", "qwen2"))
     (info,) = table.tensors(["model.layers.0.mlp.up_proj.weight"])
-    with pytest.raises(ConfigError, match=r"can't be written as 'int8'. Choose one of float32"):
+    with pytest.raises(ConfigError, match=r"dtype is 'int8', but .* only be written as float32"):
         gguf_codec(table.config, info, "int8")
 
 
-def test_type_that_gguf_cannot_dequantize_is_refused() -> None:
+def test_type_that_gguf_cannot_dequantise_is_refused() -> None:
     info = GgufTensorInfo(
         name="model.layers.0.mlp.up_proj.weight",
         dtype="I8",
@@ -209,5 +209,5 @@ def test_type_that_gguf_cannot_dequantize_is_refused() -> None:
         gguf_shape=(4, 4),
         architecture="llama",
     )
-    with pytest.raises(CheckpointError, match=r"is of type I8, which the installed gguf package can't dequantise"):
+    with pytest.raises(CheckpointError, match=r"has the type I8, which the installed gguf package can't dequantise"):
         gguf_codec({}, info, None)

@@ -1,4 +1,4 @@
-"""Killed (kill -9) at any moment, the next run gives the same bytes, and reads again no more than was on its way.
+"""After a kill -9 at any moment, the next run gives the same bytes and only rereads what was in flight.
 
 `SURGEON_KILLS=50` kills each of the two commands 50 times instead of 4.
 """
@@ -34,10 +34,10 @@ CONFIG = LLAMA_8B | {
     "vocab_size": 40,
 }
 BYTES_PER_SECOND = 2e6
-# What the server has handed to the network and nobody has taken out of it yet.
+# Bytes that the server has sent and the client has not read yet.
 BUFFERED = 300_000
 
-# The command, with stretches so small that each run gets something done before it is killed.
+# The command with small stretches, so that each run makes progress before it is killed.
 SMALL_STRETCHES = """
 from layer_surgeon.checkpoint.sources import gather
 from layer_surgeon.extract import copy, plan
@@ -54,7 +54,7 @@ class Mode:
     """A way to run `surgeon extract`.
 
     Attributes:
-        command: How it is started.
+        command: The start of the command line.
         in_flight: Bytes that each connection may have to read again after a kill.
     """
 
@@ -81,31 +81,31 @@ def hub(donor: Path) -> Iterator[LoopbackHub]:
 
 
 def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
-    return kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
+    return inherited | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def in_flight(hub: LoopbackHub, mode: Mode) -> int:
-    """Bytes of the logged answers that may have to be read again: not all of one that was longer."""
+    """Bytes of the logged responses that may have to be read again, at most `mode.in_flight` of each."""
     return sum(min(request.body_bytes, mode.in_flight) for request in tuple(hub.requests) if request.server == "cdn")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_killed_again_and_again(hub: LoopbackHub, donor: Path, tmp_path: Path, mode: Mode) -> None:
+def test_repeated_kills(hub: LoopbackHub, donor: Path, tmp_path: Path, mode: Mode) -> None:
     expected = extract_layer(donor, -1, tmp_path / "expected")
-    place = tmp_path / "made"
-    command = [*mode.command, "extract", "owner/model", "--output", str(place / "out")]
+    folder = tmp_path / "made"
+    command = [*mode.command, "extract", "owner/model", "--output", str(folder / "out")]
     generator = random.Random(KILLS)
     read = allowed = rounds = 0
     for kill in range(KILLS):
         hub.reset_log()
-        missing = expected.num_bytes - journaled(place / "out")
+        missing = expected.num_bytes - journaled(folder / "out")
         process = subprocess.Popen(
             command, env=environment(hub, tmp_path / "hf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         if kill % 3 == 2:
-            # While the last bytes are written and hashed, and the artifact is put in its place.
+            # Kill it while the last bytes are written and hashed, or while the artifact is moved to its final path.
             wait_until(process, hub, missing)
             time.sleep(generator.uniform(0, 0.3))
         else:
@@ -115,34 +115,34 @@ def test_killed_again_and_again(hub: LoopbackHub, donor: Path, tmp_path: Path, m
         process.wait()
         read += weight_bytes(hub)
         allowed += in_flight(hub, mode)
-        if (place / "out").exists():
-            # Whole, or not there at all.
-            artifact = LayerArtifact.open(place / "out")
+        if (folder / "out").exists():
+            # The artifact is either complete or doesn't exist.
+            artifact = LayerArtifact.open(folder / "out")
             artifact.verify()
             assert artifact.sha256 == expected.sha256
             rounds += 1
-            shutil.rmtree(place)
-    known = journaled(place / "out")
+            shutil.rmtree(folder)
+    already_read = journaled(folder / "out")
     hub.reset_log()
     subprocess.run(command, env=environment(hub, tmp_path / "hf"), capture_output=True, check=True)
-    assert weight_bytes(hub) == expected.num_bytes - known
+    assert weight_bytes(hub) == expected.num_bytes - already_read
     read, rounds = read + weight_bytes(hub), rounds + 1
-    artifact = LayerArtifact.open(place / "out")
+    artifact = LayerArtifact.open(folder / "out")
     artifact.verify()
-    assert (place / "out" / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
-    assert [path.name for path in place.iterdir()] == ["out"]
-    assert not [path.name for path in (place / "out").iterdir() if path.name.startswith(".")]
+    assert (folder / "out" / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["out"]
+    assert not [path.name for path in (folder / "out").iterdir() if path.name.startswith(".")]
     print(f"{KILLS} kills, {rounds} layers of {expected.num_bytes:,} bytes, {read:,} read, {allowed:,} more allowed")
     assert rounds * expected.num_bytes <= read <= rounds * expected.num_bytes + allowed
 
 
 def wait_until(process: subprocess.Popen[bytes], hub: LoopbackHub, num_bytes: int) -> None:
-    """Wait until so many bytes of weights were sent, or the process has ended."""
+    """Wait until `num_bytes` of weights have been sent, or the process has ended."""
     while weight_bytes(hub) < num_bytes and process.poll() is None:
         time.sleep(0.005)
 
 
-# Ends the process at the n-th change of the file system that putting an artifact in its place makes.
+# Ends the process at the n-th change of the file system while the artifact is moved to its final path.
 DIE = """
 import os, shutil, sys
 from pathlib import Path
@@ -168,17 +168,17 @@ extract_layer("donor", int(sys.argv[2]), "made/out", force=True)
 """
 
 
-@pytest.mark.parametrize("there", ["nothing", "an empty folder", "another layer"])
-def test_killed_while_it_takes_its_place(donor: Path, tmp_path: Path, there: str) -> None:
-    """At each step there is the old artifact or the new one, whole, or the next run makes it."""
+@pytest.mark.parametrize("existing", ["nothing", "an empty folder", "another layer"])
+def test_kill_while_the_artifact_is_moved(donor: Path, tmp_path: Path, existing: str) -> None:
+    """After each step, the old or the new artifact exists and is complete, or the next run makes it."""
     (tmp_path / "donor").symlink_to(donor)
     expected = {layer: extract_layer(donor, layer, tmp_path / f"expected {layer}").sha256 for layer in (0, 1)}
     step, code = 0, 9
     while code == 9:
         shutil.rmtree(tmp_path / "made", ignore_errors=True)
-        if there == "another layer":
+        if existing == "another layer":
             extract_layer(donor, 0, tmp_path / "made" / "out")
-        elif there == "an empty folder":
+        elif existing == "an empty folder":
             (tmp_path / "made" / "out").mkdir(parents=True)
         code = subprocess.run([sys.executable, "-c", DIE, str(step), "1"], cwd=tmp_path, check=False).returncode
         if (tmp_path / "made" / "out").exists() and any((tmp_path / "made" / "out").iterdir()):

@@ -1,4 +1,4 @@
-"""What the page "Reading one layer" tells people to type works as it stands there."""
+"""The commands and the code on the page "Reading one layer" work as written."""
 
 import re
 from functools import partial
@@ -15,7 +15,7 @@ from tests.support.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```(python)?\n(.*?)^```", (ROOT / "docs" / "extract.md").read_text(), re.MULTILINE | re.DOTALL)
-# As many layers as the real one, and next to no bytes.
+# The same number of layers as the real model, but tiny.
 TINY = LLAMA_8B | {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,7 +31,7 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_commands(donor: Path, tmp_path: Path) -> None:
+def test_commands(donor: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "model-Q4_K_M.gguf", "llama", "Q8_0")
     commands = [line for language, block in BLOCKS if not language for line in block.splitlines()]
     assert len(commands) >= 9
@@ -44,7 +44,7 @@ def test_the_commands(donor: Path, tmp_path: Path) -> None:
             assert done.code == 0, f"{command}: {done.err}"
 
 
-def test_the_code(donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code(donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SURGEON_WORKSPACE", raising=False)
     code = [block for language, block in BLOCKS if language == "python"]

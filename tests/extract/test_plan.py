@@ -1,4 +1,4 @@
-"""The plan is right to the byte, and reads nothing that is not wanted."""
+"""The plan covers exactly the layer's bytes, and reads nothing else."""
 
 import pytest
 
@@ -23,41 +23,41 @@ def checkpoint(tmp_path):
 
 
 def covered(plan):
-    """Every source byte that is read, as (file, position)."""
+    """Every source byte of the plan, as (file, position)."""
     return [
         (piece.range.file, position) for piece in plan.pieces for position in range(piece.range.start, piece.range.end)
     ]
 
 
 def runs(positions):
-    """The first bytes of every stretch of neighbouring bytes."""
-    known = set(positions)
-    return [(file, position) for file, position in positions if (file, position - 1) not in known]
+    """The first byte of every contiguous range."""
+    covered_bytes = set(positions)
+    return [(file, position) for file, position in positions if (file, position - 1) not in covered_bytes]
 
 
 @pytest.mark.parametrize("connections", [1, 3, 8])
 @pytest.mark.parametrize("layer", [0, 1, -1, [2, 0], [-1, -2, 0, 1]])
-def test_exactly_the_layers_bytes_are_read(checkpoint, layer, connections, monkeypatch):
+def test_plan_reads_exactly_the_layers_bytes(checkpoint, layer, connections, monkeypatch):
     monkeypatch.setattr(plan_module, "MIN_PIECE_BYTES", 100)
     checkpoint.source.connections = connections
     plan = plan_extraction(checkpoint, layer)
     layers = layer if isinstance(layer, list) else [layer]
-    wanted = [
+    expected = [
         (info.file, position)
         for index in layers
         for info in checkpoint.layer_tensors(index)
         for position in range(info.offset, info.end)
     ]
-    assert sorted(covered(plan)) == sorted(wanted)
-    assert plan.num_bytes == len(wanted)
+    assert sorted(covered(plan)) == sorted(expected)
+    assert plan.num_bytes == len(expected)
     assert plan.num_requests == len(plan.pieces)
     longest = max(piece.range.length for piece in plan.pieces)
     assert connections == 1 or longest <= 1.5 * plan.num_bytes / connections
-    assert connections > 1 or plan.num_requests == len(runs(wanted))
+    assert connections > 1 or plan.num_requests == len(runs(expected))
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16"])
-def test_the_artifacts_bytes_are_covered_once(checkpoint, dtype):
+def test_plan_writes_every_byte_once(checkpoint, dtype):
     plan = plan_extraction(checkpoint, [1, 3], dtype=dtype)
     segments = sorted(
         (segment.offset, segment.offset + segment.out_length) for piece in plan.pieces for segment in piece.segments
@@ -71,7 +71,7 @@ def test_the_artifacts_bytes_are_covered_once(checkpoint, dtype):
 
 
 @pytest.mark.parametrize(("config", "num_bytes"), [(LLAMA_8B, 436_224_000), (LLAMA_70B, 1_711_308_800)])
-def test_the_shapes_of_llama(tmp_path, config, num_bytes):
+def test_llama_shapes(tmp_path, config, num_bytes):
     checkpoint = open_checkpoint(write_sparse_checkpoint(tmp_path, config, []))
     plan = plan_extraction(checkpoint, -1)
     assert plan.num_bytes == num_bytes
@@ -79,7 +79,7 @@ def test_the_shapes_of_llama(tmp_path, config, num_bytes):
     checkpoint.source.connections = 16
     split = plan_extraction(checkpoint, -1)
     assert split.num_bytes == num_bytes
-    # Two rounds for each connection at least, more where a piece would take longer than 32 MiB do.
+    # At least two rounds per connection, and more if a piece would be larger than 32 MiB.
     rounds = 2 if num_bytes < 1e9 else 4
     assert rounds * 16 - 1 <= split.num_requests <= rounds * 16 + 2
     assert max(piece.range.length for piece in split.pieces) <= 1.3 * num_bytes / (rounds * 16)
@@ -113,14 +113,14 @@ def test_wide_elements_are_aligned(tmp_path):
         ([-1, "0"], (3, 0)),
     ],
 )
-def test_layers_are_named_by_number_or_slice(checkpoint, layer, indices):
+def test_layer_selection(checkpoint, layer, indices):
     assert plan_extraction(checkpoint, layer).layer_indices == indices
 
 
-def test_bad_arguments(checkpoint):
+def test_bad_arguments_are_refused(checkpoint):
     with pytest.raises(LayerNotFoundError, match="no layer 99"):
         plan_extraction(checkpoint, 99)
-    with pytest.raises(ConfigError, match="none twice"):
+    with pytest.raises(ConfigError, match="no layer twice"):
         plan_extraction(checkpoint, [3, -1])
     with pytest.raises(ConfigError, match="at least one"):
         plan_extraction(checkpoint, [])
@@ -134,8 +134,8 @@ def test_bad_arguments(checkpoint):
         plan_extraction(checkpoint, dtype="float64")
 
 
-def test_a_quantised_checkpoint_is_refused(tmp_path):
+def test_quantised_checkpoint_is_refused(tmp_path):
     config = TINY | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     folder = write_sparse_checkpoint(tmp_path, config, [])
-    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(gptq, 4 bits\).*Extract from the model"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"quantised \(gptq, 4 bits\).*from the unquantised model"):
         plan_extraction(open_checkpoint(folder))

@@ -1,4 +1,4 @@
-"""An extraction that was cut off goes on from there: the same bytes, read once, and never of two commits."""
+"""An interrupted extraction continues with the same bytes, reads each once, and never mixes two commits."""
 
 import pytest
 
@@ -37,21 +37,21 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
-def wanted(tmp_path):
-    """The artifact as it comes from the folder itself."""
+def extract_expected(tmp_path):
+    """Extract the expected artifact from the local folder."""
     return extract_layer(tmp_path / "donor", -1, tmp_path / "expected")
 
 
 def cut_off(hub, tmp_path, after=1_500_000):
-    """An extraction whose connections all break after some bytes."""
+    """Run an extraction in which every connection breaks after some bytes."""
     hub.faults.add(cut(after), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "out")
     hub.faults.clear()
 
 
-def test_it_goes_on_after_the_network_was_lost(hub, tmp_path):
-    expected = wanted(tmp_path)
+def test_continues_after_a_network_failure(hub, tmp_path):
+    expected = extract_expected(tmp_path)
     cut_off(hub, tmp_path)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.partial").is_dir()
@@ -60,15 +60,15 @@ def test_it_goes_on_after_the_network_was_lost(hub, tmp_path):
     artifact = extract_layer("owner/model", -1, tmp_path / "out", progress=progress)
     assert artifact.sha256 == expected.sha256
     artifact.verify()
-    good = artifact.num_bytes - weight_bytes(hub)
-    assert good >= 1_000_000  # a chunk at least arrived on one of the connections
-    assert any(f"{good:,} of {artifact.num_bytes:,}" in notice for notice in progress.notices)
+    verified = artifact.num_bytes - weight_bytes(hub)
+    assert verified >= 1_000_000  # at least one chunk arrived on one of the connections
+    assert any(f"{verified:,} of {artifact.num_bytes:,}" in notice for notice in progress.notices)
     assert progress.done == progress.total == artifact.num_bytes
     assert not (tmp_path / ".out.partial").exists()
     assert not [path.name for path in artifact.path.iterdir() if path.name.startswith(".")]
 
 
-def test_it_says_that_it_can_go_on(hub, tmp_path):
+def test_notice_says_how_to_continue(hub, tmp_path):
     progress = Recorder()
     hub.faults.add(cut(1_500_000), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
     with pytest.raises(SourceError):
@@ -76,7 +76,7 @@ def test_it_says_that_it_can_go_on(hub, tmp_path):
     assert any("goes on from there" in notice for notice in progress.notices)
 
 
-def test_a_refusal_before_the_first_byte_leaves_nothing(hub, tmp_path):
+def test_failure_before_the_first_byte_leaves_nothing(hub, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     hub.faults.add(status(503), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
     with pytest.raises(SourceError):
@@ -84,7 +84,7 @@ def test_a_refusal_before_the_first_byte_leaves_nothing(hub, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_was_damaged_meanwhile_is_read_again(hub, tmp_path):
+def test_damaged_bytes_are_read_again(hub, tmp_path):
     cut_off(hub, tmp_path)
     weights = tmp_path / ".out.partial" / "model.safetensors"
     raw = bytearray(weights.read_bytes())
@@ -95,18 +95,18 @@ def test_what_was_damaged_meanwhile_is_read_again(hub, tmp_path):
     hub.reset_log()
     artifact = extract_layer("owner/model", -1, tmp_path / "out")
     artifact.verify()
-    assert artifact.sha256 == wanted(tmp_path).sha256
+    assert artifact.sha256 == extract_expected(tmp_path).sha256
     assert weight_bytes(hub) == artifact.num_bytes
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-7], lambda raw: raw[:3], lambda raw: raw + b'{"piece": 0', bytes])
-def test_a_torn_journal_is_no_harm(hub, tmp_path, damage):
+def test_damaged_journal_is_tolerated(hub, tmp_path, damage):
     cut_off(hub, tmp_path)
     journal = tmp_path / ".out.partial" / ".journal"
     journal.write_bytes(damage(journal.read_bytes()))
     artifact = extract_layer("owner/model", -1, tmp_path / "out")
     artifact.verify()
-    assert artifact.sha256 == wanted(tmp_path).sha256
+    assert artifact.sha256 == extract_expected(tmp_path).sha256
 
 
 def test_another_commit_starts_over(hub, tmp_path):
@@ -132,7 +132,7 @@ def test_another_layer_starts_over(hub, tmp_path):
     assert artifact.sha256 == extract_layer(tmp_path / "donor", 0, tmp_path / "expected").sha256
 
 
-def test_two_at_once_do_not_mix(hub, tmp_path):
+def test_second_process_is_refused(hub, tmp_path):
     with Staging(tmp_path / "out", 10):
         with pytest.raises(ArtifactError, match="Another process is writing"):
             extract_layer("owner/model", -1, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Layers out of PyTorch files: read over a network in few requests, gone on with, put in order where transposed."""
+"""Layers from PyTorch files: few requests over a network, resumable, and transposed tensors in row-major order."""
 
 import math
 
@@ -25,21 +25,21 @@ LAYER = "model.layers.3."
 
 
 def large_state():
-    """Nine tensors of 80 kB for each of four layers, named as a Llama's."""
+    """Nine tensors of 80 kB for each of four layers, with the names of a Llama."""
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(20_000, generator=generator) for name in tiny_state_dict(torch.float32)}
 
 
-def same(artifact, state, layers=(3,)):
-    """Whether the artifact holds exactly the tensors of these layers."""
-    found = load_file(artifact.path / "model.safetensors")
-    wanted = {
+def has_tensors(artifact, state, layers=(3,)):
+    """Whether the artifact has exactly the tensors of these layers."""
+    actual = load_file(artifact.path / "model.safetensors")
+    expected = {
         f"layers.{position}.{name.removeprefix(f'model.layers.{layer}.')}": tensor
         for position, layer in enumerate(layers)
         for name, tensor in state.items()
         if name.startswith(f"model.layers.{layer}.")
     }
-    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.fixture
@@ -52,34 +52,34 @@ def hub(monkeypatch):
 
 
 def weight_requests(hub, plan):
-    """What the CDN was asked for that the plan names, as (range, bytes sent)."""
+    """The requests to the CDN for pieces of the plan, as (range, bytes sent)."""
     ranges = {f"bytes={piece.range.start}-{piece.range.end - 1}" for piece in plan.pieces}
     return [(r.range, r.body_bytes) for r in hub.requests if r.server == "cdn" and r.range in ranges]
 
 
 @pytest.mark.parametrize("shards", [0, 3])
 @pytest.mark.parametrize("layers", [[-1], [1, 2], [3, 0]])
-def test_neighbours_are_one_request_and_the_plan_is_right_to_the_byte(hub, tmp_path, shards, layers):
+def test_neighbours_are_one_request_of_the_planned_bytes(hub, tmp_path, shards, layers):
     state = large_state()
     hub.add_repo("owner/name", write_checkpoint(tmp_path / "donor", state, shards=shards))
     checkpoint = open_checkpoint("owner/name")
     plan = plan_extraction(checkpoint, layers)
     infos = [info for layer in layers for info in checkpoint.layer_tensors(layer)]
     assert plan.num_bytes == sum(info.num_bytes for info in infos) == len(layers) * 9 * 80_000
-    # Layers that lie side by side are one read.
-    stretches = 1 if shards == 0 and layers != [3, 0] else 2
-    assert plan.num_requests == (1 if layers == [-1] else max(stretches, len(plan.files)))
+    # Neighbouring layers are one read.
+    num_ranges = 1 if shards == 0 and layers != [3, 0] else 2
+    assert plan.num_requests == (1 if layers == [-1] else max(num_ranges, len(plan.files)))
     assert plan.num_bytes < plan.num_bytes_read < 1.001 * plan.num_bytes + 128 * len(infos)
     hub.reset_log()
-    seen = Recorder()
-    artifact = extract_layer(checkpoint, layers, tmp_path / "out", progress=seen)
-    asked = weight_requests(hub, plan)
-    assert len(asked) == plan.num_requests == sum(request.server == "cdn" for request in hub.requests)
-    assert sum(sent for _, sent in asked) == plan.num_bytes_read == seen.total == seen.done
-    assert same(artifact, state, [checkpoint.layer_index(layer) for layer in layers])
+    progress = Recorder()
+    artifact = extract_layer(checkpoint, layers, tmp_path / "out", progress=progress)
+    requests = weight_requests(hub, plan)
+    assert len(requests) == plan.num_requests == sum(request.server == "cdn" for request in hub.requests)
+    assert sum(sent for _, sent in requests) == plan.num_bytes_read == progress.total == progress.done
+    assert has_tensors(artifact, state, [checkpoint.layer_index(layer) for layer in layers])
 
 
-def test_from_a_disk_nothing_is_read_for_nothing(tmp_path):
+def test_gaps_are_not_read_from_a_disk(tmp_path):
     plan = plan_extraction(open_checkpoint(write_checkpoint(tmp_path, large_state())))
     assert plan.num_bytes_read == plan.num_bytes
     assert plan.num_requests == 9
@@ -99,10 +99,10 @@ def test_pieces_may_end_anywhere(tmp_path, monkeypatch, connections, size):
         assert piece.range.length == sum(segment.length for segment in piece.segments)
     segments = [segment for piece in plan.pieces for segment in piece.segments]
     assert sum(segment.length for segment in segments if segment.out_length) == plan.num_bytes
-    assert same(extract_layer(checkpoint, [3, 2], tmp_path / "out"), state, [3, 2])
+    assert has_tensors(extract_layer(checkpoint, [3, 2], tmp_path / "out"), state, [3, 2])
 
 
-def test_a_wide_gap_is_not_read(tmp_path):
+def test_wide_gap_is_not_read(tmp_path):
     settings = torch.utils.serialization.config.save
     before, settings.storage_alignment = settings.storage_alignment, 4096
     try:
@@ -116,7 +116,7 @@ def test_a_wide_gap_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("after", [50_000, 79_990, 80_060, 80_200, 400_000, 719_999])
-def test_it_goes_on_behind_before_and_inside_of_a_gap(hub, tmp_path, monkeypatch, after):
+def test_continues_before_within_and_after_a_gap(hub, tmp_path, monkeypatch, after):
     monkeypatch.setattr(copy_module, "STRETCH_BYTES", 20_000)
     monkeypatch.setattr(copy_module, "CHUNK_BYTES", 10_000)
     state = large_state()
@@ -129,17 +129,17 @@ def test_it_goes_on_behind_before_and_inside_of_a_gap(hub, tmp_path, monkeypatch
         extract_layer(checkpoint, -1, tmp_path / "out")
     hub.faults.clear()
     hub.reset_log()
-    seen = Recorder()
-    artifact = extract_layer("owner/name", -1, tmp_path / "out", progress=seen)
-    assert same(artifact, state)
-    assert seen.done == seen.total == plan.num_bytes_read
-    (again,) = [request.body_bytes for request in hub.requests if f"-{end - 1}" in (request.range or "")]
-    assert again <= plan.num_bytes_read - after + 20_000
+    progress = Recorder()
+    artifact = extract_layer("owner/name", -1, tmp_path / "out", progress=progress)
+    assert has_tensors(artifact, state)
+    assert progress.done == progress.total == plan.num_bytes_read
+    (sent_again,) = [request.body_bytes for request in hub.requests if f"-{end - 1}" in (request.range or "")]
+    assert sent_again <= plan.num_bytes_read - after + 20_000
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
 @pytest.mark.parametrize("connections", [1, 8])
-def test_transposed_and_permuted_tensors_come_out_in_order(tmp_path, dtype, connections):
+def test_transposed_and_permuted_tensors_are_reordered(tmp_path, dtype, connections):
     state = tiny_state_dict(torch.float16)
     generator = torch.Generator().manual_seed(1)
     several = torch.randn(3, 4, 5, 1, generator=generator).half()
@@ -159,11 +159,11 @@ def test_transposed_and_permuted_tensors_come_out_in_order(tmp_path, dtype, conn
         assert info.shape == tuple(state[info.name].shape)
     kind = torch.float16 if dtype is None else getattr(torch, dtype)
     artifact = extract_layer(checkpoint, -1, tmp_path / "out", dtype=dtype)
-    assert same(artifact, {name: tensor.to(kind) for name, tensor in state.items()})
+    assert has_tensors(artifact, {name: tensor.to(kind) for name, tensor in state.items()})
 
 
 @pytest.mark.parametrize("shape", [(2000, 300), (300, 2000), (1, 5), (5, 1), (3, 700_000), (700_000, 3)])
-def test_long_transposes_are_put_in_order_in_steps(shape):
+def test_long_transposed_tensors_are_reordered_in_steps(shape):
     stored = np.arange(math.prod(shape), dtype="<f4").reshape(shape)
     info = permute.PermutedTensorInfo(
         name="a", dtype="F32", shape=shape[::-1], file="x", offset=0, num_bytes=stored.nbytes, order=(1, 0)
@@ -172,10 +172,10 @@ def test_long_transposes_are_put_in_order_in_steps(shape):
     assert bytes(codec.convert(stored.tobytes())) == stored.T.tobytes()
 
 
-def test_what_is_too_large_to_put_in_order_is_refused(tmp_path, monkeypatch):
+def test_transposed_tensor_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(permute, "MAX_BYTES", 1000)
     state = tiny_state_dict(torch.float32)
     state[f"{LAYER}mlp.up_proj.weight"] = torch.randn(16, 24).t()
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "donor", state))
-    with pytest.raises(CheckpointError, match=r"up_proj.* is stored transposed and has 1,536 bytes; up to 1,000"):
+    with pytest.raises(CheckpointError, match=r"up_proj.* transposed, with 1,536 bytes.* at most 1,000"):
         plan_extraction(checkpoint)

@@ -1,4 +1,4 @@
-"""An extraction from a URL goes on where it was cut off, as long as the place shows that its files are the same."""
+"""An interrupted extraction from a URL continues if the server shows that its files have not changed."""
 
 import gc
 import os
@@ -68,7 +68,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def with_other_weights(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The same checkpoint after an update: as long, other numbers at the end of each shard."""
+    """The same checkpoint after an update: same size, with different bytes at the end of each shard."""
     return {
         name: content[:-2_000] + bytes(byte ^ 1 for byte in content[-2_000:])
         if name.endswith(".safetensors")
@@ -78,14 +78,14 @@ def with_other_weights(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def is_weights(asked: Asked) -> bool:
-    """Whether a request is for weights; a file's first byte, its header's length and its header are not."""
+    """Whether a request is for weights, not for a file's first byte, the length of its header or the header."""
     if not asked.path.endswith(".safetensors") or asked.range is None:
         return False
     return int(asked.range.removeprefix("bytes=").partition("-")[0]) > 8
 
 
 def hang_up(asked: Asked, answer: Answer) -> None:
-    """Break each connection after some bytes of weights, with all of them announced."""
+    """Break each connection after some bytes of weights, although the headers announce all of them."""
     if is_weights(asked) and len(answer.body) > CUT:
         answer.headers["Content-Length"] = str(len(answer.body))
         answer.body = answer.body[:CUT]
@@ -96,7 +96,7 @@ def weight_bytes(web: HttpFolder) -> int:
 
 
 def cut_off(web: HttpFolder, output: Path, also: Callable[[Asked, Answer], None] = lambda asked, answer: None) -> int:
-    """An extraction whose connections break; returns the bytes of weights that were sent until then."""
+    """Run an extraction whose connections break; return the number of bytes of weights sent."""
 
     def fault(asked: Asked, answer: Answer) -> None:
         also(asked, answer)
@@ -112,7 +112,7 @@ def cut_off(web: HttpFolder, output: Path, also: Callable[[Asked, Answer], None]
 
 
 @pytest.mark.parametrize("connections", [1, 8])
-def test_a_web_folder_is_gone_on_with(
+def test_web_folder_continues(
     web: HttpFolder, expected: LayerArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connections: int
 ) -> None:
     monkeypatch.setattr(UrlSource, "connections", connections)
@@ -122,9 +122,9 @@ def test_a_web_folder_is_gone_on_with(
     artifact = extract_layer(web.url, -1, tmp_path / "out")
     artifact.verify()
     assert artifact.sha256 == expected.sha256
-    again = sent + weight_bytes(web) - artifact.num_bytes
-    # Of one connection, only what fills no stretch is read twice; where others stop, also the chunk under way.
-    assert 0 <= again <= (STRETCH if connections == 1 else connections * (STRETCH + CHUNK_BYTES))
+    read_again = sent + weight_bytes(web) - artifact.num_bytes
+    # With one connection, only an incomplete stretch is read twice; with several, also the chunks in flight.
+    assert 0 <= read_again <= (STRETCH if connections == 1 else connections * (STRETCH + CHUNK_BYTES))
     assert weight_bytes(web) < artifact.num_bytes
     assert not (tmp_path / ".out.partial").exists()
 
@@ -148,7 +148,7 @@ def no_version(asked: Asked, answer: Answer) -> None:
     answer.headers.pop("ETag", None)
 
 
-def test_a_time_of_change_is_a_version_too(web: HttpFolder, expected: LayerArtifact, tmp_path: Path) -> None:
+def test_modification_time_is_a_version(web: HttpFolder, expected: LayerArtifact, tmp_path: Path) -> None:
     cut_off(web, tmp_path / "out", only_a_time)
     artifact = extract_layer(web.url, -1, tmp_path / "out")
     assert artifact.sha256 == expected.sha256
@@ -156,7 +156,7 @@ def test_a_time_of_change_is_a_version_too(web: HttpFolder, expected: LayerArtif
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, None), (only_a_time, another_time)])
-def test_a_file_that_was_replaced_is_read_from_its_start(
+def test_replaced_file_is_read_from_the_start(
     web: HttpFolder,
     tmp_path: Path,
     before: Callable[[Asked, Answer], None] | None,
@@ -176,7 +176,7 @@ def test_a_file_that_was_replaced_is_read_from_its_start(
 
 
 @pytest.mark.parametrize("fault", [a_weak_tag, no_version])
-def test_what_has_no_version_to_rely_on_is_read_at_one_go(
+def test_file_without_reliable_version_is_read_in_one_go(
     web: HttpFolder, expected: LayerArtifact, tmp_path: Path, fault: Callable[[Asked, Answer], None]
 ) -> None:
     cut_off(web, tmp_path / "out", fault)
@@ -186,7 +186,7 @@ def test_what_has_no_version_to_rely_on_is_read_at_one_go(
     assert weight_bytes(web) == artifact.num_bytes
 
 
-def test_what_places_know_of_a_version(web: HttpFolder, donor: Path) -> None:
+def test_versions_of_sources(web: HttpFolder, donor: Path) -> None:
     shard = next(donor.glob("*.safetensors"))
     assert open_source(donor).version(shard.name) is None
     first = open_source(web.url).version(shard.name)
@@ -199,13 +199,13 @@ def test_what_places_know_of_a_version(web: HttpFolder, donor: Path) -> None:
     assert open_source(web.url).version(shard.name) is None
 
 
-def test_a_file_system_of_fsspec_is_gone_on_with(
+def test_fsspec_file_system_continues(
     donor: Path, expected: LayerArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = fsspec.filesystem("memory")
     for name, content in content_of(donor).items():
         system.pipe_file(f"/resume/{name}", content)
-    whole = MemoryFileSystem.cat_file
+    read_file = MemoryFileSystem.cat_file
     lock, sent, budget = threading.Lock(), [0], [len(content_of(donor)["config.json"]) + 4_000_000]
 
     def cat_file(self: MemoryFileSystem, path: str, start: int = 0, end: int = 0, **_: object) -> bytes:
@@ -213,7 +213,7 @@ def test_a_file_system_of_fsspec_is_gone_on_with(
             sent[0] += end - start
             if sent[0] > budget[0]:
                 raise ConnectionResetError("the line is dead")
-        content: bytes = whole(self, path, start=start, end=end)
+        content: bytes = read_file(self, path, start=start, end=end)
         return content
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
@@ -229,7 +229,7 @@ def test_a_file_system_of_fsspec_is_gone_on_with(
         system.rm("/resume", recursive=True)
 
 
-def test_killed_and_gone_on_with(tmp_path: Path) -> None:
+def test_continues_after_a_kill(tmp_path: Path) -> None:
     large = SMALL | {"intermediate_size": 16384}
     donor = write_sparse_checkpoint(tmp_path / "donor", large, [1])
     expected = extract_layer(donor, -1, tmp_path / "expected")
@@ -238,7 +238,7 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     released, sent = threading.Event(), [0]
 
     def stall(asked: Asked, answer: Answer) -> None:
-        """The first two requests for weights are answered, the others not before the process is dead."""
+        """Answer the first two requests for weights at once, and the others only after the process is dead."""
         if is_weights(asked):
             sent[0] += 1
             if sent[0] > 2:

@@ -1,4 +1,4 @@
-"""An odd mirror of the Hub: olah hands on what it got, and a 206 without a body where its own Hub fails it."""
+"""olah, a mirror of the Hub that answers 206 with an empty body if its own Hub fails."""
 
 import http.client
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ MB = 1 << 20
 
 @pytest.fixture(scope="session")
 def olah(request: pytest.FixtureRequest) -> Path:
-    """olah's command, in an environment that is kept from run to run."""
+    """olah's command, in an environment that is kept between runs."""
     try:
         return make_environment(request.config.cache.mkdir("olah") / "environment")
     except NoEnvironmentError as error:
@@ -49,13 +49,13 @@ def hub() -> Iterator[LoopbackHub]:
 
 @pytest.fixture(scope="module")
 def mirror(olah: Path, hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the mirror. It keeps what it has seen: each test asks for a repo of its own."""
+    """The URL of the mirror. It caches repos, so each test uses a different one."""
     with run_mirror(olah, tmp_path_factory.mktemp("olah"), hub=hub.endpoint, cdn=hub.cdn_endpoint) as url:
         yield url
 
 
 @pytest.fixture(autouse=True)
-def fresh(hub: LoopbackHub, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def reset_hub(hub: LoopbackHub, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.faults.clear()
     hub.reset_log()
     monkeypatch.setattr(HubSource, "limits", HubLimits(tries=2, bad_answer_tries=2, base_wait=0.001, max_wait=0.002))
@@ -76,7 +76,7 @@ def expected(donor: Path, tmp_path_factory: pytest.TempPathFactory) -> LayerArti
     return extract_layer(donor, -1, tmp_path_factory.mktemp("expected") / "layer")
 
 
-def test_the_command_reads_through_the_mirror(
+def test_command_reads_through_the_mirror(
     hub: LoopbackHub, mirror: str, donor: Path, expected: LayerArtifact, tmp_path: Path
 ) -> None:
     repo = hub.add_repo("owner/read", donor)
@@ -91,11 +91,11 @@ def test_the_command_reads_through_the_mirror(
     hub.reset_log()
     again = extract_layer("owner/read", -1, tmp_path / "again")
     assert again.sha256 == expected.sha256
-    # The mirror has the bytes by now.
+    # The mirror has cached the bytes.
     assert hub.count(server="cdn") == 0
 
 
-def test_an_answer_without_a_body_is_no_layer(hub: LoopbackHub, mirror: str, donor: Path, tmp_path: Path) -> None:
+def test_empty_response_is_an_error(hub: LoopbackHub, mirror: str, donor: Path, tmp_path: Path) -> None:
     commit = hub.add_repo("owner/empty", donor).refs["main"]
     shard = next(donor.glob("*.safetensors")).name
     hub.faults.add(reset(), server="cdn", times=-1)
@@ -111,13 +111,13 @@ def test_an_answer_without_a_body_is_no_layer(hub: LoopbackHub, mirror: str, don
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_mirrors_hub_is_lost_halfway(
+def test_continues_after_the_hub_fails(
     hub: LoopbackHub, donor: Path, expected: LayerArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HubSource, "connections", 1)
     hub.add_repo("owner/halfway", donor)
     progress = Recorder()
-    # The header and some blocks of weights arrive, one after the other.
+    # The header and some blocks of weights arrive before the fault.
     hub.faults.add(reset(), server="cdn", times=-1, skip=6)
     with pytest.raises(SourceError, match="of owner/halfway can't be read"):
         extract_layer("owner/halfway", -1, tmp_path / "out", progress=progress)
@@ -127,10 +127,10 @@ def test_the_mirrors_hub_is_lost_halfway(
     artifact = extract_layer("owner/halfway", -1, tmp_path / "out", progress=progress)
     artifact.verify()
     assert artifact.sha256 == expected.sha256
-    assert any("are already there from an earlier run" in notice for notice in progress.notices)
+    assert any("are left from an earlier run" in notice for notice in progress.notices)
 
 
-def test_nothing_behind_the_mirror(hub: LoopbackHub, donor: Path, tmp_path: Path) -> None:
+def test_mirror_without_a_hub(hub: LoopbackHub, donor: Path, tmp_path: Path) -> None:
     hub.add_repo("owner/gone", donor)
     hub.faults.add(reset(), times=-1)
     with pytest.raises(SourceError, match="owner/gone"):
@@ -138,9 +138,7 @@ def test_nothing_behind_the_mirror(hub: LoopbackHub, donor: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_branch_that_the_mirror_remembers_as_it_was(
-    hub: LoopbackHub, donor: Path, expected: LayerArtifact, tmp_path: Path
-) -> None:
+def test_mirror_with_a_stale_branch(hub: LoopbackHub, donor: Path, expected: LayerArtifact, tmp_path: Path) -> None:
     repo = hub.add_repo("owner/moving", donor)
     first = repo.refs["main"]
     assert extract_layer("owner/moving", -1, tmp_path / "out").config["source"]["commit"] == first
@@ -148,7 +146,7 @@ def test_a_branch_that_the_mirror_remembers_as_it_was(
     shard = next(name for name in newer if name.endswith(".safetensors"))
     newer[shard] = newer[shard][:-2000] + bytes(2000)
     assert repo.commit(newer) != first
-    # For ten minutes it says that main is what it was: the layer then is that commit's, and says so.
+    # The mirror caches main for ten minutes. The layer is from the old commit, and records it.
     stale = extract_layer("owner/moving", -1, tmp_path / "stale")
     assert stale.config["source"]["commit"] == first
     assert stale.sha256 == expected.sha256
