@@ -10,7 +10,7 @@ WORKERS ?= 2
 demo: .venv/.ready  ## the main job on real weights, without the Hub
 	$(BIN)/surgeon demo
 test: lint  ## every check and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 lint: .venv/.ready  ## style, types and the one-way rule
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 format: .venv/.ready  ## put the code into shape
@@ -24,9 +24,9 @@ bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/ben
 results: .venv/.ready  ## the results pages, their figures and the README's result, from the evidence in research/
 	$(BIN)/python -m research.results
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
-	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
+	.venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
 fuzz: .venv/.ready  ## the long runs: spoiled files by the hundred thousand, kills by the hundred
-	SURGEON_FUZZ=100000 SURGEON_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/extract/test_kills.py tests/finetune/test_kills.py
+	SURGEON_FUZZ=100000 SURGEON_KILLS=50 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/extract/test_kills.py tests/finetune/test_kills.py
 clean:  ## remove the environments and everything built
 	rm -rf .venv .venv-min .venv-peers site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
