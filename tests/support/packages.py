@@ -56,5 +56,5 @@ def install_archive(
         sha256=hashes.pop("model.safetensors"),
         license="MIT",
         install=f"{name}-part-0",
-        beside=hashes,
+        other_files=hashes,
     )
