@@ -23,7 +23,7 @@ _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metr
 def demo(
     num_seeds: Annotated[int, typer.Option("--num-seeds", help="Runs of each arm.")] = 2,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Run the whole journey on real weights, without the Hub.
@@ -34,7 +34,7 @@ def demo(
     if num_seeds < 1:
         raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
     with usage():
-        config = FinetuneConfig(**given)
+        config = FinetuneConfig(**settings)
 
     from layer_surgeon.study import run_demo
 

@@ -41,7 +41,7 @@ def evaluate(
         ),
     ] = None,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Measure a trained model on a data set.
@@ -49,13 +49,13 @@ def evaluate(
     Over the whole set; of a classification accuracy, macro F1, scores by class and the confusion matrix.
     """
     with usage():
-        FinetuneConfig(**given)
+        FinetuneConfig(**settings)
     folder = model or str(ui.workspace.latest("run"))
 
     from layer_surgeon.finetune import evaluate_model
 
     data = dataset or _test_data(folder)
-    result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **given)
+    result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **settings)
     metrics = result.metrics
     if not ui.as_json:
         from layer_surgeon.finetune.metrics import TITLES

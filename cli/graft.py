@@ -32,7 +32,7 @@ def graft(
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the output folder holds.")] = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Put a layer into a small model.
@@ -40,7 +40,7 @@ def graft(
     The result is an ordinary transformers model: host, projections, frozen layer and head. Train it next.
     """
     with usage():
-        config = GraftConfig(**given)
+        config = GraftConfig(**settings)
     donor_folder = donor or ui.workspace.latest("layer")
 
     from layer_surgeon.graft.build import save_graft  # torch and transformers take seconds; --help must not

@@ -48,7 +48,7 @@ def predict(
         ),
     ] = None,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> list[dict[str, Any]]:
     """Let a trained model label texts, answer questions, or write.
@@ -57,7 +57,7 @@ def predict(
     given as "question, tab, text", or in a file with both columns.
     """
     with usage():
-        config = FinetuneConfig(**given)
+        config = FinetuneConfig(**settings)
     if bool(texts) == bool(input):
         raise UsageError('Give either texts (surgeon predict "A text.") or files (--input), or - for stdin.')
     if output is not None and output.suffix.lower() not in _FORMATS:
@@ -75,7 +75,7 @@ def predict(
         wanted = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
         if task == "question-answering":
             wanted = [_question(text) for text in wanted]
-    predictions = finetune.predict(folder, wanted, donor=donor, progress=ui.progress, **given)
+    predictions = finetune.predict(folder, wanted, donor=donor, progress=ui.progress, **settings)
     if output is not None:
         _write(predictions, output)
         ui.progress.notice(f"{len(predictions):,} predictions are in {output}.")

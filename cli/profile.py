@@ -40,7 +40,7 @@ def profile(
     repeats: Annotated[int, typer.Option(help="How often each is timed.")] = 3,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Show what a graft costs: parameters, computation, memory, time.
@@ -48,7 +48,7 @@ def profile(
     The host alone stands beside it. Reads config.json alone and no weights, so that neither has to be on this machine.
     """
     with usage():
-        config = GraftConfig(**given) if given else None
+        config = GraftConfig(**settings) if settings else None
     target = model or str(ui.workspace.latest("graft"))
 
     from layer_surgeon.graft.measure import Workload  # torch and transformers take seconds; --help must not

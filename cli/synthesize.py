@@ -21,7 +21,7 @@ def synthesize(
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON Lines file.")] = Path("synthetic.jsonl"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Have a language model write training texts for each label.
@@ -32,7 +32,7 @@ def synthesize(
         raise UsageError(f"{output} is there already. Replace it with --force, or choose another file with --output.")
 
     with usage():
-        config = SynthesisConfig(model=model, labels=tuple(labels), **given)
+        config = SynthesisConfig(model=model, labels=tuple(labels), **settings)
 
     from layer_surgeon.study.synthesize import synthesize as write
 
