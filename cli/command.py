@@ -31,7 +31,10 @@ _COMMON: dict[str, Any] = {
         ),
     ],
     "json_": Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.", rich_help_panel=_COMMON_PANEL)
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON document on stdout and nothing else.", rich_help_panel=_COMMON_PANEL
+        ),
     ],
     "quiet": Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress and no notices.", rich_help_panel=_COMMON_PANEL)
@@ -193,7 +196,7 @@ def _help_text(field: "Field[Any]") -> str:
 
 
 def _parse(name: str, value: Any) -> Any:
-    """Parse text that is a number or JSON, as in `--site 3` or `--id2label '{"0": "bad"}'`. Return other text as it is."""
+    """Parse numbers and JSON, as in `--site 3` or `--id2label '{"0": "bad"}'`. Other text stays as it is."""
     if not isinstance(value, str) or not value or not (value[0] in "{[" or value.lstrip("-").isdigit()):
         return value
     try:

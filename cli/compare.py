@@ -182,7 +182,9 @@ def make_content(
     from layer_surgeon.study.preset import preset_plan, scale_down
 
     if config is not None and preset is not None:
-        raise UsageError("--config and --preset can't be combined, because a study has one plan. Leave one of them out.")
+        raise UsageError(
+            "--config and --preset can't be combined, because a study has one plan. Leave one of them out."
+        )
     changes = {name: value for name, value in overrides.items() if value}
     content: dict[str, Any] = {"name": "study", "arms": ["host", "graft", "random", "wide-head"]}
     if preset is not None:

@@ -1,4 +1,4 @@
-"""`surgeon demo`: the whole journey on real weights."""
+"""`surgeon demo`: the whole workflow on real weights."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-# What is said by the demo itself, and what is about other tasks than classification.
+# Settings that the demo chooses itself, and settings of tasks other than classification.
 _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
 
 
@@ -26,10 +26,10 @@ def demo(
     settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Run the whole journey on real weights, without the Hub.
+    """Run the whole workflow on real weights, without the Hub.
 
-    The last layer of Gemma-3-270M goes into MiniLM; trained on film reviews, beside MiniLM alone; tested on three data
-    sets. Writes an HTML page.
+    Puts the last layer of Gemma-3-270M into MiniLM. Trains the graft and MiniLM alone on film reviews, tests both on
+    three data sets, and writes an HTML page.
     """
     if num_seeds < 1:
         raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
@@ -74,8 +74,8 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.facts(
         {
             "layer": f"{layer} of {result.donor_name}, {format_bytes(result.layer_bytes)}, "
-            f"{'used again' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
-            "settings": f"the paper's{f', but for {changed}' if changed else ''}; seeds {_list(result.seeds)}",
+            f"{'reused' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
+            "settings": f"the paper's{f', except {changed}' if changed else ''}; seeds {_list(result.seeds)}",
             "time": format_seconds(result.seconds),
             "page": result.page,
         }

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 app = new_app()
 
 DEFAULT_DATASET = "sst2"
-# What a configuration file may have in addition to the settings, with the same names as on the command line.
+# What a configuration file may have in addition to the settings. The names are those of the command line.
 PLACES = {
     "graft": "Folder or repo id of a graft, or of any model for the task; default: the latest graft.",
     "dataset": f"A name of `surgeon datasets`, a Hub id, a file or a list of files; default: {DEFAULT_DATASET}.",
-    "validation": "Validation data, named in the same way; default: the data set's own, or a part of the training data.",
+    "validation": "Validation data, named in the same way; default: the data set's, or part of the training data.",
     "test": "Test data, named in the same way; default: the data set's own, if there is any.",
     "output": "Folder of the run; default: in the workspace.",
     "tokenizer": "Folder or repo id of the tokenizer; default: the model's.",
@@ -39,7 +39,7 @@ PLACES = {
 _NUMBERS = {name for name, kind in get_type_hints(FinetuneConfig).items() if {int, float} & {kind, *get_args(kind)}}
 
 
-@command(app, settings=FinetuneConfig, panel="Training settings (the paper's where none is given)")
+@command(app, settings=FinetuneConfig, panel="Training settings (default: the paper's)")
 def finetune(
     graft: Annotated[
         str | None,

@@ -37,7 +37,9 @@ def select(
     data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set. [dim](default: sst2)[/]")] = None,
     config: BaseOption = None,
     scale: ScaleOption = "full",
-    num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="Runs of each candidate in the last rung. [dim](default: 5)[/]")] = None,
+    num_seeds: Annotated[
+        int | None, typer.Option("--num-seeds", help="Runs of each candidate in the last rung. [dim](default: 5)[/]")
+    ] = None,
     assignments: SetOption = None,
     probe: Annotated[bool, typer.Option(help="Start with a probe that needs no training.")] = True,
     output: Annotated[
@@ -45,7 +47,7 @@ def select(
         typer.Option(
             "--output",
             "-o",
-            help="Folder of the study. In the folder of a sweep, its runs are used. [dim](default: in the workspace)[/]",
+            help="Folder of the study. If a sweep is there, its runs are reused. [dim](default: in the workspace)[/]",
         ),
     ] = None,
     workers: WorkersOption = 1,
@@ -78,9 +80,7 @@ def select(
     try:
         result = select_arm(plan, folder, workers=workers, probe=probe, progress=ui.progress)
     except KeyboardInterrupt as error:
-        raise TrainingError(
-            "Interrupted. Finished trainings are kept. Run the same command to continue."
-        ) from error
+        raise TrainingError("Interrupted. Finished trainings are kept. Run the same command to continue.") from error
     if not ui.as_json:
         _show(result, ui)
     return as_json(result) | {"report": write_page(folder, ui)}

@@ -15,8 +15,8 @@ DonorArgument = Annotated[
 CandidatesOption = Annotated[
     Candidates,
     typer.Option(
-        help="What to try. layers: each layer; pairs: each layer of --layers with the next one; sites: the sites in the "
-        "host, with the last layer or those of --layers."
+        help="What to try. layers: each layer; pairs: each layer of --layers with the next one; sites: the sites in "
+        "the host, with the last layer or those of --layers."
     ),
 ]
 LayersOption = Annotated[
@@ -36,4 +36,6 @@ OutputOption = Annotated[
 WorkersOption = Annotated[int, typer.Option("--workers", "-w", help="How many trainings run at the same time.")]
 ExecutorOption = Annotated[Executor, typer.Option(help="Where trainings run: on this machine or on a Ray cluster.")]
 AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only show how many trainings there are and how long they take.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only show how many trainings there are and how long they take.")
+]

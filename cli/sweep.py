@@ -39,7 +39,8 @@ def sweep(
     candidates: CandidatesOption = "layers",
     host: HostOption = None,
     data: Annotated[
-        list[str] | None, typer.Option("--dataset", "-d", help="A data set. Repeat it for several. [dim](default: sst2)[/]")
+        list[str] | None,
+        typer.Option("--dataset", "-d", help="A data set. Repeat it for several. [dim](default: sst2)[/]"),
     ] = None,
     config: BaseOption = None,
     scale: ScaleOption = "full",
