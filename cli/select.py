@@ -54,7 +54,7 @@ def select(
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Find the best layer, pair or site at a fraction of a sweep.
+    """Find the best layer, pair or site at a fraction of the cost of a sweep.
 
     Uses successive halving: a probe without training, then short trainings, then long ones, each with fewer candidates.
     The test data is used only once, for the chosen candidate and the host alone.

@@ -45,7 +45,7 @@ def sweep(
     config: BaseOption = None,
     scale: ScaleOption = "full",
     num_seeds: Annotated[
-        int | None, typer.Option("--num-seeds", help="Runs of each layer. [dim](default: 5)[/]")
+        int | None, typer.Option("--num-seeds", help="Runs of each candidate. [dim](default: 5)[/]")
     ] = None,
     assignments: SetOption = None,
     output: OutputOption = None,
@@ -56,7 +56,7 @@ def sweep(
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Train with each layer of the donor, pair or site, and draw which does best.
+    """Train with each donor layer, pair of layers or site, and plot which is best.
 
     There is one run for each candidate and seed, and the host alone for comparison. The checkpoint is opened only once
     for all layers.

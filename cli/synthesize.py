@@ -26,8 +26,8 @@ def synthesize(
 ) -> dict[str, Any]:
     """Write training texts for each label with a language model.
 
-    This is ZeroGen: surgeon synthesize gpt2-xl --label negative --label positive, then surgeon finetune HOST --dataset
-    FILE.
+    The method is ZeroGen. Run surgeon synthesize gpt2-xl --label negative --label positive, then surgeon finetune HOST
+    --dataset FILE.
     """
     if output.exists() and not force:
         raise UsageError(f"{output} already exists. Replace it with --force, or choose another file with --output.")
