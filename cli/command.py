@@ -22,7 +22,7 @@ from .errors import UsageError, as_document, describe, format_traceback
 from .processes import is_main
 from .ui import Ui
 
-_COMMON_PANEL = "Everywhere"
+_COMMON_PANEL = "Common options"
 _COMMON: dict[str, Any] = {
     "workspace": Annotated[
         Path | None,
@@ -71,7 +71,9 @@ def command(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        own = [p for p in inspect.signature(function).parameters.values() if p.name not in ("ui", "settings")]
+        own_parameters = [
+            p for p in inspect.signature(function).parameters.values() if p.name not in ("ui", "settings")
+        ]
         options = [] if settings is None else _settings_options(settings, without, panel)
         text_fields = set() if settings is None else _text_fields(settings)
         common = [_parameter(name, kind, None if name == "workspace" else False) for name, kind in _COMMON.items()]
@@ -95,7 +97,7 @@ def command(
                 if json_:
                     ui.document(document)
 
-        parameters = [*own, *options, *common]
+        parameters = [*own_parameters, *options, *common]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads this
         run.__annotations__ = {}
         run.__doc__ = function.__doc__

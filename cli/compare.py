@@ -259,7 +259,7 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
             "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {len(plan.data)} data "
             f"sets x {len(plan.fractions)} shares of the data",
             "done": estimate.done,
-            "time": f"about {format_seconds(estimate.seconds / workers)} with {workers} at a time",
+            "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
         }
     )
     rows = [(name, f"{1000 * seconds:.0f} ms") for name, seconds in estimate.seconds_by_arm.items()]
@@ -270,30 +270,30 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
     for table in result.summary.tables:
-        share = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the data"
+        fraction = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the data"
         data_name = table.test if table.test == table.data else f"{table.test}, trained on {table.data}"
         rows = [
             (
                 row.arm,
                 len(row.seeds),
                 f"{row.mean:.4f}",
-                _deviation(row.deviation),
-                _trained(result, row.arm),
+                _format_deviation(row.deviation),
+                _format_trained(result, row.arm),
             )
             for row in table.rows
         ]
-        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{data_name}{share}")
+        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{data_name}{fraction}")
         ui.table(
             ("comparison", "difference", "95 % interval", "p (Holm)", ""),
             [
                 (
-                    f"{c.arm} - {c.against}",
-                    difference_in_words(c.mean, plan.metric),
-                    _span(c),
-                    "" if c.p_holm is None else say_p(c.p_holm),
-                    "significant" if c.significant else "not significant",
+                    f"{comparison.arm} - {comparison.against}",
+                    difference_in_words(comparison.mean, plan.metric),
+                    _format_interval(comparison),
+                    "" if comparison.p_holm is None else say_p(comparison.p_holm),
+                    "significant" if comparison.significant else "not significant",
                 )
-                for c in table.comparisons
+                for comparison in table.comparisons
             ],
         )
     ui.headline(result.summary.verdict)
@@ -303,15 +303,15 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     ui.facts({**facts, "study": result.path})
 
 
-def _deviation(value: float | None) -> str:
+def _format_deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _span(comparison: "Comparison") -> str:
+def _format_interval(comparison: "Comparison") -> str:
     interval = comparison.crossed.interval if comparison.crossed else comparison.seed_interval
     return "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
-def _trained(result: "StudyResult", arm: str) -> str:
+def _format_trained(result: "StudyResult", arm: str) -> str:
     counts = result.summary.parameters(arm)
     return "" if counts is None else format_count(counts.trained)

@@ -56,7 +56,14 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.table(
         ("test set", "sentences", "arm", "accuracy", "95 % interval", "macro F1"),
         [
-            (test, f"{cell.examples:,}", arm, f"{cell.accuracy:.4f}", _span(cell.interval), f"{cell.macro_f1:.4f}")
+            (
+                test,
+                f"{cell.examples:,}",
+                arm,
+                f"{cell.accuracy:.4f}",
+                _format_interval(cell.interval),
+                f"{cell.macro_f1:.4f}",
+            )
             for test in result.test_names
             for arm, cell in ((arm, result.cell(arm, test)) for arm in result.arm_names)
         ],
@@ -64,8 +71,8 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.table(
         ("test set", "grafted - host alone", "95 % interval", "verdict"),
         [
-            (test, f"{c.delta:+.4f}", _span(c.interval, "+.3f"), c.verdict)
-            for test, c in ((test, result.comparison(test)) for test in result.test_names)
+            (test, f"{difference.delta:+.4f}", _format_interval(difference.interval, "+.3f"), difference.verdict)
+            for test, difference in ((test, result.comparison(test)) for test in result.test_names)
         ],
     )
     ui.headline(result.conclusion())
@@ -75,7 +82,7 @@ def _show(result: "DemoResult", ui: Ui) -> None:
         {
             "layer": f"{layer} of {result.donor_name}, {format_bytes(result.layer_bytes)}, "
             f"{'reused' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
-            "settings": f"the paper's{f', except {changed}' if changed else ''}; seeds {_list(result.seeds)}",
+            "settings": f"the paper's{f', except {changed}' if changed else ''}; seeds {_join(result.seeds)}",
             "time": format_seconds(result.seconds),
             "page": result.page,
         }
@@ -83,9 +90,9 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(result.arms[-1].path))}[/]')
 
 
-def _span(interval: Any, spec: str = ".3f") -> str:
+def _format_interval(interval: Any, spec: str = ".3f") -> str:
     return f"{interval.low:{spec}} to {interval.high:{spec}}"
 
 
-def _list(values: Any) -> str:
+def _join(values: Any) -> str:
     return ", ".join(map(str, values))
