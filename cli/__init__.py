@@ -1,1 +1,1 @@
-"""The `surgeon` command. One file per command: parse, call one function of the library, render."""
+"""The `surgeon` command. The module of a command parses options, calls one library function and shows the result."""

@@ -1,4 +1,4 @@
-"""`python -m layer_surgeon_cli` does what `surgeon` does."""
+"""`python -m layer_surgeon_cli` is the same as `surgeon`."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""What all commands share: the common options, options made from a settings dataclass, and the way errors leave."""
+"""What all commands share: the common options, options made from a settings dataclass, and error handling."""
 
 import contextlib
 import inspect
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from layer_surgeon._io import parse_json
 from layer_surgeon._text import printable
@@ -21,85 +22,96 @@ from .errors import UsageError, as_document, describe, format_traceback
 from .processes import is_main
 from .ui import Ui
 
-_COMMON_PANEL = "Everywhere"
+_COMMON_PANEL = "Common options"
 _COMMON: dict[str, Any] = {
     "workspace": Annotated[
         Path | None,
         typer.Option(
-            envvar="SURGEON_WORKSPACE", help="Where layers, grafts and runs lie.", rich_help_panel=_COMMON_PANEL
+            envvar="SURGEON_WORKSPACE", help="Folder of layers, grafts and runs.", rich_help_panel=_COMMON_PANEL
         ),
     ],
     "json_": Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, nothing else.", rich_help_panel=_COMMON_PANEL)
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON document on stdout and nothing else.", rich_help_panel=_COMMON_PANEL
+        ),
     ],
     "quiet": Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, no notices.", rich_help_panel=_COMMON_PANEL)
+        bool, typer.Option("--quiet", "-q", help="Show no progress and no notices.", rich_help_panel=_COMMON_PANEL)
     ],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_COMMON_PANEL)],
 }
 
 
 def new_app() -> typer.Typer:
-    """A typer application for the one command of a file."""
+    """Make the typer application for the one command of a module."""
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 def command(
-    app: typer.Typer, *, settings: type | None = None, without: Collection[str] = (), panel: str = "Settings"
+    app: typer.Typer,
+    *,
+    settings: type | None = None,
+    without: Collection[str] = (),
+    panel: str = "Settings",
+    command_class: type[TyperCommand] = TyperCommand,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a command.
 
-    The function receives `ui`, its own parameters and, where a `settings` dataclass is given, `given`: a dict of those
-    of its fields that were set on the command line. Help texts come from the fields' metadata. What it returns is the
-    document that `--json` prints; without `--json` it prints for people itself.
+    The function receives its own parameters and `ui`. With a `settings` dataclass it also receives `settings`: a dict
+    of the fields that were set on the command line. It returns the document that `--json` prints. Without `--json` it
+    prints its results itself.
 
     Args:
         app: The application made by `new_app`.
-        settings: A dataclass whose fields become options.
-        without: Names of fields that are no option (the command has a better way to set them).
-        panel: The heading of those options in the help.
+        settings: A dataclass whose fields become options. The help texts come from the fields' metadata.
+        without: Names of fields that do not become options, because the command has a better way to set them.
+        panel: The heading of these options in the help.
+        command_class: The class of the typer command, which parses the arguments.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        own = [p for p in inspect.signature(function).parameters.values() if p.name not in ("ui", "given")]
+        own_parameters = [
+            p for p in inspect.signature(function).parameters.values() if p.name not in ("ui", "settings")
+        ]
         options = [] if settings is None else _settings_options(settings, without, panel)
-        texts = set() if settings is None else _text_fields(settings)
+        text_fields = set() if settings is None else _text_fields(settings)
         common = [_parameter(name, kind, None if name == "workspace" else False) for name, kind in _COMMON.items()]
 
         def run(**values: Any) -> None:
-            # Of several processes that do one thing together the first one speaks for all.
+            # If several processes train together, only the first one prints.
             json_, quiet = values.pop("json_") and is_main(), values.pop("quiet") or not is_main()
             workspace = Workspace(values.pop("workspace"))
             ui = Ui(as_json=json_, quiet=quiet, debug=values.pop("debug"), workspace=workspace)
             with _Guard(ui):
                 if settings is not None:
-                    taken = {p.name: values.pop(p.name) for p in options}
-                    values["given"] = {
-                        name: value if name in texts else _parse(name, value)
-                        for name, value in taken.items()
+                    option_values = {p.name: values.pop(p.name) for p in options}
+                    values["settings"] = {
+                        name: value if name in text_fields else _parse(name, value)
+                        for name, value in option_values.items()
                         if value is not None
                     }
-                # What other libraries print would else stand beside the one document.
+                # Other libraries may print to stdout, which must only have the JSON document.
                 with contextlib.redirect_stdout(sys.stderr) if json_ else contextlib.nullcontext():
                     document = function(ui=ui, **values)
                 if json_:
                     ui.document(document)
 
-        parameters = [*own, *options, *common]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options here
+        parameters = [*own_parameters, *options, *common]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads this
         run.__annotations__ = {}
         run.__doc__ = function.__doc__
-        app.command()(run)
+        app.command(cls=command_class)(run)
         return function
 
     return decorate
 
 
 class usage:  # noqa: N801  # used as `with usage():`
-    """Turns our own errors into usage errors (exit code 2), for values that came from the command line."""
+    """Turn our own errors into usage errors (exit code 2), for values from the command line."""
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Re-raise our errors as `UsageError`."""
@@ -108,22 +120,22 @@ class usage:  # noqa: N801  # used as `with usage():`
 
 
 class _Guard:
-    """Shows an exception as a message and ends the process with the right code."""
+    """Show an exception as a message, and exit with the right code."""
 
     def __init__(self, ui: Ui) -> None:
         self._ui = ui
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Report, then exit 1 or 2; exits that typer itself asked for pass through."""
-        if error is None or _is_typers(error):
+        """Report the error, then exit with 1 or 2. Exceptions that typer handles itself pass through."""
+        if error is None or _is_handled_by_typer(error):
             return
         self._ui.progress.end()
         code, message = describe(error)
         if not is_main() and isinstance(error, LayerSurgeonError) and not isinstance(error, TrainingError):
-            # Found before training by all of them; the first one says it.
+            # Before training, every process meets the same error. Only the first one reports it.
             raise typer.Exit(code) from error
         if self._ui.debug:
             self._ui.err.print(printable(format_traceback(error)), markup=False, highlight=False, soft_wrap=True)
@@ -133,7 +145,7 @@ class _Guard:
         raise typer.Exit(code) from error
 
 
-def _is_typers(error: BaseException) -> bool:
+def _is_handled_by_typer(error: BaseException) -> bool:
     return isinstance(error, SystemExit | typer.Exit | typer.Abort | typer.BadParameter | BrokenPipeError)
 
 
@@ -147,27 +159,27 @@ def _settings_options(settings: type, without: Collection[str], panel: str) -> l
     for field in fields(settings):
         if field.name in without:
             continue
-        # None means "not said", so that a flag overrides a file only where it was given.
+        # None means that the option was not set, so it does not override the configuration file.
         option = typer.Option(help=_help_text(field), rich_help_panel=panel, show_default=False)
-        kind: Any = Annotated[_option_type(hints[field.name]) | None, option]
-        options.append(_parameter(field.name, kind, None))
+        annotation: Any = Annotated[_option_type(hints[field.name]) | None, option]
+        options.append(_parameter(field.name, annotation, None))
     return options
 
 
 def _text_fields(settings: type) -> set[str]:
-    """The fields that take any text, also one that looks like a number or like JSON: a column may be called 3."""
+    """Fields that take any text, even if it looks like a number or JSON. For example, a column may be called 3."""
     return {name for name, hint in typing.get_type_hints(settings).items() if _alternatives(hint) == [str]}
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """What a field takes, beside None."""
+    """The types that a field takes, without None."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return [hint]
     return [kind for kind in typing.get_args(hint) if kind is not type(None)]
 
 
 def _option_type(hint: Any) -> Any:
-    """The type typer parses for a field; what has no simple form on a command line is taken as text."""
+    """The type that typer parses for a field: text for all types that have no simple form on a command line."""
     alternatives = _alternatives(hint)
     if len(alternatives) == 1:
         only = alternatives[0]
@@ -177,7 +189,7 @@ def _option_type(hint: Any) -> Any:
 
 
 def _help_text(field: "Field[Any]") -> str:
-    # Else rich takes [int8] for markup, and leaves it out.
+    # Without the backslash, rich takes [int8] for markup and removes it.
     text = str(field.metadata.get("help", "")).replace("[", r"\[")
     default = field.default if field.default is not MISSING else None
     if default is None or default is False:
@@ -186,7 +198,7 @@ def _help_text(field: "Field[Any]") -> str:
 
 
 def _parse(name: str, value: Any) -> Any:
-    """Text that is a number or a JSON object becomes one: `--site 3`, `--id2label '{"0": "bad"}'`."""
+    """Parse numbers and JSON, as in `--site 3` or `--id2label '{"0": "bad"}'`. Other text stays as it is."""
     if not isinstance(value, str) or not value or not (value[0] in "{[" or value.lstrip("-").isdigit()):
         return value
     try:

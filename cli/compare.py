@@ -12,8 +12,8 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from .command import command, new_app, usage
 from .errors import UsageError
 from .report import write_page
+from .set_option import SetOption, StudyCommand, check_settings, parse_settings
 from .studies import (
-    TRAINING,
     AddressOption,
     DryRunOption,
     Executor,
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, **TRAINING)
+@command(app, command_class=StudyCommand)
 def compare(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the plan of the study.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="A plan that comes along: table-1 ... table-20, figure-2, figure-3.")
+        str | None, typer.Option(help="A built-in plan: table-1 ... table-20, figure-2, figure-3.")
     ] = None,
     scale: ScaleOption = "full",
     host: HostOption = None,
@@ -49,38 +49,48 @@ def compare(
     layer: Annotated[int | None, typer.Option(help="Which of its layers. [dim](default: the last)[/]")] = None,
     arms: Annotated[
         list[str] | None,
-        typer.Option("--arm", "-a", help="An arm; repeat it. [dim](default: host, graft, random, wide-head)[/]"),
+        typer.Option(
+            "--arm", "-a", help="An arm. Repeat it for several. [dim](default: host, graft, random, wide-head)[/]"
+        ),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--dataset", "-d", help="A data set to train on; repeat it for several.")
+        list[str] | None, typer.Option("--dataset", "-d", help="A data set to train on. Repeat it for several.")
     ] = None,
     tests: Annotated[
-        str | None, typer.Option(help="own: each on its own test part; all: on all of them (domain shift).")
+        str | None,
+        typer.Option(help="own: test on the test part of the same data set; all: on those of all (domain shift)."),
     ] = None,
     fractions: Annotated[
-        list[float] | None, typer.Option("--fraction", help="Share of the training data; repeat it.")
+        list[float] | None, typer.Option("--fraction", help="Share of the training data. Repeat it for several.")
     ] = None,
     num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="Runs of each arm. [dim](default: 5)[/]")] = None,
+    assignments: SetOption = None,
     output: OutputOption = None,
     workers: WorkersOption = 1,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     dry_run: DryRunOption = False,
     *,
-    given: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Compare arms over seeds, data sets and test sets, with statistics.
 
-    Each training runs in a process of its own. The same command goes on with a study that was stopped. A folder that
-    holds a study is enough: surgeon compare --output FOLDER.
+    Each training runs in its own process. If a study is stopped, run the same command again to continue it. The folder
+    of a study is enough: surgeon compare --output FOLDER.
     """
-    said: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
+    overrides: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
     if donor is not None or layer is not None:
-        said["donor"] = {"source": donor, "layer": layer}
+        overrides["donor"] = {"source": donor, "layer": layer}
     with usage():
         plan = make_plan(
-            config=config, preset=preset, scale=scale, output=output, said=said, num_seeds=num_seeds, given=given, ui=ui
+            config=config,
+            preset=preset,
+            scale=scale,
+            output=output,
+            overrides=overrides,
+            num_seeds=num_seeds,
+            settings=parse_settings(assignments),
+            ui=ui,
         )
     folder = output or ui.workspace.root / "studies" / plan.name
     return run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
@@ -92,39 +102,46 @@ def make_plan(
     preset: str | None,
     scale: Scale,
     output: Path | None,
-    said: dict[str, Any],
+    overrides: dict[str, Any],
     num_seeds: int | None,
-    given: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
     ui: Ui,
 ) -> "StudyPlan":
-    """The plan from a file, a preset, a study's folder or the command line alone; what is said goes before it."""
+    """Make the plan from a file, a preset, the folder of a study, or options alone. Options override the others."""
     from layer_surgeon.study.plan import StudyPlan
 
-    own = _whole_plan(config, preset, output)
-    known = None if own is None else StudyPlan.read(own)
-    if known is not None and not (any(said.values()) or given or num_seeds or scale != "full"):
-        return known
-    made = None
-    # Options can't change a plan with nothing left open; beside a study's folder, those that made it are welcome.
-    if known is None or config is None:
+    complete_path = _complete_plan_path(config, preset, output)
+    complete_plan = None if complete_path is None else StudyPlan.read(complete_path)
+    has_options = any(overrides.values()) or settings or num_seeds or scale != "full"
+    if complete_plan is not None and not has_options:
+        return complete_plan
+    plan = None
+    # Options can't change a complete plan. But the options that made the study in a folder may be repeated.
+    if complete_plan is None or config is None:
         try:
             content = make_content(
-                config=config, preset=preset, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui
+                config=config,
+                preset=preset,
+                scale=scale,
+                overrides=overrides,
+                num_seeds=num_seeds,
+                settings=settings,
+                ui=ui,
             )
-            made = StudyPlan.from_dict(content)
+            plan = StudyPlan.from_dict(content)
         except LayerSurgeonError:
-            if known is None:
+            if complete_plan is None:
                 raise
-    if made is None or (known is not None and made.as_dict() != known.as_dict()):
+    if plan is None or (complete_plan is not None and plan.as_dict() != complete_plan.as_dict()):
         raise UsageError(
-            f"{own} holds a study, with nothing left open, and not the one that these options make. Leave them out to "
-            "run it as it is, or choose another folder."
+            f"{complete_path} holds the complete plan of a study, and these options make a different one. Leave the "
+            "options out to run the study as it is, or choose another folder."
         )
-    return made
+    return plan
 
 
-def _whole_plan(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
-    """The study.yaml that a study left: its folder is named and nothing else, or the file itself."""
+def _complete_plan_path(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
+    """The study.yaml that a study wrote: in its folder if only that is named, or the file of --config itself."""
     from layer_surgeon.study.plan_parts import read_yaml
 
     if preset is not None:
@@ -132,8 +149,8 @@ def _whole_plan(config: Path | None, preset: str | None, output: Path | None) ->
     if config is None:
         return output / "study.yaml" if output is not None and (output / "study.yaml").is_file() else None
     arms = read_yaml(config).get("arms")
-    whole = isinstance(arms, list) and bool(arms) and all(isinstance(arm, dict) and "kind" in arm for arm in arms)
-    return config if whole else None
+    is_complete = isinstance(arms, list) and bool(arms) and all(isinstance(arm, dict) and "kind" in arm for arm in arms)
+    return config if is_complete else None
 
 
 def make_content(
@@ -141,19 +158,34 @@ def make_content(
     config: Path | None,
     preset: str | None,
     scale: Scale,
-    said: dict[str, Any],
+    overrides: dict[str, Any],
     num_seeds: int | None,
-    given: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
     ui: Ui,
 ) -> dict[str, Any]:
-    """What `StudyPlan.from_dict` takes: a file's or preset's content, with what was said laid over it."""
+    """Make what `StudyPlan.from_dict` takes: the content of a file or preset, changed by the options.
+
+    Args:
+        config: A YAML file with a plan.
+        preset: The name of a built-in plan.
+        scale: Which version of the plan.
+        overrides: Values by the plan's key; empty ones are ignored.
+        num_seeds: Number of seeds.
+        settings: What `parse_settings` returns.
+        ui: For the workspace, which has the latest layer.
+
+    Raises:
+        LayerSurgeonError: The file or preset can't be read, options contradict each other, or a value can't be used.
+    """
     from layer_surgeon.study.plan_parts import mapping, read_yaml
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 
     if config is not None and preset is not None:
-        raise UsageError("--config and --preset are given; a study has one plan. Leave one of them out.")
-    changes = {name: value for name, value in said.items() if value}
+        raise UsageError(
+            "--config and --preset can't be combined, because a study has one plan. Leave one of them out."
+        )
+    changes = {name: value for name, value in overrides.items() if value}
     content: dict[str, Any] = {"name": "study", "arms": ["host", "graft", "random", "wide-head"]}
     if preset is not None:
         content = find_preset(preset, scale)
@@ -166,9 +198,10 @@ def make_content(
     elif scale == "small":
         content = scale_down(content, None)
     if "donor" in changes:
-        known = content.get("donor")
-        known = {"source": known} if isinstance(known, str) else mapping(content, "donor")
-        changes["donor"] = {**known, **{name: value for name, value in changes["donor"].items() if value is not None}}
+        plan_donor = content.get("donor")
+        plan_donor = {"source": plan_donor} if isinstance(plan_donor, str) else mapping(content, "donor")
+        new_donor = {name: value for name, value in changes["donor"].items() if value is not None}
+        changes["donor"] = {**plan_donor, **new_donor}
         content.pop("donors", None)
     if "host" in changes:
         content.pop("hosts", None)
@@ -178,7 +211,9 @@ def make_content(
             raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
         check_size(num_seeds, MAX_TRAININGS, "seeds", UsageError)
         content["seeds"] = list(range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds))
-    content["finetune"] = {**mapping(content, "finetune"), **given}
+    for section, values in settings.items():
+        content[section] = {**mapping(content, section), **values}
+    check_settings(content, list(settings))
     if not content.get("donor") and not content.get("donors"):
         content["donor"] = str(ui.workspace.latest("layer"))
     return content
@@ -194,7 +229,7 @@ def run_plan(
     dry_run: bool,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Run a plan, or say what it takes; and show what came out."""
+    """Run a plan and show the results, or only estimate what it takes."""
     if dry_run:
         from layer_surgeon.study.estimate import estimate_study
 
@@ -208,7 +243,9 @@ def run_plan(
     try:
         result = run_study(plan, folder, workers=workers, executor=executor, address=address, progress=ui.progress)
     except KeyboardInterrupt as error:
-        raise TrainingError(f"Interrupted. What is done is kept; go on: surgeon compare --output {folder}") from error
+        raise TrainingError(
+            f"Interrupted. Finished trainings are kept. To continue: surgeon compare --output {folder}"
+        ) from error
     if result.done == 0:
         raise TrainingError(f"None of the trainings succeeded. {next(iter(result.failed.values()), '')}")
     if not ui.as_json:
@@ -222,7 +259,7 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
             "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {len(plan.data)} data "
             f"sets x {len(plan.fractions)} shares of the data",
             "done": estimate.done,
-            "time": f"about {format_seconds(estimate.seconds / workers)} with {workers} at a time",
+            "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
         }
     )
     rows = [(name, f"{1000 * seconds:.0f} ms") for name, seconds in estimate.seconds_by_arm.items()]
@@ -233,48 +270,48 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
     for table in result.summary.tables:
-        share = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the data"
-        place = table.test if table.test == table.data else f"{table.test}, trained on {table.data}"
+        fraction = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the data"
+        data_name = table.test if table.test == table.data else f"{table.test}, trained on {table.data}"
         rows = [
             (
                 row.arm,
                 len(row.seeds),
                 f"{row.mean:.4f}",
-                _deviation(row.deviation),
-                _trained(result, row.arm),
+                _format_deviation(row.deviation),
+                _format_trained(result, row.arm),
             )
             for row in table.rows
         ]
-        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{place}{share}")
+        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{data_name}{fraction}")
         ui.table(
             ("comparison", "difference", "95 % interval", "p (Holm)", ""),
             [
                 (
-                    f"{c.arm} - {c.against}",
-                    difference_in_words(c.mean, plan.metric),
-                    _span(c),
-                    "" if c.p_holm is None else say_p(c.p_holm),
-                    "significant" if c.significant else "not significant",
+                    f"{comparison.arm} - {comparison.against}",
+                    difference_in_words(comparison.mean, plan.metric),
+                    _format_interval(comparison),
+                    "" if comparison.p_holm is None else say_p(comparison.p_holm),
+                    "significant" if comparison.significant else "not significant",
                 )
-                for c in table.comparisons
+                for comparison in table.comparisons
             ],
         )
     ui.headline(result.summary.verdict)
     facts = {"trainings": f"{result.done} done, {result.ran} of them now", "time": format_seconds(result.seconds)}
     if result.failed:
-        facts["failed"] = f"{len(result.failed)}; the same command tries them again"
+        facts["failed"] = f"{len(result.failed)}; run the same command to try them again"
     ui.facts({**facts, "study": result.path})
 
 
-def _deviation(value: float | None) -> str:
+def _format_deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _span(comparison: "Comparison") -> str:
+def _format_interval(comparison: "Comparison") -> str:
     interval = comparison.crossed.interval if comparison.crossed else comparison.seed_interval
     return "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
-def _trained(result: "StudyResult", arm: str) -> str:
+def _format_trained(result: "StudyResult", arm: str) -> str:
     counts = result.summary.parameters(arm)
     return "" if counts is None else format_count(counts.trained)

@@ -1,4 +1,4 @@
-"""`surgeon datasets`: the names that `--dataset` knows."""
+"""`surgeon datasets`: the data sets that `--dataset` knows by name."""
 
 from dataclasses import asdict
 from typing import Any
@@ -13,17 +13,26 @@ app = new_app()
 
 @command(app)
 def datasets(*, ui: Ui) -> dict[str, Any]:
-    """List the data sets that have a name here.
+    """List the built-in names of data sets.
 
-    Any other data set works too: a Hub id, CSV, TSV, JSONL and Parquet files, a folder of them, or stdin.
+    Other data works too: a Hub id, CSV, TSV, JSONL and Parquet files, a folder of such files, or stdin.
     """
     if not ui.as_json:
         rows = [
-            (r.name, r.task, r.place, "/".join(s for s in (r.train, r.validation, r.test) if s), r.description)
-            for r in DATASETS.values()
+            (
+                record.name,
+                record.task,
+                record.place,
+                "/".join(split for split in (record.train, record.validation, record.test) if split),
+                record.description,
+            )
+            for record in DATASETS.values()
         ]
-        ui.table(("name", "task", "place", "splits", "what"), rows)
+        ui.table(("name", "task", "source", "splits", "description"), rows)
         for record in DATASETS.values():
             if record.note:
                 ui.line(f"[bold]{record.name}[/]: {record.note}")
-    return {name: {key: value for key, value in asdict(r).items() if key != "name"} for name, r in DATASETS.items()}
+    return {
+        name: {key: value for key, value in asdict(record).items() if key != "name"}
+        for name, record in DATASETS.items()
+    }

@@ -1,4 +1,4 @@
-"""`surgeon demo`: the whole journey on real weights."""
+"""`surgeon demo`: the whole workflow on real weights."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-# What is said by the demo itself, and what is about other tasks than classification.
+# Settings that the demo chooses itself, and settings of tasks other than classification.
 _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
 
 
@@ -23,18 +23,18 @@ _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metr
 def demo(
     num_seeds: Annotated[int, typer.Option("--num-seeds", help="Runs of each arm.")] = 2,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Run the whole journey on real weights, without the Hub.
+    """Run the whole workflow on real weights, without the Hub.
 
-    The last layer of Gemma-3-270M goes into MiniLM; trained on film reviews, beside MiniLM alone; tested on three data
-    sets. Writes an HTML page.
+    Puts the last layer of Gemma-3-270M into MiniLM. Trains the graft and MiniLM alone on film reviews, tests both on
+    three data sets, and writes an HTML page.
     """
     if num_seeds < 1:
         raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
     with usage():
-        config = FinetuneConfig(**given)
+        config = FinetuneConfig(**settings)
 
     from layer_surgeon.study import run_demo
 
@@ -56,7 +56,14 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.table(
         ("test set", "sentences", "arm", "accuracy", "95 % interval", "macro F1"),
         [
-            (test, f"{cell.examples:,}", arm, f"{cell.accuracy:.4f}", _span(cell.interval), f"{cell.macro_f1:.4f}")
+            (
+                test,
+                f"{cell.examples:,}",
+                arm,
+                f"{cell.accuracy:.4f}",
+                _format_interval(cell.interval),
+                f"{cell.macro_f1:.4f}",
+            )
             for test in result.test_names
             for arm, cell in ((arm, result.cell(arm, test)) for arm in result.arm_names)
         ],
@@ -64,8 +71,8 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.table(
         ("test set", "grafted - host alone", "95 % interval", "verdict"),
         [
-            (test, f"{c.delta:+.4f}", _span(c.interval, "+.3f"), c.verdict)
-            for test, c in ((test, result.comparison(test)) for test in result.test_names)
+            (test, f"{difference.delta:+.4f}", _format_interval(difference.interval, "+.3f"), difference.verdict)
+            for test, difference in ((test, result.comparison(test)) for test in result.test_names)
         ],
     )
     ui.headline(result.conclusion())
@@ -74,8 +81,8 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.facts(
         {
             "layer": f"{layer} of {result.donor_name}, {format_bytes(result.layer_bytes)}, "
-            f"{'used again' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
-            "settings": f"the paper's{f', but for {changed}' if changed else ''}; seeds {_list(result.seeds)}",
+            f"{'reused' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
+            "settings": f"the paper's{f', except {changed}' if changed else ''}; seeds {_join(result.seeds)}",
             "time": format_seconds(result.seconds),
             "page": result.page,
         }
@@ -83,9 +90,9 @@ def _show(result: "DemoResult", ui: Ui) -> None:
     ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(result.arms[-1].path))}[/]')
 
 
-def _span(interval: Any, spec: str = ".3f") -> str:
+def _format_interval(interval: Any, spec: str = ".3f") -> str:
     return f"{interval.low:{spec}} to {interval.high:{spec}}"
 
 
-def _list(values: Any) -> str:
+def _join(values: Any) -> str:
     return ", ".join(map(str, values))

@@ -1,4 +1,4 @@
-"""`surgeon env`: what a bug report needs."""
+"""`surgeon env`: the versions and devices that a bug report needs."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""From an exception to what the terminal shows: one table, and a traceback only with `--debug`."""
+"""Turn exceptions into messages and exit codes. Tracebacks appear only with `--debug`."""
 
 import traceback
 from typing import Any
@@ -10,23 +10,23 @@ EXIT_USAGE = 2
 
 
 class UsageError(LayerSurgeonError):
-    """The command line itself is wrong: exit code 2."""
+    """The command line itself is wrong. Exits with code 2."""
 
 
-# First match wins. An entry is (type, exit code, what to say; {error} is the exception's own text).
+# Rows of exception type, exit code and message; {error} is the exception's own text. The first match wins.
 _TABLE: list[tuple[type[BaseException], int, str]] = [
     (UsageError, EXIT_USAGE, "{error}"),
     (ConfigError, EXIT_USAGE, "{error}"),
     (LayerSurgeonError, EXIT_FAILED, "{error}"),
-    (KeyboardInterrupt, EXIT_FAILED, "Interrupted. What was finished is kept; the same command goes on from there."),
+    (KeyboardInterrupt, EXIT_FAILED, "Interrupted. Finished work is kept. Run the same command to continue."),
     (MemoryError, EXIT_FAILED, "Out of memory. Use a smaller batch or a smaller model."),
-    (OSError, EXIT_FAILED, "The system refused: {error}"),
-    (BaseException, EXIT_FAILED, "Unexpected {kind}: {error}. Run again with --debug and report what it prints."),
+    (OSError, EXIT_FAILED, "The operating system reported an error: {error}"),
+    (BaseException, EXIT_FAILED, "Unexpected {kind}: {error}. Run again with --debug and report the output."),
 ]
 
 
 def describe(error: BaseException) -> tuple[int, str]:
-    """Exit code and message for an exception."""
+    """Return the exit code and the message for an exception."""
     for kind, code, template in _TABLE:
         if isinstance(error, kind):
             return code, template.format(error=error, kind=type(error).__name__)
@@ -34,10 +34,10 @@ def describe(error: BaseException) -> tuple[int, str]:
 
 
 def as_document(error: BaseException, message: str) -> dict[str, Any]:
-    """The JSON document that `--json` prints for a failure."""
+    """Return the JSON document that `--json` prints for a failure."""
     return {"error": {"type": type(error).__name__, "message": message}}
 
 
 def format_traceback(error: BaseException) -> str:
-    """The whole traceback, for `--debug`."""
+    """Return the whole traceback, for `--debug`."""
     return "".join(traceback.format_exception(error))

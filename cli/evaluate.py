@@ -1,4 +1,4 @@
-"""`surgeon evaluate`: measure a trained model."""
+"""`surgeon evaluate`: measure a trained model on a data set."""
 
 from dataclasses import fields
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from .ui import Ui, format_seconds
 
 app = new_app()
 
-# Of the settings of fine-tuning, those that matter where nothing is trained.
+# The fine-tuning settings that also matter without training.
 _SETTINGS = (*MODEL_SETTINGS, *COLUMN_SETTINGS, "max_eval_samples", "extra_metrics", "device", "eval_batch_size")
 WITHOUT = tuple(field.name for field in fields(FinetuneConfig) if field.name not in _SETTINGS)
 
@@ -32,30 +32,31 @@ def evaluate(
             "data of the run).",
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split (default: test, else the only one).")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split (default: test, or the only one).")] = None,
     donor: Annotated[
         str | None,
         typer.Option(
-            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
-            "sha256 must be the one that the graft records."
+            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
+            "sha256 must be the one in the graft."
         ),
     ] = None,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Measure a trained model on a data set.
 
-    Over the whole set; of a classification accuracy, macro F1, scores by class and the confusion matrix.
+    Uses the whole data set. For classification, the results are accuracy, macro F1, scores by class and the confusion
+    matrix.
     """
     with usage():
-        FinetuneConfig(**given)
+        FinetuneConfig(**settings)
     folder = model or str(ui.workspace.latest("run"))
 
     from layer_surgeon.finetune import evaluate_model
 
     data = dataset or _test_data(folder)
-    result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **given)
+    result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **settings)
     metrics = result.metrics
     if not ui.as_json:
         from layer_surgeon.finetune.metrics import TITLES
@@ -63,7 +64,7 @@ def evaluate(
         ui.facts(
             {
                 "model": folder,
-                "data": f"{result.data}, {metrics.examples:,} examples ({result.num_truncated:,} cut)",
+                "data": f"{result.data}, {metrics.examples:,} examples ({result.num_truncated:,} truncated)",
                 **{TITLES[score]: f"{value:.4f}" for score, value in metrics.scores.items()},
                 "time": format_seconds(result.seconds),
             }
@@ -80,18 +81,18 @@ def evaluate(
 
 
 def _show_classes(metrics: Any, ui: Ui) -> None:
-    """Scores by class, and the confusion where there is one."""
+    """Show the scores by class, and the confusion matrix if there is one."""
     per_class = getattr(metrics, "per_class", None)
     if not per_class:
         return
     confusion = getattr(metrics, "confusion", None)
     rows = [
-        (name, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", f"{s.support:,}")
+        (name, f"{scores.precision:.4f}", f"{scores.recall:.4f}", f"{scores.f1:.4f}", f"{scores.support:,}")
         + (confusion[index] if confusion else ())
-        for index, (name, s) in enumerate(per_class.items())
+        for index, (name, scores) in enumerate(per_class.items())
     ]
-    named = [f"as {name}" for name in per_class] if confusion else []
-    ui.table(("class", "precision", "recall", "F1", "examples", *named), rows)
+    predicted = [f"as {name}" for name in per_class] if confusion else []
+    ui.table(("class", "precision", "recall", "F1", "examples", *predicted), rows)
 
 
 def _test_data(folder: str) -> list[str]:
@@ -101,7 +102,12 @@ def _test_data(folder: str) -> list[str]:
 
     run = read_results(Path(folder))
     if run is None:
-        raise WorkspaceError(f"{folder} is no run of surgeon finetune, so its test data is not known. Name --dataset.")
+        raise WorkspaceError(
+            f"{folder} is not a run of surgeon finetune, so its test data is unknown. Choose the data with --dataset."
+        )
     if not run["data"]["test_spec"]:
-        raise DataError(f"The run {folder} had no test data ({run['data']['name']} has no test split). Name --dataset.")
+        raise DataError(
+            f"The run {folder} had no test data ({run['data']['name']} has no test split). Choose the data with "
+            "--dataset."
+        )
     return list(run["data"]["test_spec"])

@@ -1,4 +1,4 @@
-"""`surgeon export`: a graft for other runtimes."""
+"""`surgeon export`: export a graft for other runtimes."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ def export(
     ] = None,
     format: Annotated[  # the option is called --format
         Literal["onnx", "torch"],
-        typer.Option(help="onnx: for ONNX Runtime and the like; torch: a program of torch.export."),
+        typer.Option(help="onnx: for ONNX Runtime and similar runtimes; torch: a program of torch.export."),
     ] = "onnx",
     output: Annotated[
         Path | None,
@@ -31,20 +31,20 @@ def export(
     donor: Annotated[
         str | None,
         typer.Option(
-            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
-            "sha256 must be the one that the graft records."
+            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
+            "sha256 must be the one in the graft."
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the graft's repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Write a graft as one program for other runtimes.
+    """Export a graft for other runtimes.
 
-    For batches of any size and length. What was written is run and compared with the graft before it is kept. For
-    tasks that write no text. ONNX needs the packages of the extra named export.
+    The program takes batches of any size and length. It is run and compared with the graft before it is kept. Tasks
+    that write text are not supported. ONNX needs the packages of the extra named export.
     """
     folder = graft or str(ui.workspace.latest("graft"))
 

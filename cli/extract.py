@@ -1,4 +1,4 @@
-"""`surgeon extract`: layers out of a checkpoint."""
+"""`surgeon extract`: extract layers from a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,19 +32,19 @@ def extract(
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Convert to this dtype (default: the donor's bytes as they are)."),
+        typer.Option(help="Convert to this dtype (default: keep the donor's bytes)."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read; read no weights.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, but read no weights.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Extract nothing: compare the layer artifact SOURCE with its sha256s.")
+        bool, typer.Option("--verify", help="Only check the layer artifact SOURCE against its sha256s.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what the output folder holds.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the contents of the output folder.")] = False,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Take layers out of a checkpoint, reading only their bytes.
+    """Extract layers from a checkpoint, reading only their bytes.
 
-    Without --layer it is the last one.
+    The default is the last layer.
     """
     if verify:
         return _verify(ui, source)
@@ -71,7 +71,7 @@ def _verify(ui: Ui, folder: str) -> dict[str, Any]:
     artifact = LayerArtifact.open(folder)
     artifact.verify()
     if not ui.as_json:
-        ui.line(f"All {len(artifact.recorded)} tensors are, byte for byte, those that were extracted.")
+        ui.line(f"All {len(artifact.recorded)} tensors are byte for byte as they were extracted.")
     return _document(artifact) | {"verified": True}
 
 
@@ -80,12 +80,12 @@ def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[str], dtype: str | None) 
     if not ui.as_json:
         rows = [(t.name, t.dtype, "x".join(map(str, t.shape)), format_bytes(t.num_bytes), t.file) for t in plan.tensors]
         ui.table(("tensor", "dtype", "shape", "bytes", "file"), rows)
-        between = plan.num_bytes_read - plan.num_bytes
+        num_bytes_between = plan.num_bytes_read - plan.num_bytes
         ui.facts(
             {
                 "tensors": len(plan.tensors),
                 "bytes": f"{plan.num_bytes:,} ({format_bytes(plan.num_bytes)})"
-                + (f", and {between:,} between them" if between else ""),
+                + (f", and {num_bytes_between:,} between them" if num_bytes_between else ""),
                 "requests": plan.num_requests,
                 "files": len(plan.files),
             }

@@ -25,98 +25,103 @@ if TYPE_CHECKING:
 app = new_app()
 
 DEFAULT_DATASET = "sst2"
-# What a configuration file may hold beside the settings: the same words as on the command line.
+# What a configuration file may have in addition to the settings. The names are those of the command line.
 PLACES = {
     "graft": "Folder or repo id of a graft, or of any model for the task; default: the latest graft.",
     "dataset": f"A name of `surgeon datasets`, a Hub id, a file or a list of files; default: {DEFAULT_DATASET}.",
-    "validation": "Validation data, likewise; default: the data set's own, else a part of the training data.",
-    "test": "Test data, likewise; default: the data set's own, if it has any.",
+    "validation": "Validation data, named in the same way; default: the data set's, or part of the training data.",
+    "test": "Test data, named in the same way; default: the data set's own, if there is any.",
     "output": "Folder of the run; default: in the workspace.",
-    "tokenizer": "Folder or repo id of the tokenizer; default: beside the model.",
+    "tokenizer": "Folder or repo id of the tokenizer; default: the model's.",
 }
 
 
 _NUMBERS = {name for name, kind in get_type_hints(FinetuneConfig).items() if {int, float} & {kind, *get_args(kind)}}
 
 
-@command(app, settings=FinetuneConfig, panel="Training settings (the paper's where none is given)")
+@command(app, settings=FinetuneConfig, panel="Training settings (default: the paper's)")
 def finetune(
     graft: Annotated[
         str | None,
-        typer.Argument(help="Folder or repo id of a graft, or of any model for the task (default: latest graft)."),
+        typer.Argument(
+            help="Folder or repo id of a graft, or of any model for the task. [dim](default: the latest graft)[/]"
+        ),
     ] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
             "--dataset",
             "-d",
-            help="A name of `surgeon datasets`, a Hub id, a CSV, TSV, JSONL or Parquet file (repeat it for several "
-            f"files), a folder of them, or - for stdin. [dim](default: {DEFAULT_DATASET})[/]",
+            help="A name of `surgeon datasets`, a Hub id, a CSV, TSV, JSONL or Parquet file (repeat the "
+            f"option for several files), a folder of them, or - for stdin. [dim](default: {DEFAULT_DATASET})[/]",
         ),
     ] = None,
     validation: Annotated[
         list[str] | None,
-        typer.Option(help="Validation data, likewise (default: the data set's own, else a part of the training data)."),
+        typer.Option(
+            help="Validation data, named in the same way. [dim](default: the data set's own, or a part of the training "
+            "data)[/]"
+        ),
     ] = None,
     test: Annotated[
-        list[str] | None, typer.Option(help="Test data, likewise (default: the data set's own, if it has any).")
+        list[str] | None,
+        typer.Option(help="Test data, named in the same way. [dim](default: the data set's own, if there is any)[/]"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run (default: in the workspace).")
+        Path | None, typer.Option("--output", "-o", help="Folder of the run. [dim](default: in the workspace)[/]")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or repo id of the tokenizer (default: beside the model).")
+        str | None, typer.Option(help="Folder or repo id of the tokenizer. [dim](default: the model's)[/]")
     ] = None,
     donor: Annotated[
         str | None,
         typer.Option(
-            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
-            "sha256 must be the one that the graft records."
+            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
+            "sha256 must be the one in the graft."
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="YAML file with any of these settings by name; flags go before it."),
+        typer.Option("--config", "-c", help="YAML file with any of these settings by name. Flags override the file."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run of the same settings and data.")
+        bool, typer.Option("--resume", help="Continue the unfinished run with the same settings and data.")
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(help="Train with so many seeds, and show mean and deviation.", min=1)
+        int | None, typer.Option(help="Train with this many seeds, and show the mean and standard deviation.", min=1)
     ] = None,
     num_processes: Annotated[
         int | None,
-        typer.Option(help="Train in so many processes of this machine, one GPU each; each takes a batch.", min=1),
+        typer.Option(help="Train in this many processes on this machine, with one GPU and one batch each.", min=1),
     ] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
             metavar="REPO",
-            help="Put the finished run onto the Hub, as `surgeon push` does; whether that may be done is checked "
-            "before training.",
+            help="Upload the finished run to the Hub, as `surgeon push` does. Write access is checked before training.",
         ),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repo for --push-to-hub public; it is private otherwise.")
+        bool, typer.Option("--public", help="Make a new repo of --push-to-hub public instead of private.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the plan; train and write nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, but train and write nothing.")
     ] = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Train a grafted model.
 
-    Without any argument: the latest graft, on SST-2, with the paper's settings. The frozen layer is not trained.
+    Without arguments, this trains the latest graft on SST-2 with the paper's settings. The frozen layer is not trained.
     """
-    said: dict[str, Any] = {"graft": graft, "dataset": dataset, "validation": validation, "test": test}
-    said |= {"output": output, "tokenizer": tokenizer}
-    places, from_file = read_config(config)
-    places |= {name: value for name, value in said.items() if value}
+    options: dict[str, Any] = {"graft": graft, "dataset": dataset, "validation": validation, "test": test}
+    options |= {"output": output, "tokenizer": tokenizer}
+    sources, file_settings = read_config(config)
+    sources |= {name: value for name, value in options.items() if value}
     with usage():
-        settings = FinetuneConfig(**(from_file | given))
-    model = places.get("graft") or ui.workspace.latest("graft")
+        finetune_config = FinetuneConfig(**(file_settings | settings))
+    model = sources.get("graft") or ui.workspace.latest("graft")
 
     _check_options(seeds=seeds, resume=resume, push_to_hub=push_to_hub, public=public)
     if push_to_hub is not None and is_main():
@@ -129,14 +134,14 @@ def finetune(
 
     from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning
 
-    data = places.get("dataset") or DEFAULT_DATASET, places.get("validation")
+    data = sources.get("dataset") or DEFAULT_DATASET, sources.get("validation")
     common: dict[str, Any] = {
-        "config": settings,
-        "output": places.get("output"),
-        "test": places.get("test"),
+        "config": finetune_config,
+        "output": sources.get("output"),
+        "test": sources.get("test"),
         "progress": ui.progress,
         "workspace": ui.workspace,
-        "tokenizer": places.get("tokenizer"),
+        "tokenizer": sources.get("tokenizer"),
         "donor": donor,
     }
     if dry_run:
@@ -152,7 +157,7 @@ def finetune(
             return outcome.as_dict()
         result = finetune_model(model, *data, resume=resume, **common)
     except KeyboardInterrupt as error:
-        raise TrainingError(str(error) or "Interrupted before training began; nothing was written.") from error
+        raise TrainingError(str(error) or "Interrupted before training started. Nothing was written.") from error
     if not ui.as_json and is_main():
         _show(result, ui)
     document = result.as_dict() | {"path": result.path}
@@ -165,39 +170,42 @@ def _check_options(*, seeds: int | None, resume: bool, push_to_hub: str | None, 
     """Refuse options that contradict each other."""
     if seeds is not None and resume:
         raise UsageError(
-            "--seeds and --resume don't go together. Resume the one run: --seed N --output FOLDER --resume."
+            "--seeds and --resume can't be combined. Resume one of the runs: --seed N --output FOLDER --resume."
         )
     if public and push_to_hub is None:
-        raise UsageError("--public is for --push-to-hub REPO, which is not given.")
+        raise UsageError("--public needs --push-to-hub REPO. Add it, or leave --public out.")
     if push_to_hub is not None and seeds is not None:
         raise UsageError(
-            "--seeds and --push-to-hub don't go together: of several runs, choose the one to show, with surgeon push "
-            "REPO FOLDER."
+            "--seeds and --push-to-hub can't be combined, because there are several runs. Upload one of them with "
+            "surgeon push REPO FOLDER."
         )
 
 
 def _push(run: Path, repo: str, public: bool, ui: Ui) -> "PushResult":
-    """Put the run onto the Hub; where that fails, say that the run itself is whole."""
+    """Upload the run to the Hub. If that fails, the message says that the run itself is complete."""
     from layer_surgeon.graft import push_graft
 
     try:
         result = push_graft(run, repo, private=not public)
     except (LayerSurgeonError, KeyboardInterrupt) as error:
-        again = f"surgeon push {repo} {shlex.quote(str(run))}{' --public' if public else ''}"
+        push_command = f"surgeon push {repo} {shlex.quote(str(run))}{' --public' if public else ''}"
         raise SourceError(
-            f"{str(error) or 'Interrupted.'} Training is finished and the run is whole, in {run}; only the upload is "
-            f"missing. Try it again with: {again}"
+            f"{str(error) or 'Interrupted.'} Training is finished and the run in {run} is complete; only the upload "
+            f"failed. Try it again with: {push_command}"
         ) from error
     show_push(result, run, ui)
     return result
 
 
 def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The places and the settings of a configuration file.
+    """Read a configuration file.
+
+    Returns:
+        The values of the keys in `PLACES`, and the settings.
 
     Raises:
-        ConfigError: It can't be read, or is not YAML.
-        UsageError: It has a key that is no setting.
+        ConfigError: The file can't be read or is not YAML.
+        UsageError: A key is unknown, or the value of a key in `PLACES` is not text.
     """
     if path is None:
         return {}, {}
@@ -207,27 +215,27 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     content = {name: _number(value) if name in _NUMBERS else value for name, value in content.items()}
     for name in content:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
-            raise UsageError(f"{path} has the key {name!r}, which is no setting. {hint}")
-    places = {name: content.pop(name) for name in PLACES if content.get(name) is not None}
-    for name, value in places.items():
-        _check_place(path, name, value)
-    return places, {name: value for name, value in content.items() if name not in PLACES}
+            matches = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {matches[0]}?" if matches else f"The settings are: {', '.join(known)}."
+            raise UsageError(f"{path} has the key {name!r}, which is not a setting. {hint}")
+    sources = {name: content.pop(name) for name in PLACES if content.get(name) is not None}
+    for name, value in sources.items():
+        _check_source(path, name, value)
+    return sources, {name: value for name, value in content.items() if name not in PLACES}
 
 
-def _check_place(path: Path, name: str, value: Any) -> None:
-    is_several = isinstance(value, list) and name in ("dataset", "validation", "test")
-    for text in value if is_several else [value]:
+def _check_source(path: Path, name: str, value: Any) -> None:
+    is_file_list = isinstance(value, list) and name in ("dataset", "validation", "test")
+    for text in value if is_file_list else [value]:
         if not isinstance(text, str) or "\0" in text:
             raise UsageError(
-                f"{path}: {name} is {value!r}; it must be a path or a name. Put it in quotes if YAML takes it for "
+                f"{path}: {name} is {value!r}; it must be a path or a name. Put it in quotes if YAML reads it as "
                 "something else."
             )
 
 
 def _number(value: Any) -> Any:
-    """YAML takes 5e-5 for text, since it has no point; a person means the number."""
+    """Turn text such as 5e-5 into a number. YAML reads it as text because it has no decimal point."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -278,17 +286,17 @@ def _show_plan(plan: "RunPlan", ui: Ui) -> None:
         {
             "model": f"{plan.model}, {plan.task}",
             "examples": ", ".join(f"{count:,} {name}" for name, count in plan.examples.items()),
-            "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} an epoch, on {plan.device}",
+            "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch, on {plan.device}",
             "run": plan.output,
         }
     )
-    ui.line("\nNothing was trained or written: leave [bold]--dry-run[/] out to begin.")
+    ui.line("\nNothing was trained or written. To start, leave [bold]--dry-run[/] out.")
 
 
 def _show_seeds(outcome: "SeedsResult", ui: Ui) -> None:
     rows = []
     for name, mean in outcome.mean.items():
-        each = [f"{result.metrics[name]:.4f}" for result in outcome.results]
-        rows.append((name, f"{mean:.4f}", f"{outcome.deviation[name]:.4f}", *each))
+        scores = [f"{result.metrics[name]:.4f}" for result in outcome.results]
+        rows.append((name, f"{mean:.4f}", f"{outcome.deviation[name]:.4f}", *scores))
     ui.table(("score", "mean", "deviation", *(f"seed {seed}" for seed in outcome.seeds)), rows)
     ui.facts({f"seed {seed}": result.path for seed, result in zip(outcome.seeds, outcome.results, strict=True)})

@@ -1,4 +1,4 @@
-"""`surgeon graft`: a layer into a small model."""
+"""`surgeon graft`: put a donor layer into a small model."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, settings=GraftConfig, panel="Graft settings (the paper's where none is given)")
+@command(app, settings=GraftConfig, panel="Graft settings (default: the paper's)")
 def graft(
     host: Annotated[str, typer.Argument(help="The small model: a Hub repo id or a folder.")],
     donor: Annotated[
         str | None,
-        typer.Option("--donor", "-d", help="A layer artifact, as folder or repo id (default: the latest layer)."),
+        typer.Option("--donor", "-d", help="Folder or repo id of a layer artifact (default: the latest layer)."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the grafted model (default: in the workspace).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the projections' and the head's first weights.")] = 2023,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights of projections and head.")] = 2023,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the host's repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what the output folder holds.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the contents of the output folder.")] = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Put a layer into a small model.
+    """Put a donor layer into a small model.
 
-    The result is an ordinary transformers model: host, projections, frozen layer and head. Train it next.
+    The result is an ordinary transformers model of host, projections, frozen layer and head. Train it next.
     """
     with usage():
-        config = GraftConfig(**given)
+        config = GraftConfig(**settings)
     donor_folder = donor or ui.workspace.latest("layer")
 
     from layer_surgeon.graft.build import save_graft  # torch and transformers take seconds; --help must not
@@ -69,9 +69,9 @@ def _show(ui: Ui, result: "GraftResult") -> None:
     ui.table(("part", "parameters", "trained"), rows)
     if result.is_loud:
         ui.line(
-            f"Before training this graft answers {result.loudness:,.0f} times as loudly as the host. Grafts so loud "
-            "came out worse than the host alone; [bold]--projection-init matched[/] helps: see docs/graft.md, When the "
-            "donor is loud."
+            f"Before training, the output of this graft is {result.loudness:,.0f} times as large as the host's (RMS). "
+            'Such grafts were worse than the host alone. [bold]--projection-init matched[/] helps: see "When the donor '
+            'is loud" in docs/graft.md.'
         )
     ui.line("Next: [bold]surgeon finetune[/]")
 

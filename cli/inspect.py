@@ -1,4 +1,4 @@
-"""`surgeon inspect`: what a checkpoint holds."""
+"""`surgeon inspect`: show what is in a checkpoint."""
 
 from dataclasses import asdict
 from itertools import groupby
@@ -28,7 +28,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Show a checkpoint's layers, dtypes, sizes and licence.
 
-    Reads the config, the index, the headers of the files and the model card; no weights.
+    Reads the config, the index, the file headers and the model card, but no weights.
     """
     checkpoint = open_checkpoint(source, revision=revision, token=token)
     summary = summarize(checkpoint)
@@ -66,19 +66,19 @@ def _show(ui: Ui, checkpoint: Checkpoint, summary: CheckpointSummary) -> None:
         "layers": f"{checkpoint.num_layers}, in {checkpoint.layer_prefix(0).removesuffix('.0.')}",
     }
     if checkpoint.quantization:
-        how = "extract with --dtype bfloat16" if is_fp8(checkpoint.config) else "its layers can't be taken out"
-        facts["quantised"] = f"{checkpoint.quantization}; {how}"
+        advice = "extract with --dtype bfloat16" if is_fp8(checkpoint.config) else "its layers can't be extracted"
+        facts["quantised"] = f"{checkpoint.quantization}; {advice}"
     elif checkpoint.table.packing:
-        facts["quantised"] = f"{checkpoint.table.packing}; layers come out as float32, or as --dtype says"
+        facts["quantised"] = f"{checkpoint.table.packing}; layers are extracted as float32, or as --dtype says"
     facts["licence"] = _licence(summary)
     ui.facts(facts)
     for note in checkpoint.table.notes:
         ui.line(escape_text(note))
     rows = []
-    for _, members in groupby(enumerate(summary.layers), key=lambda entry: entry[1]):
-        alike = list(members)
-        first, last = alike[0][0], alike[-1][0]
-        rows.append(_row(str(first) if first == last else f"{first} to {last}", alike[0][1], each=first != last))
+    for layer, members in groupby(enumerate(summary.layers), key=lambda numbered_layer: numbered_layer[1]):
+        indices = [index for index, _ in members]
+        first, last = indices[0], indices[-1]
+        rows.append(_row(str(first) if first == last else f"{first} to {last}", layer, each=first != last))
     rows.append(_row("the rest", summary.rest, each=False))
     ui.table(("layer", "tensors", "parameters", "bytes", "dtypes", "files"), rows)
 

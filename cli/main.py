@@ -1,4 +1,4 @@
-"""The `surgeon` command: a table of commands, each loaded only when it is called."""
+"""The `surgeon` command: a table of commands, each imported only when it is called."""
 
 import importlib
 from typing import Any
@@ -8,38 +8,38 @@ from typer.core import TyperGroup
 
 import layer_surgeon
 
-# In the order in which a user meets them. A summary stands here, and not only in the command's own file, so that
-# `surgeon --help` loads none of the commands: that help has to appear at once (a test compares both texts).
+# In the order in which a user needs them. The summaries are here as well as in the commands' modules, because
+# `surgeon --help` must appear at once and therefore imports no command. A test compares the two texts.
 COMMANDS = {
     "inspect": "Show a checkpoint's layers, dtypes, sizes and licence.",
-    "extract": "Take layers out of a checkpoint, reading only their bytes.",
-    "graft": "Put a layer into a small model.",
+    "extract": "Extract layers from a checkpoint, reading only their bytes.",
+    "graft": "Put a donor layer into a small model.",
     "profile": "Show what a graft costs: parameters, computation, memory, time.",
     "finetune": "Train a grafted model.",
     "evaluate": "Measure a trained model on a data set.",
-    "predict": "Let a trained model label texts, answer questions, or write.",
+    "predict": "Label texts, answer questions or write with a trained model.",
     "compare": "Compare arms over seeds, data sets and test sets, with statistics.",
-    "sweep": "Train with each layer of the donor, pair or site, and draw which does best.",
-    "select": "Find the best layer, pair or site at a fraction of a sweep.",
-    "report": "Show a study: one page with the verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.",
-    "synthesize": "Have a language model write training texts for each label.",
-    "export": "Write a graft as one program for other runtimes.",
-    "push": "Put a graft, a run or a layer onto the Hub.",
-    "datasets": "List the data sets that have a name here.",
-    "demo": "Run the whole journey on real weights, without the Hub.",
+    "sweep": "Train with each donor layer, pair of layers or site, and plot which is best.",
+    "select": "Find the best layer, pair or site at a fraction of the cost of a sweep.",
+    "report": "Write the report of a study: a page with verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.",
+    "synthesize": "Write training texts for each label with a language model.",
+    "export": "Export a graft for other runtimes.",
+    "push": "Upload a graft, a run or a layer to the Hub.",
+    "datasets": "List the built-in names of data sets.",
+    "demo": "Run the whole workflow on real weights, without the Hub.",
     "env": "Show versions, devices and the workspace, for bug reports.",
 }
 
 
 class LazyGroup(TyperGroup):
-    """Lists commands from `COMMANDS` and imports one only when it is asked for."""
+    """Lists commands from `COMMANDS`, and imports a command only when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Name every command, in the table's order."""
+        """Return the names of all commands, in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import the file of one command; None for an unknown name, which the caller reports."""
+        """Import the module of a command. For an unknown name it returns None, and the caller reports the error."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"{__package__}.{cmd_name}")
@@ -53,12 +53,12 @@ class LazyGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-# No rich markup for this one page: importing what renders it takes as long as the rest of `surgeon --help` together.
+# This one page has no rich markup: importing the renderer takes as long as the rest of `surgeon --help`.
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"layer_surgeon {layer_surgeon.__version__}")
         raise typer.Exit
 
@@ -67,14 +67,14 @@ def _print_version(wanted: bool) -> None:
 def root(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_print_version, is_eager=True),
 ) -> None:
-    """Take one layer out of a large language model and put it to work in a small one.
+    """Take a layer out of a large language model and use it in a small one.
 
     surgeon extract meta-llama/Llama-3.1-8B --layer -1, then surgeon graft bert-base-uncased, then surgeon finetune.
     """
 
 
 def main() -> None:
-    """Run the command line; the entry point of the `surgeon` script."""
+    """Run the command line. This is the entry point of the `surgeon` script."""
     app(prog_name="surgeon")
 
 

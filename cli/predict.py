@@ -1,4 +1,4 @@
-"""`surgeon predict`: what a trained model says of texts."""
+"""`surgeon predict`: use a trained model on texts."""
 
 import csv
 import io
@@ -26,38 +26,38 @@ _FORMATS = (".jsonl", ".csv")
 
 @command(app, settings=FinetuneConfig, without=(*WITHOUT, "max_eval_samples", "label_column", "extra_metrics"))
 def predict(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; a single - reads one text per line from stdin.")
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, or - to read one text per line from stdin.")] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Folder or repo id of a trained model (default: the latest run)."),
     ] = None,
     input: Annotated[  # the option is called --input
         list[Path] | None,
-        typer.Option("--input", "-i", help="A .txt (one text per line), CSV, TSV, JSONL or Parquet file; repeatable."),
+        typer.Option(
+            "--input", "-i", help="A .txt (one text per line), CSV, TSV, JSONL or Parquet file. Repeat it for several."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the predictions into this .jsonl or .csv file.")
+        Path | None, typer.Option("--output", "-o", help="Write the predictions to this .jsonl or .csv file.")
     ] = None,
     donor: Annotated[
         str | None,
         typer.Option(
-            help="The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id. Its "
-            "sha256 must be the one that the graft records."
+            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
+            "sha256 must be the one in the graft."
         ),
     ] = None,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> list[dict[str, Any]]:
-    """Let a trained model label texts, answer questions, or write.
+    """Label texts, answer questions or write with a trained model.
 
-    Shows the class of each text and its probability; with --output or --json every class's probability. A question is
-    given as "question, tab, text", or in a file with both columns.
+    Shows the class of each text and its probability; with --output or --json, the probabilities of all classes.
+    For questions, write "question, tab, text", or use a file with both columns.
     """
     with usage():
-        config = FinetuneConfig(**given)
+        config = FinetuneConfig(**settings)
     if bool(texts) == bool(input):
         raise UsageError('Give either texts (surgeon predict "A text.") or files (--input), or - for stdin.')
     if output is not None and output.suffix.lower() not in _FORMATS:
@@ -68,62 +68,63 @@ def predict(
     from layer_surgeon.finetune.evaluation import load_texts, trained_task
 
     task = trained_task(folder, config)
-    wanted: Sequence[Any]
+    inputs: Sequence[Any]
     if input:
-        wanted = load_texts(input, config, task)
+        inputs = load_texts(input, config, task)
     else:
-        wanted = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
+        inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
         if task == "question-answering":
-            wanted = [_question(text) for text in wanted]
-    predictions = finetune.predict(folder, wanted, donor=donor, progress=ui.progress, **given)
+            inputs = [_split_question(text) for text in inputs]
+    predictions = finetune.predict(folder, inputs, donor=donor, progress=ui.progress, **settings)
     if output is not None:
         _write(predictions, output)
         ui.progress.notice(f"{len(predictions):,} predictions are in {output}.")
     elif not ui.as_json:
-        ui.table(*_SHOWN[task](predictions))
+        ui.table(*_TABLES[task](predictions))
     return [prediction.as_row() for prediction in predictions]
 
 
-def _question(text: str) -> tuple[str, str]:
+def _split_question(text: str) -> tuple[str, str]:
     question, tab, context = text.partition("\t")
     if not tab:
         raise UsageError(
-            f"{text!r}: a question needs the text with its answer behind it, with a tab between; or give a file with "
-            "the columns question and context (--input)."
+            f"{text!r} has no tab. Write the question, a tab, and the text that has the answer; or use --input with a "
+            "file that has the columns question and context."
         )
     return question, context
 
 
-_Shown = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+_Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
 
 
-def _classes(predictions: Sequence[Any]) -> _Shown:
+def _class_table(predictions: Sequence[Any]) -> _Table:
     rows = [
         (p.label, f"{p.score:.4f}", p.text if p.text_pair is None else f"{p.text} | {p.text_pair}") for p in predictions
     ]
     return ("class", "probability", "text"), rows
 
 
-def _tags(predictions: Sequence[Any]) -> _Shown:
+def _tag_table(predictions: Sequence[Any]) -> _Table:
     return ("text with labels",), [
-        (" ".join(f"{w}/{label or '-'}" for w, label in zip(p.words, p.labels, strict=True)),) for p in predictions
+        (" ".join(f"{word}/{label or '-'}" for word, label in zip(p.words, p.labels, strict=True)),)
+        for p in predictions
     ]
 
 
-def _answers(predictions: Sequence[Any]) -> _Shown:
+def _answer_table(predictions: Sequence[Any]) -> _Table:
     return ("answer", "question"), [(p.answer or "(none)", p.question) for p in predictions]
 
 
-def _written(predictions: Sequence[Any]) -> _Shown:
+def _written_table(predictions: Sequence[Any]) -> _Table:
     return ("written", "text"), [(p.written, p.text) for p in predictions]
 
 
-_SHOWN: dict[str, Callable[[Sequence[Any]], _Shown]] = {
-    "text-classification": _classes,
-    "token-classification": _tags,
-    "question-answering": _answers,
-    "seq2seq": _written,
-    "causal-lm": _written,
+_TABLES: dict[str, Callable[[Sequence[Any]], _Table]] = {
+    "text-classification": _class_table,
+    "token-classification": _tag_table,
+    "question-answering": _answer_table,
+    "seq2seq": _written_table,
+    "causal-lm": _written_table,
 }
 
 
@@ -134,14 +135,15 @@ def _write(predictions: Sequence[Any], path: Path) -> None:
         return
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    flat = [_flat(row) for row in rows]
-    for cells in (list(flat[0]) if flat else ["text", "label", "score"], *(row.values() for row in flat)):
+    flat_rows = [_flatten(row) for row in rows]
+    header = list(flat_rows[0]) if flat_rows else ["text", "label", "score"]
+    for cells in (header, *(row.values() for row in flat_rows)):
         writer.writerow([csv_cell(cell) for cell in cells])
     write_text(path, table.getvalue())
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """One cell per column: a column for every class, lists as JSON."""
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """Make one cell per column, with a column for every class and lists as JSON."""
     cells = {name: value for name, value in row.items() if name != "probabilities"}
     cells |= {f"p({name})": value for name, value in row.get("probabilities", {}).items()}
     return {

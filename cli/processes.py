@@ -1,4 +1,4 @@
-"""One command as several processes: started by torch's own launcher, and only the first of them speaks."""
+"""Run one command in several processes, with torch's launcher. Only the first process prints."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ _OPTION = "--num-processes"
 
 
 def is_started() -> bool:
-    """Whether this is one of several processes already: of ours, of torchrun or of `accelerate launch`."""
+    """Whether this process is already one of several, started by us, torchrun or `accelerate launch`."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -22,9 +22,9 @@ def is_main() -> bool:
 
 
 def start_processes(count: int) -> NoReturn:
-    """Run this command again in `count` processes, and end with their exit code."""
+    """Run this command in `count` processes, then exit with code 0, or 1 if they failed."""
     launcher = ("--standalone", "--nproc-per-node", str(count), "-m", __package__ or "")
-    # The launcher would set it itself, and say so.
+    # Without this, the launcher sets OMP_NUM_THREADS to 1 and prints a warning.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
     process = start_python(
         "torch.distributed.run",
@@ -36,19 +36,19 @@ def start_processes(count: int) -> NoReturn:
             code = process.wait()
             break
         except KeyboardInterrupt:
-            # The processes have got it too, and say themselves what is kept.
+            # The processes receive the interrupt too, and report what they keep.
             continue
     raise typer.Exit(1 if code else 0)
 
 
 def _without_option(arguments: list[str]) -> list[str]:
-    kept: list[str] = []
-    skip = False
+    remaining: list[str] = []
+    is_value = False
     for argument in arguments:
-        if skip:
-            skip = False
+        if is_value:
+            is_value = False
         elif argument == _OPTION:
-            skip = True
+            is_value = True
         elif not argument.startswith(f"{_OPTION}="):
-            kept.append(argument)
-    return kept
+            remaining.append(argument)
+    return remaining

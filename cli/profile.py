@@ -1,4 +1,4 @@
-"""`surgeon profile`: what a graft costs."""
+"""`surgeon profile`: show what a graft costs."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, settings=GraftConfig, panel="Graft settings, for a host (the paper's where none is given)")
+@command(app, settings=GraftConfig, panel="Graft settings, if MODEL is a host (default: the paper's)")
 def profile(
     model: Annotated[
         str | None,
@@ -25,30 +25,33 @@ def profile(
     ] = None,
     donor: Annotated[
         str | None,
-        typer.Option("--donor", "-d", help="For a small model, the layer: a layer artifact or a whole language model."),
+        typer.Option(
+            "--donor", "-d", help="The layer to put into a small model: a layer artifact or a language model."
+        ),
     ] = None,
     layer: Annotated[int, typer.Option(help="Which layer of a language model; -1 is the last.")] = -1,
-    batch: Annotated[int, typer.Option(help="Texts at once.")] = 32,
+    batch: Annotated[int, typer.Option(help="Texts in a batch.")] = 32,
     length: Annotated[int, typer.Option(help="Tokens of each text.")] = 100,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Number format of all but the donor layer.")
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number format of everything except the donor layer."),
     ] = "float32",
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure time and peak memory, with random weights.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="Where to measure (default: a GPU if there is one).")] = None,
-    repeats: Annotated[int, typer.Option(help="How often each is timed.")] = 3,
+    device: Annotated[str | None, typer.Option(help="Device for --measure (default: a GPU if there is one).")] = None,
+    repeats: Annotated[int, typer.Option(help="How many times each step is timed.")] = 3,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
     """Show what a graft costs: parameters, computation, memory, time.
 
-    The host alone stands beside it. Reads config.json alone and no weights, so that neither has to be on this machine.
+    The host alone is shown for comparison. Only config.json is read. The weights don't have to be on this machine.
     """
     with usage():
-        config = GraftConfig(**given) if given else None
+        config = GraftConfig(**settings) if settings else None
     target = model or str(ui.workspace.latest("graft"))
 
     from layer_surgeon.graft.measure import Workload  # torch and transformers take seconds; --help must not
@@ -63,15 +66,15 @@ def profile(
 
 
 def _show(ui: Ui, result: "GraftProfile") -> None:
-    work = result.workload
+    workload = result.workload
     ui.facts(
         {
             "host": result.host,
             "donor": result.donor or "none: the host alone",
-            "workload": f"{work.batch} x {work.length} tokens, {work.dtype}",
+            "workload": f"{workload.batch} x {workload.length} tokens, {workload.dtype}",
         }
     )
-    shown = result.grafted or result.alone
+    model = result.grafted or result.alone
     rows = [
         (
             part.name,
@@ -81,9 +84,9 @@ def _show(ui: Ui, result: "GraftProfile") -> None:
             format_bytes(part.num_bytes),
             *_macs(part.macs),
         )
-        for part in shown.parts
+        for part in model.parts
     ]
-    rows.append(_total("all", shown))
+    rows.append(_total("all", model))
     if result.grafted is not None:
         rows.append(_total("host alone", result.alone))
     header = ("part", "parameters", "trained", "frozen", "weights", "linear", "attention", "rest", "MACs")
@@ -95,10 +98,10 @@ def _show(ui: Ui, result: "GraftProfile") -> None:
 def _show_graft(ui: Ui, result: "GraftProfile") -> None:
     if result.added is None or result.full is None or result.per_token is None:
         return
-    where = "one position per text" if result.positions == 1 else f"{result.positions} positions per text"
+    positions = "one position per text" if result.positions == 1 else f"{result.positions} positions per text"
     rows = [
         ("done", *_macs(result.added)),
-        (f"full computation, {where}", *_macs(result.full)),
+        (f"full computation, {positions}", *_macs(result.full)),
         ("full computation, every token", *_macs(result.per_token)),
     ]
     ui.table(("projections and donor", "linear", "attention", "rest", "MACs"), rows)
@@ -107,25 +110,25 @@ def _show_graft(ui: Ui, result: "GraftProfile") -> None:
 def _show_costs(ui: Ui, result: "GraftProfile") -> None:
     models = [("host alone", result.alone)] + ([("grafted", result.grafted)] if result.grafted is not None else [])
     rows: dict[str, list[Any]] = {"MACs of a training step": [model.training_macs for _, model in models]}
-    formats: dict[str, Any] = {"MACs of a training step": _count}
+    formatters: dict[str, Any] = {"MACs of a training step": _count}
     if result.alone.measured is not None:
-        for name, field, shape in (
+        for name, field, formatter in (
             ("forward", "forward_seconds", format_seconds),
             ("training step", "training_seconds", format_seconds),
             ("peak memory, forward", "forward_peak_bytes", format_bytes),
             ("peak memory, training", "training_peak_bytes", format_bytes),
         ):
             rows[name] = [getattr(model.measured, field) for _, model in models]
-            formats[name] = shape
+            formatters[name] = formatter
     table = [
-        (name, *map(formats[name], values), *([f"{values[1] / values[0]:.3f} x"] if len(values) > 1 else []))
+        (name, *map(formatters[name], values), *([f"{values[1] / values[0]:.3f} x"] if len(values) > 1 else []))
         for name, values in rows.items()
     ]
     header = ["cost", *(name for name, _ in models), *(["ratio"] if len(models) > 1 else [])]
-    where = None if result.alone.measured is None else f"Measured on {result.alone.measured.device}, random weights"
-    ui.table(header, table, title=where)
+    title = None if result.alone.measured is None else f"Measured on {result.alone.measured.device}, random weights"
+    ui.table(header, table, title=title)
     if result.alone.measured is None:
-        ui.line("Time and peak memory: --measure")
+        ui.line("For time and peak memory, add --measure.")
 
 
 def _total(name: str, model: "ModelProfile") -> tuple[str, ...]:
@@ -144,7 +147,7 @@ def _macs(macs: "Macs") -> tuple[str, ...]:
 
 
 def _count(macs: int) -> str:
-    """In thousands, M or G: what a table of multiply-accumulates is read in."""
+    """Format a number of multiply-accumulates in k, M or G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if macs >= size:
             return f"{macs / size:.2f} {unit}"

@@ -1,4 +1,4 @@
-"""`surgeon push`: a graft, a run or a layer onto the Hub."""
+"""`surgeon push`: upload a graft, a run or a layer to the Hub."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +17,24 @@ app = new_app()
 
 @command(app)
 def push(
-    repo: Annotated[str, typer.Argument(help="The repo, such as me/my-graft; made where there is none.")],
+    repo: Annotated[str, typer.Argument(help="The repo, such as me/my-graft. Created if it does not exist.")],
     folder: Annotated[
         Path | None, typer.Argument(help="Folder of a graft, a run or a layer artifact (default: the latest run).")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repo public; it is private otherwise.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repo public instead of private.")] = False,
     without_donor: Annotated[
-        bool, typer.Option("--without-donor", help="Leave the donor layer out; a user must have it already.")
+        bool, typer.Option("--without-donor", help="Leave the donor layer out. Users then need their own copy.")
     ] = False,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Message of the commit.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Commit message.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch (default: main).")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Put a graft, a run or a layer onto the Hub.
+    """Upload a graft, a run or a layer to the Hub.
 
-    With its model card: the models it was made from and their licences, how to use it and, of a run, data, settings and
-    scores. Training state, logs and paths of this machine stay here.
+    The model card names the models it was made from, their licences and how to use it. For a run, it also has the data,
+    settings and scores. Training state, logs and local paths are not uploaded.
     """
     source = folder or ui.workspace.latest("run")
 
@@ -54,10 +54,10 @@ def push(
 
 
 def show_push(result: "PushResult", folder: Path, ui: Ui) -> None:
-    """Say what was uploaded, and whose terms there are to mind."""
+    """Show what was uploaded, and the licence of the donor model."""
     if result.holds_donor:
         terms = f"its licence is {result.terms}" if result.terms else "its licence is not stated"
-        ui.progress.notice(f"The repo holds weights of the donor model; {terms}. See that you may share them.")
+        ui.progress.notice(f"The repo has weights of the donor model; {terms}. Check that you may share them.")
     if not ui.as_json:
         ui.facts(
             {

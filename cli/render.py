@@ -1,4 +1,4 @@
-"""Two renderings of `layer_surgeon.progress.Progress`: bars for a terminal, lines for everything else."""
+"""Two implementations of `layer_surgeon.progress.Progress`: bars for terminals, lines for everything else."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -22,13 +22,13 @@ from rich.text import Text
 
 from .ui import escape_text, format_bytes, format_seconds
 
-# Away from a terminal a line for every tenth of a step, and between two of them at least this long; nothing for longer
-# than the second would look like a run that hangs.
+# Without a terminal, there is one line for every tenth of a step, but at least SECONDS_BETWEEN_LINES apart. After
+# SECONDS_OF_SILENCE there is a line in any case, because otherwise the run seems to hang.
 TENTHS = 10
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_SILENCE = 600.0
-# How the scores on the validation examples are called beside what is measured at every step.
-_VALIDATION = "val "
+# Scores on the validation examples have this prefix. Values of every step don't.
+_VALIDATION_PREFIX = "val "
 
 
 def _format_values(values: Mapping[str, float]) -> str:
@@ -44,35 +44,35 @@ def _format_value(name: str, value: float) -> str:
 
 
 class _Panel(Bars):
-    """A bar and, from when there are any, the newest values in a frame around both."""
+    """A bar. Once there are values, a frame with the bar and the newest values."""
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         self.values: dict[str, float] = {}
         super().__init__(*columns, console=console, transient=False)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What is drawn several times a second."""
+        """Yield the bar, or the frame around bar and values. Called several times per second."""
         bar = self.make_tasks_table(self.tasks)
         if not self.values:
             yield bar
             return
-        scores = {name: value for name, value in self.values.items() if name.startswith(_VALIDATION)}
+        scores = {name: value for name, value in self.values.items() if name.startswith(_VALIDATION_PREFIX)}
         training = {name: value for name, value in self.values.items() if name not in scores}
         rows = [_row(training)] if training else []
         if scores:
-            row = _row({name.removeprefix(_VALIDATION): value for name, value in scores.items()})
+            row = _row({name.removeprefix(_VALIDATION_PREFIX): value for name, value in scores.items()})
             rows.append(Text.assemble(("validation:  ", "dim"), row))
         yield Panel(Group(bar, *rows), expand=False, border_style="dim")
 
 
 def _row(values: Mapping[str, float]) -> Text:
-    """Names in grey, values in colour."""
+    """Show names in grey and values in colour."""
     cells = [Text.assemble((f"{name} ", "dim"), (_format_value(name, value), "cyan")) for name, value in values.items()]
     return Text("   ").join(cells)
 
 
 class RichProgress:
-    """A live bar with remaining time; in training a panel with loss, learning rate, speed, memory and last scores."""
+    """A live bar with the remaining time. In training, a panel adds loss, learning rate, speed, memory and scores."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -106,12 +106,12 @@ class RichProgress:
             self._bars.advance(self._task, amount)
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show values below the bar; earlier names keep their newest value."""
+        """Show values below the bar. Names that are not in `values` keep their last value."""
         if self._bars is not None:
             self._bars.values.update(values)
 
     def end(self) -> None:
-        """Leave the finished bar on the screen."""
+        """Stop the bar and leave it on the screen."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -123,7 +123,7 @@ class RichProgress:
 
 
 class LineProgress:
-    """A plain line now and then: for logs, pipes and CI."""
+    """Occasional plain lines, for logs, pipes and CI."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -134,11 +134,11 @@ class LineProgress:
         self._values: dict[str, float] = {}
         self._started = self._printed = 0.0
         self._tenth = 0
-        # When, and with how much, counting began: the first amount may be what an earlier run had done.
+        # Time and amount of the first `advance`. An earlier run may have done this amount, so the speed ignores it.
         self._first: tuple[float, int] | None = None
 
     def begin(self, description: str, total: int | None, unit: str) -> None:
-        """Say what starts."""
+        """Start a step."""
         self.end()
         self._description, self._total, self._unit = description, total, unit
         self._done, self._values = 0, {}
@@ -146,24 +146,24 @@ class LineProgress:
         self._started = self._printed = time.monotonic()
 
     def advance(self, amount: int) -> None:
-        """Count, and for every tenth say how far it is."""
+        """Count, and print a line for every tenth."""
         self._done += amount
         silence = time.monotonic() - self._printed
         tenth = self._done * TENTHS // self._total if self._total else self._tenth + 1
         if self._first is None:
             self._first, self._tenth = (time.monotonic(), self._done), tenth
-        # The last one's line is that of `end`.
-        is_time = silence >= SECONDS_BETWEEN_LINES and tenth > self._tenth and self._done != self._total
-        if self._description is not None and (is_time or silence >= SECONDS_OF_SILENCE):
+        # `end` prints the last line.
+        is_due = silence >= SECONDS_BETWEEN_LINES and tenth > self._tenth and self._done != self._total
+        if self._description is not None and (is_due or silence >= SECONDS_OF_SILENCE):
             self._tenth = tenth
             self._print(self._remaining())
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Keep the newest values for the next line."""
+        """Keep the values for the next line."""
         self._values.update(values)
 
     def end(self) -> None:
-        """Say that the step is over and how long it took."""
+        """Print a last line with the time that the step took."""
         if self._description is not None:
             self._print(f"in {format_seconds(time.monotonic() - self._started)}")
             self._description = None
@@ -175,9 +175,9 @@ class LineProgress:
     def _remaining(self) -> str:
         if not self._total or self._first is None or self._done <= self._first[1]:
             return ""
-        since, before = self._first
-        seconds_each = (time.monotonic() - since) / (self._done - before)
-        return f"{format_seconds(seconds_each * max(self._total - self._done, 0))} left"
+        first_time, first_amount = self._first
+        seconds_per_unit = (time.monotonic() - first_time) / (self._done - first_amount)
+        return f"{format_seconds(seconds_per_unit * max(self._total - self._done, 0))} left"
 
     def _print(self, ending: str) -> None:
         self._printed = time.monotonic()
@@ -187,5 +187,5 @@ class LineProgress:
             done, total = str(self._done), str(self._total) if self._total else None
         amount = f"{done} of {total}" if total else done
         parts = [f"{self._description}: {amount}", "" if self._unit == "bytes" else f" {self._unit}"]
-        tail = "  ".join(part for part in (_format_values(self._values), ending) if part)
-        self.notice("".join(parts) + (f"  {tail}" if tail else ""))
+        details = "  ".join(part for part in (_format_values(self._values), ending) if part)
+        self.notice("".join(parts) + (f"  {details}" if details else ""))

@@ -1,4 +1,4 @@
-"""`surgeon report`: a study as a page, and as what papers and programs need."""
+"""`surgeon report`: write the report of a study, for readers, papers and programs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,38 +16,38 @@ app = new_app()
 
 @command(app)
 def report(
-    study: Annotated[Path, typer.Argument(help="The folder of a study, of compare, sweep or select.")],
+    study: Annotated[Path, typer.Argument(help="Folder of a study of compare, sweep or select.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write into. [dim](default: STUDY/report)[/]")
+        Path | None, typer.Option("--output", "-o", help="Folder of the report. [dim](default: STUDY/report)[/]")
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", "-f", help="html, md, csv, tex or png; repeat it. [dim](default: all)[/]"),
+        typer.Option("--format", "-f", help="html, md, csv, tex or png. Repeat it for several. [dim](default: all)[/]"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a report in the folder of --output.")] = False,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Show a study: one page with the verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.
+    """Write the report of a study: a page with verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.
 
-    Nothing is trained. A study that is under way, or was stopped, is shown as far as it is.
+    Nothing is trained. For a study that is running or was stopped, the report has the trainings that are finished.
     """
     from layer_surgeon.report.export import FOLDER, FORMATS, write_report
     from layer_surgeon.report.load import load_report
     from layer_surgeon.study.layout import StudyFolder
 
-    unknown = next((name for name in formats or () if name not in FORMATS), None)
-    if unknown is not None:
-        raise UsageError(f"--format is {unknown!r}; it must be one of {', '.join(FORMATS)}.")
+    unknown_format = next((name for name in formats or () if name not in FORMATS), None)
+    if unknown_format is not None:
+        raise UsageError(f"--format is {unknown_format!r}; it must be one of {', '.join(FORMATS)}.")
     loaded = load_report(study)
     folder = output or StudyFolder(root=study).path(FOLDER)
-    wanted = [name for name in FORMATS if formats is None or name in formats]
-    # The folder inside the study's own was written by this command.
-    written = write_report(loaded, folder, wanted, force=force or output is None)
+    chosen_formats = [name for name in FORMATS if formats is None or name in formats]
+    # Only this command writes the default folder inside the study, so it may be replaced.
+    paths = write_report(loaded, folder, chosen_formats, force=force or output is None)
     if not ui.as_json:
         ui.headline(loaded.summary.verdict)
-        figures = [path for path in written if path.suffix == ".png"]
-        rows = {path.name: path for path in written if path not in figures}
+        figures = [path for path in paths if path.suffix == ".png"]
+        rows = {path.name: path for path in paths if path not in figures}
         ui.facts({"trainings": loaded.state, **rows, **({"figures": figures[0].parent} if figures else {})})
     return {
         "study": study,
@@ -56,12 +56,12 @@ def report(
         "done": len(loaded.results),
         "planned": loaded.summary.cells.planned,
         "path": folder,
-        "files": written,
+        "files": paths,
     }
 
 
 def write_page(folder: Path, ui: Ui) -> Path:
-    """Write the page of a study that was just run, and show its path."""
+    """Write the page of a study that has just run, and show its path."""
     from layer_surgeon.report.export import FOLDER, write_report
     from layer_surgeon.report.load import load_report
     from layer_surgeon.study.layout import StudyFolder
@@ -73,7 +73,7 @@ def write_page(folder: Path, ui: Ui) -> Path:
 
 
 def write_sweep_picture(folder: Path, ui: Ui) -> Path:
-    """Write the picture of a sweep that was just run, and show its path."""
+    """Write the picture of a sweep that has just run, and show its path."""
     from layer_surgeon.report.load import load_report
     from layer_surgeon.report.pictures import draw_sweep
     from layer_surgeon.study.layout import SWEEP, StudyFolder

@@ -1,4 +1,4 @@
-"""`surgeon select`: the best layer, pair of layers or site at a fraction of a sweep."""
+"""`surgeon select`: find the best layer, pair of layers or site at a fraction of the cost of a sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +9,8 @@ from layer_surgeon.errors import TrainingError
 
 from .command import command, new_app
 from .report import write_page
+from .set_option import SetOption, StudyCommand
 from .studies import (
-    TRAINING,
     BaseOption,
     CandidatesOption,
     DonorArgument,
@@ -28,29 +28,36 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, **TRAINING)
+@command(app, command_class=StudyCommand)
 def select(
     donor: DonorArgument = None,
     layers: LayersOption = None,
     candidates: CandidatesOption = "layers",
     host: HostOption = None,
-    data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set (default: sst2).")] = None,
+    data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set. [dim](default: sst2)[/]")] = None,
     config: BaseOption = None,
     scale: ScaleOption = "full",
-    num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="In the last rung. [dim](default: 5)[/]")] = None,
-    probe: Annotated[bool, typer.Option(help="Begin with a probe that needs no training.")] = True,
+    num_seeds: Annotated[
+        int | None, typer.Option("--num-seeds", help="Runs of each candidate in the last rung. [dim](default: 5)[/]")
+    ] = None,
+    assignments: SetOption = None,
+    probe: Annotated[bool, typer.Option(help="Start with a probe that needs no training.")] = True,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder; that of a sweep lends its runs (default: workspace).")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the study. If a sweep is there, its runs are reused. [dim](default: in the workspace)[/]",
+        ),
     ] = None,
     workers: WorkersOption = 1,
     *,
-    given: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Find the best layer, pair or site at a fraction of a sweep.
+    """Find the best layer, pair or site at a fraction of the cost of a sweep.
 
-    Successive halving: a probe without training, then short trainings, then long ones, with ever fewer candidates. The
-    test data is looked at once, for the chosen one and the host alone.
+    Uses successive halving: a probe without training, then short trainings, then long ones, each with fewer candidates.
+    The test data is used only once, for the chosen candidate and the host alone.
     """
     folder = output or ui.workspace.root / "studies" / "select"
     plan = sweep_plan(
@@ -62,7 +69,7 @@ def select(
         config=config,
         scale=scale,
         num_seeds=num_seeds,
-        given=given,
+        assignments=assignments,
         folder=folder,
         ui=ui,
     )
@@ -73,7 +80,7 @@ def select(
     try:
         result = select_arm(plan, folder, workers=workers, probe=probe, progress=ui.progress)
     except KeyboardInterrupt as error:
-        raise TrainingError("Interrupted. What is done is kept; the same command goes on.") from error
+        raise TrainingError("Interrupted. Finished trainings are kept. Run the same command to continue.") from error
     if not ui.as_json:
         _show(result, ui)
     return as_json(result) | {"report": write_page(folder, ui)}

@@ -1,31 +1,22 @@
-"""The options that the commands of a study share."""
+"""The options that `compare`, `sweep` and `select` share."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-
-from layer_surgeon.finetune.config import FinetuneConfig
 
 Scale = Literal["full", "small"]
 Executor = Literal["local", "ray"]
 Candidates = Literal["layers", "pairs", "sites"]
 
-# Of the settings of training, those that a study doesn't set itself: for `command`.
-TRAINING: dict[str, Any] = {
-    "settings": FinetuneConfig,
-    "without": ("seed", "train_fraction", "task"),
-    "panel": "Training settings (the paper's where none is given)",
-}
-
 DonorArgument = Annotated[
-    str | None, typer.Argument(help="The large model: a folder, file or repo id (default: Llama-3.1-8B).")
+    str | None, typer.Argument(help="The large model: a folder, file or repo id. [dim](default: Llama-3.1-8B)[/]")
 ]
 CandidatesOption = Annotated[
     Candidates,
     typer.Option(
-        help="What is tried: layers; pairs: each layer with the next of --layers; sites: places in the host for the "
-        "last layer, or for those that --layers names."
+        help="What to try. layers: each layer; pairs: each layer of --layers with the next one; sites: the sites in "
+        "the host, with the last layer or those of --layers."
     ),
 ]
 LayersOption = Annotated[
@@ -36,13 +27,15 @@ LayersOption = Annotated[
 ]
 HostOption = Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")]
 BaseOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file with a plan, as for compare; its arms don't count.")
+    Path | None, typer.Option("--config", "-c", help="YAML file with a plan, as for compare. Its arms are ignored.")
 ]
-ScaleOption = Annotated[Scale, typer.Option(help="small: models and data that need no Hub and no GPU.")]
+ScaleOption = Annotated[Scale, typer.Option(help="small: use models and data that need neither the Hub nor a GPU.")]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder of the study (default: in the workspace).")
+    Path | None, typer.Option("--output", "-o", help="Folder of the study. [dim](default: in the workspace)[/]")
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", "-w", help="Trainings at the same time.")]
-ExecutorOption = Annotated[Executor, typer.Option(help="Who runs them.")]
-AddressOption = Annotated[str | None, typer.Option(help="Of the Ray cluster.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say how many runs, and how long.")]
+WorkersOption = Annotated[int, typer.Option("--workers", "-w", help="How many trainings run at the same time.")]
+ExecutorOption = Annotated[Executor, typer.Option(help="Where trainings run: on this machine or on a Ray cluster.")]
+AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only show how many trainings there are and how long they take.")
+]

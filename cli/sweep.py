@@ -1,4 +1,4 @@
-"""`surgeon sweep`: which layer of the donor, pair of them, or site, by training with each."""
+"""`surgeon sweep`: train with each layer of the donor, pair of layers or site, to see which is best."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,8 +8,8 @@ import typer
 from .command import command, new_app, usage
 from .compare import make_content, run_plan
 from .report import write_sweep_picture
+from .set_option import SetOption, StudyCommand, parse_settings
 from .studies import (
-    TRAINING,
     AddressOption,
     BaseOption,
     Candidates,
@@ -32,33 +32,34 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-@command(app, **TRAINING)
+@command(app, command_class=StudyCommand)
 def sweep(
     donor: DonorArgument = None,
     layers: LayersOption = None,
     candidates: CandidatesOption = "layers",
     host: HostOption = None,
     data: Annotated[
-        list[str] | None, typer.Option("--dataset", "-d", help="A data set; repeat it for several (default: sst2).")
+        list[str] | None,
+        typer.Option("--dataset", "-d", help="A data set. Repeat it for several. [dim](default: sst2)[/]"),
     ] = None,
     config: BaseOption = None,
     scale: ScaleOption = "full",
     num_seeds: Annotated[
-        int | None, typer.Option("--num-seeds", help="Runs of each layer. [dim](default: 5)[/]")
+        int | None, typer.Option("--num-seeds", help="Runs of each candidate. [dim](default: 5)[/]")
     ] = None,
+    assignments: SetOption = None,
     output: OutputOption = None,
     workers: WorkersOption = 1,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     dry_run: DryRunOption = False,
     *,
-    given: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Train with each layer of the donor, pair or site, and draw which does best.
+    """Train with each donor layer, pair of layers or site, and plot which is best.
 
-    One run for each of them and each seed, and the host alone beside them. The checkpoint is opened once for all
-    layers.
+    There is one run for each candidate and seed, and the host alone for comparison. The checkpoint is opened only once
+    for all layers.
     """
     folder = output or ui.workspace.root / "studies" / "sweep"
     plan = sweep_plan(
@@ -70,7 +71,7 @@ def sweep(
         config=config,
         scale=scale,
         num_seeds=num_seeds,
-        given=given,
+        assignments=assignments,
         folder=folder,
         ui=ui,
     )
@@ -91,28 +92,34 @@ def sweep_plan(
     config: Path | None,
     scale: Scale,
     num_seeds: int | None,
-    given: dict[str, Any],
+    assignments: list[str] | None,
     folder: Path,
     ui: Ui,
 ) -> "StudyPlan":
-    """The plan of a sweep: the host alone, and the graft with each of the layers, pairs or sites."""
+    """Make the plan of a sweep: the host alone, and a graft for each layer, pair or site."""
     from layer_surgeon.study.arms import DonorSpec
     from layer_surgeon.study.plan import StudyPlan
     from layer_surgeon.study.rehearsal import rehearsal
     from layer_surgeon.study.sweep import choose_layers, count_layers, with_candidates
 
-    said: dict[str, Any] = {"host": host, "data": data, "arms": ["host", "graft"]}
-    wanted = donor or (None if config is not None or scale == "small" else "meta-llama/Llama-3.1-8B")
-    if wanted is not None:
-        said["donor"] = {"source": wanted}
+    overrides: dict[str, Any] = {"host": host, "data": data, "arms": ["host", "graft"]}
+    donor_source = donor or (None if config is not None or scale == "small" else "meta-llama/Llama-3.1-8B")
+    if donor_source is not None:
+        overrides["donor"] = {"source": donor_source}
     with usage():
         content = make_content(
-            config=config, preset=None, scale=scale, said=said, num_seeds=num_seeds, given=given, ui=ui
+            config=config,
+            preset=None,
+            scale=scale,
+            overrides=overrides,
+            num_seeds=num_seeds,
+            settings=parse_settings(assignments),
+            ui=ui,
         )
     spec = DonorSpec.parse(content["donor"])
-    said_layers = layers or ("-1" if candidates == "sites" else "all")
-    # The plan is made before the study's lock is taken, and for dry runs too: nothing is written in its folder.
+    layer_range = layers or ("-1" if candidates == "sites" else "all")
+    # Dry runs make the plan too, and the study's lock is not held yet. So nothing is written into the study's folder.
     with rehearsal(folder) as scratch:
-        chosen = choose_layers(said_layers, count_layers(spec, scratch, ui.progress))
+        chosen = choose_layers(layer_range, count_layers(spec, scratch, ui.progress))
         with usage():
             return StudyPlan.from_dict({**with_candidates(content, chosen, candidates, scratch), "name": folder.name})

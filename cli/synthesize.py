@@ -1,4 +1,4 @@
-"""`surgeon synthesize`: training texts written by a language model."""
+"""`surgeon synthesize`: write training texts with a language model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,28 +17,29 @@ app = new_app()
 @command(app, settings=SynthesisConfig, without=("model", "labels", "prompts"))
 def synthesize(
     model: Annotated[str, typer.Argument(help="A causal language model: a folder or a repo id.")],
-    labels: Annotated[list[str], typer.Option("--label", "-l", help="A label; repeat it.")],
+    labels: Annotated[list[str], typer.Option("--label", "-l", help="A label. Repeat it for each label.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON Lines file.")] = Path("synthetic.jsonl"),
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
     ui: Ui,
 ) -> dict[str, Any]:
-    """Have a language model write training texts for each label.
+    """Write training texts for each label with a language model.
 
-    ZeroGen: surgeon synthesize gpt2-xl --label negative --label positive, then surgeon finetune HOST --dataset FILE.
+    The method is ZeroGen. Run surgeon synthesize gpt2-xl --label negative --label positive, then surgeon finetune HOST
+    --dataset FILE.
     """
     if output.exists() and not force:
-        raise UsageError(f"{output} is there already. Replace it with --force, or choose another file with --output.")
+        raise UsageError(f"{output} already exists. Replace it with --force, or choose another file with --output.")
 
     with usage():
-        config = SynthesisConfig(model=model, labels=tuple(labels), **given)
+        config = SynthesisConfig(model=model, labels=tuple(labels), **settings)
 
-    from layer_surgeon.study.synthesize import synthesize as write
+    from layer_surgeon.study.synthesize import synthesize as write_texts
 
-    result = write(config, output=output, progress=ui.progress)
+    result = write_texts(config, output=output, progress=ui.progress)
     if not ui.as_json:
         ui.table(("label", "texts"), [(name, f"{count:,}") for name, count in result.counts.items()])
-        ui.facts({"left out": f"{result.left_out:,} draws that were empty or there already", "file": result.path})
+        ui.facts({"left out": f"{result.left_out:,} texts that were empty or duplicates", "file": result.path})
         ui.line(f"\nNext: [bold]surgeon finetune HOST --dataset {escape_text(str(result.path))}[/]")
     return result.as_dict()

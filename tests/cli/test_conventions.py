@@ -1,4 +1,4 @@
-"""The conventions of every command: help at once, JSON alone on stdout, exit codes, messages instead of tracebacks."""
+"""The conventions of all commands: fast help, only JSON on stdout, exit codes, messages instead of tracebacks."""
 
 import importlib
 import statistics
@@ -21,14 +21,14 @@ def test_help_lists_every_command(tmp_path):
         assert summary.split()[0] in result.out
 
 
-def test_a_summary_is_the_first_line_of_its_commands_help():
+def test_summaries_match_the_help_of_the_commands():
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"layer_surgeon_cli.{name}")
         assert getattr(module, name).__doc__.splitlines()[0] == summary
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name, tmp_path):
+def test_every_command_has_help(name, tmp_path):
     result = surgeon(name, "--help", cwd=tmp_path)
     assert result.code == 0
     for option in ("--json", "--quiet", "--debug", "--workspace"):
@@ -42,9 +42,9 @@ def seconds(*command, cwd):
     return time.perf_counter() - start
 
 
-def test_help_appears_at_once(tmp_path):
+def test_help_is_fast(tmp_path):
     base, helps = [], []
-    for _ in range(7):  # in turn, so that a busy machine slows both
+    for _ in range(7):  # alternating, because a busy machine then slows both
         base.append(seconds(sys.executable, "-c", "import typer, rich", cwd=tmp_path))
         helps.append(seconds(SURGEON, "--help", cwd=tmp_path))
     assert statistics.median(helps) < 2.5 * statistics.median(base)
@@ -64,7 +64,7 @@ def test_version(tmp_path):
         ("graft", "x", "--pooling", "y"),
     ],
 )
-def test_a_wrong_command_line_is_exit_code_2(arguments, tmp_path):
+def test_usage_errors_exit_with_2(arguments, tmp_path):
     result = surgeon(*arguments, cwd=tmp_path)
     assert result.code == 2
     assert "Traceback" not in result.err
@@ -72,7 +72,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_is_a_message_and_exit_code_1(tmp_path):
+def test_failures_show_a_message_and_exit_with_1(tmp_path):
     result = surgeon("extract", tmp_path / "nowhere", cwd=tmp_path)
     assert result.code == 1
     assert result.err.startswith("error: There is no folder or file")
@@ -80,7 +80,7 @@ def test_a_failure_is_a_message_and_exit_code_1(tmp_path):
     assert result.out == ""
 
 
-def test_a_failure_in_json(tmp_path):
+def test_failures_in_json(tmp_path):
     result = surgeon("extract", tmp_path / "nowhere", "--json", cwd=tmp_path)
     assert result.code == 1
     assert result.document()["error"]["type"] == "SourceNotFoundError"
@@ -93,7 +93,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate", "predict"])
-def test_no_workspace_yet(command, tmp_path):
+def test_commands_without_a_workspace(command, tmp_path):
     arguments = {"predict": ("a text",)}.get(command, ())
     result = surgeon(command, *arguments, cwd=tmp_path)
     assert result.code == 1
@@ -102,7 +102,7 @@ def test_no_workspace_yet(command, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".hf"] == []
 
 
-def test_graft_without_a_layer_says_how_to_get_one(tmp_path):
+def test_graft_without_a_layer_names_the_command_for_it(tmp_path):
     result = surgeon("graft", "bert-base-uncased", cwd=tmp_path)
     assert result.code == 1
     assert "surgeon extract" in result.err
@@ -125,10 +125,10 @@ def test_datasets(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (436_224_000, "436.2 MB"), (141e9, "141.0 GB")]
 )
-def test_bytes_for_people(value, text):
+def test_format_bytes(value, text):
     assert format_bytes(value) == text
 
 
-def test_counts_and_seconds_for_people():
+def test_format_count_and_seconds():
     assert format_count(218_112_000) == "218.1 M"
     assert [format_seconds(value) for value in (0.84, 42, 185, 7265)] == ["0.8 s", "42 s", "3 min 05 s", "2 h 01 min"]

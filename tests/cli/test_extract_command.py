@@ -1,4 +1,4 @@
-"""`surgeon inspect` and `surgeon extract` on folders."""
+"""`surgeon inspect` and `surgeon extract` on local folders."""
 
 import json
 import subprocess
@@ -52,9 +52,9 @@ def test_extract_in_json(donor, tmp_path):
     document = result.document()
     assert document["layer_indices"] == [0, 3]
     assert document["path"] == "out"
-    again = surgeon("extract", donor, "-l", "0", "-l", "-1", "-o", "out", "--json", "--quiet", cwd=tmp_path)
-    assert again.document() == document
-    assert again.err == ""
+    repeated = surgeon("extract", donor, "-l", "0", "-l", "-1", "-o", "out", "--json", "--quiet", cwd=tmp_path)
+    assert repeated.document() == document
+    assert repeated.err == ""
 
 
 def test_several_layers_by_a_slice(donor, tmp_path):
@@ -64,16 +64,16 @@ def test_several_layers_by_a_slice(donor, tmp_path):
 
 def test_verify(donor, tmp_path):
     assert surgeon("extract", donor, "-o", "out", cwd=tmp_path).code == 0
-    good = surgeon("extract", "--verify", "out", cwd=tmp_path)
-    assert good.code == 0
-    assert "All 9 tensors" in good.out
+    intact = surgeon("extract", "--verify", "out", cwd=tmp_path)
+    assert intact.code == 0
+    assert "All 9 tensors" in intact.out
     weights = tmp_path / "out" / "model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    bad = surgeon("extract", "out", "--verify", cwd=tmp_path)
-    assert bad.code == 1
-    assert "differs from the one recorded during extraction" in bad.err
+    damaged = surgeon("extract", "out", "--verify", cwd=tmp_path)
+    assert damaged.code == 1
+    assert "differs from the one recorded during extraction" in damaged.err
 
 
 def test_a_dry_run_writes_nothing(donor, tmp_path):
@@ -86,7 +86,7 @@ def test_a_dry_run_writes_nothing(donor, tmp_path):
 
 
 @pytest.mark.parametrize("variable", [True, False])
-def test_the_workspace_can_be_named(donor, tmp_path, variable):
+def test_the_workspace_can_be_chosen(donor, tmp_path, variable):
     if variable:
         result = surgeon("extract", donor, cwd=tmp_path, env={"SURGEON_WORKSPACE": "elsewhere"})
     else:
@@ -114,7 +114,7 @@ def test_not_a_decoder(tmp_path):
 
 
 def test_a_full_disk(donor, tmp_path):
-    # The limit on a file's size makes the write itself fail, as a full disk does.
+    # A limit on the file size makes the write fail, as a full disk does.
     limit = "import resource, signal, sys, subprocess; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(subprocess.call(sys.argv[1:]))"
     command = [sys.executable, "-c", limit, SURGEON, "extract", donor]
@@ -128,8 +128,8 @@ def test_a_full_disk(donor, tmp_path):
 @pytest.mark.parametrize(
     ("config", "num_bytes"), [(LLAMA_8B, 436_224_000), (LLAMA_70B, 1_711_308_800)], ids=["8B", "70B"]
 )
-def test_memory_stays_small_however_large_the_model(tmp_path, config, num_bytes):
-    # The layer is a hole too: its length is what matters here, and the reads are the same.
+def test_memory_does_not_grow_with_the_model(tmp_path, config, num_bytes):
+    # The layer has no data in this sparse file. Only its length matters here, and the reads are the same.
     donor = write_sparse_checkpoint(tmp_path / "llama", config, [])
     peak_of = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
     peak_of += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"

@@ -1,4 +1,4 @@
-"""No text is lost on the way from a setting's one sentence to the help of a command."""
+"""The help of a command has the complete help text of every setting."""
 
 from dataclasses import fields
 
@@ -10,8 +10,8 @@ from tests.support.command_line import surgeon
 
 
 @pytest.mark.parametrize(("command", "settings"), [("graft", GraftConfig), ("finetune", FinetuneConfig)])
-def test_the_help_says_all_that_a_setting_says(tmp_path, command, settings):
-    shown = surgeon(command, "--help", cwd=tmp_path, env={"COLUMNS": "600"}).out
+def test_help_has_the_whole_text_of_every_setting(tmp_path, command, settings):
+    help_text = surgeon(command, "--help", cwd=tmp_path, env={"COLUMNS": "600"}).out
     for field in fields(settings):
-        assert str(field.metadata["help"]) in shown, field.name
-    assert "int8 needs layer-surgeon[int8]." in shown or command != "graft"
+        assert str(field.metadata["help"]) in help_text, field.name
+    assert "int8 needs layer-surgeon[int8]." in help_text or command != "graft"

@@ -1,4 +1,4 @@
-"""`surgeon inspect` on every format, and on places that are not local: what it tells, and that it reads no weights."""
+"""`surgeon inspect` on every format, local and remote: what it shows, and that it reads no weights."""
 
 import gguf
 import pytest
@@ -24,7 +24,7 @@ tags: [a, b]
 
 
 def make(form, folder):
-    """A checkpoint of a few small layers, and how many files its weights take."""
+    """A checkpoint of a few small layers."""
     folder.mkdir()
     if form == "safetensors":
         write_sparse_checkpoint(folder, TINY, range(4), max_shard_bytes=8_000)
@@ -73,17 +73,17 @@ def test_every_format_in_a_folder(form, tmp_path):
     if form != "gguf":
         shown = surgeon("inspect", folder, cwd=tmp_path).out
         assert "other, llama3.1, LICENSE; see LICENSE" in shown
-        assert (f"{quantization}; layers come out as float32" in shown) == (quantization is not None)
+        assert (f"{quantization}; layers are extracted as float32" in shown) == (quantization is not None)
 
 
-def test_what_states_no_licence(tmp_path):
+def test_a_checkpoint_without_a_licence(tmp_path):
     folder = make("safetensors", tmp_path / "donor")
     assert "not stated" in surgeon("inspect", folder, cwd=tmp_path).out
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert surgeon("inspect", folder, "--json", cwd=tmp_path).document()["license"] == "apache-2.0"
 
 
-def test_the_licence_and_the_quantisation_that_a_gguf_file_states(tmp_path):
+def test_licence_and_quantisation_come_from_the_gguf_file(tmp_path):
     path = write_model(tmp_path / "model.gguf", "llama")
     tensors = [(tensor.name, tensor.data.copy(), tensor.tensor_type) for tensor in gguf.GGUFReader(path).tensors]
     stated = {"general.license": "gemma", "general.file_type": gguf.LlamaFileType.MOSTLY_Q4_K_M.value}
@@ -105,9 +105,9 @@ def test_on_the_hub_no_weights_are_read(form, tmp_path):
         for key in ("source", "kind", "commit"):
             del remote[key], local[key]
         assert remote == local
-        # Of each file a header and its length, the end of a zip file and its pickle, or the front of a GGUF file.
-        asked = [request for request in hub.requests if request.server == "cdn" and request.range != "bytes=0-0"]
-        assert len(asked) <= 2 * len(local["whole"]["files"])
+        # Two reads per file: length and header, or the end of a zip file and its pickle. Or the start of a GGUF file.
+        weight_reads = [request for request in hub.requests if request.server == "cdn" and request.range != "bytes=0-0"]
+        assert len(weight_reads) <= 2 * len(local["whole"]["files"])
 
 
 def test_on_a_web_server(tmp_path):
@@ -119,7 +119,7 @@ def test_on_a_web_server(tmp_path):
     assert remote["layers"] == local["layers"]
 
 
-def test_views_that_give_no_layer_are_counted_all_the_same(tmp_path):
+def test_views_that_can_not_be_extracted_are_counted(tmp_path):
     state = tiny_state_dict(torch.float32)
     state["model.layers.0.mask"] = torch.ones(4, 1).expand(4, 8)
     folder = write_checkpoint(tmp_path / "donor", state)
@@ -130,8 +130,8 @@ def test_views_that_give_no_layer_are_counted_all_the_same(tmp_path):
     assert "is not contiguous" in refused.err
 
 
-def test_a_quantised_checkpoint_says_what_can_be_done(tmp_path):
+def test_a_quantised_checkpoint_shows_advice(tmp_path):
     config = TINY | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     folder = write_sparse_checkpoint(tmp_path / "donor", config, [])
     shown = surgeon("inspect", folder, cwd=tmp_path)
-    assert "awq, 4 bits; its layers can't be taken out" in " ".join(shown.out.split())
+    assert "awq, 4 bits; its layers can't be extracted" in " ".join(shown.out.split())

@@ -1,4 +1,4 @@
-"""`surgeon profile`: the table for people, the document for programs."""
+"""`surgeon profile`: its tables and its JSON document."""
 
 import json
 
@@ -26,18 +26,18 @@ LLAMA = {
 
 
 @pytest.fixture
-def here(tmp_path):
-    """A folder with a host and a language model, of which there is nothing but the config.json."""
+def folder(tmp_path):
+    """A folder with a host and a language model. Both have only a config.json."""
     for name, config in (("host", BERT), ("llm", LLAMA)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     return tmp_path
 
 
-def test_document(here):
+def test_document(folder):
     result = surgeon(
         "profile", "host", "--donor", "llm", "--batch", 2, "--length", 5, "--donor-dtype", "bfloat16", "--json",
-        cwd=here,
+        cwd=folder,
     )  # fmt: skip
     assert result.code == 0, result.err
     document = result.document()
@@ -57,25 +57,25 @@ def test_document(here):
     assert (alone["measured"], grafted["measured"]) == (None, None)
 
 
-def test_table(here):
-    result = surgeon("profile", "host", "-d", "llm", "--layer", "0", "--pooling", "mean", cwd=here)
+def test_table(folder):
+    result = surgeon("profile", "host", "-d", "llm", "--layer", "0", "--pooling", "mean", cwd=folder)
     assert result.code == 0, result.err
     for text in ("layer 0 of llm", "32 x 100 tokens", "proj_in", "host alone", "every token", "ratio", "--measure"):
         assert text in result.out
 
 
-def test_a_host_alone(here):
-    result = surgeon("profile", "host", cwd=here)
+def test_a_host_alone(folder):
+    result = surgeon("profile", "host", cwd=folder)
     assert result.code == 0, result.err
     assert "none: the host alone" in result.out
     assert "ratio" not in result.out
-    assert surgeon("profile", "host", "--json", cwd=here).document()["graft"] is None
+    assert surgeon("profile", "host", "--json", cwd=folder).document()["graft"] is None
 
 
 @pytest.mark.slow
-def test_measured(here):
+def test_measured(folder):
     result = surgeon("profile", "host", "-d", "llm", "--batch", 1, "--length", 4, "--repeats", 1, "--measure", "--json",
-                     cwd=here)  # fmt: skip
+                     cwd=folder)  # fmt: skip
     assert result.code == 0, result.err
     measured = result.document()["grafted"]["measured"]
     assert measured["repeats"] == 1
@@ -94,8 +94,8 @@ def test_measured(here):
         (("profile", "host", "-d", "llm", "--task", "seq2seq"), 1, "no model for seq2seq"),
     ],
 )
-def test_bad_input(arguments, code, message, here):
-    result = surgeon(*arguments, cwd=here)
+def test_bad_input(arguments, code, message, folder):
+    result = surgeon(*arguments, cwd=folder)
     assert result.code == code
     assert message in " ".join(result.err.split())
     assert "Traceback" not in result.err

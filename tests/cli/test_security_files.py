@@ -1,4 +1,4 @@
-"""Files that the commands write and read: no links followed, no formulas, no tracebacks."""
+"""Files that commands write and read: links are not followed, cells are not formulas, errors are not tracebacks."""
 
 import csv
 import json
@@ -19,18 +19,18 @@ def predictions(*rows):
     return [SimpleNamespace(as_row=lambda row=row: row) for row in rows]
 
 
-def test_predictions_are_not_written_through_a_link(tmp_path):
+def test_predictions_are_not_written_through_links(tmp_path):
     victim = tmp_path / "victim"
-    victim.write_text("mine")
+    victim.write_text("unchanged")
     for name in (".out.csv.tmp", "out.csv", ".out.jsonl.tmp", "out.jsonl"):
         (tmp_path / name).symlink_to(victim)
     for name in ("out.csv", "out.jsonl"):
         _write(predictions({"text": "a", "label": "b"}), tmp_path / name)
         assert not (tmp_path / name).is_symlink()
-    assert victim.read_text() == "mine"
+    assert victim.read_text() == "unchanged"
 
 
-def test_cells_are_no_formulas(tmp_path):
+def test_cells_are_not_formulas(tmp_path):
     row = {
         "text": "=HYPERLINK(1)",
         "label": "@x",
@@ -74,7 +74,7 @@ def test_no_predictions(tmp_path):
         b'output: "a\\0b"',
     ],
 )
-def test_an_odd_configuration_is_a_wrong_command_line(tmp_path, content):
+def test_malformed_configuration_files_are_usage_errors(tmp_path, content):
     (tmp_path / "run.yaml").write_bytes(content)
     done = CliRunner().invoke(app, ["finetune", "nowhere", "--json", "--config", str(tmp_path / "run.yaml")])
     message = json.loads(done.stdout)["error"]["message"]
@@ -88,7 +88,7 @@ def test_an_empty_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, "{", "1" * 5000])
-def test_an_odd_value_on_the_command_line(value):
-    with pytest.raises(LayerSurgeonError, match="is not valid JSON") as told:
+def test_malformed_values_on_the_command_line(value):
+    with pytest.raises(LayerSurgeonError, match="is not valid JSON") as caught:
         _parse("id2label", value)
-    assert describe(told.value)[0] == EXIT_USAGE
+    assert describe(caught.value)[0] == EXIT_USAGE

@@ -1,4 +1,4 @@
-"""The three lines that this project exists for, word for word, against a Hub on loopback."""
+"""The three lines of the README, word for word, with a Hub on loopback."""
 
 import json
 import random
@@ -27,7 +27,7 @@ FILLER = ["a", "the", "film", "story", "actor", "and", "of", "with", "scene"]
 
 
 def make_donor(folder: Path) -> Path:
-    """A tiny Llama in bfloat16, in shards, with the RoPE of Llama-3.1 and the files of its repo."""
+    """A tiny Llama in bfloat16, in shards, with the RoPE of Llama-3.1 and the other files of its repo."""
     set_seed(0)
     config = LlamaConfig(
         vocab_size=2000,
@@ -77,7 +77,7 @@ def make_host(folder: Path) -> Path:
 
 
 def make_data() -> dict[str, bytes]:
-    """A small `SetFit/sst2`: the same files and columns as the real one."""
+    """A small `SetFit/sst2` with the files and columns of the real one."""
     generator = random.Random(2)
     files = {}
     for name, count in (("train", 192), ("dev", 32), ("test", 32)):
@@ -94,11 +94,11 @@ def make_data() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory):
-    """The three lines, run once, in a folder of their own; the donor is gated, as the real one is."""
+    """Run the three lines once in their own folder. The donor is gated, as the real one is."""
     folder = tmp_path_factory.mktemp("journey")
     donor, host = make_donor(folder / "donor"), make_host(folder / "host")
-    place = folder / "place"
-    place.mkdir()
+    working_folder = folder / "work"
+    working_folder.mkdir()
     with LoopbackHub() as hub:
         hub.add_repo(DONOR, donor, gated="manual", accepted=(TOKEN,))
         hub.add_repo("bert-base-uncased", host)
@@ -108,9 +108,9 @@ def journey(tmp_path_factory):
             program, *arguments = shlex.split(line)
             assert program == "surgeon"
             hub.reset_log()
-            result = surgeon(*arguments, cwd=place, env={"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN})
+            result = surgeon(*arguments, cwd=working_folder, env={"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN})
             steps.append((result, list(hub.requests), hub.bytes_sent()))
-    return {"donor": donor, "host": host, "place": place, "steps": steps}
+    return {"donor": donor, "host": host, "folder": working_folder, "steps": steps}
 
 
 @pytest.mark.slow
@@ -122,8 +122,8 @@ def test_every_line_succeeds(journey):
 
 
 @pytest.mark.slow
-def test_the_tensors_are_the_sources_byte_for_byte(journey):
-    artifact = journey["place"] / "surgery" / "layers" / "Llama-3.1-8B-L5"
+def test_tensors_are_byte_for_byte_those_of_the_source(journey):
+    artifact = journey["folder"] / "surgery" / "layers" / "Llama-3.1-8B-L5"
     source = {}
     for shard in journey["donor"].glob("*.safetensors"):
         source |= load_file(shard)
@@ -143,16 +143,16 @@ def test_the_tensors_are_the_sources_byte_for_byte(journey):
     assert (artifact / "USE_POLICY.md").is_file()
 
 
-def places_of_the_layer(donor: Path) -> tuple[dict[str, list[tuple[int, int]]], int, int]:
-    """What may be read of each shard that holds the last layer; the bytes of the layer, and of those headers."""
+def byte_ranges_of_the_layer(donor: Path) -> tuple[dict[str, list[tuple[int, int]]], int, int]:
+    """Return the byte ranges that may be read of each shard with the last layer, and the bytes of layer and headers."""
     allowed: dict[str, list[tuple[int, int]]] = {}
     layer_bytes = header_bytes = 0
     for shard in donor.glob("*.safetensors"):
         raw = shard.read_bytes()
         length = 8 + int.from_bytes(raw[:8], "little")
-        for name, entry in json.loads(raw[8:length]).items():
+        for name, tensor_info in json.loads(raw[8:length]).items():
             if name.startswith("model.layers.5."):
-                begin, end = (length + offset for offset in entry["data_offsets"])
+                begin, end = (length + offset for offset in tensor_info["data_offsets"])
                 layer_bytes += end - begin
                 allowed.setdefault(shard.name, []).append((begin, end))
         if shard.name in allowed:
@@ -162,9 +162,9 @@ def places_of_the_layer(donor: Path) -> tuple[dict[str, list[tuple[int, int]]], 
 
 
 @pytest.mark.slow
-def test_no_byte_of_another_layer_is_read(journey):
+def test_no_bytes_of_other_layers_are_read(journey):
     _, requests, received = journey["steps"][0]
-    allowed, layer_bytes, header_bytes = places_of_the_layer(journey["donor"])
+    allowed, layer_bytes, header_bytes = byte_ranges_of_the_layer(journey["donor"])
     assert len(allowed) >= 2, "the layer should span two shards for this test to mean something"
     shard_requests = [request for request in requests if request.path.endswith(".safetensors")]
     for request in shard_requests:
@@ -172,13 +172,15 @@ def test_no_byte_of_another_layer_is_read(journey):
             continue
         shard = request.path.rsplit("/", 1)[-1]
         begin, end = map(int, request.range.removeprefix("bytes=").split("-"))
-        read = set(range(begin, end + 1))
+        other_bytes = set(range(begin, end + 1))
         for first, last in allowed.get(shard, []):
-            read -= set(range(first, last))
-        assert not read, f"{len(read)} bytes of {shard} are no part of the layer"
+            other_bytes -= set(range(first, last))
+        assert not other_bytes, f"{len(other_bytes)} bytes of {shard} are not part of the layer"
     assert received <= layer_bytes + header_bytes + 200_000
     whole = sum(shard.stat().st_size for shard in journey["donor"].glob("*.safetensors"))
-    assert whole > layer_bytes + header_bytes + 200_000, "the model should be too large to be read whole unnoticed"
+    assert whole > layer_bytes + header_bytes + 200_000, (
+        "the model should be so large that reading all of it would be noticed"
+    )
     assert len(requests) <= 4 * len(allowed) + 10
 
 
@@ -192,9 +194,9 @@ def test_the_token_never_reaches_the_cdn(journey):
 
 @pytest.mark.slow
 def test_the_result_is_a_trained_model(journey):
-    workspace = Workspace(journey["place"] / "surgery")
+    workspace = Workspace(journey["folder"] / "surgery")
     graft, run = workspace.latest("graft"), workspace.latest("run")
-    # Eighteen steps at the paper's learning rate teach nothing to random weights: what counts is that they moved.
+    # Random weights learn nothing in 18 steps at the paper's learning rate. The test is only that they changed.
     before, after = load_file(graft / "model.safetensors"), load_file(run / "model.safetensors")
     assert before.keys() == after.keys()
     for part in ("host.", "proj_in.", "proj_out.", "head."):
@@ -210,29 +212,29 @@ def test_the_result_is_a_trained_model(journey):
 
 @pytest.mark.slow
 def test_the_result_runs_in_a_pipeline(journey):
-    run = Workspace(journey["place"] / "surgery").latest("run")
+    run = Workspace(journey["folder"] / "surgery").latest("run")
     results = json.loads((run / "results.json").read_text())
     assert results["test"]["examples"] == 32
     answers = pipeline("text-classification", model=str(run))(["a good film", "a bad film"], top_k=None)
     for answer in answers:
-        assert {entry["label"] for entry in answer} == {"negative", "positive"}
-        assert sum(entry["score"] for entry in answer) == pytest.approx(1)
+        assert {score["label"] for score in answer} == {"negative", "positive"}
+        assert sum(score["score"] for score in answer) == pytest.approx(1)
 
 
 @pytest.mark.slow
 def test_a_second_extraction_reads_no_weights(journey):
-    place = journey["place"]
+    folder = journey["folder"]
     with LoopbackHub() as hub:
         hub.add_repo(DONOR, journey["donor"])
-        result = surgeon("extract", DONOR, cwd=place, env={"HF_ENDPOINT": hub.endpoint})
+        result = surgeon("extract", DONOR, cwd=folder, env={"HF_ENDPOINT": hub.endpoint})
         assert result.code == 0, result.err
         assert "already holds this layer" in result.err
         ranges = [request.range for request in hub.requests if request.server == "cdn"]
-    allowed, _, _ = places_of_the_layer(journey["donor"])
+    allowed, _, _ = byte_ranges_of_the_layer(journey["donor"])
     assert len(ranges) <= 2 * len(allowed)
 
 
-def gated(hub, donor):
+def add_gated_donor(hub, donor):
     hub.add_repo(DONOR, donor, gated="manual", accepted=(TOKEN,))
 
 
@@ -249,9 +251,9 @@ def gated(hub, donor):
     ],
     ids=["no token", "token not accepted", "unknown repo", "unknown revision", "no network", "offline"],
 )
-def test_bad_input_is_explained_and_leaves_nothing(journey, tmp_path, arguments, environment, words):
+def test_bad_input_shows_a_message_and_writes_nothing(journey, tmp_path, arguments, environment, words):
     with LoopbackHub() as hub:
-        gated(hub, journey["donor"])
+        add_gated_donor(hub, journey["donor"])
         result = surgeon(*arguments, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint} | environment)
     assert result.code == 1
     assert result.err.startswith("error: ")

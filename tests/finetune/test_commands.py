@@ -127,7 +127,7 @@ def test_a_column_whose_name_is_a_number(run, graft, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("learning_rte: 1e-3", "'learning_rte', which is no setting. Did you mean learning_rate?"),
+        ("learning_rte: 1e-3", "'learning_rte', which is not a setting. Did you mean learning_rate?"),
         ("- 1\n- 2", "must hold `name: value` lines"),
         ("a: [1", "is not valid YAML"),
         ("batch_size: many", "batch_size is 'many'; it must be a whole number"),
@@ -150,7 +150,7 @@ def test_bad_config_files(run, graft, tmp_path, content, says):
         (("predict",), 2, "Give either texts"),
         (("predict", "x", "--input", "y.csv"), 2, "Give either texts"),
         (("predict", "x", "--output", "y.xlsx"), 2, "the suffix must be one of .jsonl, .csv"),
-        (("evaluate", "nowhere/at/all"), 1, "is no run of surgeon finetune"),
+        (("evaluate", "nowhere/at/all"), 1, "is not a run of surgeon finetune"),
         (("demo", "--num-seeds", 0), 2, "must be at least 1"),
     ],
 )

@@ -81,7 +81,7 @@ def run(tmp_path, monkeypatch):
 def test_dry_run_shows_the_plan_and_writes_nothing(run, graft, tmp_path):
     done = run(graft, "--dry-run", "--batch-size", 8)
     assert done.exit_code == 0, done.output
-    for expected in ("projections", "activations", "batch_size", "12, 4 an epoch", "Nothing was trained or written"):
+    for expected in ("projections", "activations", "batch_size", "12, 4 per epoch", "Nothing was trained or written"):
         assert expected in done.stdout
     assert json.loads(run(graft, "--dry-run", "--json", "--batch-size", 8).stdout)["steps"] == 12
     assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
@@ -99,4 +99,4 @@ def test_seeds_on_the_command_line(run, graft):
     assert "seed 2024" in done.stdout
     done = run(graft, "--seeds", 2, "--resume")
     assert done.exit_code == 2
-    assert "don't go together" in done.stderr
+    assert "can't be combined" in done.stderr

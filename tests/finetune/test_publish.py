@@ -63,7 +63,7 @@ def hub(place, graft):
         done = train(graft, *data, "--output", "run", "--push-to-hub", "me/run", "--public")
         assert done.exit_code == 0, done.output
         assert f"{server.endpoint}/me/run" in done.stdout
-        assert "holds weights of the donor model; its licence is not stated" in done.stderr
+        assert "has weights of the donor model; its licence is not stated" in done.stderr
         done = train(place / "plain", *data, "--output", "plain-run", "--push-to-hub", "me/plain", "--public", "--json")
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["pushed"]["repo_id"] == "me/plain"
@@ -211,7 +211,7 @@ def test_a_failed_upload_loses_nothing(hub, place, monkeypatch):
     assert done.exit_code == 1
     message = " ".join(done.stderr.split())
     assert "(status 403)" in message
-    assert "Training is finished and the run is whole, in kept; only the upload is missing" in message
+    assert "Training is finished and the run in kept is complete; only the upload failed" in message
     assert "accuracy" in done.stdout
     again = re.search(r"Try it again with: surgeon (push me/full kept --public)", message)[1]
     done = CliRunner().invoke(app, again.split())

@@ -80,7 +80,7 @@ def test_what_each_step_says_and_leaves(here):
         rows = list(csv.DictReader(file))
     assert len(rows) == 200
     assert {"label", "p(negative)", "p(positive)"} <= set(rows[0])
-    assert "its licence is llama3.1. See that you may share them" in printed_by(printed, "push")
+    assert "its licence is llama3.1. Check that you may share them" in printed_by(printed, "push")
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_a_loud_graft_is_said_to_be_one(loud, artifact, host_folder, tmp_path):
     assert not gated.is_loud
     assert save_graft(host, None, output=tmp_path / "alone").loudness is None
     told = surgeon("graft", host, "--donor", loud, "--output", "told", cwd=tmp_path)
-    assert f"answers {result.loudness:,.0f} times as loudly as the host" in " ".join(told.out.split())
+    assert f"is {result.loudness:,.0f} times as large as the host's (RMS)" in " ".join(told.out.split())
     quiet = surgeon("graft", host, "--donor", loud, "--projection-init", "matched", "-o", "x", "--json", cwd=tmp_path)
     assert json.loads(quiet.out)["loudness"] == pytest.approx(1, rel=0.2)
 

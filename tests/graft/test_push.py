@@ -68,7 +68,7 @@ def test_push_uploads_the_folder(hub, settings, stored, tmp_path):
         True,
         "private",
     )
-    assert "holds weights of the donor model; its licence is not stated" in result.err
+    assert "has weights of the donor model; its licence is not stated" in result.err
     # Again, to a branch, without the donor layer.
     arguments = ("push", "me/graft", stored, "--without-donor", "--revision", "small", "--public")
     result = surgeon(*arguments, cwd=tmp_path, env=settings)

@@ -54,14 +54,15 @@ def here(monkeypatch):
 
 
 def test_the_same_options_go_on_with_a_study_and_others_do_not(tmp_path):
-    said = {"host": "a/bert", "donor": {"source": "b/llm", "layer": 3}, "arms": ["host", "graft"], "data": ["sst2"]}
-    settings = {"config": None, "preset": None, "scale": "full", "output": tmp_path, "said": said, "num_seeds": 2}
-    given = {"learning_rate": 5e-5, "num_epochs": 2.0}
-    first = make_plan(**settings, given=given, ui=None)
+    donor = {"source": "b/llm", "layer": 3}
+    overrides = {"host": "a/bert", "donor": donor, "arms": ["host", "graft"], "data": ["sst2"]}
+    options = {"config": None, "preset": None, "scale": "full", "output": tmp_path, "num_seeds": 2, "ui": None}
+    settings = {"finetune": {"learning_rate": 5e-5, "num_epochs": 2.0}}
+    first = make_plan(**options, overrides=overrides, settings=settings)
     first.write(tmp_path / "study.yaml")
-    assert make_plan(**settings, given=given, ui=None) == first
-    with pytest.raises(UsageError, match="not the one that these options make"):
-        make_plan(**settings, given={}, ui=None)
+    assert make_plan(**options, overrides=overrides, settings=settings) == first
+    with pytest.raises(UsageError, match="these options make a different one"):
+        make_plan(**options, overrides=overrides, settings={})
 
 
 def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path):
@@ -75,9 +76,9 @@ def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path
     assert again.exit_code == 0, again.stderr
     assert "2 done, 0 of them now" in again.stdout
     assert "wide-head" in again.stdout
-    refused = surgeon("compare", "--output", str(place), "--num-epochs", "2")
+    refused = surgeon("compare", "--output", str(place), "--set", "finetune.num_epochs=2")
     assert refused.exit_code == 2
-    assert "holds a study" in refused.stderr
+    assert "holds the complete plan of a study" in refused.stderr
     # The page at the end, and the command that it names.
     assert document["report"] == str(place / "report" / "report.html")
     assert "report/report.html" in again.stdout

@@ -167,7 +167,8 @@ def test_a_dry_run_uses_what_a_running_study_has_prepared_and_leaves_it(parts, t
 
 @pytest.mark.slow
 def test_a_dry_sweep_writes_nothing(parts, tmp_path):
-    arguments = ("--host", parts["host"], "--dataset", parts["data"][0], "--num-seeds", 1, "--max-length", 16)
+    arguments = ("--host", parts["host"], "--dataset", parts["data"][0], "--num-seeds", 1)
+    arguments = (*arguments, "--set", "finetune.max_length=16")
     result = surgeon(
         *("sweep", parts["donor"]["source"], "--layers", "0,1", "--candidates", "sites", *arguments),
         *("--output", "study", "--dry-run", "--json"),
