@@ -108,7 +108,7 @@ def test_an_output_in_use(host_folder, artifact, workspace, tmp_path):
     save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
     (tmp_path / "out/note.txt").write_text("x")
     before = files(tmp_path / "out")
-    with pytest.raises(ArtifactError, match="holds a graft already. Replace it with --force"):
+    with pytest.raises(ArtifactError, match="already holds a graft. Replace it with --force"):
         save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", workspace=workspace)
     assert files(tmp_path / "out") == before
     with pytest.raises(ArtifactError, match=r"also files that are not part of one: note.txt\. Replacing it would"):

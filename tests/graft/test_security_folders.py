@@ -93,7 +93,7 @@ def test_saving_a_model_leaves_somebodys_donor_folder_alone(made, tmp_path):
     target = tmp_path / "existing"
     (target / "donor").mkdir(parents=True)
     (target / "donor/organs.csv").write_text("mine")
-    with pytest.raises(ArtifactError, match=r"donor is in use, and not by a layer artifact"):
+    with pytest.raises(ArtifactError, match=r"donor already exists and is not a layer artifact"):
         model.save_pretrained(target)
     assert all_files(target) == {"donor/organs.csv": b"mine"}
 
@@ -133,4 +133,4 @@ def test_modes(host_folder, artifact, workspace, tmp_path):
 def test_of_two_grafts_in_one_folder_one_fails(host_folder, artifact, tmp_path):
     for turn in race(graft_in_process, 8, host_folder("bert"), artifact, tmp_path):
         assert sorted(turn)[1] == "done", turn
-        assert "was made by another process" in sorted(turn)[0] or "holds a graft already" in sorted(turn)[0]
+        assert "Another process created" in sorted(turn)[0] or "already holds a graft" in sorted(turn)[0]

@@ -52,7 +52,7 @@ def _donor(graft, secret):
 @pytest.mark.parametrize("link", [_file, _in_a_subfolder, _folder, _donor])
 def test_no_upload_of_what_a_link_leads_to(link, stored, secret):
     link(stored, secret)
-    with pytest.raises(GraftError, match=r"is, or is in, a link that leads out of .*graft, to .*home.*Remove the link"):
+    with pytest.raises(GraftError, match=r"leads out of .*graft through a symbolic link, to .*home.*Remove the link"):
         published_files(stored, "me/graft")
 
 
@@ -98,17 +98,17 @@ def test_only_the_files_of_an_artifact_are_stored_with_a_graft(artifact, tmp_pat
 def test_a_donor_whose_files_are_links_is_refused(artifact, secret, tmp_path):
     layer = shutil.copytree(artifact, tmp_path / "layer")
     (layer / "NOTICE").symlink_to(secret)
-    with pytest.raises(ArtifactError, match=r"NOTICE is, or is in, a link .* to .*token"):
+    with pytest.raises(ArtifactError, match=r"NOTICE leads out of .* through a symbolic link, to .*token"):
         graft_layer(host_model("bert"), layer)
     donor = DonorLayer.from_pretrained(layer)
-    with pytest.raises(ArtifactError, match=r"NOTICE is, or is in, a link"):
+    with pytest.raises(ArtifactError, match=r"NOTICE leads out of"):
         donor.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved/NOTICE").exists()
 
 
 def test_a_graft_whose_donor_folder_is_a_link_is_refused(stored, secret):
     _donor(stored, secret)
-    with pytest.raises(GraftError, match=r"donor is, or is in, a link that leads out of"):
+    with pytest.raises(GraftError, match=r"donor leads out of .* through a symbolic link"):
         GraftedModel.from_pretrained(stored)
 
 

@@ -64,16 +64,16 @@ def test_no_link_becomes_a_part_of_the_tokenizer(name, host, secret, artifact, t
     (host / name).unlink(missing_ok=True)
     (host / name).parent.mkdir(exist_ok=True)
     (host / name).symlink_to(secret)
-    with pytest.raises(GraftError, match=r"is, or is in, a link that leads out of .*host, to .*home/token"):
+    with pytest.raises(GraftError, match=r"leads out of .*host through a symbolic link, to .*home/token"):
         save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w"))
-    with pytest.raises(GraftError, match="is, or is in, a link"):
+    with pytest.raises(GraftError, match="through a symbolic link"):
         load_tokenizer(host)
 
 
 def test_no_link_becomes_the_generation_config(host, secret):
     secret.write_text('{"auths": "hf_secret"}')
     (host / "generation_config.json").symlink_to(secret)
-    with pytest.raises(GraftError, match="generation_config.json is, or is in, a link"):
+    with pytest.raises(GraftError, match="generation_config.json leads out of"):
         load_model(AutoTokenizer, host)
 
 
