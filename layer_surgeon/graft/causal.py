@@ -64,7 +64,7 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
             position_ids = self._positions(attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if self._hooked and "use_cache" in inspect.signature(self.host.forward).parameters:
+        if self._graft_in_host and "use_cache" in inspect.signature(self.host.forward).parameters:
             kwargs["use_cache"] = False
         return self.host(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs

@@ -161,7 +161,9 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             kwargs, donor_device = plan_devices(cls, config, kwargs | {"donor_follows": True})
         subject = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
         with config_errors(subject), hub_errors(subject):
-            check_weights(pretrained_model_name_or_path, **{**hub_settings, "subfolder": hub_settings.get("subfolder") or ""})
+            check_weights(
+                pretrained_model_name_or_path, **{**hub_settings, "subfolder": hub_settings.get("subfolder") or ""}
+            )
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if frozen is not None:

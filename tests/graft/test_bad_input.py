@@ -70,15 +70,15 @@ def test_labels_of_tokens_that_dont_fit(artifact):
 @pytest.mark.parametrize(
     ("task", "settings", "error", "message"),
     [
-        ("seq2seq", {}, GraftError, "of the kind encoder, but seq2seq needs one of the kind encoder-decoder"),
-        ("causal-lm", {}, GraftError, "needs one of the kind decoder with a language head.*Choose such a host"),
+        ("seq2seq", {}, GraftError, "is of kind encoder, but seq2seq needs a host of kind encoder-decoder"),
+        ("causal-lm", {}, GraftError, "needs a host of kind decoder with a language head.*Choose such a host"),
         ("text-classification", {"site": 2}, GraftError, "site is 2, but the host has 2 layers: choose 0 to 1"),
         ("text-classification", {"site": -3}, GraftError, "site is -3, but the host has 2 layers: choose 0 to 1"),
-        (TOKENS, {"pooling": "cls"}, ConfigError, "nothing is pooled. Leave pooling out"),
-        ("question-answering", {"pooling": "mean"}, ConfigError, "nothing is pooled. Leave pooling out"),
+        (TOKENS, {"pooling": "cls"}, ConfigError, "pools nothing. Leave pooling out"),
+        ("question-answering", {"pooling": "mean"}, ConfigError, "pools nothing. Leave pooling out"),
         ("text-classification", {"pooling": "none"}, ConfigError, "needs one vector per text. Choose cls, mean"),
-        ("feature-extraction", {"num_labels": 3}, ConfigError, "Labels are given, but feature-extraction has none"),
-        (TOKENS, {"num_labels": 3, "id2label": {0: "a"}}, ConfigError, "names 1 labels. Leave one of the two out"),
+        ("feature-extraction", {"num_labels": 3}, ConfigError, "You passed labels, but feature-extraction has none"),
+        (TOKENS, {"num_labels": 3, "id2label": {0: "a"}}, ConfigError, "names 1 labels. Leave out one of the two"),
     ],
 )
 def test_settings_that_dont_fit(task, settings, error, message, artifact):
@@ -88,7 +88,9 @@ def test_settings_that_dont_fit(task, settings, error, message, artifact):
 
 def test_folders_that_are_no_graft(artifact, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GraftError, match="holds no config.json, so it is no grafted model. Name a folder that surgeon"):
+    with pytest.raises(
+        GraftError, match="holds no config.json, so it is not a grafted model. Name a folder that surgeon"
+    ):
         GraftedModel.from_pretrained(tmp_path / "empty")
     for folder, kind in ((artifact, "surgeon_donor"), (artifact.parent / "llm", "llama")):
         with pytest.raises(GraftError, match=f"is no grafted model: its model_type is '{kind}'.*surgeon graft"):

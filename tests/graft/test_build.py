@@ -190,7 +190,7 @@ class TestBadInput:
     def test_host_of_an_unknown_kind(self, artifact, workspace, tmp_path):
         (tmp_path / "odd").mkdir()
         (tmp_path / "odd/config.json").write_text('{"model_type": "perpetuum"}')
-        with pytest.raises(GraftError, match="not one that transformers knows.*choose another host"):
+        with pytest.raises(GraftError, match="transformers doesn't know the config.json of .*Choose another host"):
             save_graft(tmp_path / "odd", artifact, workspace=workspace)
 
     def test_host_without_weights(self, host_folder, artifact, workspace, tmp_path):
@@ -230,7 +230,7 @@ class TestBadInput:
             save_graft(host_folder("bert"), tmp_path / "nothing", workspace=workspace)
 
     def test_donor_that_is_a_model(self, host_folder, artifact, workspace):
-        with pytest.raises(ArtifactError, match="is no layer artifact. If it is a language model, take a layer out"):
+        with pytest.raises(ArtifactError, match="is not a layer artifact. If it is a language model, extract a layer"):
             save_graft(host_folder("bert"), artifact.parent / "llm", workspace=workspace)
 
     def test_donor_without_weights(self, host_folder, artifact, workspace, tmp_path):
@@ -244,7 +244,7 @@ def test_settings_of_graft_layer(artifact):
     host = host_model("bert")
     with pytest.raises(ConfigError, match="task is 'mind-reading'"):
         graft_layer(host, artifact, task="mind-reading")
-    with pytest.raises(ConfigError, match="There is no setting 'poolings'"):
+    with pytest.raises(ConfigError, match="Unknown graft setting 'poolings'"):
         graft_layer(host, artifact, poolings="cls")
     model = graft_layer(host, artifact, config=GraftConfig(dropout=0.5), pooling="mean")
     assert (model.config.settings.dropout, model.config.settings.pooling) == (0.5, "mean")
@@ -253,7 +253,7 @@ def test_settings_of_graft_layer(artifact):
 def test_a_donor_of_another_width_is_not_attached(artifact):
     model = graft_layer(host_model("bert"), artifact)
     model.donor.hidden_size = 40
-    with pytest.raises(GraftError, match="is 40 wide, but the projections are made for 32"):
+    with pytest.raises(GraftError, match="is 40 wide, but the projections expect 32"):
         model.attach_donor(model.donor)
     with pytest.raises(GraftError, match="a host alone, without projections"):
         graft_layer(host_model("bert"), None).attach_donor(model.donor)

@@ -117,7 +117,7 @@ def test_there_is_no_cache(artifact):
     name = next(key for key, value in host(**inputs, use_cache=True).items() if hasattr(value, "get_seq_length"))
     host(**inputs, use_cache=True, **{name: cache})
     assert cache.get_seq_length() == 9
-    with pytest.raises(GraftError, match="The cache holds tokens, but the donor layer keeps none.*Pass all input_ids"):
+    with pytest.raises(GraftError, match="The cache holds tokens, but the donor layer has no cache.*Pass all inp"):
         model(input_ids=inputs["input_ids"][:, :1], **{name: cache})
     # The control arm is the host, cache and all.
     assert graft_layer(host, None, TASK).generate(**inputs, use_cache=True, max_new_tokens=2).shape == (3, 11)

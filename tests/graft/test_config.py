@@ -69,14 +69,17 @@ def test_labels_come_from_json_too():
             {"task": "question-answering", "pooling": "mean"},
             "pooling is 'mean', but question-answering is about single",
         ),
-        ({"task": "token-classification", "pooling": "cls"}, "nothing is pooled. Leave pooling out"),
-        ({"task": "seq2seq", "num_labels": 2}, "Labels are given, but seq2seq has none. Leave num_labels and id2label"),
+        ({"task": "token-classification", "pooling": "cls"}, "pools nothing. Leave pooling out"),
+        (
+            {"task": "seq2seq", "num_labels": 2},
+            "You passed labels, but seq2seq has none. Leave out num_labels and id2label",
+        ),
         ({"task": "question-answering", "id2label": {"0": "a"}}, "question-answering has none"),
         (
             {"task": "causal-lm", "dropout": 0.1},
-            "dropout is 0.1, but .* for causal-lm there is none. Leave dropout out",
+            "dropout is 0.1, but .* and causal-lm has none. Leave dropout out",
         ),
-        ({"task": "causal-lm", "attention": "bidirectional"}, "must not see those that come after it"),
+        ({"task": "causal-lm", "attention": "bidirectional"}, "a token must not see later tokens"),
         ({"site": "embeddings", "attention": "causal", "pooling": "cls"}, "the first token sees nothing of the text"),
         ({"num_labels": 0}, "num_labels is 0; it must be a whole number of at least 1"),
         ({"num_labels": True}, "whole number"),
@@ -107,7 +110,7 @@ def test_only_some_tasks_have_labels():
 def test_settings_are_laid_over_a_config():
     config = GraftConfig.from_settings(GraftConfig(dropout=0.5, pooling="mean"), {"pooling": "cls"})
     assert (config.dropout, config.pooling) == (0.5, "cls")
-    with pytest.raises(ConfigError, match="There is no setting 'layer' for a graft"):
+    with pytest.raises(ConfigError, match="Unknown graft setting 'layer'"):
         GraftConfig.from_settings(None, {"layer": 3})
 
 

@@ -82,7 +82,7 @@ def test_a_loaded_model_in_bfloat16(artifact):
 
 def test_models_that_can_be_no_host(artifact):
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    with pytest.raises(GraftError, match="is a vit, which is not a model that reads text"):
+    with pytest.raises(GraftError, match="is a vit model, which doesn't read text"):
         graft_layer(ViTModel(ViTConfig(**small)), artifact)
     with pytest.raises(GraftError, match="The host is a Linear; it must be a folder, a repo id or a loaded"):
         graft_layer(torch.nn.Linear(2, 2), artifact)
@@ -91,10 +91,10 @@ def test_models_that_can_be_no_host(artifact):
 @pytest.mark.parametrize(
     ("model_type", "task", "message"),
     [
-        ("bert", "seq2seq", "of the kind encoder, but seq2seq needs one of the kind encoder-decoder.*such as t5-base"),
-        ("llama", "seq2seq", "of the kind decoder.* or another task: text-classification.*causal-lm"),
-        ("bert", "causal-lm", "needs one of the kind decoder with a language head, such as HuggingFaceTB"),
-        ("t5", "causal-lm", "of the kind encoder-decoder, but .*or another task: .*seq2seq"),
+        ("bert", "seq2seq", "is of kind encoder, but seq2seq needs a host of kind encoder-decoder.*such as t5-base"),
+        ("llama", "seq2seq", "is of kind decoder.* or another task: text-classification.*causal-lm"),
+        ("bert", "causal-lm", "needs a host of kind decoder with a language head, such as HuggingFaceTB"),
+        ("t5", "causal-lm", "is of kind encoder-decoder, but .*or another task: .*seq2seq"),
     ],
 )
 def test_tasks_that_a_host_cant_do(model_type, task, message, artifact):

@@ -124,7 +124,7 @@ def test_what_is_not_there(hub):
 
 def test_a_language_model_as_donor_is_refused_before_its_weights_are_fetched(hub):
     seen, server, _ = hub
-    assert seen["donor is a model"].startswith("ArtifactError: The repo 'tiny/llm' is no layer artifact.")
+    assert seen["donor is a model"].startswith("ArtifactError: The repo 'tiny/llm' is not a layer artifact.")
     assert "surgeon extract tiny/llm --layer -1" in seen["donor is a model"]
     assert server.count(path="tiny/llm/resolve") > 0
     assert not [

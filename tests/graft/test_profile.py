@@ -276,7 +276,7 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
         with pytest.raises(ConfigError, match="must be"):
             Workload(**wrong)
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
-    with pytest.raises(GraftError, match="not one that transformers knows"):
+    with pytest.raises(GraftError, match="transformers doesn't know the config.json"):
         profile_graft(tmp_path)
 
 

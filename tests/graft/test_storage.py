@@ -322,7 +322,7 @@ def test_a_donor_that_has_no_place(settings, artifact, tmp_path):
         else graft_layer(host_model("bert"), artifact, **settings)
     )
     model.save_pretrained(tmp_path / "graft")
-    with pytest.raises(GraftError, match="A donor layer was passed, but this graft's .* Load it without donor"):
+    with pytest.raises(GraftError, match="You passed a donor layer, but this graft.* Load the graft without donor"):
         GraftedModel.from_pretrained(tmp_path / "graft", donor=artifact)
 
 

@@ -159,7 +159,7 @@ def test_pipeline(case, stored):
 @pytest.mark.parametrize(("host_type", "task"), REFUSED, ids="-".join)
 def test_what_is_not_served_says_why(host_type, task, artifact):
     host = plain_host(host_type)
-    with pytest.raises(GraftError, match=f"is of the kind {KINDS[host_type]}, but {task} needs one of the kind"):
+    with pytest.raises(GraftError, match=f"is of kind {KINDS[host_type]}, but {task} needs a host of kind"):
         graft_layer(host, artifact, task)
 
 

@@ -144,7 +144,7 @@ def test_set_labels(artifact):
     model.set_labels(["O", "B-PER", "I-PER"])
     assert model(**make_inputs()).logits.shape == (3, 9, 3)
     for task in (QUESTION, FEATURES):
-        with pytest.raises(ConfigError, match=f"Labels are given, but {task} has none"):
+        with pytest.raises(ConfigError, match=f"You passed labels, but {task} has none"):
             graft_layer(host_model("bert"), artifact, task).set_labels(["a", "b"])
 
 

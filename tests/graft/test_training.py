@@ -137,7 +137,7 @@ def test_set_labels(artifact):
     assert model.config.num_labels == 3
     assert model(**make_inputs(), labels=torch.tensor([0, 1, 2])).logits.shape == (3, 3)
     for names in ([], ["a", "a"], ["a", ""]):
-        with pytest.raises(ConfigError, match="at least one, each a text of its own"):
+        with pytest.raises(ConfigError, match="at least one, each a different non-empty string"):
             model.set_labels(names)
 
 
