@@ -62,7 +62,7 @@ _NAMES_BY_MODULE = {
     "export": ("ExportResult", "export_model"),
     "push": ("PushResult", "push_graft"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "AUTO_CLASSES",
