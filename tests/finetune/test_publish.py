@@ -226,7 +226,7 @@ def test_asked_before_training(hub, place, monkeypatch):
     wanted = (place / "plain", "--dataset", "train.csv", "--output", "never", "--push-to-hub")
     done = train(*wanted, "you/run")
     assert done.exit_code == 1
-    assert "knows this account as me, which may not make a repo of you" in " ".join(done.stderr.split())
+    assert "logged in to the Hub as me, which may not create a repo of you" in " ".join(done.stderr.split())
     assert train(*wanted, "no repo").exit_code == 2
     assert train(*wanted, "me/run", "--seeds", "2").exit_code == 2
     assert train(*wanted[:-1], "--public").exit_code == 2
@@ -281,5 +281,5 @@ def test_nobody_logged_in_and_no_hub(hub, monkeypatch, tmp_path):
         check_access("me/new")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(SourceAccessError, match="Nobody is logged in"):
+    with pytest.raises(SourceAccessError, match="You are not logged in"):
         check_access("me/new")

@@ -47,7 +47,7 @@ def test_a_graft_of_another_width_than_its_weights(stored):
 @pytest.mark.parametrize(
     ("settings", "labels", "message"),
     [
-        ({}, [0, 1, 2], "hold the class id 2, but the model has 2 labels, 0 to 1. Name all of them with model.set_lab"),
+        ({}, [0, 1, 2], "contain the class id 2, but the model has 2 labels, 0 to 1. Name all labels with model.set_"),
         ({"num_labels": 3}, [0, -1, 2], "the class id -1, but the model has 3 labels"),
     ],
 )
@@ -63,7 +63,7 @@ def test_labels_of_tokens_that_dont_fit(artifact):
     labels[0, 3] = -100
     model(**make_inputs(), labels=labels)
     labels[1, 2] = 5
-    with pytest.raises(DataError, match="hold the class id 5, but the model has 2 labels"):
+    with pytest.raises(DataError, match="contain the class id 5, but the model has 2 labels"):
         model(**make_inputs(), labels=labels)
 
 
@@ -93,7 +93,7 @@ def test_folders_that_are_no_graft(artifact, tmp_path):
     ):
         GraftedModel.from_pretrained(tmp_path / "empty")
     for folder, kind in ((artifact, "surgeon_donor"), (artifact.parent / "llm", "llama")):
-        with pytest.raises(GraftError, match=f"is no grafted model: its model_type is '{kind}'.*surgeon graft"):
+        with pytest.raises(GraftError, match=f"is not a grafted model: its model_type is '{kind}'.*surgeon graft"):
             GraftedModel.from_pretrained(folder)
     with pytest.raises(SourceError, match="is neither a folder here nor a repo on the Hub. Check the name"):
         GraftedModel.from_pretrained(tmp_path / "nowhere")
@@ -103,7 +103,7 @@ def test_grafts_that_lack_something(stored):
     config = json.loads((stored / "config.json").read_text())
     for name in ("host_config", "graft"):
         change_config(stored, **{name: None})
-        with pytest.raises(GraftError, match=f"lacks {name}, so it was changed or damaged. Get it again"):
+        with pytest.raises(GraftError, match=f"has no valid {name}. It was changed or damaged. Get it again"):
             GraftedModel.from_pretrained(stored)
         change_config(stored, **config)
     (stored / "model.safetensors").unlink()

@@ -110,7 +110,7 @@ def test_there_is_no_cache(artifact):
     host = whole_host("llama")
     model = graft_layer(host, artifact, TASK)
     inputs = make_inputs()
-    with pytest.raises(GraftError, match="use_cache is true, but the donor layer keeps no cache. Leave it out"):
+    with pytest.raises(GraftError, match="use_cache is true, but the donor layer has no cache. Leave use_cache"):
         model.generate(**inputs, use_cache=True, max_new_tokens=2)
     assert not [value for value in model(**inputs, use_cache=True).values() if hasattr(value, "get_seq_length")]
     cache = DynamicCache(config=host.config)

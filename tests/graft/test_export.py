@@ -181,7 +181,7 @@ def test_what_is_refused(stored, artifact, tmp_path, monkeypatch):
         export_model(folder, tmp_path / "x.onnx")
     with pytest.raises(WorkspaceError, match="is a folder. Name a file with --output"):
         export_model(folder, tmp_path, force=True)
-    with pytest.raises(GraftError, match="is no grafted model: its model_type is 'llama'.*surgeon graft"):
+    with pytest.raises(GraftError, match="is not a grafted model: its model_type is 'llama'.*surgeon graft"):
         export_model(artifact.parent / "llm", tmp_path / "y.onnx")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))

@@ -95,7 +95,7 @@ def test_decoder_without_mask_and_padding_token(artifact):
     model = graft_layer(host_model("llama", pad_token_id=None), artifact)
     ids = make_inputs()["input_ids"]
     assert model(input_ids=ids[:1]).logits.shape == (1, 2)
-    with pytest.raises(GraftError, match="names no padding token.*Pass the attention_mask"):
+    with pytest.raises(GraftError, match="has no padding token.*Pass the attention_mask"):
         model(input_ids=ids)
 
 

@@ -102,13 +102,13 @@ def test_what_is_refused(hub, settings, stored, artifact, tmp_path):
     assert "neither a graft nor a run nor a layer artifact. Name a folder" in fails("me/x", artifact.parent / "llm")
     assert "neither a graft" in fails("me/x", tmp_path / "nowhere")
     assert "holds no run yet" in fails("me/x")
-    assert "'a b c' is no repo id. Choose one such as me/my-graft" in fails("a b c", stored)
+    assert "'a b c' is not a repo id. Choose one such as me/my-graft" in fails("a b c", stored)
     error = fails("me/x", stored, env={"HF_TOKEN": "hf_other"})
     assert "doesn't let this account write to me/x (status 403). Log in with `hf auth login`" in error
     error = fails("me/x", stored, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert "The Hub can't be reached to upload me/x" in error
     (stored / "notes.md").write_bytes("Größe".encode("latin-1"))
-    assert "notes.md is not written in UTF-8" in fails("me/x", stored)
+    assert "notes.md is not valid UTF-8" in fails("me/x", stored)
     (stored / "notes.md").unlink()
     (stored / "model.safetensors").rename(tmp_path / "weights")
     assert "holds no weights (model.safetensors)" in fails("me/x", stored)

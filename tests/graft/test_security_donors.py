@@ -80,10 +80,8 @@ def test_a_place_in_the_config_is_not_read(key, sha256, without, layer):
     with pytest.raises(GraftError) as caught:
         GraftedModel.from_pretrained(without)
     message = str(caught.value)
-    assert (
-        f"the layer is in the {'repo' if key == 'repo' else 'folder'} {layer}, but this is not read without your consent"
-        in message
-    )
+    kind = "repo" if key == "repo" else "folder"
+    assert f"the layer is in the {kind} {layer}, but this is not read without your consent" in message
     assert f"pass donor='{layer}' or --donor {layer}" in message
 
 

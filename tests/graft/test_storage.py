@@ -328,7 +328,7 @@ def test_a_donor_that_has_no_place(settings, artifact, tmp_path):
 
 def test_folders_that_are_no_grafts(artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "bert")
-    with pytest.raises(GraftError, match="is no grafted model"):
+    with pytest.raises(GraftError, match="is not a grafted model"):
         GraftedModel.from_pretrained(tmp_path / "bert")
     with pytest.raises(ls.SourceError, match="neither a folder here nor a repo"):
         GraftedModel.from_pretrained(tmp_path / "nothing")
