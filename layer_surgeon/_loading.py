@@ -138,7 +138,7 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
         hub: revision, token, cache_dir, ... of a repo.
 
     Raises:
-        GraftError: An index names a index_file outside the folder, or an adapter's config names another model.
+        GraftError: An index names a file outside the folder, or an adapter's config names another model.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

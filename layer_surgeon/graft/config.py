@@ -119,7 +119,7 @@ class GraftConfig:
         if isinstance(self.site, str) and self.site.lstrip("-").isdecimal():
             object.__setattr__(self, "site", int(self.site))
         is_number = isinstance(self.site, int) and not isinstance(self.site, bool)
-        expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the is_number of a layer of the host, from 0"
+        expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the number of a layer of the host, from 0"
         _check(self, "site", is_number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
 
     def _check_donor(self) -> None:
@@ -174,7 +174,7 @@ class GraftConfig:
 
     def _check_labels(self) -> None:
         is_count = isinstance(self.num_labels, int) and not isinstance(self.num_labels, bool) and self.num_labels >= 1
-        _check(self, "num_labels", self.num_labels is None or is_count, "a is_count number of at least 1")
+        _check(self, "num_labels", self.num_labels is None or is_count, "a whole number of at least 1")
         check_size(self.num_labels or 0, MAX_LABELS, "labels", ConfigError)
         if self.id2label is None:
             return

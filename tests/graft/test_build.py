@@ -124,7 +124,7 @@ def test_what_is_no_graft_is_never_replaced(force, host_folder, artifact, worksp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     for output in (tmp_path / "mine", tmp_path / "mine/thesis.txt"):
-        with pytest.raises(ArtifactError, match="in use, and not by a graft. Choose another folder"):
+        with pytest.raises(ArtifactError, match="already exists and is not a graft. Choose another folder"):
             save_graft(host_folder("bert"), artifact, output=output, force=force, workspace=workspace)
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
@@ -184,7 +184,7 @@ class TestBadInput:
             save_graft(tmp_path / "empty", artifact, workspace=workspace)
 
     def test_host_that_is_nowhere(self, artifact, workspace, monkeypatch):
-        with pytest.raises(SourceNotFoundError, match="The host 'no/such/model' is neither a folder here nor a repo"):
+        with pytest.raises(SourceNotFoundError, match="The host 'no/such/model' is neither a local folder nor a repo"):
             save_graft("no/such/model", artifact, workspace=workspace)
 
     def test_host_of_an_unknown_kind(self, artifact, workspace, tmp_path):
@@ -226,7 +226,7 @@ class TestBadInput:
             save_graft(tmp_path / "bert", artifact, workspace=workspace)
 
     def test_donor_that_is_nowhere(self, host_folder, workspace, tmp_path):
-        with pytest.raises(SourceNotFoundError, match="no folder .* with a layer. Make one with: surgeon extract"):
+        with pytest.raises(SourceNotFoundError, match="The folder .* doesn't exist. Extract a layer with: surgeon"):
             save_graft(host_folder("bert"), tmp_path / "nothing", workspace=workspace)
 
     def test_donor_that_is_a_model(self, host_folder, artifact, workspace):

@@ -67,7 +67,7 @@ def test_labels_come_from_json_too():
         ({"site": 1.0}, "site is 1.0; it must be"),
         (
             {"task": "question-answering", "pooling": "mean"},
-            "pooling is 'mean', but question-answering is about single",
+            "pooling is 'mean', but question-answering works on single",
         ),
         ({"task": "token-classification", "pooling": "cls"}, "pools nothing. Leave pooling out"),
         (

@@ -115,9 +115,9 @@ def test_gated_hosts(hub):
 def test_what_is_not_there(hub):
     seen, _, _ = hub
     assert seen["no repo"].startswith(
-        "SourceNotFoundError: The host 'tiny/nothing' is neither a folder here nor a repo"
+        "SourceNotFoundError: The host 'tiny/nothing' is neither a local folder nor a repo"
     )
-    assert seen["no revision"].startswith("SourceNotFoundError: The host 'tiny/bert' has no such revision")
+    assert seen["no revision"].startswith("SourceNotFoundError: The host 'tiny/bert' doesn't have this revision")
     assert seen["no config"].startswith("GraftError: The host 'tiny/bare' lacks a file of a transformers model")
     assert seen["no donor repo"].startswith("SourceNotFoundError: The donor 'tiny/nothing' is neither a folder")
 

@@ -268,7 +268,7 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
     donor = tiny_config("llama").to_dict()
     with pytest.raises(LayerNotFoundError, match="layer is 4, but the donor has 4 layers"):
         profile_graft(host_config("bert"), donor, layer=4)
-    with pytest.raises(GraftError, match="That is a donor layer"):
+    with pytest.raises(GraftError, match="is a donor layer. Name a host"):
         profile_graft(artifact)
     with pytest.raises(GraftError, match="no model for seq2seq"):
         profile_graft(host_config("bert"), donor, config=GraftConfig(task="seq2seq"))

@@ -142,7 +142,7 @@ def test_the_hubs_cache_keeps_its_links(tmp_path):
 def test_a_configuration_that_cant_be_read_is_not_uploaded_with_its_paths(name, stored):
     bomb = "a: &a [x, x]\nb: [*a, *a]\nspec: /home/me\n" if name == "run.yaml" else '{"name": "/home/me",'
     (stored / name).write_text(bomb)
-    with pytest.raises(GraftError, match=rf"{name} can't be read, so paths of this machine can't be taken out of it"):
+    with pytest.raises(GraftError, match=rf"{name} can't be read, so its local paths can't be removed"):
         published_files(stored, "me/graft")
 
 

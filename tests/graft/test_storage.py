@@ -330,5 +330,5 @@ def test_folders_that_are_no_grafts(artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "bert")
     with pytest.raises(GraftError, match="is not a grafted model"):
         GraftedModel.from_pretrained(tmp_path / "bert")
-    with pytest.raises(ls.SourceError, match="neither a folder here nor a repo"):
+    with pytest.raises(ls.SourceError, match="neither a local folder nor a repo"):
         GraftedModel.from_pretrained(tmp_path / "nothing")
