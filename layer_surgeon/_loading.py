@@ -147,8 +147,8 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
         # transformers_weights names it.
         for index in sorted({*folder.glob("*.index*.json"), *(folder / subfolder).glob("*.index*.json")}):
             _check_index(index, str(index))
-        adapter_file = folder / subfolder / _ADAPTER
-        adapter = _read_adapter(adapter_file) if adapter_file.is_file() and is_peft_available() else None
+        local_adapter = folder / subfolder / _ADAPTER
+        adapter = _read_adapter(local_adapter) if local_adapter.is_file() and is_peft_available() else None
         has_model = (folder / CONFIG_NAME).is_file()
     else:
         repo_id = os.fspath(name)
