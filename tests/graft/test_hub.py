@@ -119,7 +119,7 @@ def test_what_is_not_there(hub):
     )
     assert seen["no revision"].startswith("SourceNotFoundError: The host 'tiny/bert' doesn't have this revision")
     assert seen["no config"].startswith("GraftError: The host 'tiny/bare' lacks a file of a transformers model")
-    assert seen["no donor repo"].startswith("SourceNotFoundError: The donor 'tiny/nothing' is neither a folder")
+    assert seen["no donor repo"].startswith("SourceNotFoundError: The donor 'tiny/nothing' is neither a local folder")
 
 
 def test_a_language_model_as_donor_is_refused_before_its_weights_are_fetched(hub):

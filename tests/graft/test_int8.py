@@ -101,7 +101,7 @@ def test_a_loaded_layer_stands_for_its_artifact(artifact, tmp_path):
     assert not again.donor.int8
     assert torch.equal(again.donor(states()), donor(states()))
     donor.layers[0].mlp.up_proj.weight.data.mul_(2)
-    with pytest.raises(GraftError, match="Save it first"):
+    with pytest.raises(GraftError, match="Save the layer first"):
         graft_layer(host_model("bert"), donor, donor_dtype="int8")
 
 

@@ -84,7 +84,7 @@ def test_a_file_that_comes_while_the_graft_is_made_stays(host_folder, artifact, 
 def test_an_odd_config_is_no_graft(host_folder, artifact, workspace, tmp_path, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.json").write_text(content)
-    with pytest.raises(ArtifactError, match="in use, and not by a graft"):
+    with pytest.raises(ArtifactError, match="already exists and is not a graft"):
         replace(host_folder, artifact, workspace, tmp_path / "out")
 
 

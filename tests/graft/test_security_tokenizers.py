@@ -53,7 +53,7 @@ def edit(host, name, **changes):
 def test_no_file_of_this_machine_becomes_the_vocabulary(name, key, host, secret, artifact, tmp_path):
     edit(host, name, **{key: [str(secret)] if key in ("init_inputs", "fast_tokenizer_files") else str(secret)})
     with pytest.raises(
-        GraftError, match=rf"The {name} of .*host says {key} .*token.*: a tokenizer's files are those in"
+        GraftError, match=rf"The {name} of .*host sets {key} .*token.*, but a tokenizer may only read files"
     ):
         save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w"))
     assert not (tmp_path / "graft").exists()
