@@ -20,20 +20,20 @@ _LAYERS = frozenset({"n_layer", "n_layers", "num_layers", "depth"})
 _MAX_LENGTHS = {"layer_indices": MAX_LAYERS, "id2label": MAX_LABELS}
 
 
-def check_size(size: int, most: int, what: str, error: type[LayerSurgeonError]) -> None:
+def check_size(size: int, limit: int, noun: str, error: type[LayerSurgeonError]) -> None:
     """Refuse a size that would take all memory, or hours.
 
     Args:
         size: The size.
-        most: The limit.
-        what: What is counted, such as `trainings`, for the message.
+        limit: The largest allowed size.
+        noun: The counted things, such as `trainings`, for the message.
         error: The exception type to raise.
 
     Raises:
         error: The size is above the limit; the message has both numbers.
     """
-    if size > most:
-        raise error(f"{size:,} {what} were requested; at most {most:,} are allowed.")
+    if size > limit:
+        raise error(f"{size:,} {noun} were requested; at most {limit:,} are allowed.")
 
 
 def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:

@@ -180,8 +180,8 @@ def _check_format(format: str) -> None:
     missing = [package for package in _ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if format == "onnx" and missing:
         raise ConfigError(
-            f"Exporting to ONNX needs {' and '.join(missing)}, which can't be found. "
-            "Install with: pip install 'layer-surgeon[export]'"
+            f"Missing packages for an export to ONNX: {', '.join(missing)}. Install them with: pip install "
+            "'layer-surgeon[export]'"
         )
 
 

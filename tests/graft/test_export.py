@@ -186,7 +186,7 @@ def test_what_is_refused(stored, artifact, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(
-        ConfigError, match=r"needs .*onnxscript, which can't be found.*pip install 'layer-surgeon\[export\]'"
+        ConfigError, match=r"export to ONNX: onnxscript\. Install them with: pip install 'layer-surgeon\[export\]'"
     ):
         export_model(folder, tmp_path / "y.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graft", "x.onnx"]
