@@ -1,4 +1,4 @@
-"""What doesn't fit is refused, with what was found and what to change. More of it is in test_build and test_config."""
+"""Input that doesn't fit is refused with a helpful message. test_build and test_config have more cases."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def change_config(folder, **values):
     return config
 
 
-def test_a_donor_of_another_width_than_it_says(artifact, tmp_path):
+def test_donor_width_differs_from_its_config(artifact, tmp_path):
     folder = shutil.copytree(artifact, tmp_path / "layer")
     config = json.loads((folder / "config.json").read_text())
     change_config(folder, donor_config=config["donor_config"] | {"hidden_size": 40})
@@ -35,7 +35,7 @@ def test_a_donor_of_another_width_than_it_says(artifact, tmp_path):
         graft_layer(host_model("bert"), folder)
 
 
-def test_a_graft_of_another_width_than_its_weights(stored):
+def test_graft_width_differs_from_its_weights(stored):
     config = json.loads((stored / "config.json").read_text())
     change_config(stored, donor=config["donor"] | {"hidden_size": 40})
     with pytest.raises(GraftError, match="has weights that can't be loaded: their shapes don't match its config"):
@@ -49,13 +49,13 @@ def test_a_graft_of_another_width_than_its_weights(stored):
         ({"num_labels": 3}, [0, -1, 2], "the class id -1, but the model has 3 labels"),
     ],
 )
-def test_labels_that_dont_fit(settings, labels, message, artifact):
+def test_labels_out_of_range_are_refused(settings, labels, message, artifact):
     model = graft_layer(host_model("bert"), artifact, **settings)
     with pytest.raises(DataError, match=message):
         model(**make_inputs(), labels=torch.tensor(labels))
 
 
-def test_labels_of_tokens_that_dont_fit(artifact):
+def test_token_labels_out_of_range_are_refused(artifact):
     model = graft_layer(host_model("bert"), artifact, TOKENS)
     labels = torch.zeros(3, 9, dtype=torch.long)
     labels[0, 3] = -100
@@ -79,12 +79,12 @@ def test_labels_of_tokens_that_dont_fit(artifact):
         (TOKENS, {"num_labels": 3, "id2label": {0: "a"}}, ConfigError, "names 1 labels. Leave out one of the two"),
     ],
 )
-def test_settings_that_dont_fit(task, settings, error, message, artifact):
+def test_settings_that_contradict_the_task_or_host(task, settings, error, message, artifact):
     with pytest.raises(error, match=message):
         graft_layer(host_model("bert"), artifact, task, **settings)
 
 
-def test_folders_that_are_no_graft(artifact, tmp_path):
+def test_folders_that_are_not_grafts(artifact, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         GraftError, match="holds no config.json, so it is not a grafted model. Name a folder that surgeon"
@@ -97,7 +97,7 @@ def test_folders_that_are_no_graft(artifact, tmp_path):
         GraftedModel.from_pretrained(tmp_path / "nowhere")
 
 
-def test_grafts_that_lack_something(stored):
+def test_grafts_with_missing_fields(stored):
     config = json.loads((stored / "config.json").read_text())
     for name in ("host_config", "graft"):
         change_config(stored, **{name: None})

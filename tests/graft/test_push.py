@@ -1,4 +1,4 @@
-"""Uploads to a Hub of our own: every file, once, with a card that names both models; and what is refused."""
+"""Uploads to a local Hub: every file once, with a card that names both models; bad input is refused."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def files(folder):
 
 
 def in_the_repo(files, repo_id):
-    """What becomes of a folder's files: the examples of the card name the repo."""
+    """The uploaded content of a folder's files: the examples in the card name the repo."""
     card = files["README.md"].replace(b"path/to/this/folder", repo_id.encode())
     return {**files, "README.md": card}
 
@@ -132,7 +132,7 @@ print(type(GraftedModel.from_pretrained("me/one")).__name__)
 
 
 def test_push_to_hub_of_a_model(hub, settings, stored, tmp_path):
-    """In a process of its own: HF_ENDPOINT is read at import."""
+    """Run in a new process, because HF_ENDPOINT is read at import."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SURGEON_"))}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(stored)],
