@@ -34,7 +34,7 @@ class GraftResult:
     Attributes:
         path: Its folder.
         host: Where the host came from.
-        donor: Which layer of which model; None for a host alone.
+        donor: Folder name of the layer, such as `Llama-3.1-8B-L31`; None for a host alone.
         settings: The settings; defaults that depend on the host are filled in.
         parameters: Number of parameters of each part: (all, trained).
         loudness: RMS of the graft's output divided by the RMS of the host's vectors, before training. None for a host
@@ -55,12 +55,12 @@ class GraftResult:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters."""
+        """Number of parameters."""
         return sum(count for count, _ in self.parameters.values())
 
     @property
     def num_trained_parameters(self) -> int:
-        """The parameters that training changes."""
+        """Number of trained parameters."""
         return sum(trained for _, trained in self.parameters.values())
 
 

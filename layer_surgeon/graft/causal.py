@@ -91,5 +91,5 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
         return self.host.prepare_inputs_for_generation(*args, **kwargs)
 
     def get_output_embeddings(self) -> Any:
-        """The host's language head."""
+        """Return the host's language head."""
         return self.host.get_output_embeddings()

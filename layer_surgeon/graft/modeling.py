@@ -398,7 +398,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         self.head.set_num_labels(len(names))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The host's token embeddings."""
+        """Return the host's token embeddings."""
         return self.host.get_input_embeddings()  # type: ignore[no-any-return]  # transformers is untyped here
 
     def set_input_embeddings(self, value: nn.Module) -> None:

@@ -95,5 +95,5 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
         return self.host.get_encoder(*args, **kwargs)
 
     def get_output_embeddings(self) -> Any:
-        """The host's language head."""
+        """Return the host's language head."""
         return self.host.get_output_embeddings()
