@@ -91,7 +91,7 @@ def test_measured(here):
         (("profile", "nowhere/at/all"), 1, "neither a local folder nor a repo"),
         (("profile", "host", "--batch", "0"), 2, "batch is 0"),
         (("profile", "host", "--dtype", "int3"), 2, "int3"),
-        (("profile", "host", "-d", "llm", "--task", "seq2seq"), 1, "no model for seq2seq"),
+        (("profile", "host", "-d", "llm", "--task", "seq2seq"), 1, "doesn't support seq2seq"),
     ],
 )
 def test_bad_input(arguments, code, message, here):

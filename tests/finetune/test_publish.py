@@ -274,7 +274,7 @@ def test_who_may_write(hub, monkeypatch, account, repo_id, refusal):
 
 def test_nobody_logged_in_and_no_hub(hub, monkeypatch, tmp_path):
     serve_here(hub, monkeypatch)
-    with pytest.raises(ConfigError, match="no repo id"):
+    with pytest.raises(ConfigError, match="not a repo id"):
         check_access("a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="can't be reached"):

@@ -270,7 +270,7 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
         profile_graft(host_config("bert"), donor, layer=4)
     with pytest.raises(GraftError, match="is a donor layer. Name a host"):
         profile_graft(artifact)
-    with pytest.raises(GraftError, match="no model for seq2seq"):
+    with pytest.raises(GraftError, match="doesn't support seq2seq"):
         profile_graft(host_config("bert"), donor, config=GraftConfig(task="seq2seq"))
     for wrong in ({"batch": 0}, {"length": True}, {"dtype": "int3"}, {"repeats": -1}):
         with pytest.raises(ConfigError, match="must be"):
