@@ -1,4 +1,4 @@
-"""Folders: made whole or not at all, replaced and deleted only where they are ours, and left by no link."""
+"""Create folders atomically, replace and delete only our own, and refuse links that lead out of them."""
 
 import contextlib
 import errno
@@ -12,26 +12,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 _OLD = ".old"
-# What `mkdtemp` puts into a name. It has no dot, so a leftover of `out.v2` is not taken for one of `out`.
+# The random part of `mkdtemp`'s names. It has no dot, so leftovers of `out.v2` are not mistaken for those of `out`.
 _RANDOM = "[a-z0-9_]" * 8
-# How the Hub's cache names the files that its snapshots link to: git's sha1, or the sha256 of a large file.
+# The Hub's cache names the files that its snapshots link to by git's sha1, or by the sha256 of a large file.
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when everything in it is there.
+    """Yield a temporary folder to write into, and rename it to `folder` when it is complete.
 
     Args:
-        folder: Its place.
-        replace: Replace what is there; see `check_replaceable`.
+        folder: The final path.
+        replace: Replace an existing folder; see `check_replaceable`.
 
     Raises:
-        FileExistsError: There is a folder that holds something, and it is not to be replaced.
-        OSError: It can't be written; then nothing is left.
+        FileExistsError: There is a non-empty folder, and `replace` is false.
+        OSError: It can't be written. No partial folder is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own, whose name nobody knows before; the last part of the path is the final one's.
+    # The parent has an unguessable name. The folder in it has the final name, because writers may use it.
     parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     made = parent / folder.name
     try:
@@ -46,25 +46,24 @@ def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def put_where_nothing_is(made: Path, folder: Path) -> None:
-    """Give a finished folder, made next to it, the name `folder`, which only an empty folder may have.
+    """Rename a finished folder to `folder`, which must be missing or an empty folder.
 
     Raises:
-        FileExistsError: Something else has the name.
+        FileExistsError: There is something else at `folder`.
     """
     try:
-        # A rename takes the place of an empty folder, and of nothing else.
+        # A rename replaces an empty folder, but nothing else.
         made.rename(folder)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise FileExistsError(errno.EEXIST, "another process has made it in the meantime") from error
+            raise FileExistsError(errno.EEXIST, "another process created it in the meantime") from error
         raise
 
 
 def put_in_place(made: Path, folder: Path) -> None:
-    """Give a finished folder, made next to it, the name `folder`. What is there is replaced in the last moment.
+    """Rename a finished folder to `folder`, and delete the old one.
 
-    Where the new one can't take its place, the old one comes back. What runs left that were killed in between is
-    removed.
+    If the rename fails, the old folder is restored. Old folders that killed runs left are deleted too.
 
     Raises:
         OSError: It can't be renamed.
@@ -81,18 +80,18 @@ def put_in_place(made: Path, folder: Path) -> None:
                 old.rename(folder)
             shutil.rmtree(old.parent)
             raise
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_OLD}"):
-        shutil.rmtree(left)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_OLD}"):
+        shutil.rmtree(leftover)
 
 
 def foreign_files(folder: Path, ours: Sequence[str]) -> list[str]:
-    """The files of a folder that are not ours, by their path in it: what deleting the folder would take along.
+    """List the files of a folder that we didn't write, as paths relative to it. Deleting the folder would lose them.
 
-    Links are never ours, whatever their name: we make none.
+    Links always count as foreign, because we never create any.
 
     Args:
         folder: The folder.
-        ours: Patterns of what we write into such a folder, such as `config.json` or `donor/*`.
+        ours: Patterns of the files that we write into such a folder, such as `config.json` or `donor/*`.
     """
     foreign = []
     for path in folder.rglob("*"):
@@ -104,16 +103,19 @@ def foreign_files(folder: Path, ours: Sequence[str]) -> list[str]:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Some names for a message: the first three, and how many more there are."""
+    """Format names for a message: the first three, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:
-    """Delete what is ours in a folder, and the folder itself where nothing else is in it.
+    """Delete our files from a folder, and the folder itself if it holds no others.
 
     Args:
-        folder: The folder; it need not exist. A link to one is left alone.
-        ours: As in `foreign_files`, whose list of what stays is returned.
+        folder: The folder; it need not exist. A symbolic link is left alone.
+        ours: As in `foreign_files`.
+
+    Returns:
+        The foreign files, which stay; see `foreign_files`.
     """
     if folder.is_symlink():
         return []
@@ -124,7 +126,7 @@ def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:
     # Files before the folders that hold them.
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):  # It holds something that stays.
+            with contextlib.suppress(OSError):  # It holds a foreign file.
                 path.rmdir()
         elif path.relative_to(folder).as_posix() not in foreign:
             path.unlink(missing_ok=True)
@@ -140,50 +142,50 @@ def check_replaceable(
     kind: str,
     error: type[Exception],
 ) -> None:
-    """Refuse a folder that holds anything, unless it is ours from the first file to the last and may be replaced.
+    """Refuse a non-empty folder, unless `force` is true and every file in it is ours.
 
     Args:
         folder: The folder; it need not exist.
         ours: As in `foreign_files`.
-        is_ours: Whether the folder is of the kind that is to be written.
+        is_ours: Tells whether a folder holds a `kind`.
         force: It may be replaced.
-        kind: What it should be, such as `graft`.
-        error: What to raise.
+        kind: The kind of folder, such as `graft`, for the message.
+        error: The exception type to raise.
 
     Raises:
-        error: Says what is there, and what to do.
+        error: The folder may not be replaced; the message says what it holds and what to do.
     """
     if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
         return
     if folder.is_symlink():
         raise error(f"{folder} is a symbolic link. Name the folder itself with --output.")
     if not folder.is_dir() or not is_ours(folder):
-        raise error(f"{folder} is in use, and not by a {kind}. Choose another folder with --output.")
+        raise error(f"{folder} already exists and is not a {kind}. Choose another folder with --output.")
     if not force:
         raise error(
-            f"{folder} holds a {kind} already. Replace it with --force, or choose another folder with --output."
+            f"{folder} already holds a {kind}. Replace it with --force, or choose another folder with --output."
         )
     foreign = foreign_files(folder, ours)
     if foreign:
         raise error(
             f"{folder} holds a {kind}, but also files that are not part of one: {list_names(foreign)}. Replacing it "
-            "would delete them. Move them to another place, or choose another folder with --output."
+            "would delete them. Move them elsewhere, or choose another folder with --output."
         )
 
 
 def leaving_link(path: Path, folder: Path) -> Path | None:
-    """Where a path leads that is, or is below, a link out of its folder; None where it stays inside.
+    """Return where a path leads if a link takes it out of the folder, or None if it stays inside.
 
-    The links of a snapshot in the Hub's cache lead to the cache's own blobs, which belong to it.
+    Links of a snapshot in the Hub's cache to the cache's own blobs count as inside.
 
     Args:
         path: A path below the folder.
-        folder: The folder, which may itself be named by a link.
+        folder: The folder; its own path may be a link.
     """
     root, target = folder.resolve(), path.resolve()
     if target.is_relative_to(root):
         return None
-    # The folder may be one inside of a snapshot, such as a graft's donor/.
+    # The folder may be part of a snapshot, such as a graft's donor/.
     snapshots = (parent for parent in root.parents if parent.name == "snapshots")
     if _BLOB.fullmatch(target.name) and any(target.parent == parent.parent / "blobs" for parent in snapshots):
         return None
@@ -191,20 +193,20 @@ def leaving_link(path: Path, folder: Path) -> Path | None:
 
 
 def check_links(paths: Iterable[Path], folder: Path, error: type[Exception]) -> None:
-    """Refuse links out of a folder whose content is to be passed on: copied, or uploaded.
+    """Refuse links that lead out of a folder before its content is copied or uploaded.
 
     Args:
         paths: Paths below the folder.
-        folder: The folder, which may itself be named by a link.
-        error: What to raise.
+        folder: The folder; its own path may be a link.
+        error: The exception type to raise.
 
     Raises:
-        error: Says which path it is, and where it leads.
+        error: A path leads out of the folder; the message says which one, and where it leads.
     """
     for path in paths:
         target = leaving_link(path, folder)
         if target is not None:
             raise error(
-                f"{path} is, or is in, a link that leads out of {folder}, to {target}. What is there is not passed on. "
-                "Remove the link, or put a copy of the file in its place."
+                f"{path} leads out of {folder} through a symbolic link, to {target}. Files outside the folder are not "
+                "copied or uploaded. Remove the link, or replace it with a copy of the file."
             )

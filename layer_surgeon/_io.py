@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, locked, and read with limits. `_folders` does the same for folders.
+"""Write files atomically, lock them, and read JSON with limits. `_folders` does the same for folders.
 
-These two are the only places of the package that write. A file is made under a random name next to its own, and
-renamed, so that nothing is written through a link that somebody put there before.
+Only these two modules write. A new file gets a random temporary name in the same folder and is then renamed, so a link
+that someone placed at the target is never followed.
 """
 
 import contextlib
@@ -18,27 +18,27 @@ from typing import IO, Any
 
 from layer_surgeon.errors import WorkspaceError
 
-# The largest config.json that we know has 2 MB of labels, the index of DeepSeek-V3 has 9 MB.
+# The largest config.json that we know of has 2 MB of labels; the index of DeepSeek-V3 has 9 MB.
 MAX_JSON_BYTES = 50_000_000
 
 
 @functools.cache
 def _umask() -> int:
-    # Python can't ask for it without setting it. A thread that makes a file in this moment gets the strictest mode.
+    # Python can only read the umask by setting it. Files that other threads create in between get the strictest mode.
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
 
 
 def usual_mode(path: Path) -> None:
-    """Give a file the mode that `open` would have given it: temporary files, and so those of safetensors, have 0600."""
+    """Give a file the mode that `open` would give it; temporary files, and so safetensors' files, have 0600."""
     path.chmod(0o666 & ~_umask())
 
 
 def usual_modes(folder: Path) -> None:
-    """Give the files of weights right in a folder the usual mode: safetensors lets only their owner read them.
+    """Give the weight files directly in a folder the usual mode; safetensors lets only their owner read them.
 
-    A file with a second name is left as it is: a donor layer that is linked from another folder belongs there.
+    A file with several hard links keeps its mode: it may be a donor layer that belongs to another folder.
     """
     for path in folder.glob("*.safetensors"):
         if not path.is_symlink() and path.stat().st_nlink == 1:
@@ -47,13 +47,13 @@ def usual_modes(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which takes its place when everything was written and is on the disk.
+    """Open a file that appears at `path` only when everything was written and is on the disk.
 
     Args:
-        path: Its place. What is there is replaced; a link is replaced itself, not what it leads to.
+        path: The target. An existing file is replaced; for a link, the link itself and not its target.
 
     Raises:
-        OSError: It can't be written; then nothing is left.
+        OSError: It can't be written. No partial file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -72,7 +72,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def new_path(path: Path) -> Iterator[Path]:
-    """As `new_file`, for writers that open the file themselves: a path to write to, in a folder nobody knows."""
+    """Do what `new_file` does for writers that open the file themselves: yield a path in a new, unguessable folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -84,17 +84,17 @@ def new_path(path: Path) -> Iterator[Path]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's bytes, whole or not at all.
+    """Copy a file atomically.
 
     Raises:
         OSError: It can't be read or written.
     """
-    with source.open("rb") as read, new_file(target) as written:
-        shutil.copyfileobj(read, written)
+    with source.open("rb") as source_file, new_file(target) as target_file:
+        shutil.copyfileobj(source_file, target_file)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader, or a kill -9, never meets half of it.
+    """Write a file atomically: even after a kill -9, readers see the old file or the new one, never a part.
 
     Raises:
         WorkspaceError: It can't be written.
@@ -127,10 +127,10 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def parse_json(raw: bytes | str) -> Any:
-    """What JSON text says.
+    """Parse JSON text.
 
     Raises:
-        ValueError: It is not JSON, or too deep or too large to be what it should be.
+        ValueError: It is not JSON, is nested too deeply, or is larger than `MAX_JSON_BYTES`.
     """
     if len(raw) > MAX_JSON_BYTES:
         raise ValueError(f"{len(raw):,} bytes of JSON; at most {MAX_JSON_BYTES:,} are read")
@@ -141,7 +141,7 @@ def parse_json(raw: bytes | str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file says.
+    """Read a JSON file.
 
     Raises:
         OSError: It can't be read.
@@ -157,12 +157,12 @@ class BusyError(OSError):
 
 
 class FileLock:
-    """A lock that the system gives back when the process dies, however it dies.
+    """A lock file that the operating system releases when the process ends, for any reason.
 
-    A copy of it (pickle) is not held.
+    A pickled copy doesn't hold the lock.
 
     Args:
-        path: The lock's file. Its folder is made where there is none.
+        path: The lock file. Missing parent folders are created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,30 +173,30 @@ class FileLock:
         return FileLock, (self._path,)
 
     def take(self, *, wait: bool = False) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Args:
-            wait: Wait for another process that holds it.
+            wait: Wait until other processes release it.
 
         Raises:
-            BusyError: Another process holds it, and there is no waiting.
-            OSError: The file can't be written; or it, or its folder, is a link to another place.
+            BusyError: Another process holds it, and `wait` is false.
+            OSError: The file can't be written, or the file or its folder is a symbolic link.
         """
         while self._descriptor < 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.parent.is_symlink():
                 raise OSError(errno.ELOOP, "it is a link to another place")
-            with contextlib.suppress(FileNotFoundError):  # Its folder was removed in this moment, with its lock.
+            with contextlib.suppress(FileNotFoundError):  # Another process just removed the folder with its lock.
                 self._descriptor = self._open(wait=wait)
 
     def _open(self, *, wait: bool) -> int:
-        """The descriptor of the locked file; -1 where that is no longer the file at the path."""
+        """Lock the file and return its descriptor, or -1 if the path no longer leads to that file."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_file(self._path, descriptor):
-                kept, descriptor = descriptor, -1
-                return kept
+                locked_descriptor, descriptor = descriptor, -1
+                return locked_descriptor
         except BlockingIOError as error:
             raise BusyError(errno.EBUSY, "another process is writing there") from error
         finally:
@@ -205,7 +205,7 @@ class FileLock:
         return -1
 
     def release(self, *, remove: bool = True) -> None:
-        """Give the lock back, if it is held; `remove` its file too."""
+        """Release the lock if it is held, and delete its file if `remove` is true."""
         if self._descriptor >= 0:
             if remove and _is_file(self._path, self._descriptor):
                 self._path.unlink(missing_ok=True)
@@ -215,7 +215,7 @@ class FileLock:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of a file, which is removed afterwards.
+    """Hold a lock file, and delete it afterwards.
 
     Raises:
         BusyError, OSError: As in `FileLock.take`.
@@ -229,13 +229,13 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file. A file that was left behind is removed."""
+    """Whether a process holds a lock file. A stale lock file is deleted."""
     try:
         if path.is_file():
             with locked(path, wait=False):
                 pass
     except OSError as error:
-        # Where it can't be written, nothing of another process can be harmed either.
+        # If we can't write the file, we can't disturb another process either.
         return isinstance(error, BusyError)
     return False
 

@@ -1,4 +1,4 @@
-"""What a stranger's file may ask for, before anything is made of it: how much of it, and no code."""
+"""Limits on what an untrusted file may ask for: sizes, and no code. They are checked before anything is built."""
 
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
@@ -9,42 +9,42 @@ from layer_surgeon.errors import LayerSurgeonError
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 10_000
 MAX_LABELS = 100_000
-# A study of as many trainings takes weeks even if each takes a minute; listing them takes a second.
+# A study of this many trainings takes weeks even if each takes a minute; listing them takes a second.
 MAX_TRAININGS = 100_000
-# What a language model is to write: ZeroGen's largest set has 500,000 texts; contexts have up to 1,000,000 tokens.
+# Limits for generated data: ZeroGen's largest set has 500,000 texts; contexts have up to 1,000,000 tokens.
 MAX_TEXTS, MAX_TOKENS, MAX_BATCH = 1_000_000, 1_000_000, 10_000
 
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_shared_experts"})
 _LAYERS = frozenset({"n_layer", "n_layers", "num_layers", "depth"})
-# What is stored as a list or a table, and how long it may be.
-_LISTED = {"layer_indices": MAX_LAYERS, "id2label": MAX_LABELS}
+# The largest number of entries of keys that hold a list or a mapping.
+_MAX_LENGTHS = {"layer_indices": MAX_LAYERS, "id2label": MAX_LABELS}
 
 
-def check_size(size: int, most: int, what: str, error: type[LayerSurgeonError]) -> None:
-    """Refuse a number that would take all memory, or hours.
+def check_size(size: int, limit: int, noun: str, error: type[LayerSurgeonError]) -> None:
+    """Refuse a size that would take all memory, or hours.
 
     Args:
-        size: The number.
-        most: What it may be.
-        what: Of what, such as `trainings`.
-        error: What to raise.
+        size: The size.
+        limit: The largest allowed size.
+        noun: The counted things, such as `trainings`, for the message.
+        error: The exception type to raise.
 
     Raises:
-        error: It is larger; the message has both numbers.
+        error: The size is above the limit; the message has both numbers.
     """
-    if size > most:
-        raise error(f"{size:,} {what} are asked for; at most {most:,} are allowed.")
+    if size > limit:
+        raise error(f"{size:,} {noun} were requested; at most {limit:,} are allowed.")
 
 
 def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:
-    """Refuse a model's config.json whose numbers of layers, experts or labels no model has.
+    """Refuse a model's config.json with more layers, experts or labels than any model has.
 
-    A config class makes lists as long as these numbers, and a model as many modules, before any weight is looked at.
+    A config class makes lists of these lengths, and a model as many modules, before any weight is read.
 
     Args:
-        config: What config.json says, configs of parts of the model included.
-        name: Of the model, for the message.
-        error: What to raise.
+        config: The content of config.json. Nested configs are checked too.
+        name: The model's name, for the message.
+        error: The exception type to raise.
 
     Raises:
         error: A number is too large; the message has it.
@@ -52,11 +52,14 @@ def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSu
     for key, value in config.items():
         if isinstance(value, Mapping):
             check_config_sizes(value, name, error)
-        if key in _LISTED and isinstance(value, Sized):
-            check_size(len(value), _LISTED[key], f"entries of {key} in the config.json of {name}", error)
-        most = _most(str(key))
-        if most is not None and isinstance(value, int | float) and value > most:
-            raise error(f"The config.json of {name} says {key} {value:,}; at most {most:,} are allowed.")
+        if key in _MAX_LENGTHS and isinstance(value, Sized) and len(value) > _MAX_LENGTHS[key]:
+            raise error(
+                f"{key} in the config.json of {name} has {len(value):,} entries; at most {_MAX_LENGTHS[key]:,} are "
+                "allowed."
+            )
+        limit = _limit(str(key))
+        if limit is not None and isinstance(value, int | float) and value > limit:
+            raise error(f"The config.json of {name} sets {key} to {value:,}; at most {limit:,} are allowed.")
 
 
 def check_no_code(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:
@@ -64,17 +67,18 @@ def check_no_code(config: Mapping[str, Any], name: str, error: type[LayerSurgeon
 
     Args:
         config: As in `check_config_sizes`.
-        name: Of the model, for the message.
-        error: What to raise.
+        name: The model's name, for the message.
+        error: The exception type to raise.
 
     Raises:
         error: An implementation is a repo of kernels; the message names it.
     """
     for key, value in _implementations(config):
-        # transformers takes "owner/name" for a repo of compiled kernels, and loads and runs them.
+        # transformers treats "owner/name" as a repo of compiled kernels, and loads and runs them.
         if any("/" in str(choice) for choice in (value.values() if isinstance(value, Mapping) else (value,))):
             raise error(
-                f"The config.json of {name} says {key} {value!r}: code from the Hub, which is not run. Remove {key}."
+                f"The config.json of {name} sets {key} to {value!r}, which is code from the Hub. Such code is not run; "
+                f"remove {key}."
             )
 
 
@@ -86,7 +90,7 @@ def _implementations(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _implementations(value)
 
 
-def _most(key: str) -> int | None:
+def _limit(key: str) -> int | None:
     if key == "num_labels":
         return MAX_LABELS
     if key in _EXPERTS:

@@ -1,8 +1,8 @@
-"""Models, configs, tokenizers and data sets of strangers, loaded so that nothing of theirs runs or reaches further.
+"""Load models, configs, tokenizers and data sets from untrusted sources.
 
-Every call of a loader of transformers or datasets by a name or a folder is here (a test walks the package for others).
-What they would do on the word of a file is refused here: run Python code or kernels that a repo brings, load weights
-from outside a folder, or load another model because an adapter's config names it.
+Every call of a transformers or datasets loader with a name or a folder is in this module; a test walks the package to
+find any others. A downloaded file can tell these loaders to run Python code or kernels from its repo, to load weights
+from outside the folder, or to load another model that an adapter's config names. This module refuses all of that.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 
 _ADAPTER = "adapter_config.json"
-# The entry of a config.json that names a file of weights in place of model.safetensors.
+# The key in config.json that names a weights file to load instead of model.safetensors.
 _WEIGHTS = "transformers_weights"
-# What says how a tokenizer is made; the second has precedence.
+# The files that configure a tokenizer; the second takes precedence.
 _SPECIAL_TOKENS = "special_tokens_map.json"
 _TOKENIZER_FILES = ("tokenizer_config.json", _SPECIAL_TOKENS)
-_TEXTS = frozenset({".json", ".jinja", ".txt", ".model", ".vocab", ".bpe", ".tiktoken"})
+_TEXT_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".vocab", ".bpe", ".tiktoken"})
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 def load_config(
     name: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> PretrainedConfig:
-    """The config of a transformers model.
+    """Load the config of a transformers model.
 
     Args:
         name: A folder or a repo id.
@@ -43,7 +43,7 @@ def load_config(
         token: Hub token.
 
     Raises:
-        GraftError: Its numbers are no model's, or it asks for code from the Hub.
+        GraftError: Its sizes are implausible, or it asks for code from the Hub.
         OSError, ValueError, KeyError: As transformers raises them.
     """
     hub = {"revision": revision, "token": token}
@@ -52,14 +52,14 @@ def load_config(
 
 
 def read_config(name: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
-    """What the config.json of a model says, if it is one that can be used; see `check_config`.
+    """Read a model's config.json and check it with `check_config`.
 
     Args:
         name: A folder or a repo id.
-        hub: revision, token, subfolder, ... of its `from_pretrained`.
+        hub: revision, token, subfolder, ... as in `from_pretrained`.
 
     Raises:
-        GraftError: It is too large or too deep, or as in `check_config`.
+        GraftError: It is too large or nested too deeply, or as in `check_config`.
         OSError, ValueError: As transformers raises them.
     """
     file = Path(name)
@@ -74,23 +74,26 @@ def read_config(name: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
         values, _ = PretrainedConfig.get_config_dict(file)
         check_config(values, _shown(name))
     except RecursionError as error:
-        raise GraftError(f"The config.json of {_shown(name)} is nested too deeply to be a model's.") from error
+        raise GraftError(
+            f"The config.json of {_shown(name)} is nested too deeply to be a model's config. Get the model again."
+        ) from error
     checked: dict[str, Any] = values
     return checked
 
 
 def check_config(values: Mapping[str, Any], name: str) -> None:
-    """Refuse a config.json that no model has, or that asks for code.
+    """Refuse a config.json that has implausible sizes or asks for code.
 
     Raises:
-        GraftError: A number of layers, experts or labels is too large, an implementation is a repo of kernels, or the
-            weights are said to be in another folder.
+        GraftError: It has too many layers, experts or labels, an implementation is a repo of kernels, or it names
+            weights in another folder.
     """
     check_config_sizes(values, name, GraftError)
     weights = values.get(_WEIGHTS)
     if weights is not None and not lies_inside(str(weights)):
         raise GraftError(
-            f"The config.json of {name} says {_WEIGHTS} {weights!r}, which is not in its folder. Get the model again."
+            f"The config.json of {name} sets {_WEIGHTS} to {weights!r}, which is not in its folder. Get the model "
+            "again."
         )
     if not isinstance(values.get("quantization_config"), Mapping | None):
         raise GraftError(
@@ -107,17 +110,17 @@ def load_model(
     token: str | bool | None = None,
     **settings: Any,
 ) -> Any:
-    """A model, by one of transformers' Auto classes.
+    """Load a model with one of transformers' Auto classes.
 
     Args:
         loader: The class, such as `AutoModel`.
         name: A folder or a repo id.
         revision: Branch, tag or commit of a repo.
         token: Hub token.
-        settings: Of its `from_pretrained`.
+        settings: Other keyword arguments for the class's `from_pretrained`.
 
     Raises:
-        GraftError: Its index names weights outside of it, or it is an adapter of another model.
+        GraftError: Its index names weights outside its folder, or it is an adapter of another model.
         OSError, ValueError, KeyError, RuntimeError: As transformers raises them.
     """
     check_weights(name, revision=revision, token=token, subfolder=settings.get("subfolder") or "")
@@ -127,54 +130,55 @@ def load_model(
 
 
 def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: Any) -> None:
-    """Refuse what would make transformers read the weights of another model than the one that is named.
+    """Refuse files that would make transformers read weights of a model other than the named one.
 
     Args:
         name: A folder or a repo id.
-        subfolder: Of it, where the model is in one.
+        subfolder: The subfolder that holds the model, if it is in one.
         hub: revision, token, cache_dir, ... of a repo.
 
     Raises:
-        GraftError: An index names a file outside of the folder, or an adapter's config names another model.
+        GraftError: An index names a file outside the folder, or an adapter's config names another model.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_text_links(folder / subfolder)
-        # Any of them can be meant: by a variant (model.safetensors.index.fp16.json), or by transformers_weights.
+        # transformers may load any of them: for a variant (model.safetensors.index.fp16.json), or because
+        # transformers_weights names it.
         for index in sorted({*folder.glob("*.index*.json"), *(folder / subfolder).glob("*.index*.json")}):
             _check_index(index, str(index))
-        local = folder / subfolder / _ADAPTER
-        adapter = _read_adapter(local) if local.is_file() and is_peft_available() else None
-        ours = (folder / CONFIG_NAME).is_file()
+        local_adapter = folder / subfolder / _ADAPTER
+        adapter = _read_adapter(local_adapter) if local_adapter.is_file() and is_peft_available() else None
+        has_model = (folder / CONFIG_NAME).is_file()
     else:
         repo_id = os.fspath(name)
         for index_name in (*INDEX_FILES, _named_index(repo_id, subfolder, hub)):
-            file = _fetch(repo_id, index_name, subfolder, hub)
-            if file is not None:
-                _check_index(file, f"{index_name} of {_shown(name)}")
-        file = _fetch(repo_id, _ADAPTER, subfolder, hub) if is_peft_available() else None
-        adapter, ours = None if file is None else _read_adapter(file), False
+            index_file = _fetch(repo_id, index_name, subfolder, hub)
+            if index_file is not None:
+                _check_index(index_file, f"{index_name} of {_shown(name)}")
+        adapter_file = _fetch(repo_id, _ADAPTER, subfolder, hub) if is_peft_available() else None
+        adapter, has_model = None if adapter_file is None else _read_adapter(adapter_file), False
     if adapter is not None:
-        _check_adapter(adapter, os.fspath(name), ours=ours)
+        _check_adapter(adapter, os.fspath(name), has_model=has_model)
 
 
-def _fetch(repo_id: str, file: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path | None:
-    """A file of a repo; None where there is none. What else is wrong with the repo, the loader says."""
-    if file is None:
+def _fetch(repo_id: str, file_name: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path | None:
+    """Get a file of a repo, or None if it has no such file. The loader reports any other problem with the repo."""
+    if file_name is None:
         return None
-    known = {key: value for key, value in hub.items() if key in _HUB_SETTINGS}
-    # As transformers asks for a file that may be missing: it remembers that it is, and doesn't ask the Hub again.
-    quietly = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-    flags = {f"_raise_exceptions_for_{name}": value for name, value in quietly.items()}
+    hub_settings = {key: value for key, value in hub.items() if key in _HUB_SETTINGS}
+    # transformers asks for optional files with these flags: it then caches that a file is missing, and doesn't ask the
+    # Hub again.
+    flags = {f"_raise_exceptions_for_{name}": False for name in ("gated_repo", "missing_entries", "connection_errors")}
     try:
-        path = cached_file(repo_id, file, subfolder=subfolder, **known, **flags)
+        path = cached_file(repo_id, file_name, subfolder=subfolder, **hub_settings, **flags)
     except (OSError, ValueError):
         return None
     return None if path is None else Path(path)
 
 
 def _named_index(repo_id: str, subfolder: str, hub: Mapping[str, Any]) -> str | None:
-    """The index that a repo's config.json names in place of the usual ones."""
+    """Return the index that a repo's config.json names instead of the usual ones."""
     file = _fetch(repo_id, CONFIG_NAME, subfolder, hub)
     try:
         weights = None if file is None else read_json(file).get(_WEIGHTS)
@@ -187,7 +191,7 @@ def _check_index(file: Path, name: str) -> None:
     try:
         content = read_json(file)
         if file.name not in INDEX_FILES and not (isinstance(content, dict) and "weight_map" in content):
-            return  # an index of something else
+            return  # It is not an index of weights.
         shards = {str(shard) for shard in content["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GraftError(f"{name} is not an index of weights: {error}. Get the model again.") from error
@@ -203,19 +207,21 @@ def _read_adapter(file: Path) -> Any:
         return None
 
 
-def _check_adapter(adapter: Any, name: str, *, ours: bool) -> None:
-    """Where peft is installed, transformers loads the model that an adapter's config names: any repo, any path.
+def _check_adapter(adapter: Any, name: str, *, has_model: bool) -> None:
+    """Refuse an adapter of another model.
+
+    If peft is installed, transformers loads the model that an adapter's config names: any repo, any path.
 
     Args:
-        adapter: What adapter_config.json says.
-        name: The folder or the repo id that was named.
-        ours: The folder holds the whole model, so that what the adapter names is not loaded.
+        adapter: The content of adapter_config.json.
+        name: The folder or repo id that the caller named.
+        has_model: The folder holds a whole model, so transformers doesn't load the one that the adapter names.
     """
     base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
-    if base != name and not ours:
+    if base != name and not has_model:
         raise GraftError(
-            f"{_shown(name)} holds an adapter (peft) for {base!r}, and no other model is loaded than the one that is "
-            "named. Merge the adapter into its model first (merge_and_unload), and name the result."
+            f"{_shown(name)} holds a peft adapter for {base!r}, which would load a model that you didn't name. Merge "
+            "the adapter into its model first (merge_and_unload), and name the result."
         )
     if isinstance(adapter, dict) and adapter.get("megatron_config") is not None:
         # peft imports the module that megatron_core names.
@@ -228,7 +234,7 @@ def _check_adapter(adapter: Any, name: str, *, ours: bool) -> None:
 def load_tokenizer(
     name: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer.
+    """Load a tokenizer.
 
     Args:
         name: A folder or a repo id.
@@ -236,12 +242,12 @@ def load_tokenizer(
         token: Hub token.
 
     Raises:
-        GraftError: Its files name files of this machine to be read into it, or are links out of the folder.
-        OSError, ValueError, KeyError, TypeError, ImportError: As transformers raises them; ValueError for all else that
-            a damaged file makes its tokenizer raise, such as a regular expression that is none.
+        GraftError: Its files name other files of this machine to read, or are links out of the folder.
+        OSError, ValueError, KeyError, TypeError, ImportError: As transformers raises them. All other errors that a
+            damaged file causes, such as an invalid regular expression, become a ValueError.
     """
     hub = {"revision": revision, "token": token}
-    with contextlib.suppress(OSError):  # Without a config.json there is none to be checked.
+    with contextlib.suppress(OSError):  # A tokenizer may come without a config.json.
         read_config(name, **hub)
     _check_tokenizer(name, hub)
     try:
@@ -252,7 +258,7 @@ def load_tokenizer(
         raise
     except RecursionError as error:
         raise ValueError("its files are nested too deeply.") from error
-    except Exception as error:  # of Rust's tokenizers, which raises nothing more special
+    except Exception as error:  # The Rust tokenizers library raises plain Exception.
         raise ValueError(str(error) or type(error).__name__) from error
     checked: PreTrainedTokenizerBase = tokenizer
     return checked
@@ -260,20 +266,20 @@ def load_tokenizer(
 
 @contextlib.contextmanager
 def without_asking() -> Iterator[None]:
-    """For libraries that load models themselves: code that a repo brings is refused, where transformers would ask.
+    """Make transformers refuse code from a repo instead of asking, for libraries that load models themselves.
 
-    It asks on stdin whether to run that code, and data that is piped into a command can answer.
+    transformers asks on stdin whether to run such code, and data that is piped into a command could answer.
     """
-    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    previous_timeout = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
     finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = previous_timeout
 
 
 def _check_tokenizer(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> None:
-    """Refuse what would make transformers read another file of this machine into the vocabulary."""
+    """Refuse files that would make transformers read another file of this machine into the vocabulary."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_text_links(folder)
@@ -286,16 +292,16 @@ def _check_tokenizer(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> No
         for key, value in (content if isinstance(content, dict) else {}).items():
             if _names_a_file(file_name, key, value):
                 raise GraftError(
-                    f"The {file_name} of {_shown(name)} says {key} {value!r}: a tokenizer's files are those in its own "
-                    f"folder, and no others are read. Remove {key}."
+                    f"The {file_name} of {_shown(name)} sets {key} to {value!r}, but a tokenizer may only read files "
+                    f"in its own folder. Remove {key}."
                 )
 
 
 def _names_a_file(file_name: str, key: str, value: Any) -> bool:
-    """Whether an entry is taken for the path of a file, wherever that is.
+    """Whether transformers takes a key's value as the path of a file anywhere on this machine.
 
-    Not among them are vocab_file and the like in tokenizer_config.json: old versions wrote the paths of the machine
-    they ran on, and transformers looks for the files in the folder whatever they say.
+    vocab_file and similar keys in tokenizer_config.json don't count. Old versions wrote paths of their own machine
+    there, and transformers ignores them: it always looks in the folder.
     """
     if key in ("vocab", "merges"):
         return isinstance(value, str)
@@ -307,25 +313,25 @@ def _names_a_file(file_name: str, key: str, value: Any) -> bool:
 
 
 def _check_text_links(folder: Path) -> None:
-    """Refuse links out of a folder among the files whose text is stored with what is made of them."""
-    texts = (
+    """Refuse links out of a folder among its text files, whose content is stored with the result."""
+    text_files = (
         path
         for pattern in ("*", "additional_chat_templates/*")
         for path in folder.glob(pattern)
-        if path.suffix in _TEXTS
+        if path.suffix in _TEXT_SUFFIXES
     )
-    check_links((path for path in texts if not _is_cached(path.resolve())), folder, GraftError)
+    check_links((path for path in text_files if not _is_cached(path.resolve())), folder, GraftError)
 
 
 def _is_cached(target: Path) -> bool:
-    """Whether a file is one of the Hub's cache, to which `hf download --local-dir` made links for some years."""
+    """Whether a file is in the Hub's cache: `hf download --local-dir` made links to it for some years."""
     return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
 
 
 def load_dataset(
     hub_id: str, subset: str | None = None, *, revision: str | None = None, streaming: bool = False
 ) -> Any:
-    """A data set of the Hub, as `datasets.load_dataset` gives it; since its version 4 it runs no scripts.
+    """Load a data set from the Hub, as `datasets.load_dataset` does. Since version 4, datasets runs no scripts.
 
     Args:
         hub_id: The repo.
@@ -334,19 +340,19 @@ def load_dataset(
         streaming: Read rows as they are needed.
 
     Raises:
-        ValueError: The name is that of a folder here, or the repo names files outside of it: on this machine, of
+        ValueError: The name is a local folder or file, or the repo names files outside it: on this machine, in
             another repo, or anywhere on the web.
         OSError, RuntimeError, DatasetsError: As datasets raises them.
     """
     if Path(hub_id).exists():
-        raise ValueError(f"{hub_id} is a folder or file here; name its files, or ./{hub_id}")
-    # `datasets.load_dataset` in its steps, to look at the names of the files between the first and the second.
+        raise ValueError(f"{hub_id} is a local folder or file; name its files, or ./{hub_id}")
+    # The two steps of `datasets.load_dataset`, to check the file names in between.
     builder = datasets.load_dataset_builder(hub_id, subset, revision=revision)
-    inside = f"hf://datasets/{hub_id}@".lower()
-    for file in [file for files in (builder.config.data_files or {}).values() for file in files]:
-        # The file of an archive is named as in zip://train.csv::hf://datasets/owner/name@commit/data.zip
-        if not file.rpartition("::")[2].lower().startswith(inside) or ".." in file.split("/"):
-            raise ValueError(f"its card names the file {without_secrets(file)}, which is not in the repo")
+    repo_prefix = f"hf://datasets/{hub_id}@".lower()
+    for url in [url for urls in (builder.config.data_files or {}).values() for url in urls]:
+        # A file in an archive has a name like zip://train.csv::hf://datasets/owner/name@commit/data.zip
+        if not url.rpartition("::")[2].lower().startswith(repo_prefix) or ".." in url.split("/"):
+            raise ValueError(f"its card names the file {without_secrets(url)}, which is not in the repo")
     if streaming:
         return builder.as_streaming_dataset()
     builder.download_and_prepare()

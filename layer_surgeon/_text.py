@@ -1,7 +1,7 @@
-"""Text from strangers, made safe to show: on a terminal, in a message, in Markdown, in a spreadsheet.
+"""Make untrusted text safe to show on a terminal, in a message, in Markdown or in a spreadsheet.
 
-Names of models, labels, texts and error messages of other libraries may hold control sequences, formulas, markup, or a
-URL with a password. Each kind of place has one function here, and everything that is shown there goes through it.
+Model names, labels, texts and error messages of other libraries may hold control sequences, formulas, markup, or a URL
+with a password. There is one function for each kind of output, and all text for that output goes through it.
 """
 
 import json
@@ -13,31 +13,32 @@ from urllib.parse import urlsplit, urlunsplit
 
 # Bidirectional overrides and isolates reorder the text around them, so that a line reads as something else.
 _REORDERS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Control characters, surrogates, private use, unassigned, and separators that start a new line in some programs.
+# Control characters, surrogates, private use, unassigned characters, and separators that some programs show as a line
+# break.
 _UNSAFE = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|]+")
-# Text that begins so is a formula to a spreadsheet, and formulas can read files and call programs.
+# Spreadsheets treat text with these first characters as a formula, and formulas can read files and start programs.
 _APOSTROPHE = "'"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-# An underscore inside a word, as in `all_mpnet`, is only an underscore.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# An underscore inside a word, as in `all_mpnet`, is not markup.
 _MARKDOWN = re.compile(r"[\\`*{}\[\]|<>~]|(?<![^\W_])_|_(?![^\W_])")
 
 
-def _as_python_writes(char: str) -> str:
+def _python_escape(char: str) -> str:
     return repr(char)[1:-1]
 
 
-def _as_json_writes(char: str) -> str:
+def _json_escape(char: str) -> str:
     return json.dumps(char)[1:-1]
 
 
-def printable(text: str, *, keep: str = "\n\t", escape: Callable[[str], str] = _as_python_writes) -> str:
-    r"""The text with everything escaped that could steer a terminal or reorder a line, as Python writes it: `\x1b`.
+def printable(text: str, *, keep: str = "\n\t", escape: Callable[[str], str] = _python_escape) -> str:
+    r"""Escape characters that could control a terminal or reorder a line, by default as Python does: `\x1b`.
 
     Args:
-        text: From anywhere.
-        keep: Control characters that stay as they are.
-        escape: What to write for a character.
+        text: Any text.
+        keep: Control characters to leave as they are.
+        escape: Returns the escaped form of a character.
     """
     if text.isprintable():
         return text
@@ -45,8 +46,8 @@ def printable(text: str, *, keep: str = "\n\t", escape: Callable[[str], str] = _
 
 
 def printable_json(text: str) -> str:
-    """JSON text with the same characters escaped, so that it says the same."""
-    return printable(text, escape=_as_json_writes)
+    """Escape the same characters in JSON text, without changing its meaning."""
+    return printable(text, escape=_json_escape)
 
 
 def _is_safe(char: str) -> bool:
@@ -54,9 +55,9 @@ def _is_safe(char: str) -> bool:
 
 
 def without_secrets(source: str) -> str:
-    """A source as it may be shown and stored: of a URL, without user, password, query and fragment.
+    """Remove user, password, query and fragment from a URL, so that it may be shown and stored.
 
-    A signed URL has its signature in the query. Anything that is not a URL comes back as it is.
+    The query of a signed URL holds its signature. Text that is not a URL is returned unchanged.
 
     Args:
         source: A path, a repo id or a URL.
@@ -65,48 +66,48 @@ def without_secrets(source: str) -> str:
 
 
 def without_secrets_in(text: str) -> str:
-    """A message in which each URL is replaced by what `without_secrets` makes of it."""
+    """Apply `without_secrets` to each URL in a message."""
     return _URL.sub(lambda match: _clean_url(match[0]), text) if "://" in text else text
 
 
 def _clean_url(url: str) -> str:
-    scheme, _, rest = url.partition("://")
+    scheme, _, address = url.partition("://")
     # In hf://owner/name@revision the part after the @ is a revision.
     if scheme.lower() != "hf":
-        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-        # A password with a slash in it ends up behind the authority, whose port is then no number.
+        authority = re.split(r"[/?#]", address, maxsplit=1)[0]
+        # If a password has a slash, a part of it follows the authority, whose "port" is then not a number.
         port = authority.rpartition(":")[2] if ":" in authority and not authority.endswith("]") else ""
         if "@" in authority:
-            rest = authority.rpartition("@")[2] + rest[len(authority) :]
-        elif port and not port.isdecimal() and "@" in rest:
-            rest = rest.rpartition("@")[2]
+            address = authority.rpartition("@")[2] + address[len(authority) :]
+        elif port and not port.isdecimal() and "@" in address:
+            address = address.rpartition("@")[2]
     try:
-        parts = urlsplit(f"{scheme}://{rest}")
+        parts = urlsplit(f"{scheme}://{address}")
         cleaned = urlunsplit(parts._replace(query="", fragment=""))
     except ValueError:
-        cleaned = f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
+        cleaned = f"{scheme}://{re.split('[?#]', address, maxsplit=1)[0]}"
     # urlunsplit drops the slashes of an empty host, as in memory:///folder.
-    return cleaned if cleaned.startswith(f"{scheme}://") else f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
+    return cleaned if cleaned.startswith(f"{scheme}://") else f"{scheme}://{re.split('[?#]', address, maxsplit=1)[0]}"
 
 
 def markdown(text: Any) -> str:
-    """A value as plain text in a line of Markdown or a cell of its tables: no markup, no HTML, no line breaks."""
+    """Escape a value for a line of Markdown or a table cell: no markup, no HTML, no line breaks."""
     return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(text).split()), keep=""))
 
 
 def code(text: Any) -> str:
-    """A value as code in a line of Markdown, which it can't break out of; not for cells of tables, which split at |."""
-    shown = " ".join(printable(str(text), keep="").split())
-    longest = max(map(len, re.findall("`+", shown)), default=0)
-    fence, space = "`" * (longest + 1), " " if longest else ""
-    return f"{fence}{space}{shown}{space}{fence}"
+    """Format a value as inline code that it can't break out of. Not for table cells, which split at |."""
+    one_line = " ".join(printable(str(text), keep="").split())
+    most_backticks = max(map(len, re.findall("`+", one_line)), default=0)
+    fence, space = "`" * (most_backticks + 1), " " if most_backticks else ""
+    return f"{fence}{space}{one_line}{space}{fence}"
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell of a CSV file: booleans as JSON writes them; a text that a spreadsheet would run gets an apostrophe."""
+    """Format a CSV cell: booleans as in JSON; text that a spreadsheet would run as a formula gets an apostrophe."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # Writers don't quote a carriage return, and readers begin a line at it.
-        return f"{_APOSTROPHE if value.startswith(_FORMULA) else ''}{value}".replace("\r", " ")
+        # CSV writers don't quote a carriage return, but CSV readers treat it as a line break.
+        return f"{_APOSTROPHE if value.startswith(_FORMULA_STARTS) else ''}{value}".replace("\r", " ")
     return value

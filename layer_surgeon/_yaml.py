@@ -1,4 +1,4 @@
-"""YAML of strangers: plain values only, no tags for Python objects, no aliases, nothing larger than a person writes."""
+"""Read untrusted YAML: plain values only, no tags for Python objects, no aliases, and with a size limit."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,15 @@ import yaml
 
 from layer_surgeon.errors import ConfigError
 
-# A plan or a configuration of a person has some kB.
+# A plan or configuration that a person writes has a few kB.
 MAX_CHARACTERS = 1_000_000
 
-
-# No whitespace in it may match an end of a line too: a card of nothing but such ends would be searched for ever.
+# The spaces in it must not match line ends too: the search in a card of many line ends would take forever.
 _FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped here
-    """YAML without aliases: nine lines of them can stand for billions of values."""
+    """YAML without aliases: nine lines of aliases can expand to billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -28,18 +27,18 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped he
         return super().compose_node(parent, index)
 
 
-class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]  # see there
-    """YAML that `parse_yaml` reads: a value that is used twice is written twice."""
+class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml is untyped here
+    """YAML without aliases, which `parse_yaml` can read: a value that occurs twice is written twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML text says. Tags for Python objects and aliases are not read.
+    """Parse YAML text. Tags for Python objects and aliases are refused.
 
     Raises:
-        ValueError: It is not YAML, has an alias, or is too deep or too large.
+        ValueError: It is not plain YAML, has an alias, is nested too deeply, or has over `MAX_CHARACTERS`.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read")
@@ -55,7 +54,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The `name: value` lines of a YAML file; {} for an empty one.
+    """Read a YAML file of `name: value` lines; an empty file gives {}.
 
     Raises:
         ConfigError: It can't be read, or is not a mapping.
@@ -75,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The `name: value` lines at the start of a model card, between two lines of hyphens; {} where there are none.
+    """Parse the front matter of a model card: the YAML between two lines of hyphens at its start. {} without any.
 
     Raises:
         ValueError: As in `parse_yaml`.
@@ -86,6 +85,6 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def dump_yaml(content: Any, **settings: Any) -> str:
-    """YAML text, in the order of the content, without aliases."""
+    """Format YAML text without aliases. Mappings keep their order."""
     text: str = yaml.dump(content, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, **settings)
     return text

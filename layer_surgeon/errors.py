@@ -1,44 +1,44 @@
-"""Every error that layer_surgeon raises on purpose.
+"""All exceptions that layer_surgeon raises.
 
     LayerSurgeonError
     ├── CheckpointError (ValueError)               bad or truncated file, inconsistent index or header
-    ├── SourceError (OSError)                      the place where a checkpoint lies could not be read
+    ├── SourceError (OSError)                      a folder, file, repo or URL can't be read
     │   ├── SourceNotFoundError                    no such repo, revision, folder or file
     │   ├── SourceAccessError                      gated or private: no token, or a token that is not accepted
     │   └── SourceChangedError                     the files changed between two reads
     ├── LayerNotFoundError (IndexError)            the checkpoint has no such layer
-    ├── UnsupportedArchitectureError (ValueError)  the model family can't be served, and why
+    ├── UnsupportedArchitectureError (ValueError)  the model family is not supported
     ├── ArtifactError (ValueError)                 a folder is not a layer artifact, is damaged, or is in use
-    ├── GraftError (ValueError)                    host, donor and settings don't fit each other
-    ├── ConfigError (ValueError)                   a setting has a value that can't be used
+    ├── GraftError (ValueError)                    host, donor and settings don't fit together
+    ├── ConfigError (ValueError)                   a setting has an invalid value
     ├── DataError (ValueError)                     a data set can't be used as it is
-    ├── TrainingError (RuntimeError)               training can't go on
-    └── WorkspaceError (OSError)                   the workspace lacks what a command wants
+    ├── TrainingError (RuntimeError)               training can't continue
+    └── WorkspaceError (OSError)                   the workspace lacks what a command needs, or can't be written
 
-A message says what was found, what was expected, and what to do about it.
+Each message says what was found, what was expected, and what to do.
 """
 
 from layer_surgeon._text import printable, without_secrets_in
 
-# What a message is quoted from may be a hostile file: a tensor's name of 25 MB, or one that steers a terminal.
+# A message may quote a hostile file, such as a tensor name of 25 MB, or one that controls the terminal.
 _MAX_CHARACTERS = 2000
 _LAST_CHARACTERS = 400
 
 
 class LayerSurgeonError(Exception):
-    """Base of all errors of this package; catch it to catch them all.
+    """Base class of all exceptions in this package.
 
     Args:
-        message: For a person. One that is too long to be read loses its middle, what can't be printed is escaped, and
-            URLs lose their passwords and signatures.
+        message: What was found, what was expected, and what to do. Unprintable characters are escaped, passwords and
+            signatures are removed from URLs, and messages of over 2,000 characters lose their middle.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(_readable(message))
+        super().__init__(_sanitize(message))
 
 
 class CheckpointError(LayerSurgeonError, ValueError):
-    """A checkpoint's bytes are not what its headers, index or format promise."""
+    """A checkpoint's content doesn't match its headers, index or format."""
 
 
 class SourceError(LayerSurgeonError, OSError):
@@ -46,7 +46,7 @@ class SourceError(LayerSurgeonError, OSError):
 
 
 class SourceNotFoundError(SourceError):
-    """There is no such repo, revision, folder or file."""
+    """A repo, revision, folder or file doesn't exist."""
 
 
 class SourceAccessError(SourceError):
@@ -58,23 +58,23 @@ class SourceChangedError(SourceError):
 
 
 class LayerNotFoundError(LayerSurgeonError, IndexError):
-    """The checkpoint has no layer of the asked index."""
+    """The checkpoint has no layer with the requested index."""
 
 
 class UnsupportedArchitectureError(LayerSurgeonError, ValueError):
-    """The model's family has no decoder layers that can be taken out."""
+    """The model family has no decoder layers that can be extracted."""
 
 
 class ArtifactError(LayerSurgeonError, ValueError):
-    """A folder is not a whole layer artifact, or already holds something else."""
+    """A folder is not a complete layer artifact, or is in use."""
 
 
 class GraftError(LayerSurgeonError, ValueError):
-    """Host, donor, task and settings don't fit each other."""
+    """Host, donor, task and settings don't fit together."""
 
 
 class ConfigError(LayerSurgeonError, ValueError):
-    """A setting has a value that can't be used."""
+    """A setting has an invalid value."""
 
 
 class DataError(LayerSurgeonError, ValueError):
@@ -82,15 +82,15 @@ class DataError(LayerSurgeonError, ValueError):
 
 
 class TrainingError(LayerSurgeonError, RuntimeError):
-    """Training can't go on."""
+    """Training can't continue."""
 
 
 class WorkspaceError(LayerSurgeonError, OSError):
-    """The workspace lacks, or can't hold, what a command wants."""
+    """The workspace lacks what a command needs, or a file can't be written."""
 
 
-def _readable(message: str) -> str:
-    # Secrets first: what is cut out of the middle must not be half of a URL.
+def _sanitize(message: str) -> str:
+    # Remove secrets first: the cut could split a URL, which would then keep its password.
     message = without_secrets_in(message)
     if len(message) > _MAX_CHARACTERS:
         first = message[: _MAX_CHARACTERS - _LAST_CHARACTERS]

@@ -1,7 +1,7 @@
-"""The workspace: where layers, grafts and runs lie when no folder is named, and which of each is the latest.
+"""The workspace: the default folder for layers, grafts and runs, which also records the latest of each.
 
 surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
-├── workspace.json              which layer, graft and run is the latest
+├── workspace.json              the latest layer, graft and run
 ├── layers/Llama-3.1-8B-L31/
 ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
@@ -21,53 +21,55 @@ Kind = Literal["layer", "graft", "run"]
 DEFAULT_WORKSPACE = "surgery"
 _FOLDERS: dict[Kind, str] = {"layer": "layers", "graft": "grafts", "run": "runs"}
 _HOW_TO_MAKE: dict[Kind, str] = {
-    "layer": "Take one out of a model first: surgeon extract meta-llama/Llama-3.1-8B --layer -1",
+    "layer": "Extract one from a model first: surgeon extract meta-llama/Llama-3.1-8B --layer -1",
     "graft": "Make one first: surgeon graft bert-base-uncased",
     "run": "Train one first: surgeon finetune",
 }
 
 
 class Workspace:
-    """A folder of layers, grafts and runs that remembers the latest of each.
+    """A folder of layers, grafts and runs that records the latest of each.
 
     Args:
-        root: The folder; None takes `$SURGEON_WORKSPACE`, and `./surgery` without it. Nothing is created until
-            something is stored.
+        root: The folder; default: `$SURGEON_WORKSPACE` if it is set, else `./surgery`. It is created when something is
+            stored.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(root or os.environ.get("SURGEON_WORKSPACE") or DEFAULT_WORKSPACE)
 
     def folder(self, kind: Kind, name: str) -> Path:
-        """The place for the layer, graft or run called `name`; the folder need not exist."""
+        """Return the path for the layer, graft or run called `name`. The folder need not exist."""
         return self.root / _FOLDERS[kind] / name
 
     def latest(self, kind: Kind) -> Path:
-        """The folder of the latest layer, graft or run.
+        """Return the folder of the latest layer, graft or run.
 
         Raises:
-            WorkspaceError: None was made yet, or its folder is gone.
+            WorkspaceError: The workspace has none yet, or its folder no longer exists.
         """
         relative = self._read().get(kind)
         if relative is None:
             raise WorkspaceError(f"The workspace {self.root} holds no {kind} yet. {_HOW_TO_MAKE[kind]}")
         folder = self.root / relative
         if not folder.is_dir():
-            raise WorkspaceError(f"The latest {kind}, {folder}, is gone. Name another one, or: {_HOW_TO_MAKE[kind]}")
+            raise WorkspaceError(
+                f"The latest {kind}, {folder}, no longer exists. Name another one. {_HOW_TO_MAKE[kind]}"
+            )
         return folder
 
     def set_latest(self, kind: Kind, folder: str | os.PathLike[str]) -> None:
-        """Remember `folder`, inside the workspace or not, as the latest of its kind.
+        """Record `folder`, inside the workspace or not, as the latest of its kind.
 
         Raises:
             WorkspaceError: The workspace can't be written.
         """
         try:
-            # Two commands that end at the same time must not lose each other's entry.
+            # Two commands that end at the same time must not overwrite each other's record.
             with locked(self.root.resolve() / ".lock", wait=True):
-                entries = self._read()
-                entries[kind] = os.path.relpath(Path(folder).resolve(), self.root.resolve())
-                write_json(self.root / "workspace.json", entries)
+                latest = self._read()
+                latest[kind] = os.path.relpath(Path(folder).resolve(), self.root.resolve())
+                write_json(self.root / "workspace.json", latest)
         except OSError as error:
             if isinstance(error, WorkspaceError):
                 raise
@@ -78,27 +80,27 @@ class Workspace:
     def _read(self) -> dict[str, str]:
         path = self.root / "workspace.json"
         try:
-            entries = read_json(path)
+            latest = read_json(path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise WorkspaceError(f"{path} can't be read ({error}). Delete it, and name folders explicitly.") from error
-        if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
+        if not isinstance(latest, dict) or not all(isinstance(value, str) for value in latest.values()):
             raise WorkspaceError(f"{path} is not a workspace file. Delete it, and name folders explicitly.")
-        return entries
+        return latest
 
 
 def short_name(source: str) -> str:
-    """The last part of a repo id, path or URL as a folder name: `meta-llama/Llama-3.1-8B` -> `Llama-3.1-8B`."""
+    """Turn the last part of a repo id, path or URL into a folder name: `meta-llama/Llama-3.1-8B` -> `Llama-3.1-8B`."""
     last = re.sub(r"\.(gguf|safetensors|bin)$", "", source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1])
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", last).strip("-.") or "model"
 
 
 def layer_name(source: str, layer_indices: Sequence[int]) -> str:
-    """The folder name of a layer artifact: `Llama-3.1-8B-L31`, or `Llama-3.1-8B-L30-31` for two layers."""
+    """Return the folder name of a layer artifact: `Llama-3.1-8B-L31`, or `Llama-3.1-8B-L30-31` for two layers."""
     return f"{short_name(source)}-L{'-'.join(str(index) for index in layer_indices)}"
 
 
 def graft_name(host: str, donor: str) -> str:
-    """The folder name of a graft: `bert-base-uncased+Llama-3.1-8B-L31`."""
+    """Return the folder name of a graft: `bert-base-uncased+Llama-3.1-8B-L31`."""
     return f"{short_name(host)}+{short_name(donor)}"

@@ -1,25 +1,25 @@
 """JOIN: host + proj_in + donor + proj_out + head -> an ordinary transformers model.
 
-config          `GraftConfig`: the settings, light to import (the command line reads its options from them)
-hosts           what kind of model a host is; loading it without a head
-donors          the donor layer: opened, checked, described
-donor_store     the donor layer beside a stored graft: a hard link, found again by its sha256
-configuration   `SurgeonGraftConfig`: what config.json says
-modeling        `GraftedModel`: the parts, and how they are saved and loaded
-tasks           what each task needs of a graft
-sites           where the graft sits in the host, found from the host's structure
+config          `GraftConfig`: the settings; imports no torch (the command line reads its options from it)
+hosts           the kind of a host; loading it without a head
+donors          open, check and describe the donor layer
+donor_store     store the donor layer with a graft, and find it by its sha256
+configuration   `SurgeonGraftConfig`: the content of config.json
+modeling        `GraftedModel`: the parts; saving and loading
+tasks           what each task needs from a graft
+sites           the modules of a host that a graft can follow
 classification, tokens, question_answering, features, seq2seq, causal
-                a class for each task
-pooling, head   what several tasks share
-assemble        host, donor and settings put together
-build           `graft_layer` in memory, `save_graft` into a folder
+                one model class per task
+pooling, head   shared by several tasks
+assemble        combine host, donor and settings
+build           `graft_layer` in memory, `save_graft` in a folder
 card            the model card
-adapters        LoRA and its kin (peft) on a graft
-devices         which part lies on which device
+adapters        peft adapters (LoRA and others) on a graft
+devices         placement of the parts on devices
 gate            the gate of residual="gated"
-matching        projection_init="matched": projections as loud as the donor layer and the host
+matching        loudness, and projection_init="matched"
 export          `export_model`: a graft for other runtimes
-push            `push_graft`: onto the Hub
+push            `push_graft`: upload to the Hub
 """
 
 import importlib
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.export import ExportResult, export_model
     from layer_surgeon.graft.push import PushResult, push_graft
 
-# Lazy, because the command line needs `config` for its help, and must not import torch for that.
-_HOME = {
+# Lazy, because the command line imports `config` for its help, which must not import torch.
+_NAMES_BY_MODULE = {
     "adapters": ("adapter_settings",),
     "auto": (
         "AUTO_CLASSES",
@@ -62,7 +62,7 @@ _HOME = {
     "export": ("ExportResult", "export_model"),
     "push": ("PushResult", "push_graft"),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "AUTO_CLASSES",

@@ -1,4 +1,4 @@
-"""Adapters (peft: LoRA and its kin) on a grafted model: on the host, and the graft's fresh parts trained whole."""
+"""peft adapters (LoRA and others) on a grafted model: on the host only; new parts of the graft are trained whole."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -9,30 +9,30 @@ from layer_surgeon.graft.projection import ScaledLinear
 if TYPE_CHECKING:
     from layer_surgeon.graft.modeling import GraftedModel
 
-# The parts that start from nothing. An adapter beside random weights that stay as they are would learn little.
-_FRESH = ("proj_in", "proj_out", "residual_gate", "head")
+# Parts that start with new weights. An adapter next to frozen random weights would learn little.
+_NEW_PARTS = ("proj_in", "proj_out", "residual_gate", "head")
 
 
 def adapter_settings(model: "GraftedModel") -> dict[str, Any]:
-    """How adapters go onto a grafted model: `peft.LoraConfig(r=8, **adapter_settings(model))`.
+    """Return peft settings for a grafted model: `peft.LoraConfig(r=8, **adapter_settings(model))`.
 
     Args:
         model: The grafted model.
 
     Returns:
-        target_modules: all linear layers of the host. exclude_modules: everything that is not the host's; the frozen
-        donor layer stays as it is, and out of the adapter's file. modules_to_save: projections, gate and head, which
-        start from random weights and are trained, and stored with the adapter, whole.
+        target_modules: all linear layers. exclude_modules: everything outside the host, so the donor layer stays frozen
+        and is not in the adapter's file. modules_to_save: projections, gate and head; they start with new weights, so
+        they are trained whole and stored with the adapter.
     """
-    fresh = [name for name in _FRESH if getattr(model, name, None) is not None]
-    return {"target_modules": "all-linear", "exclude_modules": r"(?!host\.).*", "modules_to_save": fresh}
+    new_parts = [name for name in _NEW_PARTS if getattr(model, name, None) is not None]
+    return {"target_modules": "all-linear", "exclude_modules": r"(?!host\.).*", "modules_to_save": new_parts}
 
 
 def check_adapters(model: "GraftedModel") -> None:
-    """See, before training, that adapters left the frozen donor layer alone, and that fresh parts are trained.
+    """Check before training that no adapter is in the frozen donor layer, and warn if new parts are not trained.
 
     Raises:
-        GraftError: An adapter was put into the donor layer, or on a projection with a scale.
+        GraftError: An adapter is in the frozen donor layer, or on a projection with a scale.
     """
     if not getattr(model, "peft_config", None):
         return
@@ -41,26 +41,26 @@ def check_adapters(model: "GraftedModel") -> None:
         trained = [name for name, parameter in model.donor.named_parameters() if parameter.requires_grad]
         if trained:
             raise GraftError(
-                f"The adapter has {len(trained)} weights in the donor layer, such as {trained[0]}; but the donor layer "
-                "is frozen, and lies in no checkpoint. Leave it out with exclude_modules=r'donor\\..*', or take all "
+                f"The adapter has {len(trained)} weights in the donor layer, such as {trained[0]}, but the donor layer "
+                "is frozen and not stored in checkpoints. Leave it out with exclude_modules=r'donor\\..*', or take all "
                 f"settings from {advice}."
             )
     for name in ("proj_in", "proj_out"):
         if isinstance(getattr(getattr(model, name), "base_layer", None), ScaledLinear):
             raise GraftError(
-                f"There is an adapter on {name}, whose answer is multiplied by a fixed number (projection_init "
-                f"matched): merged, it would be multiplied too. Train it whole with modules_to_save=[{name!r}], or "
-                f"take all settings from {advice}."
+                f"There is an adapter on {name}, whose output is multiplied by a fixed scale (projection_init "
+                "matched). Merging would scale the adapter too, and change the result. Train the projection whole with "
+                f"modules_to_save=[{name!r}], or take all settings from {advice}."
             )
-    idle = [
+    frozen_parts = [
         name
-        for name in _FRESH
+        for name in _NEW_PARTS
         if (part := getattr(model, name, None)) is not None and not any(p.requires_grad for p in part.parameters())
     ]
-    if idle:
+    if frozen_parts:
         warnings.warn(
-            f"With this adapter {', '.join(idle)} stay as they are. In a new graft their weights are random: train "
-            f"them with modules_to_save={idle}, or take all settings from {advice}.",
+            f"This adapter doesn't train {', '.join(frozen_parts)}. In a new graft their weights are random. Train "
+            f"them with modules_to_save={frozen_parts}, or take all settings from {advice}.",
             UserWarning,
             stacklevel=3,
         )

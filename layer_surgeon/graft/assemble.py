@@ -1,4 +1,4 @@
-"""Host, donor and settings put together in memory."""
+"""Combine host, donor and settings in memory."""
 
 import os
 from typing import Any, TypeAlias, cast
@@ -24,16 +24,16 @@ Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 def assemble(
     host: Host, donor: DonorInput, settings: GraftConfig, *, revision: str | None, token: str | bool | None
 ) -> GraftedModel:
-    """Open host and donor, and put them together; see `graft_layer`."""
+    """Open host and donor, and combine them; see `graft_layer`."""
     if donor is None and settings.projection_init != "default":
         raise ConfigError(
-            f"projection_init is {settings.projection_init!r}, but without a donor there is nothing to match. Leave "
-            "projection_init out, or name a donor."
+            f"projection_init is {settings.projection_init!r}, which needs a donor. Leave projection_init out, or name "
+            "a donor."
         )
     opened_host = open_host(host, settings.task, revision=revision, token=token)
     settings = _resolve(settings, opened_host)
     host_width(opened_host.config)
-    opened = None if donor is None else open_donor(donor, settings, token=token)
+    opened_donor = None if donor is None else open_donor(donor, settings, token=token)
     labels: dict[str, Any] = {}
     if settings.labels:
         labels = {
@@ -43,30 +43,30 @@ def assemble(
     config = SurgeonGraftConfig(
         host_config=opened_host.config,
         host={"name": _shown(opened_host.name), "commit": opened_host.commit, "license": opened_host.license},
-        donor=None if opened is None else opened.reference,
+        donor=None if opened_donor is None else opened_donor.reference,
         graft=graft_fields(settings),
         **labels,
     )
     model = opened_host.model
     grafted = GraftedModel._class_for(settings.task)(config, host=model, donor_follows=True).to(model.dtype)
-    if opened is not None:
-        grafted.attach_donor(opened.layer, folder=opened.folder)
+    if opened_donor is not None:
+        grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
     grafted = grafted.to(model.device).eval()
-    if opened is not None and model.device.type != "meta":
-        _try(grafted)
-        # On the meta device there are no weights to scale: those that come later are stored ones.
+    if opened_donor is not None and model.device.type != "meta":
+        _check_graft_runs(grafted)
+        # On the meta device there are no weights to scale; stored weights, already scaled, are loaded later.
         if settings.projection_init == "matched":
             match_projections(grafted)
     return grafted  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def _shown(name: str | None) -> str | None:
-    """A host's name as it may be stored: whoever gets the graft gets no password with it."""
+    """Remove passwords from a host's name, because the name is stored in the graft."""
     return None if name is None else without_secrets(name)
 
 
 def _resolve(settings: GraftConfig, host: OpenedHost) -> GraftConfig:
-    """The settings with what was left open chosen by the task and the kind of the host."""
+    """Fill in the settings that depend on the task and the kind of the host."""
     kind = host_kind(host.config)
     pooling: str | None = settings.pooling
     if pooling is None and TASKS[settings.task].pools:
@@ -74,7 +74,7 @@ def _resolve(settings: GraftConfig, host: OpenedHost) -> GraftConfig:
         pooling = "mean" if settings.task == "feature-extraction" else by_kind[kind]
     if pooling == "cls" and kind == "decoder":
         raise GraftError(
-            f"pooling is 'cls', but the host ({host.config.model_type}) is a decoder: its first token has seen nothing "
+            f"pooling is 'cls', but the host ({host.config.model_type}) is a decoder, whose first token sees nothing "
             "of the text. Choose last or mean."
         )
     return GraftConfig.from_settings(
@@ -88,13 +88,14 @@ def _resolve(settings: GraftConfig, host: OpenedHost) -> GraftConfig:
 
 
 @torch.no_grad()
-def _try(model: GraftedModel) -> None:
-    """Run two tokens through, and see that they come by the graft: once, and as wide as expected.
+def _check_graft_runs(model: GraftedModel) -> None:
+    """Run two tokens, and check that they go through the graft exactly once, with the expected width.
 
-    Where a family's own code goes another way than its structure says, this is found here and not in training.
+    A model family's code may not follow its module structure. This finds out now, and not only in training.
     """
-    seen: list[torch.Size] = []
-    handle = cast(nn.Linear, model.proj_in).register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    input_shapes: list[torch.Size] = []
+    proj_in = cast(nn.Linear, model.proj_in)
+    handle = proj_in.register_forward_hook(lambda _, args, __: input_shapes.append(args[0].shape))
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     decoder = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     settings, kind = model.config.settings, model.config.host_config.model_type
@@ -102,16 +103,16 @@ def _try(model: GraftedModel) -> None:
         model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
     except UnsupportedArchitectureError as error:
         other = "causal" if settings.attention == "bidirectional" else "bidirectional"
-        raise GraftError(f"The donor layer can't serve this graft: {error} Or choose attention {other!r}.") from error
+        raise GraftError(f"The donor layer doesn't fit this graft: {error} Or choose attention {other!r}.") from error
     except UnboundLocalError as error:
-        # What some families return is made by their layers.
+        # Some families set their return value in the loop over the layers, and there are none.
         raise GraftError(
             f"The host ({kind}) can't run with site {settings.site!r}: {error}. Choose another site or another host."
         ) from error
     finally:
         handle.remove()
-    if len(seen) != 1:
+    if len(input_shapes) != 1:
         raise GraftError(
-            f"The host ({kind}) passes by the graft with {settings.task} and site {settings.site!r}: it went through "
-            f"{len(seen)} times, where once was expected. Choose another site or another host."
+            f"The host ({kind}) ran the graft {len(input_shapes)} times in one pass with {settings.task} and site "
+            f"{settings.site!r}; expected once. Choose another site or another host."
         )

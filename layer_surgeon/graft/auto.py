@@ -1,4 +1,4 @@
-"""The graft's model classes, and under which of transformers' Auto classes they are found."""
+"""The graft's model classes, and the transformers Auto classes that load them."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ __all__ = [
     "SurgeonGraftConfig",
 ]
 
-# AutoModel is every task's: loading dispatches on the task that the config names.
+# AutoModel loads all tasks: GraftedModel.from_pretrained chooses the class by the config's task.
 AUTO_CLASSES: tuple[type[SurgeonGraftConfig], dict[str, Any]] = (
     SurgeonGraftConfig,
     {traits.auto: GraftedModel._task_classes[task] for task, traits in TASKS.items()} | {"AutoModel": GraftedModel},

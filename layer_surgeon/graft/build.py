@@ -1,4 +1,4 @@
-"""Make grafts: `graft_layer` in memory, `save_graft` into a folder."""
+"""Make grafts: `graft_layer` in memory, `save_graft` in a folder."""
 
 import os
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ class GraftResult:
     Attributes:
         path: Its folder.
         host: Where the host came from.
-        donor: Which layer of which model; None for a host alone.
-        settings: The settings, with none left open.
-        parameters: Numbers of parameters by part: (all, trained).
-        loudness: How many times as loudly as the host's vectors the graft answers before training, by their RMS; None
-            for a host alone, and where it can't be measured.
+        donor: Folder name of the layer, such as `Llama-3.1-8B-L31`; None for a host alone.
+        settings: The settings; defaults that depend on the host are filled in.
+        parameters: Number of parameters of each part: (all, trained).
+        loudness: RMS of the graft's output divided by the RMS of the host's vectors, before training. None for a host
+            alone, or if it can't be measured.
     """
 
     path: Path
@@ -50,17 +50,17 @@ class GraftResult:
 
     @property
     def is_loud(self) -> bool:
-        """The graft takes the place of the host's vectors, and is far louder than they are."""
+        """Whether the graft replaces the host's vectors and has a loudness of more than 10."""
         return self.settings.residual == "none" and self.loudness is not None and self.loudness > LOUD
 
     @property
     def num_parameters(self) -> int:
-        """All parameters."""
+        """Number of parameters."""
         return sum(count for count, _ in self.parameters.values())
 
     @property
     def num_trained_parameters(self) -> int:
-        """The parameters that training changes."""
+        """Number of trained parameters."""
         return sum(trained for _, trained in self.parameters.values())
 
 
@@ -72,31 +72,31 @@ def graft_layer(
     config: GraftConfig | None = None,
     **settings: Any,
 ) -> GraftedModel:
-    """Put a donor layer into a small model.
+    """Graft a donor layer onto a small model.
 
-    Projections, head and a random donor get fresh weights from torch's random state: call `transformers.set_seed`
-    before, for the same ones again.
+    Projections, head and a random donor get new weights from torch's random state. For reproducible weights, call
+    `transformers.set_seed` first.
 
     Args:
-        host: The small model: a folder, a Hub repo id, or a loaded transformers model (whose parameters are then the
-            graft's; a head and a pooler are left out).
+        host: The small model: a folder, a Hub repo id, or a loaded transformers model. The graft shares the parameters
+            of a loaded model; its head and pooler are left out.
         donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`. None makes the
             control arm: the host alone, with the same pooling and head.
         task: What the model does.
         config: Settings; default: the paper's.
-        settings: Fields of `GraftConfig`, laid over `config`.
+        settings: Fields of `GraftConfig`, which override `config`.
 
     Returns:
         A model in eval mode, as after `from_pretrained`.
 
     Raises:
-        ConfigError: A setting can't be used.
-        GraftError: Host, donor and settings don't fit each other.
-        ArtifactError: The donor is no layer artifact, or damaged.
+        ConfigError: A setting has an invalid value.
+        GraftError: Host, donor and settings don't fit together.
+        ArtifactError: The donor is not a layer artifact, or it is damaged.
         SourceError: A folder or repo can't be read.
     """
-    chosen = GraftConfig.from_settings(config, settings if config is not None else {"task": task, **settings})
-    return assemble(host, donor, chosen, revision=None, token=None)
+    graft_settings = GraftConfig.from_settings(config, settings if config is not None else {"task": task, **settings})
+    return assemble(host, donor, graft_settings, revision=None, token=None)
 
 
 def save_graft(
@@ -112,22 +112,22 @@ def save_graft(
     workspace: Workspace | None = None,
     progress: Progress | None = None,
 ) -> GraftResult:
-    """Make a graft and store it with the host's tokenizer, whole or not at all.
+    """Make a graft and store it with the host's tokenizer. The folder appears only when it is complete.
 
     Args:
         host: The small model: a folder or a Hub repo id.
         donor: As in `graft_layer`.
         config: Settings; default: the paper's.
         output: The folder; default: in the workspace, named after host and layer.
-        seed: Of the fresh weights. torch's random state is left as it was.
+        seed: Seed of the new weights. torch's random state doesn't change.
         revision: Branch, tag or commit of the host's repo.
         token: Hub token.
-        force: Replace the graft that the folder holds.
-        workspace: Where the default folder lies, and where the graft is remembered as the latest.
-        progress: Is told what is being done.
+        force: Replace an existing graft in the folder.
+        workspace: Contains the default folder, and records the graft as the latest.
+        progress: Receives progress reports.
 
     Raises:
-        ArtifactError: The output folder is in use, or the donor is no layer artifact.
+        ArtifactError: The output folder is in use, or the donor is not a layer artifact.
         WorkspaceError: The output can't be written.
         ConfigError, GraftError, SourceError: As in `graft_layer`.
     """
@@ -140,7 +140,7 @@ def save_graft(
         model = assemble(host, donor, config or GraftConfig(), revision=revision, token=token)
     progress.advance(1)
     tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
-    _agree_on_padding(tokenizer, model.config)
+    _set_padding_token(tokenizer, model.config)
     progress.advance(1)
     _write(model, tokenizer, target, force=force)
     progress.advance(1)
@@ -169,25 +169,26 @@ def _default_name(host: str | os.PathLike[str], donor: DonorInput) -> str:
 
 
 def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase:
-    what = f"The host {host!r} has no tokenizer that transformers can load"
-    advice = "Put the tokenizer's files beside the model, or choose another host."
+    message = f"The host {host!r} has no tokenizer that transformers can load"
+    advice = "Put the tokenizer's files into the model's folder, or choose another host."
     try:
         with hub_errors(f"The tokenizer of the host {host!r}"), quiet_transformers():
             tokenizer = load_tokenizer(host, revision=revision, token=token)
     except (ValueError, KeyError, TypeError, ImportError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
-        raise GraftError(f"{what}: {error} {advice}") from error
-    # transformers makes a tokenizer without any words where the files are missing, and every text becomes "unknown".
+        raise GraftError(f"{message}: {error} {advice}") from error
+    # If the files are missing, transformers returns a tokenizer with an empty vocabulary, for which every text is
+    # unknown.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise GraftError(f"{what}: its files are missing. {advice}")
+        raise GraftError(f"{message}: its files are missing. {advice}")
     return tokenizer
 
 
-def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftConfig) -> None:
-    """Give a tokenizer without padding token (GPT-2, Llama) its end-of-text token for that.
+def _set_padding_token(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftConfig) -> None:
+    """Make tokenizers without a padding token (GPT-2, Llama) pad with their end-of-text token.
 
-    The attention mask tells padding from text, so that it does no harm that the token is the same.
+    That is safe, because the attention mask marks the padding.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -200,12 +201,12 @@ def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path
         with new_folder(target, replace=force) as folder, quiet_transformers():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            # Again: making a graft takes long, and a person may have put something there.
+            # Check again: making a graft takes long, and someone may have put files there.
             check_graft_place(target, force=force)
     except (OSError, SafetensorError) as error:
         if isinstance(error, FileExistsError) and target.is_dir():
             raise ArtifactError(
-                f"{target} was made by another process in the meantime. Choose another folder with --output."
+                f"Another process created {target} in the meantime. Choose another folder with --output."
             ) from error
         raise WorkspaceError(
             f"{target} can't be written: {getattr(error, 'strerror', None) or error}. Make room, or choose another "

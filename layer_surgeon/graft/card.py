@@ -22,11 +22,11 @@ _PARTS = {
     "proj_in": "projection, host width to donor width",
     "donor": "the layer",
     "proj_out": "projection, donor width to host width",
-    "gate": "factor of the graft, zero at first",
+    "gate": "factor of the graft, starts at zero",
     "head": "Linear, Dropout, GELU, Linear",
 }
 
-# Where transformers has a pipeline for the task, what to call it with; otherwise the Auto class is shown.
+# Example inputs for tasks with a transformers pipeline; for other tasks, the card shows the Auto class.
 _EXAMPLES = {
     "text-classification": "A text.",
     "token-classification": "A text.",
@@ -58,17 +58,17 @@ def _front_matter(config: SurgeonGraftConfig) -> str:
 
 
 def base_model_fields(config: SurgeonGraftConfig) -> dict[str, Any]:
-    """What the Hub's metadata says of the models this one was made from, as far as they are on the Hub."""
+    """Return the Hub metadata about the models that this one was made from, if they are on the Hub."""
     donor = config.donor or {}
     hosts, donors = repos([(config.host or {}).get("name")]), repos([donor.get("base_model") or donor.get("name")])
     if not hosts and not donors:
         return {}
-    # Of the four relations that the Hub knows, the only one for a model with weights of two others.
+    # Of the Hub's four relations, "merge" is the only one for a model with weights of two others.
     return {"base_model": [*hosts, *donors], "base_model_relation": "merge" if donors else "finetune"}
 
 
 def repos(names: Sequence[str | None]) -> list[str]:
-    """Those names that can be repo ids, and are no folders here."""
+    """Return the names that can be repo ids and are not local paths."""
     return [name for name in names if isinstance(name, str) and _REPO_ID.fullmatch(name) and not Path(name).exists()]
 
 
@@ -80,12 +80,13 @@ def _body(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]]) -> str
     total, trained = (sum(values) for values in zip(*counts.values(), strict=True))
     settings = ", ".join(f"{name} {_plain(value)}" for name, value in config.graft.items())
     labels = f"Labels: {', '.join(map(markdown, config.settings.labels))}.\n" if config.settings.labels else ""
+    frozen = config.donor is not None and not config.graft["train_donor"]
     return f"""# {_title(config, host)}
 
 {describe_origin(config)}
 
 ```python
-import layer_surgeon  # makes the model's classes known to transformers
+import layer_surgeon  # registers the model classes with transformers
 {usage(config.task)}
 ```
 
@@ -96,20 +97,20 @@ import layer_surgeon  # makes the model's classes known to transformers
 
 Settings: {settings}.
 {labels}
-`model.safetensors` holds what is trained{"; `donor/` holds the layer, as it was taken out" if config.donor else ""}.
+`model.safetensors` holds the trained weights{"; `donor/` holds the donor layer, unchanged" if frozen else ""}.
 
 | part | model | licence |
 |---|---|---|
 {licence_rows(config)}
 
-The terms of each model apply to its part{"; those of the donor model to `donor/`" if config.donor else ""}.
+The terms of each model apply to its part{"; those of the donor model also apply to `donor/`" if frozen else ""}.
 
 Made with layer_surgeon {__version__}.
 """
 
 
 def licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
-    """Of host and donor model, as their model cards state them."""
+    """Return the licences of host and donor model, as their model cards state them."""
     stated = [("host", (config.host or {}).get("license"))]
     if config.donor:
         stated.append(("donor", config.donor.get("license")))
@@ -117,15 +118,15 @@ def licences(config: SurgeonGraftConfig) -> list[tuple[str, str | None]]:
 
 
 def licence_fields(licences: list[str]) -> dict[str, str]:
-    """The Hub has room for one licence: the only one there is, or `other`, and the names of both."""
-    different = list(dict.fromkeys(printable(licence, keep="") for licence in licences))
-    if len(different) < 2:
-        return {"license": different[0]} if different else {}
-    return {"license": "other", "license_name": "-and-".join(different)}
+    """Return the Hub's licence fields. The Hub allows one licence: two become `other`, with both names."""
+    distinct = list(dict.fromkeys(printable(licence, keep="") for licence in licences))
+    if len(distinct) < 2:
+        return {"license": distinct[0]} if distinct else {}
+    return {"license": "other", "license_name": "-and-".join(distinct)}
 
 
 def licence_rows(config: SurgeonGraftConfig) -> str:
-    """Lines of a table, in Markdown: part, model, licence."""
+    """Return the rows of a Markdown table: part, model, licence."""
     donor = config.donor or {}
     names = {
         "host": _host(config),
@@ -137,7 +138,7 @@ def licence_rows(config: SurgeonGraftConfig) -> str:
 
 
 def usage(task: str) -> str:
-    """Python that loads the model and calls it; without the import that makes a graft known."""
+    """Return Python code that loads and calls the model, without the import that registers the graft classes."""
     folder, traits = f'"{PLACE_IN_CARD}"', TASKS[task]
     if task in _EXAMPLES:
         return (
@@ -162,18 +163,16 @@ def _title(config: SurgeonGraftConfig, host: str) -> str:
 
 
 def describe_origin(config: SurgeonGraftConfig) -> str:
-    """What the model was made from, in a sentence or two of Markdown."""
+    """Describe what the model was made from, in one or two sentences of Markdown."""
     host = _host(config)
     if config.donor is None:
-        head = ", with the head that grafted models have" if TASKS[config.task].head else ""
-        return f"{host} alone{head}: the model to compare a graft with."
-    weights = (
-        "with random weights, as a control" if config.graft["donor_init"] == "random" else "as it was trained there"
-    )
-    state = "trained along" if config.graft["train_donor"] else "frozen"
+        head = ", with the head of a graft" if TASKS[config.task].head else ""
+        return f"{host} alone{head}, for comparison with a graft."
+    weights = "random weights, as a control" if config.graft["donor_init"] == "random" else "its pretrained weights"
+    state = "trained too" if config.graft["train_donor"] else "frozen"
     commit = f" (commit {markdown(config.donor['commit'])})" if config.donor.get("commit") else ""
     return (
-        f"A transformers model: {host}, into which {_layers(config.donor)}{commit} was grafted, {weights}, {state}. "
+        f"A transformers model: {host} with {_layers(config.donor)}{commit} grafted onto it, with {weights}, {state}. "
         "The method is PiFi (ACL 2025)."
     )
 
@@ -189,7 +188,7 @@ def _host(config: SurgeonGraftConfig) -> str:
 
 
 def shown_name(name: Any) -> str:
-    """A repo id in Markdown; of a path only the last part, which says something to others."""
+    """Format a repo id in Markdown; of a local path only the last part, the only one with a meaning elsewhere."""
     name = without_secrets(str(name))
     return markdown(short_name(name) if Path(name).is_absolute() or os.path.lexists(name) else name)
 

@@ -15,10 +15,10 @@ from layer_surgeon.graft.modeling import GraftedModel
 
 
 class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
-    """A grafted model that goes on with a text.
+    """A grafted model that continues a text.
 
     The states of all tokens go from the decoder's last layer through the graft to the host's language head. The donor
-    layer attends causally, and keeps no cache: each new token costs a pass over the whole text so far.
+    layer attends causally and has no cache, so each new token needs a pass over the whole text so far.
     """
 
     task = "causal-lm"
@@ -49,47 +49,47 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
         Args:
             input_ids: [batch, seq].
             attention_mask: [batch, seq] of 1 (token) and 0 (padding).
-            position_ids: [batch, seq]; where left out, and there is a mask, counted without padding.
-            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
-            labels: [batch, seq] token ids, not moved; -100 where no loss is to be counted.
+            position_ids: [batch, seq]; default: with a mask, positions that don't count padding.
+            inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
+            labels: [batch, seq] token ids, not shifted; -100 is ignored in the loss.
             kwargs: Passed to the host.
 
         Returns:
-            What the host returns: loss (with labels), logits, [batch, seq, vocabulary], and more. No cache.
+            The host's output: loss (with labels), logits, [batch, seq, vocabulary], and more. No cache.
 
         Raises:
-            GraftError: There is a cache that holds tokens.
+            GraftError: You passed a cache that holds tokens.
         """
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = self._positions(attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if self._hooked and "use_cache" in inspect.signature(self.host.forward).parameters:
+        if self._graft_in_host and "use_cache" in inspect.signature(self.host.forward).parameters:
             kwargs["use_cache"] = False
         return self.host(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
         )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Write; as in transformers, but without cache: the whole text so far is run again for each token.
+        """Generate text as in transformers, but without cache: each token needs a pass over the whole text so far.
 
         Raises:
-            GraftError: use_cache is asked for.
+            GraftError: use_cache is true.
         """
         if self.donor is not None:
             if kwargs.get("use_cache"):
                 raise GraftError(
-                    "use_cache is true, but the donor layer keeps no cache. Leave it out: each new token is computed "
-                    "from the whole text so far."
+                    "use_cache is true, but the donor layer has no cache. Leave use_cache out; each new token is then "
+                    "computed from the whole text so far."
                 )
             kwargs["use_cache"] = False
         self.host.generation_config = self.generation_config
         return self.host.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """As the host does it."""
+        """Prepare inputs as the host does."""
         return self.host.prepare_inputs_for_generation(*args, **kwargs)
 
     def get_output_embeddings(self) -> Any:
-        """The host's language head."""
+        """Return the host's language head."""
         return self.host.get_output_embeddings()

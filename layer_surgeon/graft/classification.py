@@ -1,4 +1,4 @@
-"""Text classification: one vector per text, through the graft, to the paper's head."""
+"""Text classification: one vector per text goes through the graft to the paper's head."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 class GraftedModelForSequenceClassification(GraftedModel):
     """A grafted model that classifies texts or pairs of texts.
 
-    The host's hidden states are pooled to one vector per text; it goes through the graft as a sequence of length one
-    (paper, section 3.1 and table 10), and on to the head. With any other site all tokens go through the graft, and what
-    comes behind it, or out of the host, is pooled.
+    The host's hidden states are pooled to one vector per text, which goes through the graft as a sequence of length one
+    and then to the head (paper, section 3.1 and table 10). With any site other than encoder_output, all tokens go
+    through the graft, and pooling comes after the host's remaining layers.
     """
 
     task = "text-classification"
@@ -54,17 +54,17 @@ class GraftedModelForSequenceClassification(GraftedModel):
         Args:
             input_ids: [batch, seq].
             attention_mask: [batch, seq] of 1 (token) and 0 (padding).
-            token_type_ids: [batch, seq], for hosts that know segments.
+            token_type_ids: [batch, seq], for hosts with segments.
             position_ids: [batch, seq].
-            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
-            labels: [batch] class ids; [batch] floats for regression; [batch, num_labels] floats for several labels.
+            inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
+            labels: [batch] class ids; [batch] floats for regression; [batch, num_labels] floats for multi-label tasks.
             kwargs: Passed to the host.
 
         Returns:
-            loss (with labels) and logits, [batch, num_labels]; hidden states and attentions of the host where asked.
+            loss (with labels) and logits, [batch, num_labels]; the host's hidden states and attentions on request.
 
         Raises:
-            GraftError: Padding can't be told from text.
+            GraftError: There is no mask, and the host has no padding token.
         """
         inputs = {
             "input_ids": input_ids,
@@ -95,7 +95,7 @@ class GraftedModelForSequenceClassification(GraftedModel):
         )
 
     def _token_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-        """[batch, seq], 1 where there is text; None where all is."""
+        """Return the mask, [batch, seq], 1 for text and 0 for padding; None if there is no padding."""
         check_mask(attention_mask)
         if attention_mask is None and self.host_kind == "decoder" and self.pooling != "mean_with_padding":
             return find_padding(input_ids, self.config.pad_token_id)

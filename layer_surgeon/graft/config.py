@@ -1,4 +1,4 @@
-"""The settings of a graft: the paper's defaults, checked where they are made. Light to import: no torch."""
+"""The settings of a graft, with the paper's defaults. They are validated on creation. Imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16", "int8"]
 ProjectionInit = Literal["default", "matched"]
 
-# By what a folder is known to hold a graft, and where in it the layer artifact of a frozen donor lies.
+# The model_type in a graft's config.json, and the subfolder for the layer artifact of a frozen donor.
 MODEL_TYPE = "surgeon_graft"
 DONOR_FOLDER = "donor"
 ENCODER_OUTPUT = "encoder_output"
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 def _option(default: _T, text: str) -> _T:
-    """A field with the one sentence that documents it; the command line shows the same sentence."""
+    """Return a dataclass field with its documentation, which the command line shows as help."""
     value: _T = field(default=default, metadata={"help": text})
     return value
 
@@ -37,7 +37,7 @@ class GraftConfig:
     """Settings of one graft. The defaults are the paper's (section 3.1, table 20 and its published code).
 
     Raises:
-        ConfigError: A value is of the wrong kind or out of range, or two settings contradict each other.
+        ConfigError: A value has the wrong type or is out of range, or two settings contradict each other.
     """
 
     task: Task = _option("text-classification", "What the grafted model does.")
@@ -45,44 +45,44 @@ class GraftConfig:
     id2label: Mapping[int, str] | None = _option(None, 'Names of the labels, as JSON: {"0": "bad", "1": "good"}.')
     pooling: Pooling | None = _option(
         None,
-        "Which vector stands for a text; default: for classification cls (encoder hosts), last (decoder hosts) or mean "
-        "(encoder-decoder hosts), for features mean.",
+        "How a text's token vectors become one vector; default: mean for feature extraction; for classification cls "
+        "(encoder hosts), last (decoder hosts) or mean (encoder-decoder hosts).",
     )
     attention: Attention | None = _option(
         None, "How the donor layer attends; default: causal for decoder hosts, bidirectional for all others."
     )
     site: str | int = _option(
         ENCODER_OUTPUT,
-        "Where the graft sits: encoder_output is behind the host's last layer, a number behind that layer (from 0; -1 "
-        "is the last), embeddings behind the embeddings, with no layer of the host at all.",
+        "Where the graft is applied. encoder_output: after the host's last layer; a number: after that layer (from 0; "
+        "-1 is the last); embeddings: after the embeddings, and all layers of the host are left out.",
     )
     residual: Residual = _option(
-        "none", "none: the graft replaces the host's vector; gated: host + gate x graft, the gate starting at zero."
+        "none", "none: the graft replaces the host's vector; gated: host + gate x graft, and the gate starts at zero."
     )
-    donor_init: DonorInit = _option(
-        "pretrained", "pretrained, or random: the same layer with random weights, as a control."
-    )
-    train_donor: bool = _option(False, "Train the donor layer too, instead of leaving it as it is.")
+    donor_init: DonorInit = _option("pretrained", "Weights of the donor layer: pretrained, or random as a control.")
+    train_donor: bool = _option(False, "Train the donor layer too, instead of freezing it.")
     dropout: float = _option(_DROPOUT, "Dropout in the head.")
     projection_bias: bool = _option(False, "Give the two projections a bias.")
     projection_init: ProjectionInit = _option(
         "default",
-        "How the projections begin. default: torch's own weights; matched: these with a fixed scale, by which the "
-        "layer adds as much as it is given, and the graft answers as loudly as the host.",
+        "How the projections start. default: PyTorch's initial weights; matched: the same weights times a fixed scale, "
+        "so that the graft's output has the same RMS as the host's vectors.",
     )
     donor_dtype: DonorDtype = _option(
         "float32", "Number format of the donor layer's weights in memory; int8 needs layer-surgeon[int8]."
     )
 
     def __post_init__(self) -> None:
-        for name, kind in _CHOICES.items():
-            value, choices = getattr(self, name), get_args(kind)
+        for name, literal in _CHOICES.items():
+            value, choices = getattr(self, name), get_args(literal)
             optional = name in ("pooling", "attention")
             _check(self, name, value in choices or (optional and value is None), f"one of {', '.join(choices)}")
         for name in ("train_donor", "projection_bias"):
             _check(self, name, isinstance(getattr(self, name), bool), "true or false")
-        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
-        _check(self, "dropout", number and math.isfinite(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1")
+        is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        _check(
+            self, "dropout", is_number and math.isfinite(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1"
+        )
         self._check_site()
         self._check_donor()
         self._check_task()
@@ -90,24 +90,24 @@ class GraftConfig:
 
     @classmethod
     def from_settings(cls, config: "GraftConfig | None" = None, settings: Mapping[str, Any] | None = None) -> Self:
-        """`config` (default: the paper's) with `settings` laid over it.
+        """Return `config` (default: the paper's) with the values of `settings` replaced.
 
         Raises:
-            ConfigError: A setting has an unknown name, or a value that can't be used.
+            ConfigError: A setting has an unknown name or an invalid value.
         """
         settings = settings or {}
-        known = {entry.name for entry in fields(cls)}
+        known = {setting.name for setting in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise ConfigError(f"There is no setting {unknown[0]!r} for a graft. There are: {', '.join(sorted(known))}.")
+            raise ConfigError(f"Unknown graft setting {unknown[0]!r}. Known settings: {', '.join(sorted(known))}.")
         base = {} if config is None else {name: getattr(config, name) for name in known}
         return cls(**(base | dict(settings)))
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the labels in the order of their ids; LABEL_0, LABEL_1, ... where none are given.
+        """The names of the labels in the order of their ids; default: LABEL_0, LABEL_1, ...
 
-        Empty for a task that has none.
+        Empty for a task without labels.
         """
         if not TASKS[self.task].labels:
             return ()
@@ -118,14 +118,14 @@ class GraftConfig:
     def _check_site(self) -> None:
         if isinstance(self.site, str) and self.site.lstrip("-").isdecimal():
             object.__setattr__(self, "site", int(self.site))
-        number = isinstance(self.site, int) and not isinstance(self.site, bool)
+        is_number = isinstance(self.site, int) and not isinstance(self.site, bool)
         expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the number of a layer of the host, from 0"
-        _check(self, "site", number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
+        _check(self, "site", is_number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
 
     def _check_donor(self) -> None:
         if self.donor_dtype == "float16" and self.train_donor:
             raise ConfigError(
-                "donor_dtype is 'float16' and train_donor is true, but an optimizer's small numbers are zero in "
+                "donor_dtype is 'float16' and train_donor is true, but small values of the optimizer become zero in "
                 "float16, and weights become NaN. Choose donor_dtype float32 or bfloat16."
             )
         if self.donor_dtype != "int8":
@@ -137,12 +137,12 @@ class GraftConfig:
             )
         if self.donor_init == "random":
             raise ConfigError(
-                "donor_dtype is 'int8' and donor_init is 'random', but the integers are made of a stored layer, and "
-                "random weights are stored nowhere else. Choose donor_dtype float32 or bfloat16."
+                "donor_dtype is 'int8' and donor_init is 'random', but int8 weights are computed from a stored layer, "
+                "and random weights are not stored. Choose donor_dtype float32 or bfloat16."
             )
 
     def _check_task(self) -> None:
-        """Refuse settings that mean nothing for the task, instead of leaving them without effect."""
+        """Refuse settings that the task doesn't use, instead of ignoring them."""
         traits = TASKS[self.task]
         if self.pooling == "none" and self.task == "text-classification":
             raise ConfigError(
@@ -151,44 +151,44 @@ class GraftConfig:
             )
         if self.pooling not in (None, "none") and not traits.pools:
             raise ConfigError(
-                f"pooling is {self.pooling!r}, but {self.task} is about single tokens, so that nothing is pooled. "
-                "Leave pooling out."
+                f"pooling is {self.pooling!r}, but {self.task} works on single tokens and pools nothing. Leave pooling "
+                "out."
             )
         if not traits.labels and (self.num_labels is not None or self.id2label is not None):
-            raise ConfigError(f"Labels are given, but {self.task} has none. Leave num_labels and id2label out.")
+            raise ConfigError(f"You passed labels, but {self.task} has none. Leave out num_labels and id2label.")
         if not traits.head and self.dropout != _DROPOUT:
             raise ConfigError(
-                f"dropout is {self.dropout}, but it is for the graft's own head, and for {self.task} there is none. "
-                "Leave dropout out."
+                f"dropout is {self.dropout}, but dropout is only used in the graft's own head, and {self.task} has "
+                "none. Leave dropout out."
             )
         if self.task == "causal-lm" and self.attention == "bidirectional":
             raise ConfigError(
-                "attention is 'bidirectional', but with causal-lm a token must not see those that come after it. "
+                "attention is 'bidirectional', but with causal-lm a token must not see later tokens. "
                 "Leave attention out, or choose causal."
             )
         if self.site == EMBEDDINGS and self.attention == "causal" and self.pooling == "cls":
             raise ConfigError(
-                "pooling is 'cls', but without layers of the host, and with attention causal, the first token sees "
-                "nothing of the text. Choose attention bidirectional, or pooling last or mean."
+                "pooling is 'cls', but with site embeddings and attention causal, the first token sees nothing of the "
+                "text. Choose attention bidirectional, or pooling last or mean."
             )
 
     def _check_labels(self) -> None:
-        whole = isinstance(self.num_labels, int) and not isinstance(self.num_labels, bool) and self.num_labels >= 1
-        _check(self, "num_labels", self.num_labels is None or whole, "a whole number of at least 1")
+        is_count = isinstance(self.num_labels, int) and not isinstance(self.num_labels, bool) and self.num_labels >= 1
+        _check(self, "num_labels", self.num_labels is None or is_count, "a whole number of at least 1")
         check_size(self.num_labels or 0, MAX_LABELS, "labels", ConfigError)
         if self.id2label is None:
             return
         expected = 'a name for each id from 0 upwards, such as {"0": "bad", "1": "good"}'
         _check(self, "id2label", isinstance(self.id2label, Mapping) and len(self.id2label) > 0, expected)
         check_size(len(self.id2label), MAX_LABELS, "labels", ConfigError)
-        # JSON has only strings for keys.
+        # In JSON, keys are strings.
         names = {int(key) if str(key).isdecimal() else key: name for key, name in self.id2label.items()}
         _check(self, "id2label", set(names) == set(range(len(self.id2label))), expected)
         _check(self, "id2label", all(isinstance(name, str) and name for name in names.values()), expected)
         _check(self, "id2label", len(set(names.values())) == len(names), expected + ", each name once")
         if self.num_labels not in (None, len(names)):
             raise ConfigError(
-                f"num_labels is {self.num_labels}, but id2label names {len(names)} labels. Leave one of the two out."
+                f"num_labels is {self.num_labels}, but id2label names {len(names)} labels. Leave out one of the two."
             )
         object.__setattr__(self, "id2label", dict(sorted(names.items())))
 
@@ -204,6 +204,6 @@ _CHOICES: dict[str, Any] = {
 }
 
 
-def _check(config: GraftConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
+def _check(config: GraftConfig, name: str, is_valid: bool, expected: str) -> None:
+    if not is_valid:
         raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be {expected}.")

@@ -1,4 +1,4 @@
-"""What a grafted model's config.json says: host, donor, settings of the graft, labels."""
+"""The config.json of a grafted model: host, donor, settings of the graft, labels."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from layer_surgeon.graft.config import MODEL_TYPE, GraftConfig
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import config_errors, hub_errors
 
-# Labels are stored where every transformers config has them, at the top.
+# Labels are stored at the top level, as in every transformers config.
 _LABEL_FIELDS = ("num_labels", "id2label")
 
 
@@ -24,11 +24,11 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
 
     Attributes:
         host_config: The host's own config.
-        host: Where the host came from: `name` (repo id or path as given) and `commit` (None where not known).
+        host: The origin of the host: `name` (repo id or path as given), and `commit` and `license` (None if unknown).
         donor: The donor layer: `name`, `commit`, `license` and `base_model` of its model, `layer_indices`, `sha256` of
-            its weights' file, `dtype` of that file, and `config`, from which a layer of the same shape can be built.
-            None for a host alone, the control arm.
-        graft: The fields of `GraftConfig`, labels apart; `pooling` and `attention` are never None here.
+            its weights file, `hidden_size`, and `config`, from which a layer of the same shape can be built. None for
+            the control arm, a host alone.
+        graft: The fields of `GraftConfig`, except the labels; `pooling` and `attention` are never None here.
     """
 
     model_type = MODEL_TYPE
@@ -40,7 +40,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     graft: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Before anything is made of them: the numbers are a stranger's.
+        # Check the sizes before anything is built, because the file may be untrusted.
         stored = {"host_config": self.host_config, "donor": self.donor, "id2label": self.id2label, **kwargs}
         check_config_sizes(stored, "the graft", GraftError)
         _check_donor(self.donor)
@@ -48,10 +48,10 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
             self.host_config = _config_from_dict(self.host_config)
         self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
         attention = getattr(self.host_config, "_attn_implementation", None)
-        # Generation, and what collates batches for it, reads this; to all other tasks a graft is one stack.
+        # Generation and its data collators read this. For all other tasks, a graft is a single stack.
         self.is_encoder_decoder = self.task == "seq2seq"
         super().__post_init__(**kwargs)
-        # transformers hands None down to the parts, but a loaded host has chosen already.
+        # transformers resets this to None for the host, but a loaded host has already chosen an implementation.
         if attention is not None and self._attn_implementation is None:
             self.host_config._attn_implementation = attention
 
@@ -59,7 +59,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     def settings(self) -> GraftConfig:
         """The settings of the graft, with the labels."""
         labels = None
-        # Every config of transformers has two labels, if nobody says otherwise.
+        # transformers gives every config two labels by default.
         if TASKS[self.task].labels and self.id2label is not None:
             labels = {int(key): name for key, name in self.id2label.items()}
         return GraftConfig.from_settings(None, {**self.graft, "id2label": labels})
@@ -76,7 +76,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
 
     @property
     def pad_token_id(self) -> int | None:
-        """The host's padding token, where it has one."""
+        """The host's padding token; None if it has none."""
         return getattr(self.get_text_config(), "pad_token_id", None)
 
     @pad_token_id.setter
@@ -84,14 +84,14 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         self.get_text_config().pad_token_id = value
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
-        """The part of the config that speaks of tokens: the host's."""
+        """Return the text config of the host."""
         if self.host_config is None:
             return self
         return self.host_config.get_text_config(decoder=decoder, encoder=encoder)
 
 
 def _check_donor(donor: Any) -> None:
-    """Refuse a reference to a donor layer that lacks what every graft has written."""
+    """Refuse a donor that lacks fields that every graft has, or has them with another type."""
     if donor is None:
         return
     shape = donor.get("config") if isinstance(donor, dict) else None
@@ -106,14 +106,15 @@ def _check_donor(donor: Any) -> None:
         or not isinstance(donor.get("sha256"), str | None)
     ):
         raise GraftError(
-            "The donor in the graft's config.json lacks its config, layer_indices or hidden_size, or has "
-            "them or its sha256 in another form. Get the graft again, or make it again."
+            "The donor in the graft's config.json has no valid config, layer_indices, hidden_size or sha256. Get the "
+            "graft again, or make it again."
         )
 
 
 def graft_fields(settings: GraftConfig) -> dict[str, Any]:
-    """The settings as they are stored, labels apart."""
-    return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in _LABEL_FIELDS}
+    """Return the settings as they are stored, without the labels."""
+    names = [setting.name for setting in fields(settings) if setting.name not in _LABEL_FIELDS]
+    return {name: getattr(settings, name) for name in names}
 
 
 def _config_from_dict(values: dict[str, Any]) -> PretrainedConfig:
@@ -126,51 +127,55 @@ def _config_from_dict(values: dict[str, Any]) -> PretrainedConfig:
     return CONFIG_MAPPING[model_type].from_dict(values)
 
 
-def open_graft_config(config: Any, name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
-    """The config of a graft: the given one, or the one that is stored.
+def open_graft_config(config: Any, name: str, hub_settings: dict[str, Any]) -> SurgeonGraftConfig:
+    """Return the config that was passed to from_pretrained, or read the stored one.
 
     Args:
-        config: As given to from_pretrained: a config, a folder or a repo id to read it from, or None.
+        config: As passed to from_pretrained: a config, a folder or a repo id to read it from, or None.
         name: The graft's folder or repo id.
-        place: revision, token, subfolder, ...
+        hub_settings: revision, token, subfolder, ...
 
     Raises:
-        GraftError: It is no graft, or what is stored can't be used.
+        GraftError: It is not a graft, or its config can't be used.
         SourceError: It can't be read.
     """
     if not isinstance(config, SurgeonGraftConfig):
-        return read_graft_config(os.fspath(config or name), place)
-    # Auto classes have made it of the stored one, which nothing has checked yet.
+        return read_graft_config(os.fspath(config or name), hub_settings)
+    # An Auto class built it from the stored config, which was not checked yet.
     with contextlib.suppress(OSError):
-        read_config(name, **place)
+        read_config(name, **hub_settings)
     return config
 
 
-def read_graft_config(name: str, place: dict[str, Any]) -> SurgeonGraftConfig:
-    """The config of a graft in a folder or a repo; `place`: revision, token, subfolder, ...
+def read_graft_config(name: str, hub_settings: dict[str, Any]) -> SurgeonGraftConfig:
+    """Read the config of a graft.
+
+    Args:
+        name: The graft's folder or repo id.
+        hub_settings: revision, token, subfolder, ...
 
     Raises:
-        GraftError: It is no graft.
+        GraftError: It is not a graft, or its config can't be used.
         SourceError: It can't be read.
     """
-    folder = Path(name).expanduser() / (place.get("subfolder") or "")
+    folder = Path(name).expanduser() / (hub_settings.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise GraftError(
-            f"The folder {name} holds no config.json, so it is no grafted model. Name a folder that surgeon graft or "
-            "finetune has made, or make one with: surgeon graft bert-base-uncased"
+            f"The folder {name} holds no config.json, so it is not a grafted model. Name a folder that surgeon graft "
+            "or finetune has made, or make one with: surgeon graft bert-base-uncased"
         )
     with hub_errors(f"The graft {name!r}"):
-        values = read_config(name, **place)
+        values = read_config(name, **hub_settings)
     if values.get("model_type") != SurgeonGraftConfig.model_type:
         raise GraftError(
-            f"{name!r} is no grafted model: its model_type is {values.get('model_type')!r}, not "
+            f"{name!r} is not a grafted model: its model_type is {values.get('model_type')!r}, not "
             f"{SurgeonGraftConfig.model_type!r}. Make a graft with: surgeon graft {name}"
         )
-    lacking = [key for key in ("host_config", "graft") if not isinstance(values.get(key), dict)]
-    lacking += [] if isinstance(values.get("host"), dict | None) else ["host"]
-    if lacking:
+    invalid = [key for key in ("host_config", "graft") if not isinstance(values.get(key), dict)]
+    invalid += [] if isinstance(values.get("host"), dict | None) else ["host"]
+    if invalid:
         raise GraftError(
-            f"The config.json of the graft {name!r} lacks {' and '.join(lacking)}, so it was changed or damaged. "
+            f"The config.json of the graft {name!r} has no valid {' and '.join(invalid)}. It was changed or damaged. "
             "Get it again, or make the graft again."
         )
     with config_errors(f"The graft {name!r}"):

@@ -1,4 +1,4 @@
-"""Which part of a graft lies on which device, when it is loaded with a `device_map`."""
+"""Place the parts of a graft on devices, when it is loaded with a `device_map`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,34 +20,35 @@ Device = str | int | torch.device
 def plan_devices(
     model_class: Any, config: SurgeonGraftConfig, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], Device | None]:
-    """Choose a place for the donor layer, which transformers doesn't see while it loads the rest.
+    """Choose a device for the donor layer, which is loaded after the other parts.
 
     Args:
         model_class: The task's class.
-        config: The graft's.
-        kwargs: Of from_pretrained; those about devices are read.
+        config: The graft's config.
+        kwargs: Keyword arguments of from_pretrained; only device_map and max_memory are used.
 
     Returns:
-        The keyword arguments without what is said of the donor, and the donor's device; None: the device of the rest.
+        The keyword arguments with the donor removed from the device map, and the donor's device. None means the device
+        of the other parts.
     """
     device_map = kwargs.get("device_map")
     if isinstance(device_map, str) and device_map in _AUTOMATIC:
         device_map = _spread(model_class, config, device_map, kwargs.get("max_memory"))
     if not isinstance(device_map, dict):
         return kwargs, None
-    rest = {name: device for name, device in device_map.items() if name.partition(".")[0] != "donor"}
+    other_parts = {name: device for name, device in device_map.items() if name.partition(".")[0] != "donor"}
     device = device_map.get("donor", device_map.get(""))
-    # A donor layer is run where it lies, so that what is not on an accelerator is in memory, not on disk.
-    return {**kwargs, "device_map": rest}, "cpu" if device == "disk" else device
+    # The donor layer runs on the device that stores it, so it goes into memory instead of onto the disk.
+    return {**kwargs, "device_map": other_parts}, "cpu" if device == "disk" else device
 
 
 def place_donor(model: "GraftedModel", device: Device | None) -> None:
-    """Move the donor layer to its device, and have what goes in follow it there."""
+    """Move the donor layer to its device, and have its inputs moved there in each pass."""
     if model.donor is None or model.proj_in is None:
         return
     if device is None:
         hook = getattr(model.proj_in, "_hf_hook", None)
-        # Weights that are kept elsewhere between runs are on no device that anything can be moved to.
+        # Offloaded weights are on the meta device between passes, so use the device that they run on.
         device = getattr(hook, "execution_device", None) or model.proj_in.weight.device
     model.donor.to(device)
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
@@ -56,16 +57,16 @@ def place_donor(model: "GraftedModel", device: Device | None) -> None:
 
 
 def _spread(
-    model_class: Any, config: SurgeonGraftConfig, way: str, max_memory: dict[Any, Any] | None
+    model_class: Any, config: SurgeonGraftConfig, strategy: str, max_memory: dict[Any, Any] | None
 ) -> dict[str, Device]:
     with torch.device("meta"):
-        whole = model_class(config)
-    whole.tie_weights()
-    pieces = sorted(whole._no_split_modules)
-    if way == "sequential":
+        model = model_class(config)
+    model.tie_weights()
+    unsplit = sorted(model._no_split_modules)
+    if strategy == "sequential":
         memory = get_max_memory(max_memory)
     else:
         memory = get_balanced_memory(
-            whole, max_memory=max_memory, no_split_module_classes=pieces, low_zero=way == "balanced_low_0"
+            model, max_memory=max_memory, no_split_module_classes=unsplit, low_zero=strategy == "balanced_low_0"
         )
-    return infer_auto_device_map(whole, max_memory=memory, no_split_module_classes=pieces)  # type: ignore[no-any-return]  # accelerate is untyped here
+    return infer_auto_device_map(model, max_memory=memory, no_split_module_classes=unsplit)  # type: ignore[no-any-return]  # accelerate is untyped here

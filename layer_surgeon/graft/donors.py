@@ -1,4 +1,4 @@
-"""The donor layer of a graft: opened from wherever it lies, checked, and described for the graft's config.json."""
+"""Open and check the donor layer of a graft, and describe it for the graft's config.json."""
 
 import copy
 import hashlib
@@ -30,12 +30,12 @@ DonorInput = str | os.PathLike[str] | LayerArtifact | DonorLayer | None
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedDonor:
-    """A donor layer ready to be grafted.
+    """A donor layer that is ready to be grafted.
 
     Attributes:
         layer: The layer.
-        reference: What the graft's config.json says of it.
-        folder: The layer artifact with exactly these weights; None where they lie on no disk yet.
+        reference: The layer's description for the graft's config.json.
+        folder: The layer artifact with exactly these weights; None if they are not stored yet.
     """
 
     layer: DonorLayer
@@ -44,7 +44,7 @@ class OpenedDonor:
 
 
 def dtype_of(settings: GraftConfig) -> torch.dtype | None:
-    """The dtype that the donor layer is loaded in; None, for int8, is the artifact's own."""
+    """Return the dtype that the donor layer is loaded in; None (for int8) keeps the artifact's own."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return dtypes.get(settings.donor_dtype)
 
@@ -61,43 +61,43 @@ def open_donor(
 
     Args:
         donor: A layer artifact as folder, repo id or `LayerArtifact`, or a loaded `DonorLayer`.
-        settings: The graft's; `donor_dtype` and, for a new graft, `donor_init` count.
-        revision: Branch, tag or commit, where donor is a repo id.
-        token: Hub token, where donor is a repo id.
-        expected: The reference of an existing graft, whose sha256 the layer's file must have.
+        settings: The graft's settings; only `donor_dtype` and, for a new graft, `donor_init` are used.
+        revision: Branch, tag or commit, if donor is a repo id.
+        token: Hub token, if donor is a repo id.
+        expected: The reference of an existing graft. The layer's file must have the same sha256.
 
     Raises:
-        ArtifactError: The folder or repo is no layer artifact, or damaged; the message names the file.
+        ArtifactError: The folder or repo is not a layer artifact, or is damaged; the message names the file.
         GraftError: The layer is not the expected one.
-        SourceError: There is no such folder or repo, or it can't be read.
+        SourceError: The folder or repo doesn't exist or can't be read.
     """
     dtype, int8 = dtype_of(settings), settings.donor_dtype == "int8"
     if int8:
         check_available()
     folder: Path | None
     if isinstance(donor, DonorLayer) and (donor.int8 or (int8 and donor.device.type != "meta")):
-        donor = _stored_of(donor)
+        donor = _stored_folder(donor)
     if isinstance(donor, DonorLayer):
-        folder, config = _folder_of(donor), donor.config.to_dict()
+        folder, config = _matching_folder(donor), donor.config.to_dict()
     else:
         if expected is not None and donor == expected.get("repo"):
             revision = revision or expected.get("repo_commit")
         folder = artifact_folder(donor, revision, token)
         config = read_artifact_config(folder)
     if folder is not None:
-        # What can't be stored with a graft is refused now, and not when the graft was trained.
+        # Refuse files that can't be stored with a graft now, and not only after the graft was trained.
         artifact_files(folder)
-        # Of the bytes, each time: a layer that is linked to from several folders can be changed from any of them.
+        # Hash the file each time: a layer with hard links in several folders can be changed through any of them.
         config["sha256"] = file_sha256(folder)
     if expected is not None and expected.get("sha256") is not None:
         _check_expected(donor, None if folder is None else config["sha256"], expected)
     if settings.donor_init == "random" and expected is None:
         layer, folder, config = _random(config, dtype), None, {**config, "sha256": None}
     elif isinstance(donor, DonorLayer):
-        # A copy in another number format, because the caller's own layer is to be left as it is.
+        # Convert a copy, because the caller's own layer must not change.
         layer = donor if donor.dtype == dtype else copy.deepcopy(donor).to(dtype)
         if folder is None:
-            # What the layer was loaded from is not here, or no longer what it is: no file has these weights.
+            # The layer's artifact is missing, or the weights have changed: no file holds these weights.
             config["sha256"] = None
     else:
         layer = DonorLayer.from_pretrained(str(folder), dtype=dtype)
@@ -105,7 +105,7 @@ def open_donor(
             layer.to_int8()
     reference = _reference(config, layer)
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
-        # A snapshot in the Hub's cache lies in a folder that is named after its commit.
+        # In the Hub's cache, a snapshot's folder is named after its commit.
         reference |= {"repo": donor, "repo_commit": folder.name}
     return OpenedDonor(layer=layer, reference=reference, folder=folder)
 
@@ -114,18 +114,18 @@ def _check_expected(donor: Any, sha256: str | None, expected: dict[str, Any]) ->
     made_with = f"the graft was made with {describe(expected)}, sha256 {expected['sha256']}"
     if sha256 is None:
         raise GraftError(
-            f"The weights of the layer that was passed are in no file that could be checked, and {made_with}. Pass the "
-            "layer's folder or its repo id."
+            f"The layer that you passed can't be verified, because no file holds its weights, and {made_with}. Pass "
+            "the layer's folder or its repo id."
         )
     if sha256 != expected["sha256"]:
-        shown = "that was passed" if isinstance(donor, DonorLayer) else str(donor)
+        name = "that you passed" if isinstance(donor, DonorLayer) else str(donor)
         raise GraftError(
-            f"The donor layer {shown} has sha256 {sha256}, but {made_with}. Take that one, or make a new graft."
+            f"The donor layer {name} has sha256 {sha256}, but {made_with}. Use that layer, or make a new graft."
         )
 
 
 def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
-    """A layer of the same shape as a graft's donor, with random weights; without any under `torch.device("meta")`."""
+    """Create a layer of the same shape as a graft's donor, with random weights (none on the meta device)."""
     layer = _random(reference["config"], dtype_of(settings))
     if settings.donor_dtype == "int8" and layer.device.type != "meta":
         layer.to_int8()
@@ -133,24 +133,24 @@ def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
 
 
 def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
-    """The local folder of an artifact; of a Hub repo, the snapshot in the Hub's cache."""
+    """Return the local folder of an artifact; a Hub repo is downloaded into the Hub's cache."""
     name = os.fspath(donor)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if isinstance(donor, os.PathLike) or name.startswith((".", "/", "~")):
         raise SourceNotFoundError(
-            f"There is no folder {name!r} with a layer. Make one with: surgeon extract MODEL --layer -1"
+            f"The folder {name!r} doesn't exist. Extract a layer with: surgeon extract MODEL --layer -1"
         )
     with hub_errors(f"The donor {name!r}"):
         try:
             config = read_json(Path(hf_hub_download(name, "config.json", revision=revision, token=token)))
         except (EntryNotFoundError, ValueError):
             config = {}
-        # Before anything large: a language model's own repo would be hundreds of GB.
+        # Check this before downloading: the repo of a whole language model may have hundreds of GB.
         if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
             raise ArtifactError(
-                f"The repo {name!r} is no layer artifact. If it is a language model, take a layer out first: "
+                f"The repo {name!r} is not a layer artifact. If it is a language model, extract a layer first: "
                 f"surgeon extract {name} --layer -1"
             )
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(ARTIFACT_FILES)))
@@ -179,31 +179,32 @@ def _random(config: dict[str, Any], dtype: torch.dtype | None) -> DonorLayer:
     return DonorLayer.from_config(shape, dtype=dtype)
 
 
-def _stored_of(layer: DonorLayer) -> Path:
-    """The artifact that a layer came from: 8-bit integers are made of it, and stand for it."""
-    # Integers can't be compared with what they were made of, but nobody has trained them.
-    folder = _recorded_folder(layer) if layer.int8 else _folder_of(layer)
+def _stored_folder(layer: DonorLayer) -> Path:
+    """Return the artifact that a layer was loaded from; int8 weights are computed from the stored ones."""
+    # int8 weights can't be compared with the stored ones. They can't be trained either, so they haven't changed.
+    folder = _recorded_folder(layer) if layer.int8 else _matching_folder(layer)
     if folder is None:
         raise GraftError(
-            "8-bit integers are made of a stored layer, but this one's weights are in no layer artifact that is still "
-            "there. Save it first (donor.save_pretrained), and pass the folder."
+            "int8 weights are computed from a stored layer, but no existing layer artifact holds this layer's weights. "
+            "Save the layer first (donor.save_pretrained), and pass the folder."
         )
     return folder
 
 
-def _folder_of(layer: DonorLayer) -> Path | None:
-    """The artifact a loaded layer came from, if it is there and the layer's weights are still the same."""
+def _matching_folder(layer: DonorLayer) -> Path | None:
+    """Return the artifact that a layer was loaded from, if it exists and has the same weights."""
     folder = _recorded_folder(layer)
     if folder is None:
         return None
     stored = DonorLayer.from_pretrained(folder, dtype=layer.dtype).state_dict()
-    mine = layer.state_dict()
-    same = stored.keys() == mine.keys() and all(torch.equal(value, mine[key].cpu()) for key, value in stored.items())
-    return folder if same else None
+    loaded = layer.state_dict()
+    if stored.keys() != loaded.keys():
+        return None
+    return folder if all(torch.equal(value, loaded[key].cpu()) for key, value in stored.items()) else None
 
 
 def _recorded_folder(layer: DonorLayer) -> Path | None:
-    """The artifact a loaded layer came from, if it is there and records the same sha256."""
+    """Return the artifact that a layer was loaded from, if it exists and records the same sha256."""
     if layer.weights_file is None or layer.config.sha256 is None:
         return None
     folder = layer.weights_file.parent
@@ -211,56 +212,56 @@ def _recorded_folder(layer: DonorLayer) -> Path | None:
 
 
 def recorded_sha256(folder: Path) -> str | None:
-    """The sha256 that an artifact's config.json records; None where the folder is no artifact."""
+    """Return the sha256 that an artifact's config.json records; None if the folder is not an artifact."""
     if not is_artifact(folder) or not (folder / WEIGHTS).is_file():
         return None
     return read_artifact_config(folder).get("sha256")
 
 
 def read_artifact_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a layer artifact.
+    """Read the config.json of a layer artifact.
 
     Raises:
-        ArtifactError: The folder is none.
+        ArtifactError: The folder is not a layer artifact.
     """
     if not is_artifact(folder):
         raise ArtifactError(
-            f"{folder} is no layer artifact. If it is a language model, take a layer out first: "
+            f"{folder} is not a layer artifact. If it is a language model, extract a layer first: "
             f"surgeon extract {folder} --layer -1"
         )
     return read_config(folder)
 
 
 def file_sha256(folder: Path) -> str:
-    """The sha256 of an artifact's weights, which must be the one that its config.json records, if it records one.
+    """Compute the sha256 of an artifact's weights, and check it against config.json, if that records one.
 
     Raises:
-        ArtifactError: It is another one; the message says how to get the layer again.
+        ArtifactError: There are no weights or the sha256 differs; the message says how to get the layer again.
     """
     config = read_artifact_config(folder)
     path, recorded = folder / WEIGHTS, config.get("sha256")
     if not path.is_file():
-        raise ArtifactError(f"{folder} lacks {WEIGHTS}, so it is no whole layer artifact. Extract the layer again.")
+        raise ArtifactError(f"{folder} is not a complete layer artifact: it lacks {WEIGHTS}. Extract the layer again.")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if recorded not in (None, found):
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if recorded not in (None, actual):
         command = how_to_extract(config.get("source") or {}, config["layer_indices"])
         raise ArtifactError(
-            f"{path} has sha256 {found}, but its config.json records {recorded}. The file was changed or damaged: "
-            f"extract the layer again ({command}), and put it in the place of this one."
+            f"{path} has sha256 {actual}, but its config.json records {recorded}. The file was changed or damaged. "
+            f"Extract the layer again ({command}), and replace this one with it."
         )
-    return found
+    return actual
 
 
 def how_to_extract(source: dict[str, Any], layer_indices: Sequence[int]) -> str:
-    """The command that gets the layers of a model again, as far as its name and commit are known."""
+    """Return the command that extracts the layers again, as far as the model's name and commit are known."""
     layers = " ".join(f"--layer {index}" for index in layer_indices)
-    # A stranger's words, in a line that is meant to be copied into a shell.
+    # Quote the untrusted values, because users copy this line into a shell.
     commit = f" --revision {shlex.quote(str(source['commit']))}" if source.get("commit") else ""
     return f"surgeon extract {shlex.quote(str(source.get('name') or 'MODEL'))} {layers}{commit}"
 
 
 def describe(reference: dict[str, Any]) -> str:
-    """A donor in words, such as `layer 31 of meta-llama/Llama-3.1-8B`."""
+    """Describe a donor, such as `layer 31 of meta-llama/Llama-3.1-8B`."""
     indices = ", ".join(map(str, reference["layer_indices"]))
     return f"layer {indices} of {reference.get('name') or 'an unnamed model'}"

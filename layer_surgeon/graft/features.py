@@ -1,4 +1,4 @@
-"""Feature extraction: the grafted states of all tokens, and a vector for each text."""
+"""Feature extraction: the states of all tokens after the graft, and one vector per text."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 
 
 class GraftedModelForFeatureExtraction(GraftedModel):
-    """A grafted model without a head, for sentence embeddings and as a base for other things.
+    """A grafted model without a head, for sentence embeddings or as a base for other models.
 
-    All tokens go through the graft. What comes out is in `last_hidden_state`, as in every base model of transformers,
-    and pooled, unless pooling is none, in `pooler_output`.
+    All tokens go through the graft. `last_hidden_state` has the result, as in every base model of transformers, and
+    `pooler_output` has one vector per text, unless pooling is none.
     """
 
     task = "feature-extraction"
@@ -47,18 +47,18 @@ class GraftedModelForFeatureExtraction(GraftedModel):
 
         Args:
             input_ids: [batch, seq].
-            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
-            token_type_ids: [batch, seq], for hosts that know segments.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
+            token_type_ids: [batch, seq], for hosts with segments.
             position_ids: [batch, seq].
-            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
+            inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
             kwargs: Passed to the host.
 
         Returns:
             last_hidden_state, [batch, seq, host_hidden]; pooler_output, [batch, host_hidden], unless pooling is none;
-            hidden states and attentions of the host where asked.
+            the host's hidden states and attentions on request.
 
         Raises:
-            GraftError: Padding can't be told from text.
+            GraftError: There is no mask, and the host has no padding token.
         """
         check_mask(attention_mask)
         if attention_mask is None and self.host_kind == "decoder" and self.pooling in ("last", "mean"):

@@ -1,4 +1,4 @@
-"""What the folder of a graft holds: by this, a folder is known as one, and nothing else in it is deleted."""
+"""The files in a graft's folder. They identify such a folder, and only they are ever deleted."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.configuration import SurgeonGraftConfig
 
-# Of the tokenizers of transformers 5.24, by what they call their files in `vocab_files_names`.
+# All file names in `vocab_files_names` of the tokenizers in transformers 5.24.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,7 +42,7 @@ _TOKENIZER_FILES = (
     "source.spm",
     "target.spm",
 )
-# What `save_graft` and `GraftedModel.save_pretrained` write.
+# Files that `save_graft` and `GraftedModel.save_pretrained` write.
 GRAFT_FILES = (
     "config.json",
     "generation_config.json",
@@ -56,7 +56,7 @@ GRAFT_FILES = (
 
 
 def is_graft(folder: Path) -> bool:
-    """Whether a folder says of itself that it is a graft."""
+    """Whether a folder's config.json says that it is a graft."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
@@ -65,19 +65,19 @@ def is_graft(folder: Path) -> bool:
 
 
 def check_graft_place(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that holds anything, unless it is a graft that may be replaced.
+    """Refuse a non-empty folder, unless it is a graft that may be replaced.
 
     Raises:
-        ArtifactError: Says what it holds.
+        ArtifactError: The folder may not be replaced; the message says what it holds.
     """
     check_replaceable(folder, GRAFT_FILES, is_ours=is_graft, force=force, kind="graft", error=ArtifactError)
 
 
 def check_donor_place(folder: Path) -> None:
-    """Refuse a graft's donor/ that holds anything but a layer artifact: saving the graft replaces it.
+    """Refuse a graft's donor/ that holds anything but a layer artifact, because saving the graft replaces it.
 
     Raises:
-        ArtifactError: Says what it holds.
+        ArtifactError: It holds something else; the message says what.
     """
     check_replaceable(
         folder, REPLACEABLE_FILES, is_ours=is_artifact, force=True, kind="layer artifact", error=ArtifactError

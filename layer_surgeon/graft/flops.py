@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a model by part, from torch's own counter, on shapes alone."""
+"""Count the multiply-accumulates of each part of a model with torch's counter, from shapes alone."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from layer_surgeon.donor.probe import Traits, takes_position_ids
 from layer_surgeon.donor.scaffold import Run, run_scaffold
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 
-# What fvcore counts for a layer norm with weights, per element; it is the counter of the paper's table 16.
+# Operations per element that fvcore, the counter of the paper's table 16, counts for a layer norm with weights.
 _PER_NORM_ELEMENT = 5
 _FAILURES = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
 OTHER_PART = "other"
-Nature: TypeAlias = Literal["weighted", "constant", "plain"]
+ModuleType: TypeAlias = Literal["weighted", "constant", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Macs:
 
     Attributes:
         linear: Products with weights.
-        attention: Products of activations with activations: scores and their sums of values.
-        rest: Layer norms (5 per element, as fvcore counts them), convolutions, angles of rotary positions. Activation
-            functions, sums and norms that are made of single operations (RMS norms) are not counted.
+        attention: Products of activations with activations: attention scores, and weighted sums of the values.
+        rest: Layer norms (5 per element, as in fvcore), convolutions, and angles of rotary positions. Activation
+            functions, sums, and norms made of separate operations (RMS norms) are not counted.
     """
 
     linear: int = 0
@@ -42,7 +42,7 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all three."""
         return self.linear + self.attention + self.rest
 
     def __add__(self, other: "Macs") -> "Macs":
@@ -53,52 +53,52 @@ class Macs:
 
 @dataclass(kw_only=True)
 class _Tally:
-    """Assigns what the counter has seen since the last look to the module that is running."""
+    """Assigns the flops since the last update to the module that is running."""
 
     counter: FlopCounterMode
-    stack: list[tuple[str, Nature]] = field(default_factory=lambda: [(OTHER_PART, "plain")])
-    seen: dict[Any, int] = field(default_factory=dict)
+    stack: list[tuple[str, ModuleType]] = field(default_factory=lambda: [(OTHER_PART, "plain")])
+    previous_flops: dict[Any, int] = field(default_factory=dict)
     counts: dict[str, Macs] = field(default_factory=dict)
 
-    def look(self) -> None:
-        now = dict(self.counter.flop_counts["Global"])
-        part, nature = self.stack[-1]
-        for operation, flops in now.items():
-            new = flops - self.seen.get(operation, 0)
-            if new:
-                macs = Macs(**{_kind(str(operation), nature): new // 2})
+    def update(self) -> None:
+        flops_by_operation = dict(self.counter.flop_counts["Global"])
+        part, module_type = self.stack[-1]
+        for operation, flops in flops_by_operation.items():
+            new_flops = flops - self.previous_flops.get(operation, 0)
+            if new_flops:
+                macs = Macs(**{_macs_field(str(operation), module_type): new_flops // 2})
                 self.counts[part] = self.counts.get(part, Macs()) + macs
-        self.seen = now
+        self.previous_flops = flops_by_operation
 
-    def enter(self, part: str, nature: Nature) -> None:
-        self.look()
-        self.stack.append((part, nature))
+    def enter(self, part: str, module_type: ModuleType) -> None:
+        self.update()
+        self.stack.append((part, module_type))
 
     def leave(self) -> None:
-        self.look()
+        self.update()
         self.stack.pop()
 
 
 def count_macs(model: nn.Module, inputs: Mapping[str, Any], parts: Mapping[str, nn.Module]) -> dict[str, Macs]:
-    """Multiply-accumulates of one forward pass by part; what belongs to no part is under "other".
+    """Count the multiply-accumulates of one forward pass by part; modules in no part count as "other".
 
     Args:
-        model: A model inside of `shapes_only`.
-        inputs: Its inputs, made there too.
-        parts: Modules inside of the model.
+        model: A model inside `shapes_only`.
+        inputs: Its inputs, also created inside `shapes_only`.
+        parts: Modules of the model.
     """
     counter = new_counter()
     tally = _Tally(counter=counter)
     part_of = {module: name for name, part in parts.items() for module in part.modules()}
     handles = []
     for module in model.modules():
-        entry = (part_of.get(module, OTHER_PART), _nature(module))
-        handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: tally.enter(*entry)))
+        frame = (part_of.get(module, OTHER_PART), _module_type(module))
+        handles.append(module.register_forward_pre_hook(lambda *_, frame=frame: tally.enter(*frame)))
         handles.append(module.register_forward_hook(lambda *_: tally.leave()))
     try:
         with counter, torch.no_grad():
             model(**inputs)
-        tally.look()
+        tally.update()
     finally:
         for handle in handles:
             handle.remove()
@@ -106,7 +106,7 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any], parts: Mapping[str, 
 
 
 def count_training_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:
-    """Multiply-accumulates of forward and backward pass inside of `shapes_only`; `inputs` have the labels."""
+    """Count the multiply-accumulates of forward and backward pass inside `shapes_only`; `inputs` include the labels."""
     counter = new_counter()
     with counter, torch.enable_grad():
         torch.autograd.backward(training_loss(model(**inputs)))
@@ -115,7 +115,7 @@ def count_training_macs(model: nn.Module, inputs: Mapping[str, Any]) -> int:
 
 
 def training_loss(output: Any) -> Tensor:
-    """The model's own loss; where its task has none, the sum of its first output."""
+    """Return the model's loss, or the sum of its first output if the task has no loss."""
     loss: Tensor | None = output.get("loss")
     if loss is None:
         loss = output.to_tuple()[0].float().sum()
@@ -123,24 +123,24 @@ def training_loss(output: Any) -> Tensor:
 
 
 def new_counter() -> FlopCounterMode:
-    """Torch's counter, taught what a layer norm is."""
+    """Create torch's flop counter, extended to count layer norms."""
     norms = {torch.ops.aten.native_layer_norm: _norm_flops}
     return FlopCounterMode(display=False, custom_mapping=norms)
 
 
 @contextmanager
 def shapes_only(model: nn.Module) -> Iterator[None]:
-    """Turn a model on the meta device into one that runs on shapes, and run what is inside on shapes.
+    """Run a model from the meta device on shapes alone, inside a `with` block.
 
-    torch's fake tensors rather than the meta device itself, because transformers asks tensors for values (is there any
-    padding? are these several texts in one row?) unless they are fake. Attention is taken apart into its products,
-    because torch doesn't count those of the kernel that the CPU has for it.
+    This uses torch's fake tensors and not the meta device, because transformers reads values of tensors that are not
+    fake (is there padding? are there several texts in a row?). Attention is computed as separate products, because
+    torch doesn't count those inside the CPU's attention kernel.
 
     Raises:
         GraftError: A forward pass needs values.
     """
     donors = [part for part in model.modules() if isinstance(part, DonorLayer)]
-    # Found before, because what counts is a matter of numbers.
+    # Compute this before fake tensors are active, because it needs real numbers.
     needed = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
@@ -152,15 +152,15 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         if isinstance(error, LayerSurgeonError):
             raise
         raise GraftError(
-            f"The forward pass of this {type(model).__name__} can't be followed on shapes alone: {error} Its "
-            "multiply-accumulates are not known then; choose another host or donor."
+            f"The forward pass of this {type(model).__name__} doesn't run on shapes alone: {error} So its "
+            "multiply-accumulates can't be counted. Choose another host or donor."
         ) from error
 
 
 def _assume_traits(donor: DonorLayer, needed: list[dict[str, Needed]]) -> None:
-    """Let a donor without weights run, of which there is nothing to probe, as one that has them will.
+    """Set the traits of a donor without weights, which can't be probed, so that it runs as one with weights.
 
-    Only the shapes that pass through its scaffold are looked at, to find out how layers hand on hidden states.
+    Only the shapes in its scaffold are used, to find out how layers pass hidden states on.
     """
     donor._traits = tuple(
         Traits(
@@ -190,8 +190,8 @@ def _extras(scaffold: Any, layer: nn.Module, width: int) -> int | None:
         if isinstance(run.arrived, Tensor) and run.arrived.shape == states.shape:
             return extras
     raise GraftError(
-        f"A layer of {type(scaffold).__name__} can't be followed on shapes alone: {failure} Its multiply-accumulates "
-        "are not known then; choose another donor."
+        f"A layer of {type(scaffold).__name__} doesn't run on shapes alone: {failure} So its multiply-accumulates "
+        "can't be counted. Choose another donor."
     ) from failure
 
 
@@ -199,17 +199,17 @@ def _norm_flops(shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * _PER_NORM_ELEMENT * torch.Size(shape).numel()
 
 
-def _kind(operation: str, nature: Nature) -> str:
+def _macs_field(operation: str, module_type: ModuleType) -> str:
     name = operation.rpartition(".")[2]
-    if nature == "constant" or "norm" in name or "conv" in name:
+    if module_type == "constant" or "norm" in name or "conv" in name:
         return "rest"
-    # A product of a batch of matrices is attention's, unless the module that makes it holds matrices (experts do).
-    return "linear" if nature == "weighted" or name in ("mm", "addmm") else "attention"
+    # A batched matrix product belongs to attention, unless its module has weight matrices, as experts do.
+    return "linear" if module_type == "weighted" or name in ("mm", "addmm") else "attention"
 
 
-def _nature(module: nn.Module) -> Nature:
+def _module_type(module: nn.Module) -> ModuleType:
     if any(parameter is not None and parameter.ndim >= 2 for parameter in module._parameters.values()):
         return "weighted"
-    # Rotary embeddings, which some versions of transformers multiply out as matrices.
+    # Rotary embeddings: some versions of transformers compute them as matrix products.
     constant = bool(module._buffers) and not module._parameters and not module._modules
     return "constant" if constant else "plain"

@@ -6,10 +6,10 @@ from transformers import initialization as init
 
 
 class Gate(nn.Module):
-    """One trained number, zero at first, so that training starts at the host itself.
+    """A single trained number that starts at zero, so training starts from the unchanged host.
 
-    A module and not a bare parameter, because adapters (peft's `modules_to_save`) can only train whole modules. Its
-    name in the model is one that no module of a host or a donor ends in, by which peft would take those too.
+    This is a module because peft's `modules_to_save` can only train whole modules. It is called `residual_gate` in the
+    model, because peft would also train modules of host and donor whose names end the same way.
     """
 
     def __init__(self) -> None:
@@ -17,9 +17,9 @@ class Gate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, graft: Tensor) -> Tensor:
-        """The sum of hidden and weight x graft, both [..., host_hidden]."""
+        """Return hidden + weight x graft, all [..., host_hidden]."""
         return hidden + self.weight * graft
 
     def reset_parameters(self) -> None:
-        """Back to zero, unless the weight was loaded."""
+        """Reset the weight to zero, unless it was loaded."""
         init.zeros_(self.weight)

@@ -1,4 +1,4 @@
-"""The paper's head, and replacing its last layer."""
+"""The paper's classification head, and a check of its labels."""
 
 import torch
 from torch import Tensor, nn
@@ -7,22 +7,22 @@ from layer_surgeon.errors import DataError
 
 
 def check_labels(labels: Tensor, num_labels: int) -> None:
-    """Refuse class ids that the head has no output for; -100 is no label.
+    """Refuse class ids without an output in the head; -100 is ignored.
 
-    Only where it costs nothing to look: on a GPU it would wait for all work that is under way, and a tensor of shapes
-    alone has no numbers.
+    Only labels on the CPU are checked. On a GPU, the check would have to wait for all pending work, and fake tensors
+    have no values.
 
     Raises:
-        DataError: There is such an id.
+        DataError: A class id is out of range.
     """
-    plain = type(labels) is Tensor and labels.device.type == "cpu" and not labels.is_floating_point()
-    if not plain or torch.compiler.is_compiling():
+    is_readable = type(labels) is Tensor and labels.device.type == "cpu" and not labels.is_floating_point()
+    if not is_readable or torch.compiler.is_compiling():
         return
-    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
-    if len(wrong) and num_labels > 1:
+    invalid = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
+    if len(invalid) and num_labels > 1:
         raise DataError(
-            f"The labels hold the class id {int(wrong[0])}, but the model has {num_labels} labels, 0 to "
-            f"{num_labels - 1}. Name all of them with model.set_labels([...]), or make the graft with more num_labels."
+            f"The labels contain the class id {int(invalid[0])}, but the model has {num_labels} labels, 0 to "
+            f"{num_labels - 1}. Name all labels with model.set_labels([...]), or make the graft with more num_labels."
         )
 
 
@@ -37,11 +37,11 @@ class ClassificationHead(nn.Module):
         self.out = nn.Linear(width, num_labels)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """[..., host_hidden] -> [..., num_labels]."""
+        """Compute logits: [..., host_hidden] -> [..., num_labels]."""
         return self.out(self.activation(self.dropout(self.dense(vectors))))  # type: ignore[no-any-return]  # torch types a module's call as Any
 
     def set_num_labels(self, number: int) -> None:
-        """Start the last linear layer anew, where the number of labels changes."""
+        """Replace the last linear layer with a new one, if the number of labels changes."""
         old = self.out
         if number != old.out_features:
             self.out = nn.Linear(

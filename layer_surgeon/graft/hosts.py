@@ -1,4 +1,4 @@
-"""Host models: what kind one is, how it is loaded, and how it is cut down to the part that a graft is set on."""
+"""Host models: their kind, loading them, and reducing them to the part that a graft needs."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ from layer_surgeon.graft.tasks import TASKS, HostKind
 from layer_surgeon.graft.translate import first_line, hub_errors
 
 _CLASSIFICATION = "text-classification"
-# Tasks that need the host's language head: what loads it, and transformers' table of such models.
+# Tasks that need the host's language head: the Auto class that loads it, and transformers' table of such models.
 _WITH_HEAD: dict[str, tuple[Any, Any]] = {
     "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
     "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -43,11 +43,11 @@ class OpenedHost:
     """A host ready for its graft.
 
     Attributes:
-        model: The part of it that the task needs.
-        config: The config of the whole model, from which `new_host` makes the same part again.
-        name: Where it came from; None where not known.
-        commit: The commit that it was read at; None where not known.
-        license: Its licence, as its model card states it; None where it states none.
+        model: The part of the host that the task needs.
+        config: The config of the whole model, from which `new_host` can create the same part.
+        name: The folder or repo id of the host; None if unknown.
+        commit: The commit that was read; None if unknown.
+        license: The licence that its model card states; None if it states none.
     """
 
     model: PreTrainedModel
@@ -58,17 +58,17 @@ class OpenedHost:
 
 
 def host_kind(config: PretrainedConfig) -> HostKind:
-    """Whether a model reads a text in both directions, left to right, or with two stacks.
+    """Return whether a model is an encoder (bidirectional), a decoder (left to right), or has both.
 
-    Derived from the config's own flags and from transformers' tables: what is trained to fill in masked tokens reads in
-    both directions (BERT is in the table of causal models too, for its decoder form, which `is_decoder` marks).
+    This is derived from the config's flags and from transformers' tables. Masked language models are encoders. BERT is
+    also in the table of causal models, for its decoder form, which `is_decoder` marks.
     """
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     if getattr(config, "is_decoder", False):
         return "decoder"
     if getattr(type(config), "is_encoder_decoder", False) is True:
-        # The encoder of such a model by itself says of itself that it is none.
+        # The config of a separate encoder of such a model sets is_encoder_decoder to False.
         return "encoder-decoder"
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None) is True:
         return "encoder"
@@ -78,16 +78,16 @@ def host_kind(config: PretrainedConfig) -> HostKind:
 
 
 def host_width(config: PretrainedConfig) -> int:
-    """The width of the host's hidden states.
+    """Return the width of the host's hidden states.
 
     Raises:
-        GraftError: The config does not say.
+        GraftError: The config doesn't have it.
     """
     width = getattr(config.get_text_config(), "hidden_size", None)
     if not isinstance(width, int):
         raise GraftError(
-            f"The config of the host ({config.model_type}) has no hidden_size, so that the projections' width is not "
-            "known. Choose a text model as host, such as bert-base-uncased."
+            f"The config of the host ({config.model_type}) has no hidden_size, which sets the width of the "
+            "projections. Choose a text model as host, such as bert-base-uncased."
         )
     return width
 
@@ -99,11 +99,11 @@ def open_host(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> OpenedHost:
-    """Load a host from a folder or the Hub, or take a loaded one, and cut it down to what the task needs.
+    """Load a host from a folder or the Hub, or take a loaded one, and keep only the part that the task needs.
 
     Raises:
-        SourceError: There is no such folder or repo, it may not be read, or the Hub can't be reached.
-        GraftError: It is not a transformers text model with whole weights, or not one for the task.
+        SourceError: The folder or repo doesn't exist or may not be read, or the Hub can't be reached.
+        GraftError: It is not a transformers text model with complete weights, or doesn't fit the task.
     """
     if isinstance(host, str | os.PathLike):
         model, commit = load_host(host, task, revision=revision, token=token)
@@ -123,22 +123,22 @@ def load_host(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> tuple[PreTrainedModel, str | None]:
-    """Load a small model, in float32 (it will be trained), from a folder or the Hub.
+    """Load a small model from a folder or the Hub, in float32 because it will be trained.
 
-    Without any head, except for the tasks that write text.
+    The model comes without a head, except for tasks that generate text.
 
     Returns:
-        The model, and the commit that it was read at; None for a folder.
+        The model, and the commit that was read; None for a folder.
 
     Raises:
-        SourceError: There is no such folder or repo, it may not be read, or the Hub can't be reached.
-        GraftError: It is not a transformers text model with whole weights, or not one for the task.
+        SourceError: The folder or repo doesn't exist or may not be read, or the Hub can't be reached.
+        GraftError: It is not a transformers text model with complete weights, or doesn't fit the task.
     """
     name = os.fspath(source)
     commit = None
     with hub_errors(f"The host {name!r}"):
         if not Path(name).expanduser().is_dir():
-            # Everything is read at one commit: a branch may move between config, weights and tokenizer.
+            # Read everything at one commit, because a branch may move between config, weights and tokenizer.
             commit = Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
             revision = commit
         config = _load_config(name, revision, token)
@@ -153,46 +153,46 @@ def load_host(
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
-                # Where peft is installed, transformers looks for adapters too; before 5.24 at `main`.
+                # If peft is installed, transformers looks for adapters too, before 5.24 always at `main`.
                 adapter_kwargs={} if commit is None else {"revision": commit},
                 **keywords,
             )
-    # transformers only logs this, and goes on with random numbers in their place.
-    part = {id(tensor) for tensor in _needed_part(model, task).parameters()}
-    needed = {key for key, tensor in model.named_parameters(remove_duplicate=False) if id(tensor) in part}
-    missing = sorted(needed & set(info["missing_keys"]))
+    # transformers only logs missing weights, and uses random numbers instead.
+    needed_ids = {id(tensor) for tensor in _needed_part(model, task).parameters()}
+    needed_names = {key for key, tensor in model.named_parameters(remove_duplicate=False) if id(tensor) in needed_ids}
+    missing = sorted(needed_names & set(info["missing_keys"]))
     if missing:
         raise GraftError(
             f"The weights of the host {name!r} lack {len(missing)} tensors of its model, such as {missing[0]}. "
-            "They are of another model or incomplete: get them again, or choose another host."
+            "They are incomplete or belong to another model. Get them again, or choose another host."
         )
     return model, commit
 
 
 @contextlib.contextmanager
 def _quantisation_errors(config: PretrainedConfig, name: str) -> Iterator[None]:
-    """Say what is wrong with a quantised host: each method needs a package of its own, and fails in its own way."""
+    """Explain errors of quantised hosts: each method needs its own package and fails in its own way."""
     try:
         yield
     except (ImportError, AttributeError, AssertionError, TypeError, ValueError) as error:
         if getattr(config, "quantization_config", None) is None or isinstance(error, LayerSurgeonError):
             raise
         raise GraftError(
-            f"The weights of the host {name!r} are quantised, and can't be loaded: {first_line(error)} Choose a "
+            f"The weights of the host {name!r} are quantised and can't be loaded: {first_line(error)} Choose a "
             "version of the model in float32, float16 or bfloat16."
         ) from error
 
 
 def new_host(config: PretrainedConfig, task: str = _CLASSIFICATION) -> PreTrainedModel:
-    """The host's module with fresh weights, as `open_host` would give it."""
+    """Create the module that `open_host` returns, but with new weights."""
     loader, keywords = _loader(config, task)
     return _needed_part(loader.from_config(config, **keywords), task)
 
 
 def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrainedModel:
-    """A loaded model without its head and pooler: the same parameters, the caller's own object left as it is.
+    """Return a loaded model without its head and pooler. It shares the parameters; the caller's object is unchanged.
 
-    For the tasks that write text, the model as it is.
+    For tasks that generate text, the whole model is returned.
 
     Raises:
         GraftError: It is not a transformers text model, or lacks the language head that the task needs.
@@ -220,13 +220,13 @@ def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrained
 
 
 def read_licence(name: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The licence that a model card states; None without a card, or where it states none."""
+    """Return the licence that a model card states; None if there is no card or it states none."""
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             card = folder / "README.md"
         elif revision is None:
-            # A loaded model may say any name; only where we have read the repo ourselves do we know that there is one.
+            # A loaded model can have any name. We only know that the repo exists if we have read it ourselves.
             return None
         else:
             card = Path(hf_hub_download(name, "README.md", revision=revision, token=token))
@@ -238,21 +238,21 @@ def read_licence(name: str, revision: str | None = None, token: str | bool | Non
 
 
 def mark_loaded(part: PreTrainedModel) -> None:
-    """Keep `post_init` from drawing weights anew, also in modules put in after loading (LoRA, new embeddings)."""
+    """Keep `post_init` from re-initialising weights, also in modules added after loading (LoRA, new embeddings)."""
     if part.device.type != "meta":
         for module in part.modules():
             module._is_hf_initialized = True
 
 
 def _loader(config: PretrainedConfig, task: str) -> tuple[Any, dict[str, Any]]:
-    """What loads the host of a task, and with which keywords."""
+    """Return the Auto class that loads the host of a task, and its keyword arguments."""
     if task in _WITH_HEAD:
         return _WITH_HEAD[task][0], {}
     return AutoModel, {"add_pooling_layer": False} if _takes_pooling_flag(config) else {}
 
 
 def _needed_part(model: PreTrainedModel, task: str) -> PreTrainedModel:
-    """The encoder of a model of two stacks, where nothing is generated; else the model."""
+    """Return the encoder of an encoder-decoder model if the task generates nothing; else the whole model."""
     if task in _WITH_HEAD or host_kind(model.config) != "encoder-decoder":
         return model
     return model.get_encoder()
@@ -271,16 +271,16 @@ def _load_config(name: str, revision: str | None, token: str | bool | None) -> P
         if isinstance(error, LayerSurgeonError):
             raise
         raise GraftError(
-            f"The config.json of the host {name!r} is not one that transformers knows: {first_line(error)} "
-            "Models that bring code of their own are not run; choose another host."
+            f"transformers doesn't know the config.json of the host {name!r}: {first_line(error)} "
+            "Models with code of their own are not supported. Choose another host."
         ) from error
 
 
 def _check_host(config: PretrainedConfig, name: str, task: str) -> None:
     if type(config) not in MODEL_MAPPING or _model_class(config).main_input_name != "input_ids":
         raise GraftError(
-            f"The host {name!r} is a {config.model_type}, which is not a model that reads text. "
-            "Choose a text model, such as bert-base-uncased."
+            f"The host {name!r} is a {config.model_type} model, which doesn't read text. Choose a text model, such as "
+            "bert-base-uncased."
         )
     kind, kinds = host_kind(config), TASKS[task].hosts
     table = _WITH_HEAD[task][1] if task in _WITH_HEAD else MODEL_MAPPING
@@ -288,8 +288,8 @@ def _check_host(config: PretrainedConfig, name: str, task: str) -> None:
         tasks = ", ".join(other for other, traits in TASKS.items() if kind in traits.hosts and other != task)
         example = {"encoder-decoder": "t5-base", "decoder": "HuggingFaceTB/SmolLM2-135M"}[kinds[0]]
         raise GraftError(
-            f"The host {name!r} ({config.model_type}) is of the kind {kind}, but {task} needs one of the "
-            f"kind {kinds[0]} with a language head, such as {example}. Choose such a host, or another task: {tasks}."
+            f"The host {name!r} ({config.model_type}) is of kind {kind}, but {task} needs a host of kind {kinds[0]} "
+            f"with a language head, such as {example}. Choose such a host, or another task: {tasks}."
         )
 
 

@@ -1,9 +1,10 @@
-"""How loudly a graft answers, and `projection_init="matched"`: a fixed scale by which that is as loudly as the host.
+"""The loudness of a graft, and `projection_init="matched"`, which scales the projections to a loudness of 1.
 
-RMS is the root of the mean square of all numbers in a batch of vectors. With h, the host's vectors at the graft:
+RMS is the root mean square of all numbers in a batch of vectors. The *loudness* of a graft is the RMS of its output
+divided by the RMS of its input h, the host's vectors. Matched projections satisfy two equations:
 
-    RMS(proj_in(h)) = RMS(donor(proj_in(h)) - proj_in(h))        the layer adds as much as it is given
-    RMS(proj_out(donor(proj_in(h)))) = RMS(h)                    the graft answers as loudly as the host did
+    RMS(proj_in(h)) = RMS(donor(proj_in(h)) - proj_in(h))        the donor layer adds as much as its input has
+    RMS(proj_out(donor(proj_in(h)))) = RMS(h)                    the loudness is 1
 """
 
 import math
@@ -18,87 +19,88 @@ from layer_surgeon.graft.projection import ScaledLinear
 
 _SEED = 0
 _SEQUENCES, _TOKENS = 32, 16
-# A layer that begins with a norm needs two (the norm's epsilon, and the layers behind the first, see the scale), one
-# that answers to the scale itself may never settle.
-_STEPS, _SETTLED = 8, 1e-4
+# The scale of proj_in is found in steps. A layer that starts with a norm needs two, because the norm's epsilon and
+# the layers after the first depend a little on the scale. A layer without such a norm may never converge.
+_MAX_STEPS, _RELATIVE_TOLERANCE = 8, 1e-4
 
-
-# From here on a graft is called loud. In docs/results.md, grafts that answered up to 5 times as loudly as the host came
-# out near it, and those with over 20 times, worse.
+# Grafts above this loudness are called loud. In research/results.md, grafts with a loudness of up to 5 scored close to
+# their host, and those with a loudness of over 20 scored worse.
 LOUD = 10.0
-# It is measured of every graft, and a power of ten is all that is asked for.
-_FEW = 4
+# Loudness is measured for every graft, and only its order of magnitude matters, so a few rows are enough.
+_LOUDNESS_ROWS = 4
 
 
 @torch.no_grad()
 def measure_loudness(model: GraftedModel) -> float | None:
-    """How many times as loudly as the host a graft answers: RMS(proj_out(donor(proj_in(h)))) / RMS(h).
+    """Measure the loudness of a graft: RMS(proj_out(donor(proj_in(h)))) / RMS(h).
 
-    No data is needed: the host reads a few rows of `matching_batch`. torch's random state is neither used nor changed.
+    This needs no data: the host reads a few rows of `matching_batch`. torch's random state is neither used nor changed.
 
     Args:
         model: A graft with its donor attached, in eval mode.
 
     Returns:
-        The ratio; None where the host's config names no vocabulary, or the ratio is no number above zero.
+        The loudness; None if the host's config has no vocab_size, or an RMS is zero or not finite.
     """
     try:
-        hidden, given = _read(model, _FEW)
+        hidden, donor_arguments = _capture_graft_input(model, _LOUDNESS_ROWS)
         donor, proj_in, proj_out = (cast(nn.Module, part) for part in (model.donor, model.proj_in, model.proj_out))
-        out = proj_out(donor(proj_in(hidden), **given))
-        return _usable(out, "what comes out of proj_out") / _usable(hidden, "what the host gives")
+        out = proj_out(donor(proj_in(hidden), **donor_arguments))
+        return _checked_rms(out, "the output of proj_out") / _checked_rms(hidden, "the output of the host")
     except GraftError:
         return None
 
 
 @torch.no_grad()
 def match_projections(model: GraftedModel) -> None:
-    """Set the scale of each of the two projections, so that both equations above hold.
+    """Set the scales of both projections so that the two equations above hold.
 
-    No data is needed: the host reads `matching_batch`. torch's random state is neither used nor changed. Where a donor
-    does not begin with a norm, what it adds depends on how loud its input is; after eight steps the last number is
-    taken.
+    This needs no data: the host reads `matching_batch`. torch's random state is neither used nor changed. If a donor
+    doesn't start with a norm, the RMS of what it adds depends on the RMS of its input; then the scale after eight steps
+    is used.
 
     Args:
         model: A graft with its donor attached and projections that have a scale, in eval mode.
 
     Raises:
-        GraftError: The host's vectors, or what the layer makes of them, are zero or not finite.
+        GraftError: The RMS of the host's vectors, or of what the layer computes from them, is zero or not finite.
     """
-    hidden, given = _read(model)
+    hidden, donor_arguments = _capture_graft_input(model)
     proj_in, proj_out = cast(ScaledLinear, model.proj_in), cast(ScaledLinear, model.proj_out)
 
-    def answer(inside: Tensor) -> Tensor:
-        return model.donor(inside, **given)  # type: ignore[no-any-return,misc]  # transformers is untyped here
+    def run_donor(donor_input: Tensor) -> Tensor:
+        return model.donor(donor_input, **donor_arguments)  # type: ignore[no-any-return,misc]  # transformers is untyped here
 
-    drawn = proj_in(hidden)
-    loud = _usable(drawn, "what comes out of proj_in")
+    unscaled = proj_in(hidden)
+    unscaled_rms = _checked_rms(unscaled, "the output of proj_in")
     factor = 1.0
-    for _ in range(_STEPS):
-        inside = drawn * factor
-        before, factor = factor, _usable(answer(inside).float() - inside.float(), "what the donor layer adds") / loud
-        if math.isclose(before, factor, rel_tol=_SETTLED):
+    for _ in range(_MAX_STEPS):
+        donor_input = unscaled * factor
+        added = run_donor(donor_input).float() - donor_input.float()
+        previous_factor, factor = factor, _checked_rms(added, "what the donor layer adds") / unscaled_rms
+        if math.isclose(previous_factor, factor, rel_tol=_RELATIVE_TOLERANCE):
             break
     proj_in.scale *= factor
-    out = proj_out(answer(proj_in(hidden)))
-    proj_out.scale *= _usable(hidden, "what the host gives") / _usable(out, "what comes out of proj_out")
+    out = proj_out(run_donor(proj_in(hidden)))
+    proj_out.scale *= _checked_rms(hidden, "the output of the host") / _checked_rms(out, "the output of proj_out")
 
 
 def matching_batch(model: GraftedModel, rows: int = _SEQUENCES) -> dict[str, Tensor]:
-    """What the host reads: always the same ids, 32 rows of 16, evenly from its vocabulary; a mask of ones.
+    """Create the host's input: a fixed sample of 32 rows of 16 ids, uniform over its vocabulary, with a mask of ones.
 
     Args:
         model: The graft.
-        rows: How many of the 32.
+        rows: Number of rows to return, of the 32.
 
     Raises:
-        GraftError: The host's config names no vocabulary.
+        GraftError: The host's config has no vocab_size.
     """
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", None)
     if not vocabulary:
         raise GraftError(
-            f"projection_init is 'matched', but the host ({model.config.host_config.model_type}) names no vocab_size, "
-            "so that there is nothing it could read. Choose projection_init default, or another host."
+            f"projection_init is 'matched', which needs the host's vocab_size, but its config "
+            f"({model.config.host_config.model_type}) has no vocab_size. Choose projection_init default or another "
+            "host."
         )
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(vocabulary, (_SEQUENCES, _TOKENS), generator=generator)[:rows].to(model.device)
@@ -108,14 +110,14 @@ def matching_batch(model: GraftedModel, rows: int = _SEQUENCES) -> dict[str, Ten
     return batch
 
 
-def _read(model: GraftedModel, rows: int = _SEQUENCES) -> tuple[Tensor, dict[str, Any]]:
-    """The host's vectors where the graft takes them, [batch, seq, host_hidden], and how the donor is called there."""
+def _capture_graft_input(model: GraftedModel, rows: int = _SEQUENCES) -> tuple[Tensor, dict[str, Any]]:
+    """Run the model, and return the graft's input, [batch, seq, host_hidden], and the donor's keyword arguments."""
     hidden: list[Tensor] = []
-    given: list[dict[str, Any]] = []
+    donor_arguments: list[dict[str, Any]] = []
     hooks = [
         cast(nn.Module, model.proj_in).register_forward_pre_hook(lambda _, args: hidden.append(args[0])),
         cast(nn.Module, model.donor).register_forward_pre_hook(
-            lambda _, args, kwargs: given.append(kwargs), with_kwargs=True
+            lambda _, args, kwargs: donor_arguments.append(kwargs), with_kwargs=True
         ),
     ]
     try:
@@ -123,16 +125,16 @@ def _read(model: GraftedModel, rows: int = _SEQUENCES) -> tuple[Tensor, dict[str
     finally:
         for hook in hooks:
             hook.remove()
-    return hidden[0], given[0]
+    return hidden[0], donor_arguments[0]
 
 
-def _usable(vectors: Tensor, what: str) -> float:
-    """The RMS of vectors, which must be a number above zero."""
-    value = float(vectors.double().square().mean().sqrt())
-    if not math.isfinite(value) or value == 0:
+def _checked_rms(vectors: Tensor, name: str) -> float:
+    """Return the RMS of vectors, which must be positive and finite."""
+    rms = float(vectors.double().square().mean().sqrt())
+    if not math.isfinite(rms) or rms == 0:
         raise GraftError(
-            f"projection_init is 'matched', but {what} has an RMS of {value:g}, where a finite one above 0 was "
-            "expected. Choose projection_init default, or, where it is not finite, donor_dtype float32; and see that "
-            "host and donor are whole."
+            f"projection_init is 'matched', but {name} has an RMS of {rms:g}; it must be positive and finite. Choose "
+            "projection_init default, or donor_dtype float32 if it is not finite, and check that host and donor are "
+            "complete."
         )
-    return value
+    return rms

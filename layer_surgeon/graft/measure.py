@@ -1,7 +1,7 @@
-"""Time and peak memory of a model of given shapes, measured in a process of its own.
+"""Measure time and peak memory of a model with given shapes, in a new process.
 
-The weights are random numbers: neither time nor memory depends on them, so that nothing has to be on disk. A process
-of its own, because the peak of a process's memory only ever grows.
+The weights are random, because neither time nor memory depends on them; so no weights need to be on disk. Each model is
+measured in a new process, because the peak memory of a process never decreases.
 """
 
 import json
@@ -30,16 +30,16 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one model took.
+    """Time and memory of one model.
 
     Attributes:
-        device: Where it ran, such as `cpu, 2 threads` or the name of a GPU.
-        repeats: How often each was timed, after one run to warm up.
-        forward_seconds: Median of a forward pass in eval mode, without gradients.
-        forward_peak_bytes: Peak memory up to then, weights included: on the CPU the process's resident memory beyond
-            that of the interpreter with torch and transformers; on a GPU what torch had allocated.
-        training_seconds: Median of a training step: forward, backward and AdamW's update.
-        training_peak_bytes: Peak memory of training steps, gradients and AdamW's state included.
+        device: The device, such as `cpu, 2 threads` or the name of a GPU.
+        repeats: Number of timed runs, after one warm-up run.
+        forward_seconds: Median time of a forward pass in eval mode, without gradients.
+        forward_peak_bytes: Peak memory of the forward passes, with weights. On the CPU, the process's resident memory
+            minus that of the interpreter with torch and transformers; on a GPU, the memory that torch allocated.
+        training_seconds: Median time of a training step: forward, backward and AdamW update.
+        training_peak_bytes: Peak memory of the training steps, with gradients and AdamW's state.
     """
 
     device: str
@@ -52,17 +52,17 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is computed.
+    """The computation to profile.
 
     Attributes:
-        batch: Texts at once.
-        length: Tokens of each text.
+        batch: Number of texts in a batch.
+        length: Number of tokens in each text.
         dtype: Number format of host, projections and head: float32, bfloat16 or float16.
-        device: Where it is measured, such as `cpu` or `cuda`; None: the GPU if there is one.
-        repeats: How often each is timed.
+        device: Device for measurements, such as `cpu` or `cuda`; None: the GPU if there is one.
+        repeats: Number of timed runs.
 
     Raises:
-        ConfigError: A value can't be used.
+        ConfigError: A value is invalid.
     """
 
     batch: int = 32
@@ -83,7 +83,7 @@ class Workload:
 def example_inputs(
     model: GraftedModel, workload: Workload, device: torch.device | None = None, *, labels: bool
 ) -> dict[str, Any]:
-    """A batch of texts without padding, and with `labels` what the model's task is trained on."""
+    """Create a batch of texts without padding, and with `labels` also the training targets of the model's task."""
     shape = (workload.batch, workload.length)
     ids = torch.ones(shape, dtype=torch.long, device=device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -95,32 +95,32 @@ def example_inputs(
     elif labels and task in ("token-classification", "causal-lm"):
         inputs["labels"] = torch.zeros_like(ids)
     elif labels and task == "text-classification":
-        kind = torch.float32 if model.config.num_labels == 1 else torch.long
-        inputs["labels"] = torch.zeros(workload.batch, dtype=kind, device=device)
+        dtype = torch.float32 if model.config.num_labels == 1 else torch.long
+        inputs["labels"] = torch.zeros(workload.batch, dtype=dtype, device=device)
     return inputs
 
 
 def measure(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
-    """Make a model of a config's shapes in a new process and measure it.
+    """Create a model with a config's shapes in a new process, and measure it.
 
     Raises:
-        GraftError: The process failed, most often for want of memory.
+        GraftError: The process failed, usually because it ran out of memory.
     """
     request = json.dumps({"config": json.loads(config.to_json_string(use_diff=False)), "workload": asdict(workload)})
     pipe = subprocess.PIPE
     process = start_python(__name__, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    printed, complaints = process.communicate(request)
-    if process.returncode != 0 or not printed.strip():
-        reason = (complaints.strip().splitlines() or ["nothing was printed"])[-1]
+    stdout, stderr = process.communicate(request)
+    if process.returncode != 0 or not stdout.strip():
+        reason = (stderr.strip().splitlines() or ["no output"])[-1]
         raise GraftError(
-            f"Measuring failed (exit code {process.returncode}): {reason}. Take a smaller batch or length, or "
-            "leave the measuring out."
+            f"The measurement failed (exit code {process.returncode}): {reason}. Choose a smaller batch or length, or "
+            "don't measure."
         )
-    return Measurement(**json.loads(printed.strip().splitlines()[-1]))
+    return Measurement(**json.loads(stdout.strip().splitlines()[-1]))
 
 
 def main() -> None:
-    """The process: reads a config and a workload from stdin, prints a measurement."""
+    """Run as the child process: read a config and a workload from stdin, and print a measurement."""
     request = json.loads(sys.stdin.read())
     config = SurgeonGraftConfig.from_dict(request["config"])
     print(json.dumps(asdict(measure_here(config, Workload(**request["workload"])))))
@@ -155,17 +155,17 @@ def measure_here(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
 
 
 def new_model(config: SurgeonGraftConfig, workload: Workload, device: torch.device) -> GraftedModel:
-    """A model of a config's shapes with random weights, in eval mode."""
+    """Create a model with a config's shapes and random weights, in eval mode."""
     model: GraftedModel = GraftedModel._from_config(config)
     donor, model.donor = model.donor, None
-    # The donor layer has a number format of its own.
+    # The donor layer keeps its own number format.
     model.to(device=device, dtype=getattr(torch, workload.dtype))
     model.donor = None if donor is None else donor.to(device)
     return model.eval()  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def training_step(model: GraftedModel, inputs: Mapping[str, Any]) -> Callable[[], None]:
-    """A function that takes one step of training with AdamW."""
+    """Return a function that runs one training step with AdamW."""
     model.train()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=5e-5)
 
@@ -189,20 +189,20 @@ def _median_seconds(function: Callable[[], None], repeats: int, device: torch.de
 
 
 def peak_of(device: torch.device) -> Callable[[], int]:
-    """A function that gives the peak of memory from now on, in bytes."""
+    """Return a function that returns the peak memory since this call, in bytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
-        before = status_bytes("VmRSS")
-        return lambda: status_bytes("VmHWM") - before
-    # macOS, which has no such file, counts in bytes here.
+        initial = status_bytes("VmRSS")
+        return lambda: status_bytes("VmHWM") - initial
+    # macOS doesn't have that file; its ru_maxrss is in bytes.
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
 
 
 def status_bytes(name: str) -> int:
-    """A size from Linux's own account of this process. Not `ru_maxrss`: that one begins with the parent's peak."""
+    """Read a size from /proc/self/status, in bytes. Not from `ru_maxrss`, which starts at the parent's peak."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 

@@ -1,4 +1,4 @@
-"""`GraftedModel`: a host, two projections, a donor layer and a head, put together as one transformers model."""
+"""`GraftedModel`: a host, two projections, a donor layer and a head in one transformers model."""
 
 import inspect
 import os
@@ -31,48 +31,48 @@ from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of,
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import config_errors, hub_errors
 
-# What is for an upload, among the keyword arguments of save_pretrained.
+# Keyword arguments of save_pretrained that are only used for uploads.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
-# What says where a file lies, among the keyword arguments of from_pretrained.
+# Keyword arguments of from_pretrained that say where the files are.
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
-    """A small model with a layer of a large one grafted on.
+    """A small model with a grafted layer of a large model.
 
     For hidden states h of the host, [batch, seq, host_hidden], the graft is proj_out(donor(proj_in(h))), of the same
-    shape; paper, section 3.1. What goes in and what comes behind is the task's, and lies in a subclass per task.
+    shape (paper, section 3.1). Each task has a subclass, which defines the graft's input and what follows the graft.
 
     Attributes:
-        host: The small model, without head and pooler; of an encoder-decoder model the encoder. Whole, where it writes
-            text.
-        proj_in: Linear, host_hidden -> donor_hidden (L_in of the paper). None without a donor.
-        donor: The `DonorLayer`. None in the control arm: the host alone, with the same head.
-        proj_out: Linear, donor_hidden -> host_hidden (L_out of the paper). None without a donor.
-        residual_gate: With residual="gated", what adds the graft to the host; else None.
+        host: The small model without head and pooler; for an encoder-decoder model, its encoder. For tasks that
+            generate text, the whole model.
+        proj_in: Linear, host_hidden -> donor_hidden (L_in in the paper). None without a donor.
+        donor: The `DonorLayer`. None in the control arm, which is the host alone with the same head.
+        proj_out: Linear, donor_hidden -> host_hidden (L_out in the paper). None without a donor.
+        residual_gate: The module that adds the graft to the host if residual="gated"; else None.
 
     Args:
         config: The config.
-        host: The loaded host; None makes one with fresh weights.
-        donor: The loaded donor layer; None makes one with random weights where the config names a donor.
-        donor_follows: Leave the donor out for now; `attach_donor` sets it.
+        host: The loaded host; None creates one with new weights.
+        donor: The loaded donor layer; None creates one with random weights if the config names a donor.
+        donor_follows: Leave the donor out for now; `attach_donor` sets it later.
     """
 
     config_class = SurgeonGraftConfig
     base_model_prefix = "host"
-    # Spread over several devices, a donor layer stays in one piece.
+    # If the model is spread over several devices, the donor layer stays on one of them.
     _no_split_modules = ["DonorLayer"]
     main_input_name = "input_ids"
-    # Whether an implementation of attention is possible is for host and donor to say; they check it themselves.
+    # Host and donor check themselves which implementations of attention they support.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # forward has no use for the number of items in a batch: Trainer must average over accumulated steps itself.
+    # forward ignores the number of items in a batch, so Trainer must average over accumulated steps itself.
     accepts_loss_kwargs = False
 
     task: ClassVar[str | None] = None
-    # Any, because transformers evaluates the annotations while the class is being made.
+    # Any, because transformers evaluates the annotations while the class is created.
     _task_classes: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -94,10 +94,10 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             new_host(config.host_config, config.task) if host is None else host, self.host_kind, settings
         )
         self.supports_gradient_checkpointing = self.host.supports_gradient_checkpointing
-        self._hooked = target is not None
+        self._graft_in_host = target is not None
         self._mask: Tensor | None = None
         self._host_inputs = frozenset(inspect.signature(self.host.forward).parameters)
-        self._causal = settings.attention == "causal"
+        self._is_causal = settings.attention == "causal"
         self.proj_in: nn.Linear | None = None
         self.proj_out: nn.Linear | None = None
         self.donor: DonorLayer | None = None
@@ -124,45 +124,52 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         donor: DonorInput = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a grafted model from a folder or a Hub repo; takes what every transformers model takes.
+        """Load a grafted model from a folder or a Hub repo, with the arguments of any transformers model.
 
         Args:
             pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or a repo id.
-            model_args: Passed on.
-            donor: The donor layer (a folder, a repo id, a `LayerArtifact` or a `DonorLayer`), where the graft was
-                saved without. Without it, it is looked for in the folder, and by its sha256 in the workspace.
-            kwargs: Passed on. `dtype` is that of host, projections and head; the donor layer keeps its `donor_dtype`.
+            model_args: Passed to transformers.
+            donor: The donor layer, if the graft was saved without it: a folder, a repo id, a `LayerArtifact` or a
+                `DonorLayer`. Default: the graft's own donor layer, or one with the same sha256 in the workspace.
+            kwargs: Passed to transformers. `dtype` applies to host, projections and head; the donor layer keeps its
+                `donor_dtype`.
 
         Returns:
             A model of the task's class, in eval mode.
 
         Raises:
-            GraftError: The donor layer is not found, or is another one than the graft was made with.
+            GraftError: The donor layer was not found, or differs from the one that the graft was made with.
             SourceError: A repo can't be read.
         """
-        place = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
-        config = open_graft_config(kwargs.get("config"), os.fspath(pretrained_model_name_or_path), place)
+        hub_settings = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+        config = open_graft_config(kwargs.get("config"), os.fspath(pretrained_model_name_or_path), hub_settings)
         task_class = cls._class_for(config.task)
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
         reference, settings = config.donor, config.settings
         if donor is not None and (reference is None or settings.train_donor):
-            reason = "has none" if reference is None else "was trained along and lies in the graft's own weights"
-            raise GraftError(f"A donor layer was passed, but this graft's {reason}. Load it without donor=...")
-        # A donor that is trained along is stored, and loaded, with what else is trained.
+            problem = (
+                "this graft has none"
+                if reference is None
+                else "this graft's donor layer was trained too and is in the graft's own weights"
+            )
+            raise GraftError(f"You passed a donor layer, but {problem}. Load the graft without donor=...")
+        # A trained donor is stored and loaded together with the other trained weights.
         frozen = None if settings.train_donor else reference
         donor_device = None
         if frozen is not None:
             kwargs, donor_device = plan_devices(cls, config, kwargs | {"donor_follows": True})
-        shown = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
-        with config_errors(shown), hub_errors(shown):
-            check_weights(pretrained_model_name_or_path, **{**place, "subfolder": place.get("subfolder") or ""})
+        subject = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
+        with config_errors(subject), hub_errors(subject):
+            check_weights(
+                pretrained_model_name_or_path, **{**hub_settings, "subfolder": hub_settings.get("subfolder") or ""}
+            )
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if frozen is not None:
             if donor is None:
-                donor = find_stored_donor(frozen, pretrained_model_name_or_path, **place)
-            opened = open_donor(donor, settings, token=place.get("token"), expected=frozen)
+                donor = find_stored_donor(frozen, pretrained_model_name_or_path, **hub_settings)
+            opened = open_donor(donor, settings, token=hub_settings.get("token"), expected=frozen)
             model.attach_donor(opened.layer, folder=opened.folder)
             place_donor(model, donor_device)
         return loaded
@@ -176,36 +183,42 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     @classmethod
     def _class_for(cls, task: str) -> type["GraftedModel"]:
-        """The class for a task: this one where it is for it, else the one that is."""
+        """Return the class for a task: this class if it is for that task, else the registered one."""
         if cls.task == task:
             return cls
         if cls.task is not None or task not in GraftedModel._task_classes:
             known = ", ".join(sorted(GraftedModel._task_classes))
-            raise GraftError(f"{cls.__name__} is not for a graft whose task is {task!r}. Tasks: {known}.")
-        return GraftedModel._task_classes[task]  # type: ignore[no-any-return]  # see there
+            raise GraftError(
+                f"{cls.__name__} can't load a graft whose task is {task!r}. Use the class for that task. Known tasks: "
+                f"{known}."
+            )
+        return GraftedModel._task_classes[task]  # type: ignore[no-any-return]  # the classes are Any, see above
 
     def attach_donor(self, donor: DonorLayer, *, folder: Path | None = None) -> Self:
         """Set the donor layer.
 
         Args:
-            donor: The layer; it is frozen unless the settings say train_donor.
-            folder: The layer artifact that holds exactly these weights, where there is one.
+            donor: The layer; it is frozen unless train_donor is set.
+            folder: The layer artifact that holds exactly these weights, if there is one.
 
         Raises:
-            GraftError: The layer's width is not the projections', or there are no projections.
+            GraftError: The layer's width doesn't match the projections, or there are no projections.
         """
         if self.proj_in is None:
-            raise GraftError("This model is a host alone, without projections: it takes no donor layer.")
+            raise GraftError(
+                "This model is a host alone, without projections, so a donor layer can't be attached. Make a graft "
+                "with a donor instead."
+            )
         if donor.hidden_size != self.proj_in.out_features:
             raise GraftError(
-                f"The donor layer is {donor.hidden_size} wide, but the projections are made for "
-                f"{self.proj_in.out_features}. Take the layer that the graft was made with, or make a new graft."
+                f"The donor layer is {donor.hidden_size} wide, but the projections expect "
+                f"{self.proj_in.out_features}. Use the layer that the graft was made with, or make a new graft."
             )
         if self.config.settings.train_donor:
             donor.unfreeze()
         else:
             donor.freeze()
-            # Neither training checkpoints nor the trained weights repeat what is frozen; Trainer reads this too.
+            # Frozen weights go neither into training checkpoints nor into the trained weights. Trainer reads this too.
             self._keys_to_ignore_on_save = {f"donor.{key}" for key in donor.state_dict()}
         self.donor = donor
         self._donor_folder = folder
@@ -221,7 +234,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         inputs_embeds: Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        """The host's own output; `last_hidden_state` is [batch, seq, host_hidden]."""
+        """Run the host and return its own output; `last_hidden_state` is [batch, seq, host_hidden]."""
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = self._positions(attention_mask)
         inputs: dict[str, Any] = {
@@ -231,25 +244,25 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        # Tokenizers of some decoders make segments for models that know none.
-        unknown = {"token_type_ids"} - self._host_inputs
-        given = {name: value for name, value in inputs.items() if value is not None and name not in unknown}
+        # Tokenizers of some decoders return segments, although the model has no such input.
+        unsupported = {"token_type_ids"} - self._host_inputs
+        host_inputs = {name: value for name, value in inputs.items() if value is not None and name not in unsupported}
         if "use_cache" in self._host_inputs:
-            given["use_cache"] = False
-        return self.host(**given, **kwargs, return_dict=True)
+            host_inputs["use_cache"] = False
+        return self.host(**host_inputs, **kwargs, return_dict=True)
 
     def read(self, attention_mask: Tensor | None, **inputs: Any) -> tuple[Any, Tensor]:
-        """The host's own output, and the states of all tokens behind the graft, [batch, seq, host_hidden]."""
+        """Return the host's own output, and the states of all tokens after the graft, [batch, seq, host_hidden]."""
         outputs = self.run_host(attention_mask=attention_mask, **inputs)
         hidden = outputs.last_hidden_state
-        return outputs, hidden if self._hooked else self.graft(hidden, attention_mask)
+        return outputs, hidden if self._graft_in_host else self.graft(hidden, attention_mask)
 
     def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Send hidden states through the graft; without a donor they come back as they are.
+        """Send hidden states through the graft; without a donor, return them unchanged.
 
         Args:
             hidden: [batch, seq, host_hidden].
-            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
 
         Returns:
             [batch, seq, host_hidden].
@@ -257,54 +270,55 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         if self.proj_in is None or self.proj_out is None:
             return hidden
         if self.donor is None:
-            raise GraftError("The donor layer is not attached yet. Call attach_donor first, or load with donor=...")
+            raise GraftError("The donor layer is not attached. Call attach_donor first, or load with donor=...")
         check_mask(attention_mask)
         if hidden.shape[-1] != self.proj_in.in_features:
             raise GraftError(
-                f"The host's hidden states are {hidden.shape[-1]} wide here, but its config names a hidden_size of "
-                f"{self.proj_in.in_features}. Choose another site, or another host."
+                f"The host's hidden states are {hidden.shape[-1]} wide at this site, but its config has a hidden_size "
+                f"of {self.proj_in.in_features}. Choose another site or another host."
             )
-        inside = self.proj_in(hidden)  # [batch, seq, donor_hidden]
-        # A position alone sees itself either way, and not every family can be run bidirectionally.
-        causal = self._causal or hidden.shape[1] == 1
+        donor_input = self.proj_in(hidden)  # [batch, seq, donor_hidden]
+        # A single position sees only itself in either mode, and not every family can run bidirectionally.
+        causal = self._is_causal or hidden.shape[1] == 1
         positions = None
         if attention_mask is not None and all(traits.takes_position_ids for traits in self.donor.probe()):
-            # Counted without padding, so that a text padded on the left gets what it gets alone.
+            # Padding is not counted, so a text gives the same result with and without padding on the left.
             positions = count_positions(attention_mask)
-        out = self.proj_out(self.donor(inside, attention_mask=attention_mask, position_ids=positions, causal=causal))
+        donor_output = self.donor(donor_input, attention_mask=attention_mask, position_ids=positions, causal=causal)
+        out = self.proj_out(donor_output)
         return out if self.residual_gate is None else self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
 
     @property
     def gate(self) -> nn.Parameter | None:
-        """With residual="gated", the factor of the graft, [1], zero at first; else None."""
+        """The factor of the graft, [1], if residual="gated"; it starts at zero. Otherwise None."""
         return None if self.residual_gate is None else self.residual_gate.weight
 
     def train(self, mode: bool = True) -> Self:
-        """Go into training mode; the frozen donor layer stays in eval mode.
+        """Set training mode; a frozen donor layer stays in eval mode.
 
         Raises:
-            GraftError: An adapter (peft) was put into the frozen donor layer.
+            GraftError: The frozen donor layer has a peft adapter.
         """
         if mode:
             check_adapters(self)
         return super().train(mode)  # type: ignore[no-any-return]  # transformers is untyped here
 
     def _set_hooks(self, target: nn.Module) -> None:
-        """Have the graft replace the output of a part of the host."""
+        """Register hooks that replace the output of a host module with the graft's."""
         reader = find_reader(self.host, self.host_kind)
         if target is not reader and checkpoints_hooks(target):
             self.supports_gradient_checkpointing = False
-        reader.register_forward_pre_hook(self._see_call, with_kwargs=True)
+        reader.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
         target.register_forward_hook(self._replace_output)
 
-    def _see_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Keep the mask for the graft, which a layer inside of the host is not given."""
-        # The argument's name is not the same in all versions of transformers.
+    def _keep_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Keep the mask for the graft, because layers inside the host don't get it."""
+        # The name of the cache argument depends on the version of transformers.
         caches = [value for value in kwargs.values() if hasattr(value, "get_seq_length")]
         if any(cache.get_seq_length() > 0 for cache in caches):
             raise GraftError(
-                "The cache holds tokens, but the donor layer keeps none and must see them again. Pass all input_ids "
-                "and no cache; model.generate does so by itself."
+                "The cache holds tokens, but the donor layer has no cache and needs the whole text. Pass all input_ids "
+                "and no cache, as model.generate does."
             )
         self._mask = kwargs.get("attention_mask")
         check_mask(self._mask)
@@ -313,13 +327,16 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         return with_hidden(output, self.graft(hidden_of(output), self._mask))
 
     def parts(self) -> dict[str, nn.Module]:
-        """Those of host, projections, donor, gate and head that the model has, in the order in which data goes."""
+        """Return the model's parts in the order of the data flow: host, proj_in, donor, proj_out, gate, head.
+
+        Parts that the model lacks are left out.
+        """
         graft = {"proj_in": self.proj_in, "donor": self.donor, "proj_out": self.proj_out, "gate": self.residual_gate}
         parts = {"host": self.host, **graft, "head": getattr(self, "head", None)}
         return {name: part for name, part in parts.items() if part is not None}
 
     def parameter_counts(self) -> dict[str, tuple[int, int]]:
-        """Numbers of parameters by part: (all, trained). Parts that the model lacks are left out."""
+        """Count the parameters of each part: (all, trained). Parts that the model lacks are left out."""
         counts = {}
         for name, part in self.parts().items():
             trained = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
@@ -329,57 +346,59 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, include_donor: bool = True, **kwargs: Any
     ) -> None:
-        """Save config.json, model.safetensors (what is trained), donor/ and, where there is none yet, README.md.
+        """Save config.json, model.safetensors (the trained weights), donor/ and, if there is none yet, README.md.
 
         Args:
-            save_directory: The folder; made where it is missing.
+            save_directory: The folder; created if it is missing.
             args: As in transformers.
-            include_donor: Store the frozen donor layer too, as a hard link where it is on the same disk. Without it,
-                loading finds the layer by its sha256 in the workspace, or is given it (donor=...).
-            kwargs: As in transformers. With push_to_hub=True the folder is uploaded too, with repo_id, private, token,
+            include_donor: Store the frozen donor layer too, as a hard link if it is on the same disk. Without it,
+                loading looks for the layer by its sha256 in the workspace, unless you pass donor=...
+            kwargs: As in transformers. push_to_hub=True also uploads the folder, with repo_id, private, token,
                 revision and commit_message.
         """
         folder = Path(save_directory)
         push = kwargs.pop("push_to_hub", False) and kwargs.get("is_main_process", True)
-        target = {name: kwargs.pop(name) for name in _PUSH_KEYWORDS if push and name in kwargs}
+        push_settings = {name: kwargs.pop(name) for name in _PUSH_KEYWORDS if push and name in kwargs}
         if self.donor is not None and not self.config.settings.train_donor and kwargs.get("is_main_process", True):
             if include_donor:
                 check_donor_place(folder / DONOR_FOLDER)
-                kept, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
-                self._donor_folder = self._donor_folder or kept
+                stored_folder, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
+                self._donor_folder = self._donor_folder or stored_folder
                 self.config.donor = {**self.config.donor, "sha256": sha256}
-            # Versions before wrote where the layer is on this machine.
+            # Earlier versions stored the layer's path on this machine.
             self.config.donor = {key: value for key, value in self.config.donor.items() if key != "path"}
         super().save_pretrained(save_directory, *args, **kwargs)
         usual_modes(folder)
         if include_donor and not (folder / "README.md").exists():
             write_card(self.config, self.parameter_counts(), folder)
         if push:
-            upload(folder, target.pop("repo_id", folder.name), message=target.pop("commit_message", None), **target)
+            repo_id = push_settings.pop("repo_id", folder.name)
+            upload(folder, repo_id, message=push_settings.pop("commit_message", None), **push_settings)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Save and upload, donor layer and model card included; takes what it takes in transformers."""
+        """Save and upload the model with its donor layer and model card; the arguments are those of transformers."""
         return push_model(self, repo_id, **kwargs)
 
     def set_labels(self, names: Sequence[str]) -> None:
-        """Name the labels, in the order of their ids; where their number changes, the head's last layer starts anew.
+        """Name the labels, in the order of their ids. If their number changes, the head's last layer is re-initialised.
 
         Raises:
-            ConfigError: There are none, one is no text, two are equal, or the task has no labels.
+            ConfigError: The list is empty, a name is not a non-empty string, two names are equal, or the task has no
+                labels.
         """
         if not TASKS[self.config.task].labels:
-            raise ConfigError(f"Labels are given, but {self.config.task} has none. Leave them out.")
+            raise ConfigError(f"You passed labels, but {self.config.task} has none. Leave them out.")
         if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
-            raise ConfigError(f"Labels are {list(names)!r}; there must be at least one, each a text of its own.")
+            raise ConfigError(f"Labels are {list(names)!r}; pass at least one, each a different non-empty string.")
         if len(names) != self.config.num_labels:
-            # The kind of loss follows from the number, unless somebody fixed it.
+            # transformers then derives the kind of loss from the new number.
             self.config.problem_type = None
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: index for index, name in enumerate(names)}
         self.head.set_num_labels(len(names))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The host's token embeddings."""
+        """Return the host's token embeddings."""
         return self.host.get_input_embeddings()  # type: ignore[no-any-return]  # transformers is untyped here
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -387,14 +406,14 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         self.host.set_input_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh weights of the parts that are neither host's nor donor's: PyTorch's own, as in the published code.
+        """Initialise the projections, the gate and the head as PyTorch does; the published code does the same.
 
-        Linear: uniform within 1/sqrt(width of its input), so that a projection out of a wide donor starts small.
+        Linear weights are uniform within ±1/sqrt(input width), so the projection out of a wide donor starts small.
         """
         if isinstance(module, nn.Linear | Gate):
             module.reset_parameters()
 
     def _positions(self, attention_mask: Tensor) -> Tensor | None:
-        """Positions that count tokens and not padding, so that a decoder sees a text padded on the left as it is."""
-        takes_them = self.host_kind == "decoder" and "position_ids" in self._host_inputs
-        return count_positions(attention_mask) if takes_them else None
+        """Return positions that don't count padding, so padding on the left doesn't change a decoder's result."""
+        takes_positions = self.host_kind == "decoder" and "position_ids" in self._host_inputs
+        return count_positions(attention_mask) if takes_positions else None

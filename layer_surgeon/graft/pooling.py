@@ -1,4 +1,4 @@
-"""From the states of a text's tokens to one vector for the text."""
+"""Pooling: one vector per text from the states of its tokens."""
 
 import torch
 from torch import Tensor
@@ -7,25 +7,35 @@ from layer_surgeon.errors import GraftError
 
 
 def check_mask(attention_mask: Tensor | None) -> None:
-    """Raise `GraftError` unless it is None or [batch, seq]."""
+    """Check that a mask is None or [batch, seq].
+
+    Raises:
+        GraftError: It has another number of dimensions.
+    """
     if attention_mask is not None and attention_mask.dim() != 2:
-        raise GraftError(f"attention_mask has {attention_mask.dim()} dimensions; it must be [batch, seq] of 1 and 0.")
+        raise GraftError(
+            f"attention_mask has {attention_mask.dim()} dimensions; it must be [batch, seq] with 1 for text and 0 for "
+            "padding. Pass the mask that the tokenizer returns."
+        )
 
 
 def count_positions(attention_mask: Tensor) -> Tensor:
-    """The positions of a batch's tokens, from 0, [batch, seq]; padding is not counted."""
+    """Return the positions of a batch's tokens, from 0, [batch, seq], without counting padding."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def find_padding(input_ids: Tensor | None, padding: int | None) -> Tensor | None:
-    """The mask of a batch that came without: [batch, seq], 1 where there is text; None where all is.
+    """Compute the mask of a batch without one.
 
     Args:
         input_ids: [batch, seq], or None.
-        padding: The id of the padding token; None where the host names none.
+        padding: The id of the padding token; None if the host has none.
+
+    Returns:
+        [batch, seq], 1 for text and 0 for padding; None if there can't be padding, or without input_ids.
 
     Raises:
-        GraftError: Padding can't be told from text.
+        GraftError: There are several texts, and the host has no padding token.
     """
     if input_ids is None:
         return None
@@ -34,17 +44,17 @@ def find_padding(input_ids: Tensor | None, padding: int | None) -> Tensor | None
     if input_ids.shape[0] == 1:
         return None
     raise GraftError(
-        "There is no attention_mask, and the host names no padding token, so that the end of each text is not "
-        "known. Pass the attention_mask that the tokenizer makes, or set model.config.pad_token_id."
+        "There is no attention_mask, and the host has no padding token, so the end of each text is unknown. Pass the "
+        "attention_mask that the tokenizer returns, or set model.config.pad_token_id."
     )
 
 
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """One vector per text.
+    """Pool the states of each text to one vector.
 
     Args:
         states: [batch, seq, width].
-        mask: [batch, seq], 1 where there is text; None: everywhere.
+        mask: [batch, seq], 1 for text and 0 for padding; None: no padding.
         pooling: cls, mean, mean_with_padding or last.
 
     Returns:
@@ -57,7 +67,7 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     if mask is None:
         return states[:, 0 if pooling == "cls" else -1]
-    # Not simply the first or the last column: padding may be on either side.
+    # Find the first or last token of each text, because padding may be on either side.
     if pooling == "cls":
         positions = (mask != 0).int().argmax(dim=-1)
     else:

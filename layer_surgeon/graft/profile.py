@@ -1,6 +1,7 @@
-"""What a graft costs: parameters, multiply-accumulates, memory and time, the host alone beside it.
+"""Profile a graft and its host alone: parameters, multiply-accumulates, memory and time.
 
-Everything but memory and time comes from shapes: models are made on the meta device, from their config.json alone.
+Everything except peak memory and time is computed from shapes: models are created on the meta device, from their
+config.json alone.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ class PartProfile:
     """One part of a model.
 
     Attributes:
-        name: host, proj_in, donor, proj_out, gate or head; "other" for what belongs to none.
-        parameters: All of its parameters.
-        trained: Those that training changes.
-        num_bytes: Its weights in memory.
-        macs: Multiply-accumulates of one forward pass at the workload's batch and length, as they are done.
+        name: host, proj_in, donor, proj_out, gate or head; "other" for modules outside these parts.
+        parameters: Number of parameters.
+        trained: Number of trained parameters.
+        num_bytes: Size of its weights in memory.
+        macs: Multiply-accumulates actually done in one forward pass at the workload's batch and length.
     """
 
     name: str
@@ -44,9 +45,9 @@ class ModelProfile:
     """One model: the graft, or the host alone.
 
     Attributes:
-        parts: Its parts, in the order in which data goes through them.
+        parts: Its parts, in the order of the data flow.
         training_macs: Multiply-accumulates of a training step, forward and backward.
-        measured: Time and peak memory; None where they weren't measured.
+        measured: Time and peak memory; None if they weren't measured.
     """
 
     parts: tuple[PartProfile, ...]
@@ -55,17 +56,17 @@ class ModelProfile:
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """Number of parameters."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def trained(self) -> int:
-        """The parameters that training changes."""
+        """Number of trained parameters."""
         return sum(part.trained for part in self.parts)
 
     @property
     def num_bytes(self) -> int:
-        """All weights in memory."""
+        """Size of all weights in memory."""
         return sum(part.num_bytes for part in self.parts)
 
     @property
@@ -74,7 +75,7 @@ class ModelProfile:
         return sum((part.macs for part in self.parts), Macs())
 
     def part(self, name: str) -> PartProfile:
-        """A part by its name.
+        """Return the part with a name.
 
         Raises:
             KeyError: The model has no such part.
@@ -84,18 +85,18 @@ class ModelProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class GraftProfile:
-    """What a graft costs, beside its host alone with the same head.
+    """The costs of a graft, and of its host alone with the same head.
 
     Attributes:
-        host: Name of the host, or its family where it has none.
-        donor: Which layer of which model; None where only a host was asked for.
+        host: Name of the host, or its model type if it has no name.
+        donor: The donor layer and its model; None if only a host was profiled.
         workload: Batch, length and number format.
         alone: The host alone.
-        grafted: The graft; None where only a host was asked for.
-        positions: How many positions of each text go through the graft: 1 where a text is pooled first.
-        full: Multiply-accumulates of the graft's formulas, projections and whole donor layer, for these positions; None
-            where only a host was asked for. `added` is what is really done.
-        per_token: The same if every token went through the graft.
+        grafted: The graft; None if only a host was profiled.
+        positions: Number of positions of each text that go through the graft: 1 if the text is pooled first.
+        full: Multiply-accumulates of the projections and the whole donor layer for these positions, as in the paper's
+            formulas; None if only a host was profiled. `added` counts only what is actually computed.
+        per_token: The same as `full` if every token went through the graft.
     """
 
     host: str
@@ -109,7 +110,7 @@ class GraftProfile:
 
     @property
     def added(self) -> Macs | None:
-        """Multiply-accumulates of the graft, projections and donor, as they are done."""
+        """Multiply-accumulates actually done in projections and donor."""
         if self.grafted is None:
             return None
         return sum((part.macs for part in self.grafted.parts if part.name in _GRAFT), Macs())
@@ -128,33 +129,33 @@ def profile_graft(
     measured: bool = False,
     token: str | bool | None = None,
 ) -> GraftProfile:
-    """Say what a graft costs. Reads config.json and no weights.
+    """Compute the costs of a graft. This reads config.json and no weights.
 
     Args:
         target: A graft or a host: a folder, a Hub repo id or a loaded config.
         donor: For a host, the layer: a layer artifact, or a whole language model (as folder, repo id, config, or the
             content of its config.json). None: the host alone.
-        layer: Which layer of a language model; negative ones count from the end.
-        config: Settings of the graft, for a host; default: the paper's.
+        layer: Index of the layer in a language model; negative numbers count from the end.
+        config: Settings of the graft, if target is a host; default: the paper's.
         workload: Batch, length, number format; default: 32 texts of 100 tokens in float32.
-        measured: Also measure time and peak memory, each model in a process of its own with random weights.
+        measured: Also measure time and peak memory, each model in a new process with random weights.
         token: Hub token.
 
     Raises:
-        ConfigError: Settings were given for a graft that has its own.
-        GraftError: Host, donor and settings don't fit each other; a model can't be followed on shapes alone.
+        ConfigError: You passed settings for a graft, which has its own.
+        GraftError: Host, donor and settings don't fit together, or a model doesn't run on shapes alone.
         SourceError: A folder or repo can't be read.
     """
     workload = workload or Workload()
-    chosen = graft_config(target, donor, layer=layer, config=config, token=token)
-    alone = _profile(without_donor(chosen), workload, measured)
+    shape_config = graft_config(target, donor, layer=layer, config=config, token=token)
+    alone = _profile(without_donor(shape_config), workload, measured)
     grafted, positions, full, per_token = None, 0, None, None
-    if chosen.donor is not None:
-        grafted = _profile(chosen, workload, measured)
-        positions, full, per_token = _graft_alone(chosen, workload)
+    if shape_config.donor is not None:
+        grafted = _profile(shape_config, workload, measured)
+        positions, full, per_token = _graft_alone(shape_config, workload)
     return GraftProfile(
-        host=(chosen.host or {}).get("name") or chosen.host_config.model_type,
-        donor=None if chosen.donor is None else describe(chosen.donor),
+        host=(shape_config.host or {}).get("name") or shape_config.host_config.model_type,
+        donor=None if shape_config.donor is None else describe(shape_config.donor),
         workload=workload,
         alone=alone,
         grafted=grafted,
@@ -166,13 +167,13 @@ def profile_graft(
 
 def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> ModelProfile:
     model = shape_of(config, workload.dtype)
-    # Before it runs on shapes, where weights that the model ties are no longer one.
+    # Count before the model runs on shapes, because its tied weights are then separate.
     counts = model.parameter_counts()
     int8 = config.settings.donor_dtype == "int8"
     num_bytes = {name: _num_bytes(part, int8) for name, part in model.parts().items()}
     with shapes_only(model):
         macs = count_macs(model, example_inputs(model, workload, labels=False), model.parts())
-        # In eval mode: dropout multiplies nothing, and some families leave out layers at random while they are trained.
+        # Stay in eval mode: dropout has no multiplications, and some families skip random layers in training mode.
         training = count_training_macs(model, example_inputs(model, workload, labels=True))
     parts = [
         PartProfile(
@@ -196,34 +197,34 @@ def _num_bytes(part: nn.Module, int8: bool) -> int:
 
 
 def _graft_alone(config: SurgeonGraftConfig, workload: Workload) -> tuple[int, Macs, Macs]:
-    """How many positions of a text go through the graft, and its full computation for these and for every token."""
+    """Return the positions of a text that go through the graft, and the full MACs for these and for every token."""
     model = shape_of(config, workload.dtype)
-    seen: list[torch.Size] = []
+    input_shapes: list[torch.Size] = []
     proj_in: Any = model.proj_in
-    handle = proj_in.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    handle = proj_in.register_forward_pre_hook(lambda _, args: input_shapes.append(args[0].shape))
     bare = _Graft(model)
-    # At least two positions: of one alone, not everything has to be computed.
+    # Use at least two positions, because the donor skips some computations for a single one.
     length = max(workload.length, 2)
     with torch.no_grad(), shapes_only(model):
         model(**example_inputs(model, workload, labels=False))
         handle.remove()
         hidden = torch.empty(workload.batch, length, proj_in.in_features, dtype=getattr(torch, workload.dtype))
         macs = count_macs(bare, {"hidden": hidden}, {"graft": bare})["graft"]
-    positions = sum(shape[1] for shape in seen)
+    positions = sum(shape[1] for shape in input_shapes)
     return positions, _at_length(macs, length, positions), _at_length(macs, length, workload.length)
 
 
-def _at_length(macs: Macs, length: int, wanted: int) -> Macs:
-    """Each position goes through the weights once, and meets every position in attention."""
+def _at_length(macs: Macs, length: int, new_length: int) -> Macs:
+    """Scale to another length: attention grows with its square, everything else is linear."""
     return Macs(
-        linear=macs.linear * wanted // length,
-        attention=macs.attention * wanted**2 // length**2,
-        rest=macs.rest * wanted // length,
+        linear=macs.linear * new_length // length,
+        attention=macs.attention * new_length**2 // length**2,
+        rest=macs.rest * new_length // length,
     )
 
 
 class _Graft(nn.Module):
-    """Projections and donor of a model by themselves."""
+    """The projections and the donor of a model, without its host and head."""
 
     def __init__(self, model: GraftedModel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The projections of a graft: plain linear maps, or ones whose answer is multiplied by a fixed number."""
+"""The projections of a graft: linear layers, with or without a fixed scale."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from layer_surgeon.graft.config import GraftConfig
 
 
 class ScaledLinear(nn.Linear):
-    """A linear map times one number that is not trained: `projection_init="matched"`.
+    """A linear layer with a fixed scale on its output, for `projection_init="matched"`.
 
-    The number is not multiplied into the weights, because an optimizer's step does not know how large they are: Adam
-    moves each by about the learning rate. Weights 830 times smaller than drawn (MiniLM with the last layer of
-    Gemma-3-270M) would be replaced by the first steps, weights 1,700 times larger would never move.
+    The scale is not multiplied into the weights, because the size of an optimizer step doesn't depend on them: Adam
+    changes each weight by about the learning rate. The first steps would overwrite weights that are 830 times smaller
+    (MiniLM with the last layer of Gemma-3-270M), and weights that are 1,700 times larger would hardly change.
 
     Attributes:
         scale: [1].
@@ -25,18 +25,18 @@ class ScaledLinear(nn.Linear):
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features], in the number format of the map's own answer."""
+        """Map [..., in_features] to [..., out_features], in the dtype of the unscaled output."""
         out = super().forward(hidden)
         return out * self.scale.to(out.dtype)
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew; the scale is one again, unless it was loaded."""
+        """Re-initialise the weights, and set the scale to one unless it was loaded."""
         super().reset_parameters()
         if "scale" in self._buffers:
             init.ones_(self.scale)
 
 
 def new_projection(in_features: int, out_features: int, settings: GraftConfig) -> nn.Linear:
-    """A projection with fresh weights, as torch draws them, of the kind that the settings ask for."""
-    kind = ScaledLinear if settings.projection_init == "matched" else nn.Linear
-    return kind(in_features, out_features, bias=settings.projection_bias)
+    """Create a projection of the type that the settings need, with torch's initial weights."""
+    projection_class = ScaledLinear if settings.projection_init == "matched" else nn.Linear
+    return projection_class(in_features, out_features, bias=settings.projection_bias)

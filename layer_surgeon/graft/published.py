@@ -1,4 +1,4 @@
-"""What of a folder goes onto the Hub: no training state, no logs, and no paths of this machine."""
+"""Choose the files of a folder to upload: no training state, no logs, and no local paths in their text."""
 
 import json
 import re
@@ -16,17 +16,17 @@ from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.workspace import short_name
 
-# How a model card writes the place of the model as long as it is nowhere but in a folder.
+# The model's path in the examples of a model card, until it has a repo id.
 PLACE_IN_CARD = "path/to/this/folder"
-# What lies beside a model and is for nobody else: training state, half-written files, and logs, which also name the
-# machine, its user and its folders.
+# Files next to a model that are never uploaded: training state, partly written files, and logs, which also contain the
+# names of the machine, its user and its folders.
 PRIVATE = (
     *(".*", "*/.*", "*.tmp"),
     *("checkpoint-*/*", "checkpoints/*"),
     *("runs/*", "logs/*", "*tfevents*", "wandb/*", "mlruns/*", "trackio/*"),
 )
-# Where paths can stand, beside the text of a card, and under which keys.
-_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json", "run.yaml")
+# Files, in addition to model cards, that can contain local paths, and the keys that hold them.
+_FILES_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json", "run.yaml")
 _PATH_KEYS = frozenset(
     {
         *("name", "path", "base_model", "_name_or_path", "name_or_path"),
@@ -36,41 +36,43 @@ _PATH_KEYS = frozenset(
 
 
 def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None) -> dict[str, Path | bytes]:
-    """What to upload, by its path in the repo: a file as it lies there, or what stands in its place.
+    """Return what to upload, by path in the repo: the path of a local file, or changed content as bytes.
 
-    Paths of this machine are cut down to `./<last part>` in the configs, in results.json, in run.yaml and in model
-    cards. URLs in all of these but the cards lose their passwords and signatures. The examples of the cards name the
-    repo. The folder itself stays as it is. It is the user's, so files that we didn't write go along, but nothing from
-    outside of it.
+    Local paths are shortened to `./<last part>` in the configs, in results.json, in run.yaml and in model cards.
+    Passwords and signatures are removed from URLs in all of these except the cards. The examples in the cards get the
+    repo id. The folder itself doesn't change. Files in it that we didn't write are uploaded too, but nothing from
+    outside it.
 
     Args:
         folder: The folder.
         repo_id: The repo.
-        ignored: Patterns of what else to leave out.
+        ignored: Patterns of other files to leave out.
 
     Raises:
-        GraftError: A card or a configuration can't be read, or there is a link out of the folder.
+        GraftError: A card or a configuration can't be read, or a link leads out of the folder.
     """
-    # Folders have a slash at the end. A link to a folder is among them, but not what is in that folder.
+    # Names of folders end in a slash. A link to a folder is included, but not the content of that folder.
     names = sorted(f"{path.relative_to(folder).as_posix()}{'/' * path.is_dir()}" for path in folder.rglob("*"))
-    kept = list(filter_repo_objects(names, ignore_patterns=[*PRIVATE, *(ignored or [])]))
-    check_links((folder / name for name in kept), folder, GraftError)
-    wanted = [name for name in kept if (folder / name).is_file()]
-    # Longest first, so that a folder's name is not cut out of the names of what lies in it.
-    private = sorted({path for name in _WITH_PATHS for path in _paths_in(folder / name)}, key=len, reverse=True)
+    not_ignored = list(filter_repo_objects(names, ignore_patterns=[*PRIVATE, *(ignored or [])]))
+    check_links((folder / name for name in not_ignored), folder, GraftError)
+    file_names = [name for name in not_ignored if (folder / name).is_file()]
+    # Replace the longest first, because the path of a folder is also part of the paths inside it.
+    local_paths = sorted(
+        {path for name in _FILES_WITH_PATHS for path in _paths_in(folder / name)}, key=len, reverse=True
+    )
     files: dict[str, Path | bytes] = {}
-    for name in wanted:
+    for name in file_names:
         files[name] = path = folder / name
-        if name in _WITH_PATHS or path.suffix == ".md":
-            before = _read(path)
-            # Not in donor/README.md: the layer lies in a folder of the repo.
-            after = before.replace(PLACE_IN_CARD, repo_id) if name == "README.md" else before
-            for text in private:
-                after = _without(after, text)
-            if name in _WITH_PATHS:
-                after = without_secrets_in(after)
-            if after != before:
-                files[name] = after.encode()
+        if name in _FILES_WITH_PATHS or path.suffix == ".md":
+            original = _read(path)
+            # Not in donor/README.md, because the layer is in a subfolder of the repo.
+            text = original.replace(PLACE_IN_CARD, repo_id) if name == "README.md" else original
+            for local_path in local_paths:
+                text = _shorten_path(text, local_path)
+            if name in _FILES_WITH_PATHS:
+                text = without_secrets_in(text)
+            if text != original:
+                files[name] = text.encode()
     return files
 
 
@@ -78,17 +80,17 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise GraftError(f"{path} is not written in UTF-8. Write it so, or take it out of the folder.") from error
+        raise GraftError(f"{path} is not valid UTF-8. Convert it to UTF-8, or remove it from the folder.") from error
 
 
-def _without(text: str, path: str) -> str:
-    shown = f"./{short_name(path)}"
-    # As it is, as JSON and YAML write what is not ASCII or has a backslash, as YAML quotes a quotation mark, and as
-    # cards have it.
-    for written in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"), markdown(path))):
+def _shorten_path(text: str, path: str) -> str:
+    """Replace a path by `./<last part>`, also where JSON, YAML or Markdown escape it."""
+    short_path = f"./{short_name(path)}"
+    # The plain path; escaped in JSON or YAML (not ASCII, or a backslash); with YAML's doubled quotes; as in cards.
+    for spelling in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"), markdown(path))):
         # YAML breaks long lines at spaces.
-        pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", written))
-        text = re.sub(pattern, lambda _: shown, text)
+        pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", spelling))
+        text = re.sub(pattern, lambda _: short_path, text)
     return text
 
 
@@ -102,14 +104,14 @@ def _paths_in(file: Path) -> Iterator[str]:
         if isinstance(error, GraftError):
             raise
         raise GraftError(
-            f"{file} can't be read, so paths of this machine can't be taken out of it: {error}. Correct the file, or "
-            "take it out of the folder."
+            f"{file} can't be read, so its local paths can't be removed: {error}. Correct the file, or remove it from "
+            "the folder."
         ) from error
     yield from _paths(content, "")
 
 
 def _paths(value: Any, key: str) -> Iterator[str]:
-    """The paths of this machine among the values of the keys that can hold one."""
+    """Yield the local paths among the values of keys that can hold one."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _paths(inner, str(name))
@@ -121,7 +123,7 @@ def _paths(value: Any, key: str) -> Iterator[str]:
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a name is a path that says something of the machine it was written on."""
+    """Whether a name is a path on the local machine, which could reveal something about it."""
     if name.startswith(("~", "../", "file:")):
         return True
     return PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()

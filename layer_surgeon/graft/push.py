@@ -1,4 +1,4 @@
-"""Grafts, runs and layer artifacts onto the Hub, with a card that names the models in it and their licences."""
+"""Upload grafts, runs and layer artifacts to the Hub."""
 
 import os
 import tempfile
@@ -18,23 +18,23 @@ from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.config import MODEL_TYPE as GRAFT
 from layer_surgeon.graft.published import published_files
 
-# What a finished run of fine-tuning has, whatever the model is that it trained.
+# Every finished fine-tuning run has this file, with or without a graft.
 _RESULTS = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushResult:
-    """What was put onto the Hub.
+    """An upload to the Hub.
 
     Attributes:
         repo_id: The repo.
-        url: Its page.
+        url: URL of its page.
         commit: The commit.
-        private: Whether the repo was asked to be private.
-        files: Paths in the repo.
-        num_bytes: Of all files.
-        holds_donor: Whether weights of a donor model are among them.
-        terms: The licence of the donor model, whose weights are in the repo; None: not stated, or no donor in it.
+        private: Whether a private repo was requested.
+        files: Paths of the uploaded files in the repo.
+        num_bytes: Total size of the files.
+        holds_donor: Whether the files include weights of a donor model.
+        terms: The licence of the donor model, if the files include its weights; None if it is not stated.
     """
 
     repo_id: str
@@ -59,23 +59,22 @@ def push_graft(
 ) -> PushResult:
     """Upload the folder of a graft, a run or a layer artifact, in one commit.
 
-    Training state and logs stay here, and so do the paths of this machine that stand in the configs, in results.json
-    and in run.yaml: what is uploaded has their last parts only. The folder itself is left as it is.
+    Training state and logs are not uploaded. Local paths in the configs, in results.json, in run.yaml and in model
+    cards are shortened to their last part. The folder itself doesn't change.
 
     Args:
         folder: The folder.
-        repo_id: Such as `me/my-graft`; made where there is none.
-        private: Make a new repo private. It holds weights of the donor model, whose terms may not let anybody have
-            them.
-        include_donor: Upload donor/ too. Without it, whoever loads the graft has to have the layer already.
-        message: Of the commit.
+        repo_id: Such as `me/my-graft`; created if it doesn't exist.
+        private: Make a new repo private. It holds weights of the donor model, whose terms may forbid passing them on.
+        include_donor: Upload donor/ too. Without it, the graft can only be loaded by users who have the layer.
+        message: Message of the commit.
         revision: Branch; default: main.
-        token: Hub token with the right to write.
+        token: Hub token with write access.
 
     Raises:
-        GraftError: The folder is neither a graft nor a run nor a layer artifact, or lacks what belongs to it.
-        ConfigError: The repo id is none.
-        SourceError: The Hub can't be reached, or doesn't accept the upload.
+        GraftError: The folder is neither a graft nor a run nor a layer artifact, or lacks some of its files.
+        ConfigError: The repo id is invalid.
+        SourceError: The Hub can't be reached, or rejects the upload.
     """
     folder = Path(folder)
     config = _read(folder)
@@ -84,7 +83,7 @@ def push_graft(
     if frozen and include_donor and not (folder / DONOR_FOLDER).is_dir():
         raise GraftError(
             f"{folder} was saved without its donor layer. Load it and save it with include_donor=True, or upload it "
-            "without (--without-donor)."
+            "without the layer (--without-donor)."
         )
     ignored = [] if include_donor else [f"{DONOR_FOLDER}/*"]
     commit, files = upload(
@@ -115,18 +114,21 @@ def upload(
     token: str | bool | None = None,
     **settings: Any,
 ) -> tuple[CommitInfo, dict[str, int]]:
-    """Make the repo where there is none, and upload a folder in one commit; the commit, and each file's size.
+    """Create the repo if needed, and upload a folder in one commit.
+
+    Returns:
+        The commit, and the size of each file in bytes.
 
     Raises:
-        ConfigError: The repo id is none.
-        GraftError: A card or a configuration is no text.
-        SourceError: The Hub can't be reached, or doesn't accept the upload.
+        ConfigError: The repo id is invalid.
+        GraftError: A card or a configuration can't be read, or a link leads out of the folder.
+        SourceError: The Hub can't be reached, or rejects the upload.
     """
-    # What can't be read shows before there is a repo.
+    # Find unreadable files before the repo is created.
     published_files(folder, repo_id, ignored)
     with upload_errors(repo_id):
         api = HfApi(token=token, library_name="layer_surgeon")
-        # The Hub adds the account's name where there is none.
+        # The Hub adds the account's name if the repo id has no owner.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -145,15 +147,15 @@ def upload(
 def push_model(
     model: Any, repo_id: str, *, tags: Sequence[str] | str = (), max_shard_size: int | str = "50GB", **settings: Any
 ) -> CommitInfo:
-    """`push_to_hub` of a model in memory, with our model card; transformers would put one of its own in its place."""
+    """Upload a model from memory with our model card, which transformers' `push_to_hub` would replace with its own."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tags:
             card = folder / "README.md"
             front = front_matter(card.read_text(encoding="utf-8"))
-            more = [tags] if isinstance(tags, str) else list(tags)
-            metadata_save(card, {**front, "tags": [*front.get("tags", []), *more]})
+            new_tags = [tags] if isinstance(tags, str) else list(tags)
+            metadata_save(card, {**front, "tags": [*front.get("tags", []), *new_tags]})
         message = settings.pop("commit_message", None) or f"Upload {type(model).__name__}"
         return upload(folder, repo_id, message=message, **settings)[0]
 
@@ -168,14 +170,14 @@ def _read(folder: Path) -> dict[str, Any]:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
         config = None
-    ours = isinstance(config, dict) and (
+    is_ours = isinstance(config, dict) and (
         config.get("model_type") in (GRAFT, LAYER) or ("model_type" in config and (folder / _RESULTS).is_file())
     )
-    if not isinstance(config, dict) or not ours:
+    if not isinstance(config, dict) or not is_ours:
         raise GraftError(
             f"{folder} is neither a graft nor a run nor a layer artifact. Name a folder that surgeon graft, finetune "
-            "or extract has made; for any other there is: hf upload REPO FOLDER"
+            "or extract has made. Upload other folders with: hf upload REPO FOLDER"
         )
     if not any(folder.glob("model*.safetensors")):
-        raise GraftError(f"{folder} holds no weights (model.safetensors), so it is not whole. Make it again.")
+        raise GraftError(f"{folder} holds no weights (model.safetensors), so it is incomplete. Make it again.")
     return config

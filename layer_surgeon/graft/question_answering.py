@@ -1,4 +1,4 @@
-"""Question answering: every token through the graft; where the answer starts, and where it ends."""
+"""Question answering: all tokens go through the graft; the head scores the answer's start and end."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ from layer_surgeon.graft.modeling import GraftedModel
 class GraftedModelForQuestionAnswering(GraftedModel):
     """A grafted model that finds the answer to a question in a text.
 
-    All tokens of question and text go through the graft, and each of them through the paper's head, whose two outputs
-    are the logits of the answer's start and end (table 20 counts 0.592 M for it: two outputs). Padding can't be either.
+    All tokens of question and text go through the graft, and each through the paper's head. Its two outputs are the
+    logits of the answer's start and end (table 20: 0.592 M parameters). Padding can be neither.
     """
 
     task = "question-answering"
@@ -50,17 +50,19 @@ class GraftedModelForQuestionAnswering(GraftedModel):
 
         Args:
             input_ids: [batch, seq]: question and text.
-            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
-            token_type_ids: [batch, seq], for hosts that know segments.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
+            token_type_ids: [batch, seq], for hosts with segments.
             position_ids: [batch, seq].
-            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
-            start_positions: [batch], the answer's first token; seq or more: not in this piece of the text, no loss.
+            inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
+            start_positions: [batch], the answer's first token; seq or more means that the answer is not in this piece
+                of the text, and is ignored in the loss.
             end_positions: [batch], the answer's last token.
             kwargs: Passed to the host.
 
         Returns:
-            loss (with both positions: the mean of the two cross entropies), start_logits and end_logits, [batch, seq],
-            the lowest number of their dtype at padding; hidden states and attentions of the host where asked.
+            loss (the mean of the two cross entropies, if both positions are passed); start_logits and end_logits,
+            [batch, seq], with the lowest number of their dtype at padding; the host's hidden states and attentions on
+            request.
         """
         outputs, states = self.read(
             attention_mask,
@@ -72,7 +74,7 @@ class GraftedModelForQuestionAnswering(GraftedModel):
         )
         logits = self.head(states)
         if attention_mask is not None:
-            # Not minus infinity, whose difference from itself, in a loss, is no number.
+            # Not minus infinity: a loss would subtract it from itself, and that is NaN.
             logits = logits.masked_fill((attention_mask == 0).unsqueeze(-1), torch.finfo(logits.dtype).min)
         start_logits, end_logits = logits.unbind(dim=-1)
         loss = None

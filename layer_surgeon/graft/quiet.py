@@ -1,4 +1,4 @@
-"""Keeps transformers' own progress bars and reports from the terminal while we load and save parts."""
+"""Suppress transformers' progress bars and log messages while parts are loaded and saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors are logged, and no bar is drawn, inside; afterwards all is as before.
+    """Log only errors and show no progress bars inside the `with` block.
 
-    A host's checkpoint usually holds a head that we don't want, which transformers would report as unexpected weights;
-    what matters in that report, missing weights, `load_host` checks itself.
+    A host's checkpoint usually has a head that we don't need, which transformers would report as unexpected weights.
+    Missing weights, which do matter, are checked by `load_host`.
     """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

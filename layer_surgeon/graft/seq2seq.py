@@ -13,11 +13,11 @@ from layer_surgeon.graft.modeling import GraftedModel
 
 
 class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
-    """A grafted model that writes a text out of a text.
+    """A grafted model that generates a text from a text.
 
-    All tokens of the source go through the graft, and the decoder attends to what comes out (paper, section 3.2). The
-    host is whole, its language head included, and runs its own code: only what its encoder returns is another.
-    Generation needs the graft once per text, and works as with the host: beams, sampling, cache.
+    All tokens of the source go through the graft, and the decoder attends to the result (paper, section 3.2). The host
+    keeps its decoder and language head and runs its own code; only the output of its encoder is replaced. Generation
+    runs the graft once per text, and supports beams, sampling and cache like the host.
     """
 
     task = "seq2seq"
@@ -52,17 +52,17 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
         Args:
             input_ids: [batch, seq], the source.
             attention_mask: [batch, seq] of 1 (token) and 0 (padding), of the source.
-            decoder_input_ids: [batch, target_seq]; made from labels where left out.
+            decoder_input_ids: [batch, target_seq]; default: made from labels.
             decoder_attention_mask: [batch, target_seq].
-            encoder_outputs: What `get_encoder()` returned, which has been through the graft already.
-            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
-            decoder_inputs_embeds: [batch, target_seq, host_hidden], in place of decoder_input_ids.
-            labels: [batch, target_seq] token ids; -100 where no loss is to be counted.
+            encoder_outputs: Output of `get_encoder()`, which already went through the graft.
+            inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
+            decoder_inputs_embeds: [batch, target_seq, host_hidden], instead of decoder_input_ids.
+            labels: [batch, target_seq] token ids; -100 is ignored in the loss.
             use_cache: Return the decoder's cache.
             kwargs: Passed to the host, such as the decoder's cache.
 
         Returns:
-            What the host returns: loss (with labels), logits, [batch, target_seq, vocabulary], and more.
+            The host's output: loss (with labels), logits, [batch, target_seq, vocabulary], and more.
         """
         inputs = {
             "input_ids": input_ids,
@@ -78,22 +78,22 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
         return self.host(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Write; as in transformers. It is the host's own `generate`, whose encoder ends in the graft."""
+        """Generate text with the host's own `generate`, whose encoder ends in the graft."""
         self.host.generation_config = self.generation_config
         return self.host.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """As the host does it."""
+        """Prepare inputs as the host does."""
         return self.host.prepare_inputs_for_generation(*args, **kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """The target moved by one, as the host's decoder takes it."""
+        """Shift the target by one, as the host's decoder expects."""
         return self.host.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[no-any-return]  # as above
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's encoder; what it returns has been through the graft."""
+        """Return the host's encoder, whose output already went through the graft."""
         return self.host.get_encoder(*args, **kwargs)
 
     def get_output_embeddings(self) -> Any:
-        """The host's language head."""
+        """Return the host's language head."""
         return self.host.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Models of which only the shapes are known: configs read or put together, and modules on the meta device."""
+"""Models without weights: read or create their configs, and build their modules on the meta device."""
 
 import copy
 import os
@@ -35,33 +35,38 @@ def graft_config(
     config: GraftConfig | None = None,
     token: str | bool | None = None,
 ) -> SurgeonGraftConfig:
-    """The config of a graft: of one that is there, or of one that could be made of a host and a donor layer.
+    """Return the config of an existing graft, or of the graft that a host and a donor layer would make.
 
-    Args and errors are those of `profile_graft`.
+    Arguments and errors are those of `profile_graft`.
     """
     shape = _read_config(target, token)
     if isinstance(shape, SurgeonDonorConfig):
-        raise GraftError("That is a donor layer. Name a host or a graft, and the layer with donor=... (--donor).")
+        raise GraftError(
+            "The target is a donor layer. Name a host or a graft, and pass the layer with donor=... (--donor)."
+        )
     if not isinstance(shape, SurgeonGraftConfig):
         return _new_config(shape, _donor_layer(donor, layer, token), config or GraftConfig())
     if donor is not None or config is not None:
-        raise ConfigError("A graft has its own donor layer and settings. Leave them out, or name a host instead.")
+        raise ConfigError(
+            "You passed a donor layer or settings, but a graft has its own donor layer and settings. Leave them out, "
+            "or name a host instead."
+        )
     return shape
 
 
 def without_donor(config: SurgeonGraftConfig) -> SurgeonGraftConfig:
-    """The control arm: the host alone, with the same pooling and head."""
+    """Return the config of the control arm: the host alone, with the same pooling and head."""
     alone = copy.deepcopy(config)
     alone.donor = None
     return alone
 
 
 def shape_of(config: SurgeonGraftConfig, dtype: str = "float32") -> GraftedModel:
-    """A grafted model on the meta device, in eval mode: shapes, and no weights.
+    """Create a grafted model on the meta device, in eval mode, with shapes but no weights.
 
     Args:
         config: Its config.
-        dtype: Number format of everything but the donor layer.
+        dtype: Number format of everything except the donor layer.
     """
     with _META:
         model: GraftedModel = GraftedModel._from_config(copy.deepcopy(config))
@@ -72,11 +77,11 @@ def shape_of(config: SurgeonGraftConfig, dtype: str = "float32") -> GraftedModel
 
 
 def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: GraftConfig) -> SurgeonGraftConfig:
-    """Put together on the meta device by what also makes real grafts."""
+    """Create a graft's config on the meta device, with the code that makes real grafts."""
     auto = getattr(transformers, TASKS[settings.task].auto) if TASKS[settings.task].generates else AutoModel
     if type(host) not in auto._model_mapping:
         raise GraftError(
-            f"The host ({host.model_type}) is no model for {settings.task}. Choose another host or another task."
+            f"The host ({host.model_type}) doesn't support {settings.task}. Choose another host or another task."
         )
     with _META:
         model = auto.from_config(copy.deepcopy(host))
@@ -86,7 +91,7 @@ def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: Graf
 
 
 def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> DonorLayer | None:
-    """A layer on the meta device, of an artifact's or a whole language model's shape."""
+    """Create a layer on the meta device, with the shape of an artifact or of a language model's layer."""
     if donor is None:
         return None
     if isinstance(donor, Mapping):
@@ -101,12 +106,13 @@ def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> Don
         shape = SurgeonDonorConfig(donor_config=values["donor_config"], layer_indices=values["layer_indices"])
         shape.source = values.get("source") or {"name": name}
     else:
-        number = family_config(values).num_hidden_layers
-        if not -number <= layer < number:
+        num_layers = family_config(values).num_hidden_layers
+        if not -num_layers <= layer < num_layers:
             raise LayerNotFoundError(
-                f"layer is {layer}, but the donor has {number} layers: choose 0 to {number - 1}, or -{number} to -1."
+                f"layer is {layer}, but the donor has {num_layers} layers: choose 0 to {num_layers - 1}, or "
+                f"-{num_layers} to -1."
             )
-        shape = SurgeonDonorConfig(donor_config=values, layer_indices=[layer % number], source={"name": name})
+        shape = SurgeonDonorConfig(donor_config=values, layer_indices=[layer % num_layers], source={"name": name})
     with _META:
         return DonorLayer(shape)
 
@@ -122,5 +128,5 @@ def _read_config(target: Target, token: str | bool | None) -> PretrainedConfig:
         if isinstance(error, LayerSurgeonError):
             raise
         raise GraftError(
-            f"The config.json of {name!r} is not one that transformers knows: {error} Name a graft or a text model."
+            f"transformers doesn't know the config.json of {name!r}: {error} Name a graft or a text model."
         ) from error

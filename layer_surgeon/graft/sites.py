@@ -1,8 +1,8 @@
-"""Where a graft sits in its host, found from the host's structure.
+"""Find the module of a host that a graft follows, from the host's structure.
 
-A graft behind the host's last layer is applied to what the host returns. Everywhere else (behind another layer; between
-encoder and decoder; between a decoder and its language head) it is a hook on the module whose output it replaces, so
-that the host's own code runs as it is, its `generate` included.
+A graft after the host's last layer is applied to the host's output. At every other site (after another layer; between
+encoder and decoder; between a decoder and its language head) it is a hook that replaces the output of a module. The
+host's own code then runs unchanged, with its `generate`.
 """
 
 import copy
@@ -21,10 +21,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", 
 
 
 def find_reader(host: PreTrainedModel, kind: HostKind) -> PreTrainedModel:
-    """The part of a host that reads a text: it takes ids and a mask, and returns hidden states.
+    """Return the part of a host that reads a text: it takes ids and a mask, and returns hidden states.
 
-    The encoder of two stacks; the model below the language head. Not for every family the host's `base_model`: some
-    (OPT) pass by their own base model and call the stack in it.
+    For encoder-decoders this is the encoder, for decoders the model below the language head. That is not always the
+    host's `base_model`: some families (OPT) bypass their base model and call the stack inside it.
     """
     if kind == "encoder-decoder":
         return host.get_encoder()
@@ -32,56 +32,56 @@ def find_reader(host: PreTrainedModel, kind: HostKind) -> PreTrainedModel:
 
 
 def find_layers(reader: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of the host's layers, and its path from the reader.
+    """Find the list of the host's layers, and its path from the reader.
 
     Raises:
-        GraftError: There is no such list, or more than one that could be it.
+        GraftError: There is no such list, or more than one.
     """
-    number = reader.config.get_text_config().num_hidden_layers
-    found: list[tuple[str, nn.ModuleList]] = []
+    num_layers = reader.config.get_text_config().num_hidden_layers
+    layer_lists: list[tuple[str, nn.ModuleList]] = []
     for path, module in reader.named_modules():
-        inner = any(path.startswith(f"{outer}.") for outer, _ in found)
-        if isinstance(module, nn.ModuleList) and len(module) == number and not inner:
-            found.append((path, module))
-    if len(found) != 1:
+        is_nested = any(path.startswith(f"{outer}.") for outer, _ in layer_lists)
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and not is_nested:
+            layer_lists.append((path, module))
+    if len(layer_lists) != 1:
         raise GraftError(
-            f"The host ({reader.config.model_type}) has {len(found)} lists of {number} layers, where one was expected: "
-            f"its layers share their weights, or are put together in another way. Choose site {ENCODER_OUTPUT!r}."
+            f"The host ({reader.config.model_type}) has {len(layer_lists)} lists of {num_layers} layers; expected one. "
+            f"Its layers share their weights or are built in another way. Choose site {ENCODER_OUTPUT!r}."
         )
-    return found[0]
+    return layer_lists[0]
 
 
 def resolve_site(site: str | int, host: PreTrainedModel, kind: HostKind) -> str | int:
-    """The site with a layer counted from 0, where it was counted from the end.
+    """Return the site, with a negative layer number replaced by the one counted from 0.
 
     Raises:
         GraftError: The host has no such layer.
     """
     if isinstance(site, str):
         return site
-    number = len(find_layers(find_reader(host, kind))[1])
-    if not -number <= site < number:
-        raise GraftError(f"site is {site}, but the host has {number} layers: choose 0 to {number - 1}.")
-    return site % number
+    num_layers = len(find_layers(find_reader(host, kind))[1])
+    if not -num_layers <= site < num_layers:
+        raise GraftError(f"site is {site}, but the host has {num_layers} layers: choose 0 to {num_layers - 1}.")
+    return site % num_layers
 
 
 def prepare_host(
     host: PreTrainedModel, kind: HostKind, settings: GraftConfig
 ) -> tuple[PreTrainedModel, nn.Module | None]:
-    """Make a host ready for its graft.
+    """Prepare a host for its graft.
 
-    The modules that a hook is set on, or a layer taken from, are copies that share all parameters, because somebody
-    else may use the host too.
+    Modules that get a hook or lose their layers are copied first, because the caller may also use the host. The copies
+    share all parameters.
 
     Returns:
-        The host, and the module whose output the graft replaces; None where the graft is applied behind the host.
+        The host, and the module whose output the graft replaces; None if the graft is applied to the host's output.
     """
     reader = find_reader(host, kind)
     path = _path_of(host, reader)
     if settings.site == EMBEDDINGS:
-        layers, _ = find_layers(reader)
-        host = _copy_along(host, f"{path}.{layers}".lstrip("."))
-        parent, _, name = layers.rpartition(".")
+        layers_path, _ = find_layers(reader)
+        host = _copy_along(host, f"{path}.{layers_path}".lstrip("."))
+        parent, _, name = layers_path.rpartition(".")
         host.get_submodule(path).get_submodule(parent)._modules[name] = nn.ModuleList()
     if isinstance(settings.site, int):
         path = f"{path}.{find_layers(reader)[0]}.{settings.site}".lstrip(".")
@@ -92,14 +92,14 @@ def prepare_host(
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states in what a layer or a model returns."""
+    """Return the hidden states in the output of a layer or a model."""
     if isinstance(output, ModelOutput):
         return cast(Tensor, output.last_hidden_state)
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """The same output with other hidden states."""
+    """Return the output with its hidden states replaced."""
     if isinstance(output, ModelOutput):
         return type(output)(**{**output, "last_hidden_state": hidden})
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -108,7 +108,8 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def checkpoints_hooks(layer: nn.Module) -> bool:
     """Whether gradient checkpointing runs a layer's hooks again in the backward pass.
 
-    transformers did so until 5.17: it checkpoints `__call__`. By then the mask may be that of another batch.
+    transformers did that until 5.17, because it checkpointed `__call__`. In the backward pass, the stored mask may
+    already belong to another batch.
     """
     return type(layer).__call__ is not nn.Module.__call__
 
@@ -118,7 +119,7 @@ def _path_of(host: nn.Module, part: nn.Module) -> str:
 
 
 def _copy_along(host: PreTrainedModel, path: str) -> PreTrainedModel:
-    """The host with copies, hooks apart, of the modules on a path; all others, and all parameters, are shared."""
+    """Copy the host and the modules on a path, with separate hooks. Other modules and all parameters are shared."""
     copied = _copy(host)
     module = copied
     for name in path.split(".") if path else ():

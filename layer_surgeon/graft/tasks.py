@@ -1,4 +1,4 @@
-"""What each task needs of a graft. Light to import: no torch."""
+"""What each task needs from a graft. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,16 +11,16 @@ Task = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTraits:
-    """What follows from a task.
+    """Traits of a task.
 
     Attributes:
-        hosts: The kinds of hosts that can do it.
-        pools: Whether the states of a text's tokens are made one vector.
-        labels: Whether the user names what the head tells apart.
-        head: Whether the graft brings a head; else the host's own is kept, or there is none.
-        generates: Whether the host is kept whole, with its language head, and writes text.
-        auto: Which of transformers' Auto classes loads such a model.
-        pipeline_tag: The Hub's name for it.
+        hosts: The supported kinds of hosts.
+        pools: Whether the states of a text's tokens are pooled to one vector.
+        labels: Whether the task has labels that the user names.
+        head: Whether the graft has its own head; otherwise it keeps the host's, or there is none.
+        generates: Whether the task generates text, with the whole host and its language head.
+        auto: The transformers Auto class that loads such a model.
+        pipeline_tag: The Hub's name for the task.
     """
 
     hosts: tuple[HostKind, ...] = ("encoder", "decoder", "encoder-decoder")

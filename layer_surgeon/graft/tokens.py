@@ -1,4 +1,4 @@
-"""Token classification: every token through the graft, to the paper's head."""
+"""Token classification: every token goes through the graft to the paper's head."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from layer_surgeon.graft.modeling import GraftedModel
 class GraftedModelForTokenClassification(GraftedModel):
     """A grafted model that gives each token a label.
 
-    All tokens go through the graft, and each of them through the head. The paper has no such task; the head is the one
-    that it has for the others.
+    All tokens go through the graft, and each through the head. The paper doesn't have this task; the head is the same
+    as for its other tasks.
     """
 
     task = "token-classification"
@@ -48,16 +48,15 @@ class GraftedModelForTokenClassification(GraftedModel):
 
         Args:
             input_ids: [batch, seq].
-            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: all are tokens.
-            token_type_ids: [batch, seq], for hosts that know segments.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
+            token_type_ids: [batch, seq], for hosts with segments.
             position_ids: [batch, seq].
-            inputs_embeds: [batch, seq, host_hidden], in place of input_ids.
-            labels: [batch, seq] class ids; -100 where no loss is to be counted.
+            inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
+            labels: [batch, seq] class ids; -100 is ignored in the loss.
             kwargs: Passed to the host.
 
         Returns:
-            loss (with labels) and logits, [batch, seq, num_labels]; hidden states and attentions of the host where
-            asked.
+            loss (with labels) and logits, [batch, seq, num_labels]; the host's hidden states and attentions on request.
         """
         outputs, states = self.read(
             attention_mask,

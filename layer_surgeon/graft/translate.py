@@ -1,4 +1,4 @@
-"""From what transformers and huggingface_hub raise to our own errors."""
+"""Translate errors of transformers and huggingface_hub into ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,33 +23,33 @@ from layer_surgeon.errors import (
 
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn errors of loading `what` (such as "The host 'bert'") into ours.
+def hub_errors(subject: str) -> Iterator[None]:
+    """Translate errors of loading `subject`, such as "The host 'bert'", into ours.
 
     Raises:
-        SourceError: There is no such folder, repo or revision; it may not be read; the Hub can't be reached.
-        GraftError: What was read is not a model.
+        SourceError: The folder, repo or revision doesn't exist or may not be read, or the Hub can't be reached.
+        GraftError: It is not a model.
     """
     try:
         yield
     except LayerSurgeonError:
         raise
     except (OSError, HFValidationError) as error:
-        raise _explain(error, what) from error
+        raise _explain(error, subject) from error
     except (SafetensorError, RuntimeError) as error:
         reason = first_line(error)
         if "ignore_mismatched_sizes" in str(error):
-            # What transformers says then is about a setting of its own.
-            reason = "their shapes are not those that its config.json speaks of."
-        raise GraftError(f"{what} has weights that can't be loaded: {reason} Get them again.") from error
+            # The original message recommends a transformers setting that doesn't apply here.
+            reason = "their shapes don't match its config.json."
+        raise GraftError(f"{subject} has weights that can't be loaded: {reason} Get them again.") from error
 
 
 @contextmanager
-def config_errors(what: str) -> Iterator[None]:
-    """Turn what a config.json with values of other kinds makes transformers raise into our error.
+def config_errors(subject: str) -> Iterator[None]:
+    """Translate the errors that transformers raises for invalid values in a config.json into ours.
 
     Raises:
-        GraftError: Names what was raised.
+        GraftError: The config.json can't be used; the message has the original error.
     """
     try:
         yield
@@ -57,33 +57,36 @@ def config_errors(what: str) -> Iterator[None]:
         if isinstance(error, LayerSurgeonError):
             raise
         raise GraftError(
-            f"{what} has a config.json that can't be used: {type(error).__name__}: {first_line(error)}. It was changed "
-            "or damaged: get it again, or make it again."
+            f"{subject} has a config.json that can't be used: {type(error).__name__}: {first_line(error)}. It was "
+            "changed or damaged. Get it again, or make it again."
         ) from error
 
 
-def _explain(error: Exception, what: str) -> LayerSurgeonError:
+def _explain(error: Exception, subject: str) -> LayerSurgeonError:
     chain = list(_chain(error))
-    # Gated comes first: huggingface_hub makes it a kind of "repository not found".
+    # Check for gated repos first, because their error is a subclass of "repository not found".
     if any(isinstance(link, GatedRepoError) for link in chain):
         return SourceAccessError(
-            f"{what} is gated. Ask for access on its page on the Hub, log in with `hf auth login`, or pass a token of "
-            "the account that was granted access."
+            f"{subject} is gated. Ask for access on its page on the Hub, log in with `hf auth login`, or pass a token "
+            "of an account that has access."
         )
     if any(isinstance(link, RevisionNotFoundError) for link in chain):
-        return SourceNotFoundError(f"{what} has no such revision. Check the branch, tag or commit.")
+        return SourceNotFoundError(f"{subject} doesn't have this revision. Check the branch, tag or commit.")
     if any(isinstance(link, RepositoryNotFoundError | HFValidationError) for link in chain):
         return SourceNotFoundError(
-            f"{what} is neither a folder here nor a repo on the Hub. Check the name; a private repo needs a token "
+            f"{subject} is neither a local folder nor a repo on the Hub. Check the name; a private repo needs a token "
             "(`hf auth login`)."
         )
     if any(isinstance(link, LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
-        return SourceError(f"{what} is not on this machine, and the Hub can't be reached: {first_line(error)}")
+        return SourceError(
+            f"{subject} is not on this machine, and the Hub can't be reached: {first_line(error)} Check the "
+            "connection, or name a local folder."
+        )
     if any(isinstance(link, EntryNotFoundError) for link in chain):
-        return GraftError(f"{what} lacks a file of a transformers model: {first_line(error)}")
+        return GraftError(f"{subject} lacks a file of a transformers model: {first_line(error)}")
     if any(isinstance(link, PermissionError) for link in chain):
-        return SourceAccessError(f"{what} may not be read by this user. Change its permissions.")
-    return SourceError(f"{what} can't be loaded: {first_line(error)}")
+        return SourceAccessError(f"{subject} can't be read by this user. Change its permissions.")
+    return SourceError(f"{subject} can't be loaded: {first_line(error)}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -95,5 +98,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, and its type's name where it has none."""
+    """Return the first line of an error's message, or the name of its type if there is no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

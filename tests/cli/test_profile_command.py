@@ -88,10 +88,10 @@ def test_measured(folder):
     [
         (("profile",), 1, "holds no"),
         (("profile", "host", "-d", "llm", "--layer", "7"), 1, "the donor has 3 layers"),
-        (("profile", "nowhere/at/all"), 1, "neither a folder here nor a repo"),
+        (("profile", "nowhere/at/all"), 1, "neither a local folder nor a repo"),
         (("profile", "host", "--batch", "0"), 2, "batch is 0"),
         (("profile", "host", "--dtype", "int3"), 2, "int3"),
-        (("profile", "host", "-d", "llm", "--task", "seq2seq"), 1, "no model for seq2seq"),
+        (("profile", "host", "-d", "llm", "--task", "seq2seq"), 1, "doesn't support seq2seq"),
     ],
 )
 def test_bad_input(arguments, code, message, folder):

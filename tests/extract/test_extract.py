@@ -166,10 +166,10 @@ def test_changed_source_is_another_layer(donor, tmp_path):
 def test_folder_with_other_files_is_never_changed(donor, tmp_path, force):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ArtifactError, match="in use, and not by a layer artifact"):
+    with pytest.raises(ArtifactError, match="already exists and is not a layer artifact"):
         extract_layer(donor, -1, tmp_path / "home", force=force)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="in use, and not by a layer artifact"):
+    with pytest.raises(ArtifactError, match="already exists and is not a layer artifact"):
         extract_layer(donor, -1, tmp_path / "file", force=force)
     assert everything_below(tmp_path / "home") == ["thesis.tex"]
 

@@ -53,7 +53,7 @@ def test_what_comes_during_the_extraction_stays(donor, tmp_path, monkeypatch, fo
         return write(*arguments)
 
     monkeypatch.setattr(extract, "write_card", write_card)
-    with pytest.raises(ArtifactError, match="in use, and not by a layer artifact"):
+    with pytest.raises(ArtifactError, match="already exists and is not a layer artifact"):
         extract_layer(donor, 0, tmp_path / "out", force=force)
     assert all_files(tmp_path / "out") == {"notes.md": b"mine"}
 

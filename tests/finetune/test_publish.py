@@ -226,7 +226,7 @@ def test_asked_before_training(hub, place, monkeypatch):
     wanted = (place / "plain", "--dataset", "train.csv", "--output", "never", "--push-to-hub")
     done = train(*wanted, "you/run")
     assert done.exit_code == 1
-    assert "knows this account as me, which may not make a repo of you" in " ".join(done.stderr.split())
+    assert "logged in to the Hub as me, which may not create a repo of you" in " ".join(done.stderr.split())
     assert train(*wanted, "no repo").exit_code == 2
     assert train(*wanted, "me/run", "--seeds", "2").exit_code == 2
     assert train(*wanted[:-1], "--public").exit_code == 2
@@ -274,12 +274,12 @@ def test_who_may_write(hub, monkeypatch, account, repo_id, refusal):
 
 def test_nobody_logged_in_and_no_hub(hub, monkeypatch, tmp_path):
     serve_here(hub, monkeypatch)
-    with pytest.raises(ConfigError, match="no repo id"):
+    with pytest.raises(ConfigError, match="not a repo id"):
         check_access("a/b/c")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="can't be reached"):
         check_access("me/new")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(SourceAccessError, match="Nobody is logged in"):
+    with pytest.raises(SourceAccessError, match="You are not logged in"):
         check_access("me/new")

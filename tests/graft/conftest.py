@@ -1,4 +1,4 @@
-"""Tiny hosts with tokenizers, and a tiny layer artifact; all made once per test session."""
+"""Tiny hosts with tokenizers, and a tiny layer artifact. All are created once per test session."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,7 @@ def host_config(model_type: str, **overrides: Any) -> Any:
 
 
 def host_model(model_type: str, *, seed: int = 0, auto: Any = AutoModel, **overrides: Any) -> PreTrainedModel:
-    """A random model, without head by default, with all weights moved away from their initial ones and zeros."""
+    """Create a random model, by default without head. All weights differ from their initial values."""
     torch.manual_seed(seed)
     model = auto.from_config(host_config(model_type, **overrides)).eval()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def word_tokenizer(*, pad: bool = True, **settings: Any) -> PreTrainedTokenizerF
 
 
 def make_inputs(batch: int = 3, length: int = 9, *, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Full-length rows without padding ids among them."""
+    """Create full-length rows without padding ids."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, 40, (batch, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -109,7 +109,7 @@ def _no_bars() -> Any:
 
 @pytest.fixture(scope="session")
 def llm() -> PreTrainedModel:
-    """The whole model that the donor layer is from: a Llama with the RoPE of Llama 3.1, width 32, 4 layers."""
+    """The donor model: a Llama with the RoPE of Llama 3.1, width 32, 4 layers."""
     return tiny_llama(seed=5)
 
 

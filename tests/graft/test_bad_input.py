@@ -1,4 +1,4 @@
-"""What doesn't fit is refused, with what was found and what to change. More of it is in test_build and test_config."""
+"""Input that doesn't fit is refused with a helpful message. test_build and test_config have more cases."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def change_config(folder, **values):
     return config
 
 
-def test_a_donor_of_another_width_than_it_says(artifact, tmp_path):
+def test_donor_width_differs_from_its_config(artifact, tmp_path):
     folder = shutil.copytree(artifact, tmp_path / "layer")
     config = json.loads((folder / "config.json").read_text())
     change_config(folder, donor_config=config["donor_config"] | {"hidden_size": 40})
@@ -35,73 +35,73 @@ def test_a_donor_of_another_width_than_it_says(artifact, tmp_path):
         graft_layer(host_model("bert"), folder)
 
 
-def test_a_graft_of_another_width_than_its_weights(stored):
+def test_graft_width_differs_from_its_weights(stored):
     config = json.loads((stored / "config.json").read_text())
     change_config(stored, donor=config["donor"] | {"hidden_size": 40})
-    with pytest.raises(
-        GraftError, match="has weights that can't be loaded: their shapes are not those that its config"
-    ):
+    with pytest.raises(GraftError, match="has weights that can't be loaded: their shapes don't match its config"):
         GraftedModel.from_pretrained(stored)
 
 
 @pytest.mark.parametrize(
     ("settings", "labels", "message"),
     [
-        ({}, [0, 1, 2], "hold the class id 2, but the model has 2 labels, 0 to 1. Name all of them with model.set_lab"),
+        ({}, [0, 1, 2], "contain the class id 2, but the model has 2 labels, 0 to 1. Name all labels with model.set_"),
         ({"num_labels": 3}, [0, -1, 2], "the class id -1, but the model has 3 labels"),
     ],
 )
-def test_labels_that_dont_fit(settings, labels, message, artifact):
+def test_labels_out_of_range_are_refused(settings, labels, message, artifact):
     model = graft_layer(host_model("bert"), artifact, **settings)
     with pytest.raises(DataError, match=message):
         model(**make_inputs(), labels=torch.tensor(labels))
 
 
-def test_labels_of_tokens_that_dont_fit(artifact):
+def test_token_labels_out_of_range_are_refused(artifact):
     model = graft_layer(host_model("bert"), artifact, TOKENS)
     labels = torch.zeros(3, 9, dtype=torch.long)
     labels[0, 3] = -100
     model(**make_inputs(), labels=labels)
     labels[1, 2] = 5
-    with pytest.raises(DataError, match="hold the class id 5, but the model has 2 labels"):
+    with pytest.raises(DataError, match="contain the class id 5, but the model has 2 labels"):
         model(**make_inputs(), labels=labels)
 
 
 @pytest.mark.parametrize(
     ("task", "settings", "error", "message"),
     [
-        ("seq2seq", {}, GraftError, "of the kind encoder, but seq2seq needs one of the kind encoder-decoder"),
-        ("causal-lm", {}, GraftError, "needs one of the kind decoder with a language head.*Choose such a host"),
+        ("seq2seq", {}, GraftError, "is of kind encoder, but seq2seq needs a host of kind encoder-decoder"),
+        ("causal-lm", {}, GraftError, "needs a host of kind decoder with a language head.*Choose such a host"),
         ("text-classification", {"site": 2}, GraftError, "site is 2, but the host has 2 layers: choose 0 to 1"),
         ("text-classification", {"site": -3}, GraftError, "site is -3, but the host has 2 layers: choose 0 to 1"),
-        (TOKENS, {"pooling": "cls"}, ConfigError, "nothing is pooled. Leave pooling out"),
-        ("question-answering", {"pooling": "mean"}, ConfigError, "nothing is pooled. Leave pooling out"),
+        (TOKENS, {"pooling": "cls"}, ConfigError, "pools nothing. Leave pooling out"),
+        ("question-answering", {"pooling": "mean"}, ConfigError, "pools nothing. Leave pooling out"),
         ("text-classification", {"pooling": "none"}, ConfigError, "needs one vector per text. Choose cls, mean"),
-        ("feature-extraction", {"num_labels": 3}, ConfigError, "Labels are given, but feature-extraction has none"),
-        (TOKENS, {"num_labels": 3, "id2label": {0: "a"}}, ConfigError, "names 1 labels. Leave one of the two out"),
+        ("feature-extraction", {"num_labels": 3}, ConfigError, "You passed labels, but feature-extraction has none"),
+        (TOKENS, {"num_labels": 3, "id2label": {0: "a"}}, ConfigError, "names 1 labels. Leave out one of the two"),
     ],
 )
-def test_settings_that_dont_fit(task, settings, error, message, artifact):
+def test_settings_that_contradict_the_task_or_host(task, settings, error, message, artifact):
     with pytest.raises(error, match=message):
         graft_layer(host_model("bert"), artifact, task, **settings)
 
 
-def test_folders_that_are_no_graft(artifact, tmp_path):
+def test_folders_that_are_not_grafts(artifact, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GraftError, match="holds no config.json, so it is no grafted model. Name a folder that surgeon"):
+    with pytest.raises(
+        GraftError, match="holds no config.json, so it is not a grafted model. Name a folder that surgeon"
+    ):
         GraftedModel.from_pretrained(tmp_path / "empty")
     for folder, kind in ((artifact, "surgeon_donor"), (artifact.parent / "llm", "llama")):
-        with pytest.raises(GraftError, match=f"is no grafted model: its model_type is '{kind}'.*surgeon graft"):
+        with pytest.raises(GraftError, match=f"is not a grafted model: its model_type is '{kind}'.*surgeon graft"):
             GraftedModel.from_pretrained(folder)
-    with pytest.raises(SourceError, match="is neither a folder here nor a repo on the Hub. Check the name"):
+    with pytest.raises(SourceError, match="is neither a local folder nor a repo on the Hub. Check the name"):
         GraftedModel.from_pretrained(tmp_path / "nowhere")
 
 
-def test_grafts_that_lack_something(stored):
+def test_grafts_with_missing_fields(stored):
     config = json.loads((stored / "config.json").read_text())
     for name in ("host_config", "graft"):
         change_config(stored, **{name: None})
-        with pytest.raises(GraftError, match=f"lacks {name}, so it was changed or damaged. Get it again"):
+        with pytest.raises(GraftError, match=f"has no valid {name}. It was changed or damaged. Get it again"):
             GraftedModel.from_pretrained(stored)
         change_config(stored, **config)
     (stored / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""`save_graft`: a whole folder or nothing, and every way it can be refused."""
+"""`save_graft` writes a complete folder or nothing, and refuses bad input."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_it_lies_in_the_workspace(host_folder, artifact, workspace):
+def test_default_output_is_in_the_workspace(host_folder, artifact, workspace):
     result = save_graft(host_folder("bert"), artifact, workspace=workspace)
     assert result.path == workspace.root / "grafts/bert+tiny-llama-L3"
     assert workspace.latest("graft").samefile(result.path)
@@ -44,7 +44,7 @@ def test_it_lies_in_the_workspace(host_folder, artifact, workspace):
     assert [path.name for path in result.path.parent.iterdir()] == [result.path.name]
 
 
-def test_the_seed_decides_and_torchs_state_stays(host_folder, artifact, workspace, tmp_path):
+def test_seed_decides_the_weights_and_torchs_state_is_kept(host_folder, artifact, workspace, tmp_path):
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
 
@@ -104,11 +104,11 @@ def test_a_tokenizer_without_padding_token_gets_one(artifact, workspace, tmp_pat
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_an_output_in_use(host_folder, artifact, workspace, tmp_path):
+def test_existing_output_is_only_replaced_with_force(host_folder, artifact, workspace, tmp_path):
     save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
     (tmp_path / "out/note.txt").write_text("x")
     before = files(tmp_path / "out")
-    with pytest.raises(ArtifactError, match="holds a graft already. Replace it with --force"):
+    with pytest.raises(ArtifactError, match="already holds a graft. Replace it with --force"):
         save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", workspace=workspace)
     assert files(tmp_path / "out") == before
     with pytest.raises(ArtifactError, match=r"also files that are not part of one: note.txt\. Replacing it would"):
@@ -120,16 +120,16 @@ def test_an_output_in_use(host_folder, artifact, workspace, tmp_path):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_is_no_graft_is_never_replaced(force, host_folder, artifact, workspace, tmp_path):
+def test_folders_that_are_not_grafts_are_never_replaced(force, host_folder, artifact, workspace, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     for output in (tmp_path / "mine", tmp_path / "mine/thesis.txt"):
-        with pytest.raises(ArtifactError, match="in use, and not by a graft. Choose another folder"):
+        with pytest.raises(ArtifactError, match="already exists and is not a graft. Choose another folder"):
             save_graft(host_folder("bert"), artifact, output=output, force=force, workspace=workspace)
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
 
-def test_a_failed_write_leaves_nothing_and_keeps_the_old(host_folder, artifact, workspace, tmp_path, monkeypatch):
+def test_failed_write_leaves_nothing_and_keeps_the_old_graft(host_folder, artifact, workspace, tmp_path, monkeypatch):
     save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
     before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
 
@@ -145,9 +145,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(host_folder, artifact, 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_the_old_graft_comes_back_where_the_new_one_cant_take_its_place(
-    host_folder, artifact, workspace, tmp_path, monkeypatch
-):
+def test_old_graft_is_restored_if_the_rename_fails(host_folder, artifact, workspace, tmp_path, monkeypatch):
     save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
     rename = Path.rename
 
@@ -171,7 +169,7 @@ def test_a_host_stored_in_bfloat16_is_trained_in_float32(artifact, workspace, tm
 
 
 class TestBadInput:
-    """Nothing is left behind, and the message says what to do."""
+    """No files are left, and the message says what to do."""
 
     @pytest.fixture(autouse=True)
     def _nothing_left(self, workspace):
@@ -183,14 +181,14 @@ class TestBadInput:
         with pytest.raises(GraftError, match="holds no config.json, so it is not a transformers model"):
             save_graft(tmp_path / "empty", artifact, workspace=workspace)
 
-    def test_host_that_is_nowhere(self, artifact, workspace, monkeypatch):
-        with pytest.raises(SourceNotFoundError, match="The host 'no/such/model' is neither a folder here nor a repo"):
+    def test_missing_host(self, artifact, workspace, monkeypatch):
+        with pytest.raises(SourceNotFoundError, match="The host 'no/such/model' is neither a local folder nor a repo"):
             save_graft("no/such/model", artifact, workspace=workspace)
 
-    def test_host_of_an_unknown_kind(self, artifact, workspace, tmp_path):
+    def test_host_with_unknown_model_type(self, artifact, workspace, tmp_path):
         (tmp_path / "odd").mkdir()
         (tmp_path / "odd/config.json").write_text('{"model_type": "perpetuum"}')
-        with pytest.raises(GraftError, match="not one that transformers knows.*choose another host"):
+        with pytest.raises(GraftError, match="transformers doesn't know the config.json of .*Choose another host"):
             save_graft(tmp_path / "odd", artifact, workspace=workspace)
 
     def test_host_without_weights(self, host_folder, artifact, workspace, tmp_path):
@@ -206,14 +204,14 @@ class TestBadInput:
         with pytest.raises(GraftError, match="has weights that can't be loaded"):
             save_graft(tmp_path / "bert", artifact, workspace=workspace)
 
-    def test_host_with_weights_missing(self, host_folder, artifact, workspace, tmp_path):
+    def test_host_with_missing_tensors(self, host_folder, artifact, workspace, tmp_path):
         shutil.copytree(host_folder("bert"), tmp_path / "bert")
         config = json.loads((tmp_path / "bert/config.json").read_text())
         (tmp_path / "bert/config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
         with pytest.raises(GraftError, match=r"lack 16 tensors of its model, such as encoder.layer.2"):
             save_graft(tmp_path / "bert", artifact, workspace=workspace)
 
-    def test_host_of_another_shape_than_its_config_says(self, host_folder, artifact, workspace, tmp_path):
+    def test_host_weights_with_other_shapes_than_its_config(self, host_folder, artifact, workspace, tmp_path):
         shutil.copytree(host_folder("bert"), tmp_path / "bert")
         config = json.loads((tmp_path / "bert/config.json").read_text())
         (tmp_path / "bert/config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
@@ -225,12 +223,12 @@ class TestBadInput:
         with pytest.raises(GraftError, match="has no tokenizer .*: its files are missing. Put the tokenizer's files"):
             save_graft(tmp_path / "bert", artifact, workspace=workspace)
 
-    def test_donor_that_is_nowhere(self, host_folder, workspace, tmp_path):
-        with pytest.raises(SourceNotFoundError, match="no folder .* with a layer. Make one with: surgeon extract"):
+    def test_missing_donor(self, host_folder, workspace, tmp_path):
+        with pytest.raises(SourceNotFoundError, match="The folder .* doesn't exist. Extract a layer with: surgeon"):
             save_graft(host_folder("bert"), tmp_path / "nothing", workspace=workspace)
 
-    def test_donor_that_is_a_model(self, host_folder, artifact, workspace):
-        with pytest.raises(ArtifactError, match="is no layer artifact. If it is a language model, take a layer out"):
+    def test_donor_that_is_a_whole_model(self, host_folder, artifact, workspace):
+        with pytest.raises(ArtifactError, match="is not a layer artifact. If it is a language model, extract a layer"):
             save_graft(host_folder("bert"), artifact.parent / "llm", workspace=workspace)
 
     def test_donor_without_weights(self, host_folder, artifact, workspace, tmp_path):
@@ -244,16 +242,16 @@ def test_settings_of_graft_layer(artifact):
     host = host_model("bert")
     with pytest.raises(ConfigError, match="task is 'mind-reading'"):
         graft_layer(host, artifact, task="mind-reading")
-    with pytest.raises(ConfigError, match="There is no setting 'poolings'"):
+    with pytest.raises(ConfigError, match="Unknown graft setting 'poolings'"):
         graft_layer(host, artifact, poolings="cls")
     model = graft_layer(host, artifact, config=GraftConfig(dropout=0.5), pooling="mean")
     assert (model.config.settings.dropout, model.config.settings.pooling) == (0.5, "mean")
 
 
-def test_a_donor_of_another_width_is_not_attached(artifact):
+def test_donor_with_another_width_is_not_attached(artifact):
     model = graft_layer(host_model("bert"), artifact)
     model.donor.hidden_size = 40
-    with pytest.raises(GraftError, match="is 40 wide, but the projections are made for 32"):
+    with pytest.raises(GraftError, match="is 40 wide, but the projections expect 32"):
         model.attach_donor(model.donor)
     with pytest.raises(GraftError, match="a host alone, without projections"):
         graft_layer(host_model("bert"), None).attach_donor(model.donor)

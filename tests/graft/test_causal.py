@@ -1,4 +1,4 @@
-"""Decoder hosts that write text: the graft between the last layer and the language head."""
+"""Decoder hosts that generate text: the graft is between the last layer and the language head."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ STEPS = 6
 
 
 def whole_host(model_type, **overrides):
-    """A host with its language head, whose next tokens differ more than those of a fresh one."""
+    """A host with its language head, whose next tokens vary more than those of a new model."""
     host = host_model(model_type, auto=AutoModelForCausalLM, **overrides)
     with torch.no_grad():
         for parameter in host.parameters():
@@ -36,13 +36,13 @@ def whole_host(model_type, **overrides):
 
 
 def by_formula(llm, model, host, inputs):
-    """Head(L_out(L_LLM(L_in(h)))) with the host's own language head, and nothing seen that comes later."""
+    """Head(L_out(L_LLM(L_in(h)))) with the host's own language head; no token sees later tokens."""
     hidden = host.base_model(**inputs).last_hidden_state
     return host.get_output_embeddings()(run_graft(llm, model, hidden, inputs["attention_mask"], causal=True))
 
 
 @torch.no_grad()
-def test_the_donors_positions_are_counted_without_padding(artifact):
+def test_donor_positions_dont_count_padding(artifact):
     model = graft_layer(whole_host("llama"), artifact, TASK)
     seen = []
     model.donor.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)
@@ -51,7 +51,7 @@ def test_the_donors_positions_are_counted_without_padding(artifact):
 
 
 @torch.no_grad()
-def test_no_token_sees_a_later_one(artifact):
+def test_no_token_sees_later_tokens(artifact):
     model = graft_layer(whole_host("llama"), artifact, TASK)
     inputs = make_inputs()
     first = model(**inputs).logits
@@ -64,7 +64,7 @@ def test_no_token_sees_a_later_one(artifact):
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("model_type", DECODERS)
 @torch.no_grad()
-def test_generation_is_a_full_forward_for_each_token(model_type, beams, llm, artifact):
+def test_generation_equals_full_forward_passes(model_type, beams, llm, artifact):
     host = whole_host(model_type)
     model = graft_layer(host, artifact, TASK)
     inputs = padded_inputs("left")
@@ -91,7 +91,7 @@ def test_generation_is_a_full_forward_for_each_token(model_type, beams, llm, art
 
 @pytest.mark.parametrize("model_type", DECODERS)
 @torch.no_grad()
-def test_a_graft_that_changes_nothing_generates_as_the_host(model_type, artifact):
+def test_identity_graft_generates_like_its_host(model_type, artifact):
     host = whole_host(model_type)
     gated = graft_layer(host, artifact, TASK, residual="gated")
     control = graft_layer(host, None, TASK)
@@ -106,18 +106,18 @@ def test_a_graft_that_changes_nothing_generates_as_the_host(model_type, artifact
 
 
 @torch.no_grad()
-def test_there_is_no_cache(artifact):
+def test_cache_is_refused(artifact):
     host = whole_host("llama")
     model = graft_layer(host, artifact, TASK)
     inputs = make_inputs()
-    with pytest.raises(GraftError, match="use_cache is true, but the donor layer keeps no cache. Leave it out"):
+    with pytest.raises(GraftError, match="use_cache is true, but the donor layer has no cache. Leave use_cache"):
         model.generate(**inputs, use_cache=True, max_new_tokens=2)
     assert not [value for value in model(**inputs, use_cache=True).values() if hasattr(value, "get_seq_length")]
     cache = DynamicCache(config=host.config)
     name = next(key for key, value in host(**inputs, use_cache=True).items() if hasattr(value, "get_seq_length"))
     host(**inputs, use_cache=True, **{name: cache})
     assert cache.get_seq_length() == 9
-    with pytest.raises(GraftError, match="The cache holds tokens, but the donor layer keeps none.*Pass all input_ids"):
+    with pytest.raises(GraftError, match="The cache holds tokens, but the donor layer has no cache.*Pass all inp"):
         model(input_ids=inputs["input_ids"][:, :1], **{name: cache})
     # The control arm is the host, cache and all.
     assert graft_layer(host, None, TASK).generate(**inputs, use_cache=True, max_new_tokens=2).shape == (3, 11)
@@ -134,7 +134,7 @@ def test_loss(artifact):
 
 
 @torch.no_grad()
-def test_logits_of_the_last_token_alone(artifact):
+def test_logits_of_the_last_token_only(artifact):
     model = graft_layer(whole_host("llama"), artifact, TASK)
     inputs = make_inputs()
     # The graft still sees the whole text.

@@ -1,4 +1,4 @@
-"""torch.compile follows a graft from end to end, without a graph break, and computes the same."""
+"""torch.compile compiles a whole graft without a graph break, and the result is the same."""
 
 import pytest
 import torch
@@ -64,8 +64,8 @@ def test_forward_and_backward_in_one_graph(host, donor, settings):
         torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_compiled_graft_does_not_remember_a_batch():
-    """What one batch left behind must not be part of the next, nor of what runs without the compiler."""
+def test_compiled_graft_doesnt_remember_the_last_batch():
+    """State of one batch must not affect the next batch, or a run without the compiler."""
     model = graft_layer(host_model("bert"), new_donor()).eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     first, second = batch(torch.tensor([0, 1, 1])), batch(torch.tensor([1, 1, 0]))

@@ -1,4 +1,4 @@
-"""The settings: defaults of the paper, and what is refused."""
+"""Graft settings: the paper's defaults, and values that are refused."""
 
 import dataclasses
 import subprocess
@@ -67,16 +67,19 @@ def test_labels_come_from_json_too():
         ({"site": 1.0}, "site is 1.0; it must be"),
         (
             {"task": "question-answering", "pooling": "mean"},
-            "pooling is 'mean', but question-answering is about single",
+            "pooling is 'mean', but question-answering works on single",
         ),
-        ({"task": "token-classification", "pooling": "cls"}, "nothing is pooled. Leave pooling out"),
-        ({"task": "seq2seq", "num_labels": 2}, "Labels are given, but seq2seq has none. Leave num_labels and id2label"),
+        ({"task": "token-classification", "pooling": "cls"}, "pools nothing. Leave pooling out"),
+        (
+            {"task": "seq2seq", "num_labels": 2},
+            "You passed labels, but seq2seq has none. Leave out num_labels and id2label",
+        ),
         ({"task": "question-answering", "id2label": {"0": "a"}}, "question-answering has none"),
         (
             {"task": "causal-lm", "dropout": 0.1},
-            "dropout is 0.1, but .* for causal-lm there is none. Leave dropout out",
+            "dropout is 0.1, but .* and causal-lm has none. Leave dropout out",
         ),
-        ({"task": "causal-lm", "attention": "bidirectional"}, "must not see those that come after it"),
+        ({"task": "causal-lm", "attention": "bidirectional"}, "a token must not see later tokens"),
         ({"site": "embeddings", "attention": "causal", "pooling": "cls"}, "the first token sees nothing of the text"),
         ({"num_labels": 0}, "num_labels is 0; it must be a whole number of at least 1"),
         ({"num_labels": True}, "whole number"),
@@ -94,7 +97,7 @@ def test_bad_values_are_refused(settings, message):
         GraftConfig(**settings)
 
 
-def test_a_site_may_be_text_with_a_number():
+def test_site_can_be_a_number_as_text():
     assert GraftConfig(site="-1").site == -1
     assert GraftConfig(site=3).site == 3
 
@@ -104,14 +107,14 @@ def test_only_some_tasks_have_labels():
     assert GraftConfig(task="token-classification", num_labels=3).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
-def test_settings_are_laid_over_a_config():
+def test_settings_override_a_config():
     config = GraftConfig.from_settings(GraftConfig(dropout=0.5, pooling="mean"), {"pooling": "cls"})
     assert (config.dropout, config.pooling) == (0.5, "cls")
-    with pytest.raises(ConfigError, match="There is no setting 'layer' for a graft"):
+    with pytest.raises(ConfigError, match="Unknown graft setting 'layer'"):
         GraftConfig.from_settings(None, {"layer": 3})
 
 
-def test_settings_need_no_torch():
+def test_settings_dont_import_torch():
     code = "import sys, layer_surgeon.graft.config; print('torch' in sys.modules, 'transformers' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
 
@@ -128,7 +131,7 @@ def test_settings_need_no_torch():
     ],
 )
 def test_settings_work_together(residual, projection_bias, donor, tmp_path):
-    """With two donor layers: a step of training changes what is to be trained, and all of it is stored and loaded."""
+    """With two donor layers, a training step changes all trained weights, and they are stored and loaded."""
     torch.manual_seed(0)
     layers = save_artifact(tiny_llama(), [1, 3], tmp_path / "two")
     settings = {"residual": residual, "projection_bias": projection_bias, "dropout": 0.4, "site": "embeddings", **donor}

@@ -38,13 +38,13 @@ def test_device_maps(device_map, stored):
 
 @pytest.mark.parametrize("way", ["auto", "balanced", "balanced_low_0", "sequential"])
 @torch.no_grad()
-def test_a_device_map_is_made(way, stored, monkeypatch):
+def test_automatic_device_maps(way, stored, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     model = GraftedModel.from_pretrained(stored, device_map=way, max_memory={"cpu": "1GB"})
     assert torch.equal(model(**make_inputs()).logits, GraftedModel.from_pretrained(stored)(**make_inputs()).logits)
 
 
-def test_the_donor_layer_is_counted_and_stays_in_one_piece(stored):
+def test_device_map_includes_the_donor_and_doesnt_split_it(stored):
     config = GraftedModel.from_pretrained(stored).config
     model_class = GraftedModel._class_for(TASK)
     donor = sum(p.numel() * 4 for p in GraftedModel.from_pretrained(stored).donor.parameters())
@@ -69,7 +69,7 @@ def test_a_host_on_disk(stored, tmp_path):
 
 @torch.no_grad()
 def test_projections_on_disk(stored, tmp_path):
-    """Their weights are on no device, so that the donor layer can't follow them."""
+    """Their weights are on the meta device, where the donor layer can't be moved."""
     model = GraftedModel.from_pretrained(
         stored, device_map=PARTS | {"proj_in": "disk", "donor": "disk"}, offload_folder=tmp_path
     )
@@ -88,7 +88,7 @@ def test_dispatching_a_loaded_graft(stored, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_to_a_dtype_is_for_all_weights(dtype, artifact):
+def test_to_a_dtype_converts_all_weights(dtype, artifact):
     model = graft_layer(host_model("bert"), artifact, "token-classification")
     expected = model(**padded_inputs()).logits
     half = copy.deepcopy(model).half() if dtype == torch.float16 else copy.deepcopy(model).to(dtype)
@@ -102,7 +102,7 @@ def test_to_a_dtype_is_for_all_weights(dtype, artifact):
 
 
 @torch.no_grad()
-def test_a_dtype_given_to_from_pretrained_is_not_for_the_donor(stored):
+def test_dtype_of_from_pretrained_doesnt_apply_to_the_donor(stored):
     model = GraftedModel.from_pretrained(stored, dtype=torch.bfloat16)
     assert {p.dtype for p in model.donor.parameters()} == {torch.float32}
     rest = {p.dtype for name, p in model.named_parameters() if not name.startswith("donor.")}
@@ -112,7 +112,7 @@ def test_a_dtype_given_to_from_pretrained_is_not_for_the_donor(stored):
 
 @pytest.fixture
 def _fresh_accelerate():
-    """Its choice of number formats is for a whole process."""
+    """accelerate's choice of number formats applies to the whole process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

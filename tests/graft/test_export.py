@@ -1,4 +1,4 @@
-"""Export: what ONNX Runtime and `torch.export` compute is what the graft computes, and nothing half-written stays."""
+"""Exports to ONNX and `torch.export` compute the same as the graft, and failed exports leave no files."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 @pytest.fixture
 def stored(artifact, tmp_path):
-    """Stores a graft, with a tokenizer; gives its folder."""
+    """Store a graft with a tokenizer, and return its folder."""
 
     def make(model_type="bert", task="text-classification", **settings):
         overrides = settings.pop("host", {})
@@ -86,7 +86,7 @@ def test_onnx_computes_what_the_graft_computes(model_type, task, settings, store
 
 
 @torch.no_grad()
-def test_what_the_file_says_of_itself(stored, tmp_path):
+def test_metadata_of_the_onnx_file(stored, tmp_path):
     folder = stored("bert", id2label={"0": "bad", "1": "good"})
     session = onnxruntime.InferenceSession(str(export_model(folder, tmp_path / "graft.onnx").path))
     inputs = {value.name: (value.shape, value.type) for value in session.get_inputs()}
@@ -123,7 +123,7 @@ def test_a_donor_in_bfloat16_is_exported_in_float32(stored, tmp_path):
     torch.testing.assert_close(found, GraftedModel.from_pretrained(folder)(**inputs).logits, rtol=0.02, atol=0.02)
 
 
-def test_large_weights_lie_beside_the_program(stored, tmp_path, monkeypatch):
+def test_large_weights_are_in_a_second_file(stored, tmp_path, monkeypatch):
     from torch.onnx._internal.exporter import _onnx_program
 
     folder, path = stored("bert"), tmp_path / "graft.onnx"
@@ -141,7 +141,7 @@ def test_large_weights_lie_beside_the_program(stored, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("factor", [1.01, torch.nan])
-def test_a_program_that_computes_something_else_is_not_kept(factor, stored, tmp_path, monkeypatch):
+def test_program_with_other_results_is_not_kept(factor, stored, tmp_path, monkeypatch):
     folder, kept = stored("bert"), tmp_path / "graft.onnx"
     kept.write_text("before")
 
@@ -157,7 +157,7 @@ def test_a_program_that_computes_something_else_is_not_kept(factor, stored, tmp_
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("op is odd\nadvice")])
-def test_a_failure_leaves_nothing(error, stored, tmp_path, monkeypatch):
+def test_failed_export_leaves_no_files(error, stored, tmp_path, monkeypatch):
     def fail(*_):
         raise error
 
@@ -177,26 +177,28 @@ def test_what_is_refused(stored, artifact, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="format is 'tflite'; it must be one of onnx, torch"):
         export_model(folder, tmp_path / "x", format="tflite")
     (tmp_path / "x.onnx").write_text("mine")
-    with pytest.raises(WorkspaceError, match="x.onnx exists already. Replace it with --force"):
+    with pytest.raises(WorkspaceError, match="x.onnx already exists. Replace it with --force"):
         export_model(folder, tmp_path / "x.onnx")
-    with pytest.raises(WorkspaceError, match="exists already. Name a file with --output"):
+    with pytest.raises(WorkspaceError, match="is a folder. Name a file with --output"):
         export_model(folder, tmp_path, force=True)
-    with pytest.raises(GraftError, match="is no grafted model: its model_type is 'llama'.*surgeon graft"):
+    with pytest.raises(GraftError, match="is not a grafted model: its model_type is 'llama'.*surgeon graft"):
         export_model(artifact.parent / "llm", tmp_path / "y.onnx")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
-    with pytest.raises(ConfigError, match=r"onnxscript must be installed.*pip install 'layer-surgeon\[export\]'"):
+    with pytest.raises(
+        ConfigError, match=r"export to ONNX: onnxscript\. Install them with: pip install 'layer-surgeon\[export\]'"
+    ):
         export_model(folder, tmp_path / "y.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graft", "x.onnx"]
 
 
 @pytest.mark.parametrize(("model_type", "task"), [("t5", "seq2seq"), ("llama", "causal-lm")])
-def test_what_writes_text_is_no_single_program(model_type, task, artifact, tmp_path):
+def test_tasks_that_generate_text_cant_be_exported(model_type, task, artifact, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     auto = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForCausalLM
     graft_layer(host_model(model_type, auto=auto), artifact, task).save_pretrained(tmp_path / "graft")
-    with pytest.raises(GraftError, match=f"is {task}: it writes text step by step.*can be exported: text-classif"):
+    with pytest.raises(GraftError, match=f"is {task}, which generates text step by step.*can be exported: text-cl"):
         export_model(tmp_path / "graft", tmp_path / "y.onnx")
 
 
@@ -214,7 +216,7 @@ def test_the_command(stored, artifact, tmp_path):
     torch.testing.assert_close(run_onnx(tmp_path / "graft.onnx", tokens)["logits"], expected, rtol=1e-5, atol=1e-5)
     again = surgeon("export", folder, cwd=tmp_path)
     assert again.code == 1
-    assert "graft.onnx exists already. Replace it with --force" in again.err
+    assert "graft.onnx already exists. Replace it with --force" in again.err
     shown = surgeon("export", folder, "--format", "torch", "--output", "p.pt2", cwd=tmp_path)
     assert shown.code == 0, shown.err
     assert "largest difference from the graft" in shown.out
@@ -232,4 +234,4 @@ def test_the_command(stored, artifact, tmp_path):
 def test_the_extra_is_named_as_in_the_message():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert '\nexport = ["onnx' in text
-    assert all(f'"{package}>=' in text for package in export._NEEDED)
+    assert all(f'"{package}>=' in text for package in export._ONNX_PACKAGES)

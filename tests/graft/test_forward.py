@@ -1,4 +1,4 @@
-"""What a grafted model computes, against the paper's formulas written out here with the whole LLM's own layer."""
+"""A grafted model computes the paper's formulas, which are written out here with the layer of the whole LLM."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 
 
 def run_layer(llm, states):
-    """Layer 3 of the whole Llama on [batch, 1, width] at position 0, called as its own model calls it."""
+    """Layer 3 of the whole Llama on [batch, 1, width] at position 0, called as in its own model."""
     positions = torch.zeros(states.shape[0], 1, dtype=torch.long)
     rotary = llm.model.rotary_emb(states, positions)
     out = llm.model.layers[3](states, position_embeddings=rotary, attention_mask=None, position_ids=positions)
@@ -59,7 +59,7 @@ def test_pooling(pooling, llm, artifact):
 
 @pytest.mark.parametrize("model_type", HOSTS)
 @torch.no_grad()
-def test_padding_changes_nothing_in_a_mean(model_type, artifact):
+def test_mean_ignores_padding(model_type, artifact):
     model = graft_layer(host_model(model_type), artifact, pooling="mean")
     lengths = (9, 4, 6)
     ids = make_inputs()["input_ids"]
@@ -95,12 +95,12 @@ def test_decoder_without_mask_and_padding_token(artifact):
     model = graft_layer(host_model("llama", pad_token_id=None), artifact)
     ids = make_inputs()["input_ids"]
     assert model(input_ids=ids[:1]).logits.shape == (1, 2)
-    with pytest.raises(GraftError, match="names no padding token.*Pass the attention_mask"):
+    with pytest.raises(GraftError, match="has no padding token.*Pass the attention_mask"):
         model(input_ids=ids)
 
 
 @torch.no_grad()
-def test_embeddings_in_place_of_ids(artifact):
+def test_embeddings_instead_of_ids(artifact):
     model = graft_layer(host_model("bert"), artifact)
     inputs = make_inputs()
     embedded = model.get_input_embeddings()(inputs["input_ids"])
@@ -110,7 +110,7 @@ def test_embeddings_in_place_of_ids(artifact):
 
 
 @torch.no_grad()
-def test_segments_are_used_where_the_host_knows_them(artifact):
+def test_segments_are_used_if_the_host_has_them(artifact):
     inputs = make_inputs()
     segments = torch.ones_like(inputs["input_ids"])
     for model_type, used in (("bert", True), ("distilbert", False), ("llama", False)):
@@ -158,7 +158,7 @@ def test_donor_in_bfloat16(llm, artifact):
     assert not torch.equal(logits, exact)
 
 
-def test_outputs_of_the_host_where_asked(artifact):
+def test_host_outputs_on_request(artifact):
     model = graft_layer(host_model("bert"), artifact)
     out = model(**make_inputs(), output_hidden_states=True)
     assert len(out.hidden_states) == 3

@@ -1,4 +1,4 @@
-"""The page on grafting: its examples run as they stand, its table of settings is whole, its drawing has all parts."""
+"""docs/graft.md: its examples run, its table of settings is complete, and its drawing has all parts."""
 
 import re
 import runpy
@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs/graft.md").read_text()
 
 @pytest.fixture
 def run_example(artifact, host_folder, tmp_path, monkeypatch):
-    """Runs the code under a heading in a folder of its own; gives what it printed and its names."""
+    """Run the code under a heading in a new folder, and return its global names."""
     save_quietly(host_model("t5", auto=AutoModelForSeq2SeqLM), tmp_path / "t5")
     word_tokenizer().save_pretrained(tmp_path / "t5")
     places = {

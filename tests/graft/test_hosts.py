@@ -1,4 +1,4 @@
-"""Hosts: their kind, read off their config, and cutting off what a graft does not need."""
+"""Hosts: their kind follows from the config, and only the part that a graft needs is kept."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_decoders(model_type):
     assert host_kind(host_config(model_type)) == "decoder"
 
 
-def test_flags_of_a_config_count():
+def test_config_flags_decide_the_kind():
     assert host_kind(host_config("bert", is_decoder=True)) == "decoder"
     assert host_kind(host_config("llama", is_causal=False)) == "encoder"
     assert host_kind(host_config("gemma3_text", use_bidirectional_attention=True)) == "encoder"
@@ -54,7 +54,7 @@ def test_a_loaded_model_with_a_head(auto, model_type, artifact):
     assert model(**make_inputs()).logits.shape == (3, 2)
 
 
-def test_the_pooler_is_left_out_and_the_callers_model_left_as_it_is(artifact):
+def test_pooler_is_left_out_and_the_callers_model_is_unchanged(artifact):
     bert = BertModel(host_config("bert"))
     model = graft_layer(bert, artifact)
     assert model.host.pooler is None
@@ -63,7 +63,7 @@ def test_the_pooler_is_left_out_and_the_callers_model_left_as_it_is(artifact):
     assert graft_layer(bert, artifact).host.pooler is None
 
 
-def test_the_hosts_weights_are_not_drawn_anew(artifact):
+def test_host_weights_are_not_reinitialised(artifact):
     host = host_model("bert")
     host.embeddings.extra = torch.nn.Linear(3, 3)
     torch.nn.init.constant_(host.embeddings.extra.weight, 7.0)
@@ -80,9 +80,9 @@ def test_a_loaded_model_in_bfloat16(artifact):
     assert model(**make_inputs()).logits.dtype == torch.bfloat16
 
 
-def test_models_that_can_be_no_host(artifact):
+def test_models_that_cant_be_hosts(artifact):
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    with pytest.raises(GraftError, match="is a vit, which is not a model that reads text"):
+    with pytest.raises(GraftError, match="is a vit model, which doesn't read text"):
         graft_layer(ViTModel(ViTConfig(**small)), artifact)
     with pytest.raises(GraftError, match="The host is a Linear; it must be a folder, a repo id or a loaded"):
         graft_layer(torch.nn.Linear(2, 2), artifact)
@@ -91,18 +91,18 @@ def test_models_that_can_be_no_host(artifact):
 @pytest.mark.parametrize(
     ("model_type", "task", "message"),
     [
-        ("bert", "seq2seq", "of the kind encoder, but seq2seq needs one of the kind encoder-decoder.*such as t5-base"),
-        ("llama", "seq2seq", "of the kind decoder.* or another task: text-classification.*causal-lm"),
-        ("bert", "causal-lm", "needs one of the kind decoder with a language head, such as HuggingFaceTB"),
-        ("t5", "causal-lm", "of the kind encoder-decoder, but .*or another task: .*seq2seq"),
+        ("bert", "seq2seq", "is of kind encoder, but seq2seq needs a host of kind encoder-decoder.*such as t5-base"),
+        ("llama", "seq2seq", "is of kind decoder.* or another task: text-classification.*causal-lm"),
+        ("bert", "causal-lm", "needs a host of kind decoder with a language head, such as HuggingFaceTB"),
+        ("t5", "causal-lm", "is of kind encoder-decoder, but .*or another task: .*seq2seq"),
     ],
 )
-def test_tasks_that_a_host_cant_do(model_type, task, message, artifact):
+def test_tasks_that_a_host_doesnt_support(model_type, task, message, artifact):
     with pytest.raises(GraftError, match=message):
         graft_layer(host_model(model_type), artifact, task)
 
 
-def test_a_language_head_is_not_made_up(artifact):
+def test_missing_language_head_is_refused(artifact):
     with pytest.raises(GraftError, match="is a LlamaModel, which lacks the language head.*Load it with AutoModelForCa"):
         graft_layer(host_model("llama"), artifact, "causal-lm")
     with pytest.raises(
@@ -128,7 +128,7 @@ def test_a_language_head_is_not_made_up(artifact):
     ids=["Llama-3.1-8B", "Qwen2-0.5B"],
 )
 def test_parameter_counts_are_the_papers(donor, projection, layer):
-    """Table 20 of the paper, in millions, for BERT-base. The paper counts BERT's pooler, which it does not use."""
+    """Table 20 of the paper, in millions, for BERT-base. The paper includes BERT's pooler, although it is not used."""
     key_value_heads = {"llama": 8, "qwen2": 2}[donor["model_type"]]
     donor_config = {**donor, "num_hidden_layers": 2, "num_key_value_heads": key_value_heads, "vocab_size": 8}
     config = SurgeonGraftConfig(
@@ -149,6 +149,6 @@ def test_parameter_counts_are_the_papers(donor, projection, layer):
     assert millions == {"host": 109.482, "proj_in": projection, "donor": layer, "proj_out": projection, "head": 0.592}
 
 
-def test_first_token_of_a_decoder_says_nothing(artifact):
+def test_cls_pooling_is_refused_for_decoders(artifact):
     with pytest.raises(GraftError, match="pooling is 'cls', but the host .llama. is a decoder.*Choose last or mean"):
         graft_layer(host_model("llama"), artifact, pooling="cls")

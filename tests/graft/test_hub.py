@@ -1,4 +1,4 @@
-"""Hosts, donors and grafts in repos, on a Hub of our own. In a process of its own: HF_ENDPOINT is read at import."""
+"""Hosts, donors and grafts in repos of a local Hub. Run in a new process, because HF_ENDPOINT is read at import."""
 
 import json
 import os
@@ -59,7 +59,7 @@ print(json.dumps(seen))
 
 @pytest.fixture(scope="module")
 def hub(host_folder, artifact, tmp_path_factory):
-    """What the script saw, the hub it saw it on, and the logits that the grafts have when they are loaded here."""
+    """The script's output, its Hub, and the logits of the same grafts loaded in this process."""
     folder = tmp_path_factory.mktemp("hub")
     host = host_folder("bert")
     graft = save_graft(host, artifact, output=folder / "graft", workspace=Workspace(folder / "here")).path
@@ -112,19 +112,19 @@ def test_gated_hosts(hub):
         assert seen[name].startswith("SourceAccessError: The host 'tiny/gated' is gated. Ask for access")
 
 
-def test_what_is_not_there(hub):
+def test_missing_repos_revisions_and_files(hub):
     seen, _, _ = hub
     assert seen["no repo"].startswith(
-        "SourceNotFoundError: The host 'tiny/nothing' is neither a folder here nor a repo"
+        "SourceNotFoundError: The host 'tiny/nothing' is neither a local folder nor a repo"
     )
-    assert seen["no revision"].startswith("SourceNotFoundError: The host 'tiny/bert' has no such revision")
+    assert seen["no revision"].startswith("SourceNotFoundError: The host 'tiny/bert' doesn't have this revision")
     assert seen["no config"].startswith("GraftError: The host 'tiny/bare' lacks a file of a transformers model")
-    assert seen["no donor repo"].startswith("SourceNotFoundError: The donor 'tiny/nothing' is neither a folder")
+    assert seen["no donor repo"].startswith("SourceNotFoundError: The donor 'tiny/nothing' is neither a local folder")
 
 
 def test_a_language_model_as_donor_is_refused_before_its_weights_are_fetched(hub):
     seen, server, _ = hub
-    assert seen["donor is a model"].startswith("ArtifactError: The repo 'tiny/llm' is no layer artifact.")
+    assert seen["donor is a model"].startswith("ArtifactError: The repo 'tiny/llm' is not a layer artifact.")
     assert "surgeon extract tiny/llm --layer -1" in seen["donor is a model"]
     assert server.count(path="tiny/llm/resolve") > 0
     assert not [

@@ -1,4 +1,4 @@
-"""8-bit integers for the weights of a frozen donor: close, small, never stored, never trained."""
+"""int8 weights of a frozen donor are close to the originals, small, and never stored or trained."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def batch():
 
 @needs_torchao
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "falcon", "mixtral"])
-def test_the_layer_stays_close_and_hands_gradients_on(family, tmp_path):
+def test_int8_layer_stays_close_and_passes_gradients_on(family, tmp_path):
     folder = save_artifact(tiny_model(family), [2], tmp_path / family, dtype="bfloat16")
     full = DonorLayer.from_pretrained(folder, dtype=torch.float32)
     small = DonorLayer.from_pretrained(folder).to_int8()
@@ -93,7 +93,7 @@ def test_a_training_step_changes_all_but_the_donor(artifact):
 
 
 @needs_torchao
-def test_a_loaded_layer_stands_for_its_artifact(artifact, tmp_path):
+def test_loaded_layer_is_quantised_from_its_artifact(artifact, tmp_path):
     donor = DonorLayer.from_pretrained(artifact)
     model = graft_layer(host_model("bert"), donor, donor_dtype="int8")
     assert not donor.int8
@@ -101,7 +101,7 @@ def test_a_loaded_layer_stands_for_its_artifact(artifact, tmp_path):
     assert not again.donor.int8
     assert torch.equal(again.donor(states()), donor(states()))
     donor.layers[0].mlp.up_proj.weight.data.mul_(2)
-    with pytest.raises(GraftError, match="Save it first"):
+    with pytest.raises(GraftError, match="Save the layer first"):
         graft_layer(host_model("bert"), donor, donor_dtype="int8")
 
 
@@ -135,7 +135,7 @@ def test_settings_that_contradict_integers_are_refused(setting, value):
         GraftConfig(donor_dtype="int8", **{setting: value})
 
 
-def test_without_the_library_it_says_what_to_install(artifact, monkeypatch):
+def test_missing_torchao_message(artifact, monkeypatch):
     monkeypatch.setattr(int8, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"pip install layer-surgeon\[int8\]"):
         graft_layer(host_model("bert"), artifact, donor_dtype="int8")

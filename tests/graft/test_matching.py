@@ -1,4 +1,4 @@
-"""`projection_init="matched"`: what is equally loud afterwards, and what is the same as without."""
+"""Loudness, and `projection_init="matched"`: its two equations hold, and all weights are those of the default."""
 
 import json
 
@@ -28,7 +28,7 @@ def rms(values):
 
 @torch.no_grad()
 def loudness(model, batch=None):
-    """RMS of the host's vectors, what comes into the donor layer, what it adds, and what leaves the graft."""
+    """RMS of the host's vectors, of the donor layer's input, of what it adds, and of the graft's output."""
     seen = {}
     hooks = [
         getattr(model, name).register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args[0], out)}))
@@ -56,7 +56,7 @@ def graft(host_type, donor, task="text-classification", *, seed=3, dtype=None, *
 
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory):
-    """A layer whose MLP answers loudly: its last map is 20,000 times as large as it was drawn."""
+    """A loud layer: the last weight matrix of its MLP is multiplied by 20,000."""
     llm = tiny_model("llama", seed=5)
     with torch.no_grad():
         llm.model.layers[3].mlp.down_proj.weight.mul_(LOUD)
@@ -78,7 +78,7 @@ def loud(tmp_path_factory):
         ("t5", "text-classification"),
     ],
 )
-def test_the_layer_adds_what_it_is_given_and_the_graft_is_as_loud_as_the_host(host_type, task, artifact):
+def test_matched_graft_satisfies_both_equations(host_type, task, artifact):
     assert_matched(graft(host_type, artifact, task, projection_init="matched"))
 
 
@@ -123,7 +123,7 @@ def test_two_loud_layers(loud):
 @pytest.mark.parametrize(
     ("host_type", "task"), [("bert", "text-classification"), ("t5", "seq2seq"), ("gpt2", "causal-lm")]
 )
-def test_loudness_is_what_the_graft_answers_by_what_the_host_says(host_type, task, loud):
+def test_loudness_is_output_rms_divided_by_host_rms(host_type, task, loud):
     model = graft(host_type, loud, task)
     state = torch.get_rng_state()
     hidden, _, _, out = loudness(model, matching_batch(model, 4))
@@ -132,7 +132,7 @@ def test_loudness_is_what_the_graft_answers_by_what_the_host_says(host_type, tas
     assert measure_loudness(graft(host_type, loud, task, projection_init="matched")) == pytest.approx(1, rel=0.2)
 
 
-def test_where_loudness_can_not_be_measured_nothing_is_said(artifact):
+def test_loudness_is_none_if_it_cant_be_measured(artifact):
     nothing_to_read, no_number = graft("bert", artifact), graft("bert", artifact)
     assert measure_loudness(nothing_to_read) is not None
     nothing_to_read.config.host_config.vocab_size = 0
@@ -142,7 +142,7 @@ def test_where_loudness_can_not_be_measured_nothing_is_said(artifact):
     assert measure_loudness(no_number) is None
 
 
-def test_a_loud_graft_is_said_to_be_one(loud, artifact, host_folder, tmp_path):
+def test_loud_graft_prints_a_notice(loud, artifact, host_folder, tmp_path):
     host = host_folder("bert")
     result = save_graft(host, loud, output=tmp_path / "loud")
     assert result.is_loud
@@ -157,13 +157,13 @@ def test_a_loud_graft_is_said_to_be_one(loud, artifact, host_folder, tmp_path):
     assert json.loads(quiet.out)["loudness"] == pytest.approx(1, rel=0.2)
 
 
-def test_a_norm_on_what_the_layer_adds_is_no_hindrance(tmp_path):
+def test_donor_with_a_norm_on_its_output(tmp_path):
     layer = save_artifact(tiny_model("olmo2"), [3], tmp_path / "olmo2")
     assert_matched(graft("bert", layer, projection_init="matched"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"projection_bias": True}, {"donor_init": "random"}, {"residual": "gated"}])
-def test_the_weights_are_those_of_the_default_and_the_scale_is_beside_them(settings, artifact):
+def test_weights_are_those_of_the_default_and_scale_is_separate(settings, artifact):
     plain = graft("bert", artifact, **settings)
     matched = graft("bert", artifact, projection_init="matched", **settings)
     weights = dict(matched.named_parameters())
@@ -180,8 +180,8 @@ def test_the_weights_are_those_of_the_default_and_the_scale_is_beside_them(setti
     torch.testing.assert_close(matched.proj_in(hidden), plain.proj_in(hidden) * matched.proj_in.scale)
 
 
-def test_a_step_moves_the_answer_by_a_share_of_it(loud):
-    """What scaled weights would not do: Adam moves each by the learning rate, however small it is."""
+def test_training_step_changes_the_output_in_proportion(loud):
+    """Scaled weights would behave differently: Adam changes each by the learning rate, even if it is tiny."""
     model, inputs = graft("bert", loud, projection_init="matched"), make_inputs(8)
     optimizer = torch.optim.Adam([model.proj_out.weight], lr=1e-4)
     before = loudness(model, inputs)[3]
@@ -206,13 +206,13 @@ def test_torchs_random_state_is_neither_used_nor_changed(host_type, task, artifa
     assert torch.equal(matching_batch(model)["input_ids"], matching_batch(model)["input_ids"])
 
 
-def test_on_other_texts_it_is_about_the_same(loud):
+def test_equations_hold_approximately_on_other_texts(loud):
     hidden, inside, added, out = loudness(graft("bert", loud, projection_init="matched"), make_inputs(8))
     assert 0.5 < inside / added < 2
     assert 0.5 < out / hidden < 2
 
 
-def test_what_is_stored_is_loaded_as_it_is(artifact, host_folder, tmp_path):
+def test_scales_are_stored_and_loaded(artifact, host_folder, tmp_path):
     config = GraftConfig(projection_init="matched")
     result = save_graft(host_folder("bert"), artifact, config=config, output=tmp_path / "graft")
     plain = save_graft(host_folder("bert"), artifact, output=tmp_path / "plain")
@@ -232,7 +232,7 @@ def test_what_is_stored_is_loaded_as_it_is(artifact, host_folder, tmp_path):
     assert again.proj_in.scale.item() != 1
 
 
-def test_a_graft_of_before_is_one_with_torchs_weights(artifact, tmp_path):
+def test_older_graft_without_projection_init_loads_as_default(artifact, tmp_path):
     model = graft("bert", artifact)
     model.save_pretrained(tmp_path / "graft")
     path = tmp_path / "graft" / "config.json"
@@ -245,7 +245,7 @@ def test_a_graft_of_before_is_one_with_torchs_weights(artifact, tmp_path):
 
 
 def test_what_is_refused(artifact, tmp_path):
-    with pytest.raises(ConfigError, match="without a donor there is nothing to match. Leave projection_init out"):
+    with pytest.raises(ConfigError, match="which needs a donor. Leave projection_init out"):
         graft_layer(host_model("bert"), None, projection_init="matched")
     with pytest.raises(ConfigError, match="projection_init is 'xavier'; it must be one of default, matched"):
         GraftConfig(projection_init="xavier")
@@ -254,7 +254,7 @@ def test_what_is_refused(artifact, tmp_path):
         for part in (silent.model.layers[3].self_attn.o_proj, silent.model.layers[3].mlp.down_proj):
             part.weight.zero_()
     layer = save_artifact(silent, [3], tmp_path / "silent")
-    with pytest.raises(GraftError, match="the donor layer adds has an RMS of 0, .* Choose projection_init default"):
+    with pytest.raises(GraftError, match="the donor layer adds has an RMS of 0; .* Choose projection_init default"):
         graft("bert", layer, projection_init="matched")
     broken = DonorLayer.from_pretrained(artifact)
     nn.init.constant_(broken.layers[0].mlp.down_proj.weight, float("inf"))
@@ -262,11 +262,11 @@ def test_what_is_refused(artifact, tmp_path):
         graft("bert", broken, projection_init="matched")
     nameless = host_model("bert")
     nameless.config = host_config("bert", vocab_size=0)
-    with pytest.raises(GraftError, match="names no vocab_size"):
+    with pytest.raises(GraftError, match="has no vocab_size"):
         graft_layer(nameless, artifact, projection_init="matched")
 
 
-def test_on_the_meta_device_there_is_nothing_to_scale(artifact):
+def test_meta_device_has_no_scales_to_set(artifact):
     with torch.device("meta"):
         host = AutoModel.from_config(host_config("bert"))
         model = graft_layer(host, artifact, projection_init="matched", donor_init="random")

@@ -1,4 +1,4 @@
-"""A graft with the one-key shortcut: what it computes, what it leaves to be trained, and what backward computes."""
+"""The one-key shortcut in a graft: the results, the gradients and the work of the backward pass."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_it_is_there_after_loading(artifact, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 6])
 def test_backward_computes_the_gradient_to_the_input_and_nothing_for_frozen_weights(artifact, length):
-    """Forward and backward of a frozen layer are two products with each weight, of a trained one three."""
+    """Forward and backward need two products with each weight of a frozen layer, and three for a trained one."""
     flops = {}
     for trained in (False, True):
         donor = DonorLayer.from_pretrained(artifact)
@@ -90,7 +90,7 @@ def test_backward_computes_the_gradient_to_the_input_and_nothing_for_frozen_weig
 
 
 def test_nothing_is_kept_for_frozen_weights(artifact):
-    """A product's input is only kept for the gradient of its weight: a frozen layer keeps none."""
+    """Autograd keeps a product's input only for the gradient of its weight, so a frozen layer keeps none."""
     kept = {}
     for trained in (False, True):
         donor = DonorLayer.from_pretrained(artifact)

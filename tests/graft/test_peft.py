@@ -1,4 +1,4 @@
-"""Adapters on a graft: on the host, beside trained projections and head; never on the frozen donor layer."""
+"""Adapters on a graft: on the host, together with trained projections and head; never on the frozen donor layer."""
 
 import copy
 
@@ -92,7 +92,7 @@ def test_a_merged_adapter_leaves_an_ordinary_graft(model_type, task, artifact, t
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_all_linear_layers_without_our_settings(model_type, artifact):
-    """What most people write: it reaches the donor layer, and is refused before a step is lost."""
+    """The usual peft settings also reach the donor layer, so they are refused before training starts."""
     model = peft.get_peft_model(
         new_graft(artifact, model_type), peft.LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
     )
@@ -109,10 +109,10 @@ def test_an_adapter_on_a_projection_with_a_scale_is_refused(artifact):
     with_lora(new_graft(artifact, projection_init="matched")).train()
 
 
-def test_parts_that_would_stay_random_are_named(artifact):
+def test_warning_names_parts_that_would_stay_random(artifact):
     settings = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
     model = peft.get_peft_model(new_graft(artifact), peft.LoraConfig(**settings))
-    with pytest.warns(UserWarning, match="With this adapter proj_in, proj_out, head stay as they are"):
+    with pytest.warns(UserWarning, match="This adapter doesn't train proj_in, proj_out, head"):
         model.train()
     fresh = ["proj_in", "proj_out", "head"]
     peft.get_peft_model(new_graft(artifact), peft.LoraConfig(**settings, modules_to_save=fresh)).train()
@@ -141,7 +141,7 @@ def test_the_gate_is_trained_too(artifact):
     assert "residual_gate.weight" in merged.state_dict()
 
 
-def test_a_donor_that_is_trained_along_may_be_adapted(artifact):
+def test_trained_donor_may_have_an_adapter(artifact):
     model = new_graft(artifact, train_donor=True)
     settings = adapter_settings(model) | {"exclude_modules": None}
     model = peft.get_peft_model(model, peft.LoraConfig(r=4, **settings))

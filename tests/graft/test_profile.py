@@ -1,4 +1,4 @@
-"""What a graft costs: the paper's tables 20 and 16, counts on shapes against counts of real runs, measurements."""
+"""Costs of a graft: the paper's tables 20 and 16, counts on shapes compared with real runs, and measurements."""
 
 import dataclasses
 import json
@@ -131,13 +131,13 @@ def test_one_position_of_each_text_goes_through_the_graft(table_16):
     assert table_16.per_token.attention == 32 * 2 * 100 * 100 * 4096
 
 
-def test_less_is_done_than_the_formulas_say(table_16):
+def test_fewer_macs_are_done_than_the_formulas_say(table_16):
     assert table_16.full.linear - table_16.added.linear == 32 * 4096 * (4096 + 1024)
     assert table_16.full.attention == table_16.added.attention
 
 
 def test_backward_computes_nothing_for_frozen_weights(table_16):
-    """A trained layer costs its forward pass three times in all, a frozen one twice: the gradient to its input."""
+    """A trained layer costs three times its forward pass. A frozen layer costs twice, for the gradient of its input."""
     parts = {part.name: part.macs.linear + part.macs.attention for part in table_16.grafted.parts}
     donor = table_16.grafted.part("donor").macs
     added = table_16.grafted.training_macs - table_16.alone.training_macs
@@ -159,7 +159,7 @@ def test_backward_of_every_token_computes_nothing_for_frozen_weights():
 
 @pytest.mark.parametrize("family", ["gpt_neox", "phi3", "gpt2", "falcon", "qwen3_5_text", "minicpm3"])
 def test_what_is_left_out_for_one_key_is_known_without_weights(family):
-    """Of donors that make query, key and value apart, together, by head or from a low rank."""
+    """For donors that compute query, key and value separately, together, by head or from a low rank."""
     donor = tiny_config(family).to_dict()
     config = graft_config(host_config("bert"), donor)
     model = new_model(config, SMALL, torch.device("cpu"))
@@ -251,7 +251,7 @@ def test_a_stored_graft_has_its_own_donor_and_settings(artifact, tmp_path):
 
 
 def test_configs_are_all_that_is_read(artifact, tmp_path):
-    """A host's and a language model's config.json; a layer artifact says the same as the model it is from."""
+    """The config.json of a host and a language model are enough; a layer artifact gives the same as its model."""
     host_config("bert").save_pretrained(tmp_path / "host")
     (tmp_path / "llm").mkdir()
     donor = json.loads((artifact / "config.json").read_text())["donor_config"]
@@ -268,15 +268,15 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
     donor = tiny_config("llama").to_dict()
     with pytest.raises(LayerNotFoundError, match="layer is 4, but the donor has 4 layers"):
         profile_graft(host_config("bert"), donor, layer=4)
-    with pytest.raises(GraftError, match="That is a donor layer"):
+    with pytest.raises(GraftError, match="is a donor layer. Name a host"):
         profile_graft(artifact)
-    with pytest.raises(GraftError, match="no model for seq2seq"):
+    with pytest.raises(GraftError, match="doesn't support seq2seq"):
         profile_graft(host_config("bert"), donor, config=GraftConfig(task="seq2seq"))
     for wrong in ({"batch": 0}, {"length": True}, {"dtype": "int3"}, {"repeats": -1}):
         with pytest.raises(ConfigError, match="must be"):
             Workload(**wrong)
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
-    with pytest.raises(GraftError, match="not one that transformers knows"):
+    with pytest.raises(GraftError, match="transformers doesn't know the config.json"):
         profile_graft(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Uploads to a Hub of our own: every file, once, with a card that names both models; and what is refused."""
+"""Uploads to a local Hub: every file once, with a card that names both models; bad input is refused."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def files(folder):
 
 
 def in_the_repo(files, repo_id):
-    """What becomes of a folder's files: the examples of the card name the repo."""
+    """The uploaded content of a folder's files: the examples in the card name the repo."""
     card = files["README.md"].replace(b"path/to/this/folder", repo_id.encode())
     return {**files, "README.md": card}
 
@@ -102,13 +102,13 @@ def test_what_is_refused(hub, settings, stored, artifact, tmp_path):
     assert "neither a graft nor a run nor a layer artifact. Name a folder" in fails("me/x", artifact.parent / "llm")
     assert "neither a graft" in fails("me/x", tmp_path / "nowhere")
     assert "holds no run yet" in fails("me/x")
-    assert "'a b c' is no repo id. Choose one such as me/my-graft" in fails("a b c", stored)
+    assert "'a b c' is not a repo id. Choose one such as me/my-graft" in fails("a b c", stored)
     error = fails("me/x", stored, env={"HF_TOKEN": "hf_other"})
     assert "doesn't let this account write to me/x (status 403). Log in with `hf auth login`" in error
     error = fails("me/x", stored, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert "The Hub can't be reached to upload me/x" in error
     (stored / "notes.md").write_bytes("Größe".encode("latin-1"))
-    assert "notes.md is not written in UTF-8" in fails("me/x", stored)
+    assert "notes.md is not valid UTF-8" in fails("me/x", stored)
     (stored / "notes.md").unlink()
     (stored / "model.safetensors").rename(tmp_path / "weights")
     assert "holds no weights (model.safetensors)" in fails("me/x", stored)
@@ -132,7 +132,7 @@ print(type(GraftedModel.from_pretrained("me/one")).__name__)
 
 
 def test_push_to_hub_of_a_model(hub, settings, stored, tmp_path):
-    """In a process of its own: HF_ENDPOINT is read at import."""
+    """Run in a new process, because HF_ENDPOINT is read at import."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SURGEON_"))}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(stored)],

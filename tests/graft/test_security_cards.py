@@ -1,4 +1,4 @@
-"""Model cards: names, labels and licences of strangers are text in them, and nothing else."""
+"""Untrusted names, labels and licences are plain text in model cards."""
 
 import json
 import re
@@ -18,7 +18,7 @@ HOSTILE = "x](http://evil) <img src=x onerror=alert(1)> **b** `c` | cell\n\n# He
 
 
 def tags(text):
-    """The HTML tags that a card is shown with."""
+    """The HTML tags of a rendered card."""
     body = text.split("---\n", 2)[2]
     return re.findall(r"<(\w+)", MarkdownIt("gfm-like", {"linkify": False}).render(body))
 
@@ -36,7 +36,7 @@ def save(artifact, folder, text):
     return (folder / "README.md").read_text()
 
 
-def test_the_card_of_a_graft_has_the_same_markup_whatever_the_names(artifact, harmless, tmp_path):
+def test_names_dont_change_the_markup_of_a_card(artifact, harmless, tmp_path):
     hostile = save(artifact, tmp_path / "hostile", HOSTILE)
     assert tags(hostile) == tags(harmless)
     front = yaml.safe_load(hostile.split("---\n")[1])
@@ -47,7 +47,7 @@ def test_the_card_of_a_graft_has_the_same_markup_whatever_the_names(artifact, ha
 URL = "https://me:hunter2@example.org/model?sig=abc123"
 
 
-def test_what_is_stored_of_a_graft_has_no_passwords(artifact, tmp_path):
+def test_stored_graft_has_no_passwords(artifact, tmp_path):
     layer = shutil.copytree(artifact, tmp_path / "layer")
     config = json.loads((layer / "config.json").read_text())
     config["source"]["name"] = URL  # as versions before wrote it

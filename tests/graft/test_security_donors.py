@@ -1,4 +1,4 @@
-"""A graft's config.json says which donor layer it was made with, but not where to get it; and numbers with measure."""
+"""A graft's config.json can't make us read other files, and its sizes are limited."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ROWS = [{"text": "the film was good", "label": index % 2} for index in range(8)]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """No workspace but the test's own."""
+    """Use a workspace of the test's own."""
     monkeypatch.delenv("SURGEON_WORKSPACE", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -41,7 +41,7 @@ def edit(folder: Path, **changes) -> Path:
 
 
 def set_in(folder: Path, path: str, value) -> Path:
-    """Change a value of a config.json, named by dots."""
+    """Change a value of a config.json by its dotted path."""
     config = json.loads((folder / "config.json").read_text())
     *parts, last = path.split(".")
     place = config
@@ -54,7 +54,7 @@ def set_in(folder: Path, path: str, value) -> Path:
 
 @pytest.fixture
 def layer(artifact, tmp_path):
-    """A layer outside of the workspace, with something next to it that is nobody's business."""
+    """A layer outside the workspace, next to a private file."""
     layer = shutil.copytree(artifact, tmp_path / "private/layer")
     (layer / "diary.txt").write_text("secret")
     return layer
@@ -75,14 +75,13 @@ def logits(model):
 
 @pytest.mark.parametrize("key", ["repo", "path"])
 @pytest.mark.parametrize("sha256", ["recorded", None])
-def test_a_place_in_the_config_is_not_read(key, sha256, without, layer):
+def test_donor_source_in_the_config_is_not_read(key, sha256, without, layer):
     edit(without, **{key: str(layer)}, **({} if sha256 else {"sha256": None}))
     with pytest.raises(GraftError) as caught:
         GraftedModel.from_pretrained(without)
     message = str(caught.value)
-    assert (
-        f"the layer is in the {'repo' if key == 'repo' else 'folder'} {layer}, which is not read on its word" in message
-    )
+    kind = "repo" if key == "repo" else "folder"
+    assert f"the layer is in the {kind} {layer}, but this is not read without your consent" in message
     assert f"pass donor='{layer}' or --donor {layer}" in message
 
 
@@ -99,8 +98,8 @@ for donor in (None, "victim/private-layer"):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_no_repo_is_read_on_the_word_of_another(recorded, without, layer, tmp_path):
-    """In a process of its own: HF_ENDPOINT is read at import."""
+def test_donor_repo_in_the_config_is_not_fetched(recorded, without, layer, tmp_path):
+    """Run in a new process, because HF_ENDPOINT is read at import."""
     (layer / "diary.txt").unlink()
     with LoopbackHub() as server:
         private = server.add_repo("victim/private-layer", layer, gated="manual", accepted={"hf_good"})
@@ -129,7 +128,7 @@ def test_no_repo_is_read_on_the_word_of_another(recorded, without, layer, tmp_pa
         assert confirmed == "GraftedModelForSequenceClassification"
 
 
-def test_what_is_passed_has_the_recorded_bytes(without, layer, artifact, tmp_path):
+def test_passed_donor_must_have_the_recorded_sha256(without, layer, artifact, tmp_path):
     edit(without, sha256="0" * 64)
     liar = set_in(shutil.copytree(artifact, tmp_path / "liar"), "sha256", "0" * 64)
     with pytest.raises(ArtifactError, match=r"model.safetensors has sha256 \w+, but its config.json records 0000"):
@@ -139,12 +138,12 @@ def test_what_is_passed_has_the_recorded_bytes(without, layer, artifact, tmp_pat
         GraftedModel.from_pretrained(without, donor=silent)
     loaded = DonorLayer.from_pretrained(artifact)
     loaded.config.sha256 = "0" * 64
-    with pytest.raises(GraftError, match="are in no file that could be checked"):
+    with pytest.raises(GraftError, match="can't be verified, because no file holds its weights"):
         GraftedModel.from_pretrained(without, donor=loaded)
 
 
-def test_a_layer_that_was_edited_is_not_loaded(artifact, tmp_path):
-    """The layer of a graft is a hard link, so that it can be changed from another folder."""
+def test_changed_layer_is_not_loaded(artifact, tmp_path):
+    """The layer of a graft is a hard link, so it can be changed through another folder."""
     layer = shutil.copytree(artifact, tmp_path / "layer")
     graft_layer(host_model("bert"), layer).save_pretrained(tmp_path / "graft")
     with (layer / "model.safetensors").open("r+b") as file:
@@ -216,7 +215,7 @@ def test_commands_take_the_donor(command, without, layer, tmp_path):
         ("host_config.attn_implementation", "mallory/kernels", "mallory/kernels"),
     ],
 )
-def test_a_grafts_config_is_refused_before_anything_is_made_of_it(path, value, number, artifact, tmp_path):
+def test_graft_config_sizes_are_checked_first(path, value, number, artifact, tmp_path):
     graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
     set_in(tmp_path / "graft", path, value)
     for load in (GraftedModel.from_pretrained, AutoModelForSequenceClassification.from_pretrained, profile_graft):
@@ -241,7 +240,7 @@ def test_a_config_that_is_nested_too_deeply(artifact, tmp_path):
         ("donor_config.num_local_experts", 10**9, "1,000,000,000"),
     ],
 )
-def test_a_layers_config_is_refused_before_anything_is_made_of_it(path, value, number, artifact, tmp_path):
+def test_layer_config_sizes_are_checked_first(path, value, number, artifact, tmp_path):
     layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), path, value)
     for use in (DonorLayer.from_pretrained, lambda folder: graft_layer(host_model("bert"), folder)):
         with pytest.raises(ArtifactError, match=number):
@@ -249,8 +248,8 @@ def test_a_layers_config_is_refused_before_anything_is_made_of_it(path, value, n
 
 
 @pytest.mark.parametrize("settings", [{"num_labels": 10**8}, {"id2label": dict.fromkeys(range(200_000), "x")}])
-def test_so_many_labels_are_none(settings):
-    with pytest.raises(ConfigError, match=r"labels are asked for; at most 100,000 are allowed"):
+def test_too_many_labels_are_refused(settings):
+    with pytest.raises(ConfigError, match=r"labels were requested; at most 100,000 are allowed"):
         GraftConfig(**settings)
 
 
@@ -258,30 +257,28 @@ def test_so_many_labels_are_none(settings):
     ("path", "value"),
     [("num_hidden_layers", 10**9), ("num_labels", 10**8), ("transformers_weights", "/private/x.safetensors")],
 )
-def test_a_hosts_config_is_refused_before_anything_is_made_of_it(path, value, artifact, tmp_path):
+def test_host_config_sizes_are_checked_first(path, value, artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "host")
     set_in(tmp_path / "host", path, value)
     for use in (lambda host: graft_layer(host, artifact), lambda host: profile_graft(host, artifact)):
-        with pytest.raises(GraftError, match=f"The config.json of .*host says {path}"):
+        with pytest.raises(GraftError, match=f"The config.json of .*host sets {path}"):
             use(tmp_path / "host")
 
 
 @pytest.mark.parametrize(
     "quantisation", [{"quant_method": "quanto", "weights": "int8"}, {"quant_method": "torchao", "quant_type": "x"}]
 )
-def test_a_host_whose_quantisation_cant_be_used(quantisation, artifact, tmp_path):
+def test_host_with_unsupported_quantisation(quantisation, artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "host")
     set_in(tmp_path / "host", "quantization_config", quantisation)
-    with pytest.raises(
-        GraftError, match="host' are quantised, and can't be loaded: .* in float32, float16 or bfloat16"
-    ):
+    with pytest.raises(GraftError, match="host' are quantised and can't be loaded: .* in float32, float16 or bfloat16"):
         graft_layer(tmp_path / "host", artifact)
 
 
 @pytest.mark.parametrize("shard", ["../private/model.safetensors", "{private}/model.safetensors"])
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json", "own"])
 @pytest.mark.parametrize("kind", ["host", "graft"])
-def test_an_index_names_no_weights_of_another_folder(kind, index, shard, artifact, tmp_path):
+def test_index_with_weights_of_another_folder_is_refused(kind, index, shard, artifact, tmp_path):
     graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
     host_model("bert").save_pretrained(tmp_path / "host")
     folder = tmp_path / kind
@@ -297,7 +294,7 @@ def test_an_index_names_no_weights_of_another_folder(kind, index, shard, artifac
         graft_layer(folder, artifact) if kind == "host" else GraftedModel.from_pretrained(folder)
 
 
-def test_a_graft_in_a_subfolder_names_no_weights_of_another_folder(artifact, tmp_path):
+def test_graft_in_a_subfolder_with_weights_of_another_folder_is_refused(artifact, tmp_path):
     graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "all/graft")
     index = {"metadata": {}, "weight_map": {"x": "../../model.safetensors"}}
     (tmp_path / "all/graft/model.safetensors.index.fp16.json").write_text(json.dumps(index))
@@ -305,19 +302,19 @@ def test_a_graft_in_a_subfolder_names_no_weights_of_another_folder(artifact, tmp
         GraftedModel.from_pretrained(tmp_path / "all", subfolder="graft", variant="fp16")
 
 
-def test_other_indexes_are_none_of_our_business(artifact, tmp_path):
+def test_other_index_files_are_ignored(artifact, tmp_path):
     graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
     (tmp_path / "graft/search.index.json").write_text("[1, 2]")
     GraftedModel.from_pretrained(tmp_path / "graft")
 
 
-def test_another_layer_of_the_workspace_is_not_taken(without, artifact, tmp_path):
+def test_workspace_layer_with_another_sha256_is_not_used(without, artifact, tmp_path):
     cut_artifact(artifact.parent / "llm", [2], tmp_path / "surgery/layers/other")
     with pytest.raises(GraftError, match="has no such layer either"):
         GraftedModel.from_pretrained(without)
 
 
-def test_a_quantisation_that_is_none(artifact, tmp_path):
+def test_invalid_quantization_config(artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "host")
     set_in(tmp_path / "host", "quantization_config", "x")
     with pytest.raises(GraftError, match="has a quantization_config that is not a table"):
@@ -332,10 +329,10 @@ def test_a_quantisation_that_is_none(artifact, tmp_path):
         ("donor_config.experts_implementation", {"": "mallory/kernels"}),
     ],
 )
-def test_a_layer_brings_no_kernels(path, value, artifact, tmp_path):
+def test_layer_config_with_kernels_is_refused(path, value, artifact, tmp_path):
     layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), path, value)
     for load in (DonorLayer.from_pretrained, AutoModel.from_pretrained):
-        with pytest.raises(ArtifactError, match="mallory/kernels.*: code from the Hub, which is not run"):
+        with pytest.raises(ArtifactError, match="mallory/kernels.*, which is code from the Hub. Such code is not run"):
             load(layer)
 
 
@@ -350,7 +347,7 @@ def test_a_layer_brings_no_kernels(path, value, artifact, tmp_path):
         ("dtype", "load"),
     ],
 )
-def test_a_layers_config_with_values_of_other_kinds(path, value, artifact, tmp_path):
+def test_layer_config_with_invalid_types(path, value, artifact, tmp_path):
     layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), path, value)
     with pytest.raises(LayerSurgeonError):
         DonorLayer.from_pretrained(layer)
@@ -370,14 +367,14 @@ def test_a_layers_config_with_values_of_other_kinds(path, value, artifact, tmp_p
         ("quantization_config", {"quant_method": "gptq"}),
     ],
 )
-def test_a_grafts_config_with_values_of_other_kinds(path, value, artifact, tmp_path):
+def test_graft_config_with_invalid_types(path, value, artifact, tmp_path):
     graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
     set_in(tmp_path / "graft", path, value)
     with pytest.raises(GraftError):
         GraftedModel.from_pretrained(tmp_path / "graft")
 
 
-def test_a_layer_that_records_no_sha256_makes_a_graft_that_does(artifact, tmp_path):
+def test_graft_records_the_sha256_that_its_layer_lacks(artifact, tmp_path):
     layer = set_in(shutil.copytree(artifact, tmp_path / "layer"), "sha256", None)
     graft_layer(host_model("bert"), layer).save_pretrained(tmp_path / "graft")
     assert GraftedModel.from_pretrained(tmp_path / "graft").config.donor["sha256"]

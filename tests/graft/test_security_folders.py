@@ -1,4 +1,4 @@
-"""A graft's folder: what is not part of a graft is never deleted, and two processes don't write one."""
+"""Foreign files in a graft's folder are never deleted, and two processes don't write into one folder."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_files_next_to_a_graft_are_not_deleted(host_folder, artifact, workspace,
     assert all_files(made) == before
 
 
-def test_one_line_of_a_config_makes_no_folder_a_graft(host_folder, artifact, workspace, tmp_path):
+def test_model_type_alone_doesnt_make_a_folder_a_graft(host_folder, artifact, workspace, tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "surgeon_graft"}))
@@ -53,7 +53,7 @@ def test_one_line_of_a_config_makes_no_folder_a_graft(host_folder, artifact, wor
 
 
 @pytest.mark.parametrize("host", ["bert", "t5", "gpt2"])
-def test_what_a_graft_holds_can_be_replaced(host_folder, artifact, workspace, tmp_path, host):
+def test_all_files_of_a_graft_can_be_replaced(host_folder, artifact, workspace, tmp_path, host):
     task = "causal-lm" if host == "gpt2" else "text-classification"
     for force in (False, True):
         save_graft(
@@ -67,7 +67,7 @@ def test_what_a_graft_holds_can_be_replaced(host_folder, artifact, workspace, tm
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_file_that_comes_while_the_graft_is_made_stays(host_folder, artifact, workspace, made, monkeypatch):
+def test_file_added_while_the_graft_is_made_stays(host_folder, artifact, workspace, made, monkeypatch):
     save = GraftedModel.save_pretrained
 
     def save_pretrained(self, *arguments, **keywords):
@@ -81,24 +81,24 @@ def test_a_file_that_comes_while_the_graft_is_made_stays(host_folder, artifact, 
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"model_type": ["surgeon_graft"]}'])
-def test_an_odd_config_is_no_graft(host_folder, artifact, workspace, tmp_path, content):
+def test_folder_with_an_invalid_config_is_not_a_graft(host_folder, artifact, workspace, tmp_path, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.json").write_text(content)
-    with pytest.raises(ArtifactError, match="in use, and not by a graft"):
+    with pytest.raises(ArtifactError, match="already exists and is not a graft"):
         replace(host_folder, artifact, workspace, tmp_path / "out")
 
 
-def test_saving_a_model_leaves_somebodys_donor_folder_alone(made, tmp_path):
+def test_saving_a_model_keeps_a_foreign_donor_folder(made, tmp_path):
     model = GraftedModel.from_pretrained(made)
     target = tmp_path / "existing"
     (target / "donor").mkdir(parents=True)
     (target / "donor/organs.csv").write_text("mine")
-    with pytest.raises(ArtifactError, match=r"donor is in use, and not by a layer artifact"):
+    with pytest.raises(ArtifactError, match=r"donor already exists and is not a layer artifact"):
         model.save_pretrained(target)
     assert all_files(target) == {"donor/organs.csv": b"mine"}
 
 
-def test_saving_a_model_does_not_write_through_a_link_to_a_donor_folder(made, tmp_path):
+def test_saving_a_model_doesnt_follow_a_link_to_a_donor_folder(made, tmp_path):
     model = GraftedModel.from_pretrained(made)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "existing").mkdir()
@@ -130,7 +130,8 @@ def test_modes(host_folder, artifact, workspace, tmp_path):
             assert stat.S_IMODE(path.stat().st_mode) == (0o640 if linked else usual), path
 
 
-def test_of_two_grafts_in_one_folder_one_fails(host_folder, artifact, tmp_path):
+def test_one_of_two_grafts_into_one_folder_fails(host_folder, artifact, tmp_path):
     for turn in race(graft_in_process, 8, host_folder("bert"), artifact, tmp_path):
-        assert sorted(turn)[1] == "done", turn
-        assert "was made by another process" in sorted(turn)[0] or "holds a graft already" in sorted(turn)[0]
+        message, result = sorted(turn)
+        assert result == "done", turn
+        assert "Another process created" in message or "already holds a graft" in message

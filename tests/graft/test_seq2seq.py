@@ -1,4 +1,4 @@
-"""Encoder-decoder hosts: the graft between encoder and decoder, and generation through it."""
+"""Encoder-decoder hosts: the graft is between encoder and decoder, and `generate` works."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ STEPS = 8
 
 
 def whole_host(model_type, **overrides):
-    """A host with its language head, whose next tokens differ more than those of a fresh one."""
+    """A host with its language head, whose next tokens vary more than those of a new model."""
     host = host_model(model_type, auto=AutoModelForSeq2SeqLM, forced_eos_token_id=None, **overrides)
     with torch.no_grad():
         for parameter in host.parameters():
@@ -38,7 +38,7 @@ def make_targets():
 
 
 def by_formula(llm, model, host, inputs, decoder_ids):
-    """p(y) = Dec(L_out(L_LLM(L_in(Enc(x)))), y_<t), paper section 3.2, with the host as it was."""
+    """p(y) = Dec(L_out(L_LLM(L_in(Enc(x)))), y_<t), paper section 3.2, with the unchanged host."""
     mask = inputs["attention_mask"]
     hidden = host.get_encoder()(**inputs).last_hidden_state
     states = run_graft(llm, model, hidden, mask, causal=False)
@@ -51,7 +51,7 @@ def by_formula(llm, model, host, inputs, decoder_ids):
 
 
 def make_identity(model):
-    """The projections one after the other change nothing, and the donor layer gives what it gets."""
+    """The two projections cancel each other, and the donor layer returns its input."""
     with torch.no_grad():
         model.proj_in.weight.copy_(torch.eye(*model.proj_in.weight.shape))
         model.proj_out.weight.copy_(torch.eye(*model.proj_out.weight.shape))
@@ -63,7 +63,7 @@ def make_identity(model):
 @pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 @torch.no_grad()
-def test_generation_is_decoding_by_hand(model_type, beams, llm, artifact):
+def test_generation_equals_manual_decoding(model_type, beams, llm, artifact):
     host = whole_host(model_type)
     model = graft_layer(host, artifact, TASK)
     inputs = padded_inputs()
@@ -91,7 +91,7 @@ def test_generation_is_decoding_by_hand(model_type, beams, llm, artifact):
 
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)
 @torch.no_grad()
-def test_a_graft_that_changes_nothing_generates_as_the_host(model_type, artifact):
+def test_identity_graft_generates_like_its_host(model_type, artifact):
     host = whole_host(model_type)
     model = make_identity(graft_layer(host, artifact, TASK))
     inputs, targets = padded_inputs(), make_targets()
@@ -149,7 +149,7 @@ def test_round_trip_is_exact(model_type, artifact, tmp_path):
 
 
 @torch.no_grad()
-def test_the_callers_host_is_left_as_it_is(artifact):
+def test_callers_host_is_unchanged(artifact):
     host = whole_host("t5")
     inputs, targets = padded_inputs(), make_targets()
     before = host(**inputs, decoder_input_ids=targets).logits
@@ -165,7 +165,7 @@ def test_the_callers_host_is_left_as_it_is(artifact):
 
 
 @torch.no_grad()
-def test_a_source_that_was_encoded_before(artifact):
+def test_source_that_is_already_encoded(artifact):
     model = graft_layer(whole_host("bart"), artifact, TASK)
     inputs, targets = padded_inputs(), make_targets()
     encoded = model.get_encoder()(**inputs)

@@ -1,4 +1,4 @@
-"""Grafts inside of the host, and behind its embeddings with no layer of the host at all."""
+"""Grafts inside the host, and after its embeddings without any layer of the host."""
 
 import copy
 
@@ -89,7 +89,7 @@ RUN = {"bert": run_bert, "llama": run_llama, "bart": run_bart}
 @pytest.mark.parametrize("site", [0, 1, -2])
 @pytest.mark.parametrize("model_type", RUN)
 @torch.no_grad()
-def test_behind_a_layer_by_hand(model_type, site, llm, artifact):
+def test_graft_after_a_layer_equals_manual_computation(model_type, site, llm, artifact):
     host = host_model(model_type)
     model = graft_layer(host, artifact, FEATURES, site=site, residual="gated")
     model.gate.fill_(0.7)
@@ -118,8 +118,8 @@ def test_behind_a_layer_by_hand(model_type, site, llm, artifact):
 
 @pytest.mark.parametrize("model_type", HOSTS)
 @torch.no_grad()
-def test_behind_the_last_layer(model_type, artifact):
-    """The same as behind the host, where the host does nothing behind its last layer."""
+def test_graft_after_the_last_layer(model_type, artifact):
+    """It equals a graft after the host, if the host does nothing after its last layer."""
     host = host_model(model_type)
     torch.manual_seed(1)
     inside = graft_layer(host, artifact, FEATURES, site=-1)
@@ -135,7 +135,7 @@ def test_behind_the_last_layer(model_type, artifact):
 @pytest.mark.parametrize("site", [0, 1])
 @pytest.mark.parametrize("model_type", HOSTS)
 @torch.no_grad()
-def test_it_starts_at_the_host(model_type, site, artifact):
+def test_gated_graft_starts_as_the_host(model_type, site, artifact):
     host = host_model(model_type)
     model = graft_layer(host, artifact, FEATURES, site=site, residual="gated")
     inputs = padded_inputs()
@@ -280,12 +280,12 @@ def test_gradient_checkpointing(site, artifact):
         (
             "albert",
             0,
-            "has 0 lists of 2 layers, where one was expected: its layers share.*Choose site 'encoder_output'",
+            "has 0 lists of 2 layers; expected one. .*layers share.*Choose site 'encoder_output'",
         ),
         ("albert", "embeddings", "Choose site 'encoder_output'"),
         ("deberta-v2", "embeddings", "can't run with site 'embeddings': .*Choose another site or another host"),
     ],
 )
-def test_places_that_a_host_doesnt_have(model_type, site, message, artifact):
+def test_sites_that_a_host_doesnt_have(model_type, site, message, artifact):
     with pytest.raises(GraftError, match=message):
         graft_layer(host_model(model_type), artifact, site=site)

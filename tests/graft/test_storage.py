@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """No workspace but the test's own."""
+    """Use a workspace of the test's own."""
     monkeypatch.delenv("SURGEON_WORKSPACE", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -50,7 +50,7 @@ def tensor_names(folder):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "deberta", "llama", "t5"])
-def test_loading_says_nothing(model_type, artifact, tmp_path, caplog):
+def test_loading_logs_nothing(model_type, artifact, tmp_path, caplog):
     model = graft_layer(host_model(model_type), artifact)
     model.save_pretrained(tmp_path / "graft")
     logging.enable_propagation()
@@ -98,7 +98,7 @@ def test_control_arm_round_trip(tmp_path):
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "graft")), logits(model))
 
 
-def test_what_lies_where(artifact, tmp_path):
+def test_files_of_a_saved_graft(artifact, tmp_path):
     model = graft_layer(host_model("bert"), artifact)
     folder = tmp_path / "graft"
     model.save_pretrained(folder)
@@ -118,7 +118,7 @@ def test_what_lies_where(artifact, tmp_path):
     assert "| donor | the layer |" in card
 
 
-def test_where_links_fail_the_donor_is_copied(artifact, tmp_path, monkeypatch):
+def test_donor_is_copied_if_hard_links_fail(artifact, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 
@@ -176,7 +176,7 @@ def test_a_donor_in_memory_is_linked_only_while_it_is_the_same(artifact, tmp_pat
             parameter.add_(1)
     model = graft_layer(host_model("bert"), donor)
     model.save_pretrained(tmp_path / "without", include_donor=False)
-    with pytest.raises(GraftError, match="never stored on disk"):
+    with pytest.raises(GraftError, match="because the layer was never stored"):
         GraftedModel.from_pretrained(tmp_path / "without")
     model.save_pretrained(tmp_path / "changed")
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "changed")), logits(model))
@@ -219,7 +219,7 @@ def test_pipeline(artifact, tmp_path):
             assert score["score"] == pytest.approx(expected[model.config.label2id[score["label"]]].item(), abs=1e-5)
 
 
-def test_dtype_is_that_of_all_but_the_donor(artifact, tmp_path):
+def test_dtype_applies_to_all_parts_except_the_donor(artifact, tmp_path):
     graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
     for dtype in (torch.bfloat16, "bfloat16"):
         loaded = GraftedModel.from_pretrained(tmp_path / "graft", dtype=dtype)
@@ -239,7 +239,7 @@ def test_host_alone_in_attention_implementation(artifact, tmp_path):
 
 
 class TestWithoutDonor:
-    """include_donor=False, as training checkpoints are saved."""
+    """include_donor=False, as for training checkpoints."""
 
     @pytest.fixture
     def saved(self, artifact, tmp_path):
@@ -249,7 +249,7 @@ class TestWithoutDonor:
         assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == ["config.json", "model.safetensors"]
         return model
 
-    def test_its_place_is_not_in_the_config(self, saved, tmp_path):
+    def test_donor_path_is_not_in_the_config(self, saved, tmp_path):
         assert "path" not in json.loads((tmp_path / "checkpoint/config.json").read_text())["donor"]
         with pytest.raises(GraftError, match=r"name its folder: donor=\.\.\. in Python, --donor SOURCE on the command"):
             GraftedModel.from_pretrained(tmp_path / "checkpoint")
@@ -277,14 +277,14 @@ class TestWithoutDonor:
                 logits(GraftedModel.from_pretrained(tmp_path / "checkpoint", donor=donor)), logits(saved)
             )
 
-    def test_it_is_nowhere(self, saved, tmp_path):
+    def test_missing_donor_is_an_error(self, saved, tmp_path):
         shutil.rmtree(tmp_path / "layer")
         with pytest.raises(
             GraftError, match=r"layer 3 of tiny, sha256 [0-9a-f]{64}.*surgeon extract tiny --layer 3.*donor=\.\.\."
         ):
             GraftedModel.from_pretrained(tmp_path / "checkpoint")
 
-    def test_another_one_is_refused(self, saved, artifact, llm, tmp_path):
+    def test_another_donor_is_refused(self, saved, artifact, llm, tmp_path):
         other = cut_artifact(artifact.parent / "llm", [2], tmp_path / "other")
         with pytest.raises(GraftError, match="but the graft was made with layer 3 of tiny, sha256"):
             GraftedModel.from_pretrained(tmp_path / "checkpoint", donor=other)
@@ -292,7 +292,7 @@ class TestWithoutDonor:
     def test_random_weights_that_were_never_stored(self, artifact, tmp_path):
         model = graft_layer(host_model("bert"), artifact, donor_init="random")
         model.save_pretrained(tmp_path / "checkpoint", include_donor=False)
-        with pytest.raises(GraftError, match="never stored on disk"):
+        with pytest.raises(GraftError, match="because the layer was never stored"):
             GraftedModel.from_pretrained(tmp_path / "checkpoint")
 
 
@@ -310,25 +310,25 @@ def test_a_damaged_layer_is_refused(artifact, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="changed or damaged: extract the layer again"):
+    with pytest.raises(ArtifactError, match="changed or damaged. Extract the layer again"):
         graft_layer(host_model("bert"), tmp_path / "layer")
 
 
 @pytest.mark.parametrize("settings", [None, {"train_donor": True}])
-def test_a_donor_that_has_no_place(settings, artifact, tmp_path):
+def test_passed_donor_without_use_is_refused(settings, artifact, tmp_path):
     model = (
         graft_layer(host_model("bert"), None)
         if settings is None
         else graft_layer(host_model("bert"), artifact, **settings)
     )
     model.save_pretrained(tmp_path / "graft")
-    with pytest.raises(GraftError, match="A donor layer was passed, but this graft's .* Load it without donor"):
+    with pytest.raises(GraftError, match="You passed a donor layer, but this graft.* Load the graft without donor"):
         GraftedModel.from_pretrained(tmp_path / "graft", donor=artifact)
 
 
-def test_folders_that_are_no_grafts(artifact, tmp_path):
+def test_folders_that_are_not_grafts(artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "bert")
-    with pytest.raises(GraftError, match="is no grafted model"):
+    with pytest.raises(GraftError, match="is not a grafted model"):
         GraftedModel.from_pretrained(tmp_path / "bert")
-    with pytest.raises(ls.SourceError, match="neither a folder here nor a repo"):
+    with pytest.raises(ls.SourceError, match="neither a local folder nor a repo"):
         GraftedModel.from_pretrained(tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""Every host with every task: the paper's formulas, padding, training, storing, Auto classes and pipelines."""
+"""Every host with every task: the paper's formulas, padding, training, saving, Auto classes and pipelines."""
 
 import copy
 import re
@@ -56,13 +56,13 @@ def stored(case, tmp_path_factory):
 
 
 def assert_close(found, expected, tolerance):
-    """To `tolerance` of the largest value."""
+    """Compare with a tolerance relative to the largest value."""
     largest = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
 
 
 @torch.no_grad()
-def test_it_is_the_papers_formula(case):
+def test_graft_equals_the_papers_formula(case):
     assert case.model.config.settings.attention == ("causal" if case.causal else "bidirectional")
     inputs = padded_inputs()
     found, expected = outputs(case.model, case.task, inputs), by_formula(case, inputs)
@@ -72,7 +72,7 @@ def test_it_is_the_papers_formula(case):
 
 
 @torch.no_grad()
-def test_a_text_in_a_padded_batch_gets_what_it_gets_alone(case):
+def test_padding_doesnt_change_the_result(case):
     for side in ("right", "left") if case.causal else ("right",):
         inputs = padded_inputs(side)
         together = outputs(case.model, case.task, inputs)
@@ -110,7 +110,7 @@ def test_a_step_changes_all_but_the_donor(case):
 
 
 @torch.no_grad()
-def test_stored_and_loaded_it_is_the_same_to_the_bit(case, stored):
+def test_saving_and_loading_changes_no_bit(case, stored):
     assert (stored / "donor/model.safetensors").is_file()
     with safe_open(stored / "model.safetensors", framework="pt") as file:
         assert not [name for name in file.keys() if name.startswith("donor.")]  # noqa: SIM118  # not a dict
@@ -157,18 +157,18 @@ def test_pipeline(case, stored):
 
 
 @pytest.mark.parametrize(("host_type", "task"), REFUSED, ids="-".join)
-def test_what_is_not_served_says_why(host_type, task, artifact):
+def test_unsupported_combinations_say_why(host_type, task, artifact):
     host = plain_host(host_type)
-    with pytest.raises(GraftError, match=f"is of the kind {KINDS[host_type]}, but {task} needs one of the kind"):
+    with pytest.raises(GraftError, match=f"is of kind {KINDS[host_type]}, but {task} needs a host of kind"):
         graft_layer(host, artifact, task)
 
 
-def test_kinds_are_read_off_the_config():
+def test_kind_follows_from_the_config():
     assert {host_type: host_kind(plain_host(host_type).config) for host_type in KINDS} == KINDS
 
 
 def test_the_page_lists_what_is_tested():
-    """Its table of hosts and tasks, row for row."""
+    """Compare each row of its table of hosts and tasks."""
     table = PAGE.partition("<!-- hosts x tasks -->")[2].strip().partition("\n\n")[0].splitlines()
     header, rows = table[0], table[2:]
     assert [cell.strip(" `") for cell in header.strip("|").split("|")][1:] == list(TASKS)

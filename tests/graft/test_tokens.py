@@ -1,4 +1,4 @@
-"""Tasks that need every token: labels of tokens, answers to questions, features."""
+"""Tasks that use every token: token classification, question answering, feature extraction."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ CLASSES = {
 
 
 def outputs(model, inputs):
-    """All that a task gives for each token, [batch, seq, number]."""
+    """All outputs of a task for each token, [batch, seq, number]."""
     out = model(**inputs)
     if model.task == QUESTION:
         return torch.stack([out.start_logits, out.end_logits], dim=-1)
@@ -68,7 +68,7 @@ def test_attention(host_type, attention, llm, artifact):
 
 
 @torch.no_grad()
-def test_padding_is_no_answer(artifact):
+def test_answers_cant_be_padding(artifact):
     model = graft_layer(host_model("bert"), artifact, QUESTION)
     inputs = padded_inputs()
     out = model(**inputs)
@@ -144,7 +144,7 @@ def test_set_labels(artifact):
     model.set_labels(["O", "B-PER", "I-PER"])
     assert model(**make_inputs()).logits.shape == (3, 9, 3)
     for task in (QUESTION, FEATURES):
-        with pytest.raises(ConfigError, match=f"Labels are given, but {task} has none"):
+        with pytest.raises(ConfigError, match=f"You passed labels, but {task} has none"):
             graft_layer(host_model("bert"), artifact, task).set_labels(["a", "b"])
 
 

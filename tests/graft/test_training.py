@@ -1,4 +1,4 @@
-"""Training changes host, projections and head, and never the donor."""
+"""Training changes host, projections and head, but never the donor."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.graft.conftest import host_model, make_inputs
 
 
 def trained_step(model, labels=(0, 1, 1)):
-    """One step of a plain optimizer over everything that says it is trained; the weights before."""
+    """Run one optimizer step over all trained parameters, and return the weights before it."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
@@ -36,19 +36,19 @@ def test_a_step_changes_all_but_the_donor(model_type, artifact):
 
 
 def test_every_trained_parameter_gets_a_gradient(artifact):
-    """No pooler or other unused part sits in the optimizer, and distributed training finds all it waits for."""
+    """No unused part, such as a pooler, is in the optimizer, where distributed training would wait for its gradient."""
     model = graft_layer(host_model("bert"), artifact)
     trained_step(model)
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_a_donor_that_was_thawed_is_frozen_again(artifact):
+def test_unfrozen_donor_is_frozen_again(artifact):
     model = graft_layer(host_model("bert"), DonorLayer.from_pretrained(artifact).unfreeze())
     assert "donor" not in changed_parts(model, trained_step(model))
     assert not model.donor.training
 
 
-def test_a_model_put_together_by_hand_keeps_its_weights(artifact):
+def test_manually_built_model_keeps_its_weights(artifact):
     donor, host = DonorLayer.from_pretrained(artifact), host_model("bert")
     before = {name: value.clone() for name, value in donor.state_dict().items()}
     config = graft_layer(host, artifact).config
@@ -137,11 +137,11 @@ def test_set_labels(artifact):
     assert model.config.num_labels == 3
     assert model(**make_inputs(), labels=torch.tensor([0, 1, 2])).logits.shape == (3, 3)
     for names in ([], ["a", "a"], ["a", ""]):
-        with pytest.raises(ConfigError, match="at least one, each a text of its own"):
+        with pytest.raises(ConfigError, match="at least one, each a different non-empty string"):
             model.set_labels(names)
 
 
-def test_set_labels_lets_the_loss_be_chosen_anew(artifact):
+def test_set_labels_resets_the_loss(artifact):
     model = graft_layer(host_model("bert"), artifact, num_labels=1)
     model(**make_inputs(), labels=torch.tensor([0.1, 0.2, 0.3]))
     model.set_labels(["bad", "good"])

@@ -146,7 +146,7 @@ def test_the_block_sits_where_the_graft_would(task, site):
     ("task", "change", "said"),
     [
         ("question-answering", {"arms": ["host", "zerogen"]}, "texts that are written for each label"),
-        ("question-answering", {"arms": ["host", "pool-mean"]}, "nothing is pooled"),
+        ("question-answering", {"arms": ["host", "pool-mean"]}, "pools nothing"),
         ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "as wide as a donor"),
     ],
 )

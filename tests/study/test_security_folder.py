@@ -292,5 +292,5 @@ def test_a_folder_with_an_adapter_alone_loads_no_other_model(parts, tmp_path):
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
     arms = [{"name": "zerogen", "synthetic": {"model": str(tmp_path / "adapter"), "per_label": 1}}]
     plan = tiny_plan(parts, arms=arms, seeds=[1], data=parts["data"][:1])
-    with pytest.raises(ConfigError, match="no other model is loaded"):
+    with pytest.raises(ConfigError, match="a model that you didn't name"):
         prepare_study(plan, StudyFolder(root=tmp_path / "study"), Recorder())
