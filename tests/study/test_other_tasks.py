@@ -147,7 +147,7 @@ def test_the_block_sits_where_the_graft_would(task, site):
     [
         ("question-answering", {"arms": ["host", "zerogen"]}, "texts that are written for each label"),
         ("question-answering", {"arms": ["host", "pool-mean"]}, "nothing is pooled"),
-        ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "as wide as a donor"),
+        ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "takes its width from a donor"),
     ],
 )
 def test_what_means_nothing_for_a_task_is_refused(task, change, said):

@@ -1,4 +1,4 @@
-"""Plans: what YAML says becomes cells, and what is wrong is said."""
+"""Plans: YAML becomes cells, and a wrong plan is rejected with a helpful message."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_ids_change_with_what_decides_and_with_nothing_else():
 def test_two_donors_of_one_name_are_not_taken_for_each_other(tmp_path):
     donors = [DonorSpec(source="a/llm", layers=(3,)), DonorSpec(source="b/llm", layers=(3,), dtype="float32")]
     with pytest.raises(
-        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both be in .*llm-L3\. Take"
+        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both be in .*llm-L3\. Extract"
     ):
         prepare_layers(donors, StudyFolder(root=tmp_path), NullProgress())
 
@@ -48,7 +48,7 @@ def test_a_layer_from_elsewhere_is_not_used_again(tmp_path):
     folder = StudyFolder(root=tmp_path)
     write_json(folder.layer("llm-L3").with_name("llm-L3.json"), {"origin": "a/llm"})
     with pytest.raises(
-        ConfigError, match=r"llm-L3 was taken out of a/llm, and the plan names b/llm\. Take another --output"
+        ConfigError, match=r"llm-L3 was extracted from a/llm, but the plan names b/llm\. Choose another --output"
     ):
         prepare_layers([DonorSpec(source="b/llm", layers=(3,))], folder, NullProgress())
 
@@ -109,10 +109,10 @@ def test_a_sweep():
         ({"arm": ["host"]}, "Did you mean arms"),
         ({"arms": ["larger-host"]}, "No larger model"),
         ({"donor": None, "arms": ["graft"]}, "needs a donor"),
-        ({"arms": ["host", "host"], "seeds": [1, 1]}, "seed 1 is there twice"),
+        ({"arms": ["host", "host"], "seeds": [1, 1]}, "has the seed 1 twice"),
         ({"tests": ["nowhere"]}, "tests is 'nowhere'"),
         ({"fractions": [0]}, "fractions is 0"),
-        ({"finetune": {"seed": 3}}, "in a study it is said by seeds"),
+        ({"finetune": {"seed": 3}}, "use the keys seeds and fractions"),
         ({"finetune": {"epochs": 3}}, "epochs"),
         ({"graft": {"pooling": "first"}}, "pooling is 'first'"),
         ({"reference": "nobody"}, "reference is 'nobody'"),

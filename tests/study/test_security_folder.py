@@ -45,9 +45,9 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_name_is_never_a_path(tmp_path, name):
     folder = StudyFolder(root=tmp_path)
     for make in (folder.data, folder.layer, folder.path):
-        with pytest.raises(WorkspaceError, match="not a name"):
+        with pytest.raises(WorkspaceError, match="not a valid name"):
             make(name)
-    with pytest.raises(WorkspaceError, match="not a name"):
+    with pytest.raises(WorkspaceError, match="not a valid name"):
         folder.result(f"../{name}")
 
 
@@ -161,7 +161,7 @@ def test_a_dry_run_uses_what_a_running_study_has_prepared_and_leaves_it(parts, t
     assert estimate_study(dataclasses.replace(other, test_fraction=0.3), tmp_path, Recorder()).cells == 2
     assert state(tmp_path) == before
     moved = tiny_plan({**parts, "donor": f"{parts['donor']['source']}/../tiny-llama"}, arms=["graft"], seeds=[1])
-    with pytest.raises(ConfigError, match="was taken out of"):
+    with pytest.raises(ConfigError, match="was extracted from"):
         estimate_study(moved, tmp_path, Recorder())
 
 
