@@ -240,7 +240,7 @@ class Study:
             own, other = self._by_seed(arm, own=True), self._by_seed(arm, own=False)
             shift = [of_other - of_own for of_own, of_other in zip(own, other, strict=True)]
             values |= {(arm, "own"): own, (arm, "other"): other, (arm, "shift"): shift}
-        p_values = {key: compare_scores([0.0] * len(by_seed), by_seed)["t_test"] for key, by_seed in values.items()}
+        p_values = {key: compare_scores([0.0] * len(by_seed), by_seed).t_test for key, by_seed in values.items()}
         tested = [key for key, p in p_values.items() if p is not None]
         adjusted = dict(zip(tested, holm([p_values[key] for key in tested]), strict=True))
         gaps: dict[str, dict[str, Gap]] = {arm: {} for arm in arms}

@@ -207,7 +207,7 @@ def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
     with pytest.raises(WorkspaceError, match=r"lacks tests\.films\.examples\. Delete it"):
         load_report(tmp_path)
     write_json(cell, {**json.loads(whole), "best_epoch": "two"})
-    with pytest.raises(WorkspaceError, match=r"has 'two' as best_epoch, which is of another type\. Delete it"):
+    with pytest.raises(WorkspaceError, match=r"has 'two' as best_epoch, which has the wrong type\. Delete it"):
         load_report(tmp_path)
     cell.write_text(whole)
     summary = json.loads(place.summary.read_text())

@@ -115,7 +115,7 @@ def test_second_run_uses_the_layer_again_and_says_the_same(result, copied, parts
     parts = dataclasses.replace(parts, donor=gone)
     again = run_demo(copied, progress, parts=parts, config=config, seeds=(1,))
     assert (result.layer_reused, again.layer_reused) == (False, True)
-    assert any("is used again" in notice for notice in progress.notices)
+    assert any("is reused" in notice for notice in progress.notices)
     assert [run.scores for run in again.arms] == [run.scores for run in result.arms if run.seed == 1]
 
 
@@ -186,5 +186,5 @@ def test_the_real_demo(tmp_path):
     assert not (tmp_path / "surgery/demo/donor-model").exists()
     again = surgeon("demo", "--num-seeds", 1, "--max-steps", 1, "--max-eval-samples", 20, cwd=tmp_path)
     assert again.code == 0, again.err
-    assert "is used again" in again.err
+    assert "is reused" in again.err
     assert "grafted - host alone" in again.out

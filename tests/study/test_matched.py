@@ -102,5 +102,5 @@ def test_a_probe_matches_every_draw(content, tmp_path, monkeypatch):
 
 
 def test_a_control_of_its_own_accord_is_refused():
-    with pytest.raises(ConfigError, match="wide-head has no donor to match. Say it in the arms that have one"):
+    with pytest.raises(ConfigError, match="wide-head has no donor to match. Set it in the arms that have a donor"):
         control_model(BertModel(bert_config()), "wide-head", 32, task="question-answering", projection_init="matched")

@@ -195,7 +195,7 @@ def test_a_killed_server_takes_its_cells_along(begin, server, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("threading.Thread(target=time.sleep, args=[3600], daemon=True).start()", "2 threads run"),
+        ("threading.Thread(target=time.sleep, args=[3600], daemon=True).start()", "it has 2 threads"),
         ("torch.cuda._is_in_bad_fork = lambda: True", "accelerator can't be used"),
         ("sys.modules['layer_surgeon.study.cells'] = None", "ended with code 1. ModuleNotFoundError: import of"),
     ],

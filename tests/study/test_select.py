@@ -112,7 +112,7 @@ def fake_training(monkeypatch):
         }
 
     monkeypatch.setattr(compare, "run_local", run)
-    monkeypatch.setattr(select, "_validation", validation)
+    monkeypatch.setattr(select, "_read_trainings", validation)
     return fake
 
 
@@ -121,7 +121,7 @@ def test_fewer_and_fewer_candidates_go_on(parts, fake_training, tmp_path, monkey
     names = [arm.name for arm in plan.arms if arm.donor is not None]
     worth = {name: index / 100 for index, name in enumerate(names)}
     fake_training.score = lambda cell: worth[cell.arm.name] + 0.001 * cell.seed * (cell.arm.name == names[-1])
-    monkeypatch.setattr(select, "_probes", lambda arms, *_: worth)
+    monkeypatch.setattr(select, "_probe_arms", lambda arms, *_: worth)
     chosen = select_arm(plan, tmp_path)
     assert chosen.best == names[-1]
     assert [len(rung.scores) for rung in chosen.rungs] == [12, 6, 2]
@@ -134,7 +134,7 @@ def test_fewer_and_fewer_candidates_go_on(parts, fake_training, tmp_path, monkey
 
 def test_a_share_of_the_data_is_all_there_is(parts, fake_training, tmp_path, monkeypatch):
     plan = replace(sweep(parts, list(permutations(range(4), 2))), fractions=(0.5,))
-    monkeypatch.setattr(select, "_probes", lambda arms, *_: {arm.name: 0.5 for arm in arms})
+    monkeypatch.setattr(select, "_probe_arms", lambda arms, *_: {arm.name: 0.5 for arm in arms})
     chosen = select_arm(plan, tmp_path)
     assert [rung.examples / len(rung.scores) / 0.5 for rung in chosen.rungs[1:]] == [0.25, 2]
     assert [rung.name for rung in chosen.rungs[1:]] == [
@@ -172,10 +172,10 @@ def test_a_probe_of_sites_looks_before_the_head(parts, tmp_path):
     prepare_study(plan, folder, told)
     grafts = [arm for arm in plan.arms if arm.donor is not None]
     broken = replace(grafts[0], name="broken", graft={"site": 9})
-    scores = select._probes([*grafts, broken], plan, folder, told)
+    scores = select._probe_arms([*grafts, broken], plan, folder, told)
     assert sorted(scores) == sorted(arm.name for arm in grafts)
     assert any("broken" in notice and "layers" in notice for notice in told.notices)
-    assert scores == select._probes(grafts, plan, folder, told)
+    assert scores == select._probe_arms(grafts, plan, folder, told)
 
 
 def test_a_probe_without_training(parts, tmp_path):
