@@ -172,7 +172,7 @@ def test_a_report_is_written_over_only_where_that_is_wanted(report, written, tmp
     assert write_report(report, place, ("png",)) == ()
     assert [path.name for path in (place / "figures").iterdir()] == ["photo.png"]
     assert write_report(report, place, ("csv",)) == (place / "measurements.csv", place / "comparisons.csv")
-    with pytest.raises(WorkspaceError, match=r"measurements\.csv exists already\. .* --force"):
+    with pytest.raises(WorkspaceError, match=r"measurements\.csv already exists\. .* --force"):
         write_report(report, place, ("md", "csv"), force=False)
     assert write_report(report, place, ("md",), force=False) == (place / "report.md",)
     with pytest.raises(WorkspaceError, match="is a file; a report needs a folder"):
@@ -187,7 +187,7 @@ def test_a_selection_and_what_is_not_finished(tmp_path):
     assert "**graft** (layer 3, site encoder\\_output), at 25% of the cost" in text
     assert "| candidate | probe &#124; first |" in text
     assert "| &lt;b&gt; | 0.5000 |" in text
-    assert "## Trainings that are not done\n\n| arm | data | share | seed | state | error |" in text
+    assert "## Unfinished trainings\n\n| arm | data | share | seed | state | error |" in text
 
 
 def test_nothing_finished_can_be_written_too(tmp_path):

@@ -108,7 +108,7 @@ def test_a_sweep_over_sites(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", *arms], seeds=[1], focus=None)
     report = load_report(tmp_path)
     (sweep,) = layer_sweeps(report.summary, report.plan)
-    assert (report.kind, sweep.axis) == ("sweep", "where layer -1 of llm sits in the host")
+    assert (report.kind, sweep.axis) == ("sweep", "site of layer -1 of llm in the host")
     assert [point.label for point in sweep.points] == ["embeddings", "0", "1"]
 
 
@@ -154,7 +154,10 @@ def test_a_selection(tmp_path):
     content = {"format": 1, "best": "graft", "layers": [17], "cost": 0.3, "rungs": rungs, "site": 3, "margin": margin}
     write_json(tmp_path / "selection.json", content)
     found = load_report(tmp_path)
-    assert found.margin == "ahead of x by 1.0 points, which scatters by 2.0 points by seed: too close to call"
+    assert (
+        found.margin
+        == "ahead of x by 1.0 points, with a standard deviation of 2.0 points over the seeds: too close to call"
+    )
     assert found.selection.site == 3
     # The folder then serves another study.
     made_up_study(tmp_path, {"host": 0.7, "gated": 0.8})
@@ -186,10 +189,10 @@ def test_nothing_finished_yet(tmp_path):
 
 def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
     with pytest.raises(
-        WorkspaceError, match=r"is not a folder\. A report is made of a study's folder: the one that --output"
+        WorkspaceError, match=r"is not a folder\. A report is made of a study's folder\. Use the --output"
     ):
         load_report(tmp_path / "nowhere")
-    with pytest.raises(WorkspaceError, match=r"holds no study\.yaml"):
+    with pytest.raises(WorkspaceError, match=r"has no study\.yaml"):
         load_report(tmp_path)
     plan = made_up_study(tmp_path, {"host": 0.7, "graft": 0.8})
     place = StudyFolder(root=tmp_path)

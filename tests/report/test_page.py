@@ -176,7 +176,7 @@ def test_a_sweep_over_sites_says_where_the_layer_sits(tmp_path):
     arms = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in ("embeddings", 1)]
     shares = {"host": 0.7, "graft-embeddings": 0.6, "graft-1": 0.75}
     page = Parsed(page_of(tmp_path, shares, arms=["host", *arms], seeds=[1], focus=None)[1])
-    assert "where layer -1 of llm sits in the host" in page.text
+    assert "site of layer -1 of llm in the host" in page.text
     assert "Which site" in page.text
     assert "Highest: 1 (ringed)" in page.text
     assert "from 0" not in page.text

@@ -102,7 +102,7 @@ def test_a_picture_and_a_report_replace_links(tmp_path):
     (pictures / "scores.png").write_text("precious")
     (tmp_path / "study/report").mkdir()
     (tmp_path / "study/report/figures").symlink_to(pictures)
-    with pytest.raises(WorkspaceError, match="link that leaves"):
+    with pytest.raises(WorkspaceError, match="link that leads out of"):
         write_report(load_report(tmp_path / "study"), tmp_path / "study/report")
     assert [path.name for path in pictures.iterdir()] == ["scores.png"]
     (tmp_path / "study/report/figures").unlink()
