@@ -122,9 +122,8 @@ def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[M
     num_tests = 0
     for name in cell.tests:
         test_data = load_data(list(specs[name].test or specs[name].train), task=cell.task)
+        table = test_data.validation if test_data.test is None else test_data.test
         if specs[name].test:
             table = test_data.train
-        else:
-            table = test_data.validation if test_data.test is None else test_data.test
         num_tests += 0 if table is None else len(table)
     return counts, num_tests

@@ -145,7 +145,7 @@ def test_the_block_sits_where_the_graft_would(task, site):
 @pytest.mark.parametrize(
     ("task", "change", "said"),
     [
-        ("question-answering", {"arms": ["host", "zerogen"]}, "texts that are written for each label"),
+        ("question-answering", {"arms": ["host", "zerogen"]}, "texts that a model writes for each label"),
         ("question-answering", {"arms": ["host", "pool-mean"]}, "nothing is pooled"),
         ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "takes its width from a donor"),
     ],
