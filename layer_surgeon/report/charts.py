@@ -265,8 +265,8 @@ def heat_map(
             (text, "second", 11, 10, 400),
         )
     ]
-    side = 52
+    tile_size = 52
     layers: alt.LayerChart = alt.layer(fills, *parts, data=inline_data(records)).resolve_scale(
         color="independent", fill="independent"
     )
-    return layers.properties(width=max(THIRD, 70 * len(columns)), height=side * len(rows))
+    return layers.properties(width=max(THIRD, 70 * len(columns)), height=tile_size * len(rows))

@@ -113,7 +113,7 @@ def run_demo(
     for seed in seeds:
         for arm, donor in ((HOST_ALONE, None), (GRAFTED, artifact)):
             progress.notice(f"{arm}, seed {seed}:")
-            # Name the columns, which are the same in all data sets here, so that they don't have to be guessed.
+            # All data sets here have the same columns. Naming them avoids guessing.
             settings = replace(config, seed=seed, text_column="text", label_column="label")
             result = _train_arm(arm, parts.host, donor, train, settings, demo_workspace, progress)
             arms.append(_test_arm(arm, result, parts.host, tests, progress))

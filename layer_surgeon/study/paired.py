@@ -116,15 +116,15 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     seeds, examples = differences.shape
     if seeds < 2 or examples < 2:
         raise ValueError(f"{seeds} seeds x {examples} examples: the test needs at least two of each")
-    own = SeedVariance(mean_square=float(examples * differences.mean(axis=1).var(ddof=1)), df=seeds - 1)
-    if pooled is not None and own.mean_square < pooled.mean_square * (1 - 1e-9):
+    own_variance = SeedVariance(mean_square=float(examples * differences.mean(axis=1).var(ddof=1)), df=seeds - 1)
+    if pooled is not None and own_variance.mean_square < pooled.mean_square * (1 - 1e-9):
         return _quasi_f(differences, pooled)
-    result = _quasi_f(differences, own)
+    result = _quasi_f(differences, own_variance)
     p_of_seeds = _t_test(differences.mean(axis=1))
-    if own.df >= 4 or p_of_seeds is None or p_of_seeds <= result.p:
+    if own_variance.df >= 4 or p_of_seeds is None or p_of_seeds <= result.p:
         return result
-    error = math.sqrt(own.mean_square / (seeds * examples))
-    return _outcome(result.mean, error, own.df)
+    error = math.sqrt(own_variance.mean_square / (seeds * examples))
+    return _outcome(result.mean, error, own_variance.df)
 
 
 def _quasi_f(differences: Matrix, seed_variance: SeedVariance) -> CrossedTest:

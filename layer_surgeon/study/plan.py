@@ -201,7 +201,7 @@ class StudyPlan:
         task = content.get("task", "text-classification")
         check(task in get_args(TaskName), "task", task, f"one of {', '.join(get_args(TaskName))}")
         arms = read_arms(content)
-        data = tuple(parse_data(entry) for entry in listed(content, "data", ["sst2"]))
+        data = tuple(parse_data(value) for value in listed(content, "data", ["sst2"]))
         finetune = mapping(content, "finetune")
         for name in ("seed", "train_fraction"):
             if name in finetune:
@@ -274,7 +274,7 @@ class StudyPlan:
                 **{
                     **content,
                     "arms": tuple(Arm.from_dict(arm) for arm in content["arms"]),
-                    "data": tuple(DataSpec.from_dict(entry) for entry in content["data"]),
+                    "data": tuple(DataSpec.from_dict(spec) for spec in content["data"]),
                     "tests": {name: tuple(tests) for name, tests in content["tests"].items()},
                     "fractions": tuple(content["fractions"]),
                     "seeds": tuple(content["seeds"]),

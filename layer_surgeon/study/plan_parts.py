@@ -44,9 +44,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _numbers(value: Any) -> Any:
     """Turn text such as 5e-5 into a number: YAML reads it as text because it has no point. "2024" stays text."""
     if isinstance(value, dict):
-        return {name: _numbers(entry) for name, entry in value.items()}
+        return {name: _numbers(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_numbers(entry) for entry in value]
+        return [_numbers(item) for item in value]
     return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
 
 
@@ -103,7 +103,7 @@ def read_tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...
     Raises:
         ConfigError: A name is unknown, or there are too many pairs.
     """
-    names = tuple(entry.name for entry in data)
+    names = tuple(spec.name for spec in data)
     check_size(len(names) ** 2 if value == "all" else len(names), MAX_TRAININGS, "pairs of data sets", ConfigError)
     if value == "own":
         return {name: (name,) for name in names}

@@ -60,10 +60,10 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
     train = parts["train"]
     if parts["test"] is None and train:
-        parts["train"], held = _hold_out(train, labels, test_fraction)
-        parts["test"] = held
+        parts["train"], held_out = _hold_out(train, labels, test_fraction)
+        parts["test"] = held_out
         progress.notice(
-            f"{spec.name} has no test part. {len(held)} of its examples are held out as the test part of all trainings."
+            f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings."
         )
     filled_parts = {name: rows for name, rows in parts.items() if rows}
     for name, rows in filled_parts.items():
@@ -135,8 +135,8 @@ def _hold_out(
     examples = Examples(
         texts=tuple(map(str, numbers)), pairs=None, labels=tuple(label_names.index(row["label"]) for row in rows)
     )
-    kept, held = hold_out(examples, fraction, SPLIT_SEED)
-    return [rows[int(text)] for text in kept.texts], [rows[int(text)] for text in held.texts]
+    kept, held_out = hold_out(examples, fraction, SPLIT_SEED)
+    return [rows[int(text)] for text in kept.texts], [rows[int(text)] for text in held_out.texts]
 
 
 def open_donor(source: str, revision: str | None, folder: StudyFolder, progress: Progress) -> Checkpoint:
@@ -158,8 +158,8 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
             another donor.
         SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be extracted.
     """
-    wanted = check_layers(donors, folder)
-    missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
+    extracted_donors = check_layers(donors, folder)
+    missing = [donor for donor in extracted_donors if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
         same_checkpoint = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
         checkpoint = open_donor(source, revision, folder, progress)
@@ -186,9 +186,9 @@ def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[Donor
     Raises:
         ConfigError: As in `prepare_layers`.
     """
-    wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
+    extracted_donors = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
     by_name: dict[str, DonorSpec] = {}
-    for donor in wanted:
+    for donor in extracted_donors:
         other = by_name.setdefault(donor.name, donor)
         if other != donor:
             raise ConfigError(
@@ -197,7 +197,7 @@ def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[Donor
                 "folder as the donor."
             )
         _check_origin(donor, folder)
-    return wanted
+    return extracted_donors
 
 
 def _origin_file(donor: DonorSpec, folder: StudyFolder) -> Path:

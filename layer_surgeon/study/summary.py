@@ -88,13 +88,15 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
                 kind=arm.kind,
                 host=arm.host_name,
                 donor=None if arm.donor is None else arm.donor.name,
-                parameters=ParameterCounts(total=own[0].parameters.total, trained=own[0].parameters.trained)
-                if own
+                parameters=ParameterCounts(
+                    total=arm_results[0].parameters.total, trained=arm_results[0].parameters.trained
+                )
+                if arm_results
                 else None,
-                training_seconds=_mean([result.seconds.training for result in own]) if own else None,
+                training_seconds=_mean([result.seconds.training for result in arm_results]) if arm_results else None,
             )
             for arm in plan.arms
-            for own in [[result for result in results if result.arm == arm.name]]
+            for arm_results in [[result for result in results if result.arm == arm.name]]
         },
         tables=tables,
     )
@@ -161,13 +163,13 @@ def _decide(comparison: Comparison, p_holm: float | None, plan: StudyPlan) -> Co
     return replace(decided, words=say_comparison(decided, plan))
 
 
-def _partner(wanted: str | None, arm: str, by_arm: ByArm) -> str | None:
-    """Return the arm called `wanted`, or the one with that name on the host of `arm`; None if there is none."""
-    if wanted is None or wanted in by_arm:
-        return wanted
+def _partner(name: str | None, arm: str, by_arm: ByArm) -> str | None:
+    """Return the arm called `name`, or the arm of that name on the same host as `arm`; None if there is none."""
+    if name is None or name in by_arm:
+        return name
     _, at, host = arm.rpartition("@")
-    name = f"{wanted}@{host}" if at else wanted
-    return name if name in by_arm else None
+    partner = f"{name}@{host}" if at else name
+    return partner if partner in by_arm else None
 
 
 def _pool_seeds(test: str, by_arm: ByArm) -> dict[tuple[int, ...], SeedVariance | None]:
@@ -178,7 +180,7 @@ def _pool_seeds(test: str, by_arm: ByArm) -> dict[tuple[int, ...], SeedVariance 
     seeds = {name: tuple(result.seed for result in results) for name, results in by_arm.items()}
     pooled: dict[tuple[int, ...], SeedVariance | None] = {}
     for common in set(seeds.values()):
-        matrices = [_correct_matrix(by_arm[name], test) for name, own in seeds.items() if own == common]
+        matrices = [_correct_matrix(by_arm[name], test) for name, arm_seeds in seeds.items() if arm_seeds == common]
         usable = [matrix for matrix in matrices if matrix is not None]
         pooled[common] = pooled_seed_variance(usable) if len({matrix.shape for matrix in usable}) == 1 else None
     return pooled
@@ -201,14 +203,14 @@ def _compare(
     pair: tuple[Sequence[CellResult], Sequence[CellResult]],
     pooled: Mapping[tuple[int, ...], SeedVariance | None],
 ) -> Comparison | None:
-    second, first = ({result.seed: result for result in side} for side in pair)
+    second, first = ({result.seed: result for result in results} for results in pair)
     seeds = tuple(seed for seed in second if seed in first)
     if not seeds:
         return None
-    sides = [[second[seed] for seed in seeds], [first[seed] for seed in seeds]]
-    scores = [[float(_scores(result, test)[plan.metric]) for result in side] for side in sides]
+    results_of_pair = [[second[seed] for seed in seeds], [first[seed] for seed in seeds]]
+    scores = [[float(_scores(result, test)[plan.metric]) for result in results] for results in results_of_pair]
     difference = compare_scores(scores[1], scores[0])
-    bits = [_correct_matrix(side, test) if plan.metric == "accuracy" else None for side in sides]
+    bits = [_correct_matrix(results, test) if plan.metric == "accuracy" else None for results in results_of_pair]
     examples = None
     if bits[0] is not None and bits[1] is not None and bits[0].shape == bits[1].shape and bits[0].shape[1] > 1:
         examples = _test_examples(bits[0] - bits[1], pooled.get(seeds))

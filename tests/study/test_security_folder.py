@@ -1,4 +1,4 @@
-"""A study's folder from a stranger: nothing is written, read or deleted outside of it, and dry runs write nothing."""
+"""A study's folder from a stranger: nothing outside it is written, read or deleted, and dry runs write nothing."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def parts(tmp_path_factory):
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files of a folder: when they were written, and what they say."""
+    """Return all files of a folder, with their times and contents."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
@@ -124,7 +124,7 @@ def test_a_failed_cell_is_known_by_its_file_s_name(tmp_path):
 
 
 def test_a_complete_plan_overwrites_nothing(tmp_path):
-    """The attack as it was made: one YAML file, `--dry-run`."""
+    """Repeats the original attack: one YAML file and `--dry-run`."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "train.jsonl").write_text("precious")
@@ -284,7 +284,7 @@ def test_a_damaged_cell_is_said(tmp_path, scores):
 
 
 def test_a_folder_with_an_adapter_alone_loads_no_other_model(parts, tmp_path):
-    """transformers takes such a folder for the model that its config names; synthetic texts come from any model."""
+    """transformers would load the model that an adapter's config names; any model can write synthetic texts."""
     pytest.importorskip("peft")
     (tmp_path / "adapter").mkdir()
     settings = {"peft_type": "LORA", "base_model_name_or_path": parts["donor"]["source"]}
