@@ -1,6 +1,6 @@
-"""The tables of a report, as the page and the Markdown show them: columns, and cells of plain text.
+"""The tables of a report for the page and the Markdown: columns, and cells of plain text.
 
-A cell's text is not escaped; the templates do that. Its value is what a table is sorted by.
+The text of a cell is not escaped; the templates do that. Tables are sorted by the value of a cell.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,13 @@ from layer_surgeon.study.verdict import say_share
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The head of a column; `number`: its cells are numbers; `long`: its cells are sentences."""
+    """The head of a column.
+
+    Attributes:
+        name: The title.
+        number: Whether the cells are numbers.
+        long: Whether the cells are sentences.
+    """
 
     name: str
     number: bool = False
@@ -24,15 +30,15 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A field of a table.
+    """A cell of a table.
 
     Attributes:
-        text: What people read.
-        value: What it is sorted by, in a column of numbers; None: there is no value, and it is sorted last.
-        strong: Bold.
-        arm: The text is the name of an arm, and its mark is shown.
-        tag: The text is a verdict, and is shown as a tag.
-        hint: Shown on pointing at it.
+        text: The displayed text.
+        value: The value that a column of numbers is sorted by. Cells without a value (None) are sorted last.
+        strong: Whether the text is bold.
+        arm: Whether the text is the name of an arm, which is shown with its mark.
+        tag: Whether the text is a verdict, which is shown as a tag.
+        hint: A tooltip.
     """
 
     text: str
@@ -45,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable:
-    """A table; the first cell of a row is its head."""
+    """A table. The first cell of a row is the row's head."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -73,13 +79,13 @@ def _outcome(text: str | None, otherwise: str = "") -> Cell:
 
 
 def other_metrics(table: Table, summary: Summary) -> list[str]:
-    """Metrics of a table beside the one that is compared."""
+    """Return the metrics of a table other than the compared one."""
     names = dict.fromkeys(name for row in table.rows for name in row.scores)
     return [name for name in names if name != summary.metric]
 
 
 def scores_table(table: Table, summary: Summary) -> ReportTable:
-    """Every arm's score, its intervals, its parameters and its time."""
+    """Return the table of scores: every arm with its score, intervals, parameters and training time."""
     others = other_metrics(table, summary)
     columns = [
         Column(name="arm"),
@@ -112,7 +118,7 @@ def _score_cells(table: Table, row: Row, summary: Summary, others: Sequence[str]
 
 
 def differences_table(table: Table, summary: Summary) -> ReportTable:
-    """Every comparison, with its tests and the verdict."""
+    """Return the table of comparisons, with their tests and verdicts."""
     columns = [
         Column(name="comparison"),
         *_numbers("difference", "95 % interval", "p", "p (Holm)", "effect size", "p (t-test)", "p (permutation)"),
@@ -124,33 +130,33 @@ def differences_table(table: Table, summary: Summary) -> ReportTable:
     return _table(f"Comparisons on {place_of(table)}", columns, rows)
 
 
-def _difference_cells(entry: Comparison, summary: Summary) -> list[Cell]:
-    interval = entry.interval
+def _difference_cells(comparison: Comparison, summary: Summary) -> list[Cell]:
+    interval = comparison.interval
     return [
-        Cell(text=f"{entry.arm} - {entry.against}"),
-        _number(entry.mean, lambda value: say.say_gain(value, summary), strong=entry.significant),
+        Cell(text=f"{comparison.arm} - {comparison.against}"),
+        _number(comparison.mean, lambda value: say.say_gain(value, summary), strong=comparison.significant),
         Cell(text=say.say_gains(interval, summary), value=None if interval is None else interval[0]),
-        _number(entry.p, say.say_optional_p),
-        _number(entry.p_holm, say.say_optional_p, strong=entry.significant),
-        Cell(text=say.say_effect(entry), value=entry.effect_size),
-        _number(entry.t_test, say.say_optional_p),
-        _number(entry.permutation, say.say_optional_p),
-        _number(len(entry.seeds), lambda value: f"{value:g}"),
-        _outcome(summary.outcome(entry), "no test possible"),
-        Cell(text=entry.words),
+        _number(comparison.p, say.say_optional_p),
+        _number(comparison.p_holm, say.say_optional_p, strong=comparison.significant),
+        Cell(text=say.say_effect(comparison), value=comparison.effect_size),
+        _number(comparison.t_test, say.say_optional_p),
+        _number(comparison.permutation, say.say_optional_p),
+        _number(len(comparison.seeds), lambda value: f"{value:g}"),
+        _outcome(summary.outcome(comparison), "no test possible"),
+        Cell(text=comparison.words),
     ]
 
 
 def layers_table(sweep: LayerSweep, summary: Summary) -> ReportTable:
-    """The points of a sweep, and the host alone."""
+    """Return the table of a sweep: its points, and the host alone."""
     columns = [
         Column(name=sweep.axis),
         *_numbers(say.metric_name(summary), "deviation"),
         Column(name="against the reference"),
     ]
-    entries = [(point.label, point.row, point.best, point.outcome) for point in sweep.points]
+    labelled_rows = [(point.label, point.row, point.best, point.outcome) for point in sweep.points]
     if sweep.reference is not None:
-        entries.append((sweep.reference.arm, sweep.reference, False, None))
+        labelled_rows.append((sweep.reference.arm, sweep.reference, False, None))
     rows = [
         [
             Cell(text=label),
@@ -158,13 +164,13 @@ def layers_table(sweep: LayerSweep, summary: Summary) -> ReportTable:
             _number(row.deviation, lambda value: say.say_score(value, summary)),
             _outcome(outcome),
         ]
-        for label, row, best, outcome in entries
+        for label, row, best, outcome in labelled_rows
     ]
     return _table(f"{sweep.donor} in {sweep.host}: {place_of(sweep.table)}", columns, rows)
 
 
 def shift_table(shift: ShiftMatrix, summary: Summary) -> ReportTable:
-    """Means of one arm, by what it was trained on (rows) and tested on (columns)."""
+    """Return the table of an arm's means by training set (rows) and test set (columns)."""
     rows = [
         [Cell(text=name), *(_number(mean, lambda value: say.say_score(value, summary)) for mean in means)]
         for name, means in zip(shift.trained_on, shift.means, strict=True)
@@ -174,7 +180,7 @@ def shift_table(shift: ShiftMatrix, summary: Summary) -> ReportTable:
 
 
 def learning_table(curves: Sequence[LearningCurve], summary: Summary) -> ReportTable:
-    """Means over the seeds, by epoch."""
+    """Return the table of learning curves: means over the seeds, by epoch."""
     columns = [Column(name="arm"), Column(name="data"), *_numbers("epoch", "training loss")]
     columns += _numbers(f"validation {say.metric_name(summary)}")
     rows = [
@@ -192,7 +198,7 @@ def learning_table(curves: Sequence[LearningCurve], summary: Summary) -> ReportT
 
 
 def selection_table(report: StudyReport) -> ReportTable | None:
-    """Scores of the candidates by round; those that went on are bold. None if nothing was selected."""
+    """Return the table of a selection: scores by round, bold for candidates that stayed. None without a selection."""
     if report.selection is None:
         return None
     rungs = report.selection.rungs
@@ -209,10 +215,10 @@ def selection_table(report: StudyReport) -> ReportTable | None:
 
 
 def arms_table(summary: Summary) -> ReportTable:
-    """What the arms are."""
+    """Return the table that describes the arms."""
     columns = [
         Column(name="arm"),
-        Column(name="what it is", long=True),
+        Column(name="description", long=True),
         Column(name="host"),
         Column(name="donor layer"),
         *_numbers("trained", "all", "training"),
@@ -231,7 +237,7 @@ def arms_table(summary: Summary) -> ReportTable:
 
 
 def open_table(report: StudyReport) -> ReportTable | None:
-    """Trainings that are not done; None if all are."""
+    """Return the table of unfinished trainings; None if all are finished."""
     cells = [*report.failed, *report.missing]
     columns = [Column(name="arm"), Column(name="data"), *_numbers("share", "seed"), Column(name="state")]
     rows = [
@@ -246,19 +252,19 @@ def open_table(report: StudyReport) -> ReportTable | None:
         for cell in cells
     ]
     columns.append(Column(name="error", long=True))
-    return _table("Trainings that are not done", columns, rows) if cells else None
+    return _table("Unfinished trainings", columns, rows) if cells else None
 
 
 def facts_table(caption: str, names: tuple[str, str], facts: Mapping[str, object]) -> ReportTable:
-    """Names and values."""
+    """Return a table of names and values."""
     rows = [[Cell(text=name), Cell(text=say.say_setting(value))] for name, value in facts.items()]
     return _table(caption, [Column(name=name) for name in names], rows)
 
 
 def study_facts(report: StudyReport) -> dict[str, object]:
-    """How the study was made."""
+    """Return the facts about how a study was made."""
     summary = report.summary
-    between = f"{report.started} and {report.finished}" if report.started else "nothing is trained yet"
+    period = f"{report.started} and {report.finished}" if report.started else "nothing is trained yet"
     return {
         "task": summary.task,
         "compared by": f"{summary.metric}, {'higher' if summary.higher_is_better else 'lower'} is better",
@@ -266,7 +272,7 @@ def study_facts(report: StudyReport) -> dict[str, object]:
         "trainings": f"{len(report.results):,} of {summary.cells.planned:,} are done",
         "seeds": report.plan.seeds,
         "shares of the training data": [f"{fraction:g}" for fraction in report.plan.fractions],
-        "trained between": between,
+        "trained between": period,
         "time of all trainings": say.say_time(report.training_seconds),
         "machine": "; ".join(report.machines),
     }

@@ -1,7 +1,7 @@
-"""The charts of a report, in Altair: each definition is drawn in the page, as SVG and as PNG.
+"""The charts of a report, in Altair. The same definition is drawn on the page, as SVG and as PNG.
 
-A chart names no colours: arms have the colours and shapes of the theme, in the order of `looks`. Its width is that of
-files; the page sets the width of its column instead.
+Charts don't name colours. Arms get the colours and shapes of the theme, in the order of `looks`. The width of a chart
+is for files; on the page, it is as wide as its column.
 """
 
 import math
@@ -37,17 +37,17 @@ _CLEAR_OF_VALUE = "max(90, width - 200)"
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """A measured value in a lane of its own.
+    """A measured value in its own lane.
 
     Attributes:
-        name: Written above it at the left.
-        value_text: Written above it at the right.
-        look: Whose colour and shape it has.
+        name: The text above the value, on the left.
+        value_text: The text above the value, on the right.
+        look: The arm whose colour and shape the mark has.
         mean: The value.
         inner: The interval that is drawn as a broad bar.
         outer: The interval that is drawn as a line, up to the edges of the plot.
-        singles: The single values, drawn as faint dots.
-        filled: Draw the mark filled.
+        singles: The single values, which are drawn as faint dots.
+        filled: Whether the mark is filled.
         details: Title -> text, for the tooltip.
     """
 
@@ -64,7 +64,7 @@ class Lane:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A field of a heat map; `value` colours it, None: neutral."""
+    """A field of a heat map. `value` decides its colour; None is neutral."""
 
     row: str
     column: str
@@ -76,30 +76,37 @@ class Tile:
 
 
 def _lane_span(lanes: Sequence[Lane], least: float, *, zero: bool) -> Span:
-    """All values and bars are inside, and the lines as far as they leave room for the rest."""
-    solid = [v for lane in lanes for v in (lane.mean, *lane.singles, *(lane.inner or ()))] + ([0.0] if zero else [])
-    low, high = axis_span(solid, least, margin=0)
+    """Return the limits of the axis.
+
+    All values and bars are inside. Lines may only widen the axis by its own length on each side, and are then cut.
+    """
+    inner_values = [v for lane in lanes for v in (lane.mean, *lane.singles, *(lane.inner or ()))] + (
+        [0.0] if zero else []
+    )
+    low, high = axis_span(inner_values, least, margin=0)
     room = high - low
-    wide = [end for lane in lanes for end in (lane.outer or ())]
-    return axis_span((max(min([low, *wide]), low - room), min(max([high, *wide]), high + room)), least, margin=0.04)
+    line_ends = [end for lane in lanes for end in (lane.outer or ())]
+    return axis_span(
+        (max(min([low, *line_ends]), low - room), min(max([high, *line_ends]), high + room)), least, margin=0.04
+    )
 
 
 def lane_chart(lanes: Sequence[Lane], looks: Sequence[str], title: str, *, least: float, zero: bool) -> LayeredChart:
-    """Values with intervals, one below the other, over one axis.
+    """Draw values with intervals, one below the other, over a shared axis.
 
     Args:
-        lanes: From top to bottom.
-        looks: All arms' looks.
-        title: Of the axis.
-        least: How much the axis spans at least.
-        zero: The axis holds zero, where a line stands.
+        lanes: The lanes, from top to bottom.
+        looks: The looks of all arms.
+        title: Title of the axis.
+        least: The smallest length of the axis.
+        zero: Whether the axis includes zero, which is marked by a line.
     """
     domain = _lane_span(lanes, least, zero=zero)
     details = [lane.details for lane in lanes]
     records = [_lane_record(index, lane, domain, details) for index, lane in enumerate(lanes)]
     names = alt.Chart().encode(y=alt.Y(field="lane", type="ordinal", axis=None))
     base = names.encode(color=arm_color(looks), tooltip=tooltip_of(details))
-    # Twice: a halo in the colour of the page parts the text from lines behind it.
+    # Each text is drawn twice: a halo in the colour of the page separates the text from the lines below it.
     texts = [
         names.mark_text(dy=-17, style=style, **look).encode(x=alt.value(x), text=alt.Text(field=field, type="nominal"))
         for style in ("halo", "text")
@@ -121,7 +128,7 @@ def lane_chart(lanes: Sequence[Lane], looks: Sequence[str], title: str, *, least
     parts += singles(base.encode(x=x_value("singles", title, domain)), records, size=28)
     parts += marks(base.encode(x=x_value("mean", title, domain), shape=arm_shape(looks)), records, size=90)
     if zero:
-        # Not the first: the axes of a chart are those of its first layer.
+        # Not as the first layer, because that one defines the axes.
         parts.append(alt.Chart().mark_rule(strokeDash=[5, 4]).encode(x=alt.datum(0)))
     layers = alt.layer(*parts, *texts, data=inline_data(records))
     return layers.properties(width=WIDTH, height=_LANE * len(lanes) + 8)
@@ -158,14 +165,14 @@ def cost_chart(
     least: float,
     legend: Sequence[str],
 ) -> LayeredChart:
-    """What is gained (up) against what it costs (to the right, logarithmic); equal costs stand side by side."""
+    """Draw gain (vertical) against cost (horizontal, logarithmic). Equal costs are drawn side by side."""
     domain = _lane_span([lane for lane, _ in costs], least, zero=True)
     values = [cost for _, cost in costs]
     ends = (min(values) / 1.6, max(values) * 1.6)
     details = [lane.details for lane, _ in costs]
     records = [
         {**_lane_record(index, lane, domain, details), "cost": shown}
-        for index, ((lane, _), shown) in enumerate(zip(costs, _apart(values, ends), strict=True))
+        for index, ((lane, _), shown) in enumerate(zip(costs, _move_apart(values, ends), strict=True))
     ]
     scale = alt.Scale(type="log", domain=list(ends), nice=False)
     axis = alt.Axis(format="~s", labelOverlap="greedy", grid=False, values=_cost_ticks(ends))
@@ -181,20 +188,20 @@ def cost_chart(
     return layers.properties(width=HALF, height=250)
 
 
-def _apart(costs: Sequence[float], ends: Span) -> list[float]:
-    """Costs moved by a few pixels: controls have as many parameters as what they control for, and would hide it."""
+def _move_apart(costs: Sequence[float], ends: Span) -> list[float]:
+    """Move equal costs apart by a few pixels: a control has as many parameters as its graft, and would hide it."""
     pixel = (ends[1] / ends[0]) ** (1 / HALF)
     moved: list[float] = []
     for index, cost in enumerate(costs):
-        same = [at for at, other in enumerate(costs) if abs(math.log(other / cost)) < 3 * math.log(pixel)]
-        step = min(13.0, 30 / max(len(same) - 1, 1))
-        moved.append(cost * pixel ** (step * (same.index(index) - (len(same) - 1) / 2)))
+        equal_costs = [at for at, other in enumerate(costs) if abs(math.log(other / cost)) < 3 * math.log(pixel)]
+        step = min(13.0, 30 / max(len(equal_costs) - 1, 1))
+        moved.append(cost * pixel ** (step * (equal_costs.index(index) - (len(equal_costs) - 1) / 2)))
     return moved
 
 
 def _cost_ticks(ends: Span) -> list[float]:
-    share = ends[1] / ends[0]
-    digits = (1.0,) if share > 100 else (1.0, 2.0, 5.0) if share > 12 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    ratio = ends[1] / ends[0]
+    digits = (1.0,) if ratio > 100 else (1.0, 2.0, 5.0) if ratio > 12 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in digits]
     return [tick for tick in ticks if ends[0] <= tick <= ends[1]] or [math.sqrt(ends[0] * ends[1])]
@@ -203,13 +210,13 @@ def _cost_ticks(ends: Span) -> list[float]:
 def heat_map(
     tiles: Sequence[Tile], names: tuple[Sequence[str], Sequence[str]], titles: tuple[str, str], *, largest: float
 ) -> LayeredChart:
-    """Fields in colours that go two ways from zero, each with two lines of text.
+    """Draw a heat map with a diverging colour scale around zero, and two lines of text in each field.
 
     Args:
-        tiles: Those that are measured.
-        names: Of the rows and of the columns, in their order.
-        titles: Of the horizontal and of the vertical axis.
-        largest: The size of the value that has the strongest colour.
+        tiles: The fields that have a value.
+        names: Names of the rows and of the columns, in order.
+        titles: Titles of the horizontal and of the vertical axis.
+        largest: The absolute value that has the strongest colour.
     """
     rows, columns = names
     details = [tile.details for tile in tiles]
@@ -258,8 +265,8 @@ def heat_map(
             (text, "second", 11, 10, 400),
         )
     ]
-    side = 52
+    tile_size = 52
     layers: alt.LayerChart = alt.layer(fills, *parts, data=inline_data(records)).resolve_scale(
         color="independent", fill="independent"
     )
-    return layers.properties(width=max(THIRD, 70 * len(columns)), height=side * len(rows))
+    return layers.properties(width=max(THIRD, 70 * len(columns)), height=tile_size * len(rows))

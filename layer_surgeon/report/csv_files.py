@@ -1,4 +1,4 @@
-"""The numbers of a report for other programs: one row per training and test set, and one per comparison."""
+"""The numbers of a report as CSV: one row per training and test set, and one row per comparison."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from layer_surgeon.report.load import StudyReport
 
 
 def measurements_csv(report: StudyReport) -> str:
-    """One row per arm, data set, share, test set and seed; nothing is rounded or averaged."""
+    """Return one row per arm, data set, share, test set and seed, without rounding or averaging."""
     scores = _names(test.scores for result in report.results for test in result.tests.values())
     validation = _names(result.validation.scores for result in report.results)
     rows = []
@@ -49,7 +49,7 @@ def measurements_csv(report: StudyReport) -> str:
 
 
 def comparisons_csv(report: StudyReport) -> str:
-    """One row per comparison: the difference, its tests and intervals, and the verdict."""
+    """Return one row per comparison: the difference, its tests and intervals, and the verdict."""
     summary = report.summary
     columns = (
         *("study", "data", "fraction", "test", "examples", "metric", "arm", "against", "seeds"),
@@ -65,33 +65,33 @@ def comparisons_csv(report: StudyReport) -> str:
             "test": table.test,
             "examples": table.examples,
             "metric": summary.metric,
-            "arm": entry.arm,
-            "against": entry.against,
-            "seeds": len(entry.seeds),
-            "difference": entry.mean,
-            "deviation": entry.deviation,
-            "effect_size": entry.effect_size,
-            "basis": entry.basis,
-            "p": entry.p,
-            "p_holm": entry.p_holm,
-            "significant": entry.significant,
-            "better": summary.is_better(entry),
-            "t_test": entry.t_test,
-            "permutation": entry.permutation,
-            "words": entry.words,
-            **_ends("", entry.interval),
-            **_ends("seed_", entry.seed_interval),
-            **_ends("example_", entry.example_interval),
-            **_ends("both_", entry.both_interval),
+            "arm": comparison.arm,
+            "against": comparison.against,
+            "seeds": len(comparison.seeds),
+            "difference": comparison.mean,
+            "deviation": comparison.deviation,
+            "effect_size": comparison.effect_size,
+            "basis": comparison.basis,
+            "p": comparison.p,
+            "p_holm": comparison.p_holm,
+            "significant": comparison.significant,
+            "better": summary.is_better(comparison),
+            "t_test": comparison.t_test,
+            "permutation": comparison.permutation,
+            "words": comparison.words,
+            **_ends("", comparison.interval),
+            **_ends("seed_", comparison.seed_interval),
+            **_ends("example_", comparison.example_interval),
+            **_ends("both_", comparison.both_interval),
         }
         for table in summary.tables
-        for entry in table.comparisons
+        for comparison in table.comparisons
     ]
     return _csv(columns, rows)
 
 
-def _names(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for entry in entries for name in entry))
+def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
 def _ends(prefix: str, span: Sequence[float] | None) -> dict[str, float | None]:
@@ -102,7 +102,7 @@ def _ends(prefix: str, span: Sequence[float] | None) -> dict[str, float | None]:
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     import pandas as pd
 
-    # As objects: pandas would turn whole numbers into floats where one is missing.
+    # With dtype object, because pandas would turn whole numbers into floats if a value is missing.
     cells = [[csv_cell(row.get(name)) for name in columns] for row in rows]
     frame = pd.DataFrame(cells, columns=[csv_cell(name) for name in columns], dtype=object)
     text: str = frame.to_csv(index=False, lineterminator="\n")

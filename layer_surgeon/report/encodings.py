@@ -1,6 +1,6 @@
-"""The pieces that the charts of a report share: data, tooltips, the looks of arms, axes.
+"""The parts that the charts of a report share: data, tooltips, the looks of arms, axes.
 
-Whatever people wrote is in data and titles, which Vega takes as they are.
+Text from users only appears in data and titles, which Vega does not interpret.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,57 +10,63 @@ import altair as alt
 
 LayeredChart = alt.LayerChart | alt.FacetChart
 Span = tuple[float, float]
-# Of a chart in files, which share a line with one or two others.
+# Widths of charts in files: alone, or with one or two others in a row.
 WIDTH, HALF, THIRD = 640, 300, 200
 
 
 def inline_data(records: Sequence[Mapping[str, Any]]) -> alt.Data:
-    """Records as they are; a layered chart has them once, for all of its layers."""
+    """Return records as inline data, which all layers of a chart share."""
     return alt.Data(values=[dict(record) for record in records])  # type: ignore[no-untyped-call]
 
 
 def tooltip_of(details: Sequence[Mapping[str, str]]) -> list[alt.Tooltip]:
-    """The details of records; the fields of `detail_fields`."""
-    titles = list(dict.fromkeys(title for entry in details for title in entry))
+    """Return the tooltip of a chart, made of the fields of `detail_fields`."""
+    titles = list(dict.fromkeys(title for record in details for title in record))
     return [alt.Tooltip(field=f"detail_{index}", type="nominal", title=title) for index, title in enumerate(titles)]
 
 
-def detail_fields(entry: Mapping[str, str], details: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """One record's details, under the names that `tooltip_of` expects."""
-    titles = dict.fromkeys(title for each in details for title in each)
-    return {f"detail_{index}": entry.get(title, "") for index, title in enumerate(titles)}
+def detail_fields(own_details: Mapping[str, str], details: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the details of one record, under the names that `tooltip_of` expects."""
+    titles = dict.fromkeys(title for record in details for title in record)
+    return {f"detail_{index}": own_details.get(title, "") for index, title in enumerate(titles)}
 
 
 def arm_color(looks: Sequence[str], legend: Sequence[str] | None = None) -> alt.Color:
-    """The colour of an arm; `legend`: the looks to name."""
+    """Return the encoding of arms by colour, with the looks in `legend` in the legend."""
     shown = alt.Legend(values=list(legend)) if legend else None
     return alt.Color(field="look", type="nominal", scale=alt.Scale(domain=list(looks)), legend=shown)
 
 
 def arm_shape(looks: Sequence[str], legend: Sequence[str] | None = None) -> alt.Shape:
-    """The shape of an arm; `legend`: the looks to name."""
+    """Return the encoding of arms by shape, with the looks in `legend` in the legend."""
     shown = alt.Legend(values=list(legend)) if legend else None
     return alt.Shape(field="look", type="nominal", scale=alt.Scale(domain=list(looks)), legend=shown)
 
 
 def x_value(field: str, title: str | None, domain: Span, **axis: Any) -> alt.X:
-    """A value on the horizontal axis."""
+    """Return the encoding of a value on the horizontal axis."""
     scale = alt.Scale(domain=list(domain), nice=False, zero=False)
     return alt.X(field=field, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=6, **axis))
 
 
 def y_value(field: str, title: str | None, domain: Span, **axis: Any) -> alt.Y:
-    """A value on the vertical axis."""
+    """Return the encoding of a value on the vertical axis."""
     scale = alt.Scale(domain=list(domain), nice=False, zero=False)
-    # Above the axis, so that it takes no width from a phone.
-    above: dict[str, Any] = {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleY": -10, "titleX": 0}
+    # The title is above the axis, where it takes no width on a phone.
+    above_axis: dict[str, Any] = {
+        "titleAngle": 0,
+        "titleAlign": "left",
+        "titleAnchor": "end",
+        "titleY": -10,
+        "titleX": 0,
+    }
     return alt.Y(
-        field=field, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=5, **above, **axis)
+        field=field, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=5, **above_axis, **axis)
     )
 
 
 def axis_span(values: Sequence[float], least: float, margin: float = 0.06) -> Span:
-    """Where an axis begins and ends: at least `least` long, since a plot of mere noise must not look like mountains."""
+    """Return the limits of an axis. It is at least `least` long, since noise must not look like a large effect."""
     low, high = min(values), max(values)
     missing = max(least - (high - low), 0.0)
     low, high = low - missing / 2, high + missing / 2
@@ -68,17 +74,17 @@ def axis_span(values: Sequence[float], least: float, margin: float = 0.06) -> Sp
 
 
 def only(chart: alt.Chart, field: str, records: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:
-    """The chart of the records that have a field; no chart if none has it, since Vega warns of empty ones."""
+    """Return the chart of the records with a true field; no chart if there are none, since Vega warns about those."""
     return [chart.transform_filter(f"datum.{field}")] if any(record[field] for record in records) else []
 
 
 def marks(chart: alt.Chart, records: Sequence[Mapping[str, Any]], size: int) -> list[alt.Chart]:
-    """Filled marks, and empty ones."""
+    """Return the charts of filled and of empty marks."""
     filled, empty = (chart.mark_point(filled=filled, size=size, opacity=1) for filled in (True, False))
     return [*only(filled, "filled", records), *only(empty, "empty", records)]
 
 
 def singles(chart: alt.Chart, records: Sequence[Mapping[str, Any]], size: int) -> list[alt.Chart]:
-    """The single values as faint dots; `chart` places the field `singles`."""
+    """Return the chart of single values as faint dots; `chart` encodes the field `singles`."""
     dots = chart.transform_flatten(["singles"]).mark_point(filled=True, size=size, opacity=0.5, shape="circle")
     return [dots] if any(record["singles"] for record in records) else []

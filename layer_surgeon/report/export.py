@@ -1,11 +1,11 @@
-r"""`write_report`: a study's report in the formats that are asked for.
+r"""`write_report`: writes a study's report in the requested formats.
 
 report/
-├── report.html         one page that needs nothing else
-├── report.md           the same in words and tables, for GitHub; with the pictures, if they are written too
+├── report.html         one page that loads no other files
+├── report.md           the same as text and tables, for GitHub; includes the pictures if they are written too
 ├── measurements.csv    one row per arm, data set, share, test set and seed
 ├── comparisons.csv     one row per comparison
-├── tables.tex          to \input; needs booktabs
+├── tables.tex          for \input; needs booktabs
 └── figures/*.png
 """
 
@@ -34,16 +34,16 @@ def write_report(
     """Write a report.
 
     Args:
-        report: What `load_report` returned.
-        output: The folder to write into.
-        formats: Which.
-        force: Replace files of these names.
+        report: The result of `load_report`.
+        output: The folder to write to.
+        formats: The formats to write.
+        force: Whether to replace existing files.
 
     Returns:
-        What was written, the page first.
+        The written files, with the page first.
 
     Raises:
-        WorkspaceError: The folder can't be written, or holds such files and they are not to be replaced.
+        WorkspaceError: The folder can't be written, or has such files and `force` is false.
     """
     _check(output, formats, force=force)
     pictures: dict[str, str] = {}
@@ -53,7 +53,7 @@ def write_report(
         drawn = draw_pictures(report)
         for name, (content, _) in drawn.items():
             write_bytes(output / _FIGURES / name, content)
-        # Pictures of an earlier report, about arms or data that are gone; other pictures there are not ours to delete.
+        # Delete pictures of an earlier report that this one doesn't have. Other pictures in the folder are the user's.
         for path in (output / _FIGURES).glob("*.png"):
             if path.name not in drawn and _OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -87,15 +87,15 @@ def _texts(report: StudyReport, formats: Sequence[Format], pictures: dict[str, s
 
 def _check(output: Path, formats: Sequence[Format], *, force: bool) -> None:
     if output.exists() and not output.is_dir():
-        raise WorkspaceError(f"{output} is a file; a report needs a folder. Choose another one with --output.")
+        raise WorkspaceError(f"{output} is a file; a report needs a folder. Choose a folder with --output.")
     if leaving_link(output / _FIGURES, output) is not None:
-        raise WorkspaceError(f"{output / _FIGURES} is a link that leaves {output}. Delete the link.")
+        raise WorkspaceError(f"{output / _FIGURES} is a link that leads out of {output}. Delete the link.")
     if force:
         return
-    names = [name for entry in formats for name in _FILES.get(entry, (_FIGURES,))]
+    names = [name for file_format in formats for name in _FILES.get(file_format, (_FIGURES,))]
     existing = next((output / name for name in names if (output / name).exists()), None)
     if existing is not None:
         raise WorkspaceError(
-            f"{existing} exists already. Replace what a report writes with --force, or choose another folder with "
+            f"{existing} already exists. Replace the files of the report with --force, or choose another folder with "
             "--output."
         )

@@ -1,4 +1,4 @@
-"""What the figures of a report share: the looks of arms, and the scale of scores."""
+"""The style that the figures of a report share: the looks of arms, and the scale of scores."""
 
 import functools
 from collections.abc import Sequence
@@ -15,7 +15,14 @@ from layer_surgeon.study.tables import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A chart of a figure; `arm`: whose it is, if the panels of a figure are one per arm; `text` says what it shows."""
+    """A chart of a figure.
+
+    Attributes:
+        title: The title.
+        chart: The Altair chart.
+        text: A description of the content, for readers who can't see the chart.
+        arm: The arm of this panel, if the figure has one panel per arm.
+    """
 
     title: str
     chart: Any
@@ -25,7 +32,7 @@ class Panel:
     @functools.cached_property
     def spec(self) -> dict[str, Any]:
         """The chart as Vega-Lite, without a theme."""
-        # Valid by its tests: to validate it here again would take most of the time of a report.
+        # The tests validate all charts. Doing it again here would take most of the time of a report.
         spec: dict[str, Any] = self.chart.to_dict(validate=False)
         return {name: value for name, value in spec.items() if name not in ("config", "$schema")}
 
@@ -35,10 +42,10 @@ class Figure:
     """One or several charts that belong together.
 
     Attributes:
-        title: What is shown.
-        caption: How to read it.
+        title: The title.
+        caption: An explanation of how to read the figure.
         panels: The charts.
-        columns: How many stand side by side.
+        columns: Number of panels in a row.
     """
 
     title: str
@@ -51,13 +58,13 @@ class FigureStyle:
     """The looks of arms and the scale of scores.
 
     Attributes:
-        summary: Of the study.
-        look_of: Arm -> the arm whose look it has.
-        looks: The arms that have a look of their own, in the order of the theme's colours and shapes.
-        unit: What a score is multiplied by: 100 for shares, which are shown as per cent.
-        least: How much an axis of scores spans at least.
+        summary: The summary of the study.
+        look_of: Arm -> the arm whose look (colour and shape) it has.
+        looks: The arms with their own look, in the order of the theme's colours and shapes.
+        unit: The factor for scores: 100 for shares, which are shown as per cent.
+        least: The smallest length of an axis of scores.
         metric: Name of the metric, with its unit.
-        gain_unit: Of a difference.
+        gain_unit: Unit of a difference.
     """
 
     def __init__(self, report: StudyReport, sweeps: Sequence[LayerSweep]) -> None:
@@ -70,22 +77,22 @@ class FigureStyle:
         self.gain_unit = say.gain_unit(self.summary)
 
     def number_of(self, arm: str) -> int:
-        """The number of an arm's look in the theme."""
+        """Return the number of an arm's look in the theme."""
         return self.looks.index(self.look_of[arm])
 
     def scaled(self, span: Sequence[float] | None) -> Span | None:
-        """An interval as charts have it."""
+        """Return an interval, multiplied by `unit`."""
         return None if span is None else (self.unit * span[0], self.unit * span[1])
 
     def around_mean(self, row: Row) -> dict[str, float]:
-        """A mean with one standard deviation over the seeds."""
+        """Return a mean with one standard deviation over the seeds on each side."""
         deviation = row.deviation or 0.0
         low, high = self.unit * (row.mean - deviation), self.unit * (row.mean + deviation)
         return {"mean": self.unit * row.mean, "low": low, "high": high}
 
 
 def _looks(report: StudyReport, sweeps: Sequence[LayerSweep]) -> dict[str, str]:
-    """The reference comes first, then what the study is about. The layers of a sweep look alike; all others differ."""
+    """Assign looks to arms: the reference first, then the layers of a sweep, which share one look, then the focus."""
     summary = report.summary
     layers = [point.row.arm for sweep in sweeps for point in sweep.points] if report.kind != "compare" else []
     order = sorted(

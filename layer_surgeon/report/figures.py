@@ -1,4 +1,4 @@
-"""From what a report shows to its figures: panels with a title, a caption, and a text for those who don't see them."""
+"""Makes the figures of a report: panels with a title, a caption, and a text for readers who can't see them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -24,7 +24,7 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 class Figures:
-    """The figures of a report; those of learning and of shares of the data are in `curve_figures`."""
+    """The figures of a report, except for the line plots in `curve_figures`."""
 
     def __init__(self, report: StudyReport) -> None:
         self.summary = report.summary
@@ -34,7 +34,7 @@ class Figures:
         self.style = FigureStyle(report, self.sweeps)
 
     def for_files(self) -> Iterator[tuple[str, Figure]]:
-        """The figures that become files, with their names."""
+        """Yield the figures that are written to files, with their names."""
         tables = self.summary.tables
         costs = [figure for table in tables if (figure := self.costs(table))]
         kinds: Sequence[tuple[str, Sequence[Figure]]] = (
@@ -49,13 +49,13 @@ class Figures:
                 yield (f"{name}-{number}" if len(figures) > 1 else name), figure
 
     def scores(self, table: Table) -> Figure:
-        """Every arm's score, with its intervals and seeds."""
+        """Return the figure of scores: every arm with its intervals and seeds."""
         lanes = [self._score_lane(table, row) for row in table.rows]
         captions = [f"Mark: mean {self.summary.metric.replace('_', ' ')}"]
         if any(lane.singles for lane in lanes):
             captions.append("faint dots: the single seeds")
         if any(lane.outer for lane in lanes):
-            captions.append("thin line: 95 % interval of the mean over seeds (t), an arrow where it goes on")
+            captions.append("thin line: 95 % interval of the mean over seeds (t), with an arrow if it is cut off")
         if any(lane.inner for lane in lanes):
             captions.append("broad bar: 95 % interval over test examples (bootstrap)")
         title = f"{self.style.metric} by arm on {place_of(table)}"
@@ -84,29 +84,30 @@ class Figures:
         )
 
     def differences(self, table: Table) -> Figure:
-        """Every comparison's difference with its interval, next to zero."""
+        """Return the figure of differences: every comparison with its interval, and zero as a line."""
         lanes = [
             Lane(
-                name=f"{entry.arm} {_MINUS} {entry.against}",
-                value_text=f"{say.say_gain(entry.mean, self.summary)} · {self.summary.outcome(entry) or 'no test'}",
-                look=self.style.look_of[entry.arm],
-                mean=self.style.unit * entry.mean,
-                outer=self.style.scaled(entry.interval),
-                singles=self._singles(entry.by_seed),
-                filled=entry.significant,
-                details={"comparison": entry.words, **self._interval_detail(entry)},
+                name=f"{comparison.arm} {_MINUS} {comparison.against}",
+                value_text=f"{say.say_gain(comparison.mean, self.summary)} · "
+                f"{self.summary.outcome(comparison) or 'no test'}",
+                look=self.style.look_of[comparison.arm],
+                mean=self.style.unit * comparison.mean,
+                outer=self.style.scaled(comparison.interval),
+                singles=self._singles(comparison.by_seed),
+                filled=comparison.significant,
+                details={"comparison": comparison.words, **self._interval_detail(comparison)},
             )
-            for entry in table.comparisons
+            for comparison in table.comparisons
         ]
         caption = (
-            f"Mean paired difference in {self.style.gain_unit}, with the 95 % interval of the test that decides; faint "
+            f"Mean paired difference in {self.style.gain_unit}, with the 95 % interval of the deciding test; faint "
             "dots: the single seeds. Full mark: significant after Holm's correction; empty mark: not significant."
         )
         title = f"Differences on {place_of(table)}, in {self.style.gain_unit}"
         return self._lanes_figure(title, caption, lanes, f"difference, {self.style.gain_unit}", zero=True)
 
     def _singles(self, by_seed: Sequence[float]) -> tuple[float, ...]:
-        """The single seeds, if there are several."""
+        """Return the values of the single seeds, or nothing if there is only one."""
         return tuple(self.style.unit * value for value in by_seed) if len(by_seed) > 1 else ()
 
     def _lanes_figure(self, title: str, caption: str, lanes: Sequence[Lane], axis: str, *, zero: bool) -> Figure:
@@ -115,11 +116,11 @@ class Figures:
         return Figure(title=title, caption=caption, panels=(Panel(title=title, chart=chart, text=text),))
 
     def costs(self, table: Table) -> Figure | None:
-        """What each arm brings against what it costs: trained parameters, and seconds. None if there is one arm."""
+        """Return the figure of gain against cost (trained parameters, seconds); None with fewer than two arms."""
         lanes = {row.arm: lane for row in table.rows if (lane := self._cost_lane(table, row)) is not None}
         seconds = {row.arm: row.training_seconds for row in table.rows}
-        counts = {arm: own.parameters for arm, own in self.summary.arms.items()}
-        trained = {arm: 0.0 if (own := counts[arm]) is None else float(own.trained) for arm in lanes}
+        counts = {name: arm.parameters for name, arm in self.summary.arms.items()}
+        trained = {arm: 0.0 if (count := counts[arm]) is None else float(count.trained) for arm in lanes}
         kinds: Sequence[tuple[str, Mapping[str, float], Callable[[float], str]]] = (
             ("trained parameters", trained, say.say_count),
             ("seconds of training", seconds, say.say_time),
@@ -131,45 +132,46 @@ class Figures:
         shown = tuple(panel for panel in panels if panel is not None)
         if not shown:
             return None
-        good = "up" if self.summary.higher_is_better else "down"
+        better_direction = "up" if self.summary.higher_is_better else "down"
         return Figure(
             title=f"Cost against gain on {place_of(table)}",
-            caption="Difference to the reference, which is at zero, with its 95 % interval; costs on a logarithmic "
-            f"axis, equal ones side by side. Full mark: significant. The best buy is far {good} and to the left.",
+            caption="Difference to the reference, which is at zero, with its 95 % interval. Costs are on a logarithmic "
+            "axis, with equal costs side by side. Full mark: significant. The best arms are far "
+            f"{better_direction} and to the left.",
             panels=shown,
             columns=2,
         )
 
     def _cost_lane(self, table: Table, row: Row) -> Lane | None:
-        own = self.summary.against_reference(table, row.arm)
-        if own is None and not self.summary.is_reference(row.arm):
+        comparison = self.summary.against_reference(table, row.arm)
+        if comparison is None and not self.summary.is_reference(row.arm):
             return None
-        gain = 0.0 if own is None else own.mean
+        gain = 0.0 if comparison is None else comparison.mean
         details = {"arm": row.arm, "difference to the reference": say.say_gain(gain, self.summary)}
         return Lane(
             name=row.arm,
             value_text=say.say_gain(gain, self.summary),
             look=self.style.look_of[row.arm],
             mean=self.style.unit * gain,
-            outer=None if own is None else self.style.scaled(own.interval),
-            filled=own is None or own.significant,
-            details=details if own is None else {**details, **self._interval_detail(own)},
+            outer=None if comparison is None else self.style.scaled(comparison.interval),
+            filled=comparison is None or comparison.significant,
+            details=details if comparison is None else {**details, **self._interval_detail(comparison)},
         )
 
     def _cost_panel(
-        self, name: str, costs: Sequence[tuple[Lane, float]], words: Callable[[float], str]
+        self, name: str, costs: Sequence[tuple[Lane, float]], format_cost: Callable[[float], str]
     ) -> Panel | None:
         if len(costs) < 2:
             return None
-        detailed = [(_with_detail(lane, name, words(cost)), cost) for lane, cost in costs]
+        detailed_lanes = [(_with_detail(lane, name, format_cost(cost)), cost) for lane, cost in costs]
         legend = list(dict.fromkeys(lane.look for lane, _ in costs))
         axis = f"difference, {self.style.gain_unit}"
-        chart = cost_chart(detailed, self.style.looks, (name, axis), least=self.style.least, legend=legend)
-        text = "; ".join(f"{lane.name} {lane.value_text} at {words(cost)}" for lane, cost in costs)
+        chart = cost_chart(detailed_lanes, self.style.looks, (name, axis), least=self.style.least, legend=legend)
+        text = "; ".join(f"{lane.name} {lane.value_text} at {format_cost(cost)}" for lane, cost in costs)
         return Panel(title=f"Gain against {name}", chart=chart, text=text)
 
     def sweep(self, sweep: LayerSweep) -> Figure:
-        """The score by the donor's layer, or by its place in the host; the host alone as a band."""
+        """Return the figure of a sweep: the score by donor layer or graft site, with the host alone as a band."""
         points = [
             Point(
                 line="",
@@ -206,7 +208,7 @@ class Figures:
         best = " and ".join(f"{kind}{point.label}" for point in sweep.points if point.best)
         extreme = "Highest" if self.summary.higher_is_better else "Lowest"
         dashed = f"; dashed: {sweep.reference.arm}" if sweep.reference is not None else ""
-        luck = "The best of many is so by luck too: look at how far its neighbours are from it."
+        luck = "The best of many points is partly lucky: compare it with its neighbours."
         title = f"{self.style.metric} by {sweep.axis} on {place_of(sweep.table)}"
         text = "; ".join(f"{point.label}: {say.say_mean(point.row, self.summary)}" for point in sweep.points)
         return Figure(
@@ -217,10 +219,10 @@ class Figures:
         )
 
     def domain_shift(self) -> list[Figure]:
-        """For every share of the data: each arm's score, and its gain, by what it was trained and tested on."""
-        gains = [entry for shift in self.shifts for line in shift.gains for entry in line if entry is not None]
-        # One scale for all arms: a large gain of one must not look like a small loss of another.
-        largest = max((abs(self.style.unit * entry.mean) for entry in gains), default=0.0)
+        """Return a figure per share of the data: each arm's score and gain by training set and test set."""
+        gains = [gain for shift in self.shifts for row in shift.gains for gain in row if gain is not None]
+        # All arms have the same scale: the same colour must mean the same gain in every panel.
+        largest = max((abs(self.style.unit * gain.mean) for gain in gains), default=0.0)
         figures = []
         for fraction in dict.fromkeys(shift.fraction for shift in self.shifts):
             panels = tuple(self._shift_panel(s, largest) for s in self.shifts if s.fraction == fraction)
@@ -237,9 +239,9 @@ class Figures:
 
     def _shift_panel(self, shift: ShiftMatrix, largest: float) -> Panel:
         tiles = [
-            self._tile(data, test, mean, entry)
+            self._tile(data, test, mean, comparison)
             for data, means, gains in zip(shift.trained_on, shift.means, shift.gains, strict=True)
-            for test, mean, entry in zip(shift.tested_on, means, gains, strict=True)
+            for test, mean, comparison in zip(shift.tested_on, means, gains, strict=True)
             if mean is not None
         ]
         names = (shift.trained_on, shift.tested_on)
@@ -247,22 +249,26 @@ class Figures:
         chart = heat_map(tiles, names, ("tested on", "trained on"), largest=largest)
         return Panel(title=f"{shift.arm}{say_share(shift.fraction)}", chart=chart, text=text, arm=shift.arm)
 
-    def _tile(self, data: str, test: str, mean: float, entry: Comparison | None) -> Tile:
-        better = None if entry is None else self.style.unit * entry.mean * (1 if self.summary.higher_is_better else -1)
+    def _tile(self, data: str, test: str, mean: float, comparison: Comparison | None) -> Tile:
+        signed_gain = (
+            None
+            if comparison is None
+            else self.style.unit * comparison.mean * (1 if self.summary.higher_is_better else -1)
+        )
         score = say.say_score(mean, self.summary)
         details = {"trained on": data, "tested on": test, self.style.metric: score}
         return Tile(
             row=data,
             column=test,
-            value=better,
-            text="" if entry is None else say.say_gain(entry.mean, self.summary),
+            value=signed_gain,
+            text="" if comparison is None else say.say_gain(comparison.mean, self.summary),
             second_text=score,
-            strong=entry is not None and entry.significant,
-            details=details if entry is None else {**details, "comparison": entry.words},
+            strong=comparison is not None and comparison.significant,
+            details=details if comparison is None else {**details, "comparison": comparison.words},
         )
 
-    def _interval_detail(self, entry: Comparison) -> dict[str, str]:
-        return {"95 % interval": say.say_gains(entry.interval, self.summary)}
+    def _interval_detail(self, comparison: Comparison) -> dict[str, str]:
+        return {"95 % interval": say.say_gains(comparison.interval, self.summary)}
 
 
 def _with_detail(lane: Lane, title: str, text: str) -> Lane:

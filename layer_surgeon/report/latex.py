@@ -1,7 +1,7 @@
-r"""The tables of a report for a paper: a file to \input, which needs booktabs and nothing else.
+r"""The tables of a report for a paper: a file for \input, which only needs booktabs.
 
-The best mean of a column is bold only where it is significantly better than the reference: readers take bold type for a
-claim. A dagger marks what differs significantly from the reference, better or worse.
+The best mean of a column is bold only if it is significantly better than the reference, because readers understand bold
+type as a claim. A dagger marks every significant difference to the reference, better or worse.
 """
 
 import unicodedata
@@ -13,7 +13,7 @@ from layer_surgeon.report.series import LayerSweep, ShiftMatrix, layer_sweeps, p
 from layer_surgeon.study.tables import Row, Summary, Table
 from layer_surgeon.study.verdict import say_p, say_share
 
-# More do not fit a page's width.
+# More columns don't fit the width of a page.
 _COLUMNS = 4
 _DAGGER = r"$^\dagger$"
 _HEAD = r"""% Made by surgeon report. In the preamble: \usepackage{booktabs}. Then: \input{tables}
@@ -25,12 +25,12 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    # In braces of their own, so that two of them make no other sign; in babel's German a bare " is a command.
+    # In braces, because LaTeX combines two such characters into another one. In babel's German, " is a command.
     '"': r"{\char34}",
     "'": "{'}",
     "`": "{`}",
     "-": "{-}",
-    # At the beginning of a row, LaTeX would take these for options of the line before.
+    # At the start of a row, LaTeX would read these as options of the previous row's line break.
     "[": "{[}",
     "*": "{*}",
     "±": r"$\pm$",
@@ -39,7 +39,7 @@ _SPECIAL = {
 
 
 def escape(text: object) -> str:
-    """Text that people wrote. A letter that pdflatex does not have becomes its code there; other engines set it."""
+    """Escape text from users. pdflatex shows the code of a letter that it doesn't support; other engines show it."""
     return "".join(map(_character, " ".join(str(text).split())))
 
 
@@ -54,7 +54,7 @@ def _character(char: str) -> str:
 
 
 def latex(report: StudyReport) -> str:
-    """The whole file."""
+    """Return the content of the file."""
     summary = report.summary
     shifts = shift_matrices(summary, report.plan)
     parts = [_HEAD + f"% {' '.join(summary.verdict.split())}"]
@@ -68,7 +68,7 @@ def latex(report: StudyReport) -> str:
 
 
 def _groups(report: StudyReport, *, split: bool) -> Iterator[Sequence[Table]]:
-    """Tables that stand side by side: of one share, and of one training set if `split`."""
+    """Yield groups of tables that share a float: those of the same share and, if `split`, of the same training set."""
     keys = dict.fromkeys((table.fraction, table.data if split else "") for table in report.summary.tables)
     for fraction in report.plan.fractions:
         for key in (key for key in keys if key[0] == fraction):
@@ -78,7 +78,7 @@ def _groups(report: StudyReport, *, split: bool) -> Iterator[Sequence[Table]]:
 
 
 def _float(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table; all of it is escaped already."""
+    """Return a LaTeX table; all texts are already escaped."""
     import pandas as pd
 
     frame = pd.DataFrame([list(row) for row in rows], dtype=object)
@@ -90,20 +90,23 @@ def _float(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
 
 
 def _results(tables: Sequence[Table], report: StudyReport, common: str) -> str:
-    """Arms by test sets, as papers have them."""
+    """Return a table with a row per arm and a column per test set, as in papers."""
     summary = report.summary
     spread = ", mean and standard deviation over the seeds" if len(report.plan.seeds) > 1 else ""
     by_arm = [{row.arm: row for row in table.rows} for table in tables]
     rows = []
     for name, arm in summary.arms.items():
-        means = [_mean(own[name], t, summary) if name in own else "--" for own, t in zip(by_arm, tables, strict=True)]
+        means = [
+            _mean(arm_rows[name], table, summary) if name in arm_rows else "--"
+            for arm_rows, table in zip(by_arm, tables, strict=True)
+        ]
         if set(means) != {"--"}:
             counts = arm.parameters
             trained = "--" if counts is None else say.say_count(counts.trained).replace(" ", "\\,")
             rows.append((escape(name), trained, *means))
     caption = (
         f"{escape(summary.title)}: {escape(say.metric_name(summary))}{spread}{common}. $\\dagger$: differs "
-        f"significantly from {escape(summary.reference)} (Holm). Bold: the best, where significantly better."
+        f"significantly from {escape(summary.reference)} (Holm). Bold: the best, if significantly better."
     )
     header = ["Arm", "Trained", *(escape(table.test) for table in tables)]
     return _float("l" + "r" * (len(header) - 1), header, rows, caption)
@@ -128,24 +131,24 @@ def _comparisons(tables: Sequence[Table], summary: Summary, common: str) -> str:
     rows = [
         (
             *([escape(table.test)] if several else []),
-            f"{escape(entry.arm)} $-$ {escape(entry.against)}",
-            _signed(say.say_gain(entry.mean, summary, 2)),
+            f"{escape(comparison.arm)} $-$ {escape(comparison.against)}",
+            _signed(say.say_gain(comparison.mean, summary, 2)),
             "--"
-            if entry.interval is None
-            else f"[{', '.join(_signed(say.say_gain(end, summary, 2)) for end in entry.interval)}]",
-            _p(entry.p_holm),
-            _signed(say.say_effect(entry)) or "--",
+            if comparison.interval is None
+            else f"[{', '.join(_signed(say.say_gain(end, summary, 2)) for end in comparison.interval)}]",
+            _p(comparison.p_holm),
+            _signed(say.say_effect(comparison)) or "--",
         )
         for table in tables
-        for entry in table.comparisons
+        for comparison in table.comparisons
     ]
     if not rows:
         return ""
-    place = "each test set" if several else escape(tables[0].test)
+    test_text = "each test set" if several else escape(tables[0].test)
     unit = " in points" if summary.is_share else ""
     caption = (
-        f"Differences{unit} on {place}{common}, with 95\\,\\% intervals; $p$ is corrected by Holm over all comparisons "
-        "on a test set."
+        f"Differences{unit} on {test_text}{common}, with 95\\,\\% intervals. $p$ has Holm's correction over all "
+        "comparisons on a test set."
     )
     header = [*(["Test set"] if several else []), "Comparison", "Difference", r"95\,\%", "$p$", "Effect size"]
     return _float("l" * (2 if several else 1) + "rrrr", header, rows, caption)
@@ -163,16 +166,16 @@ def _p(value: float | None) -> str:
 
 
 def _sweep(sweep: LayerSweep, summary: Summary) -> str:
-    entries = [(point.label, point.row, point.best, point.outcome) for point in sweep.points]
+    labelled_rows = [(point.label, point.row, point.best, point.outcome) for point in sweep.points]
     if sweep.reference is not None:
-        entries.append((sweep.reference.arm, sweep.reference, False, None))
+        labelled_rows.append((sweep.reference.arm, sweep.reference, False, None))
     rows = [
         (
             escape(label),
             _marked(row, outcome, summary, best=best),
             "--" if row.deviation is None else say.say_score(row.deviation, summary, 2),
         )
-        for label, row, best, outcome in entries
+        for label, row, best, outcome in labelled_rows
     ]
     caption = f"{escape(sweep.donor)} in {escape(sweep.host)} by {sweep.varied}, on {escape(place_of(sweep.table))}."
     return _float("lrr", (escape(sweep.axis), escape(say.metric_name(summary)), "Deviation"), rows, caption)
@@ -184,7 +187,7 @@ def _shift(shift: ShiftMatrix, summary: Summary) -> str:
         for name, means in zip(shift.trained_on, shift.means, strict=True)
     ]
     caption = (
-        f"Domain shift, {escape(shift.arm + say_share(shift.fraction))}: {escape(say.metric_name(summary))}; rows are "
-        "what was trained on, columns what was tested on."
+        f"Domain shift, {escape(shift.arm + say_share(shift.fraction))}: {escape(say.metric_name(summary))}. Rows are "
+        "training sets, columns are test sets."
     )
     return _float("l" + "r" * len(shift.tested_on), ["", *map(escape, shift.tested_on)], rows, caption)

@@ -1,4 +1,4 @@
-"""Lines with bands over places or epochs, in Altair: learning curves, shares of the data, and the layers of a sweep."""
+"""Lines with bands over epochs or labels, in Altair: learning curves, shares of the data, and the layers of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,20 @@ from layer_surgeon.report.encodings import (
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value of a line at a place on the horizontal axis, with a band; `details` are for the tooltip."""
+    """A point of a line, with a band.
+
+    Attributes:
+        line: Name of the line.
+        look: The arm whose colour and shape the line has.
+        place: The position on the horizontal axis: a number or a label.
+        mean: The value.
+        low: Lower end of the band.
+        high: Upper end of the band.
+        singles: The single values, which are drawn as faint dots.
+        ringed: Whether the mark has a ring.
+        filled: Whether the mark is filled.
+        details: Title -> text, for the tooltip.
+    """
 
     line: str
     look: str
@@ -40,7 +53,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A value that holds for all places: a dashed line with a band."""
+    """A value for the whole horizontal axis, drawn as a dashed line with a band."""
 
     look: str
     mean: float
@@ -60,22 +73,22 @@ def line_chart(
     width: int = WIDTH,
     height: int = 230,
 ) -> LayeredChart:
-    """Lines with bands.
+    """Draw lines with bands.
 
     Args:
-        points: Of all lines.
-        looks: All arms' looks.
-        titles: Of the horizontal and of the vertical axis.
-        domain: Of the vertical axis.
-        level: One more value, that holds for all places.
-        behind: One more line for comparison, thin and without marks.
-        legend: Say which line is which.
-        width: In files.
-        height: Of the plot.
+        points: The points of all lines.
+        looks: The looks of all arms.
+        titles: Titles of the horizontal and of the vertical axis.
+        domain: Limits of the vertical axis.
+        level: A value for the whole horizontal axis.
+        behind: Another line for comparison, which is thin and has no marks.
+        legend: Whether to draw a legend.
+        width: Width in files.
+        height: Height of the plot.
     """
     details = [point.details for point in points]
     records = [_point_record(point, details) for point in points]
-    x = _place_axis(points, titles[0])
+    x = _horizontal_axis(points, titles[0])
     shown = list(dict.fromkeys([point.look for point in points] + ([level.look] if level else []))) if legend else None
     base = alt.Chart().encode(x=x, color=arm_color(looks, shown), detail=alt.Detail(field="line", type="nominal"))
     y = y_value("mean", titles[1], domain)
@@ -111,17 +124,19 @@ def _point_record(point: Point, details: Sequence[Mapping[str, str]]) -> dict[st
     }
 
 
-def _place_axis(points: Sequence[Point], title: str) -> alt.X:
+def _horizontal_axis(points: Sequence[Point], title: str) -> alt.X:
     numbers = sorted({point.place for point in points if isinstance(point.place, float)})
     if numbers:
-        whole = [float(number) for number in {round(number) for number in numbers}] if len(numbers) > 1 else numbers
-        axis = alt.Axis(values=whole, format="~g", labelOverlap="greedy", grid=False)
+        tick_values = (
+            [float(number) for number in {round(number) for number in numbers}] if len(numbers) > 1 else numbers
+        )
+        axis = alt.Axis(values=tick_values, format="~g", labelOverlap="greedy", grid=False)
         scale = alt.Scale(zero=False, nice=False, padding=20)
         return alt.X(field="place", type="quantitative", title=title, scale=scale, axis=axis)
-    places = list(dict.fromkeys(str(point.place) for point in points))
-    angle = -40 if max(map(len, places)) > 7 else 0
+    labels = list(dict.fromkeys(str(point.place) for point in points))
+    angle = -40 if max(map(len, labels)) > 7 else 0
     axis = alt.Axis(labelAngle=angle, labelOverlap="greedy", labelLimit=110)
-    return alt.X(field="place", type="ordinal", title=title, sort=places, axis=axis)
+    return alt.X(field="place", type="ordinal", title=title, sort=labels, axis=axis)
 
 
 def _level_parts(

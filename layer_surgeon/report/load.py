@@ -1,4 +1,4 @@
-"""`load_report`: a study's folder -> what a report shows. Nothing but the folder's own files is read."""
+"""`load_report`: a study's folder -> the content of a report. Only files in the folder are read."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Kind = Literal["compare", "sweep", "select"]
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCell:
-    """A training that is not done; `error` says how it failed, None: it has not run."""
+    """An unfinished training. `error` is the reason if it failed; None if it has not run."""
 
     arm: str
     data: str
@@ -31,20 +31,20 @@ class OpenCell:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyReport:
-    """What a report shows.
+    """The content of a report.
 
-    Names of arms, data sets, metrics and titles, and errors, are what people wrote. They may hold `<`, `&`, `|`, `%`
-    or line ends: whoever writes a format escapes them.
+    Names of arms, data sets and metrics, titles and errors are text from users. They may contain `<`, `&`, `|`, `%` or
+    line ends, so every format has to escape them.
 
     Attributes:
         path: The study's folder.
-        kind: Which command made it.
-        plan: Its plan, every default filled in.
-        summary: Its tables and verdict.
+        kind: The command that made the study.
+        plan: The plan, with every default filled in.
+        summary: The tables and the verdict.
         results: Every finished training.
         failed: The trainings that failed.
         missing: The trainings that have not run.
-        selection: What `surgeon select` chose.
+        selection: The choice of `surgeon select`.
     """
 
     path: Path
@@ -58,12 +58,12 @@ class StudyReport:
 
     @property
     def is_finished(self) -> bool:
-        """Every planned training is done."""
+        """Whether every planned training is finished."""
         return not (self.failed or self.missing)
 
     @property
     def state(self) -> str:
-        """For people: "All 12 trainings are done." or what is missing."""
+        """The state in words: "All 12 trainings are done.", or the number of missing trainings."""
         planned, done = self.summary.cells.planned, len(self.results)
         if self.is_finished:
             return f"All {planned} trainings are done."
@@ -84,7 +84,7 @@ class StudyReport:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """By package; all versions if trainings were done with several."""
+        """Package -> version, or all versions if the trainings used several."""
         names = dict.fromkeys(name for result in self.results for name in result.versions)
         return {
             name: ", ".join(dict.fromkeys(str(result.versions.get(name, "none")) for result in self.results))
@@ -93,34 +93,34 @@ class StudyReport:
 
     @property
     def machines(self) -> tuple[str, ...]:
-        """Devices on which trainings ran."""
+        """The devices that trainings ran on."""
         return tuple(dict.fromkeys(result.device for result in self.results))
 
     @property
     def started(self) -> str | None:
-        """When the first training ended, ISO 8601, UTC."""
+        """The time when the first training ended, ISO 8601, UTC."""
         return min((result.finished for result in self.results), default=None)
 
     @property
     def finished(self) -> str | None:
-        """When the last training ended, ISO 8601, UTC."""
+        """The time when the last training ended, ISO 8601, UTC."""
         return max((result.finished for result in self.results), default=None)
 
     @property
     def training_seconds(self) -> float:
-        """Of all trainings together."""
+        """The duration of all trainings together."""
         return sum(result.seconds.training for result in self.results)
 
     @property
     def command(self) -> str:
-        """Repeats the study."""
+        """The command that repeats the study."""
         folder = self.path.resolve() if self.path.name in ("", "..") else self.path
         plan, output = shlex.quote(str(folder / PLAN)), shlex.quote(f"{folder}-again")
         return f"surgeon compare --config {plan} --output {output}"
 
     @property
     def margin(self) -> str | None:
-        """How far the chosen arm is ahead of the next, in words."""
+        """The margin of the chosen arm over the second best, in words."""
         margin = None if self.selection is None else self.selection.margin
         if margin is None:
             return None
@@ -129,22 +129,23 @@ class StudyReport:
         if margin.deviation is None:
             return f"{ahead}, with one seed"
         close = ": too close to call" if margin.difference <= margin.deviation else ""
-        return f"{ahead}, which scatters by {difference_in_words(margin.deviation, metric).lstrip('+')} by seed{close}"
+        deviation = difference_in_words(margin.deviation, metric).lstrip("+")
+        return f"{ahead}, with a standard deviation of {deviation} over the seeds{close}"
 
 
 def load_report(path: Path) -> StudyReport:
-    """Read a study: of `surgeon compare`, `sweep` or `select`, finished or not.
+    """Read a study of `surgeon compare`, `sweep` or `select`, finished or not.
 
-    If trainings were finished since summary.json was written, the tables are computed again, in memory.
+    If trainings have finished since summary.json was written, the tables are computed again, in memory.
 
     Raises:
-        WorkspaceError: The folder holds no study, or a file of it is damaged.
+        WorkspaceError: The folder does not contain a study, or a file is damaged.
     """
     folder = StudyFolder(root=path)
     plan = _read_plan(folder)
     results = read_results(plan, folder)
     selection = read_selection(folder)
-    # The selection is of this study only while the plan is that of its last rung.
+    # A selection only belongs to this report if the plan is still that of its final study.
     if selection is not None and [arm.name for arm in plan.arms if arm.donor is not None] != [selection.best]:
         selection = None
     open_cells = _open_cells(plan.cells(), folder)
@@ -162,26 +163,26 @@ def load_report(path: Path) -> StudyReport:
 
 def _read_plan(folder: StudyFolder) -> StudyPlan:
     if not folder.plan.is_file():
-        state = "is not a folder" if not folder.root.is_dir() else f"holds no {PLAN}"
+        problem = "is not a folder" if not folder.root.is_dir() else f"has no {PLAN}"
         raise WorkspaceError(
-            f"{folder.root} {state}. A report is made of a study's folder: the one that --output named for surgeon "
-            "compare, sweep or select, or one in the workspace under studies."
+            f"{folder.root} {problem}. A report is made of a study's folder. Use the --output of surgeon compare, "
+            "sweep or select, or a folder in the workspace under studies."
         )
     try:
         return StudyPlan.read(folder.plan)
     except (ConfigError, AttributeError, ValueError, TypeError, KeyError) as error:
         raise WorkspaceError(
-            f"{folder.plan} is damaged ({error}). Start the study again with --output {folder.root}: it writes the "
-            "plan again and keeps what is trained."
+            f"{folder.plan} is damaged ({error}). Start the study again with --output {folder.root}. This writes the "
+            "plan again and keeps finished trainings."
         ) from error
 
 
 def _read_summary(plan: StudyPlan, folder: StudyFolder, results: Sequence[CellResult]) -> Summary:
     if folder.summary.exists():
-        written = folder.summary.stat().st_mtime_ns
+        written_at = folder.summary.stat().st_mtime_ns
         files = [folder.plan, *(folder.result(result.id) for result in results)]
         summary = read_summary(folder.summary)
-        if summary.cells.done == len(results) and all(file.stat().st_mtime_ns <= written for file in files):
+        if summary.cells.done == len(results) and all(file.stat().st_mtime_ns <= written_at for file in files):
             return summary
     return summarize(plan, folder)
 
@@ -200,9 +201,9 @@ def _open_cells(cells: Sequence[Cell], folder: StudyFolder) -> list[OpenCell]:
 def _kind(plan: StudyPlan, folder: StudyFolder, selection: Selection | None) -> Kind:
     if selection is not None:
         return "select"
-    donors = [arm for arm in plan.arms if arm.donor is not None]
-    layers_only = len(donors) > 1 and all(arm.kind == "graft" and not arm.finetune for arm in donors)
-    one_donor = len({arm.donor.source for arm in donors if arm.donor is not None}) == 1
+    grafts = [arm for arm in plan.arms if arm.donor is not None]
+    layers_only = len(grafts) > 1 and all(arm.kind == "graft" and not arm.finetune for arm in grafts)
+    one_donor = len({arm.donor.source for arm in grafts if arm.donor is not None}) == 1
     if plan.focus is None and layers_only and one_donor:
         unfinished = folder.path(PROBES).exists() and not folder.path(SWEEP).exists()
         return "select" if unfinished else "sweep"

@@ -1,4 +1,4 @@
-"""The figures of a report as PNG, for papers and slides: the charts of the page, with titles, on white."""
+"""The figures of a report as PNG, for papers and slides: the charts of the page with titles, on a white background."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +12,20 @@ _LONGEST_TITLE = 84
 
 
 def draw_pictures(report: StudyReport) -> dict[str, tuple[bytes, str]]:
-    """Every picture: file name -> PNG, and what it shows."""
+    """Return file name -> (PNG, title) for every figure."""
     named = Figures(report).for_files()
     return {f"{name}.png": (_draw([figure]), figure.title) for name, figure in named}
 
 
 def draw_sweep(report: StudyReport) -> bytes | None:
-    """The picture of a sweep: all of its tables, one below the other. None if no layers can be compared."""
+    """Return the picture of a sweep, with all of its tables one below the other; None if there is no sweep."""
     figures = Figures(report)
     drawn = [figures.sweep(sweep) for sweep in figures.sweeps]
     return _draw(drawn) if drawn else None
 
 
 def _draw(figures: Sequence[Figure]) -> bytes:
-    """Figures one below the other."""
+    """Draw figures, one below the other."""
     if len(figures) == 1 and len(figures[0].panels) == 1:
         spec = {**figures[0].panels[0].spec, "title": _title(figures[0].title)}
     else:
@@ -34,14 +34,14 @@ def _draw(figures: Sequence[Figure]) -> bytes:
 
 
 def _titled(figure: Figure) -> dict[str, Any]:
-    """A figure as Vega-Lite: the charts of its panels, with their titles, `columns` of them in a line."""
+    """Return a figure as Vega-Lite: its panels with their titles, `columns` of them in a row."""
     panels = [
         panel.spec if len(figure.panels) == 1 else {**panel.spec, "title": _title(panel.title, size=13)}
         for panel in figure.panels
     ]
-    starts = range(0, len(panels), figure.columns)
-    lines = [{"hconcat": panels[start : start + figure.columns], "spacing": 40} for start in starts]
-    return {"title": _title(figure.title), "vconcat": lines, "spacing": 24}
+    row_starts = range(0, len(panels), figure.columns)
+    rows = [{"hconcat": panels[start : start + figure.columns], "spacing": 40} for start in row_starts]
+    return {"title": _title(figure.title), "vconcat": rows, "spacing": 24}
 
 
 def _title(text: str, size: int = 16) -> dict[str, Any]:

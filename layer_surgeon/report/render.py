@@ -1,4 +1,4 @@
-"""A report as text: the page, and the Markdown. Both come from templates that escape every value."""
+"""Renders a report as a page and as Markdown. Both use templates that escape every value."""
 
 import base64
 import functools
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     from layer_surgeon.report.figure_style import Panel
     from layer_surgeon.report.figures import Figures
 
-# If there are at most so many test sets, all are unfolded on the page; else the first.
+# Up to this many test sets, all of them are unfolded on the page; otherwise, only the first.
 _OPEN = 3
-# The page is to stay below 2 MB, of which Vega takes 0.9.
+# The page should stay below 2 MB, and Vega alone takes 0.9 MB.
 _STATIC_BYTES = 500_000
 _KINDS = {"compare": "Comparison", "sweep": "Layer sweep", "select": "Layer selection"}
 _TAGS = {"better": "up", "worse": "down", "failed": "down"}
-# These are shown as they are; other signs mean something only at the beginning of a line, where no name stands.
+# Characters to escape. Others only have a meaning at the start of a line, where user text never is.
 _MARKED = re.compile(r"([\\`*_{}\[\]#~])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "$": "&#36;"}
 
 
 def escape_markdown(text: object) -> str:
-    """Text that people wrote, for a line or a table's cell of Markdown."""
+    """Escape text from users for a line or a table cell in Markdown."""
     line = " ".join(str(text).split())
     return "".join(_ENTITIES.get(char, char) for char in _MARKED.sub(r"\\\1", line))
 
 
 def code_block(text: str) -> str:
-    """A block of Markdown code that holds any text."""
+    """Return a Markdown code block, which can contain any text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     return f"{fence}\n{text}\n{fence}"
 
 
 def markdown(report: StudyReport, pictures: Mapping[str, str]) -> str:
-    """The Markdown file.
+    """Return the content of the Markdown file.
 
     Args:
-        report: What it shows.
-        pictures: Path, as seen from the file -> what it shows; those that are written next to it.
+        report: The content of the report.
+        pictures: Path relative to the file -> title, for the pictures that are written next to it.
     """
     from jinja2 import Environment
     from markupsafe import Markup
@@ -59,18 +59,18 @@ def markdown(report: StudyReport, pictures: Mapping[str, str]) -> str:
     def finalize(value: object) -> Markup:
         return value if isinstance(value, Markup) else Markup(escape_markdown(value))  # escaped here
 
-    # With autoescape on, macros give Markup, which is not escaped twice.
+    # With autoescape, macros return Markup, which is not escaped a second time.
     environment = Environment(autoescape=True, finalize=finalize, keep_trailing_newline=True)
     text = environment.from_string(_resource("templates", "report.md.j2")).render(
         **_shared(report),
         pictures=pictures,
-        code=lambda text: Markup(code_block(text)),  # as it is
+        code=lambda text: Markup(code_block(text)),  # needs no escaping
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def html(report: StudyReport) -> str:
-    """The page: one file that loads nothing."""
+    """Return the page: a single file that loads no other files."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -80,7 +80,7 @@ def html(report: StudyReport) -> str:
     script = (
         _resource("assets", "report.js") if not report.summary.arms else _bundle() + _resource("assets", "report.js")
     )
-    # The script is named by its hash: nothing that a name of an arm could bring in would run, were it not escaped.
+    # The policy only allows the script with this hash. Even unescaped user text could not run as a script.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{css_variables(DARK)}}}}}"
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -108,7 +108,7 @@ def html(report: StudyReport) -> str:
 
 
 def _shared(report: StudyReport) -> dict[str, Any]:
-    """What both templates show."""
+    """Return the content that both templates share."""
     summary = report.summary
     facts = (
         cells.facts_table("The study", ("fact", "value"), cells.study_facts(report)),
@@ -151,7 +151,7 @@ def _result(report: StudyReport, table: Table) -> dict[str, Any]:
 
 
 def _figures(report: StudyReport, figures: "Figures", shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page alone shows."""
+    """Return the content that only the page has."""
     from layer_surgeon.report.curve_figures import learning_figures, share_figures
 
     varied = {sweep.varied for sweep in figures.sweeps}
@@ -161,7 +161,7 @@ def _figures(report: StudyReport, figures: "Figures", shared: Mapping[str, Any])
                 **part,
                 "scores_figure": figures.scores(part["table"]),
                 "differences_figure": figures.differences(part["table"]) if part["table"].comparisons else None,
-                # The layers of one donor cost the same.
+                # Not for sweeps: the layers of one donor all cost the same.
                 "costs_figure": figures.costs(part["table"])
                 if part["table"].comparisons and report.kind == "compare"
                 else None,
@@ -180,13 +180,13 @@ def _section_names(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = [
         ("chosen", "The choice", context["selection"]),
         ("layers", context["which"], context["sweeps"]),
-        ("shift", "Trained here, tested there", context["shift_figures"]),
+        ("shift", "Domain shift", context["shift_figures"]),
         ("results", "Results", context["results"]),
         ("shares", "With less data", context["share_figures"]),
         ("learning", "Learning", context["learning_figures"]),
         ("arms", "The arms", True),
-        ("open", "Trainings that are not done", context["open"]),
-        ("made", "How it was made", True),
+        ("open", "Unfinished trainings", context["open"]),
+        ("made", "How the study was made", True),
     ]
     return [(name, title) for name, title, shown in names if shown]
 
@@ -195,16 +195,16 @@ def _headline_facts(report: StudyReport) -> list[tuple[str, str, str]]:
     summary, seeds = report.summary, report.plan.seeds
     hosts = list(dict.fromkeys(arm.host for arm in summary.arms.values()))
     donors = list(dict.fromkeys(arm.donor for arm in summary.arms.values() if arm.donor))
-    higher = "higher is better" if summary.higher_is_better else "lower is better"
-    listed = ", ".join(map(str, seeds))
-    planned = f"{len(report.results):,} of {summary.cells.planned:,}"
+    direction = "higher is better" if summary.higher_is_better else "lower is better"
+    seeds_text = ", ".join(map(str, seeds))
+    done_text = f"{len(report.results):,} of {summary.cells.planned:,}"
     return [
-        ("Judged by", summary.metric.replace("_", " "), f"{higher}; significant below {summary.alpha:g}"),
-        ("Trainings", planned, f"{len(summary.arms)} arms, {len(seeds)} seeds"),
+        ("Judged by", summary.metric.replace("_", " "), f"{direction}; significant below {summary.alpha:g}"),
+        ("Trainings", done_text, f"{len(summary.arms)} arms, {len(seeds)} seeds"),
         ("Data", *_few(list(dict.fromkeys(table.data for table in summary.tables)))),
         ("Host" if len(hosts) == 1 else "Hosts", *_few(hosts)),
         ("Donor layer" if len(donors) == 1 else "Donor layers", *_few(donors)),
-        ("Seeds", *((listed, "") if len(seeds) <= 3 else (f"{len(seeds)} seeds", listed))),
+        ("Seeds", *((seeds_text, "") if len(seeds) <= 3 else (f"{len(seeds)} seeds", seeds_text))),
         ("Training time", say.say_time(report.training_seconds), "all trainings together"),
         ("Machine", *_few(report.machines)),
         ("Last training", (report.finished or "").replace("T", " ")[:16], "UTC"),
@@ -212,49 +212,49 @@ def _headline_facts(report: StudyReport) -> list[tuple[str, str, str]]:
 
 
 def _few(names: Sequence[str]) -> tuple[str, str]:
-    """A fact with one value, or with several."""
+    """Return a fact as (value, note): one or two names, or their number with a list."""
     if len(names) <= 2:
         return ", ".join(names), ""
-    listed = ", ".join(names)
-    return str(len(names)), listed if len(listed) < 90 else f"{names[0]} … {names[-1]}"
+    names_text = ", ".join(names)
+    return str(len(names)), names_text if len(names_text) < 90 else f"{names[0]} … {names[-1]}"
 
 
 class _StaticCharts:
-    """Charts as SVG, in the light theme, for readers without scripts; a page of many charts has the first of them."""
+    """Charts as SVG in the light theme, for readers without scripts. On long pages, only the first ones are drawn."""
 
     def __init__(self) -> None:
-        self._room = _STATIC_BYTES
+        self._remaining_bytes = _STATIC_BYTES
 
     def draw(self, panel: "Panel") -> Any:
-        """A chart, or a sentence if there is no more room for charts."""
+        """Return a chart, or a sentence if the limit for charts is reached."""
         import vl_convert
         from markupsafe import Markup
 
-        if self._room <= 0:
+        if self._remaining_bytes <= 0:
             return "This chart needs scripts. Its numbers are in the tables."
         config = chart_config(LIGHT, background="white") | {"font": "sans-serif"}
         svg: str = vl_convert.vegalite_to_svg(panel.spec, config=config)
-        self._room -= len(svg.encode())
+        self._remaining_bytes -= len(svg.encode())
         return Markup(svg)  # vl-convert escapes text
 
 
 def _json(value: object) -> Any:
-    """JSON that can stand inside a script element."""
+    """Return JSON that is safe inside a script element."""
     from markupsafe import Markup
 
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)  # nothing is left in it that HTML gives a meaning
+    return Markup(text)  # has no more characters with a meaning in HTML
 
 
 @functools.cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed, as one script."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
     import vl_convert
 
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub is wrong
-    # It would end the element that it stands in.
+    # A closing tag in the script would end its element.
     return bundle.replace("</script", "<\\/script") + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What the plots of a report show, from the summary and the cells: layers, costs, domain shift, learning."""
+"""The data of a report's plots, from the summary and the cells: layer sweeps, domain shift, learning curves."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ Spot = tuple[tuple[int, ...], str]
 
 
 def place_of(table: Table) -> str:
-    """A table for people, such as "shops, trained on films, 10 % of the data"."""
+    """Return the name of a table, such as "shops, trained on films, 10 % of the data"."""
     return say_place(table.test, table.data, table.fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPoint:
-    """One point of a sweep: `label` is "16", "15+16" or "embeddings"."""
+    """One point of a sweep. `label` is a layer, a pair or a site, such as "16", "15+16" or "embeddings"."""
 
     label: str
     row: Row
@@ -33,16 +33,16 @@ class LayerPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSweep:
-    """A donor's layers, or one layer in several places of the host, on one test set.
+    """The layers of a donor, or one layer at several sites of the host, on one test set.
 
     Attributes:
-        donor: Its name.
-        host: Its name.
+        donor: Name of the donor.
+        host: Name of the host.
         varied: What differs between the points.
-        table: On which test set.
-        axis: What the labels of the points are, such as "layer of llm (from 0)".
-        points: In the order of the layers.
-        reference: The host alone, with the same host; None if it has no finished training.
+        table: The table of the test set.
+        axis: Title of the axis, such as "layer of llm (from 0)".
+        points: The points, in the order of the layers.
+        reference: The row of the host alone; None if it has no finished training.
     """
 
     donor: str
@@ -56,7 +56,7 @@ class LayerSweep:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One epoch of an arm: (mean, lowest, highest) over the seeds that reached it, `score` on the validation part."""
+    """One epoch of an arm. `loss` and `score` (on the validation part) are (mean, lowest, highest) over the seeds."""
 
     epoch: float
     loss: tuple[float, float, float]
@@ -65,7 +65,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningCurve:
-    """How an arm learned on a share of a data set."""
+    """The learning curve of an arm on a share of a data set."""
 
     arm: str
     data: str
@@ -78,11 +78,11 @@ class ShiftMatrix:
     """Domain shift of one arm: trained on each data set, tested on each.
 
     Attributes:
-        arm: Its name.
+        arm: Name of the arm.
         fraction: Share of the training data.
         trained_on: Names of the rows.
         tested_on: Names of the columns.
-        means: [trained_on][tested_on] mean over the seeds; None if it is not measured.
+        means: [trained_on][tested_on] mean over the seeds; None if it was not measured.
         gains: [trained_on][tested_on] comparison with the reference; None for the reference itself.
     """
 
@@ -95,7 +95,7 @@ class ShiftMatrix:
 
 
 def shift_matrices(summary: Summary, plan: StudyPlan) -> tuple[ShiftMatrix, ...]:
-    """Trained on each x tested on each, for every arm; none if each data set has only its own test part."""
+    """Return a matrix of training sets x test sets for every arm; none if models are only tested on their own data."""
     tables = {(table.fraction, table.data, table.test): table for table in summary.tables}
     if all(data == test for _, data, test in tables):
         return ()
@@ -123,21 +123,23 @@ def _mean_of(table: Table | None, arm: str) -> float | None:
 
 
 def learning_curves(plan: StudyPlan, results: Sequence[CellResult]) -> tuple[LearningCurve, ...]:
-    """One for every arm, data set and share that has a finished training."""
+    """Return a learning curve for every arm, data set and share with a finished training."""
     curves = []
     for data, fraction, arm in itertools.product(plan.tests, plan.fractions, plan.arms):
-        own = [r for r in results if (r.arm, r.data, r.fraction) == (arm.name, data, fraction)]
-        epochs = sorted({entry["epoch"] for result in own for entry in result.history})
-        points = tuple(_curve_point(epoch, own, plan.metric) for epoch in epochs)
-        if own:
+        arm_results = [r for r in results if (r.arm, r.data, r.fraction) == (arm.name, data, fraction)]
+        epochs = sorted({epoch_record["epoch"] for result in arm_results for epoch_record in result.history})
+        points = tuple(_curve_point(epoch, arm_results, plan.metric) for epoch in epochs)
+        if arm_results:
             curves.append(LearningCurve(arm=arm.name, data=data, fraction=fraction, points=points))
     return tuple(curves)
 
 
 def _curve_point(epoch: float, results: Sequence[CellResult], metric: str) -> CurvePoint:
-    entries = [entry for result in results for entry in result.history if entry["epoch"] == epoch]
-    scores = [entry[metric] for entry in entries if metric in entry]
-    losses = [entry["training_loss"] for entry in entries]
+    epoch_records = [
+        epoch_record for result in results for epoch_record in result.history if epoch_record["epoch"] == epoch
+    ]
+    scores = [epoch_record[metric] for epoch_record in epoch_records if metric in epoch_record]
+    losses = [epoch_record["training_loss"] for epoch_record in epoch_records]
     return CurvePoint(epoch=epoch, loss=_around(losses), score=_around(scores) if scores else None)
 
 
@@ -146,12 +148,12 @@ def _around(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def layer_sweeps(summary: Summary, plan: StudyPlan) -> tuple[LayerSweep, ...]:
-    """Donors of which several layers, or several places of one layer, are compared, on each test set."""
+    """Return a sweep per test set for every donor with several layers, or several sites of one layer."""
     groups: dict[tuple[str, str, str], dict[str, Spot]] = {}
     for arm in plan.arms:
         if arm.donor is not None and arm.kind == "graft":
             site = str(arm.graft.get("site", ENCODER_OUTPUT))
-            # Only arms that differ by layer or site alone are points of one line.
+            # Arms are points of the same line only if nothing but the layer or the site differs.
             graft = {key: value for key, value in arm.graft.items() if key != "site"}
             others = repr([arm.donor.revision, arm.donor.dtype, sorted(graft.items()), sorted(arm.finetune.items())])
             groups.setdefault((arm.donor.source, arm.host_name, others), {})[arm.name] = (arm.donor.layers, site)
@@ -191,17 +193,17 @@ def _sweep(table: Table, summary: Summary, donor: str, host: str, spots: dict[st
 
 
 def _depth(layers: tuple[int, ...]) -> list[tuple[bool, int]]:
-    """What layers are sorted by: those counted from the end come last."""
+    """Return the sort key of layers. Layers that are counted from the end come last."""
     return [(layer < 0, layer) for layer in layers]
 
 
 def _labels(spots: Sequence[Spot], donor: str) -> tuple[Varied, str, list[str]]:
-    """What differs, the title of the axis, and the label of each point: layers, sites, or both."""
+    """Return what differs between the points, the title of the axis, and the label of each point."""
     layers = ["+".join(map(str, layers)) for layers, _ in spots]
     sites = [site.replace("_", " ") for _, site in spots]
     if len(set(sites)) == 1:
         return "layer", f"layer of {donor} (from 0)", layers
     if len(set(layers)) == 1:
-        return "site", f"where layer {layers[0]} of {donor} sits in the host", sites
-    both = [f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)]
-    return "layer and site", f"layer of {donor} (from 0), and where it sits", both
+        return "site", f"site of layer {layers[0]} of {donor} in the host", sites
+    labels = [f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)]
+    return "layer and site", f"layer of {donor} (from 0) and site in the host", labels

@@ -1,4 +1,4 @@
-"""Numbers as a report says them. All formats use the same words; each escapes them in its own way."""
+"""Numbers as text. All formats of a report use the same text, and each format escapes it in its own way."""
 
 from collections.abc import Sequence
 
@@ -9,28 +9,28 @@ Span = Sequence[float]
 
 
 def metric_name(summary: Summary) -> str:
-    """`accuracy (%)`: the head of a column of scores."""
+    """Return the title of a column of scores, such as `accuracy (%)`."""
     return f"{summary.metric} (%)" if summary.is_share else summary.metric
 
 
 def say_score(value: float, summary: Summary, digits: int = 1) -> str:
-    """A score: per cent, without the sign, if it is a share."""
+    """Return a score; as per cent, without the sign %, if it is a share."""
     return f"{100 * value:.{digits}f}" if summary.is_share else f"{value:.4g}"
 
 
 def say_mean(row: Row, summary: Summary, digits: int = 1) -> str:
-    """Mean and deviation over the seeds."""
+    """Return mean and standard deviation over the seeds."""
     mean = say_score(row.mean, summary, digits)
     return mean if row.deviation is None else f"{mean} ± {say_score(row.deviation, summary, digits)}"
 
 
 def say_span(span: Span | None, summary: Summary, digits: int = 1) -> str:
-    """An interval of scores."""
+    """Return an interval of scores."""
     return "" if span is None else " to ".join(say_score(value, summary, digits) for value in span)
 
 
 def score_span(span: Span | None, summary: Summary) -> tuple[float, float] | None:
-    """An interval of a mean. The t distribution knows no bounds, so the interval of a share is cut at 0 and 1."""
+    """Return the interval of a mean. For a share it is cut at 0 and 1, because the t distribution has no bounds."""
     if span is None:
         return None
     low, high = span
@@ -38,38 +38,38 @@ def score_span(span: Span | None, summary: Summary) -> tuple[float, float] | Non
 
 
 def row_interval(row: Row, summary: Summary) -> tuple[float, float] | None:
-    """The interval to show: over the seeds if there are several, else over the examples."""
+    """Return the interval to show: over the seeds if there are several, otherwise over the examples."""
     return score_span(row.seed_interval or row.example_interval, summary)
 
 
 def say_gain(value: float, summary: Summary, digits: int = 1) -> str:
-    """A difference with its sign, in points if the score is a share."""
+    """Return a difference with its sign, in points if the score is a share."""
     return f"{100 * value:+.{digits}f}" if summary.is_share else f"{value:+.3g}"
 
 
 def say_gains(span: Span | None, summary: Summary, digits: int = 1) -> str:
-    """An interval of differences."""
+    """Return an interval of differences."""
     return "" if span is None else " to ".join(say_gain(value, summary, digits) for value in span)
 
 
 def gain_unit(summary: Summary) -> str:
-    """What a difference is counted in, and which way is better."""
+    """Return the unit of a difference, with a note if lower is better."""
     unit = "percentage points" if summary.is_share else summary.metric.replace("_", " ")
     return unit if summary.higher_is_better else f"{unit}; lower is better"
 
 
 def say_optional_p(p: float | None) -> str:
-    """A p-value; nothing if no test is possible."""
+    """Return a p-value; empty if no test is possible."""
     return "" if p is None else say_p(p)
 
 
 def say_effect(comparison: Comparison) -> str:
-    """Mean by deviation of the paired differences."""
+    """Return the effect size: mean divided by standard deviation of the paired differences."""
     return "" if comparison.effect_size is None else f"{comparison.effect_size:+.2f}"
 
 
 def say_count(count: float) -> str:
-    """How many, for people: `23.2 M`."""
+    """Return a rounded number, such as `23.2 M`."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -77,7 +77,7 @@ def say_count(count: float) -> str:
 
 
 def say_time(seconds: float) -> str:
-    """A duration for people: `8.31 s`, `2 min 25 s`, `1 h 30 min`."""
+    """Return a duration, such as `8.31 s`, `2 min 25 s` or `1 h 30 min`."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, remaining = divmod(round(seconds), 60)
@@ -88,7 +88,7 @@ def say_time(seconds: float) -> str:
 
 
 def say_setting(value: object) -> str:
-    """The value of a setting."""
+    """Return the value of a setting as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
@@ -97,5 +97,5 @@ def say_setting(value: object) -> str:
 
 
 def first_upper(text: str) -> str:
-    """With a capital, for a heading."""
+    """Return text with a capital first letter, for a heading."""
     return text[:1].upper() + text[1:]

@@ -1,9 +1,9 @@
-"""The arms of a study: what is compared. Each is an ordinary configuration; users add their own in YAML.
+"""The arms of a study: the models that it compares. Each arm is an ordinary configuration; users add their own in YAML.
 
 arms:
-  - host                       # by name
+  - host                       # a built-in arm, by name
   - graft
-  - name: graft-slow           # of one's own: like another, with changes
+  - name: graft-slow           # a custom arm: another arm, with changes
     like: graft
     finetune: {learning_rate: 1e-5}
   - name: middle-layer
@@ -28,30 +28,30 @@ PACKAGED = "packaged:"
 Control = Literal["projections-only", "wide-head"]
 _NO_DONOR: Mapping[str, Any] = MappingProxyType({"donor": None})
 
-# What each arm changes in a graft with the study's host, donor and settings; and the question that it answers.
+# The question that each arm answers, and its changes to a graft with the study's host, donor and settings.
 ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "host": ("The host alone, with the same pooling and head: the vanilla model.", _NO_DONOR),
         "graft": ("The donor's layer, frozen, between two trained projections (the paper).", {}),
         "random": (
-            "The same layer with random weights, frozen: is it what the layer knows, or its form?",
+            "The same layer with random weights, frozen: does the layer's knowledge help, or only its shape?",
             {"graft": {"donor_init": "random"}},
         ),
         "random-trained": (
-            "The same layer from random weights, trained: do more trained parameters do as well?",
+            "The same layer with random weights, trained: do more trained parameters do as well?",
             {"graft": {"donor_init": "random", "train_donor": True}},
         ),
-        "donor-trained": ("The donor's layer, trained along.", {"graft": {"train_donor": True}}),
+        "donor-trained": ("The donor's layer, trained too.", {"graft": {"train_donor": True}}),
         "donor-only": (
-            "The donor's layer behind the host's embeddings, without the host's layers.",
+            "The donor's layer right after the host's embeddings, without the host's layers.",
             {"graft": {"site": "embeddings"}},
         ),
         "projections-only": (
-            "The same projections and head with nothing between: do the projections do it?",
+            "The same projections and head, without the layer: are the projections enough?",
             {"control": "projections-only"},
         ),
         "wide-head": (
-            "A trained MLP in place of the graft, with as many trained parameters: does a larger head do it?",
+            "A trained MLP in place of the graft, with as many trained parameters: is a larger head enough?",
             {"control": "wide-head"},
         ),
         "lora": (
@@ -63,34 +63,34 @@ ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
             "The host alone, trained on texts that a language model wrote for each label (ZeroGen).",
             {"donor": None, "synthetic": {}},
         ),
-        "pool-mean": ("The graft on the mean over the tokens.", {"graft": {"pooling": "mean"}}),
+        "pool-mean": ("The graft, pooled by the mean over the tokens.", {"graft": {"pooling": "mean"}}),
         "pool-mean-padding": (
-            "The graft on the mean over tokens and padding.",
+            "The graft, pooled by the mean over tokens and padding.",
             {"graft": {"pooling": "mean_with_padding"}},
         ),
         "gated": (
-            "host + gate x graft, the gate starting at zero: training starts at the host itself.",
+            "host + gate x graft, with a gate that starts at zero: training starts from the host alone.",
             {"graft": {"residual": "gated"}},
         ),
         "matched": (
-            "The graft with projections as loud as layer and host: is it what the layer says, or how loudly?",
+            "The graft with projections scaled to layer and host: does content matter, or only loudness?",
             {"graft": {"projection_init": "matched"}},
         ),
         "matched-random": (
-            "The same with random weights in the layer, frozen: the fair control of matched.",
+            "The same with random weights in the layer, frozen: the fair control for matched.",
             {"graft": {"donor_init": "random", "projection_init": "matched"}},
         ),
     }
 )
-# Of peft's LoraConfig, what changes the adapters and nothing else. Others import a module by its name (megatron_core),
-# or load weights and data (loftq_config, eva_config, arrow_config).
+# The settings of peft's LoraConfig that only change the adapters. Other settings import a module by its name
+# (megatron_core), or load weights and data (loftq_config, eva_config, arrow_config).
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"),
     *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
     *("rank_pattern", "alpha_pattern", "fan_in_fan_out"),
 )
-_LORA_STARTS = (True, False, "gaussian", "orthogonal", "olora", "pissa")
-# A larger one of the same family, for the arm that asks for it.
+_LORA_INITS = (True, False, "gaussian", "orthogonal", "olora", "pissa")
+# A larger model of the same family, for the arm larger-host.
 _LARGER = MappingProxyType(
     {
         "bert-base-uncased": "bert-large-uncased",
@@ -103,11 +103,11 @@ _LARGER = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class DonorSpec:
-    """Which layers of which model.
+    """The donor layers of an arm: a model and some of its layers.
 
     Attributes:
-        source: What `surgeon extract` takes, the folder of a layer artifact, or `packaged:NAME`. What is shown or
-            stored of it is without passwords and signatures; see `shown_source`.
+        source: A source that `surgeon extract` takes, the folder of a layer artifact, or `packaged:NAME`. Messages and
+            files show `shown_source` instead, which has no passwords or signatures.
         layers: Indices; negative ones count from the end.
         revision: Branch, tag or commit.
         dtype: The number format to extract in; None keeps the donor's.
@@ -122,20 +122,23 @@ class DonorSpec:
         check_types(self)
         check_size(len(self.layers), MAX_LAYERS, f"layers of {self.shown_source}", ConfigError)
         if not self.layers or not all(-MAX_LAYERS <= layer < MAX_LAYERS for layer in self.layers):
-            raise ConfigError(f"The layers of the donor {self.shown_source} are {self.layers!r}; no model has these.")
+            raise ConfigError(
+                f"The layers of the donor {self.shown_source} are {self.layers!r}. They must be one or several numbers "
+                f"from {-MAX_LAYERS} to {MAX_LAYERS - 1}."
+            )
         if len(self.name) > MAX_NAME:
             raise ConfigError(
-                f"The layers of {self.shown_source} would be in a folder with a name of {len(self.name)} characters; "
-                f"at most {MAX_NAME} are possible. Extract them with surgeon extract --output FOLDER, and name that "
-                "folder as the donor."
+                f"The folder for the layers of {self.shown_source} would have a name of {len(self.name)} characters; "
+                f"at most {MAX_NAME} are possible. Extract the layers with surgeon extract --output FOLDER, and give "
+                "that folder as the donor."
             )
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """From YAML: a source, or a mapping with source, layer (one or a list), revision, dtype.
+        """Read a donor from YAML: a source, or a mapping with source, layer (one or a list), revision and dtype.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: The value is neither.
         """
         if isinstance(value, cls):
             return value
@@ -157,22 +160,22 @@ class DonorSpec:
 
     @property
     def shown_source(self) -> str:
-        """The source as it is shown and stored: without the password or signature of a URL."""
+        """The source without the password or signature of a URL, for messages and files."""
         return without_secrets(self.source)
 
     @property
     def name(self) -> str:
-        """As a folder name: `Llama-3.1-8B-L-1`."""
+        """The folder name, such as `Llama-3.1-8B-L-1`."""
         return layer_name(self.shown_source.removeprefix(PACKAGED), self.layers)
 
     @property
     def text(self) -> str:
-        """The model, with what was asked of it, for people."""
-        more = [f"{name} {value}" for name, value in (("revision", self.revision), ("dtype", self.dtype)) if value]
-        return f"{self.shown_source} ({', '.join(more)})" if more else self.shown_source
+        """The model for messages, with its revision and dtype if they are set."""
+        details = [f"{name} {value}" for name, value in (("revision", self.revision), ("dtype", self.dtype)) if value]
+        return f"{self.shown_source} ({', '.join(details)})" if details else self.shown_source
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types, without secrets."""
+        """Return plain JSON types, without secrets."""
         return {
             "source": self.shown_source,
             "layers": list(self.layers),
@@ -182,24 +185,24 @@ class DonorSpec:
 
     @classmethod
     def from_dict(cls, content: Any) -> Self:
-        """What `as_dict` gave."""
+        """Read the result of `as_dict`."""
         return cls(**content | {"layers": tuple(content["layers"])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One arm, with nothing left open.
+    """One arm, with every default filled in.
 
     Attributes:
-        name: As in tables.
-        kind: The built-in arm that it is, or is like.
-        host: What `surgeon graft` takes, or `packaged:NAME`.
-        donor: None: the host alone.
+        name: The name in tables.
+        kind: The built-in arm that this arm is, or is based on.
+        host: A host that `surgeon graft` takes, or `packaged:NAME`.
+        donor: The donor layers; None for the host alone.
         graft: Fields of `GraftConfig`.
-        finetune: Fields of `FinetuneConfig`, laid over the study's.
-        lora: Settings of peft's `LoraConfig` for the host; None: the host is trained itself.
-        control: Something trained in the donor's place, as wide as the donor.
-        synthetic: Settings of `surgeon synthesize`: the training texts are written by a model.
+        finetune: Fields of `FinetuneConfig`, which override the study's.
+        lora: Settings of peft's `LoraConfig` for the host; None trains the host's own weights.
+        control: The module that is trained in the donor's place, as wide as the donor.
+        synthetic: Settings of `surgeon synthesize`, if a language model writes the training texts.
     """
 
     name: str
@@ -216,57 +219,61 @@ class Arm:
         check_types(self)
         if len(self.name) > MAX_NAME or printable(self.name, keep="") != self.name:
             raise ConfigError(
-                f"An arm is called {self.name!r}; a name has at most {MAX_NAME} characters, and none that can't be "
-                "printed."
+                f"An arm is called {self.name!r}; a name has at most {MAX_NAME} characters, all of them printable."
             )
         if self.kind not in ARMS:
-            raise ConfigError(f"The arm {self.name} is of the kind {self.kind!r}. There are: {', '.join(ARMS)}.")
+            raise ConfigError(f"The arm {self.name} is of the kind {self.kind!r}. The kinds are: {', '.join(ARMS)}.")
         if "task" in self.graft:
-            raise ConfigError(f"The arm {self.name} has a task under graft; in a study, all arms learn the same task.")
+            raise ConfigError(
+                f"The arm {self.name} sets a task under graft, but all arms of a study learn the same task. "
+                "Set task at the top of the plan."
+            )
         if self.lora is not None:
             _check_lora(self.name, self.lora)
         if self.synthetic is not None:
-            # Which model is to write is asked for when it is to write.
+            # `prepare_synthetic` checks that a model is named, since an arm with a file needs none.
             SynthesisConfig.from_settings({key: value for key, value in self.synthetic.items() if key != "file"})
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types, without secrets; `from_dict` reads it again."""
-        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """Return plain JSON types, without secrets, which `from_dict` reads."""
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
         content["host"] = without_secrets(self.host)
         content["donor"] = None if self.donor is None else self.donor.as_dict()
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
+        """Read the result of `as_dict`."""
         donor = content["donor"]
         return cls(**{**content, "donor": None if donor is None else DonorSpec.from_dict(donor)})
 
     @property
     def text(self) -> str:
-        """What it is for."""
+        """What the arm is, and the question that it answers."""
         return ARMS[self.kind][0]
 
     @property
     def host_name(self) -> str:
-        """The host, for people."""
+        """The host's name for tables."""
         return short_name(without_secrets(self.host).removeprefix(PACKAGED))
 
 
 def _check_lora(arm: str, settings: Mapping[str, Any]) -> None:
     unknown = sorted(set(settings) - set(_LORA))
     if unknown:
-        raise ConfigError(f"lora of the arm {arm} has the setting {unknown[0]!r}. Possible are: {', '.join(_LORA)}.")
-    start = settings.get("init_lora_weights", True)
-    if start not in _LORA_STARTS:
         raise ConfigError(
-            f"init_lora_weights of the arm {arm} is {start!r}; it must be true, false, "
-            f"{', '.join(str(name) for name in _LORA_STARTS[2:])}."
+            f"The arm {arm} has an unknown setting {unknown[0]!r} under lora. Settings are: {', '.join(_LORA)}."
+        )
+    init = settings.get("init_lora_weights", True)
+    if init not in _LORA_INITS:
+        raise ConfigError(
+            f"init_lora_weights of the arm {arm} is {init!r}; it must be one of true, false, "
+            f"{', '.join(str(name) for name in _LORA_INITS[2:])}."
         )
 
 
 def is_called(wanted: str | None, arm: str) -> bool:
-    """Whether an arm is the wanted one, or that with one of several hosts: `graft` is `graft@roberta-base` too."""
+    """Return whether an arm has the wanted name, without or with a host: `graft` matches `graft@roberta-base` too."""
     return wanted in (arm, arm.partition("@")[0])
 
 
@@ -276,57 +283,66 @@ _KEYS = ("name", "like", "host", "donor", "graft", "finetune", "lora", "control"
 def parse_arm(
     value: Any, *, host: str, donor: DonorSpec | None, graft: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
 ) -> Arm:
-    """An arm from YAML: a name, or a mapping that says how it differs from a named one.
+    """Read an arm from YAML: a name, or a mapping that changes the settings of a named arm.
 
     Args:
-        value: What the plan says.
+        value: The arm in the plan.
         host: The study's host.
         donor: The study's donor.
         graft: The study's graft settings.
-        others: Arms of the same plan that were said before, for `like`.
+        others: The other arms of the plan, by name, which `like` can refer to.
 
     Raises:
-        ConfigError: There is no such arm or key, or the arm lacks something.
+        ConfigError: An arm or a key is unknown, or the arm lacks a setting.
     """
-    said: Mapping[str, Any] = {"name": value, "like": value} if isinstance(value, str) else value
-    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
-        raise ConfigError(f"An arm is {shown(value)}; it must be a name, or a mapping with a name and what it changes.")
-    unknown = sorted(map(str, set(said) - set(_KEYS)))
+    arm_spec: Mapping[str, Any] = {"name": value, "like": value} if isinstance(value, str) else value
+    if not isinstance(arm_spec, Mapping) or not isinstance(arm_spec.get("name"), str):
+        raise ConfigError(f"An arm is {shown(value)}; it must be a name, or a mapping with a name and some changes.")
+    unknown = sorted(map(str, set(arm_spec) - set(_KEYS)))
     if unknown:
-        raise ConfigError(f"The arm {said['name']} has the key {unknown[0]!r}. There are: {', '.join(_KEYS)}.")
-    kind, settings = _inherit(said, others)
+        raise ConfigError(
+            f"The arm {arm_spec['name']} has the unknown key {unknown[0]!r}. The keys are: {', '.join(_KEYS)}."
+        )
+    kind, settings = _inherit(arm_spec, others)
     for key in ("graft", "finetune"):
         if not isinstance(settings.get(key, {}), Mapping):
             raise ConfigError(
-                f"{key} of the arm {said['name']} is {shown(settings[key])}; it must be `name: value` lines."
+                f"{key} of the arm {arm_spec['name']} is {shown(settings[key])}; "
+                "it must be a mapping of `name: value` lines."
             )
-    chosen = settings.get("host") or (_LARGER.get(host) if kind == "larger-host" else host)
-    if chosen is None:
+    arm_host = settings.get("host") or (_LARGER.get(host) if kind == "larger-host" else host)
+    if arm_host is None:
         raise ConfigError(
-            f"No larger model of the family of {host} is known for the arm {said['name']}. Say which: "
-            "{name: larger-host, host: ...}."
+            f"No larger model of the same family as {host} is known for the arm {arm_spec['name']}. Name one in the "
+            "plan: {name: larger-host, host: ...}."
         )
     own_donor = DonorSpec.parse(settings["donor"]) if settings.get("donor") is not None else None
-    used = own_donor if "donor" in settings else donor
-    if used is None and "donor" not in settings:
-        raise ConfigError(f"The arm {said['name']} needs a donor, and the study names none. Say: donor: MODEL.")
+    arm_donor = own_donor if "donor" in settings else donor
+    if arm_donor is None and "donor" not in settings:
+        raise ConfigError(
+            f"The arm {arm_spec['name']} needs a donor, and the study has none. Add a line to the plan: donor: MODEL."
+        )
     control = settings.get("control")
     if control not in (None, "projections-only", "wide-head"):
-        raise ConfigError(f"control is {shown(control)} in {said['name']}; it must be projections-only or wide-head.")
-    if control is not None and used is None:
-        raise ConfigError(f"The arm {said['name']} is as wide as a donor that it stands for, and has none. Name one.")
-    # What is about the donor would be refused by, or mean nothing to, an arm without one.
-    own = dict(settings.get("graft", {}))
-    shared = {k: v for k, v in graft.items() if used is not None or k in ("pooling", "dropout")}
+        raise ConfigError(
+            f"control of the arm {arm_spec['name']} is {shown(control)}; it must be projections-only or wide-head."
+        )
+    if control is not None and arm_donor is None:
+        raise ConfigError(
+            f"The control {arm_spec['name']} takes its width from a donor, and has none. Name a donor in the plan."
+        )
+    # An arm without a donor would refuse or ignore settings about the donor.
+    own_graft = dict(settings.get("graft", {}))
+    study_graft = {k: v for k, v in graft.items() if arm_donor is not None or k in ("pooling", "dropout")}
     if control is not None:
-        # Nothing is there to be matched, and a control is the same training whatever the study's grafts begin with.
-        shared.pop("projection_init", None)
+        # A control has no layer to match. Its training must not depend on how the study initialises its grafts.
+        study_graft.pop("projection_init", None)
     return Arm(
-        name=said["name"],
+        name=arm_spec["name"],
         kind=kind,
-        host=chosen,
-        donor=used,
-        graft={**shared, **own},
+        host=arm_host,
+        donor=arm_donor,
+        graft={**study_graft, **own_graft},
         finetune=dict(settings.get("finetune", {})),
         lora=settings.get("lora"),
         control=control,
@@ -334,22 +350,22 @@ def parse_arm(
     )
 
 
-def _inherit(said: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """The built-in arm at the root, and the settings along the way; mappings are laid over each other."""
-    like = said.get("like") or (said["name"] if said["name"] in ARMS else "graft")
-    own = {key: value for key, value in said.items() if key not in ("name", "like")}
+def _inherit(arm_spec: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Follow `like` to a built-in arm; return its name and the merged settings, where later arms override earlier."""
+    like = arm_spec.get("like") or (arm_spec["name"] if arm_spec["name"] in ARMS else "graft")
+    changes = {key: value for key, value in arm_spec.items() if key not in ("name", "like")}
     if not isinstance(like, str):
-        raise ConfigError(f"The arm {said['name']} is like {shown(like)}; it must be the name of an arm.")
-    if like in others and like != said["name"]:
-        rest = {name: value for name, value in others.items() if name != like}
-        kind, base = _inherit(others[like], rest)
+        raise ConfigError(f"like of the arm {arm_spec['name']} is {shown(like)}; it must be the name of an arm.")
+    if like in others and like != arm_spec["name"]:
+        remaining_arms = {name: value for name, value in others.items() if name != like}
+        kind, base = _inherit(others[like], remaining_arms)
     elif like in ARMS:
         kind, base = like, dict(ARMS[like][1])
     else:
-        near = get_close_matches(like, [*ARMS, *others], n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join([*ARMS, *others])}."
+        close_names = get_close_matches(like, [*ARMS, *others], n=1)
+        hint = f"Did you mean {close_names[0]}?" if close_names else f"The arms are: {', '.join([*ARMS, *others])}."
         raise ConfigError(f"There is no arm {like!r}. {hint}")
-    for key, value in own.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and key != "donor"
-        base[key] = {**base[key], **value} if both else value
+    for key, value in changes.items():
+        merge = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and key != "donor"
+        base[key] = {**base[key], **value} if merge else value
     return kind, base

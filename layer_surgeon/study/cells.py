@@ -1,4 +1,4 @@
-"""One training of a study, in a process of its own: `python -m layer_surgeon.study.cells FOLDER CELL`."""
+"""One training of a study, in its own process: `python -m layer_surgeon.study.cells FOLDER CELL`."""
 
 import datetime
 import importlib.metadata
@@ -34,12 +34,12 @@ from layer_surgeon.workspace import Workspace
 
 
 def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) -> CellResult:
-    """Train and test one cell, and write its result, whole; a cell that is done is only read.
+    """Train and test one cell, and write its result atomically. If the cell is already finished, read its result.
 
-    A training that was killed goes on from its last checkpoint.
+    A training that was killed continues from its last checkpoint.
 
     Raises:
-        LayerSurgeonError: What `finetune_model` raises; it is written down too.
+        LayerSurgeonError: As in `finetune_model`. The error is also written to the cell's `.failed.json`.
     """
     progress = progress or NullProgress()
     with locked(folder.run(cell.id, ".lock"), wait=True):
@@ -48,7 +48,7 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
         try:
             result = _run(cell, folder, progress)
         except Exception as error:
-            failure = FailedCell(**_which(cell), error={"type": type(error).__name__, "message": str(error)})
+            failure = FailedCell(**_identify(cell), error={"type": type(error).__name__, "message": str(error)})
             write_failure(folder.failure(cell.id), failure, finished=_now())
             raise
         write_cell(folder.result(cell.id), result)
@@ -57,16 +57,16 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
 
 
 def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
-    began = time.monotonic()
+    start_time = time.monotonic()
     trained = train_cell(cell, folder, progress)
-    testing = time.monotonic()
+    test_start_time = time.monotonic()
     tests = measure_cell(cell, trained, folder, progress)
-    facts = trained.as_dict()
+    record = trained.as_dict()
     if not cell.keep_model:
         shutil.rmtree(folder.run(cell.id), ignore_errors=True)
-    ended = time.monotonic()
+    end_time = time.monotonic()
     return CellResult(
-        **_which(cell),
+        **_identify(cell),
         host=cell.arm.host_name,
         donor=None if cell.arm.donor is None else cell.arm.donor.name,
         tests=tests,
@@ -76,13 +76,15 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
         parameters=CellParameters(**trained.parameters),
         train_examples=trained.data["splits"]["train"]["examples"],
         seconds=CellSeconds(
-            training=round(trained.seconds, 3), testing=round(ended - testing, 3), all=round(ended - began, 3)
+            training=round(trained.seconds, 3),
+            testing=round(end_time - test_start_time, 3),
+            all=round(end_time - start_time, 3),
         ),
         device=trained.device,
-        config=facts["config"],
+        config=record["config"],
         versions={
-            "layer_surgeon": facts["layer_surgeon"],
-            **facts["versions"],
+            "layer_surgeon": record["layer_surgeon"],
+            **record["versions"],
             "scipy": importlib.metadata.version("scipy"),
         },
         finished=_now(),
@@ -90,7 +92,7 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
 
 
 def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: Any) -> FinetuneResult:
-    """The training of a cell, without its tests; `settings` are laid over the cell's."""
+    """Train a cell without testing it. `settings` override the cell's settings of fine-tuning."""
     config = FinetuneConfig(**{**cell.finetune, "task": cell.task, **settings})
     train: Any
     validation: Any = None
@@ -101,15 +103,16 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         if cell.arm.synthetic is not None:
             train = str(synthetic_file(cell.arm, cell.data, folder))
     else:
-        spec = next(entry for entry in StudyPlan.read(folder.plan).data if entry.name == cell.data)
+        spec = next(spec for spec in StudyPlan.read(folder.plan).data if spec.name == cell.data)
         config = FinetuneConfig.from_settings(config, spec.columns)
         train, validation = list(spec.train), list(spec.validation) or None
-    work, unfinished, workspace = (folder.run(cell.id, suffix) for suffix in ("", UNFINISHED, ".workspace"))
-    shutil.rmtree(work, ignore_errors=True)
-    resumable = any(unfinished.glob("**/checkpoint-*"))
+    run_folder, unfinished_folder = folder.run(cell.id), folder.run(cell.id, UNFINISHED)
+    workspace = folder.run(cell.id, ".workspace")
+    shutil.rmtree(run_folder, ignore_errors=True)
+    resumable = any(unfinished_folder.glob("**/checkpoint-*"))
     arguments: dict[str, Any] = {
         "config": config,
-        "output": work,
+        "output": run_folder,
         "workspace": Workspace(workspace),
         "tokenizer": host_source(cell.arm.host, folder),
         "progress": progress,
@@ -122,14 +125,14 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
             except TrainingError as error:
                 if not resume:
                     raise
-                progress.notice(f"{error} It is trained from the start.")
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise AssertionError("the second of two turns returns or raises")
+                progress.notice(f"{error} The training starts again from the beginning.")
+            shutil.rmtree(unfinished_folder, ignore_errors=True)
+        raise AssertionError("the last attempt returns or raises")
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _which(cell: Cell) -> dict[str, Any]:
+def _identify(cell: Cell) -> dict[str, Any]:
     return {
         "id": cell.id,
         "arm": cell.arm.name,
@@ -144,7 +147,7 @@ def _now() -> str:
 
 
 class _Lines(NullProgress):
-    """Writes notices and steps as lines, for the cell's log."""
+    """Prints notices and steps as lines, for the cell's log."""
 
     def begin(self, description: str, total: int | None, unit: str) -> None:
         print(f"{_now()} {description} ({total} {unit})", flush=True)
@@ -154,13 +157,16 @@ class _Lines(NullProgress):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the cell that a file describes.
+    """Run the cell that is described in a file.
+
+    Args:
+        arguments: The study's folder and the file of the cell.
 
     Returns:
-        0 when it is done, 1 when it failed; why is in the result's place then.
+        0 if the cell is finished, 1 if it failed. The reason is then in the cell's `.failed.json`.
     """
-    folder, path = StudyFolder(root=Path(arguments[0])), Path(arguments[1])
-    cell = Cell.from_dict(read_json(path))
+    folder, cell_path = StudyFolder(root=Path(arguments[0])), Path(arguments[1])
+    cell = Cell.from_dict(read_json(cell_path))
     try:
         run_cell(cell, folder, _Lines())
     except LayerSurgeonError as error:

@@ -1,4 +1,4 @@
-"""Charts as SVG text, to stand inside a page."""
+"""Charts as SVG text, to be embedded in an HTML page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _INK, _FAINT, _RULE = "#1d2733", "#66727f", "#dfe4e9"
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A measured value with its interval, and the single values it is the mean of; all shares from 0 to 1."""
+    """A mean with its interval and the single values that it summarizes. All of them are shares from 0 to 1."""
 
     value: float
     low: float
@@ -20,7 +20,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A named line: (x, y) points."""
+    """A line with a name and (x, y) points."""
 
     name: str
     color: str
@@ -28,7 +28,7 @@ class Line:
 
 
 def interval_chart(rows: Sequence[str], series: Sequence[str], marks: Sequence[Sequence[Mark]]) -> str:
-    """Rows of dots with intervals, one dot per series; `marks` is [row][series]."""
+    """Draw rows of dots with intervals, one dot per series; `marks` is [row][series]."""
     left, width, lane = 190, 760, 24
     group = lane * len(series) + 22
     top, height = 34, 34 + group * len(rows) + 34
@@ -66,7 +66,7 @@ def interval_chart(rows: Sequence[str], series: Sequence[str], marks: Sequence[S
 
 
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """Lines over whole numbers, such as epochs; the axis of y holds all points."""
+    """Draw lines over whole numbers, such as epochs. The y axis covers all points."""
     left, right, top, width, height = 62, 130, 14, 760, 230
     xs = [point[0] for line in lines for point in line.points]
     ys = [point[1] for line in lines for point in line.points]
@@ -75,7 +75,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
     y_low, y_high = y_low - margin, y_high + margin
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
+    def position(point: tuple[float, float]) -> tuple[float, float]:
         x = left + (point[0] - x_low) / (x_high - x_low) * (width - left - right)
         y = top + (y_high - point[1]) / (y_high - y_low) * (height - top - 44)
         return round(x, 1), round(y, 1)
@@ -83,18 +83,18 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
     parts = [_open(width, height, f"{y_label} by {x_label}")]
     for step in range(5):
         value = y_low + (y_high - y_low) * step / 4
-        y = place((x_low, value))[1]
+        y = position((x_low, value))[1]
         parts += [_line(left, y, width - right, y, _RULE), _text(left - 8, y + 4, f"{value:.2f}", "end", _FAINT)]
     for value in sorted(set(xs)):
-        parts.append(_text(place((value, y_low))[0], height - 26, f"{value:g}", "middle", _FAINT))
+        parts.append(_text(position((value, y_low))[0], height - 26, f"{value:g}", "middle", _FAINT))
     parts.append(_text((left + width - right) / 2, height - 6, x_label, "middle", _FAINT))
     labels: list[float] = []
     for line in lines:
-        points = [place(point) for point in line.points]
+        points = [position(point) for point in line.points]
         path = " ".join(f"{x},{y}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{line.color}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{line.color}"/>' for x, y in points]
-        # Lines that end close together would have their names on top of each other.
+        # Move the name down if another line ends close by, since the names would overlap.
         level = points[-1][1] + 4
         while any(abs(level - other) < 14 for other in labels):
             level += 14

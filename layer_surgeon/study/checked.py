@@ -1,4 +1,4 @@
-"""The types of a record's fields, checked where it is made: a study's files may come from anyone."""
+"""Type checks for the fields of records, when they are created: a study's files may come from strangers."""
 
 import functools
 import math
@@ -8,45 +8,51 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from layer_surgeon.errors import ConfigError
 
-# A prompt has some hundred characters. The text of a plan is repeated for each of its trainings.
+# A prompt has a few hundred characters. Every training repeats the texts of its plan.
 MAX_CHARACTERS = 10_000
-# File systems allow 255 bytes, and names of files are made of several names.
+# File systems allow 255 bytes, and a file name here combines several names.
 MAX_NAME = 200
 _MAX_NUMBER = 2**63
 
 
 def check_types(record: Any) -> None:
-    """Check that each field of a dataclass has the type that it is declared with.
+    """Check that each field of a dataclass has its declared type.
 
     Raises:
-        ConfigError: One has another; or it is a text or a number that is too large, or not finite.
+        ConfigError: A field has another type, a text or number is too large, or a number is not finite.
     """
     for name, hint in _hints(cast("Hashable", type(record))).items():
         value = getattr(record, name)
         if not _fits(value, hint):
-            raise ConfigError(f"{name} is {shown(value)}; it must be {_words(hint)}.")
+            raise ConfigError(f"{name} is {shown(value)}; it must be {_describe(hint)}.")
 
 
 def check(good: bool, key: str, value: Any, expected: str) -> None:
-    """Refuse the value of a key that is not good.
+    """Reject the value of a key unless it is good.
+
+    Args:
+        good: Whether the value is accepted.
+        key: The key in the plan, for the message.
+        value: The value, for the message.
+        expected: What the value must be, for the message.
 
     Raises:
-        ConfigError: Says what it is, and what was expected.
+        ConfigError: The value is not good.
     """
     if not good:
         raise ConfigError(f"{key} is {shown(value)}; it must be {expected}.")
 
 
 def as_text(value: Any) -> str:
-    """A name or title, which YAML may take for a number or a date."""
+    """Return a name or title as text, which YAML may have read as a number or a date."""
     try:
         return str(value)
-    except ValueError as error:  # a whole number of many thousand digits
+    except ValueError as error:  # a whole number with thousands of digits
         raise ConfigError(f"A name in the plan is {shown(value)}; it must be text.") from error
 
 
 def shown(value: Any) -> str:
-    """A value in a message. Python refuses to write whole numbers of many digits."""
+    """Return a value for a message. Python refuses to format whole numbers with too many digits."""
     try:
         return repr(value)
     except (ValueError, RecursionError):
@@ -59,15 +65,15 @@ def _hints(record: Any) -> Mapping[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, kind) for kind in inner)
+        return any(_fits(value, argument) for argument in arguments)
     if origin is Literal:
-        return isinstance(value, str) and value in inner
+        return isinstance(value, str) and value in arguments
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(entry, inner[0]) for entry in value)
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(k, str) and _fits(v, inner[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(_fits(k, str) and _fits(v, arguments[1]) for k, v in value.items())
     if hint is Any:
         return _is_plain(value)
     if hint in (int, float):
@@ -84,28 +90,28 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is what JSON can say, numbers that are not finite apart."""
+    """Return whether a value consists of JSON types, with finite numbers only."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, Mapping):
-        return all(isinstance(name, str | int) and _is_plain(entry) for name, entry in value.items())
+        return all(isinstance(name, str | int) and _is_plain(item) for name, item in value.items())
     if isinstance(value, str):
         return len(value) <= MAX_CHARACTERS
     return value is None or isinstance(value, bool) or _is_number(value)
 
 
-def _words(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(kind) for kind in inner)
+        return " or ".join(_describe(argument) for argument in arguments)
     if origin is Literal:
-        return f"one of {', '.join(inner)}"
+        return f"one of {', '.join(arguments)}"
     if origin is tuple:
-        return f"a list, each {_words(inner[0])}"
+        return f"a list, each item {_describe(arguments[0])}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"`name: value` lines, each value {_words(inner[1])}"
+        return f"a mapping of `name: value` lines, each value {_describe(arguments[1])}"
     if hint is Any:
-        return f"plain: numbers, texts of at most {MAX_CHARACTERS:,} characters, lists and mappings"
+        return f"made of numbers, texts of at most {MAX_CHARACTERS:,} characters, lists and mappings"
     return _WORDS.get(hint, f"a {hint.__name__}")
 
 

@@ -1,4 +1,4 @@
-"""`run_study`: every cell of a plan, each once, however often it is stopped; then the tables."""
+"""`run_study`: trains every cell of a plan once, even across interruptions, then makes the tables."""
 
 import contextlib
 import time
@@ -21,16 +21,16 @@ from layer_surgeon.study.verdict import say_share
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """What a study came to.
+    """The result of a study.
 
     Attributes:
         path: The study's folder.
-        done: Cells that are finished, those of earlier calls among them.
-        ran: How many of them this call trained.
-        failed: Id of a failed cell -> what went wrong.
-        missing: Cells that were neither finished nor failed.
+        done: Number of finished cells, including those of earlier calls.
+        ran: Number of cells that this call finished.
+        failed: Id of a failed cell -> the reason.
+        missing: Number of cells that have neither finished nor failed.
         summary: The tables.
-        seconds: Time of this call.
+        seconds: Duration of this call.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class StudyResult:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Return plain JSON types."""
         return {
             "path": str(self.path),
             "done": self.done,
@@ -63,28 +63,29 @@ def run_study(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Run what is not done yet, and write summary.json.
+    """Run the cells that are not finished yet, and write summary.json.
 
-    A cell that failed is run again; one that is done is not. A plan may grow (arms, seeds, data sets): the cells that
-    it had are kept. A changed setting makes other cells; the old ones stay in the folder and are not counted.
+    Failed cells run again; finished cells don't. You can add arms, seeds and data sets to a plan: its finished cells
+    are kept. A changed setting makes new cells. The old ones stay in the folder and are not counted.
 
     Args:
-        plan: The study.
-        output: Its folder.
-        workers: Local processes at a time.
+        plan: The plan of the study.
+        output: The study's folder.
+        workers: Number of local processes that run at the same time.
         executor: local, or ray.
-        address: Of the Ray cluster.
-        progress: Told about every cell.
+        address: Address of the Ray cluster.
+        progress: Receives an update for every cell.
 
     Raises:
         ConfigError: The plan can't be run.
-        DataError, SourceError, CheckpointError, ArtifactError: What all cells need can't be had.
-        WorkspaceError: The folder can't be written, has links that leave it, or another process is at work on it.
-        KeyboardInterrupt: Ctrl-C; the same call goes on later.
+        DataError, SourceError, CheckpointError, ArtifactError: Data, a host or a layer can't be read.
+        WorkspaceError: The folder can't be written, has links that lead out of it, or another process works on it.
+        KeyboardInterrupt: The user pressed Ctrl-C. The same call continues the study later.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1.")
-    progress, folder, began = progress or NullProgress(), StudyFolder(root=output), time.monotonic()
+    start_time = time.monotonic()
+    progress, folder = progress or NullProgress(), StudyFolder(root=output)
     folder.check()
     with locked(folder.lock, wait=False):
         plan.write(folder.plan)
@@ -92,24 +93,24 @@ def run_study(
         cells = plan.cells()
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]
         if len(todo) < len(cells):
-            progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are done already.")
+            progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are already done.")
         failed: dict[str, str] = {}
-        running: Generator[tuple[Cell, str | None]]
+        outcomes: Generator[tuple[Cell, str | None]]
         if executor == "ray":
-            running = run_ray(todo, folder, threads_each(workers), address)
+            outcomes = run_ray(todo, folder, threads_each(workers), address)
         else:
-            running = run_local(todo, folder, workers, progress.notice)
+            outcomes = run_local(todo, folder, workers, progress.notice)
         progress.begin("Training", len(todo), "trainings")
         try:
-            with contextlib.closing(running):
-                for cell, reason in running:
+            with contextlib.closing(outcomes):
+                for cell, reason in outcomes:
                     progress.advance(1)
                     if reason is not None:
                         failed[cell.id] = reason
-                        progress.notice(f"Failed: {_words(cell)}: {reason}")
+                        progress.notice(f"Failed: {_describe(cell)}: {reason}")
         finally:
             progress.end()
-            # Also of a study that is stopped: what is there can be looked at.
+            # Even if the study is interrupted: the user can look at the finished cells.
             summary = summarize(plan, folder)
             write_summary(folder.summary, summary)
     done = sum(folder.result(cell.id).exists() for cell in cells)
@@ -120,9 +121,9 @@ def run_study(
         failed=failed,
         missing=len(cells) - done - len(failed),
         summary=summary,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start_time,
     )
 
 
-def _words(cell: Cell) -> str:
+def _describe(cell: Cell) -> str:
     return f"{cell.arm.name} on {cell.data}{say_share(cell.fraction)}, seed {cell.seed}"

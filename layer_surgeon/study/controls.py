@@ -1,4 +1,4 @@
-"""Controls that train something in the donor's place: is it what the layer knows, or the weights around it?"""
+"""Controls that train a block in the donor's place: does the layer's knowledge help, or only the weights around it?"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,31 +16,31 @@ from layer_surgeon.study.arms import Control
 
 
 class ControlModel:
-    """The host, a trained block where a graft would be, and what comes behind it; a class for each task is made of it.
+    """A mixin that trains a block where a graft would be. Each task combines it with its own model class.
 
-    The block is Linear(host, donor width) and Linear(donor width, host) without bias, the projections of a graft; with
-    `wide-head` a GELU is between them, which makes an MLP of equally many parameters (the projections alone are, as a
-    function, one linear map). It takes each position by itself, as does a donor layer that sees one position.
+    The block is the projections of a graft: Linear(host, donor width) and Linear(donor width, host), without bias. As a
+    function, the two are one linear map. With `wide-head`, a GELU between them makes an MLP with the same number of
+    parameters. The block sees each position separately, like a donor layer that sees only one position.
 
     Args:
-        config: Of the host alone, with `control` and `control_width` beside its fields.
-        host: The loaded host; None makes one with fresh weights.
+        config: The config of the host alone, with the additional fields `control` and `control_width`.
+        host: The loaded host; None creates one with new weights.
     """
 
     def __init__(self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None) -> None:
-        super().__init__(config, host=host)  # type: ignore[call-arg]  # of the task's class, the next one
+        super().__init__(config, host=host)  # type: ignore[call-arg]  # the task's class is next in the MRO
         width = host_width(config.host_config)
-        between = nn.GELU() if config.control == "wide-head" else nn.Identity()
+        activation = nn.GELU() if config.control == "wide-head" else nn.Identity()
         self.block = nn.Sequential(
             nn.Linear(width, config.control_width, bias=config.settings.projection_bias),
-            between,
+            activation,
             nn.Linear(config.control_width, width, bias=config.settings.projection_bias),
         )
         self._place_block()
-        self.post_init()  # type: ignore[attr-defined]  # of the task's class
+        self.post_init()  # type: ignore[attr-defined]  # defined by the task's class
 
     def _place_block(self: Any) -> None:
-        """Where a graft's place is inside of the host, have the block replace that module's output."""
+        """If the graft site is inside the host, make the block replace that module's output."""
         reader, site = find_reader(self.host, self.host_kind), self.config.settings.site
         if isinstance(site, int):
             find_layers(reader)[1][site].register_forward_hook(self._replace_output)
@@ -48,7 +48,7 @@ class ControlModel:
             reader.register_forward_hook(self._replace_output)
 
     def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """[..., host_hidden] through the block."""
+        """Apply the block to [..., host_hidden]."""
         return self.block(hidden)  # type: ignore[no-any-return]  # torch's call is untyped
 
 
@@ -61,13 +61,13 @@ _CLASSES: Mapping[str, Any] = MappingProxyType({task: _class_for(task) for task 
 
 
 def control_model(host: Any, control: Control, donor_width: int, *, task: str, **settings: Any) -> Any:
-    """The host with a trained block, for any task that a graft can do.
+    """Return the host with a trained block, for any task that a graft supports.
 
     Args:
         host: As in `graft_layer`.
-        control: Which block.
-        donor_width: The width of the donor that it stands for.
-        task: What is learned.
+        control: The kind of block.
+        donor_width: The width of the donor that the block replaces.
+        task: The task that is learned.
         settings: Fields of `GraftConfig`.
 
     Raises:
@@ -76,15 +76,15 @@ def control_model(host: Any, control: Control, donor_width: int, *, task: str, *
     """
     if settings.get("residual", "none") != "none":
         raise ConfigError(
-            f"residual is {settings['residual']!r}, but {control} has no gate. Say it in the arms that have a donor "
-            "(graft: {residual: gated}), and not for the whole study."
+            f"residual is {settings['residual']!r}, but {control} has no gate. Set it in the arms that have a donor "
+            "(graft: {residual: gated}), not for the whole study."
         )
     if settings.get("projection_init", "default") != "default":
         raise ConfigError(
-            f"projection_init is {settings['projection_init']!r}, but {control} has no donor to match. Say it in the "
-            "arms that have one."
+            f"projection_init is {settings['projection_init']!r}, but {control} has no donor to match. Set it in the "
+            "arms that have a donor."
         )
-    # Not the host of the one alone: with the site embeddings, that has lost its layers already.
+    # The host of the model below can't be reused: with the site embeddings, `graft_layer` removes its layers.
     opened = open_host(host, task, revision=None, token=None)
     config = graft_layer(opened.model, None, task=task, **settings).config
     config.control, config.control_width = control, donor_width

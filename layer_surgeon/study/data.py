@@ -1,6 +1,6 @@
-"""The data sets of a study: named in the plan, and put once into files that every training reads.
+"""The data sets of a study: named in the plan, then written once to files that every training reads.
 
-What every cell reads is the same file, so that the n-th digit of each cell's `correct` is the same example.
+Every cell reads the same file, so the n-th digit of each cell's `correct` is about the same example.
 """
 
 import json
@@ -17,7 +17,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.study.checked import MAX_NAME, as_text, check_types, shown
 from layer_surgeon.workspace import short_name
 
-# Several that belong together, by one name.
+# Names for several data sets that belong together.
 _GROUPS = MappingProxyType({"sentences": ("sentences-imdb", "sentences-amazon", "sentences-yelp")})
 SPLIT_SEED = 2023
 INFO = "data.json"
@@ -25,14 +25,16 @@ INFO = "data.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """A data set as the plan names it.
+    """A data set, as described in the plan.
 
     Attributes:
-        name: As in tables, and of its folder.
-        train: Names, Hub ids or files, whose rows are put together; empty: only tested on.
-        validation: Likewise; empty: the data set's own, else a part of the training rows, by the seed.
-        test: Likewise; empty: the data set's own, else a part that is held out once.
-        labels: Label -> label: renames classes, and leaves out the rows of those that are not named. Empty: as it is.
+        name: The name in tables, and of its folder.
+        train: Names, Hub ids or files, whose rows are concatenated. If empty, the data set is only used for tests.
+        validation: The same for the validation part. If empty, the data set's own part, or else training rows that
+            each seed holds out.
+        test: The same for the test part. If empty, the data set's own part, or else a part that is held out once.
+        labels: Old label -> new label. Rows with a label that is not listed are dropped. If empty, labels stay as they
+            are.
         columns: Fields of `FinetuneConfig` that name columns.
     """
 
@@ -49,74 +51,74 @@ class DataSpec:
         FinetuneConfig.from_settings(None, self.columns)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types, without secrets."""
+        """Return plain JSON types, without secrets."""
         parts = {part: list(map(without_secrets, getattr(self, part))) for part in ("train", "validation", "test")}
         return {"name": self.name, **parts, "labels": dict(self.labels), "columns": dict(self.columns)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
-        read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return cls(**read)
+        """Read the result of `as_dict`."""
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**arguments)
 
 
 def check_name(name: str, kind: str) -> None:
-    """Refuse a name that is not one for a folder as `short_name` makes them.
+    """Reject a name that can't be the name of a folder, by the rules of `short_name`.
 
     Args:
         name: The name.
-        kind: Of what, for the message.
+        kind: What is named, for the message.
 
     Raises:
-        ConfigError: It is a path, or has other characters.
+        ConfigError: The name is a path, is too long, or has other characters.
     """
-    # A name that ends like a file loses its ending in short_name, although it may have come from there.
+    # The "_" keeps short_name from removing a file suffix: a name that short_name returned can end like a file name.
     if len(name) > MAX_NAME or short_name(f"{name}_") != f"{name}_" or name != name.strip("-."):
         raise ConfigError(
-            f"A {kind} is called {name!r}; a name has at most {MAX_NAME} characters: letters, digits and ._+-, no - or "
-            f". at its ends. Call it {short_name(name)[:MAX_NAME]}, for example."
+            f"A {kind} is called {name!r}. A name has at most {MAX_NAME} characters: letters, digits and ._+-, with no "
+            f"- or . at either end. Call it {short_name(name)[:MAX_NAME]}, for example."
         )
 
 
 def parse_data(value: Any) -> DataSpec:
-    """A data set from YAML: a name, or a mapping with name, train, validation, test, labels and columns.
+    """Read a data set from YAML: a name, or a mapping with name, train, validation, test, labels and columns.
 
     Raises:
-        ConfigError: It is neither, or has another key.
+        ConfigError: The value is neither, or has an unknown key.
     """
     if isinstance(value, str):
         return DataSpec(
             name=short_name(Path(value).stem if Path(value).suffix else value), train=_GROUPS.get(value, (value,))
         )
-    known = [entry.name for entry in fields(DataSpec)]
+    known = [item.name for item in fields(DataSpec)]
     if not isinstance(value, Mapping) or "name" not in value or set(value) - set(known):
         raise ConfigError(
-            f"A data set is {shown(value)}; it must be a name, a Hub id or a file, or a mapping of name and some of "
-            f"{', '.join(known[1:])}."
+            f"A data set is {shown(value)}; it must be a name, a Hub id or a file, or a mapping with a name and some "
+            f"of {', '.join(known[1:])}."
         )
     content: dict[str, Any] = dict(value)
     for part in ("train", "validation", "test"):
-        entry = content.get(part, as_text(value["name"]) if part == "train" and "test" not in value else ())
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{part} of a data set is {shown(entry)}; it must be names, Hub ids or files.")
-        content[part] = tuple(piece for name in names for piece in _GROUPS.get(name, (name,)))
+        sources = content.get(part, as_text(value["name"]) if part == "train" and "test" not in value else ())
+        source_names = (sources,) if isinstance(sources, str) else sources or ()
+        if not isinstance(source_names, list | tuple) or not all(isinstance(name, str) for name in source_names):
+            raise ConfigError(f"{part} of a data set is {shown(sources)}; it must be names, Hub ids or files.")
+        content[part] = tuple(source_name for name in source_names for source_name in _GROUPS.get(name, (name,)))
     labels = content.get("labels") or {}
     if not isinstance(labels, Mapping):
-        raise ConfigError(f"labels of a data set are {shown(labels)}; they must be `label: label` lines.")
+        raise ConfigError(f"labels of a data set are {shown(labels)}; they must be a mapping of `label: label` lines.")
     labels = {as_text(old): as_text(new) for old, new in labels.items()}
     return DataSpec(**{**content, "name": short_name(as_text(value["name"])), "labels": labels})
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
-    """A data set in files.
+    """A data set, written to files.
 
     Attributes:
-        folder: Where they lie.
-        labels: Class names.
+        folder: The folder of the files.
+        labels: The class names.
         pairs: Whether each example is a pair of texts.
-        examples: How many each part has.
+        examples: Part -> number of examples.
     """
 
     folder: Path
@@ -126,27 +128,31 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """What `prepare_data_set` wrote.
+        """Open a data set that `prepare_data_set` wrote.
 
         Raises:
-            ConfigError: It is not there.
+            ConfigError: The folder does not contain a prepared data set.
         """
         try:
             content = read_json(folder / INFO)
-            read = {"labels": tuple(content["labels"]), "pairs": content["pairs"], "examples": content["examples"]}
+            attributes = {
+                "labels": tuple(content["labels"]),
+                "pairs": content["pairs"],
+                "examples": content["examples"],
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder} holds no prepared data set ({error}). Start the study again.") from error
-        return cls(folder=folder, **read)
+            raise ConfigError(f"{folder} has no prepared data set ({error}). Start the study again.") from error
+        return cls(folder=folder, **attributes)
 
     def __post_init__(self) -> None:
         check_types(self)
 
     def part(self, name: str) -> str | None:
-        """The file of a part; None where there is none."""
+        """Return the file of a part, or None if the data set does not have that part."""
         return str(self.folder / f"{name}.jsonl") if name in self.examples else None
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a part."""
+        """Return the rows of a part."""
         lines = (self.folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -158,10 +164,10 @@ class PreparedData:
 
 
 def spec_key(spec: DataSpec, test_fraction: float) -> dict[str, Any]:
-    """What decides a prepared data set's content, as far as the plan says."""
+    """Return the settings of the plan that decide the content of a prepared data set."""
     return {"spec": spec.as_dict(), "test_fraction": test_fraction, "seed": SPLIT_SEED}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON Lines file, whole or not at all."""
+    """Write a JSON Lines file, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,7 +1,7 @@
-"""The demo: a real layer of a real language model, in a real small model, trained on real data, beside its control.
+"""The demo: a layer of a real language model, grafted into a real small model and trained on real data, with a control.
 
-Two arms, the same seeds: the host alone, and the host with the layer; the same head, the same settings. Trained on one
-part of the IMDb sentences, tested on the other part and on two data sets of another kind.
+There are two arms, the host alone and the host with the layer, with the same seeds, head and settings. Both are trained
+on one part of the IMDb sentences, and tested on the other part and on two data sets from other domains.
 """
 
 import shutil
@@ -27,7 +27,7 @@ from layer_surgeon.study.results import ArmResult, DemoResult
 from layer_surgeon.workspace import Workspace
 
 HOST_ALONE, GRAFTED = "host alone", "grafted"
-# The paper's first seed, and the one after it.
+# The paper's first seed, and the next one.
 SEEDS = (2023, 2024)
 TEST_FRACTION = 0.2
 _SPLIT_SEED = 2023
@@ -35,17 +35,18 @@ _SPLIT_SEED = 2023
 
 @dataclass(frozen=True, kw_only=True)
 class DemoParts:
-    """What the demo is made of.
+    """The models and data of the demo.
 
     Attributes:
         host: Folder of the small model.
-        host_name: What to call it.
-        donor: Gives the donor model's checkpoint, put into the given folder if it has to be made.
-        donor_name: What to call it.
+        host_name: Name of the small model in the results.
+        donor: Returns the path of the donor's checkpoint. If the checkpoint has to be assembled, this happens in the
+            folder that is passed.
+        donor_name: Name of the donor in the results.
         train: The data that is split into a training part and a test part.
-        train_name: What to call it.
-        others: Data sets that are only tested on, by name.
-        label_names: The classes.
+        train_name: Name of this data set in the results.
+        others: Name -> data set that is only used for tests.
+        label_names: The names of the classes.
     """
 
     host: Path
@@ -59,11 +60,11 @@ class DemoParts:
 
 
 def real_parts() -> DemoParts:
-    """MiniLM, Gemma-3-270M and the sentences of Kotzias et al. (2015); the weights come in Python packages.
+    """Return MiniLM, Gemma-3-270M and the sentences of Kotzias et al. (2015). The weights are in Python packages.
 
     Raises:
         SourceNotFoundError: The packages of the extra [demo] are not installed.
-        CheckpointError: They hold other weights than expected.
+        CheckpointError: The packages contain other weights than expected.
     """
     return DemoParts(
         host=packaged_folder("all-MiniLM-L6-v2"),
@@ -86,37 +87,37 @@ def run_demo(
 ) -> DemoResult:
     """Extract a layer, train both arms, test them, and write the page.
 
-    Everything lies in the folder `demo` of the workspace, a workspace of its own: the user's latest layer, graft and
-    run stay what they are. A second run uses the extracted layer again and trains anew.
+    The folder `demo` of the workspace is used as a separate workspace, so the user's latest layer, graft and run don't
+    change. A second run reuses the extracted layer and repeats the training.
 
     Args:
-        workspace: Where to write.
-        progress: Is told about everything that takes time.
-        parts: Other parts than the real ones.
-        seeds: One run of each arm for each.
-        config: Settings; default: the paper's. The seed in it does not count.
+        workspace: The workspace in which the folder `demo` is created.
+        progress: Receives updates about all longer steps.
+        parts: Models and data; the real ones by default.
+        seeds: The seeds; every arm is trained once with each of them.
+        config: The settings; the paper's by default. Its seed is ignored.
 
     Raises:
         SourceNotFoundError: The packages of the extra [demo] are not installed.
         WorkspaceError: The workspace can't be written.
     """
-    started = time.monotonic()
+    start_time = time.monotonic()
     progress, config = progress or NullProgress(), config or FinetuneConfig()
     parts = parts or real_parts()
-    place = Workspace((workspace or Workspace()).root / "demo")
-    artifact, reused = _layer(parts, place, progress)
-    extracted = time.monotonic()
-    train, tests = _data(parts)
-    shutil.rmtree(place.root / "runs", ignore_errors=True)
+    demo_workspace = Workspace((workspace or Workspace()).root / "demo")
+    artifact, reused = _open_or_extract_layer(parts, demo_workspace, progress)
+    extraction_end = time.monotonic()
+    train, tests = _split_data(parts)
+    shutil.rmtree(demo_workspace.root / "runs", ignore_errors=True)
     arms: list[ArmResult] = []
     for seed in seeds:
         for arm, donor in ((HOST_ALONE, None), (GRAFTED, artifact)):
             progress.notice(f"{arm}, seed {seed}:")
-            # Said and not left to be guessed; every set here has these columns.
+            # All data sets here have the same columns. Naming them avoids guessing.
             settings = replace(config, seed=seed, text_column="text", label_column="label")
-            result = _train_arm(arm, parts.host, donor, train, settings, place, progress)
+            result = _train_arm(arm, parts.host, donor, train, settings, demo_workspace, progress)
             arms.append(_test_arm(arm, result, parts.host, tests, progress))
-    outcome = DemoResult(
+    demo_result = DemoResult(
         host_name=parts.host_name,
         donor_name=parts.donor_name,
         layer_indices=artifact.layer_indices,
@@ -127,42 +128,44 @@ def run_demo(
         arms=tuple(arms),
         config=config,
         changed=_changed(config),
-        extraction_seconds=extracted - started,
-        seconds=time.monotonic() - started,
-        folder=place.root,
+        extraction_seconds=extraction_end - start_time,
+        seconds=time.monotonic() - start_time,
+        folder=demo_workspace.root,
     )
-    write_page(outcome)
-    return outcome
+    write_page(demo_result)
+    return demo_result
 
 
-def _layer(parts: DemoParts, place: Workspace, progress: Progress) -> tuple[LayerArtifact, bool]:
-    folder = place.folder("layer", f"{parts.donor_name}-last")
+def _open_or_extract_layer(
+    parts: DemoParts, demo_workspace: Workspace, progress: Progress
+) -> tuple[LayerArtifact, bool]:
+    folder = demo_workspace.folder("layer", f"{parts.donor_name}-last")
     if folder.exists():
         try:
             artifact = LayerArtifact.open(folder)
             artifact.verify()
         except ArtifactError as error:
-            progress.notice(f"{error} It is extracted again.")
+            progress.notice(f"{error} The layer is extracted again.")
             shutil.rmtree(folder)
         else:
-            progress.notice(f"The layer in {folder} is used again.")
+            progress.notice(f"The layer in {folder} is reused.")
             return artifact, True
-    cache = place.root / "donor-model"
+    cache = demo_workspace.root / "donor-model"
     try:
         checkpoint = parts.donor(cache, progress)
         return extract_layer(checkpoint, layer=-1, output=folder, progress=progress), False
     finally:
-        # 253 MB that the packages hold already; what the demo needs from now on is the layer.
+        # The assembled checkpoint takes 253 MB, and from now on the demo only needs the layer.
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _data(parts: DemoParts) -> tuple[list[dict[str, Any]], dict[str, DataLike]]:
-    """Training rows, and test data by name: the held-out part, the same for every seed, comes first."""
+def _split_data(parts: DemoParts) -> tuple[list[dict[str, Any]], dict[str, DataLike]]:
+    """Return the training rows, and name -> test data. The held-out part comes first, and is the same for all seeds."""
     _, examples = prepare_evaluation(parts.train, parts.label_names, FinetuneConfig())
-    rest, held_out = hold_out(examples, TEST_FRACTION, _SPLIT_SEED)
+    kept, held_out = hold_out(examples, TEST_FRACTION, _SPLIT_SEED)
     rows = [
         [{"text": text, "label": parts.label_names[label]} for text, label in zip(part.texts, part.labels, strict=True)]
-        for part in (rest, held_out)
+        for part in (kept, held_out)
     ]
     return rows[0], {f"{parts.train_name} (held out)": rows[1], **parts.others}
 
@@ -173,7 +176,7 @@ def _train_arm(
     donor: LayerArtifact | None,
     train: list[dict[str, Any]],
     config: FinetuneConfig,
-    place: Workspace,
+    demo_workspace: Workspace,
     progress: Progress,
 ) -> FinetuneResult:
     set_seed(config.seed)
@@ -181,8 +184,8 @@ def _train_arm(
         graft_layer(host, donor),
         train,
         config=config,
-        output=place.folder("run", f"{arm.replace(' ', '-')}-seed-{config.seed}"),
-        workspace=place,
+        output=demo_workspace.folder("run", f"{arm.replace(' ', '-')}-seed-{config.seed}"),
+        workspace=demo_workspace,
         tokenizer=host,
         progress=progress,
     )
@@ -191,7 +194,7 @@ def _train_arm(
 def _test_arm(
     arm: str, result: FinetuneResult, host: Path, tests: Mapping[str, DataLike], progress: Progress
 ) -> ArmResult:
-    began = time.monotonic()
+    start_time = time.monotonic()
     scores = {
         name: evaluate_model(result.model, data, tokenizer=host, config=result.config, progress=progress).metrics
         for name, data in tests.items()
@@ -205,16 +208,16 @@ def _test_arm(
         best_epoch=result.best_epoch,
         scores=scores,
         training_seconds=result.seconds,
-        testing_seconds=time.monotonic() - began,
+        testing_seconds=time.monotonic() - start_time,
         device=result.device,
     )
 
 
 def _changed(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings that are not the paper's."""
+    """Return the settings that differ from the paper's."""
     defaults = FinetuneConfig()
     return {
-        entry.name: getattr(config, entry.name)
-        for entry in fields(config)
-        if getattr(config, entry.name) != getattr(defaults, entry.name) and entry.name != "seed"
+        item.name: getattr(config, item.name)
+        for item in fields(config)
+        if getattr(config, item.name) != getattr(defaults, item.name) and item.name != "seed"
     }

@@ -1,4 +1,4 @@
-"""How long a study will take, from a timed sample of every arm."""
+"""Estimates how long a study will take, from a few timed steps of every arm."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_f
 from layer_surgeon.study.rehearsal import rehearsal
 
 _STEPS = 4
-# Starting Python, torch and transformers, and loading a model: 8 s on a laptop's core. Forked from a process that has
-# done most of it, 1 s.
+# Starting Python, importing torch and transformers and loading a model takes 8 s on one core of a laptop. A fork of a
+# process that has already imported them takes 1 s.
 _START_SECONDS, _FORKED_SECONDS = 8.0, 1.0
-# A forward pass alone takes a third of one with gradients.
+# A forward pass takes a third of the time of a training step.
 _FORWARD = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a study will take.
+    """The estimated duration of a study.
 
     Attributes:
-        cells: Trainings in all.
-        done: Of these, done already.
-        seconds_by_arm: Of one step of `batch_size` examples, by arm.
-        seconds: For what is not done yet, with one process at a time.
+        cells: Number of all trainings.
+        done: Number of finished trainings.
+        seconds_by_arm: Arm -> seconds for one step of `batch_size` examples.
+        seconds: Seconds for the remaining trainings, with one process at a time.
     """
 
     cells: int
@@ -42,7 +42,7 @@ class Estimate:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Return plain JSON types."""
         return {
             "cells": self.cells,
             "done": self.done,
@@ -52,13 +52,13 @@ class Estimate:
 
 
 def estimate_study(plan: StudyPlan, output: Path, progress: Progress) -> Estimate:
-    """Train each arm for four steps, in a folder that is thrown away, and count.
+    """Train each arm for four steps in a temporary folder, and extrapolate.
 
-    Nothing is written into the study's folder, which another process may be at work on: data and layers that are
-    prepared there are used, and what is missing is prepared in the folder that is thrown away.
+    The study's folder is only read, because another process may be working on it. The estimate uses the data and layers
+    that are already there, and prepares everything else in the temporary folder.
 
     Raises:
-        What `prepare_study` and `finetune_model` raise.
+        LayerSurgeonError: As in `prepare_study` and `finetune_model`.
     """
     study, cells = StudyFolder(root=output), plan.cells()
     todo = [cell for cell in cells if not study.result(cell.id).exists()]
@@ -66,23 +66,23 @@ def estimate_study(plan: StudyPlan, output: Path, progress: Progress) -> Estimat
     with rehearsal(output) as folder:
         plan.write(folder.plan)
         prepare_study(plan, folder, progress)
-        rates, seconds = _time(todo, plan, folder, progress)
-    return Estimate(cells=len(cells), done=len(cells) - len(todo), seconds_by_arm=rates, seconds=seconds)
+        step_seconds, seconds = _estimate_seconds(todo, plan, folder, progress)
+    return Estimate(cells=len(cells), done=len(cells) - len(todo), seconds_by_arm=step_seconds, seconds=seconds)
 
 
-def _time(
+def _estimate_seconds(
     todo: Sequence[Cell], plan: StudyPlan, folder: StudyFolder, progress: Progress
 ) -> tuple[dict[str, float], float]:
-    """Seconds of a step by arm, and of all trainings."""
-    rates: dict[str, float] = {}
+    """Return the seconds per step for each arm, and the seconds for all trainings."""
+    step_seconds: dict[str, float] = {}
     for cell in todo:
-        if cell.arm.name not in rates:
-            rates[cell.arm.name] = _time_step(cell, folder, progress)
+        if cell.arm.name not in step_seconds:
+            step_seconds[cell.arm.name] = _time_step(cell, folder, progress)
     forked = SUPPORTED and len(todo) > 1
-    start = _FORKED_SECONDS if forked else _START_SECONDS
-    seconds = sum(start + rates[cell.arm.name] * _steps(cell, plan, folder) for cell in todo)
+    start_seconds = _FORKED_SECONDS if forked else _START_SECONDS
+    seconds = sum(start_seconds + step_seconds[cell.arm.name] * _count_steps(cell, plan, folder) for cell in todo)
     seconds += _START_SECONDS if forked else 0.0
-    return rates, seconds
+    return step_seconds, seconds
 
 
 def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
@@ -93,23 +93,23 @@ def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
     return trained.seconds / (_STEPS + _FORWARD)
 
 
-def _steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
-    """Steps of training, with those of validation and test counted as a third."""
+def _count_steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
+    """Return the number of training steps. Steps of validation and testing count as a third."""
     config = FinetuneConfig(**cell.finetune)
-    counts, tests = _examples(cell, plan, folder)
+    counts, tests = _count_examples(cell, plan, folder)
     examples = counts.get("train", 0)
     validation = counts.get("validation", round(config.validation_fraction * examples))
     examples -= 0 if "validation" in counts else validation
-    wanted = min(config.train_fraction * examples, config.max_train_samples or examples)
+    used = min(config.train_fraction * examples, config.max_train_samples or examples)
     epochs = config.num_epochs
     if config.max_steps is not None:
-        epochs = config.max_steps * config.batch_size / max(1, wanted)
-    measured = min(validation, config.max_eval_samples or validation) * max(1, epochs)
-    return float(wanted * epochs + _FORWARD * (measured + validation + tests)) / config.batch_size
+        epochs = config.max_steps * config.batch_size / max(1, used)
+    validated = min(validation, config.max_eval_samples or validation) * max(1, epochs)
+    return float(used * epochs + _FORWARD * (validated + validation + tests)) / config.batch_size
 
 
-def _examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping[str, int], int]:
-    """How many examples the parts of a cell's data have, and its test sets together."""
+def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping[str, int], int]:
+    """Return the number of examples in each part of a cell's data, and in all of its test sets together."""
     if cell.task == "text-classification":
         counts = dict(PreparedData.open(folder.data(cell.data)).examples)
         if cell.arm.synthetic is not None:
@@ -119,9 +119,11 @@ def _examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping
     specs = {spec.name: spec for spec in plan.data}
     raw = load_data(list(specs[cell.data].train), task=cell.task)
     counts = {"train": len(raw.train)} | ({} if raw.validation is None else {"validation": len(raw.validation)})
-    tests = 0
+    num_tests = 0
     for name in cell.tests:
-        tested = load_data(list(specs[name].test or specs[name].train), task=cell.task)
-        part = tested.train if specs[name].test else tested.test if tested.test is not None else tested.validation
-        tests += 0 if part is None else len(part)
-    return counts, tests
+        test_data = load_data(list(specs[name].test or specs[name].train), task=cell.task)
+        table = test_data.validation if test_data.test is None else test_data.test
+        if specs[name].test:
+            table = test_data.train
+        num_tests += 0 if table is None else len(table)
+    return counts, num_tests

@@ -1,4 +1,4 @@
-"""Who runs the cells: processes of this machine, or a Ray cluster. Both start the same process for a cell."""
+"""Executors for the cells: processes on this machine, or a Ray cluster. Both start the same process for a cell."""
 
 import contextlib
 import json
@@ -19,18 +19,21 @@ from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.preloaded import SUPPORTED, Preloaded, preloaded
 
 Executor = Literal["local", "ray"]
-# What a cell's process prints when something breaks that is no error of ours stands at the end of its log.
+# Characters from the end of a log: an unexpected error of a cell's process is printed there.
 _TAIL = 600
 
 
 def threads_each(workers: int) -> int:
-    """Threads of one cell: a run repeats bit for bit only with the same number, so that it is fixed for the study."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() and int(said) > 0 else max(1, (os.cpu_count() or 1) // workers)
+    """Return the number of threads for one cell.
+
+    The number is fixed for a study, because a run only repeats bit for bit with the same number of threads.
+    """
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() and int(setting) > 0 else max(1, (os.cpu_count() or 1) // workers)
 
 
 def environment_of(threads: int) -> dict[str, str]:
-    """What a cell's process finds in its environment, on top of this one's."""
+    """Return the environment variables that a cell's process gets in addition to those of this process."""
     return {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
         "TOKENIZERS_PARALLELISM": "false",
@@ -44,29 +47,29 @@ def run_process(
     running: "Running | None" = None,
     server: Preloaded | None = None,
 ) -> str | None:
-    """Run a cell in a process of its own.
+    """Run a cell in its own process.
 
     Args:
-        cell: What to run.
+        cell: The cell.
         folder: The study's folder.
-        threads: For the CPU's part of the work.
-        running: Knows the process while it runs, so that it can be ended.
-        server: Starts it; None, and where it can't: a new Python is started.
+        threads: Number of CPU threads.
+        running: Keeps track of the process, and can end it.
+        server: Starts the process. If it is None, or can't start the process, a new Python is started instead.
 
     Returns:
-        None when it is done; else what went wrong.
+        None if the cell is finished; otherwise the reason why it failed.
     """
-    description = folder.run(cell.id, ".cell.json")
-    write_json(description, cell.as_dict())
+    cell_path = folder.run(cell.id, ".cell.json")
+    write_json(cell_path, cell.as_dict())
     folder.log(cell.id).parent.mkdir(parents=True, exist_ok=True)
-    arguments, running = [str(folder.root), str(description)], running or Running()
+    arguments, running = [str(folder.root), str(cell_path)], running or Running()
     code = None if server is None else _run_preloaded(server, arguments, folder.log(cell.id), running)
     if code is None:
         code = _run_python(arguments, folder.log(cell.id), threads, running)
-    description.unlink(missing_ok=True)
+    cell_path.unlink(missing_ok=True)
     if folder.result(cell.id).exists():
         return None
-    return _reason(folder, cell, code)
+    return _find_reason(folder, cell, code)
 
 
 def _run_preloaded(server: Preloaded, arguments: list[str], log: Path, running: "Running") -> int | None:
@@ -96,25 +99,25 @@ def _run_python(arguments: list[str], log: Path, threads: int, running: "Running
     return code
 
 
-def _reason(folder: StudyFolder, cell: Cell, code: int) -> str:
+def _find_reason(folder: StudyFolder, cell: Cell, code: int) -> str:
     try:
         error = json.loads(folder.failure(cell.id).read_text(encoding="utf-8"))["error"]
         return f"{error['type']}: {error['message']}"
     except (OSError, ValueError, KeyError):
-        # It died without a word: killed, or out of memory.
+        # The process wrote no error: it was killed, or ran out of memory.
         tail = folder.log(cell.id).read_text(encoding="utf-8", errors="replace")[-_TAIL:].strip()
         return f"its process ended with code {code}. {tail}"
 
 
 class Process(Protocol):
-    """What can be ended."""
+    """A process that can be ended."""
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM to the process."""
 
 
 class Running:
-    """The processes under way."""
+    """The running processes, which can be ended together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -122,19 +125,19 @@ class Running:
         self._ended = False
 
     def add(self, process: Process) -> None:
-        """A process began; where all are being ended, it is too."""
+        """Add a process that was started. If `end` was called before, end the process too."""
         with self._lock:
             self._processes.add(process)
             if self._ended:
                 process.terminate()
 
     def remove(self, process: Process) -> None:
-        """A process is over."""
+        """Remove a process that has ended."""
         with self._lock:
             self._processes.discard(process)
 
     def end(self) -> None:
-        """End all, now and later."""
+        """End all processes, including those that are added later."""
         with self._lock:
             self._ended = True
             for process in self._processes:
@@ -144,37 +147,40 @@ class Running:
 def run_local(
     cells: Sequence[Cell], folder: StudyFolder, workers: int, notice: Callable[[str], None] | None = None
 ) -> Generator[tuple[Cell, str | None]]:
-    """Run cells in `workers` processes at a time; yields each as it ends, with what went wrong, or None.
+    """Run cells in local processes.
 
-    Where the iteration is broken off, the processes are ended; what they had trained stays.
+    If the caller stops the iteration early, the processes are ended. Their checkpoints stay.
 
     Args:
-        cells: What to run.
+        cells: The cells.
         folder: The study's folder.
-        workers: How many at a time.
-        notice: Told, within the iteration, what a person should know.
+        workers: Number of processes that run at the same time.
+        notice: Called during the iteration with messages for the user.
+
+    Yields:
+        Each cell when its process has ended, with the reason if it failed, else None.
     """
     threads, running = threads_each(workers), Running()
     with contextlib.ExitStack() as stack:
         server = None
-        # A single cell would wait for the imports just as long.
+        # With a single cell, preloading would save no time.
         if SUPPORTED and len(cells) > 1:
             server = stack.enter_context(preloaded(environment_of(threads)))
             running.add(server.process)
         pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="cell"))
-        waiting: dict[Future[str | None], Cell] = {
+        pending: dict[Future[str | None], Cell] = {
             pool.submit(run_process, cell, folder, threads, running, server): cell for cell in cells
         }
         try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                news = None if server is None else server.news()
-                if news and notice:
-                    notice(news)
+            while pending:
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                message = None if server is None else server.news()
+                if message and notice:
+                    notice(message)
                 for future in done:
-                    yield waiting.pop(future), future.result()
+                    yield pending.pop(future), future.result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
             running.end()
 
@@ -182,16 +188,20 @@ def run_local(
 def run_ray(
     cells: Sequence[Cell], folder: StudyFolder, threads: int, address: str | None = None
 ) -> Generator[tuple[Cell, str | None]]:
-    """Run cells on a Ray cluster; the study's folder must lie where all of its machines can write.
+    """Run cells on a Ray cluster. All machines of the cluster must be able to write to the study's folder.
 
     Args:
-        cells: What to run.
+        cells: The cells.
         folder: The study's folder.
-        threads: CPUs that each cell takes; with a GPU in the cluster, it takes one of those too.
-        address: Of the cluster; None: the one that is running here or that RAY_ADDRESS names, else this machine.
+        threads: Number of CPUs for each cell. If the cluster has GPUs, each cell also takes one GPU.
+        address: Address of the cluster. None stands for the cluster in RAY_ADDRESS or one that runs here, and
+            otherwise for this machine alone.
+
+    Yields:
+        Each cell when it has ended, with the reason if it failed, else None.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no such cluster.
+        ConfigError: Ray is not installed, or the cluster can't be reached.
     """
     try:
         import ray
@@ -200,30 +210,32 @@ def run_ray(
     started = not ray.is_initialized()
     if started:
         _start_ray(ray, address)
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    root, current = str(folder.root.resolve()), str(Path.cwd())
-    # A machine that dies is Ray's to replace: the cell then runs again elsewhere, and goes on from its checkpoint.
-    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=3)(_on_ray)
-    waiting: dict[Any, Cell] = {task.remote(cell.as_dict(), root, current, threads): cell for cell in cells}
+    num_gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    study_root, current_folder = str(folder.root.resolve()), str(Path.cwd())
+    # If a machine dies, Ray runs the cell again on another one, where it continues from its checkpoint.
+    run_remotely = ray.remote(num_cpus=threads, num_gpus=num_gpus, max_retries=3)(_on_ray)
+    pending: dict[Any, Cell] = {
+        run_remotely.remote(cell.as_dict(), study_root, current_folder, threads): cell for cell in cells
+    }
     try:
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1)
             for reference in done:
-                cell = waiting.pop(reference)
+                cell = pending.pop(reference)
                 try:
                     reason = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 yield cell, reason
     finally:
-        for reference in waiting:
+        for reference in pending:
             ray.cancel(reference, force=True)
         if started:
             ray.shutdown()
 
 
 def _start_ray(ray: Any, address: str | None) -> None:
-    # Without a working_dir of its own, Ray puts the current folder in front of every worker's path of modules.
+    # Without an explicit working_dir, Ray puts the current folder first in every worker's module path.
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as empty:
         try:
             ray.init(
@@ -234,13 +246,17 @@ def _start_ray(ray: Any, address: str | None) -> None:
                 runtime_env={"working_dir": empty},
             )
         except ConnectionError as error:
-            raise ConfigError(f"No Ray cluster answers at {address}: {error}") from error
+            raise ConfigError(
+                f"No Ray cluster answers at {address}: {error} Check the address, or start the cluster with ray start."
+            ) from error
 
 
-def _on_ray(content: dict[str, Any], root: str, current: str, threads: int) -> str | None:
-    """Run a cell on a worker, in the folder that its plan's relative paths start from."""
-    folder = StudyFolder(root=Path(root))
+def _on_ray(content: dict[str, Any], study_root: str, current_folder: str, threads: int) -> str | None:
+    """Run a cell on a worker, in the folder that the plan's relative paths start from."""
+    folder = StudyFolder(root=Path(study_root))
     if not folder.plan.is_file():
-        raise WorkspaceError(f"{root} is not the study's folder on this machine. It must lie on a shared disk.")
-    with contextlib.chdir(current):
+        raise WorkspaceError(
+            f"{study_root} is not the study's folder on this machine. Put the study on a disk that all machines share."
+        )
+    with contextlib.chdir(current_folder):
         return run_process(Cell.from_dict(content), folder, threads)

@@ -1,6 +1,7 @@
-"""The hosts of a study: from what its plan names to what transformers can load."""
+"""The hosts of a study: turns the host in a plan into a folder or repo id that transformers can load."""
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from layer_surgeon._folders import foreign_files
 from layer_surgeon.checkpoint.packaged import ARCHIVES, packaged_host
@@ -11,16 +12,16 @@ from layer_surgeon.study.layout import StudyFolder, locked
 
 
 def host_source(host: str, folder: StudyFolder, progress: Progress | None = None) -> str:
-    """What transformers can load: a folder or repo id.
+    """Return a folder or repo id that transformers can load.
 
     Args:
-        host: What `surgeon graft` takes, or `packaged:NAME`.
-        folder: The study's; a host that comes as an archive is unpacked in it, once for all trainings.
-        progress: Told about the unpacking.
+        host: A host that `surgeon graft` takes, or `packaged:NAME`.
+        folder: The study's folder. A host from an archive is unpacked there, once for all trainings.
+        progress: Receives updates about the unpacking.
 
     Raises:
-        SourceNotFoundError: There is no such packaged model, or a package that carries it is not installed.
-        CheckpointError: A package holds other files than expected.
+        SourceNotFoundError: The packaged model does not exist, or a package that contains it is not installed.
+        CheckpointError: A package has other files than expected.
         SourceError: The folder can't be written, or has files that the archive doesn't have.
     """
     if not host.startswith(PACKAGED):
@@ -29,18 +30,23 @@ def host_source(host: str, folder: StudyFolder, progress: Progress | None = None
     if name not in ARCHIVES:
         return str(packaged_host(name, folder.hosts))
     model = ARCHIVES[name]
-    known = [model.file, *model.other_files, ".*", "*/.*"]  # with a dot: what an unpacking left that was killed
+    known = [model.file, *model.other_files, ".*", "*/.*"]  # with a dot: leftovers of unpacking that was killed
     foreign = foreign_files(folder.path("hosts", name), known)
+    if folder.prepared is not None:
+        # `foreign_files` reports every link, and a rehearsal links to the unpacked files of its study.
+        foreign = [path for path in foreign if not any(fnmatchcase(path, pattern) for pattern in known)]
     if foreign:
-        # transformers would load more than the archive holds, such as an adapter of another model.
-        raise SourceError(f"{folder.hosts / name} holds {foreign[0]}, which is not part of {name}. Delete that folder.")
-    # One process unpacks hundreds of MB; those beside it wait for that rather than do the same.
+        # transformers would load such files too, for example an adapter of another model.
+        raise SourceError(
+            f"{folder.hosts / name} contains {foreign[0]}, which is not part of {name}. Delete that folder."
+        )
+    # One process unpacks hundreds of MB, and the others wait instead of doing the same.
     with locked(folder.path("hosts", f"{name}.lock"), wait=True):
         return str(packaged_host(name, folder.hosts, progress))
 
 
 def prepare_hosts(hosts: Iterable[str], folder: StudyFolder, progress: Progress | None = None) -> None:
-    """Have the packaged ones among some hosts ready before the first training.
+    """Unpack the packaged hosts before the first training.
 
     Raises:
         SourceNotFoundError, CheckpointError, SourceError: As in `host_source`.

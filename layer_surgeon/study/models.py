@@ -1,4 +1,4 @@
-"""From an arm to a model that can be trained."""
+"""Builds the model of an arm, ready for training."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from layer_surgeon.study.prepare import open_layer
 
 
 def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
-    """The model of an arm, its fresh weights drawn by the seed.
+    """Build the model of an arm, with its new weights drawn from the seed.
 
     Raises:
         ConfigError: The arm can't be built, or a package is missing.
@@ -26,7 +26,9 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
     set_seed(seed)
     if arm.control is not None:
         if arm.donor is None:
-            raise ConfigError(f"The arm {arm.name} stands for a graft, and no donor says how wide it is to be.")
+            raise ConfigError(
+                f"The control {arm.name} takes its width from a donor, and has none. Name a donor in the plan."
+            )
         width = int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
         return control_model(host, arm.control, width, task=task, **arm.graft)
     donor = None if arm.donor is None else open_layer(arm.donor, folder)
@@ -37,9 +39,9 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
 
 
 def _add_lora(model: Any, settings: dict[str, Any]) -> None:
-    """Put LoRA into the host; its own weights are frozen then, the head is trained whole.
+    """Add LoRA to the host. This freezes the host's own weights; the head is trained in full.
 
-    Into the module itself, and not around the model: what is saved and loaded again while training is then all of it.
+    The adapters are injected into the host instead of wrapping the model, so a checkpoint contains all weights.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -47,7 +49,7 @@ def _add_lora(model: Any, settings: dict[str, Any]) -> None:
     except ImportError as error:
         raise ConfigError('The arm lora needs peft: pip install "layer-surgeon[study]"') from error
     if "target_modules" not in settings:
-        # peft's own choice for the family (for BERT: query and value, as in the LoRA paper).
+        # peft's default for the family (for BERT: query and value, as in the LoRA paper).
         family = model_type_to_module_name(model.host.config.model_type)
         settings["target_modules"] = TARGETS.get(family, TARGETS.get(model.host.config.model_type, "all-linear"))
     inject_adapter_in_model(LoraConfig(**settings), model.host)

@@ -1,4 +1,4 @@
-"""The demo's HTML page: one file, nothing loaded from elsewhere, readable without scripts."""
+"""The demo's HTML page: a single file that loads nothing else and needs no scripts."""
 
 import importlib.metadata
 import json
@@ -27,32 +27,32 @@ small,.note{color:#66727f;font-size:.85rem}code{font-size:.9em}
 
 
 def write_page(result: DemoResult) -> None:
-    """Write report.html and results.json into the result's folder.
+    """Write report.html and results.json to the demo's folder.
 
     Raises:
-        WorkspaceError: They can't be written.
+        WorkspaceError: The files can't be written.
     """
     write_text(result.page, make_page(result))
     write_text(result.folder / RESULTS, json.dumps(result.as_dict(), indent=2, default=str) + "\n")
 
 
 def make_page(result: DemoResult) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     title = f"{result.host_name}, alone and with {_layer_name(result)}"
     epochs = result.config.num_epochs
     seeds = ", ".join(map(str, result.seeds))
     body = f"""<h1>{escape(title)}</h1>
-<p class="lead">A decoder layer was taken out of {escape(result.donor_name)} and put, frozen, between the small model
-and its classification head. Both arms were trained on {result.num_train:,} sentences from {escape(result.train_name)},
-for {epochs:g} epochs, with the same settings and seeds ({seeds}), and tested on sentences they had not seen.</p>
+<p class="lead">A decoder layer of {escape(result.donor_name)} was grafted, frozen, between the small model and its
+classification head. Both arms were trained on {result.num_train:,} sentences from {escape(result.train_name)} for
+{epochs:g} epochs, with the same settings and seeds ({seeds}). They were tested on sentences they had not seen.</p>
 <p class="conclusion">{escape(result.conclusion())}</p>
 <h2>Accuracy on the test sets</h2>
 {_accuracy_chart(result)}
 <p class="note">Full dot: mean over the seeds; rings: the single seeds; bar: 95 % interval for the number of sentences
-(Wilson). The interval does not cover what another seed would have changed; the rings show that.</p>
+(Wilson). The interval does not include the effect of other seeds; the rings show that effect.</p>
 {_results_table(result)}
-<p class="note">Difference: grafted minus host alone, in percentage points, with its 95 % interval (Newcombe). Where it
-contains zero, this test can't tell the arms apart. Both arms see the same sentences, so that the true interval is
+<p class="note">Difference: grafted minus host alone, in percentage points, with its 95 % interval (Newcombe). If the
+interval contains zero, the difference is inconclusive. Both arms see the same sentences, so the true interval is
 narrower.</p>
 <h2>Parameters</h2>
 {_parameter_table(result)}
@@ -61,10 +61,10 @@ narrower.</p>
 <p class="note">Validation accuracy after each epoch, on a fifth of the training sentences. The best epoch of each run
 was kept.</p>
 {_run_table(result)}
-<h2>How it was made</h2>
+<h2>How these results were made</h2>
 <p>{_settings(result)}</p>
-<p>Layer: {result.layer_bytes / 1e6:.1f} MB, {"used again from an earlier run" if result.layer_reused else "extracted"}
-in {result.extraction_seconds:.1f} s. All together: {result.seconds:.0f} s on {escape(result.arms[0].device)}.</p>
+<p>Layer: {result.layer_bytes / 1e6:.1f} MB, {"reused from an earlier run" if result.layer_reused else "extracted"}
+in {result.extraction_seconds:.1f} s. In total: {result.seconds:.0f} s on {escape(result.arms[0].device)}.</p>
 <p><small>layer_surgeon {__version__}; {_versions()}. Sentences: Kotzias et al. 2015, CC BY 4.0. The method is PiFi (ACL
 2025).</small></p>"""
     return (
@@ -128,7 +128,7 @@ def _parameter_table(result: DemoResult) -> str:
             pair = counts.get(part, (0, 0)) if part != "all" else tuple(map(sum, zip(*counts.values(), strict=True)))
             row += [f"{pair[0]:,}", f"{pair[1]:,}"]
         rows.append(row)
-    head = ["part", *(f"{arm}: {what}" for arm in result.arm_names for what in ("all", "trained"))]
+    head = ["part", *(f"{arm}: {count}" for arm in result.arm_names for count in ("all", "trained"))]
     return _table(head, rows, numeric=range(1, len(head)))
 
 
@@ -164,14 +164,14 @@ def _run_table(result: DemoResult) -> str:
 
 def _settings(result: DemoResult) -> str:
     config = result.config
-    said = (
+    main_settings = (
         f"Adam, learning rate {config.learning_rate:g}, batch {config.batch_size}, gradient clipping "
         f"{config.max_grad_norm:g}, label smoothing {config.label_smoothing:g}, at most {config.max_length} tokens."
     )
     if not result.changed:
-        return f"Settings: the paper's. {said}"
+        return f"Settings: the paper's. {main_settings}"
     changed = ", ".join(f"{name} = {value}" for name, value in result.changed.items())
-    return f"Settings: the paper's, but for {escape(changed)}. {said}"
+    return f"Settings: the paper's, except {escape(changed)}. {main_settings}"
 
 
 def _versions() -> str:
@@ -179,11 +179,11 @@ def _versions() -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, numeric: Iterable[int]) -> str:
-    right = set(numeric)
+    numeric_columns = set(numeric)
 
     def cells(values: Sequence[Any], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=n' if index in right else ''}>{escape(str(value))}</{tag}>"
+            f"<{tag}{' class=n' if index in numeric_columns else ''}>{escape(str(value))}</{tag}>"
             for index, value in enumerate(values)
         )
 

@@ -1,4 +1,4 @@
-"""The plan of a study: YAML -> arms x seeds x data sets x shares of the training data, every default filled in.
+"""The plan of a study: YAML -> arms x seeds x data sets x shares of the training data, with every default filled in.
 
 name: my-study
 host: bert-base-uncased          # or hosts: [...]
@@ -47,7 +47,7 @@ _LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 def digest_of(content: Any) -> str:
-    """A short hash of what JSON can say."""
+    """Return a short hash of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -56,15 +56,15 @@ class Cell:
     """One training.
 
     Attributes:
-        arm: What is trained.
-        data: On what.
-        data_key: What the data sets are made of, as a hash.
+        arm: The arm that is trained.
+        data: The name of the training data set.
+        data_key: A hash of everything that decides the content of the data sets.
         fraction: Share of the training data.
-        seed: Of the fresh weights, the held-out part, the order of the examples and dropout.
-        tests: Names of the data sets on whose test parts it is measured.
-        finetune: Fields of `FinetuneConfig`, seed and share included.
-        task: What is learned.
-        keep_model: Leave the trained model in `runs/`.
+        seed: Seed for the new weights, the held-out part, the order of the examples, and dropout.
+        tests: Names of the data sets whose test parts measure the model.
+        finetune: Fields of `FinetuneConfig`, including the seed and the share.
+        task: The task that is learned.
+        keep_model: Keep the trained model in `runs/`.
     """
 
     arm: Arm
@@ -83,47 +83,47 @@ class Cell:
             check_name(name, "data set")
         if len(self.id) > MAX_NAME:
             raise ConfigError(
-                f"The files of a training would be called {self.id}, which is longer than the {MAX_NAME} characters "
-                "that are possible. Give its arm or its data set a shorter name."
+                f"A training's files would be called {self.id}; at most {MAX_NAME} characters are possible. "
+                "Give its arm or its data set a shorter name."
             )
 
     @property
     def id(self) -> str:
-        """For people, and at its end a hash of all that decides what comes out."""
+        """A readable name that ends with a hash of everything that decides the result."""
         arm = self.arm.as_dict() | {"name": ""}
-        decides = [arm, self.data, self.data_key, self.tests, dict(self.finetune), self.task]
-        return f"{short_name(self.arm.name)}.{self.data}.{self.fraction:g}.s{self.seed}.{digest_of(decides)}"
+        settings = [arm, self.data, self.data_key, self.tests, dict(self.finetune), self.task]
+        return f"{short_name(self.arm.name)}.{self.data}.{self.fraction:g}.s{self.seed}.{digest_of(settings)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """Return plain JSON types."""
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
         return content | {"arm": self.arm.as_dict(), "tests": list(self.tests), "finetune": dict(self.finetune)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
+        """Read the result of `as_dict`."""
         return cls(**{**content, "arm": Arm.from_dict(content["arm"]), "tests": tuple(content["tests"])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """A study with nothing left open.
+    """The plan of a study, with every default filled in.
 
     Attributes:
-        name: Short, for the folder.
+        name: A short name, for the folder.
         title: One line, for the report.
-        task: What is learned.
-        arms: What is compared.
-        data: On what is trained, and where the test parts come from.
-        tests: By training set: the names of the data sets tested on.
+        task: The task that all arms learn.
+        arms: The arms that are compared.
+        data: The data sets for training and testing.
+        tests: Name of a training set -> names of the data sets that its models are tested on.
         fractions: Shares of the training data.
-        seeds: Every arm is trained with each.
+        seeds: The seeds; every arm is trained with each of them.
         finetune: Fields of `FinetuneConfig`.
-        reference: The arm that every other one is compared with.
-        focus: The arm that is compared with every other one too; None: there is none.
+        reference: The arm that every other arm is compared with.
+        focus: A second arm that every other arm is compared with; None for no second arm.
         metric: The score that is compared.
-        test_fraction: Share that is held out as test part of a data set that has none.
-        keep_models: Leave the trained models in the folder.
+        test_fraction: Share that is held out as the test part if a data set has none.
+        keep_models: Keep the trained models in the folder.
     """
 
     name: str
@@ -160,7 +160,7 @@ class StudyPlan:
         tested = {name for tests in self.tests.values() for name in tests}
         trained = {spec.name for spec in self.data if spec.train}
         good = trained <= set(self.tests) and {*self.tests, *tested} <= set(names) and all(self.tests.values())
-        check(good, "tests", dict(self.tests), f"for each data set names out of: {', '.join(names)}")
+        check(good, "tests", dict(self.tests), f"a mapping of each data set to names out of: {', '.join(names)}")
 
     def _check_numbers(self) -> None:
         for key in ("arms", "data", "fractions", "seeds"):
@@ -181,31 +181,33 @@ class StudyPlan:
         FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
         if arm.synthetic is not None and self.task != "text-classification":
             raise ConfigError(
-                f"The arm {arm.name} trains on texts that are written for each label, which {self.task} does not "
-                "have. Leave it out."
+                f"The arm {arm.name} trains on texts that a model writes for each label, but {self.task} has no "
+                "labels. Leave the arm out."
             )
         if self.keep_models and (arm.control or arm.lora):
             raise ConfigError(
-                f"keep_models is true, but what the arm {arm.name} trains is made for the comparison and can't be "
-                "loaded by itself. Leave the arm out, or set keep_models to false."
+                f"keep_models is true, but the model of the arm {arm.name} exists only for the comparison and can't be "
+                "loaded on its own. Leave the arm out, or set keep_models to false."
             )
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """From what YAML says.
+        """Read a plan from the content of a YAML file, and fill in the defaults.
 
         Raises:
-            ConfigError: A key is unknown, or a value can't be used.
+            ConfigError: A key is unknown, or a value is invalid.
         """
         check_keys(content)
         task = content.get("task", "text-classification")
         check(task in get_args(TaskName), "task", task, f"one of {', '.join(get_args(TaskName))}")
         arms = read_arms(content)
-        data = tuple(parse_data(entry) for entry in listed(content, "data", ["sst2"]))
+        data = tuple(parse_data(value) for value in listed(content, "data", ["sst2"]))
         finetune = mapping(content, "finetune")
         for name in ("seed", "train_fraction"):
             if name in finetune:
-                raise ConfigError(f"{name} stands under finetune; in a study it is said by seeds, or by fractions.")
+                raise ConfigError(
+                    f"{name} is set under finetune. In a study, use the keys seeds and fractions of the plan instead."
+                )
         return cls(
             name=short_name(as_text(content.get("name", "study"))),
             title=as_text(content.get("title", content.get("name", "A study"))),
@@ -222,8 +224,8 @@ class StudyPlan:
         )
 
     def cells(self) -> tuple[Cell, ...]:
-        """Every training, seed by seed: a study that is stopped early then has whole seeds to compare."""
-        specs = {entry.name: spec_key(entry, self.test_fraction) for entry in self.data}
+        """Return every training, seed by seed. A study that is stopped early then has complete seeds to compare."""
+        specs = {spec.name: spec_key(spec, self.test_fraction) for spec in self.data}
         keys = {
             data: digest_of([specs[name] for name in dict.fromkeys((data, *tests))])
             for data, tests in self.tests.items()
@@ -248,11 +250,11 @@ class StudyPlan:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types, for study.yaml and for people."""
-        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """Return plain JSON types, for study.yaml."""
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
         return content | {
             "arms": [arm.as_dict() for arm in self.arms],
-            "data": [entry.as_dict() for entry in self.data],
+            "data": [spec.as_dict() for spec in self.data],
             "tests": {name: list(tests) for name, tests in self.tests.items()},
             "fractions": list(self.fractions),
             "seeds": list(self.seeds),
@@ -261,10 +263,10 @@ class StudyPlan:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The plan that a study's folder holds.
+        """Read the plan in a study's folder.
 
         Raises:
-            ConfigError: It can't be read.
+            ConfigError: The file can't be read, or is not a valid plan.
         """
         content = read_yaml(path)
         try:
@@ -272,7 +274,7 @@ class StudyPlan:
                 **{
                     **content,
                     "arms": tuple(Arm.from_dict(arm) for arm in content["arms"]),
-                    "data": tuple(DataSpec.from_dict(entry) for entry in content["data"]),
+                    "data": tuple(DataSpec.from_dict(spec) for spec in content["data"]),
                     "tests": {name: tuple(tests) for name, tests in content["tests"].items()},
                     "fractions": tuple(content["fractions"]),
                     "seeds": tuple(content["seeds"]),
@@ -282,7 +284,7 @@ class StudyPlan:
             raise ConfigError(f"{path} is not the plan of a study ({error}). Choose another folder.") from error
 
     def write(self, path: Path) -> None:
-        """Write what `read` reads, whole or not at all.
+        """Write the plan for `read`, atomically.
 
         Raises:
             WorkspaceError: The folder can't be written.
@@ -291,5 +293,5 @@ class StudyPlan:
 
     @property
     def higher_is_better(self) -> bool:
-        """Of the score that is compared."""
+        """Whether a higher value of the compared score is better."""
         return self.metric not in _LOWER_IS_BETTER

@@ -1,4 +1,4 @@
-"""The parts of a study's plan, from what YAML says, every default filled in."""
+"""The parts of a study's plan, read from YAML, with every default filled in."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ _KEYS = (
 )
 _POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
 _NONE: list[DonorSpec | None] = [None]
-# The scores of each task's test parts; the first is what is compared where nothing else is said.
+# The scores that each task measures on a test part. A study compares the first one by default.
 METRICS: Mapping[str, tuple[str, ...]] = {
     "text-classification": ("accuracy", "macro_f1", "loss"),
     "token-classification": ("f1", "precision", "recall", "accuracy", "loss"),
@@ -33,12 +33,12 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file.
+    """Read a mapping from a YAML file.
 
     Raises:
-        ConfigError: It can't be read, or is none.
+        ConfigError: The file can't be read, or does not contain a mapping.
     """
-    return _numbers(_yaml.read_yaml(path))  # type: ignore[no-any-return]  # a mapping stays one
+    return _numbers(_yaml.read_yaml(path))  # type: ignore[no-any-return]  # a mapping stays a mapping
 
 
 def parse_value(text: str) -> Any:
@@ -51,38 +51,48 @@ def parse_value(text: str) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML takes 5e-5 for text, since it has no point; a person means the number. Text such as "2024" stays text."""
+    """Turn text such as 5e-5 into a number: YAML reads it as text because it has no point. "2024" stays text."""
     if isinstance(value, dict):
-        return {name: _numbers(entry) for name, entry in value.items()}
+        return {name: _numbers(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_numbers(entry) for entry in value]
+        return [_numbers(item) for item in value]
     return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
 
 
 def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
-    """Every said arm with every host and, where it has one, every donor; where there are several, names say which."""
+    """Combine every arm of the plan with every host and, if the arm has a donor, with every donor.
+
+    With several donors or hosts, the names of the arms include them: `graft+Llama-3.1-8B-L-1@roberta-base`.
+
+    Raises:
+        ConfigError: An arm, a host or a donor is invalid, or there are too many.
+    """
     hosts = listed(content, "hosts", [content.get("host", "bert-base-uncased")])
-    donors = [
-        DonorSpec.parse(entry) for entry in listed(content, "donors", [content.get("donor")]) if entry is not None
-    ]
+    donors = [DonorSpec.parse(spec) for spec in listed(content, "donors", [content.get("donor")]) if spec is not None]
     if "layers" in content:
         layers = listed(content, "layers", [])
         check_size(len(donors) * len(layers), MAX_TRAININGS, "layers of donors", ConfigError)
         donors = [replace(donor, layers=tuple(v if isinstance(v, list) else [v])) for donor in donors for v in layers]
-    said = listed(content, "arms", ["host", "graft"])
-    check_size(len(hosts) * len(said) * max(1, len(donors)), MAX_TRAININGS, "arms", ConfigError)
+    arm_specs = listed(content, "arms", ["host", "graft"])
+    check_size(len(hosts) * len(arm_specs) * max(1, len(donors)), MAX_TRAININGS, "arms", ConfigError)
     graft = mapping(content, "graft")
-    by_name = {entry["name"]: entry for entry in said if isinstance(entry, Mapping) and _is_text(entry.get("name"))}
-    # By all that they say, for arms without a donor come once for each donor.
+    by_name = {
+        arm_spec["name"]: arm_spec
+        for arm_spec in arm_specs
+        if isinstance(arm_spec, Mapping) and _is_text(arm_spec.get("name"))
+    }
+    # Keyed by the whole arm, because an arm without a donor is made once per donor.
     arms: dict[str, Arm] = {}
     for host in hosts:
         check(_is_text(host), "host", host, "a model's folder or repo id")
-        for entry in said:
+        for arm_spec in arm_specs:
             for donor in donors or _NONE:
                 try:
-                    arm = parse_arm(entry, host=host, donor=donor, graft=graft, others=by_name)
+                    arm = parse_arm(arm_spec, host=host, donor=donor, graft=graft, others=by_name)
                 except RecursionError as error:
-                    raise ConfigError("The arms of the plan are like each other, too many in a row.") from error
+                    raise ConfigError(
+                        "Too many arms of the plan refer to each other by `like`. Write the settings out in one arm."
+                    ) from error
                 name = arm.name
                 if donor is not None and len(donors) > 1 and arm.donor == donor:
                     name += f"+{donor.name}"
@@ -93,8 +103,16 @@ def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
 
 
 def read_tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...]]:
-    """By training set, the names of the sets tested on, from own, all, or names."""
-    names = tuple(entry.name for entry in data)
+    """Map each training set to the names of its test sets.
+
+    Args:
+        value: `own`, `all`, or names of data sets.
+        data: The data sets of the plan.
+
+    Raises:
+        ConfigError: A name is unknown, or there are too many pairs.
+    """
+    names = tuple(spec.name for spec in data)
     check_size(len(names) ** 2 if value == "all" else len(names), MAX_TRAININGS, "pairs of data sets", ConfigError)
     if value == "own":
         return {name: (name,) for name in names}
@@ -107,17 +125,17 @@ def read_tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...
 
 
 def read_comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) -> dict[str, Any]:
-    """The plan's reference, focus and metric."""
-    # Where there are several hosts, the names before the @: each arm is compared with that of its own host.
+    """Return the plan's reference, focus and metric."""
+    # Names without @host: with several hosts, each arm is compared with the reference on its own host.
     names = [arm.name.partition("@")[0] for arm in arms]
-    controls = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
-    reference = content.get("reference") or next(controls, names[0])
+    host_arms = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
+    reference = content.get("reference") or next(host_arms, names[0])
     focus = content.get("focus", "graft" if "graft" in names else None)
     return {"reference": reference, "focus": focus, "metric": content.get("metric", METRICS[task][0])}
 
 
 def listed(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
-    """The values of a key that takes one or several."""
+    """Return the values of a key that takes one value or a list."""
     value = content.get(key, default)
     value = list(value) if isinstance(value, list | tuple) else [value]
     check(bool(value), key, value, "one or several")
@@ -125,18 +143,22 @@ def listed(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any
 
 
 def check_keys(content: Mapping[str, Any]) -> None:
-    """Refuse keys that no plan has."""
+    """Reject unknown keys of a plan.
+
+    Raises:
+        ConfigError: A key is unknown.
+    """
     for name in content:
         if name not in _KEYS:
-            near = get_close_matches(str(name), _KEYS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(_KEYS)}."
-            raise ConfigError(f"The plan of the study has the key {name!r}. {hint}")
+            close_names = get_close_matches(str(name), _KEYS, n=1)
+            hint = f"Did you mean {close_names[0]}?" if close_names else f"The keys are: {', '.join(_KEYS)}."
+            raise ConfigError(f"The plan of the study has the unknown key {name!r}. {hint}")
 
 
 def mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The `name: value` lines of a key; {} where it is left out."""
+    """Return the mapping under a key; {} if the key is missing."""
     value = content.get(key) or {}
-    check(isinstance(value, Mapping), key, value, "`name: value` lines")
+    check(isinstance(value, Mapping), key, value, "a mapping of `name: value` lines")
     return dict(value)
 
 
@@ -145,15 +167,23 @@ def _is_text(value: Any) -> bool:
 
 
 def as_number(value: Any) -> Any:
-    """As float; what is no number stays, and is refused where the plan is made."""
+    """Return a value as float if it is a number. `StudyPlan` rejects other values."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return value
 
 
-def check_unique(names: Sequence[str], what: str) -> None:
-    """Refuse two of one name."""
+def check_unique(names: Sequence[str], kind: str) -> None:
+    """Reject duplicate names.
+
+    Args:
+        names: The names.
+        kind: What is named, for the message.
+
+    Raises:
+        ConfigError: A name occurs twice.
+    """
     name, count = next(iter(Counter(names).most_common(1)), ("", 0))
     if count > 1:
-        raise ConfigError(f"The {what} {name} is there twice. Give one of them another name.")
+        raise ConfigError(f"The plan has the {kind} {name} twice. Remove one, or give it another value.")

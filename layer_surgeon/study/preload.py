@@ -1,12 +1,13 @@
 """The process that cells are forked from: `python -m layer_surgeon.study.preload SOCKET`.
 
-To import torch, transformers and the rest takes a core 5 to 8 s, and a short training not much more. So one process
-imports, computes nothing, and is forked for every cell: the child finds everything imported, and is a fresh process in
-all else. `preloaded` is the side of the study; SOCKET is the number of the descriptor that leads there.
+Importing torch, transformers and other libraries takes one core 5 to 8 s, almost as long as a short training. So this
+process imports them once, computes nothing, and is forked for every cell. In the child, everything is already imported;
+in all other respects it is a fresh process. `preloaded` is the study's side of this. SOCKET is the number of the
+descriptor that leads to the study.
 
-The study sends {"arguments", "log"} with one end of a socket for this cell. On that it hears {"code"} at the cell's
-end, or {"refused"}, and can say that the cell is to end. When the study closes SOCKET, or dies, the process ends; when
-the process ends, so do its cells.
+For each cell, the study sends {"arguments", "log"} together with one end of a socket. Over that socket it receives
+{"code"} when the cell ends, or {"refused"}, and it can ask for the cell to be ended. When the study closes SOCKET or
+dies, this process ends; when this process ends, its cells end too.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Neither may leave behind what a child can't use. Arrow's allocator starts a thread. Asking CUDA whether it is there
-# makes it unusable in every child, whereas NVML, the driver's library for that, can be asked.
+# Imports must not leave anything that breaks a child. Arrow's allocator would start a thread. Asking CUDA whether a GPU
+# is available makes CUDA unusable in every child; asking NVML, the driver's management library, does not.
 _WHILE_IMPORTING = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
@@ -32,7 +33,7 @@ class _Server:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        # The study's own Ctrl-C is for it and the cells; this one ends when the study closes its end.
+        # Ctrl-C is for the study and the cells. This process ends when the study closes its end of the socket.
         self._interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._wake, self._waker = socket.socketpair()
         for end in (self._wake, self._waker):
@@ -43,14 +44,14 @@ class _Server:
         self._heard: set[int] = set()
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
-    def run(self, unsound: str | None) -> list[str] | None:
-        """Serve until the study is gone.
+    def run(self, refusal: str | None) -> list[str] | None:
+        """Serve until the study has ended.
 
         Args:
-            unsound: Why no child can do a cell's work, or None.
+            refusal: The reason why no child can run a cell, or None.
 
         Returns:
-            In a child, its arguments, for it to go on with; in the preloaded process, at the end, None.
+            In a child, the arguments of its cell. In the preloaded process, None.
         """
         while True:
             open_ends = {end: pid for pid, end in self._cells.items() if pid not in self._heard}
@@ -59,7 +60,7 @@ class _Server:
                 self._wake.recv(4096)
                 self._reap()
             for end in ready:
-                # Only what was not reaped: its number may be another process' by now.
+                # Skip children that were just reaped: another process may have their number by now.
                 if open_ends.get(end) in self._cells:
                     end.recv(16)
                     self._heard.add(open_ends[end])
@@ -69,7 +70,7 @@ class _Server:
                 if not message:
                     return None
                 request = json.loads(message)
-                if self._fork(socket.socket(fileno=descriptors[0]), unsound):
+                if self._fork(socket.socket(fileno=descriptors[0]), refusal):
                     self._become_child(request["log"])
                     return list(request["arguments"])
 
@@ -80,91 +81,96 @@ class _Server:
                 self._heard.discard(pid)
                 _answer(self._cells.pop(pid), {"code": os.waitstatus_to_exitcode(status)})
 
-    def _fork(self, talk: socket.socket, unsound: str | None) -> bool:
-        """Whether this is the child."""
+    def _fork(self, cell_socket: socket.socket, refusal: str | None) -> bool:
+        """Fork, and return whether this is the child."""
         try:
-            # A thread does not come along into the child, but the locks that it holds do.
+            # A fork copies the locks that other threads hold, but not the threads that would release them.
             threads = len(list(Path("/proc/self/task").iterdir()))
             if threads > 1:
-                unsound = f"{threads} threads run where there must be one."
-            if unsound is not None:
-                _answer(talk, {"refused": unsound})
+                refusal = f"it has {threads} threads, and only a process with one thread can be forked safely."
+            if refusal is not None:
+                _answer(cell_socket, {"refused": refusal})
                 return False
             sys.stdout.flush()
             sys.stderr.flush()
             parent = os.getpid()
             pid = os.fork()
         except OSError as error:
-            _answer(talk, {"refused": f"no process could be made ({error})."})
+            _answer(cell_socket, {"refused": f"no process could be created ({error})."})
             return False
         if pid:
-            self._cells[pid] = talk
+            self._cells[pid] = cell_socket
             return False
         self._prctl(_DIES_WITH_PARENT, signal.SIGTERM)
-        if os.getppid() != parent:  # It died before it could take this one along.
+        if os.getppid() != parent:  # The parent died before prctl took effect.
             os._exit(1)
-        talk.close()
+        cell_socket.close()
         return True
 
     def _become_child(self, log: str) -> None:
-        """Make this what a process is that was started for a cell: its signals, its files, nobody else's."""
+        """Give the child its own signal handlers and output file, and close the sockets of the parent."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, self._interrupt)
         for end in (self._control, self._wake, self._waker, *self._cells.values()):
             end.close()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        for place in (1, 2):
-            os.dup2(descriptor, place)
+        for standard_descriptor in (1, 2):
+            os.dup2(descriptor, standard_descriptor)
         os.close(descriptor)
 
 
-def _answer(talk: socket.socket, content: dict[str, Any]) -> None:
-    with talk, contextlib.suppress(OSError):  # The study may not listen any more.
-        talk.send(json.dumps(content).encode())
+def _answer(cell_socket: socket.socket, content: dict[str, Any]) -> None:
+    with cell_socket, contextlib.suppress(OSError):  # The study may no longer listen.
+        cell_socket.send(json.dumps(content).encode())
 
 
-def _find_unsound() -> str | None:
-    """Fork once, for two reasons.
+def _find_refusal() -> str | None:
+    """Fork once, as a test.
 
-    Numeric libraries have started threads, which they end at the first fork and start when they are needed. And a child
-    tells whether it could still use an accelerator: not if one was looked at in this process.
+    This has two purposes. Numeric libraries have started threads, which they end at the first fork and restart when
+    they need them. And the child checks whether it could use an accelerator, which it can't if this process has
+    already initialised one.
 
     Returns:
-        Why a child could not do a cell's work, or None.
+        The reason why a child could not run a cell, or None.
     """
     import torch
 
     pid = os.fork()
     if not pid:
-        spoilt = [name for name in ("cuda", "xpu") if getattr(torch, name)._is_in_bad_fork()]
-        os._exit(int(any(getattr(torch, name).is_available() for name in spoilt)))
+        unusable = [name for name in ("cuda", "xpu") if getattr(torch, name)._is_in_bad_fork()]
+        os._exit(int(any(getattr(torch, name).is_available() for name in unusable)))
     _, status = os.waitpid(pid, 0)
     if status:
-        return "the accelerator can't be used by a process that is prepared."
+        return "the accelerator can't be used in a process that was forked from it."
     return None
 
 
 def main(arguments: list[str]) -> int:
-    """Import, then serve; in a child, run the cell.
+    """Import the libraries, then serve; in a child, run the cell.
 
-    A child comes back from `run` and ends as any Python does, with what libraries have to do at exit.
+    A child returns from `run` and ends like any other Python process, including the exit handlers of libraries.
+
+    Returns:
+        The exit code.
     """
     server = _Server(socket.socket(fileno=int(arguments[0])))
     environment = dict(os.environ)
     os.environ.update(_WHILE_IMPORTING)
-    # After the server, which does not mind Ctrl-C. By `python -X importtime`, this leaves 50 ms of imports to a cell.
+    # Import after creating the server, which ignores Ctrl-C. `python -X importtime` shows that a cell then has 50 ms of
+    # imports left.
     from layer_surgeon.study import cells
 
     os.environ.clear()
     os.environ.update(environment)
-    # Objects that are there now are shared by all children; a collection would touch, and so copy, every one of them.
+    # All children share the objects that exist now. A garbage collection would touch, and therefore copy, all of them.
     gc.freeze()
-    cell = server.run(_find_unsound())
-    if cell is None:
+    cell_arguments = server.run(_find_refusal())
+    if cell_arguments is None:
         return 0
-    sys.argv = [cells.__file__, *cell]
-    return cells.main(cell)
+    sys.argv = [cells.__file__, *cell_arguments]
+    return cells.main(cell_arguments)
 
 
 if __name__ == "__main__":

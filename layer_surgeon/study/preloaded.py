@@ -1,4 +1,4 @@
-"""Cells started from a preloaded process (`layer_surgeon.study.preload`): the side of the study."""
+"""The study's side of the preloaded process (`layer_surgeon.study.preload`), which starts cells quickly."""
 
 import contextlib
 import json
@@ -14,135 +14,136 @@ from typing import IO
 
 from layer_surgeon._python import start_python
 
-# Elsewhere system libraries do not bear a fork (macOS), or there is none (Windows).
+# On macOS, system libraries don't survive a fork; Windows has no fork.
 SUPPORTED = sys.platform == "linux"
 _TAIL = 300
-# Of a process that has closed its end of a socket; then it is killed.
+# How long a process may take to end after it has closed its socket, before it is killed.
 _SECONDS_TO_DIE = 30
 
 
 class PreloadedCell:
-    """A cell that was asked for."""
+    """A cell that the preloaded process was asked to run."""
 
-    def __init__(self, talk: socket.socket) -> None:
-        """Its other end is with the preloaded process alone, so that it closes when that dies."""
-        self._talk = talk
+    def __init__(self, cell_socket: socket.socket) -> None:
+        """Wrap one end of a socket; only the preloaded process has the other, so it closes when that process dies."""
+        self._socket = cell_socket
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
-        with contextlib.suppress(OSError):  # It is over already.
-            self._talk.send(b"end")
+        """Send SIGTERM to the cell's process."""
+        with contextlib.suppress(OSError):  # The cell has already ended.
+            self._socket.send(b"end")
 
     def wait(self) -> int | str | None:
-        """Wait for its end.
+        """Wait until the cell ends.
 
         Returns:
-            Its exit code, negative for a signal; or why it was not started; None: the preloaded process is dead.
+            The exit code, negative for a signal; or the reason why the cell was not started; or None if the preloaded
+            process is dead.
         """
-        with self._talk:
+        with self._socket:
             try:
-                answer = self._talk.recv(4096)
+                answer = self._socket.recv(4096)
             except ConnectionResetError:
-                # It ended by itself before it was told to; what was said of that comes after this error.
-                answer = self._talk.recv(4096)
+                # The cell ended before it read our request to end. Its answer follows this error.
+                answer = self._socket.recv(4096)
         if not answer:
             return None
-        found = json.loads(answer)
-        return str(found["refused"]) if "refused" in found else int(found["code"])
+        outcome = json.loads(answer)
+        return str(outcome["refused"]) if "refused" in outcome else int(outcome["code"])
 
 
 class Preloaded:
-    """Has cells run by a preloaded process, and says when that can't be done."""
+    """Runs cells through the preloaded process, and reports if that process can't be used."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket, output: IO[bytes]) -> None:
-        """As `preloaded` makes it; `output` is the file that it prints to."""
+        """Wrap a process that `preloaded` started; `output` is the file that the process prints to."""
         self.process = process
         self._control = control
         self._output = output
         self._lock = threading.Lock()
-        self._why: str | None = None
-        self._told = False
+        self._failure: str | None = None
+        self._reported = False
 
     def start(self, arguments: Sequence[str], log: Path) -> PreloadedCell | None:
-        """Begin a cell.
+        """Start a cell.
 
         Args:
-            arguments: Of `cells.main`.
-            log: What it prints is appended to this file.
+            arguments: The arguments of `cells.main`.
+            log: The file that the cell's output is appended to.
 
         Returns:
-            The cell; None: it must be started otherwise.
+            The cell, or None if it must be started in another way.
         """
-        if self._why is not None:
+        if self._failure is not None:
             return None
-        talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own_end, cell_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = json.dumps({"arguments": list(arguments), "log": str(log)}).encode()
         try:
-            with theirs:
-                socket.send_fds(self._control, [request], [theirs.fileno()])
+            with cell_end:
+                socket.send_fds(self._control, [request], [cell_end.fileno()])
         except OSError:
-            talk.close()
-            self._lose(None)
+            own_end.close()
+            self._give_up(None)
             return None
-        return PreloadedCell(talk)
+        return PreloadedCell(own_end)
 
     def finish(self, cell: PreloadedCell) -> int | None:
-        """Wait for a cell.
+        """Wait until a cell ends.
 
         Returns:
-            Its exit code, negative for a signal; None: it did not start, or was ended with the preloaded process, and
-            must be started otherwise.
+            The exit code, negative for a signal. None if the cell did not start or was ended with the preloaded
+            process: it must then be started in another way.
         """
-        end = cell.wait()
-        if isinstance(end, int):
-            return end
-        self._lose(end)
+        outcome = cell.wait()
+        if isinstance(outcome, int):
+            return outcome
+        self._give_up(outcome)
         return None
 
-    def _lose(self, why: str | None) -> None:
-        """Take no more cells. None: it is dead, and what it said last is the reason."""
+    def _give_up(self, reason: str | None) -> None:
+        """Accept no more cells. Without a reason, the process is dead, and its last line of output is the reason."""
         with self._lock:
-            self._why = self._why or why or self._last_words()
+            self._failure = self._failure or reason or self._read_last_line()
 
-    def _last_words(self) -> str:
+    def _read_last_line(self) -> str:
         try:
             code = self.process.wait(_SECONDS_TO_DIE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        said = os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0).decode(errors="replace")
-        last = (said.strip().splitlines() or [""])[-1][-_TAIL:]
-        return f"it ended with code {code}. {last}".strip()
+        output = os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0).decode(errors="replace")
+        last_line = (output.strip().splitlines() or [""])[-1][-_TAIL:]
+        return f"it ended with code {code}. {last_line}".strip()
 
     def news(self) -> str | None:
-        """What a person should know and was not told yet."""
-        if self._why is None or self._told:
+        """Return a message for the user if there is a new one."""
+        if self._failure is None or self._reported:
             return None
-        self._told = True
+        self._reported = True
         return (
-            "The process that imports torch for all trainings can't be used, so that each imports it itself, which "
-            f"takes some seconds more: {self._why}"
+            "The process that imports torch for all trainings can't be used, so each training imports it itself, which "
+            f"takes a few seconds longer: {self._failure}"
         )
 
 
 @contextlib.contextmanager
 def preloaded(environment: Mapping[str, str]) -> Iterator[Preloaded]:
-    """Start to import; at the end, end the process and with it the cells that are under way.
+    """Start the preloaded process. On exit, end it together with the cells that are still running.
 
     Args:
-        environment: Of all cells, on top of this process's.
+        environment: Environment variables for all cells, in addition to those of this process.
     """
-    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control, process_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, tempfile.TemporaryFile() as output:
-        with theirs:
+        with process_end:
             process = start_python(
                 "layer_surgeon.study.preload",
-                [str(theirs.fileno())],
+                [str(process_end.fileno())],
                 environment=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[process_end.fileno()],
             )
         try:
             yield Preloaded(process, control, output)

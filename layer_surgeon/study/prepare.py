@@ -1,4 +1,4 @@
-"""What all trainings of a study share, made once before the first: data in files, hosts, layers, synthetic texts."""
+"""Prepares what all trainings of a study share, once, before the first one: data, hosts, layers, synthetic texts."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -29,12 +29,12 @@ from layer_surgeon.workspace import short_name
 
 
 def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
-    """Make what is not there yet; a second call makes nothing.
+    """Prepare everything that is still missing. A second call does nothing.
 
     Raises:
-        ConfigError: Two donors' layers would have one name.
+        ConfigError: The layers of two donors would have the same name.
         DataError: A data set can't be used.
-        SourceError, CheckpointError, ArtifactError: A host or layer can't be had.
+        SourceError, CheckpointError, ArtifactError: A host or a layer can't be read.
     """
     if plan.task == "text-classification":
         for spec in plan.data:
@@ -48,7 +48,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     """Write a data set for classification as train.jsonl, validation.jsonl, test.jsonl and data.json.
 
     Raises:
-        DataError: It can't be used.
+        DataError: The data set can't be used.
     """
     key = spec_key(spec, test_fraction)
     try:
@@ -60,22 +60,27 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
     train = parts["train"]
     if parts["test"] is None and train:
-        parts["train"], held = _hold_out(train, labels, test_fraction)
-        parts["test"] = held
-        progress.notice(f"{spec.name} has no test part: {len(held)} of its examples are held out for all.")
-    present = {name: rows for name, rows in parts.items() if rows}
-    for name, rows in present.items():
+        parts["train"], held_out = _hold_out(train, labels, test_fraction)
+        parts["test"] = held_out
+        progress.notice(
+            f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings."
+        )
+    filled_parts = {name: rows for name, rows in parts.items() if rows}
+    for name, rows in filled_parts.items():
         write_rows(folder / f"{name}.jsonl", rows)
-    pairs = any("text_pair" in row for rows in present.values() for row in rows)
-    counts = {name: len(rows) for name, rows in present.items()}
+    pairs = any("text_pair" in row for rows in filled_parts.values() for row in rows)
+    counts = {name: len(rows) for name, rows in filled_parts.items()}
     write_json(folder / INFO, {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts})
 
 
 def _read(spec: DataSpec, part: str, progress: Progress) -> list[dict[str, Any]] | None:
-    """The rows of a part: of what was named for it, else of the training sets' own split; None: there are none."""
-    named: Sequence[str] = getattr(spec, part)
-    if named:
-        return [row for source in named for row in _rows(spec, source, part if part == "train" else None, progress)]
+    """Return the rows of a part, or None if there are none.
+
+    They are from the sources that the plan names for the part, or else from that split of the training sources.
+    """
+    sources: Sequence[str] = getattr(spec, part)
+    if sources:
+        return [row for source in sources for row in _rows(spec, source, part if part == "train" else None, progress)]
     if part == "train" or not spec.train:
         return None
     raws = [load_data(source, progress) for source in spec.train]
@@ -88,13 +93,16 @@ def _rows(spec: DataSpec, source: str, part: str | None, progress: Progress) -> 
     raw = load_data(source, progress)
     config = FinetuneConfig.from_settings(None, spec.columns)
     split = None if part is None else _split_name(raw, part)
-    names = _label_names(raw, split, config)
-    _, examples = prepare_evaluation(source, names, config, split=split, progress=progress)
-    rows = _as_rows(examples, names)
+    label_names = _label_names(raw, split, config)
+    _, examples = prepare_evaluation(source, label_names, config, split=split, progress=progress)
+    rows = _as_rows(examples, label_names)
     if spec.labels:
-        missing = sorted(set(spec.labels) - set(names))
-        if missing:
-            raise DataError(f"{source} has no label {missing[0]!r}, but {', '.join(names)}.")
+        unknown_labels = sorted(set(spec.labels) - set(label_names))
+        if unknown_labels:
+            raise DataError(
+                f"{source} has no label {unknown_labels[0]!r}. Its labels are: {', '.join(label_names)}. Change labels "
+                "in the plan."
+            )
         rows = [row | {"label": spec.labels[row["label"]]} for row in rows if row["label"] in spec.labels]
     return rows
 
@@ -112,30 +120,30 @@ def _label_names(raw: RawData, split: str | None, config: FinetuneConfig) -> tup
     )
 
 
-def _as_rows(examples: Examples, names: Sequence[str]) -> list[dict[str, Any]]:
+def _as_rows(examples: Examples, label_names: Sequence[str]) -> list[dict[str, Any]]:
     pairs = examples.pairs or (None,) * len(examples)
     return [
-        {"text": text, **({} if pair is None else {"text_pair": pair}), "label": names[label]}
+        {"text": text, **({} if pair is None else {"text_pair": pair}), "label": label_names[label]}
         for text, pair, label in zip(examples.texts, pairs, examples.labels, strict=True)
     ]
 
 
 def _hold_out(
-    rows: list[dict[str, Any]], names: Sequence[str], fraction: float
+    rows: list[dict[str, Any]], label_names: Sequence[str], fraction: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     numbers = tuple(range(len(rows)))
     examples = Examples(
-        texts=tuple(map(str, numbers)), pairs=None, labels=tuple(names.index(row["label"]) for row in rows)
+        texts=tuple(map(str, numbers)), pairs=None, labels=tuple(label_names.index(row["label"]) for row in rows)
     )
-    rest, held = hold_out(examples, fraction, SPLIT_SEED)
-    return [rows[int(text)] for text in rest.texts], [rows[int(text)] for text in held.texts]
+    kept, held_out = hold_out(examples, fraction, SPLIT_SEED)
+    return [rows[int(text)] for text in kept.texts], [rows[int(text)] for text in held_out.texts]
 
 
 def open_donor(source: str, revision: str | None, folder: StudyFolder, progress: Progress) -> Checkpoint:
-    """The checkpoint that a donor's layers are in; one that comes as packages is put together in the folder.
+    """Open the checkpoint of a donor. If the donor is spread over Python packages, it is assembled in the folder first.
 
     Raises:
-        SourceError, CheckpointError: It can't be read.
+        SourceError, CheckpointError: The checkpoint can't be read.
     """
     if source.startswith(PACKAGED):
         source = str(packaged_gguf(source.removeprefix(PACKAGED), folder.path("donors"), progress))
@@ -143,19 +151,20 @@ def open_donor(source: str, revision: str | None, folder: StudyFolder, progress:
 
 
 def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: Progress) -> None:
-    """Extract what is not there yet, with one look at each checkpoint for all of its layers.
+    """Extract the layers that are still missing, and open each checkpoint only once for all of its layers.
 
     Raises:
-        ConfigError: Two donors' layers would have one name, or the folder has a layer of that name from elsewhere.
-        SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be had.
+        ConfigError: The layers of two donors would have the same name, or the folder has a layer of that name from
+            another donor.
+        SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be extracted.
     """
-    wanted = check_layers(donors, folder)
-    missing = [donor for donor in wanted if not (folder.layer(donor.name) / "config.json").is_file()]
+    extracted_donors = check_layers(donors, folder)
+    missing = [donor for donor in extracted_donors if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
-        of_it = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
+        same_checkpoint = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
         checkpoint = open_donor(source, revision, folder, progress)
-        for donor in of_it:
-            # Before the layer: an extraction that is cut off goes on, and must be of the same.
+        for donor in same_checkpoint:
+            # Written before the layer: an interrupted extraction is resumed later, and must be from the same donor.
             write_json(_origin_file(donor, folder), {"origin": donor.text})
             extract_layer(
                 checkpoint,
@@ -164,31 +173,31 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
                 dtype=donor.dtype,
                 progress=progress,
             )
-    # Hundreds of MB that the packages hold already; what the study needs from now on are the layers.
+    # The assembled donors take hundreds of MB, and from now on the study only needs the layers.
     for model in PARTED.values():
         folder.path("donors", model.file).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # It is not there, or holds what is not ours.
+    with contextlib.suppress(OSError):  # The folder does not exist, or has files of the user.
         folder.path("donors").rmdir()
 
 
 def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[DonorSpec]:
-    """The donors whose layers are in the study's folder, or are to be.
+    """Return the donors whose layers belong in the study's folder.
 
     Raises:
         ConfigError: As in `prepare_layers`.
     """
-    wanted = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
+    extracted_donors = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
     by_name: dict[str, DonorSpec] = {}
-    for donor in wanted:
+    for donor in extracted_donors:
         other = by_name.setdefault(donor.name, donor)
         if other != donor:
             raise ConfigError(
                 f"The layers of {other.text} and {donor.text} would both be in "
-                f"{folder.layer(donor.name)}. Take one out with surgeon extract --output FOLDER, and name that "
+                f"{folder.layer(donor.name)}. Extract one of them with surgeon extract --output FOLDER, and give that "
                 "folder as the donor."
             )
         _check_origin(donor, folder)
-    return wanted
+    return extracted_donors
 
 
 def _origin_file(donor: DonorSpec, folder: StudyFolder) -> Path:
@@ -196,52 +205,52 @@ def _origin_file(donor: DonorSpec, folder: StudyFolder) -> Path:
 
 
 def _check_origin(donor: DonorSpec, folder: StudyFolder) -> None:
-    """That the layer there is this donor's: a plan may have changed since it was taken out."""
-    file = _origin_file(donor, folder)
-    before = read_ours(file).get("origin") if file.is_file() else None
-    if before not in (None, donor.text):
+    """Check that the layer in the folder is from this donor: the plan may have changed since the extraction."""
+    path = _origin_file(donor, folder)
+    origin = read_ours(path).get("origin") if path.is_file() else None
+    if origin not in (None, donor.text):
         raise ConfigError(
-            f"{folder.layer(donor.name)} was taken out of {before}, and the plan names {donor.text}. "
-            "Take another --output for this plan."
+            f"{folder.layer(donor.name)} was extracted from {origin}, but the plan names {donor.text}. "
+            "Choose another --output for this plan."
         )
 
 
 def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:
-    """Where the layer of an arm lies."""
+    """Return the folder of an arm's layer."""
     return Path(donor.source).expanduser() if _is_artifact(donor) else folder.layer(donor.name)
 
 
 def _is_artifact(donor: DonorSpec) -> bool:
-    place = Path(donor.source).expanduser()
-    if donor.source.startswith(PACKAGED) or not (place / "config.json").is_file():
+    path = Path(donor.source).expanduser()
+    if donor.source.startswith(PACKAGED) or not (path / "config.json").is_file():
         return False
     try:
-        config = read_json(place / "config.json")
+        config = read_json(path / "config.json")
     except (OSError, ValueError) as error:
-        raise SourceError(f"{place / 'config.json'} can't be read: {error}. Get the model again.") from error
+        raise SourceError(f"{path / 'config.json'} can't be read: {error}. Download the model again.") from error
     return isinstance(config, dict) and config.get("model_type") == "surgeon_donor"
 
 
 def open_layer(donor: DonorSpec, folder: StudyFolder) -> LayerArtifact:
-    """The layer of an arm.
+    """Open the layer of an arm.
 
     Raises:
-        ArtifactError: It is not there, or damaged.
+        ArtifactError: The layer is missing or damaged.
     """
     return LayerArtifact.open(layer_folder(donor, folder))
 
 
 def synthetic_file(arm: Arm, data: str, folder: StudyFolder) -> Path:
-    """Where the texts lie that a model wrote for an arm; where the arm's settings or the labels change, elsewhere."""
-    decides = [dict(arm.synthetic or {}), PreparedData.open(folder.data(data)).labels]
-    return folder.data(data) / f"synthetic-{short_name(arm.name)}-{digest_of(decides)}.jsonl"
+    """Return the file with the texts that a model wrote for an arm. Other settings or labels give another file."""
+    settings = [dict(arm.synthetic or {}), PreparedData.open(folder.data(data)).labels]
+    return folder.data(data) / f"synthetic-{short_name(arm.name)}-{digest_of(settings)}.jsonl"
 
 
 def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
-    """Have the training texts of the arms written that train on such.
+    """Have a model write the training texts of the arms with synthetic texts.
 
     Raises:
-        ConfigError: An arm does not say which model is to write.
+        ConfigError: An arm names neither a model nor a file.
     """
     for arm in plan.arms:
         if arm.synthetic is None:
@@ -254,13 +263,13 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
                 continue
             labels = PreparedData.open(folder.data(spec.name)).labels
             settings = dict(arm.synthetic)
-            given = settings.pop("file", None)
-            if given is not None:
-                write_rows(target, _read_texts(Path(given).expanduser(), labels))
+            texts_path = settings.pop("file", None)
+            if texts_path is not None:
+                write_rows(target, _read_texts(Path(texts_path).expanduser(), labels))
                 continue
             if "model" not in settings:
                 raise ConfigError(
-                    f"The arm {arm.name} trains on synthetic texts, and does not say which model writes them. Say: "
+                    f"The arm {arm.name} trains on synthetic texts, but does not say which model writes them. Add "
                     "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
                 )
             config = replace(SynthesisConfig.from_settings(settings), labels=labels)
@@ -268,10 +277,10 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
 
 
 def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:
-    """The texts and labels of a JSON Lines file, and nothing else: a plan may come from anyone, and name any file.
+    """Read only texts and labels from a JSON Lines file: a plan may come from a stranger and name any file.
 
     Raises:
-        DataError: It is not what `surgeon synthesize` writes, for these labels.
+        DataError: The file does not have the format of `surgeon synthesize`, or has other labels.
     """
     rows = []
     try:
@@ -280,12 +289,12 @@ def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:
                 row = parse_json(line)
                 rows.append({"text": row["text"], "label": row["label"]})
                 if not isinstance(row["text"], str) or row["label"] not in labels:
-                    raise ValueError(f"the label of example {number} is none of {', '.join(labels)}")
+                    raise ValueError(f"the label of example {number} is not one of {', '.join(labels)}")
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} has no synthetic texts for this data set: {type(error).__name__} in line {len(rows) + 1}. Each "
-            f'line must be like {{"text": ..., "label": ...}}, with one of the labels {", ".join(labels)}.'
+            f"{path} does not have synthetic texts for this data set: {type(error).__name__} in line {len(rows) + 1}. "
+            f'Each line must be like {{"text": ..., "label": ...}}, with one of the labels {", ".join(labels)}.'
         ) from error
     return rows

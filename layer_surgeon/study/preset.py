@@ -1,4 +1,4 @@
-"""Plans that come with the package: every table and figure of the paper (PiFi, ACL 2025)."""
+"""The presets: plans for every table and figure of the paper (PiFi, ACL 2025)."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.plan_parts import listed, mapping, read_yaml
 
 Scale = Literal["full", "small"]
-# What runs offline on two cores: real weights that come as packages, and the sentences of this package.
+# Settings that run offline on two cores: real weights from Python packages, and the sentences of this package.
 _SMALL: Mapping[str, Any] = MappingProxyType(
     {
         "host": "packaged:all-MiniLM-L6-v2",
@@ -27,20 +27,22 @@ _REPLACED = ("host", "hosts", "donor", "donors", "data", "seeds", "finetune", "l
 
 
 def preset_names() -> tuple[str, ...]:
-    """All presets, tables and figures by number."""
+    """Return the names of all presets: tables first, then figures, each sorted by number."""
     names = [path.stem for path in _folder().glob("*.yaml")]
     return tuple(sorted(names, key=lambda name: (name.split("-")[0] != "table", int(name.split("-")[1]), name)))
 
 
 def preset(name: str, scale: Scale = "full") -> dict[str, Any]:
-    """What `StudyPlan.from_dict` takes; of a preset that is measured without training, `kind` is "profile".
+    """Return the content of a preset, for `StudyPlan.from_dict`.
+
+    If the preset is measured without training, its `kind` is "profile".
 
     Raises:
         ConfigError: There is no such preset.
     """
     if name not in preset_names():
-        near = get_close_matches(name, preset_names(), n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(preset_names())}."
+        close_names = get_close_matches(name, preset_names(), n=1)
+        hint = f"Did you mean {close_names[0]}?" if close_names else f"The presets are: {', '.join(preset_names())}."
         raise ConfigError(f"There is no preset {name!r}. {hint}")
     content = read_yaml(_folder() / f"{name}.yaml")
     small = content.pop("small", None)
@@ -52,10 +54,10 @@ def preset(name: str, scale: Scale = "full") -> dict[str, Any]:
 
 
 def scale_down(content: Mapping[str, Any], small: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A plan with its models and data replaced by what runs offline, and then by what `small` says."""
+    """Return a plan with models and data that work offline, and with the settings of `small` on top."""
     kept = {key: value for key, value in content.items() if key not in _REPLACED}
     if not all(isinstance(arm, str) for arm in listed(content, "arms", ["host"])):
-        # Arms of one's own name models that need the Hub; those of `small` are for here.
+        # Custom arms name models on the Hub; `small` has arms that work offline.
         kept.pop("arms")
     scaled = {**_SMALL, **kept, **mapping({"small": small}, "small")}
     if "donors" in scaled:
@@ -64,12 +66,12 @@ def scale_down(content: Mapping[str, Any], small: Mapping[str, Any] | None) -> d
 
 
 def profile_commands(content: Mapping[str, Any]) -> list[str]:
-    """The commands of a preset that is measured without training.
+    """Return the commands of a preset that is measured without training.
 
-    Of several hosts and donors, each host with the first donor and the first host with each: the paper's rows.
+    They combine each host with the first donor, and the first host with each donor. These are the rows of the paper.
     """
     hosts = content.get("hosts") or [content["host"]]
-    donors = [entry["source"] for entry in content.get("donors") or [content["donor"]]]
+    donors = [donor["source"] for donor in content.get("donors") or [content["donor"]]]
     tasks = content.get("tasks", {})
     pairs = [(host, donors[0]) for host in hosts] + [(hosts[0], donor) for donor in donors[1:]]
     return [
@@ -79,7 +81,7 @@ def profile_commands(content: Mapping[str, Any]) -> list[str]:
 
 
 def preset_plan(name: str, scale: Scale = "full") -> StudyPlan:
-    """The plan of a preset.
+    """Return the plan of a preset.
 
     Raises:
         ConfigError: There is no such preset, or it is measured without training.
@@ -87,7 +89,7 @@ def preset_plan(name: str, scale: Scale = "full") -> StudyPlan:
     content = preset(name, scale)
     if content.get("kind") == "profile":
         raise ConfigError(
-            f"{content['title']} is measured without any training: {'; '.join(profile_commands(content))}"
+            f"{content['title']} is measured without training. Run: {'; '.join(profile_commands(content))}"
         )
     return StudyPlan.from_dict(content)
 

@@ -1,4 +1,4 @@
-"""What can be told of a layer without training: a closed-form linear probe on what it makes of the host's vectors."""
+"""Rates a layer without training: a closed-form linear probe on the layer's output for the host's vectors."""
 
 import statistics
 from collections.abc import Callable, MutableMapping, Sequence
@@ -36,26 +36,26 @@ def probe_arm(
     place: Place = "donor",
     known: MutableMapping[tuple[str, str], Tensor] | None = None,
 ) -> float:
-    """How well the classes can be told by a linear map from what comes out of the donor layer, untrained.
+    """Return how well a linear classifier can separate the classes by the output of an untrained graft.
 
-    The host is as it is stored, the projections as a graft begins with them: drawn by the seed, so that all layers
-    of a model get the same ones. On what leaves the layer, a ridge classifier is fitted in closed form. What one draw
-    of the projections lets through says little of a layer, so that there are several.
+    The host has its stored weights. The projections are initialised as for a new graft: the seed draws them, and they
+    are the same for all layers of a model. A ridge classifier is fitted in closed form to the output of the layer. One
+    random pair of projections says little about a layer, so the result is a mean over several.
 
     Args:
         arm: A graft.
         texts: Texts, or pairs as tuples.
-        labels: Their classes.
+        labels: The classes of the texts.
         folder: The study's folder.
-        seeds: Of the projections, and of the five folds.
+        seeds: Seeds of the projections and of the five folds.
         max_length: Longest input in tokens.
-        place: Where the features are taken. donor: what leaves the layer, for grafts behind all of the host. head: the
-            vector that comes to the head, for other sites, where layers of the host lie between the two.
-        known: Vectors of the texts by host and pooling, for place donor; what is missing is added. All layers of a
-            model then share one pass of the host.
+        place: Where the features are taken. donor: the output of the layer, for grafts after the whole host. head: the
+            input of the head, for other sites, because host layers follow the donor layer there.
+        known: (host, pooling) -> vectors of the texts, for place donor; missing ones are added. All layers of a model
+            then share one forward pass of the host.
 
     Returns:
-        Accuracy, cross-validated, mean over the seeds.
+        The cross-validated accuracy, as a mean over the seeds.
     """
     model = build_model(arm, "text-classification", seeds[0], folder)
     source, device = host_source(arm.host, folder), choose_device("auto")
@@ -63,7 +63,7 @@ def probe_arm(
     key = (arm.host, model.pooling)
     known = {} if known is None else known
     if place == "donor" and key not in known:
-        known[key] = _capture(model.proj_in, lambda: _read(model, source, texts, max_length))
+        known[key] = _capture(model.proj_in, lambda: _run_model(model, source, texts, max_length))
     scores = []
     for seed in seeds:
         if seed != seeds[0]:
@@ -73,9 +73,9 @@ def probe_arm(
             if model.config.settings.projection_init == "matched":
                 match_projections(model)
         if place == "donor":
-            features = _capture(model.proj_out, lambda: _send(model, known[key]))
+            features = _capture(model.proj_out, lambda: _run_graft(model, known[key]))
         else:
-            features = _capture(model.head, lambda: _read(model, source, texts, max_length))
+            features = _capture(model.head, lambda: _run_model(model, source, texts, max_length))
         scores.append(_accuracy(features.double().numpy(), np.asarray(labels), seed))
     return statistics.fmean(scores)
 
@@ -87,19 +87,19 @@ def _accuracy(features: npt.NDArray[np.float64], labels: npt.NDArray[np.str_], s
 
 
 def _capture(module: nn.Module, run: Callable[[], None]) -> Tensor:
-    """[texts, width]: what comes into a module while the model runs, one vector per text."""
-    found: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1).cpu()))
+    """Return the inputs of a module while the model runs, as [texts, width]: one vector per text."""
+    captured: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0].flatten(1).cpu()))
     try:
         with torch.inference_mode():
             run()
     finally:
         handle.remove()
-    return torch.cat(found)
+    return torch.cat(captured)
 
 
-def _read(model: Any, source: str, texts: Sequence[Any], max_length: int) -> None:
-    """Run the whole model on texts."""
+def _run_model(model: Any, source: str, texts: Sequence[Any], max_length: int) -> None:
+    """Run the whole model on texts, in batches."""
     with quiet():
         tokenizer = load_tokenizer(source, model)
     for start in range(0, len(texts), _BATCH):
@@ -108,7 +108,7 @@ def _read(model: Any, source: str, texts: Sequence[Any], max_length: int) -> Non
         model(**{name: tensor.to(model.proj_in.weight.device) for name, tensor in encoded.items()})
 
 
-def _send(model: Any, vectors: Tensor) -> None:
-    """Run the graft alone on the host's vectors, [texts, host width]."""
+def _run_graft(model: Any, vectors: Tensor) -> None:
+    """Run only the graft on the host's vectors, [texts, host_hidden]."""
     for batch in torch.split(vectors, _BATCH):
         model.graft(batch.to(model.proj_in.weight.device).unsqueeze(1))

@@ -1,7 +1,7 @@
-"""The JSON files of a study as typed values: cells/*.json, summary.json and selection.json are read and written here.
+"""Reads and writes the JSON files of a study as typed values: cells/*.json, summary.json and selection.json.
 
-A file's fields are the fields of its dataclass, in the same order, after `format`. A file that lacks one is refused
-with a message that names it.
+A file has the field `format`, followed by the fields of its dataclass in the same order. If a field is missing, an
+error names it.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class TestScores:
-    """What was measured on one test set.
+    """The scores of a training on one test set.
 
     Attributes:
-        examples: How many.
-        scores: By metric.
-        correct: One digit per example: 1 if it was right. None for tasks that don't classify.
+        examples: Number of test examples.
+        scores: Metric -> score.
+        correct: One digit per example: 1 if the prediction is right. None for tasks other than classification.
     """
 
-    __test__ = False  # Not a test class, whatever pytest thinks of its name.
+    __test__ = False  # Tells pytest that this is not a test class.
 
     examples: int
     scores: Mapping[str, float]
@@ -39,7 +39,7 @@ class TestScores:
 
 @dataclass(frozen=True, kw_only=True)
 class CellParameters:
-    """Parameters of a cell's model."""
+    """The numbers of parameters of a cell's model."""
 
     total: int
     trained: int
@@ -48,7 +48,7 @@ class CellParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class CellSeconds:
-    """How long a cell took: to train, to test on all of its test sets, and in all."""
+    """The duration of a cell: for training, for testing on all of its test sets, and in total."""
 
     training: float
     testing: float
@@ -57,7 +57,7 @@ class CellSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationScores:
-    """What was measured on the validation part."""
+    """The scores of a training on the validation part."""
 
     examples: int
     scores: Mapping[str, float]
@@ -65,7 +65,7 @@ class ValidationScores:
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """A finished training: one file of cells/. `layout` says what each field holds."""
+    """A finished training: one file in cells/. `layout` describes the fields."""
 
     id: str
     arm: str
@@ -88,7 +88,7 @@ class CellResult:
 
 
 def read_cell(path: Path) -> CellResult:
-    """A finished training.
+    """Read a finished training.
 
     Raises:
         WorkspaceError: The file can't be read, or lacks a field.
@@ -97,7 +97,7 @@ def read_cell(path: Path) -> CellResult:
 
 
 def write_cell(path: Path, result: CellResult) -> None:
-    """Write a finished training, whole or not at all.
+    """Write a finished training, atomically.
 
     Raises:
         WorkspaceError: The folder can't be written.
@@ -106,25 +106,33 @@ def write_cell(path: Path, result: CellResult) -> None:
 
 
 def read_cells(folder: StudyFolder) -> tuple[CellResult, ...]:
-    """All finished trainings of a folder, in the order of their ids."""
+    """Read all finished trainings of a folder, in the order of their ids.
+
+    Raises:
+        WorkspaceError: A file can't be read, or lacks a field.
+    """
     names = sorted(path.name for path in (folder.root / "cells").glob("*.json"))
     return tuple(read_cell(folder.path("cells", name)) for name in names if not name.endswith(".failed.json"))
 
 
 def read_failures(folder: StudyFolder) -> tuple[FailedCell, ...]:
-    """All trainings of a folder that failed and were not finished since."""
+    """Read all trainings of a folder that failed and have not succeeded since.
+
+    Raises:
+        WorkspaceError: A file can't be read, or lacks a field.
+    """
     names = sorted(path.name for path in (folder.root / "cells").glob("*.failed.json"))
-    open_names = [name for name in names if not folder.result(name.removesuffix(".failed.json")).exists()]
-    return tuple(_read(FailedCell, folder.path("cells", name), "which runs it again") for name in open_names)
+    unfinished = [name for name in names if not folder.result(name.removesuffix(".failed.json")).exists()]
+    return tuple(_read(FailedCell, folder.path("cells", name), "which runs it again") for name in unfinished)
 
 
 def write_failure(path: Path, failure: FailedCell, finished: str) -> None:
-    """Write why a training failed."""
+    """Write the error of a failed training; `finished` is the time."""
     write_json(path, {**as_json(failure), "finished": finished})
 
 
 def read_summary(path: Path) -> Summary:
-    """summary.json.
+    """Read summary.json.
 
     Raises:
         WorkspaceError: The file can't be read, or lacks a field.
@@ -133,7 +141,7 @@ def read_summary(path: Path) -> Summary:
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write summary.json, whole or not at all.
+    """Write summary.json, atomically.
 
     Raises:
         WorkspaceError: The folder can't be written.
@@ -142,7 +150,7 @@ def write_summary(path: Path, summary: Summary) -> None:
 
 
 def read_selection(folder: StudyFolder) -> Selection | None:
-    """selection.json of a study's folder; None if there is none.
+    """Read selection.json in a study's folder; None if the file does not exist.
 
     Raises:
         WorkspaceError: The file can't be read, or lacks a field.
@@ -152,7 +160,7 @@ def read_selection(folder: StudyFolder) -> Selection | None:
 
 
 def write_selection(folder: StudyFolder, selection: Selection) -> None:
-    """Write selection.json, whole or not at all.
+    """Write selection.json, atomically.
 
     Raises:
         WorkspaceError: The folder can't be written.
@@ -161,34 +169,34 @@ def write_selection(folder: StudyFolder, selection: Selection) -> None:
 
 
 def as_json(value: Any) -> dict[str, Any]:
-    """A typed value as its file has it: plain JSON types, with tuples as lists."""
+    """Return a typed value as the content of its file: plain JSON types, with tuples as lists."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(value))
     return {"format": FORMAT, **plain}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _read(kind: type[T], path: Path, how: str) -> T:
+def _read(kind: type[T], path: Path, effect: str) -> T:
     try:
-        typed: T = _typed(kind, read_json(path), "")
+        typed: T = _convert(kind, read_json(path), "")
     except _FieldError as error:
         raise WorkspaceError(
-            f"{path} {error}. Delete it and continue the study, {how}: surgeon compare --output "
+            f"{path} {error}. Delete it and continue the study, {effect}: surgeon compare --output "
             f"{path.parent.parent if path.parent.name == 'cells' else path.parent}"
         ) from error
     return typed
 
 
 class _FieldError(Exception):
-    """A field of a file is missing or of another type."""
+    """A field of a file is missing, or has another type."""
 
 
-def _typed(kind: Any, value: Any, name: str) -> Any:
-    """A JSON value as a value of the type `kind`; `name` is the field, for messages."""
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """Convert a JSON value to the type `kind`; `name` is the name of the field, for messages."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         options = [option for option in arguments if option is not type(None)]
@@ -196,41 +204,41 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
             return None
         plain = [option for option in options if option in _PLAIN_TYPES]
         kind = next((option for option in plain if isinstance(value, _PLAIN_TYPES[option])), options[0])
-        return _typed(kind, value, name)
+        return _convert(kind, value, name)
     if dataclasses.is_dataclass(kind):
-        return _typed_fields(kind, _checked(Mapping, value, name), name)
+        return _convert_fields(kind, _check_type(Mapping, value, name), name)
     if origin is tuple or (isinstance(kind, type) and issubclass(kind, tuple)):
-        entries = _checked(Sequence, value, name)
+        items = _check_type(Sequence, value, name)
         if origin is tuple and arguments[-1] is ...:
-            return tuple(_typed(arguments[0], entry, f"{name}[{index}]") for index, entry in enumerate(entries))
+            return tuple(_convert(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(items))
         hints = list(get_type_hints(kind).values()) or list(arguments)
-        if len(entries) != len(hints):
-            raise _FieldError(f"has {len(entries)} values in {name}, where {len(hints)} are expected")
-        typed = [_typed(hint, entry, name) for hint, entry in zip(hints, entries, strict=True)]
+        if len(items) != len(hints):
+            raise _FieldError(f"has {len(items)} values in {name}, but {len(hints)} are expected")
+        typed = [_convert(hint, item, name) for hint, item in zip(hints, items, strict=True)]
         return tuple(typed) if origin is tuple else kind(*typed)
     if origin is Mapping or origin is dict:
-        entries = _checked(Mapping, value, name)
-        return {key: _typed(arguments[1], entry, f"{name}.{key}") for key, entry in entries.items()}
-    return _checked(_PLAIN_TYPES.get(kind, object), value, name)
+        items = _check_type(Mapping, value, name)
+        return {key: _convert(arguments[1], item, f"{name}.{key}") for key, item in items.items()}
+    return _check_type(_PLAIN_TYPES.get(kind, object), value, name)
 
 
 _PLAIN_TYPES: Mapping[Any, Any] = {str: str, bool: bool, int: int, float: (int, float)}
 
 
-def _typed_fields(kind: Any, content: Mapping[str, Any], name: str) -> Any:
+def _convert_fields(kind: Any, content: Mapping[str, Any], name: str) -> Any:
     hints = get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):
         path = f"{name}.{field.name}" if name else field.name
         if field.name in content:
-            values[field.name] = _typed(hints[field.name], content[field.name], path)
+            values[field.name] = _convert(hints[field.name], content[field.name], path)
         elif field.default is dataclasses.MISSING:
             raise _FieldError(f"lacks {path}")
     return kind(**values)
 
 
-def _checked(kind: Any, value: Any, name: str) -> Any:
+def _check_type(kind: Any, value: Any, name: str) -> Any:
     is_bool_for_number = isinstance(value, bool) and kind in (int, (int, float))
     if not isinstance(value, kind) or is_bool_for_number or (kind is Sequence and isinstance(value, str)):
-        raise _FieldError(f"has {value!r:.60} as {name}, which is of another type")
+        raise _FieldError(f"has {value!r:.60} as {name}, which has the wrong type")
     return value

@@ -1,4 +1,4 @@
-"""A study's folder to try things in: what is prepared in the study is used, and nothing is written there."""
+"""A temporary copy of a study's folder for trials. It links to what the study has prepared, and leaves it unchanged."""
 
 import contextlib
 import os
@@ -11,27 +11,27 @@ from layer_surgeon.study.layout import StudyFolder
 
 @contextlib.contextmanager
 def rehearsal(study: Path) -> Iterator[StudyFolder]:
-    """A folder that is thrown away, with links to the data sets, hosts and layers that a study has prepared.
+    """Create a temporary folder with links to the data sets, hosts and layers that a study has prepared.
 
     Args:
-        study: The study's folder; it need not exist.
+        study: The study's folder, which does not have to exist.
 
     Raises:
-        WorkspaceError: A link in the study's folder leaves it.
+        WorkspaceError: A link leads out of the study's folder.
     """
     original = StudyFolder(root=study)
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
-        folder = StudyFolder(root=Path(name), prepared=study)
-        # File by file: a file that has to be made again takes the place of its link.
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as root:
+        folder = StudyFolder(root=Path(root), prepared=study)
+        # Link single files, because a file that has to be made again replaces its link.
         for kind in ("data", "hosts"):
             _link_files(original.path(kind), folder.path(kind))
         layers = original.path("layers")
-        for entry in sorted(layers.iterdir()) if layers.is_dir() else ():
-            path = original.path("layers", entry.name)
-            # A layer is whole or not there; what an extraction left that was stopped is not its folder's config.json.
+        for name in sorted(path.name for path in layers.iterdir()) if layers.is_dir() else ():
+            path = original.path("layers", name)
+            # Link only complete layers: config.json is missing until an extraction has finished.
             if path.is_file() or (path / "config.json").is_file():
                 folder.path("layers").mkdir(exist_ok=True)
-                folder.path("layers", entry.name).symlink_to(path.resolve())
+                folder.path("layers", name).symlink_to(path.resolve())
         yield folder
 
 
@@ -39,7 +39,7 @@ def _link_files(source: Path, target: Path) -> None:
     for folder, _, names in os.walk(source):
         for name in names:
             path = Path(folder) / name
-            # Locks are made where they are needed, and links stay unused.
+            # Locks are created when they are needed, and existing links are not followed.
             if path.suffix != ".lock" and not path.is_symlink():
                 link = target / path.relative_to(source)
                 link.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the demo comes to, and what can be said of it."""
+"""The typed result of the demo, with the verdict on each test set."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,15 +20,15 @@ class ArmResult:
 
     Attributes:
         arm: "host alone" or "grafted".
-        seed: Of the fresh weights, the held-out validation part, the order of the examples and dropout.
+        seed: Seed of the new weights, the held-out validation part, the order of the examples, and dropout.
         path: The run's folder.
-        parameters: By part: (all, trained).
+        parameters: Part of the model -> (all, trained).
         history: One entry per epoch.
-        best_epoch: Which was kept, counted from 1.
-        scores: Metrics by test set.
-        training_seconds: Time for training, with its validations.
-        testing_seconds: Time for all test sets.
-        device: Where it ran.
+        best_epoch: The epoch that was kept, counted from 1.
+        scores: Test set -> metrics.
+        training_seconds: Duration of the training, including validation.
+        testing_seconds: Duration of the tests on all test sets.
+        device: The device that the arm ran on.
     """
 
     arm: str
@@ -45,13 +45,13 @@ class ArmResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One arm on one test set, over the seeds.
+    """The scores of one arm on one test set, over the seeds.
 
     Attributes:
         accuracy: Mean over the seeds.
         macro_f1: Mean over the seeds.
         interval: Wilson's 95 % interval of the mean accuracy, for the number of examples.
-        by_seed: Accuracy of each seed.
+        by_seed: Accuracy for each seed.
         examples: Size of the test set.
     """
 
@@ -64,14 +64,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Grafted minus host alone on one test set, in accuracy, with its 95 % interval."""
+    """The difference in accuracy, grafted minus host alone, on one test set, with its 95 % interval."""
 
     delta: float
     interval: Interval
 
     @property
     def verdict(self) -> str:
-        """What may be said of it."""
+        """The difference in words."""
         if self.interval.holds_zero:
             return "within noise"
         return "grafted is better" if self.delta > 0 else "host alone is better"
@@ -79,22 +79,22 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """All of the demo.
+    """The result of the demo.
 
     Attributes:
-        host_name: The small model.
-        donor_name: The model the layer was taken from.
-        layer_indices: Which of its layers.
-        layer_bytes: Bytes of the layer's tensors, as extracted.
-        layer_reused: Whether an earlier run had extracted it.
-        train_name: What was trained on.
-        num_train: Examples of the training part, before the validation part is taken off.
-        arms: Every run.
+        host_name: Name of the small model.
+        donor_name: Name of the model that the layer was extracted from.
+        layer_indices: The indices of the extracted layers.
+        layer_bytes: Size of the layer's tensors in bytes, as extracted.
+        layer_reused: Whether the layer was reused from an earlier run.
+        train_name: Name of the training data set.
+        num_train: Number of training examples, including those that are held out for validation.
+        arms: All runs.
         config: The settings.
-        changed: Those of them that are not the paper's.
-        extraction_seconds: Time until the layer was there.
-        seconds: Time for everything.
-        folder: Where everything lies.
+        changed: The settings that differ from the paper's.
+        extraction_seconds: Duration of the extraction.
+        seconds: Duration of the whole demo.
+        folder: The folder with all files of the demo.
     """
 
     host_name: str
@@ -118,12 +118,12 @@ class DemoResult:
 
     @property
     def arm_names(self) -> tuple[str, ...]:
-        """The arms, the control first."""
+        """The names of the arms, with the control first."""
         return tuple(dict.fromkeys(run.arm for run in self.arms))
 
     @property
     def test_names(self) -> tuple[str, ...]:
-        """The test sets, the held-out part of the training data first."""
+        """The names of the test sets, with the held-out part of the training data first."""
         return tuple(self.arms[0].scores)
 
     @property
@@ -132,11 +132,11 @@ class DemoResult:
         return tuple(dict.fromkeys(run.seed for run in self.arms))
 
     def runs(self, arm: str) -> tuple[ArmResult, ...]:
-        """All runs of an arm."""
+        """Return all runs of an arm."""
         return tuple(run for run in self.arms if run.arm == arm)
 
     def cell(self, arm: str, test: str) -> Cell:
-        """One arm on one test set, over the seeds."""
+        """Return the scores of one arm on one test set."""
         scores = [run.scores[test] for run in self.runs(arm)]
         accuracies = tuple(score.accuracy for score in scores)
         mean = sum(accuracies) / len(accuracies)
@@ -149,7 +149,7 @@ class DemoResult:
         )
 
     def comparison(self, test: str) -> Comparison:
-        """The second arm against the first on one test set."""
+        """Compare the second arm with the first on one test set."""
         control, grafted = (self.cell(arm, test) for arm in self.arm_names)
         return Comparison(
             delta=grafted.accuracy - control.accuracy,
@@ -157,7 +157,7 @@ class DemoResult:
         )
 
     def conclusion(self) -> str:
-        """One honest sentence."""
+        """Return the result in one or two sentences."""
         verdicts = {test: self.comparison(test).verdict for test in self.test_names}
         if set(verdicts.values()) == {"within noise"}:
             return (
@@ -167,12 +167,16 @@ class DemoResult:
         names = {
             verdict: say_all([test for test, v in verdicts.items() if v == verdict]) for verdict in verdicts.values()
         }
-        told = "; ".join(f"{verdict} on {tests}" for verdict, tests in names.items() if verdict != "within noise")
-        rest = names.get("within noise")
-        return f"At 95 %: {told}." + (f" On {rest} the difference is within noise." if rest else "")
+        clear_verdicts = "; ".join(
+            f"{verdict} on {tests}" for verdict, tests in names.items() if verdict != "within noise"
+        )
+        unclear_tests = names.get("within noise")
+        return f"At 95 %: {clear_verdicts}." + (
+            f" On {unclear_tests} the difference is within noise." if unclear_tests else ""
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Return plain JSON types."""
         return {
             "layer_surgeon": __version__,
             "host": self.host_name,

@@ -1,17 +1,18 @@
-"""The best layer, pair or site at a fraction of a sweep: successive halving over the same cells that a sweep has.
+"""Finds the best layer, pair or site at a fraction of a sweep's cost: successive halving over the cells of a sweep.
 
-Rung 0    a probe without training (`probe`), of all candidates; the better half stays
+Rung 0    a probe of all candidates without training (`probe`); the better half stays
 Rung 1    one seed, a quarter of the training data
 Rung 2    one seed, all of the data
 Rung 3    all seeds
 
-After each rung the better third stays, at least two until the last; a rung that would drop none is left out. What
-decides is the validation part alone: the test part is looked at once, for the one that is left and the host alone.
+After each rung, the better third stays, but at least two candidates until the last rung. A rung that would drop no
+candidate is skipped. Only the validation part decides. The test part is used once, at the end, for the winner and the
+host alone.
 
-Successive halving (Jamieson and Talwalkar, 2016) in its plain form: rungs of whole trainings in the folder of a study,
-so that what was trained before is there, and a stopped selection goes on. Optuna's pruner of that name decides trial by
-trial, and lets the first ones pass, before there is anything to compare them with; with a dozen candidates that is most
-of the cost.
+This is successive halving (Jamieson and Talwalkar, 2016) in its plain form. Its rungs are complete trainings in the
+folder of a study, so finished trainings are reused, and an interrupted selection can be resumed. Optuna has a pruner of
+that name, but it decides trial by trial, and lets the first trials pass because there is nothing to compare them with.
+With a dozen candidates, that is most of the cost.
 """
 
 import json
@@ -47,7 +48,7 @@ _LEAST = 2
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """What one training came to."""
+    """The result of one training: validation score, training examples over all epochs, and duration."""
 
     score: float
     examples: float
@@ -57,92 +58,97 @@ class _Trained:
 def select_arm(
     plan: StudyPlan, output: Path, *, workers: int = 1, probe: bool = True, progress: Progress | None = None
 ) -> Selection:
-    """Find the best of the plan's grafts.
+    """Find the best graft of a plan.
 
     Args:
-        plan: The host alone, and the candidates; one data set.
-        output: The study's folder; that of a sweep will do, whose cells are then used.
-        workers: Local processes at a time.
-        probe: Begin with the probe; without it, all candidates go into rung 1.
-        progress: Told about every training.
+        plan: A plan with the host alone, the candidates, and one data set.
+        output: The study's folder. It can be the folder of a sweep, whose cells are then reused.
+        workers: Number of local processes that run at the same time.
+        probe: Whether to start with the probe. Without it, all candidates enter rung 1.
+        progress: Receives an update for every training.
 
     Raises:
-        ConfigError: There is nothing to choose from, or more than one share of the data.
+        ConfigError: The plan has fewer than two candidates, or more than one data set or share of the data.
         TrainingError: All candidates of a rung failed.
     """
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
     candidates = [arm for arm in plan.arms if arm.donor is not None]
     if len(candidates) < 2 or len(plan.data) != 1 or plan.task != "text-classification":
         raise ConfigError(
-            f"There are {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}; a selection "
-            "is between at least two layers, on one data set, for text-classification."
+            f"The plan has {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}. A "
+            "selection needs at least two layers, one data set, and the task text-classification."
         )
     if len(plan.fractions) != 1:
         raise ConfigError(
-            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection is made with one share "
-            "of the training data. Name one."
+            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection works with one share "
+            "of the training data. Name only one."
         )
     folder.check()
     with locked(folder.lock, wait=False):
         prepare_study(plan, folder, progress)
     rungs: list[Rung] = []
     if probe and len(candidates) > 2:
-        began = time.monotonic()
-        scores = _probes(candidates, plan, folder, progress)
-        kept = _best(scores, max(_LEAST, math.ceil(len(candidates) / 2)), higher=True)
-        seconds = time.monotonic() - began
+        start_time = time.monotonic()
+        scores = _probe_arms(candidates, plan, folder, progress)
+        kept = _rank(scores, max(_LEAST, math.ceil(len(candidates) / 2)), higher=True)
+        seconds = time.monotonic() - start_time
         rungs.append(Rung(name="probe without training", scores=scores, kept=kept, examples=0.0, seconds=seconds))
         candidates = _in_order(kept, candidates)
     trained: dict[str, _Trained] = {}
     margin = None
-    for name, part in _parts(plan, folder):
-        last = part.seeds == plan.seeds and part.fractions == plan.fractions
-        if len(candidates) <= (1 if last else _LEAST):
+    for name, rung_plan in _plan_rungs(plan, folder):
+        is_last = rung_plan.seeds == plan.seeds and rung_plan.fractions == plan.fractions
+        if len(candidates) <= (1 if is_last else _LEAST):
             continue
-        part = replace(part, arms=tuple(candidates), reference=candidates[0].name, focus=None)
-        result = run_study(part, output, workers=workers, progress=progress)
-        found = _validation(part, folder)
-        trained |= {cell: one for cells in found.values() for cell, one in cells.items()}
-        if not found:
+        rung_plan = replace(rung_plan, arms=tuple(candidates), reference=candidates[0].name, focus=None)
+        result = run_study(rung_plan, output, workers=workers, progress=progress)
+        by_arm = _read_trainings(rung_plan, folder)
+        trained |= {cell: training for cells in by_arm.values() for cell, training in cells.items()}
+        if not by_arm:
             raise TrainingError(f"All candidates failed. {next(iter(result.failed.values()), '')}")
-        scores = {arm: statistics.fmean(one.score for one in cells.values()) for arm, cells in found.items()}
-        order = _best(scores, len(scores), higher=plan.higher_is_better)
-        kept = order[: 1 if last else max(_LEAST, math.ceil(len(candidates) / _THIRD))]
-        ones = [one for cells in found.values() for one in cells.values()]
+        scores = {arm: statistics.fmean(training.score for training in cells.values()) for arm, cells in by_arm.items()}
+        ranking = _rank(scores, len(scores), higher=plan.higher_is_better)
+        kept = ranking[: 1 if is_last else max(_LEAST, math.ceil(len(candidates) / _THIRD))]
+        trainings = [training for cells in by_arm.values() for training in cells.values()]
         rungs.append(
             Rung(
                 name=name,
                 scores=scores,
                 kept=kept,
-                examples=sum(one.examples for one in ones),
-                seconds=sum(one.seconds for one in ones),
+                examples=sum(training.examples for training in trainings),
+                seconds=sum(training.seconds for training in trainings),
             )
         )
-        if last and len(order) > 1:
-            margin = _margin(order[1], found[order[0]], found[order[1]], higher=plan.higher_is_better)
+        if is_last and len(ranking) > 1:
+            margin = _margin(ranking[1], by_arm[ranking[0]], by_arm[ranking[1]], higher=plan.higher_is_better)
         candidates = _in_order(kept, candidates)
-        if last:
+        if is_last:
             break
     return _finish(plan, candidates[0], rungs, margin, trained, output, workers=workers, progress=progress)
 
 
-def _parts(plan: StudyPlan, folder: StudyFolder) -> list[tuple[str, StudyPlan]]:
-    """The rungs of trainings: what each is called, and the plan with its seeds and share of the data."""
+def _plan_rungs(plan: StudyPlan, folder: StudyFolder) -> list[tuple[str, StudyPlan]]:
+    """Return the rungs of trainings: the name of each rung, and the plan with its seeds and its share of the data."""
     finetune = dict(plan.finetune)
     counts = PreparedData.open(folder.data(plan.data[0].name)).examples
-    there = counts["train"] * (1.0 if "validation" in counts else 1 - float(finetune.get("validation_fraction", 0.2)))
+    available = counts["train"] * (
+        1.0 if "validation" in counts else 1 - float(finetune.get("validation_fraction", 0.2))
+    )
     (share,) = plan.fractions
-    # The share is one of what is there, of which max_train_samples may take less than a quarter.
-    used = min(share, float(finetune.get("max_train_samples") or there) / there)
+    # The share is of the available examples, and max_train_samples may already use less than a quarter of them.
+    used_share = min(share, float(finetune.get("max_train_samples") or available) / available)
     if finetune.get("max_steps") is not None:
         finetune["max_steps"] = max(1, round(_QUARTER * finetune["max_steps"]))
-    one = plan.seeds[:1]
-    part = "the data" if share == 1 else f"{100 * share:g} % of the data"
-    whole = "all of the data" if share == 1 else part
+    first_seed = plan.seeds[:1]
+    data_text = "the data" if share == 1 else f"{100 * share:g} % of the data"
+    all_data_text = "all of the data" if share == 1 else data_text
     return [
-        (f"one seed, a quarter of {part}", replace(plan, fractions=(_QUARTER * used,), seeds=one, finetune=finetune)),
-        (f"one seed, {whole}", replace(plan, seeds=one)),
-        (f"{len(plan.seeds)} seeds, {whole}", plan),
+        (
+            f"one seed, a quarter of {data_text}",
+            replace(plan, fractions=(_QUARTER * used_share,), seeds=first_seed, finetune=finetune),
+        ),
+        (f"one seed, {all_data_text}", replace(plan, seeds=first_seed)),
+        (f"{len(plan.seeds)} seeds, {all_data_text}", plan),
     ]
 
 
@@ -161,19 +167,25 @@ def _finish(
     final = replace(plan, arms=(*hosts, best), focus=best.name, reference=hosts[0].name if hosts else best.name)
     folder = StudyFolder(root=output)
     study = run_study(final, output, workers=workers, progress=progress)
-    whole = list(_validation(replace(final, arms=(best,), reference=best.name), folder).get(best.name, {}).values())
+    best_trainings = list(
+        _read_trainings(replace(final, arms=(best,), reference=best.name), folder).get(best.name, {}).values()
+    )
     count = len([arm for arm in plan.arms if arm.donor is not None]) * len(plan.seeds)
-    # A rung of whole trainings takes over those that an earlier one did: each counts once.
-    examples = sum(one.examples for one in trained.values())
-    seconds = sum(one.seconds for one in trained.values()) + sum(rung.seconds for rung in rungs if not rung.examples)
+    # A rung reuses the trainings of earlier rungs, so each training counts once.
+    examples = sum(training.examples for training in trained.values())
+    seconds = sum(training.seconds for training in trained.values()) + sum(
+        rung.seconds for rung in rungs if not rung.examples
+    )
     result = Selection(
         best=best.name,
         layers=() if best.donor is None else best.donor.layers,
         site=best.graft.get("site", ENCODER_OUTPUT),
         rungs=tuple(rungs),
         margin=margin,
-        cost=examples / (count * max(one.examples for one in whole)) if whole else 0.0,
-        time=seconds / (count * statistics.fmean(one.seconds for one in whole)) if whole else 0.0,
+        cost=examples / (count * max(training.examples for training in best_trainings)) if best_trainings else 0.0,
+        time=seconds / (count * statistics.fmean(training.seconds for training in best_trainings))
+        if best_trainings
+        else 0.0,
         verdict=study.summary.verdict,
         path=str(study.path),
     )
@@ -181,19 +193,19 @@ def _finish(
     return result
 
 
-def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress: Progress) -> dict[str, float]:
-    """The probe's accuracy of each arm, on training texts; kept in the folder.
+def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress: Progress) -> dict[str, float]:
+    """Return the probe's accuracy for each arm on training texts, and store it in the folder.
 
-    An arm that can't be built is said and left out.
+    An arm that can't be built is skipped with a notice.
 
     Raises:
-        TrainingError: None can be built.
+        TrainingError: No arm can be built.
     """
     name = plan.data[0].name
     path = folder.path(PROBES)
-    known: dict[str, Any] = read_json(path) if path.is_file() else {"format": 1}
+    stored_scores: dict[str, Any] = read_json(path) if path.is_file() else {"format": 1}
     rows = PreparedData.open(folder.data(name)).rows("train")
-    rows = _share(rows, _PROBE_TEXTS)
+    rows = _spread_rows(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
     labels = [str(row["label"]) for row in rows]
     place: Place = "donor"
@@ -207,19 +219,19 @@ def _probes(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress:
     for arm in arms:
         key = json.dumps([arm.as_dict(), name, plan.seeds, len(rows), place], sort_keys=True)
         try:
-            if not _is_score(known.get(key)):
-                known[key] = probe_arm(
+            if not _is_score(stored_scores.get(key)):
+                stored_scores[key] = probe_arm(
                     arm, texts, labels, folder, seeds=plan.seeds, max_length=length, place=place, known=vectors
                 )
-                write_json(path, known)
-            scores[arm.name] = float(known[key])
+                write_json(path, stored_scores)
+            scores[arm.name] = float(stored_scores[key])
         except LayerSurgeonError as error:
             reason = f"{arm.name}: {error}"
             progress.notice(reason)
         progress.advance(1)
     progress.end()
     if not scores:
-        raise TrainingError(f"No candidate can be built. {reason}")
+        raise TrainingError(f"No candidate can be built. The last reason was: {reason}")
     return scores
 
 
@@ -227,21 +239,21 @@ def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def _share(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
-    """At most `wanted` rows, spread evenly over the set."""
-    if len(rows) <= wanted:
+def _spread_rows(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return at most `count` rows, spread evenly over the set."""
+    if len(rows) <= count:
         return rows
-    return [rows[index * len(rows) // wanted] for index in range(wanted)]
+    return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def _validation(plan: StudyPlan, folder: StudyFolder) -> dict[str, dict[str, _Trained]]:
-    """By arm, of those all of whose cells are done: what each cell came to, by its id, in the order of the seeds."""
-    found: dict[str, dict[str, _Trained]] = {}
+def _read_trainings(plan: StudyPlan, folder: StudyFolder) -> dict[str, dict[str, _Trained]]:
+    """Return arm -> cell id -> result, in the order of the seeds, for the arms whose cells are all finished."""
+    by_arm: dict[str, dict[str, _Trained]] = {}
     for arm in plan.arms:
         cells = [cell for cell in plan.cells() if cell.arm == arm]
         if all(folder.result(cell.id).exists() for cell in cells):
             results = [read_cell(folder.result(cell.id)) for cell in cells]
-            found[arm.name] = {
+            by_arm[arm.name] = {
                 result.id: _Trained(
                     score=float(result.validation.scores[plan.metric]),
                     examples=float(result.train_examples * result.history[-1]["epoch"]),
@@ -249,13 +261,13 @@ def _validation(plan: StudyPlan, folder: StudyFolder) -> dict[str, dict[str, _Tr
                 )
                 for result in results
             }
-    return found
+    return by_arm
 
 
 def _margin(runner_up: str, best: Mapping[str, _Trained], other: Mapping[str, _Trained], *, higher: bool) -> Margin:
     sign = 1 if higher else -1
     pairs = zip(best.values(), other.values(), strict=True)
-    differences = [sign * (one.score - two.score) for one, two in pairs]
+    differences = [sign * (best_training.score - other_training.score) for best_training, other_training in pairs]
     return Margin(
         runner_up=runner_up,
         difference=statistics.fmean(differences),
@@ -267,6 +279,6 @@ def _in_order(names: Sequence[str], arms: Sequence[Arm]) -> list[Arm]:
     return [arm for name in names for arm in arms if arm.name == name]
 
 
-def _best(scores: Mapping[str, float], count: int, *, higher: bool) -> tuple[str, ...]:
-    order = sorted(scores, key=lambda name: scores[name], reverse=higher)
-    return tuple(order[:count])
+def _rank(scores: Mapping[str, float], count: int, *, higher: bool) -> tuple[str, ...]:
+    ranking = sorted(scores, key=lambda name: scores[name], reverse=higher)
+    return tuple(ranking[:count])

@@ -1,4 +1,4 @@
-"""What a selection comes to: its rounds, what it chose, how far ahead that is, and at what cost."""
+"""The typed result of a selection: its rungs, its choice, the margin over the runner-up, and the cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from layer_surgeon.graft.config import ENCODER_OUTPUT
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One round.
+    """One round of a selection.
 
     Attributes:
-        name: What was done.
-        scores: By arm: mean validation score, or the probe's accuracy.
-        kept: The arms that go on, the best first.
-        examples: Training examples seen in this rung, over all epochs: its cost.
-        seconds: How long the trainings of this rung took, those that were done before included.
+        name: A description of the round.
+        scores: Arm -> mean validation score, or accuracy of the probe.
+        kept: The arms that stay, best first.
+        examples: The cost: number of training examples in this rung, over all epochs.
+        seconds: Duration of this rung's trainings, including those that were already finished.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Margin:
-    """How far the chosen arm is ahead of the next, on validation data.
+    """The margin of the chosen arm over the second best, on validation data.
 
     Attributes:
-        runner_up: The next arm.
-        difference: Mean over the seeds of the paired differences; positive if the chosen arm is better.
-        deviation: Their standard deviation from seed to seed; None with one seed.
+        runner_up: The second-best arm.
+        difference: Mean of the paired differences over the seeds; positive if the chosen arm is better.
+        deviation: Standard deviation of these differences over the seeds; None with one seed.
     """
 
     runner_up: str
@@ -41,29 +41,29 @@ class Margin:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The margin in words."""
         if self.deviation is None:
             return f"ahead of {self.runner_up} by {self.difference:.4f}, with one seed"
         close = "; too close to call" if self.difference <= self.deviation else ""
         return (
-            f"ahead of {self.runner_up} by {self.difference:.4f}, and by seed that scatters by "
+            f"ahead of {self.runner_up} by {self.difference:.4f}, with a standard deviation over the seeds of "
             f"{self.deviation:.4f}{close}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What was chosen. The fields are those of selection.json, in the same order.
+    """The result of a selection. The fields are those of selection.json, in the same order.
 
     Attributes:
-        best: The arm.
-        layers: Its layers.
-        site: Where in the host they sit.
-        margin: Over the runner-up of the last rung; None if no other arm was left.
-        cost: Examples trained on, as a share of what the whole sweep would take.
-        time: Seconds as a share of what the whole sweep would take, the probe's included.
-        rungs: How it came to that.
-        verdict: Of the last rung's study: the chosen arm and the host alone.
+        best: The chosen arm.
+        layers: The donor layers of the chosen arm.
+        site: The graft site in the host.
+        margin: The margin over the runner-up of the last rung; None if no other arm was left.
+        cost: Number of training examples, as a share of what the whole sweep would need.
+        time: Seconds, including those of the probe, as a share of what the whole sweep would need.
+        rungs: The rounds that led to the choice.
+        verdict: The verdict of the final study, which compares the chosen arm with the host alone.
         path: The study's folder.
     """
 

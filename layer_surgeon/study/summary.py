@@ -1,7 +1,7 @@
-"""From cells to the typed summary: means, paired differences, and what may be said of them.
+"""Makes the typed summary from the cells: means, paired differences, and verdicts.
 
-summary.json has the fields of `tables.Summary`, after `format`: the verdict in words, the trainings that are done, the
-arms, and one table per test set.
+summary.json has the field `format`, followed by the fields of `tables.Summary`: the verdict in words, the finished
+trainings, the arms, and one table per test set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,18 +42,19 @@ ByArm = Mapping[str, Sequence[CellResult]]
 
 
 def read_results(plan: StudyPlan, folder: StudyFolder) -> tuple[CellResult, ...]:
-    """The plan's finished cells.
+    """Return the results of the plan's finished cells.
 
     Raises:
         WorkspaceError: A cell's file can't be read.
     """
     done = [(cell, folder.result(cell.id)) for cell in plan.cells() if folder.result(cell.id).exists()]
-    # A cell's id has the arm's name as file names have it, so a cell can be older than the name of its arm.
+    # The id only contains a form of the arm's name that is safe for files. So the arm may have been renamed since the
+    # cell was trained, and the name in the plan is the right one.
     return tuple(replace(read_cell(path), arm=cell.arm.name) for cell, path in done)
 
 
 def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
-    """The tables of what is finished.
+    """Summarize the finished cells of a study.
 
     Raises:
         WorkspaceError: A cell's file can't be read.
@@ -66,7 +67,7 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
         for data, tests in plan.tests.items()
         for fraction in plan.fractions
         for test in tests
-        if (table := _table(plan, data, fraction, test, results)).rows
+        if (table := _make_table(plan, data, fraction, test, results)).rows
     )
     return Summary(
         name=plan.name,
@@ -87,19 +88,21 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
                 kind=arm.kind,
                 host=arm.host_name,
                 donor=None if arm.donor is None else arm.donor.name,
-                parameters=ParameterCounts(total=own[0].parameters.total, trained=own[0].parameters.trained)
-                if own
+                parameters=ParameterCounts(
+                    total=arm_results[0].parameters.total, trained=arm_results[0].parameters.trained
+                )
+                if arm_results
                 else None,
-                training_seconds=_mean([result.seconds.training for result in own]) if own else None,
+                training_seconds=_mean([result.seconds.training for result in arm_results]) if arm_results else None,
             )
             for arm in plan.arms
-            for own in [[result for result in results if result.arm == arm.name]]
+            for arm_results in [[result for result in results if result.arm == arm.name]]
         },
         tables=tables,
     )
 
 
-def _table(plan: StudyPlan, data: str, fraction: float, test: str, results: Sequence[CellResult]) -> Table:
+def _make_table(plan: StudyPlan, data: str, fraction: float, test: str, results: Sequence[CellResult]) -> Table:
     measured = [r for r in results if (r.data, r.fraction) == (data, fraction) and plan.metric in _scores(r, test)]
     by_arm = {
         arm.name: sorted((r for r in measured if r.arm == arm.name), key=lambda r: r.seed)
@@ -111,8 +114,8 @@ def _table(plan: StudyPlan, data: str, fraction: float, test: str, results: Sequ
         fraction=fraction,
         test=test,
         examples=measured[0].tests[test].examples if measured else 0,
-        rows=tuple(_row(name, test, own, plan.metric) for name, own in by_arm.items()),
-        comparisons=_comparisons(plan, test, by_arm),
+        rows=tuple(_make_row(name, test, own, plan.metric) for name, own in by_arm.items()),
+        comparisons=_compare_arms(plan, test, by_arm),
     )
 
 
@@ -120,9 +123,9 @@ def _scores(result: CellResult, test: str) -> Mapping[str, float]:
     return result.tests[test].scores if test in result.tests else {}
 
 
-def _row(arm: str, test: str, results: Sequence[CellResult], metric: str) -> Row:
+def _make_row(arm: str, test: str, results: Sequence[CellResult], metric: str) -> Row:
     values = [float(_scores(result, test)[metric]) for result in results]
-    bits = _bits(results, test) if metric == "accuracy" else None
+    bits = _correct_matrix(results, test) if metric == "accuracy" else None
     return Row(
         arm=arm,
         seeds=tuple(result.seed for result in results),
@@ -137,11 +140,11 @@ def _row(arm: str, test: str, results: Sequence[CellResult], metric: str) -> Row
     )
 
 
-def _comparisons(plan: StudyPlan, test: str, by_arm: ByArm) -> tuple[Comparison, ...]:
-    """Every arm against the reference with the same host, and the focus against every other arm."""
+def _compare_arms(plan: StudyPlan, test: str, by_arm: ByArm) -> tuple[Comparison, ...]:
+    """Compare every arm with the reference on the same host, and the focus with every other arm."""
     comparisons: list[Comparison] = []
     done: set[tuple[str, str]] = set()
-    pooled = _pooled(test, by_arm) if plan.metric == "accuracy" else {}
+    pooled = _pool_seeds(test, by_arm) if plan.metric == "accuracy" else {}
     against_reference = [(name, _partner(plan.reference, name, by_arm)) for name in by_arm]
     focused = [(focus, name) for name in by_arm if (focus := _partner(plan.focus, name, by_arm))]
     for arm, against in (*against_reference, *focused):
@@ -150,34 +153,34 @@ def _comparisons(plan: StudyPlan, test: str, by_arm: ByArm) -> tuple[Comparison,
         done.add((arm, against))
         if (comparison := _compare(plan, test, (by_arm[arm], by_arm[against]), pooled)) is not None:
             comparisons.append(comparison)
-    # All of a table are one family: a study makes one claim with all of its comparisons on a test set.
+    # Holm's correction covers all comparisons of a table, since together they make one claim about a test set.
     adjusted = iter(holm([comparison.p for comparison in comparisons if comparison.p is not None]))
-    return tuple(_decided(c, None if c.p is None else next(adjusted), plan) for c in comparisons)
+    return tuple(_decide(c, None if c.p is None else next(adjusted), plan) for c in comparisons)
 
 
-def _decided(comparison: Comparison, p_holm: float | None, plan: StudyPlan) -> Comparison:
+def _decide(comparison: Comparison, p_holm: float | None, plan: StudyPlan) -> Comparison:
     decided = replace(comparison, p_holm=p_holm, significant=p_holm is not None and p_holm < ALPHA)
     return replace(decided, words=say_comparison(decided, plan))
 
 
-def _partner(wanted: str | None, arm: str, by_arm: ByArm) -> str | None:
-    """The arm called `wanted`, or that with the same host."""
-    if wanted is None or wanted in by_arm:
-        return wanted
+def _partner(name: str | None, arm: str, by_arm: ByArm) -> str | None:
+    """Return the arm called `name`, or the arm of that name on the same host as `arm`; None if there is none."""
+    if name is None or name in by_arm:
+        return name
     _, at, host = arm.rpartition("@")
-    name = f"{wanted}@{host}" if at else wanted
-    return name if name in by_arm else None
+    partner = f"{name}@{host}" if at else name
+    return partner if partner in by_arm else None
 
 
-def _pooled(test: str, by_arm: ByArm) -> dict[tuple[int, ...], SeedVariance | None]:
-    """What seeds do to a difference, by seeds: from all arms that were trained with exactly these.
+def _pool_seeds(test: str, by_arm: ByArm) -> dict[tuple[int, ...], SeedVariance | None]:
+    """Return the variance over seeds for each set of seeds, pooled over all arms that were trained with exactly these.
 
-    None where fewer than two were, or where their numbers of test examples differ.
+    It is None if fewer than two arms have these seeds, or if their numbers of test examples differ.
     """
     seeds = {name: tuple(result.seed for result in results) for name, results in by_arm.items()}
     pooled: dict[tuple[int, ...], SeedVariance | None] = {}
     for common in set(seeds.values()):
-        matrices = [_bits(by_arm[name], test) for name, own in seeds.items() if own == common]
+        matrices = [_correct_matrix(by_arm[name], test) for name, arm_seeds in seeds.items() if arm_seeds == common]
         usable = [matrix for matrix in matrices if matrix is not None]
         pooled[common] = pooled_seed_variance(usable) if len({matrix.shape for matrix in usable}) == 1 else None
     return pooled
@@ -185,7 +188,7 @@ def _pooled(test: str, by_arm: ByArm) -> dict[tuple[int, ...], SeedVariance | No
 
 @dataclass(frozen=True, kw_only=True)
 class _ExampleTests:
-    """What single examples add to a comparison."""
+    """The part of a comparison that needs the result of every single example."""
 
     example_interval: Interval | None = None
     both_interval: Interval | None = None
@@ -200,14 +203,14 @@ def _compare(
     pair: tuple[Sequence[CellResult], Sequence[CellResult]],
     pooled: Mapping[tuple[int, ...], SeedVariance | None],
 ) -> Comparison | None:
-    second, first = ({result.seed: result for result in side} for side in pair)
+    second, first = ({result.seed: result for result in results} for results in pair)
     seeds = tuple(seed for seed in second if seed in first)
     if not seeds:
         return None
-    sides = [[second[seed] for seed in seeds], [first[seed] for seed in seeds]]
-    scores = [[float(_scores(result, test)[plan.metric]) for result in side] for side in sides]
+    results_of_pair = [[second[seed] for seed in seeds], [first[seed] for seed in seeds]]
+    scores = [[float(_scores(result, test)[plan.metric]) for result in results] for results in results_of_pair]
     difference = compare_scores(scores[1], scores[0])
-    bits = [_bits(side, test) if plan.metric == "accuracy" else None for side in sides]
+    bits = [_correct_matrix(results, test) if plan.metric == "accuracy" else None for results in results_of_pair]
     examples = None
     if bits[0] is not None and bits[1] is not None and bits[0].shape == bits[1].shape and bits[0].shape[1] > 1:
         examples = _test_examples(bits[0] - bits[1], pooled.get(seeds))
@@ -235,7 +238,7 @@ def _compare(
 
 
 def _test_examples(differences: Matrix, pooled: SeedVariance | None) -> _ExampleTests:
-    """The tests of [seeds, examples] differences of right and wrong."""
+    """Test the differences between right (1) and wrong (0), given as [seeds, examples]."""
     interval = bootstrap(differences, "examples")
     if len(differences) > 1:
         crossed = crossed_test(differences, pooled)
@@ -248,8 +251,8 @@ def _test_examples(differences: Matrix, pooled: SeedVariance | None) -> _Example
     return _ExampleTests(example_interval=interval, basis="examples", p=p)
 
 
-def _bits(results: Sequence[CellResult], test: str) -> Matrix | None:
-    """[seeds, examples] of 1 (right) and 0 (wrong); None where a cell has none, or another number."""
+def _correct_matrix(results: Sequence[CellResult], test: str) -> Matrix | None:
+    """Return [seeds, examples] with 1 for right and 0 for wrong; None if a cell lacks them or has another number."""
     texts = [text for result in results if (text := result.tests[test].correct) is not None]
     if len(texts) < len(results) or len({len(text) for text in texts}) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Which layer, pair or site: one run for each of them and each seed, and the host alone (paper, figures 2 and 3)."""
+"""Sweeps: one training per seed for every layer, pair or site, and for the host alone (paper, figures 2 and 3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,29 +19,33 @@ Candidates = Literal["layers", "pairs", "sites"]
 
 
 def choose_layers(text: str, count: int) -> list[int]:
-    """Layers from `all`, `0,4,8`, `-1`, or `0:32:4`; as indices from 0, each once, in order.
+    """Read layer numbers from text: `all`, `0,4,8`, `-1`, or `0:32:4`.
 
     Args:
-        text: What was said.
-        count: How many layers the donor has.
+        text: The text.
+        count: Number of layers of the donor.
+
+    Returns:
+        Indices from 0, sorted and without duplicates.
 
     Raises:
-        ConfigError: It is none of these.
-        LayerNotFoundError: The donor has no such layer.
+        ConfigError: The text does not have one of these forms, or selects no layer.
+        LayerNotFoundError: The donor does not have such a layer.
     """
     layers: list[int] = []
-    for piece in text.split(","):
-        bounds = piece.strip().split(":")
+    for item in text.split(","):
+        bounds = item.strip().split(":")
         try:
-            if piece.strip() == "all":
+            if item.strip() == "all":
                 layers += range(count)
             elif len(bounds) > 1:
                 layers += range(count)[slice(*(int(bound) if bound else None for bound in bounds))]
             else:
-                index = int(piece)
+                index = int(item)
                 if not -count <= index < count:
                     raise LayerNotFoundError(
-                        f"There is no layer {index}: the donor has {count}, 0 to {count - 1}, or -{count} to -1."
+                        f"There is no layer {index}: the donor has {count} layers. Choose from 0 to {count - 1}, or "
+                        f"from -{count} to -1."
                     )
                 layers.append(index % count)
         except (ValueError, TypeError) as error:
@@ -49,31 +53,33 @@ def choose_layers(text: str, count: int) -> list[int]:
                 f"layers is {text!r}; it must be all, numbers such as 0,4,8, or a range such as 0:32:4."
             ) from error
     if not layers:
-        raise ConfigError(f"layers is {text!r}, which names none of the donor's {count} layers.")
+        raise ConfigError(
+            f"layers is {text!r}, which selects none of the donor's {count} layers. Choose from 0 to {count - 1}."
+        )
     return sorted(set(layers))
 
 
 def count_layers(donor: DonorSpec, folder: StudyFolder, progress: Progress) -> int:
-    """How many layers a donor has; reads its config and headers.
+    """Return the number of a donor's layers. Only its config and headers are read.
 
     Raises:
-        SourceError, CheckpointError: It can't be read.
+        SourceError, CheckpointError: The donor can't be read.
     """
     return open_donor(donor.source, donor.revision, folder, progress).num_layers
 
 
 def host_sites(host: str, folder: StudyFolder) -> list[str | int]:
-    """Where a graft can sit in a host: behind its embeddings, behind each of its layers, and behind all of it.
+    """Return the possible sites of a graft in a host: after the embeddings, after each layer, and after the whole host.
 
-    Behind the last layer by its number, the graft sees all tokens; as `encoder_output`, the vector that stands for the
-    text.
+    The number of the last layer and `encoder_output` are different sites. With the number, the graft sees all tokens;
+    with `encoder_output`, it sees the pooled vector of the text.
 
     Args:
-        host: What `surgeon graft` takes, or `packaged:NAME`. Only its config is read.
-        folder: Where a host is unpacked that comes as an archive.
+        host: A host that `surgeon graft` takes, or `packaged:NAME`. Only its config is read.
+        folder: The study's folder, in which a host from an archive is unpacked.
 
     Raises:
-        SourceError: It can't be read.
+        SourceError: The host can't be read.
     """
     with hub_errors(f"The host {host!r}"):
         config = load_config(host_source(host, folder))
@@ -81,14 +87,16 @@ def host_sites(host: str, folder: StudyFolder) -> list[str | int]:
 
 
 def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) -> dict[str, Any]:
-    """What `StudyPlan.from_dict` takes, as a sweep over these layers.
+    """Turn a plan into a sweep over layers, for `StudyPlan.from_dict`.
 
     Raises:
-        ConfigError: The plan names no donor.
+        ConfigError: The plan does not have a donor.
     """
     content = {key: value for key, value in plan.items() if key != "donors"}
     if not content.get("donor"):
-        raise ConfigError("A sweep needs a donor: the large model whose layers are tried. Say: donor: MODEL.")
+        raise ConfigError(
+            "A sweep needs a donor, the large model whose layers are compared. Add a line to the plan: donor: MODEL."
+        )
     donor = replace(DonorSpec.parse(content["donor"]), layers=(-1,))
     return {
         **content,
@@ -102,22 +110,23 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
 def with_candidates(
     plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates, folder: StudyFolder
 ) -> dict[str, Any]:
-    """What `StudyPlan.from_dict` takes, as a sweep over layers, pairs of neighbours among them, or sites of each.
+    """Turn a plan into a sweep over layers, pairs of layers, or sites, for `StudyPlan.from_dict`.
 
     Args:
-        plan: What YAML says.
+        plan: The content of the plan's YAML file.
         layers: Layers of the donor, in order.
-        candidates: layers; pairs: each layer with the next of `layers`; sites: see `host_sites`.
+        candidates: What is compared. layers: the layers; pairs: each layer together with the next one in `layers`;
+            sites: every layer at every site, see `host_sites`.
         folder: As in `host_sites`.
 
     Raises:
-        ConfigError: The plan names no donor; or there is no pair.
+        ConfigError: The plan does not have a donor, or a single layer is to make pairs.
         SourceError: The host's config can't be read.
     """
     if candidates == "pairs":
         pairs = [list(pair) for pair in pairwise(layers)]
         if not pairs:
-            raise ConfigError(f"Layer {layers[0]} alone makes no pair. Name two layers or more.")
+            raise ConfigError(f"Layer {layers[0]} alone can't make a pair. Name at least two layers.")
         return with_layers(plan, pairs)
     content = with_layers(plan, layers)
     if candidates == "sites":

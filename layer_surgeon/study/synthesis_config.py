@@ -1,4 +1,4 @@
-"""The settings of `surgeon synthesize`; apart from what writes the texts, for the help must not wait for torch."""
+"""The settings of `surgeon synthesize`. They have their own module, so `--help` does not have to import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,26 +18,26 @@ def _option(default: _T, text: str) -> _T:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
-    """How texts are written.
+    """The settings for writing texts.
 
     Raises:
-        ConfigError: A value can't be used.
+        ConfigError: A value is invalid.
     """
 
     model: str = _option("gpt2", "Folder or repo id of a causal language model.")
     labels: tuple[str, ...] = _option((), "The labels.")
     prompt: str = _option(
         'The movie review in {label} sentiment is: "',
-        "What the model continues; {label} stands for the label's words. Ends with \".",
+        "The text that the model continues; {label} stands for the label's words. Ends with \".",
     )
-    prompts: Mapping[str, str] = field(default_factory=dict, metadata={"help": "A prompt of its own for a label."})
-    per_label: int = _option(1000, "Texts of each label.")
+    prompts: Mapping[str, str] = field(default_factory=dict, metadata={"help": "Label -> its own prompt."})
+    per_label: int = _option(1000, "Number of texts for each label.")
     max_new_tokens: int = _option(40, "Longest text in tokens.")
-    top_k: int = _option(40, "Each token is drawn from so many of the most probable ones; 0: from all.")
-    top_p: float = _option(0.9, "Each token is drawn from the most probable ones that have this share together.")
-    temperature: float = _option(1.0, "Above 1: bolder; below: more probable.")
-    batch_size: int = _option(32, "Texts that are written at once.")
-    seed: int = _option(2023, "Of the draws.")
+    top_k: int = _option(40, "Draw each token from this many of the most probable tokens; 0 for all tokens.")
+    top_p: float = _option(0.9, "Draw each token from the most probable tokens that together have this probability.")
+    temperature: float = _option(1.0, "Values above 1 make the texts more varied, values below 1 more predictable.")
+    batch_size: int = _option(32, "Number of texts that are written at the same time.")
+    seed: int = _option(2023, "Seed of the random draws.")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -48,21 +48,28 @@ class SynthesisConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 < self.top_p <= 1 or self.temperature <= 0 or self.top_k < 0:
-            raise ConfigError("top_p must be above 0 and at most 1, temperature above 0, top_k at least 0.")
+            raise ConfigError(
+                f"top_p is {self.top_p}, temperature is {self.temperature} and top_k is {self.top_k}. top_p must be "
+                "above 0 and at most 1, temperature above 0, and top_k at least 0."
+            )
         unknown = sorted(set(self.prompts) - set(self.labels)) if self.labels else []
         if unknown:
-            raise ConfigError(f"There is a prompt for {unknown[0]!r}, which is no label.")
+            raise ConfigError(
+                f"There is a prompt for {unknown[0]!r}, which is not a label. The labels are: {', '.join(self.labels)}."
+            )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """From what a plan says.
+        """Read the settings of a plan.
 
         Raises:
-            ConfigError: A setting has an unknown name, or a value that can't be used.
+            ConfigError: A setting has an unknown name, or an invalid value.
         """
-        known = [entry.name for entry in fields(cls)]
+        known = [item.name for item in fields(cls)]
         unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise ConfigError(f"There is no setting {unknown[0]!r} for writing texts. There are: {', '.join(known)}.")
+            raise ConfigError(
+                f"There is no setting {unknown[0]!r} for writing texts. The settings are: {', '.join(known)}."
+            )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return cls(**values)

@@ -1,4 +1,4 @@
-"""Training texts that a causal language model writes for each label (ZeroGen; paper, table 17)."""
+"""Writes training texts for each label with a causal language model (ZeroGen; paper, table 17)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,36 +19,44 @@ from layer_surgeon.study.synthesis_config import SynthesisConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisResult:
-    """What was written: the file, the texts by label, and how many drawn ones were empty or there already."""
+    """The result of `synthesize`.
+
+    Attributes:
+        path: The file.
+        counts: Label -> number of texts.
+        left_out: Number of drawn texts that were dropped as empty, duplicate or surplus.
+    """
 
     path: Path
     counts: Mapping[str, int]
     left_out: int
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Return plain JSON types."""
         return {"path": str(self.path), "counts": dict(self.counts), "left_out": self.left_out}
 
 
 def synthesize(config: SynthesisConfig, *, output: Path, progress: Progress | None = None) -> SynthesisResult:
-    """Have texts written for each label, into a JSON Lines file with the columns text and label.
+    """Write texts for each label to a JSON Lines file with the columns text and label.
 
-    Each text is what follows the prompt, up to a closing quotation mark or the end of a line. Empty ones, and those
-    that are there already, are drawn again; after ten times as many draws as texts are wanted, it stays at fewer.
+    A text is the model's continuation of the prompt, up to a closing quotation mark or the end of the line. Empty and
+    duplicate texts are drawn again. After ten times as many draws as requested texts, a label keeps the texts it has.
 
     Args:
-        config: How.
+        config: The settings.
         output: The file.
-        progress: Told about the texts.
+        progress: Receives an update for every batch of texts.
 
     Raises:
-        ConfigError: There are fewer than two labels, or none of a label's draws is a text.
-        SourceError: The model can't be had.
+        ConfigError: There are fewer than two labels, or the model wrote no text for a label.
+        SourceError: The model can't be loaded.
     """
     progress = progress or NullProgress()
     if len(config.labels) < 2:
-        raise ConfigError(f"The labels are {', '.join(config.labels) or 'none'}; there must be at least two.")
-    write = _writer(config)
+        raise ConfigError(
+            f"The labels are {', '.join(config.labels) or 'missing'}; at least two are needed. Name them with --labels."
+        )
+    write = _make_writer(config)
     set_seed(config.seed)
     rows: list[dict[str, str]] = []
     counts: dict[str, int] = {}
@@ -75,18 +83,18 @@ def synthesize(config: SynthesisConfig, *, output: Path, progress: Progress | No
 
 
 def _cut(text: str) -> str:
-    """The text up to a closing quotation mark, or the end of its line."""
+    """Return the text up to a closing quotation mark, or up to the end of its line."""
     return text.split('"', 1)[0].strip().split("\n", 1)[0].strip()
 
 
-def _writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
+def _make_writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
     with quiet(), hub_errors(f"The model {config.model!r}"):
         try:
             model = load_model(AutoModelForCausalLM, config.model, dtype=torch.float32)
             tokenizer: Any = load_tokenizer(config.model)
         except (ValueError, KeyError) as error:
-            first = str(error).strip().split("\n", 1)[0]
-            raise ConfigError(f"{config.model} can't be loaded as a causal language model: {first}") from error
+            first_line = str(error).strip().split("\n", 1)[0]
+            raise ConfigError(f"{config.model} can't be loaded as a causal language model: {first_line}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
 
@@ -104,7 +112,7 @@ def _writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
                 num_return_sequences=config.batch_size,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
-        start = inputs["input_ids"].shape[1]
-        return [str(text) for text in tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)]
+        prompt_length = inputs["input_ids"].shape[1]
+        return [str(text) for text in tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)]
 
     return write

@@ -1,6 +1,6 @@
 """The typed summary of a study: one table per test set, with a row per arm and the comparisons between them.
 
-The fields are those of summary.json, in the same order; `summary` computes them, `records` reads and writes them.
+The fields are those of summary.json, in the same order. `summary` computes them, and `records` reads and writes them.
 """
 
 from collections.abc import Mapping
@@ -11,26 +11,26 @@ from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.paired import CrossedTest
 from layer_surgeon.study.statistics import Interval
 
-# Metrics from 0 to 1, which people read as per cent. A difference is then in points.
+# Metrics from 0 to 1, which are shown as per cent. Their differences are shown in points.
 SHARES = ("accuracy", "macro_f1", "precision", "recall")
 Basis = Literal["seeds and examples", "seeds", "examples"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An arm on a test set.
+    """The scores of an arm on a test set.
 
     Attributes:
-        arm: Its name.
-        seeds: The seeds whose trainings are done.
-        by_seed: The metric of each of them.
-        mean: Over the seeds.
+        arm: Name of the arm.
+        seeds: The seeds whose trainings are finished.
+        by_seed: The metric for each of these seeds.
+        mean: Mean of the metric over the seeds.
         deviation: Standard deviation over the seeds; None with one seed.
-        seed_interval: 95 %, by t over the seeds; None with one seed.
-        example_interval: 95 %, by bootstrap over the test examples; None if single examples are not known.
-        scores: Means of all metrics.
+        seed_interval: 95 % interval by the t distribution over the seeds; None with one seed.
+        example_interval: 95 % interval by bootstrap over the test examples; None without results for single examples.
+        scores: Metric -> mean over the seeds, for all metrics.
         training_seconds: Mean over the seeds.
-        train_examples: How many examples each seed was trained on.
+        train_examples: Number of training examples for each seed.
     """
 
     arm: str
@@ -47,28 +47,28 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One arm minus another, over the seeds that both have.
+    """The comparison of two arms, over the seeds that both have.
 
     `p`, `p_holm`, `significant` and `words` are the verdict; the other numbers are shown next to it.
 
     Attributes:
-        arm: The arm.
-        against: The arm that is subtracted.
-        seeds: The seeds that both have.
-        mean: Of the paired differences.
-        deviation: Of the paired differences; None with one seed.
-        by_seed: The difference of each seed.
-        t_test: p over the seeds alone; None with one seed.
-        permutation: p over the seeds alone; None with one seed.
-        effect_size: Mean by deviation (Cohen's d of pairs).
-        seed_interval: 95 %, by bootstrap over the seeds.
-        example_interval: 95 %, by bootstrap over the test examples.
-        both_interval: 95 %, by bootstrap over both.
-        crossed: The test with seeds and examples both drawn at random.
-        basis: What the verdict is drawn from; None if no test is possible.
-        p: Of the test that decides.
-        p_holm: Corrected over all comparisons of the table.
-        significant: `p_holm` is below alpha.
+        arm: The first arm.
+        against: The second arm, whose score is subtracted.
+        seeds: The seeds that both arms have.
+        mean: Mean of the paired differences.
+        deviation: Standard deviation of the paired differences; None with one seed.
+        by_seed: The difference for each seed.
+        t_test: p of the paired t-test over the seeds; None with one seed.
+        permutation: p of the paired permutation test over the seeds; None with one seed.
+        effect_size: Mean divided by deviation (Cohen's d for pairs).
+        seed_interval: 95 % interval by bootstrap over the seeds.
+        example_interval: 95 % interval by bootstrap over the test examples.
+        both_interval: 95 % interval by bootstrap over both.
+        crossed: The test that treats both seeds and examples as random.
+        basis: What the deciding test runs over; None if no test is possible.
+        p: p of the deciding test.
+        p_holm: `p` after Holm's correction over all comparisons of the table.
+        significant: Whether `p_holm` is below alpha.
         words: The verdict as a phrase.
     """
 
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def interval(self) -> Interval | None:
-        """95 %, of the test that decides: over seeds and examples if both are known."""
+        """The 95 % interval of the deciding test: over seeds and examples if possible."""
         return self.crossed.interval if self.crossed else self.seed_interval or self.example_interval
 
 
@@ -102,11 +102,11 @@ class Table:
     """All arms on one test set.
 
     Attributes:
-        data: What the arms were trained on.
-        fraction: On which share of it.
-        test: What they were tested on.
+        data: The training data set.
+        fraction: The share of it that was used.
+        test: The test set.
         examples: Size of the test set.
-        rows: One per arm that has a finished training, in the plan's order.
+        rows: One row per arm with a finished training, in the plan's order.
         comparisons: Each arm against the reference, and the focus against each arm.
     """
 
@@ -120,7 +120,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCounts:
-    """How many parameters a model has, and how many of them are trained."""
+    """The number of a model's parameters, and how many of them are trained."""
 
     total: int
     trained: int
@@ -128,15 +128,15 @@ class ParameterCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """What an arm is.
+    """The description of an arm.
 
     Attributes:
-        text: What it is for, in one sentence.
-        kind: The built-in arm that it is, or that it is based on.
+        text: The purpose of the arm, in one sentence.
+        kind: The built-in arm that this arm is, or is based on.
         host: Name of the host.
-        donor: Name of the donor's layer, such as "Llama-3.1-8B-L31"; None without one.
-        parameters: None before a training is done.
-        training_seconds: Mean over its trainings; None before one is done.
+        donor: Name of the donor layer, such as "Llama-3.1-8B-L31"; None without a donor.
+        parameters: Numbers of parameters; None before a training is finished.
+        training_seconds: Mean over the trainings; None before a training is finished.
     """
 
     text: str
@@ -149,7 +149,7 @@ class ArmSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedCell:
-    """A training that failed, and why."""
+    """A training that failed, with the error."""
 
     id: str
     arm: str
@@ -161,7 +161,7 @@ class FailedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class CellCounts:
-    """How many trainings are planned and done, how many have not run, and which failed."""
+    """The numbers of planned, finished and missing trainings, and the failed trainings."""
 
     planned: int
     done: int
@@ -171,21 +171,21 @@ class CellCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a study comes to.
+    """The summary of a study.
 
     Attributes:
-        name: Of the plan.
-        title: Of the plan.
-        task: What is learned.
-        metric: By what the arms are compared.
-        higher_is_better: Of the metric.
-        reference: The arm that all are compared with.
-        focus: The arm that is compared with all; None if there is none.
-        alpha: Level of the tests.
-        verdict: One or two sentences.
-        cells: The trainings.
-        arms: By name, finished or not.
-        tables: One per data set, share and test set with a finished training.
+        name: Name of the plan.
+        title: Title of the plan.
+        task: The task that is learned.
+        metric: The score that is compared.
+        higher_is_better: Whether a higher score is better.
+        reference: The arm that all other arms are compared with.
+        focus: A second arm that all other arms are compared with; None for no second arm.
+        alpha: Significance level of the tests.
+        verdict: The result in one or two sentences.
+        cells: Counts of the trainings.
+        arms: Name -> description, for all arms of the plan.
+        tables: One table per data set, share and test set with a finished training.
     """
 
     name: str
@@ -203,32 +203,32 @@ class Summary:
 
     @property
     def is_share(self) -> bool:
-        """The metric goes from 0 to 1, and people read it as per cent."""
+        """Whether the metric goes from 0 to 1 and is shown as per cent."""
         return self.metric in SHARES
 
     def parameters(self, arm: str) -> ParameterCounts | None:
-        """Of an arm; None before a training is done."""
+        """Return the numbers of an arm's parameters; None before a training is finished."""
         return self.arms[arm].parameters
 
     def is_reference(self, arm: str) -> bool:
-        """Whether an arm is the reference, or the reference with another host."""
+        """Return whether an arm is the reference, or the reference with another host."""
         return is_called(self.reference, arm)
 
     def against_reference(self, table: Table, arm: str) -> Comparison | None:
-        """An arm's comparison with the reference of the same host."""
-        own = (c for c in table.comparisons if c.arm == arm and self.is_reference(c.against))
-        return next(own, None)
+        """Return the comparison of an arm with the reference on the same host."""
+        comparisons = (c for c in table.comparisons if c.arm == arm and self.is_reference(c.against))
+        return next(comparisons, None)
 
     def best(self, rows: tuple[Row, ...]) -> float | None:
-        """The best mean."""
+        """Return the best mean of some rows; None without rows."""
         return (max if self.higher_is_better else min)((row.mean for row in rows), default=None)
 
     def is_better(self, comparison: Comparison) -> bool:
-        """Significant, and in the better direction."""
+        """Return whether the first arm of a comparison is significantly better."""
         return comparison.significant and (comparison.mean > 0) == self.higher_is_better
 
     def outcome(self, comparison: Comparison | None) -> str | None:
-        """A comparison in one or two words, such as "better" or "not significant"; None if no test is possible."""
+        """Return a comparison in one or two words, such as "better" or "not significant"; None without a test."""
         if comparison is None or comparison.p_holm is None:
             return None
         if not comparison.significant:

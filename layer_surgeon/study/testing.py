@@ -1,4 +1,4 @@
-"""A trained model on every test set of its cell."""
+"""Tests a trained model on every test set of its cell."""
 
 from typing import Any
 
@@ -18,13 +18,14 @@ from layer_surgeon.study.records import TestScores
 
 
 def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, TestScores]:
-    """What `tests` of a cell's result holds.
+    """Return the scores of a trained model: test set -> scores.
 
-    Classification reads the prepared files. The other tasks read the data sets themselves: the data named as test, else
-    the test split, else the validation split; where there is none, the part that was held out to choose the best epoch.
+    Classification uses the prepared files. The other tasks read the data sets directly. They use the sources that the
+    plan names as test, or else the test split, or else the validation split. Without any of these, they use the part
+    that was held out to choose the best epoch.
 
     Raises:
-        DataError: A test set's labels are not the model's, or it has no part to be tested on.
+        DataError: A test set has other labels than the model, or has no part for testing.
     """
     if cell.task == "text-classification":
         return _classify(cell, trained, folder, progress)
@@ -43,46 +44,46 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
         names = label_names_of(trained.model)
         for name in cell.tests:
             data = PreparedData.open(folder.data(name))
-            # max_eval_samples is for validation: what is tested must be the same examples in every cell.
+            # max_eval_samples is for validation only: every cell must be tested on the same examples.
             config = FinetuneConfig.from_settings(trained.config, {**data.columns, "max_eval_samples": None})
             _, examples = prepare_evaluation(str(data.part("test")), names, config, task=task)
             context = TaskContext(tokenizer=tokenizer, model=trained.model, config=config, label_names=names)
             tokens = task.tokenize(examples, context, training=False)
             outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
             metrics = task.measure(outputs, tokens, examples, context)
-            right = outputs[0].argmax(axis=-1) == examples.labels
+            is_correct = outputs[0].argmax(axis=-1) == examples.labels
             tests[name] = TestScores(
                 examples=metrics.examples,
                 scores=dict(metrics.scores),
-                correct="".join("1" if value else "0" for value in right),
+                correct="".join("1" if value else "0" for value in is_correct),
             )
     return tests
 
 
 def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress) -> Any:
-    own = spec.name == cell.data and not spec.test
-    if own and trained.config.max_eval_samples is None:
+    tests_own_data = spec.name == cell.data and not spec.test
+    if tests_own_data and trained.config.max_eval_samples is None:
         return trained.test or trained.validation
-    place = _place(spec, cell, progress)
-    if place is None and own:
+    test_source = _find_test_source(spec, cell, progress)
+    if test_source is None and tests_own_data:
         return trained.validation
-    if place is None:
+    if test_source is None:
         raise DataError(
-            f"{spec.name} has no test and no validation part, so that a model trained on {cell.data} can't be tested "
-            "on it. Name one in the plan: {name: ..., train: ..., test: ...}."
+            f"{spec.name} has no test and no validation part, so a model trained on {cell.data} can't be tested on it. "
+            "Name a test part in the plan: {name: ..., train: ..., test: ...}."
         )
     config = FinetuneConfig.from_settings(trained.config, {**spec.columns, "max_eval_samples": None})
     with quiet():
         tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)
-    source, split = place
-    found = evaluate_model(
-        trained.model, list(source), split=split, config=config, tokenizer=tokenizer, progress=progress
+    sources, split = test_source
+    evaluation = evaluate_model(
+        trained.model, list(sources), split=split, config=config, tokenizer=tokenizer, progress=progress
     )
-    return found.metrics
+    return evaluation.metrics
 
 
-def _place(spec: DataSpec, cell: Cell, progress: Progress) -> tuple[tuple[str, ...], str | None] | None:
-    """Where the test examples are, and in which split; None: nowhere."""
+def _find_test_source(spec: DataSpec, cell: Cell, progress: Progress) -> tuple[tuple[str, ...], str | None] | None:
+    """Return the sources of the test examples and the name of their split; None if there are none."""
     if spec.test:
         return spec.test, None
     raw = load_data(list(spec.train), progress, task=cell.task)

@@ -1,4 +1,4 @@
-"""The page of a report, opened in Chromium: it asks for nothing, says nothing, and can be read on every screen."""
+"""The page of a report in Chromium: it requests nothing, logs nothing, and is readable on every screen."""
 
 import pytest
 
@@ -86,7 +86,7 @@ _NAMES = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[0].textCo
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Two reports: domain shift with hostile names and gaps, and a sweep."""
+    """Two reports: domain shift with hostile names and missing results, and a sweep."""
     folder = tmp_path_factory.mktemp("reports")
     with pytest.MonkeyPatch.context() as patch:
         # What is shown matters here, and not how well it is estimated.
@@ -118,7 +118,7 @@ def browser():
 
 @pytest.mark.parametrize("name", ["shift", "sweep"])
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1200, "dark")])
-def test_it_is_drawn_and_readable(browser, pages, name, width, scheme):
+def test_the_page_is_drawn_and_readable(browser, pages, name, width, scheme):
     path = pages / f"{name}.html"
     with opened(browser, path, width=width, scheme=scheme) as page:
         page.ask(_OPEN_ALL)
@@ -157,7 +157,7 @@ def test_the_page_and_its_charts_follow_the_theme(browser, pages):
         assert page.problems == []
 
 
-def test_pointing_at_a_mark_says_what_it_is_and_runs_nothing(browser, pages):
+def test_tooltips_describe_marks_and_run_no_code(browser, pages):
     with opened(browser, pages / "shift.html") as page:
         chart = page.page.locator("details[open] .chart").first
         chart.scroll_into_view_if_needed()
@@ -188,7 +188,7 @@ def test_tables_sort_by_mouse_and_keyboard(browser, pages):
         assert names == sorted(names)
 
 
-def test_what_has_no_value_is_sorted_last_and_the_command_is_copied(browser, pages):
+def test_missing_values_are_sorted_last_and_the_command_is_copied(browser, pages):
     with opened(browser, pages / "shift.html") as page:
         table = page.page.locator("details[open] table.sorts").first
         for _ in range(2):
@@ -200,7 +200,7 @@ def test_what_has_no_value_is_sorted_last_and_the_command_is_copied(browser, pag
         page.page.locator(".command button:not(:text-is('Copy'))").wait_for()
 
 
-def test_without_scripts_all_is_there(browser, pages):
+def test_the_page_is_complete_without_scripts(browser, pages):
     with opened(browser, pages / "shift.html", scripts=False) as page:
         assert page.page.locator("h1").inner_text().replace("\n", " ") == HOSTILE
         assert page.page.locator(".chart svg").first.is_visible()

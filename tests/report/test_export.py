@@ -1,4 +1,4 @@
-"""A report in every format, of a study whose names would break each of them."""
+"""A report in every format, of a study with names that would break each format without escaping."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ PICTURES = ["cost-1", "cost-2", "layers-1", "layers-2", "learning", "scores-1", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Tested on two data sets; two layers; one training failed: nearly every part of a report."""
+    """A study with two test sets, two layers and a failed training: nearly every part of a report."""
     place = tmp_path_factory.mktemp("a study & more")
     layer = {"source": "b/llm", "layer": 4}
     arms = ["host", {"name": HOSTILE, "like": "graft"}, {"name": FORMULA, "like": "graft", "donor": layer}]
@@ -73,7 +73,7 @@ def test_markdown(report, written):
     assert "figures" not in markdown(report, {})
 
 
-def test_a_block_of_code_holds_any_fence():
+def test_a_code_block_can_contain_any_fence():
     assert code_block("a ```` b") == "`````\na ```` b\n`````"
 
 
@@ -135,12 +135,12 @@ def test_latex(report, written, tmp_path):
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
 
 
-def test_the_best_is_bold_in_latex_only_where_that_is_significant(tmp_path):
+def test_latex_has_bold_only_for_significant_best_scores(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.71}, examples=60)
     assert r"\textbf" not in latex(load_report(tmp_path))
 
 
-def test_a_name_in_latex_is_no_option_of_the_line_before():
+def test_a_name_in_latex_is_not_an_option_of_the_previous_row():
     assert escape("[2em] *x*") == "{[}2em] {*}x{*}"
 
 
@@ -163,7 +163,7 @@ def test_pictures(written):
             assert max(colors)[1] == (255, 255, 255)
 
 
-def test_a_report_is_written_over_only_where_that_is_wanted(report, written, tmp_path, monkeypatch):
+def test_a_report_is_only_overwritten_with_force(report, written, tmp_path, monkeypatch):
     place = tmp_path / "report"
     (place / "figures").mkdir(parents=True)
     for name in ("scores-9.png", "photo.png"):
@@ -172,14 +172,14 @@ def test_a_report_is_written_over_only_where_that_is_wanted(report, written, tmp
     assert write_report(report, place, ("png",)) == ()
     assert [path.name for path in (place / "figures").iterdir()] == ["photo.png"]
     assert write_report(report, place, ("csv",)) == (place / "measurements.csv", place / "comparisons.csv")
-    with pytest.raises(WorkspaceError, match=r"measurements\.csv exists already\. .* --force"):
+    with pytest.raises(WorkspaceError, match=r"measurements\.csv already exists\. .* --force"):
         write_report(report, place, ("md", "csv"), force=False)
     assert write_report(report, place, ("md",), force=False) == (place / "report.md",)
     with pytest.raises(WorkspaceError, match="is a file; a report needs a folder"):
         write_report(report, place / "report.md")
 
 
-def test_a_selection_and_what_is_not_finished(tmp_path):
+def test_markdown_of_a_selection_and_of_unfinished_trainings(tmp_path):
     made_up_study(tmp_path, {"host": 0.5, "graft": 0.8}, examples=60, skip=[("graft", 2)])
     rungs = [{"name": "probe | first", "scores": {"graft": 0.6, "<b>": 0.5}, "kept": ["graft"], "examples": 0.0}]
     write_json(tmp_path / "selection.json", {"format": 1, "best": "graft", "layers": [3], "cost": 0.25, "rungs": rungs})
@@ -187,10 +187,10 @@ def test_a_selection_and_what_is_not_finished(tmp_path):
     assert "**graft** (layer 3, site encoder\\_output), at 25% of the cost" in text
     assert "| candidate | probe &#124; first |" in text
     assert "| &lt;b&gt; | 0.5000 |" in text
-    assert "## Trainings that are not done\n\n| arm | data | share | seed | state | error |" in text
+    assert "## Unfinished trainings\n\n| arm | data | share | seed | state | error |" in text
 
 
-def test_nothing_finished_can_be_written_too(tmp_path):
+def test_an_empty_study_can_be_reported(tmp_path):
     made_up_study(tmp_path, {"host": 0.7}, skip=[("host", 1), ("host", 2), ("host", 3)])
     write_report(load_report(tmp_path), tmp_path / "report", ("md", "csv", "tex", "png"))
     assert "Nothing is finished yet." in (tmp_path / "report" / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""What a report shows, from folders whose cells were made up."""
+"""The content of reports, from folders with made-up cells."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_comparison(tmp_path):
     assert report.command == f"surgeon compare --config {tmp_path}/study.yaml --output {tmp_path}-again"
 
 
-def test_an_interval_of_a_share_ends_where_shares_do(tmp_path):
+def test_the_interval_of_a_share_stays_within_0_and_1(tmp_path):
     made_up_study(tmp_path, {"host": 0.5, "graft": 0.98}, seeds=[1, 2], examples=60)
     written = json.loads((tmp_path / "summary.json").read_text())["tables"][0]["rows"][1]["seed_interval"]
     summary = load_report(tmp_path).summary
@@ -108,11 +108,11 @@ def test_a_sweep_over_sites(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", *arms], seeds=[1], focus=None)
     report = load_report(tmp_path)
     (sweep,) = layer_sweeps(report.summary, report.plan)
-    assert (report.kind, sweep.axis) == ("sweep", "where layer -1 of llm sits in the host")
+    assert (report.kind, sweep.axis) == ("sweep", "site of layer -1 of llm in the host")
     assert [point.label for point in sweep.points] == ["embeddings", "0", "1"]
 
 
-def test_a_sweep_holds_no_arm_that_is_trained_in_another_way(tmp_path):
+def test_a_sweep_excludes_arms_with_other_settings(tmp_path):
     slow = {"name": "slow", "like": "graft", "finetune": {"learning_rate": 1e-5}}
     middle = {"name": "middle", "like": "graft", "donor": layers(16)[0]}
     made_up_study(
@@ -123,7 +123,7 @@ def test_a_sweep_holds_no_arm_that_is_trained_in_another_way(tmp_path):
     assert [(point.row.arm, point.label) for point in sweep.points] == [("middle", "16"), ("graft", "-1")]
 
 
-def test_cells_that_are_older_than_the_name_of_their_arm(tmp_path):
+def test_cells_from_before_an_arm_was_renamed(tmp_path):
     arms = ["host", {"name": "my graft", "like": "graft"}]
     made_up_study(tmp_path, {"host": 0.7, "my graft": 0.8}, arms=arms, seeds=[1], focus=None)
     plan = tmp_path / "study.yaml"
@@ -134,7 +134,7 @@ def test_cells_that_are_older_than_the_name_of_their_arm(tmp_path):
     assert [curve.arm for curve in curves] == [result.arm for result in report.results] == ["host", "my-graft"]
 
 
-def test_a_study_in_this_folder_is_repeated_beside_it(tmp_path, monkeypatch):
+def test_a_study_in_the_current_folder_is_repeated_next_to_it(tmp_path, monkeypatch):
     made_up_study(tmp_path, {"host": 0.7}, seeds=[1], title="2024")
     monkeypatch.chdir(tmp_path)
     report = load_report(Path())
@@ -154,7 +154,10 @@ def test_a_selection(tmp_path):
     content = {"format": 1, "best": "graft", "layers": [17], "cost": 0.3, "rungs": rungs, "site": 3, "margin": margin}
     write_json(tmp_path / "selection.json", content)
     found = load_report(tmp_path)
-    assert found.margin == "ahead of x by 1.0 points, which scatters by 2.0 points by seed: too close to call"
+    assert (
+        found.margin
+        == "ahead of x by 1.0 points, with a standard deviation of 2.0 points over the seeds: too close to call"
+    )
     assert found.selection.site == 3
     # The folder then serves another study.
     made_up_study(tmp_path, {"host": 0.7, "gated": 0.8})
@@ -184,12 +187,12 @@ def test_nothing_finished_yet(tmp_path):
     assert len(report.missing) == 3
 
 
-def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
+def test_missing_and_damaged_studies_are_refused_with_advice(tmp_path):
     with pytest.raises(
-        WorkspaceError, match=r"is not a folder\. A report is made of a study's folder: the one that --output"
+        WorkspaceError, match=r"is not a folder\. A report is made of a study's folder\. Use the --output"
     ):
         load_report(tmp_path / "nowhere")
-    with pytest.raises(WorkspaceError, match=r"holds no study\.yaml"):
+    with pytest.raises(WorkspaceError, match=r"has no study\.yaml"):
         load_report(tmp_path)
     plan = made_up_study(tmp_path, {"host": 0.7, "graft": 0.8})
     place = StudyFolder(root=tmp_path)
@@ -207,7 +210,7 @@ def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
     with pytest.raises(WorkspaceError, match=r"lacks tests\.films\.examples\. Delete it"):
         load_report(tmp_path)
     write_json(cell, {**json.loads(whole), "best_epoch": "two"})
-    with pytest.raises(WorkspaceError, match=r"has 'two' as best_epoch, which is of another type\. Delete it"):
+    with pytest.raises(WorkspaceError, match=r"has 'two' as best_epoch, which has the wrong type\. Delete it"):
         load_report(tmp_path)
     cell.write_text(whole)
     summary = json.loads(place.summary.read_text())
@@ -223,7 +226,7 @@ def test_what_is_no_study_or_damaged_says_what_to_do(tmp_path):
         load_report(tmp_path)
 
 
-def test_a_summary_is_read_as_it_was_written(tmp_path):
+def test_a_summary_survives_writing_and_reading(tmp_path):
     plan = made_up_study(tmp_path, {"host": 0.7, "graft": 0.82}, fail=[("graft", 2)])
     folder = StudyFolder(root=tmp_path)
     summary = read_summary(folder.summary)

@@ -1,4 +1,4 @@
-"""The page of a report as text: what is on it, and that names which people chose can't break it."""
+"""The page of a report as text: its content, and that names from users can't break it."""
 
 import base64
 import hashlib
@@ -24,12 +24,12 @@ VOID = {"meta", "link", "br"}
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    """What is shown matters here, and not how well it is estimated."""
+    """Uses few bootstrap draws: these tests check the display, not the estimates."""
     monkeypatch.setattr(paired, "_RESAMPLES", 40)
 
 
 class Parsed(HTMLParser):
-    """The elements of a page, which must be closed in the order in which they are opened."""
+    """The elements of a page, which must be closed in the reverse order of opening."""
 
     def __init__(self, text):
         super().__init__()
@@ -69,7 +69,7 @@ def page_of(folder, shares, **changes):
     return report, html(report)
 
 
-def test_what_is_on_the_page(tmp_path):
+def test_the_content_of_the_page(tmp_path):
     report, text = page_of(tmp_path, {"host": 0.6, "graft": 0.9, "random": 0.6}, title="Short reviews")
     page, summary = Parsed(text), report.summary
     assert summary.verdict in page.text
@@ -90,7 +90,7 @@ def test_what_is_on_the_page(tmp_path):
     assert f"{100 * summary.tables[0].rows[1].mean:.1f}" in page.drawn
 
 
-def test_it_holds_all_it_needs_and_allows_no_more(tmp_path):
+def test_the_page_loads_nothing_and_its_policy_allows_nothing_else(tmp_path):
     text = page_of(tmp_path, {"host": 0.7, "graft": 0.8})[1]
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
@@ -111,7 +111,7 @@ def test_it_holds_all_it_needs_and_allows_no_more(tmp_path):
     assert "@import" not in rest
 
 
-def test_names_can_not_break_it(tmp_path):
+def test_names_can_not_break_the_page(tmp_path):
     arms = ["host", "graft", {"name": HOSTILE, "like": "random"}]
     _, text = page_of(
         tmp_path, {"host": 0.7, "graft": 0.8, HOSTILE: 0.7}, arms=arms, title=HOSTILE, fail=[(HOSTILE, 2)]
@@ -127,7 +127,7 @@ def test_names_can_not_break_it(tmp_path):
     assert "<script>alert" not in text
 
 
-def test_a_study_that_is_under_way(tmp_path):
+def test_the_page_of_an_unfinished_study(tmp_path):
     gaps = {"skip": [("random", 2), ("random", 3)], "fail": [("graft", 2)]}
     report, text = page_of(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.7}, **gaps)
     page = Parsed(text)
@@ -136,7 +136,7 @@ def test_a_study_that_is_under_way(tmp_path):
     assert page.text.count("TrainingError: the loss is nan") == 1
 
 
-def test_nothing_done_yet(tmp_path):
+def test_the_page_of_an_empty_study(tmp_path):
     everything = [(arm, seed) for arm in ("host", "graft") for seed in (1, 2, 3)]
     report, text = page_of(tmp_path, {"host": 0.7, "graft": 0.8}, skip=everything)
     page = Parsed(text)
@@ -152,7 +152,7 @@ def test_one_arm(tmp_path, changes):
     assert ("shares" in page.ids) == (len(report.plan.fractions) > 1)
 
 
-def test_domain_shift_is_a_field_of_colours_with_values(tmp_path):
+def test_domain_shift_is_a_heat_map_with_values(tmp_path):
     report, text = page_of(tmp_path, {"host": 0.5, "graft": 0.9}, data=["films", "shops"], tests="all")
     page = Parsed(text)
     assert "shift" in page.ids
@@ -172,17 +172,17 @@ def test_a_sweep_and_its_best_layer(tmp_path):
     assert "Cost against gain" not in page.text
 
 
-def test_a_sweep_over_sites_says_where_the_layer_sits(tmp_path):
+def test_a_sweep_over_sites_names_the_site(tmp_path):
     arms = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in ("embeddings", 1)]
     shares = {"host": 0.7, "graft-embeddings": 0.6, "graft-1": 0.75}
     page = Parsed(page_of(tmp_path, shares, arms=["host", *arms], seeds=[1], focus=None)[1])
-    assert "where layer -1 of llm sits in the host" in page.text
+    assert "site of layer -1 of llm in the host" in page.text
     assert "Which site" in page.text
     assert "Highest: 1 (ringed)" in page.text
     assert "from 0" not in page.text
 
 
-def test_a_selection_says_what_was_chosen(tmp_path):
+def test_the_page_of_a_selection_names_the_choice(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, examples=60)
     rungs = [
         {"name": "probe without training", "scores": {"graft": 0.61, "other": 0.5}, "kept": ["graft"], "examples": 0}
@@ -198,20 +198,20 @@ def test_a_selection_says_what_was_chosen(tmp_path):
     assert "probe without training" in page.text
 
 
-def test_lower_is_better_is_said(tmp_path):
+def test_the_page_notes_that_lower_is_better(tmp_path):
     page = Parsed(page_of(tmp_path, {"host": 0.6, "graft": 0.9}, metric="loss")[1])
     assert "lower is better" in page.text
     assert "far down and to the left" in page.text
 
 
-def test_it_is_written_whole(tmp_path):
+def test_the_page_is_written_atomically(tmp_path):
     made_up_study(tmp_path / "study", {"host": 0.7, "graft": 0.8}, examples=60)
     write_report(load_report(tmp_path / "study"), tmp_path / "deep", ("html",))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
     assert (tmp_path / "deep" / "report.html").read_text(encoding="utf-8").endswith("</html>\n")
 
 
-def test_a_page_of_many_charts_stays_small_and_says_what_is_left_out(tmp_path):
+def test_a_page_with_many_charts_stays_small_and_names_missing_charts(tmp_path):
     data = [f"set-{number}" for number in range(5)]
     text = page_of(tmp_path, {"host": 0.5, "graft": 0.9}, data=data, tests="all", seeds=[1])[1]
     assert len(text.encode()) < 2_000_000
@@ -239,7 +239,7 @@ def test_arms_look_different():
     assert len({glyph(index)[0] for index in range(len(symbols))}) == len(symbols)
 
 
-def test_colours_can_be_read_in_both_themes():
+def test_colours_have_contrast_in_both_themes():
     assert LIGHT.keys() == DARK.keys()
     for theme in (LIGHT, DARK):
         for ground in ("page", "card"):
@@ -288,12 +288,12 @@ def linear(color):
 
 
 @pytest.mark.parametrize(("value", "said"), [(950, "950"), (1_540, "1.54 k"), (23_205_506, "23.2 M"), (8e9, "8 B")])
-def test_counts_for_people(value, said):
+def test_counts_are_rounded_for_display(value, said):
     assert say_count(value) == said
 
 
 @pytest.mark.parametrize(
     ("value", "said"), [(8.314, "8.31 s"), (145, "2 min 25 s"), (1500, "25 min"), (3600, "1 h"), (5400, "1 h 30 min")]
 )
-def test_times_for_people(value, said):
+def test_durations_are_rounded_for_display(value, said):
     assert say_time(value) == said

@@ -1,4 +1,4 @@
-"""Tiny substitutes for what the demo is made of."""
+"""Tiny substitutes for the models and data of the demo."""
 
 from pathlib import Path
 
@@ -45,5 +45,5 @@ def config() -> FinetuneConfig:
 
 @pytest.fixture(scope="session")
 def result(parts: DemoParts, config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    """A whole demo, run once; its folder is only read."""
+    """A complete demo, run once. Tests only read its folder."""
     return run_demo(Workspace(tmp_path_factory.mktemp("demo")), parts=parts, config=config, seeds=(1, 2))

@@ -1,4 +1,4 @@
-"""`surgeon compare`, `sweep`, `select` and `synthesize` as a person calls them."""
+"""`surgeon compare`, `sweep`, `select` and `synthesize`, called as from a shell."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def here(monkeypatch):
     monkeypatch.setattr(compare, "run_local", run)
 
 
-def test_the_same_options_go_on_with_a_study_and_others_do_not(tmp_path):
+def test_the_same_options_continue_a_study_and_others_are_refused(tmp_path):
     donor = {"source": "b/llm", "layer": 3}
     overrides = {"host": "a/bert", "donor": donor, "arms": ["host", "graft"], "data": ["sst2"]}
     options = {"config": None, "preset": None, "scale": "full", "output": tmp_path, "num_seeds": 2, "ui": None}
@@ -65,7 +65,7 @@ def test_the_same_options_go_on_with_a_study_and_others_do_not(tmp_path):
         make_plan(**options, overrides=overrides, settings={})
 
 
-def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path):
+def test_compare_runs_a_plan_file_and_repeats_it_from_its_folder(plan_file, here, tmp_path):
     place = tmp_path / "study"
     first = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--num-seeds", "1", "--json")
     assert first.exit_code == 0, first.stderr
@@ -90,7 +90,7 @@ def test_compare_from_a_file_and_again_from_its_folder(plan_file, here, tmp_path
     assert (tmp_path / "study-again" / "summary.json").is_file()
 
 
-def test_a_dry_run_counts_and_times(plan_file, tmp_path):
+def test_a_dry_run_counts_trainings_and_estimates_their_time(plan_file, tmp_path):
     place = tmp_path / "study"
     result = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr
@@ -101,7 +101,7 @@ def test_a_dry_run_counts_and_times(plan_file, tmp_path):
     assert not list(place.glob("cells/*"))
 
 
-def test_wrong_calls(tmp_path, plan_file):
+def test_wrong_options_are_refused(tmp_path, plan_file):
     both = surgeon("compare", "--config", str(plan_file), "--preset", "table-5")
     assert (both.exit_code, "one plan" in both.stderr) == (2, True)
     unknown = surgeon("compare", "--preset", "table-99")
@@ -114,7 +114,7 @@ def test_wrong_calls(tmp_path, plan_file):
     assert (there.exit_code, "--force" in there.stderr) == (2, True)
 
 
-def test_texts_for_each_label(tmp_path):
+def test_synthesize_writes_texts_for_each_label(tmp_path):
     folder = tmp_path / "writer"
     save_quietly(tiny_gpt2(), folder)
     task_tokenizer().save_pretrained(folder)
@@ -138,8 +138,8 @@ def test_texts_for_each_label(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
-def test_killed_and_gone_on_with(plan_file, tmp_path):
-    """kill -9 of command and trainings, as soon as the first training is done; then the same table as without."""
+def test_a_killed_study_continues(plan_file, tmp_path):
+    """After kill -9 of the command and its trainings, the study continues, and its table is the same as without."""
     command = [sys.executable, "-m", "layer_surgeon_cli.main", "compare", "--config", str(plan_file), "--quiet"]
 
     def start(place):

@@ -1,4 +1,4 @@
-"""A study of tiny models: every cell once, whatever happens on the way."""
+"""Studies of tiny models: every cell is trained once, despite interruptions and failures."""
 
 import json
 
@@ -30,7 +30,7 @@ ALL_BUT = ("larger-host", "zerogen")
 
 
 @pytest.mark.slow
-def test_every_arm_trains_what_it_says(parts, tmp_path):
+def test_every_arm_trains_the_right_parameters(parts, tmp_path):
     pytest.importorskip("peft")
     arms = [name for name in ARMS if name not in ALL_BUT]
     plan = tiny_plan(parts, arms=arms, seeds=[1], data=parts["data"][:1])
@@ -51,7 +51,7 @@ def test_every_arm_trains_what_it_says(parts, tmp_path):
         assert test.correct.count("1") / 12 == pytest.approx(test.scores["accuracy"])
 
 
-def test_a_study_goes_on_where_it_was(parts, tmp_path):
+def test_a_study_continues_where_it_stopped(parts, tmp_path):
     plan = tiny_plan(parts, arms=["host", "graft"], tests="all", data=parts["data"], seeds=[1])
     result = run_study(plan, tmp_path)
     assert (result.done, result.ran, result.failed, result.missing) == (4, 4, {}, 0)
@@ -85,7 +85,7 @@ def test_a_study_goes_on_where_it_was(parts, tmp_path):
     assert without_times(json.loads(folder.summary.read_text())["tables"]) == without_times(first["tables"])
 
 
-def test_a_failed_cell_is_shown_and_stops_nothing(parts, tmp_path):
+def test_a_failed_cell_is_reported_and_does_not_stop_the_study(parts, tmp_path):
     broken = {"name": "broken", "like": "host", "host": str(tmp_path / "nowhere")}
     plan = tiny_plan(parts, arms=["host", broken], seeds=[1], data=parts["data"][:1])
     progress = Recorder()
@@ -96,8 +96,8 @@ def test_a_failed_cell_is_shown_and_stops_nothing(parts, tmp_path):
     assert [(cell.arm, cell.error["type"]) for cell in failed] == [("broken", "SourceNotFoundError")]
 
 
-def test_an_arm_that_trains_on_written_texts(parts, tmp_path):
-    """It sees no row of the real training data: neither to train on, nor to choose the best epoch by."""
+def test_an_arm_trains_on_synthetic_texts(parts, tmp_path):
+    """The arm uses no row of the real training data, neither to train nor to choose the best epoch."""
     written = write_data(tmp_path, "written", count=24, seed=9)
     plan = tiny_plan(
         parts, arms=["host", {"name": "zerogen", "synthetic": {"file": written}}], seeds=[1], data=parts["data"][:1]
@@ -120,6 +120,6 @@ def test_an_arm_that_trains_on_written_texts(parts, tmp_path):
         prepare_study(nameless, StudyFolder(root=tmp_path / "nameless"), Recorder())
 
 
-def test_two_commands_on_one_folder(parts, tmp_path):
+def test_a_second_command_on_the_same_folder_is_refused(parts, tmp_path):
     with locked(tmp_path / "study.lock", wait=False), pytest.raises(WorkspaceError, match="Another process"):
         run_study(tiny_plan(parts), tmp_path)

@@ -1,4 +1,4 @@
-"""The demo with tiny parts; and, slowly, the real one."""
+"""The demo with tiny models and, as a slow test, with the real ones."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def workspace(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a page loads from elsewhere, its texts, and whether its tags are closed."""
+    """Collects the external resources and the texts of a page, and checks that its tags are closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -47,7 +47,7 @@ class Page(HTMLParser):
             self.texts.append(data.strip())
 
 
-def test_both_arms_on_all_sets(result):
+def test_both_arms_are_tested_on_all_sets(result):
     assert [(run.arm, run.seed) for run in result.arms] == [
         ("host alone", 1),
         ("grafted", 1),
@@ -102,12 +102,12 @@ def test_results_file(result):
 
 @pytest.fixture
 def copied(result, workspace):
-    """A workspace in which the demo was run already."""
+    """A workspace in which the demo has already run."""
     shutil.copytree(result.folder, workspace.root / "demo")
     return workspace
 
 
-def test_second_run_uses_the_layer_again_and_says_the_same(result, copied, parts, config):
+def test_a_second_run_reuses_the_layer_and_has_the_same_results(result, copied, parts, config):
     def gone(folder, progress):
         raise AssertionError("the donor model is not needed again")
 
@@ -115,7 +115,7 @@ def test_second_run_uses_the_layer_again_and_says_the_same(result, copied, parts
     parts = dataclasses.replace(parts, donor=gone)
     again = run_demo(copied, progress, parts=parts, config=config, seeds=(1,))
     assert (result.layer_reused, again.layer_reused) == (False, True)
-    assert any("is used again" in notice for notice in progress.notices)
+    assert any("is reused" in notice for notice in progress.notices)
     assert [run.scores for run in again.arms] == [run.scores for run in result.arms if run.seed == 1]
 
 
@@ -130,7 +130,7 @@ def test_damaged_layer_is_extracted_again(result, copied, parts, config):
     assert not (again.folder / "donor-model").exists()
 
 
-def test_users_latest_stays(parts, config, workspace, tmp_path):
+def test_the_users_latest_results_stay(parts, config, workspace, tmp_path):
     (tmp_path / "mine").mkdir()
     workspace.set_latest("run", tmp_path / "mine")
     run_demo(workspace, parts=parts, config=dataclasses.replace(config, max_steps=1), seeds=(1,))
@@ -173,7 +173,7 @@ def test_without_the_packages(workspace, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.real_weights
 def test_the_real_demo(tmp_path):
-    """One seed, few steps: that all real parts fit together; the numbers are the benchmark's business."""
+    """Runs one seed for a few steps: the real models and data fit together. Benchmarks check the numbers."""
     done = surgeon("demo", "--num-seeds", 1, "--max-steps", 4, "--max-eval-samples", 60, "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     document = done.document()
@@ -186,5 +186,5 @@ def test_the_real_demo(tmp_path):
     assert not (tmp_path / "surgery/demo/donor-model").exists()
     again = surgeon("demo", "--num-seeds", 1, "--max-steps", 1, "--max-eval-samples", 20, cwd=tmp_path)
     assert again.code == 0, again.err
-    assert "is used again" in again.err
+    assert "is reused" in again.err
     assert "grafted - host alone" in again.out

@@ -1,4 +1,4 @@
-"""A study whose host comes as an archive in Python packages."""
+"""A study with a host from an archive in Python packages."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.support.studies import tiny_parts, tiny_plan
 
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
-    """As `tiny_parts`, the host packed into an archive and taken away."""
+    """Like `tiny_parts`, but the host is packed into an archive, and its folder is gone."""
     found = tiny_parts(tmp_path / "parts")
     host = Path(found["host"])
     files = {path.name: path.read_bytes() for path in host.iterdir() if path.is_file()}
@@ -32,7 +32,7 @@ def parts(tmp_path, monkeypatch):
     return {**found, "host": "packaged:toy", "data": found["data"][:1], "seeds": [1]}
 
 
-def test_it_is_unpacked_once_for_all_trainings(parts, tmp_path, monkeypatch):
+def test_a_host_is_unpacked_once_for_all_trainings(parts, tmp_path, monkeypatch):
     unpacked = []
     real = packaged._unpack
     monkeypatch.setattr(packaged, "_unpack", lambda *given: (unpacked.append(given[1]), real(*given)))
@@ -54,7 +54,7 @@ def test_it_is_unpacked_once_for_all_trainings(parts, tmp_path, monkeypatch):
     assert len(unpacked) == 1
 
 
-def test_other_hosts_are_taken_as_they_are(parts, tmp_path):
+def test_other_hosts_are_used_directly(parts, tmp_path):
     folder = StudyFolder(root=tmp_path / "s")
     assert host_source("someone/model", folder) == "someone/model"
     assert not folder.root.exists()

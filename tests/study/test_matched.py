@@ -1,4 +1,4 @@
-"""`projection_init: matched` in a study: for grafts, and nothing to hosts alone and controls."""
+"""`projection_init: matched` in a study applies to grafts, and not to hosts alone and controls."""
 
 import json
 
@@ -44,7 +44,7 @@ def ids(plan):
     return {cell.arm.name: cell.id for cell in plan.cells()}
 
 
-def test_it_is_for_arms_with_a_donor_alone(content):
+def test_matched_applies_only_to_arms_with_a_donor(content):
     plain, matched = (StudyPlan.from_dict({**content, **settings}) for settings in ({}, MATCHED))
     assert {arm.name: "projection_init" in arm.graft for arm in matched.arms} == {
         "host": False,
@@ -59,7 +59,7 @@ def test_it_is_for_arms_with_a_donor_alone(content):
     assert all("projection_init" not in arm.graft for arm in plain.arms)
 
 
-def test_every_arm_is_built(content, tmp_path):
+def test_every_arm_of_a_matched_study_is_built(content, tmp_path):
     arms = [arm for arm in content["arms"] if arm != "lora"]
     folder = StudyFolder(root=tmp_path)
     plan = StudyPlan.from_dict({**content, **MATCHED, "arms": arms})
@@ -101,6 +101,6 @@ def test_a_probe_matches_every_draw(content, tmp_path, monkeypatch):
     assert ratios == pytest.approx([1, 1, 1], rel=0.01)
 
 
-def test_a_control_of_its_own_accord_is_refused():
-    with pytest.raises(ConfigError, match="wide-head has no donor to match. Say it in the arms that have one"):
+def test_a_control_with_matched_projections_is_refused():
+    with pytest.raises(ConfigError, match="wide-head has no donor to match. Set it in the arms that have a donor"):
         control_model(BertModel(bert_config()), "wide-head", 32, task="question-answering", projection_init="matched")

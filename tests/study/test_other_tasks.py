@@ -1,4 +1,4 @@
-"""Studies of tasks other than classification: the same controls, and every test set."""
+"""Studies of tasks other than classification have the same controls, and test on every test set."""
 
 import json
 
@@ -90,8 +90,8 @@ def test_controls_and_all_test_sets(task, donor, tmp_path):
     assert [(table.data, table.test) for table in summary.tables] == [("one", "one"), ("one", "two")]
 
 
-def test_the_test_part_is_the_whole_of_it(donor, tmp_path):
-    """Whatever is left out of the validation part."""
+def test_the_whole_test_part_is_used(donor, tmp_path):
+    """Tests use the whole test part, even if the validation part is limited."""
     plan = study(tmp_path, "token-classification", donor, arms=["host"], finetune={**FINETUNE, "max_eval_samples": 2})
     results, _ = run(plan, tmp_path / "study")
     for cell in results.values():
@@ -99,7 +99,7 @@ def test_the_test_part_is_the_whole_of_it(donor, tmp_path):
         assert [test.examples for test in cell.tests.values()] == [8, 8]
 
 
-def test_without_any_part_to_be_tested_on(donor, tmp_path):
+def test_a_data_set_without_a_test_part_is_refused(donor, tmp_path):
     plan = study(tmp_path, "token-classification", donor, arms=["host"])
     one, two = ({"name": name, "train": list(plan.data[0].train)} for name in ("one", "two"))
     bare = study(tmp_path, "token-classification", donor, arms=["host"], data=[one, two], tests="two")
@@ -111,7 +111,7 @@ def test_without_any_part_to_be_tested_on(donor, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_block_has_as_many_parameters_as_projections(task):
+def test_a_block_has_as_many_parameters_as_the_projections(task):
     torch.manual_seed(0)
     host = TASKS[task][0]()
     for control in ("projections-only", "wide-head"):
@@ -129,7 +129,7 @@ def test_a_block_has_as_many_parameters_as_projections(task):
 
 @pytest.mark.parametrize("site", ["embeddings", 0, "encoder_output"])
 @pytest.mark.parametrize("task", ["text-classification", "question-answering"])
-def test_the_block_sits_where_the_graft_would(task, site):
+def test_the_block_is_at_the_graft_site(task, site):
     torch.manual_seed(0)
     model = control_model(BertModel(bert_config()), "wide-head", 32, task=task, site=site)
     ids = torch.tensor([[1, 5, 6, 2]])
@@ -145,16 +145,16 @@ def test_the_block_sits_where_the_graft_would(task, site):
 @pytest.mark.parametrize(
     ("task", "change", "said"),
     [
-        ("question-answering", {"arms": ["host", "zerogen"]}, "texts that are written for each label"),
-        ("question-answering", {"arms": ["host", "pool-mean"]}, "pools nothing"),
-        ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "as wide as a donor"),
+        ("question-answering", {"arms": ["host", "zerogen"]}, "texts that a model writes for each label"),
+        ("question-answering", {"arms": ["host", "pool-mean"]}, "nothing is pooled"),
+        ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "takes its width from a donor"),
     ],
 )
-def test_what_means_nothing_for_a_task_is_refused(task, change, said):
+def test_arms_that_do_not_fit_the_task_are_refused(task, change, said):
     with pytest.raises(ConfigError, match=said):
         StudyPlan.from_dict({"task": task, "host": "a/host", "donor": "b/llm", "data": ["x"], **change})
 
 
-def test_a_gate_is_none_of_a_control():
+def test_a_control_with_a_gate_is_refused():
     with pytest.raises(ConfigError, match="has no gate"):
         control_model(BertModel(bert_config()), "wide-head", 32, task="question-answering", residual="gated")

@@ -1,4 +1,4 @@
-"""Planted truths: where arms are equal, studies say so; where one is better, they find it."""
+"""Planted truths: studies of equal arms report no difference, and studies with a better arm find it."""
 
 import json
 
@@ -40,7 +40,7 @@ def simulate(rng, *, seeds, examples, of_seeds, of_examples, effect=0.0):
 
 
 def found(arms):
-    """Whether each arm is called different from the first."""
+    """Return, for each arm, whether it is called different from the first."""
     pooled = pooled_seed_variance(arms)
     return [p < 0.05 for p in holm([crossed_test(arm - arms[0], pooled).p for arm in arms[1:]])]
 
@@ -59,8 +59,8 @@ SHAPES = [
 
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equal_arms_are_called_equal(seeds, shape):
-    """At most 7 of 100 studies with no difference in them name one, after Holm."""
+def test_equal_arms_are_rarely_called_different(seeds, shape):
+    """At most 7 of 100 studies without a difference report one, after Holm's correction."""
     rng = np.random.default_rng(seeds)
     false = sum(any(found(simulate(rng, seeds=seeds, examples=200, **shape))) for _ in range(100))
     assert false <= 7
@@ -70,7 +70,7 @@ NAMES = ("host", "random", "wide-head", "graft")
 
 
 class Studies:
-    """Whole studies of made-up cells: the files of the trainings in, the verdict out."""
+    """Run complete studies with made-up cells, from the files of the trainings to the verdict."""
 
     def __init__(self, root, seeds):
         self.plan = StudyPlan.from_dict(
@@ -103,14 +103,14 @@ class Studies:
 
 @pytest.fixture
 def no_bootstrap(monkeypatch):
-    """Its intervals stand beside the verdict, and take most of the time."""
+    """Skips the bootstrap, which takes most of the time and does not influence the verdict."""
     for module in (paired, summary):
         monkeypatch.setattr(module, "bootstrap", lambda *_: Interval(0.0, 0.0))
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], SHAPES[-1]], ids=str)
-def test_studies_of_equal_arms_say_so(shape, tmp_path, no_bootstrap):
-    """Through the whole path, from cells to the sentence: at most 7 of 100 name a difference where there is none."""
+def test_studies_of_equal_arms_report_no_difference(shape, tmp_path, no_bootstrap):
+    """From cells to the sentence, at most 7 of 100 studies report a difference that does not exist."""
     studies, rng = Studies(tmp_path, 3), np.random.default_rng(3)
     false = 0
     for _ in range(100):
@@ -125,7 +125,7 @@ def test_studies_of_equal_arms_say_so(shape, tmp_path, no_bootstrap):
     assert false <= 7
 
 
-def test_studies_with_a_better_arm_say_so(tmp_path, no_bootstrap):
+def test_studies_with_a_better_arm_report_it(tmp_path, no_bootstrap):
     studies, rng = Studies(tmp_path, 5), np.random.default_rng(5)
     shape = {"of_seeds": 0.05, "of_examples": 0.3, "effect": 0.7}
     verdicts = [studies.summarize(simulate(rng, seeds=5, examples=1000, **shape)).verdict for _ in range(20)]
@@ -133,8 +133,8 @@ def test_studies_with_a_better_arm_say_so(tmp_path, no_bootstrap):
     assert sum("It is also better than random and wide-head." in text for text in verdicts) >= 17
 
 
-def test_an_arm_that_scatters_alone_lends_no_degrees_of_freedom():
-    """With equal scatter, four arms and three seeds have nearly six; with one arm's alone, its own two."""
+def test_one_scattering_arm_adds_no_degrees_of_freedom():
+    """Four arms and three seeds have nearly six degrees of freedom; if only one arm scatters, they have two."""
     rng = np.random.default_rng(6)
 
     def mean_df(of_seeds):
@@ -146,8 +146,8 @@ def test_an_arm_that_scatters_alone_lends_no_degrees_of_freedom():
     assert pooled_seed_variance([np.zeros((3, 4)), np.ones((3, 4))]).df == 2
 
 
-def test_the_usual_tests_would_not_hold_that():
-    """Why the verdict is not the t-test over seeds, nor the test over examples."""
+def test_the_usual_tests_report_too_many_differences():
+    """Shows why the verdict uses neither the t-test over seeds nor the test over examples."""
     rng = np.random.default_rng(0)
     over_seeds = over_examples = 0
     for _ in range(100):
@@ -180,7 +180,7 @@ def test_two_arms_and_three_seeds():
 
 
 def test_the_test_with_seeds_alone_is_the_t_test():
-    """Where all examples go together, only the seeds are left to tell anything."""
+    """If all examples have the same result, only the seeds carry information."""
     by_seed = np.array([0.0, 1.0, 1.0, 1.0, 1.0, 0.0])
     differences = np.repeat(by_seed[:, None], 50, axis=1)
     test = crossed_test(differences)

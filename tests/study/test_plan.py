@@ -1,4 +1,4 @@
-"""Plans: what YAML says becomes cells, and what is wrong is said."""
+"""Plans: YAML becomes cells, and a wrong plan is rejected with a helpful message."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_cells_of_a_plan():
     assert cells[0].finetune == {"seed": 1, "train_fraction": 1.0}
 
 
-def test_ids_change_with_what_decides_and_with_nothing_else():
+def test_ids_only_change_with_settings_that_decide_the_result():
     first = plan(arms=["host", "graft"]).cells()
     assert [cell.id for cell in plan(arms=["host", "graft", "random"], seeds=[1, 2, 3], name="x").cells()][:2] == [
         cell.id for cell in first[:2]
@@ -36,19 +36,19 @@ def test_ids_change_with_what_decides_and_with_nothing_else():
     assert first[1].id not in [cell.id for cell in plan(arms=["host", "graft"], donor="other/llm").cells()]
 
 
-def test_two_donors_of_one_name_are_not_taken_for_each_other(tmp_path):
+def test_two_donors_with_the_same_name_are_refused(tmp_path):
     donors = [DonorSpec(source="a/llm", layers=(3,)), DonorSpec(source="b/llm", layers=(3,), dtype="float32")]
     with pytest.raises(
-        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both be in .*llm-L3\. Take"
+        ConfigError, match=r"layers of a/llm and b/llm \(dtype float32\) would both be in .*llm-L3\. Extract"
     ):
         prepare_layers(donors, StudyFolder(root=tmp_path), NullProgress())
 
 
-def test_a_layer_from_elsewhere_is_not_used_again(tmp_path):
+def test_a_layer_of_another_donor_is_not_reused(tmp_path):
     folder = StudyFolder(root=tmp_path)
     write_json(folder.layer("llm-L3").with_name("llm-L3.json"), {"origin": "a/llm"})
     with pytest.raises(
-        ConfigError, match=r"llm-L3 was taken out of a/llm, and the plan names b/llm\. Take another --output"
+        ConfigError, match=r"llm-L3 was extracted from a/llm, but the plan names b/llm\. Choose another --output"
     ):
         prepare_layers([DonorSpec(source="b/llm", layers=(3,))], folder, NullProgress())
 
@@ -67,7 +67,7 @@ def test_a_plan_survives_its_file(tmp_path):
     assert [Cell.from_dict(cell.as_dict()) for cell in made.cells()] == list(again.cells())
 
 
-def test_arms_of_ones_own():
+def test_custom_arms():
     made = plan(
         arms=[
             "graft",
@@ -85,7 +85,7 @@ def test_arms_of_ones_own():
     assert (middle.kind, slower.kind) == ("random", "graft")
 
 
-def test_hosts_and_donors_are_told_apart():
+def test_names_of_arms_include_hosts_and_donors():
     made = plan(hosts=["a/bert", "b/roberta"], donors=["c/one", "d/two"], arms=["host", "graft"])
     assert [arm.name for arm in made.arms] == [
         "host@bert",
@@ -109,10 +109,10 @@ def test_a_sweep():
         ({"arm": ["host"]}, "Did you mean arms"),
         ({"arms": ["larger-host"]}, "No larger model"),
         ({"donor": None, "arms": ["graft"]}, "needs a donor"),
-        ({"arms": ["host", "host"], "seeds": [1, 1]}, "seed 1 is there twice"),
+        ({"arms": ["host", "host"], "seeds": [1, 1]}, "has the seed 1 twice"),
         ({"tests": ["nowhere"]}, "tests is 'nowhere'"),
         ({"fractions": [0]}, "fractions is 0"),
-        ({"finetune": {"seed": 3}}, "in a study it is said by seeds"),
+        ({"finetune": {"seed": 3}}, "use the keys seeds and fractions"),
         ({"finetune": {"epochs": 3}}, "epochs"),
         ({"graft": {"pooling": "first"}}, "pooling is 'first'"),
         ({"reference": "nobody"}, "reference is 'nobody'"),
@@ -123,6 +123,6 @@ def test_a_sweep():
         ({"donor": {"source": "a", "layer": "last"}}, "whole numbers"),
     ],
 )
-def test_what_is_wrong_is_said(change, said):
+def test_a_wrong_plan_is_refused_with_a_reason(change, said):
     with pytest.raises(ConfigError, match=said):
         plan(**{"arms": ["host", "graft"], **change})

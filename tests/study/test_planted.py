@@ -35,7 +35,7 @@ def ordered_rows(count, seed):
 
 
 def blind_host(folder):
-    """BERT without positions: the order of its tokens changes nothing but their order."""
+    """BERT without positions: another order of the tokens only reorders the output."""
     torch.manual_seed(0)
     model = BertModel(bert_config())
     torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
@@ -45,7 +45,7 @@ def blind_host(folder):
 
 
 def donor_that_looks_back(folder):
-    """A Qwen2 whose queries and keys are biases alone, turned by one position: each token attends to the one before."""
+    """A Qwen2 whose queries and keys only depend on the position: each token attends to the previous one."""
     torch.manual_seed(1)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -94,7 +94,7 @@ def content(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_layer_that_is_built_to_help_is_said_to_help(content, tmp_path, monkeypatch):
+def test_a_study_finds_that_a_planted_layer_helps(content, tmp_path, monkeypatch):
     def run(cells, folder, workers, notice=None):
         for cell in cells:
             run_cell(cell, folder)

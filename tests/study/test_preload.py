@@ -1,4 +1,4 @@
-"""Cells from a preloaded process: the results of ordinary ones, and no worse an end."""
+"""Cells from a preloaded process have the same results as ordinary ones, and end in the same ways."""
 
 import json
 import os
@@ -41,7 +41,7 @@ SLEEP = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
 
 
 def stand_in(folder, more=""):
-    """The environment in which all is quickly imported."""
+    """Return an environment with quick stand-ins for slow imports."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(STAND_IN + more)
     return {**os.environ, "PYTHONPATH": str(folder)}
@@ -49,7 +49,7 @@ def stand_in(folder, more=""):
 
 @pytest.fixture
 def begin(tmp_path):
-    """Starts a cell that does what a text says; its log is `tmp_path / "log"`."""
+    """Starts a cell that runs the given code; its log is `tmp_path / "log"`."""
 
     def begin(server, code):
         (tmp_path / "cell.py").write_text(code)
@@ -75,7 +75,7 @@ def first_line(path):
 
 
 def wait_until_gone(pid):
-    """A process that need not be a child of this one, and that nobody may have fetched."""
+    """Wait for the end of a process, which may not be a child of this one, or may still be a zombie."""
     while True:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -86,7 +86,7 @@ def wait_until_gone(pid):
 
 
 @pytest.mark.slow
-def test_results_are_those_of_an_ordinary_process(tmp_path):
+def test_results_equal_those_of_an_ordinary_process(tmp_path):
     parts = tiny_parts(tmp_path / "parts")
     plan, folder = tiny_plan(parts, arms=["graft"], seeds=[1], data=parts["data"][:1]), StudyFolder(root=tmp_path / "s")
     plan.write(folder.plan)
@@ -111,7 +111,7 @@ def test_results_are_those_of_an_ordinary_process(tmp_path):
     assert found[0]["tests"]["films"]["correct"].strip("01") == ""
 
 
-def test_how_it_ends_is_told(begin, server, tmp_path):
+def test_the_exit_code_of_a_cell_is_reported(begin, server, tmp_path):
     assert server.finish(begin(server, "print('said'); code = 3")) == 3
     assert server.finish(begin(server, "raise ValueError('broken')")) == 1
     assert server.finish(begin(server, "import os; os.kill(os.getpid(), 9)")) == -signal.SIGKILL
@@ -146,7 +146,7 @@ def test_a_cell_is_a_process_like_any_other(begin, server, tmp_path):
     assert ignored or "KeyboardInterrupt" in (tmp_path / "log").read_text()
 
 
-def test_two_at_a_time_are_ended_together(begin, server, tmp_path):
+def test_two_running_cells_are_ended_together(begin, server, tmp_path):
     running = Running()
     processes = [begin(server, SLEEP) for _ in range(2)]
     for process in processes:
@@ -162,7 +162,7 @@ def test_two_at_a_time_are_ended_together(begin, server, tmp_path):
     assert server.finish(begin(server, "code = 5")) == 5
 
 
-def test_nothing_outlives_a_study_that_is_killed(tmp_path):
+def test_a_killed_study_leaves_no_processes(tmp_path):
     (tmp_path / "cell.py").write_text(SLEEP)
     study = f"""
 from pathlib import Path
@@ -181,7 +181,7 @@ with preloaded({stand_in(tmp_path / "site")!r}) as server:
         wait_until_gone(pid)
 
 
-def test_a_killed_server_takes_its_cells_along(begin, server, tmp_path):
+def test_cells_end_with_a_killed_server(begin, server, tmp_path):
     process = begin(server, SLEEP)
     cell = int(first_line(tmp_path / "log"))
     server.process.kill()
@@ -195,12 +195,12 @@ def test_a_killed_server_takes_its_cells_along(begin, server, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("threading.Thread(target=time.sleep, args=[3600], daemon=True).start()", "2 threads run"),
+        ("threading.Thread(target=time.sleep, args=[3600], daemon=True).start()", "it has 2 threads"),
         ("torch.cuda._is_in_bad_fork = lambda: True", "accelerator can't be used"),
         ("sys.modules['layer_surgeon.study.cells'] = None", "ended with code 1. ModuleNotFoundError: import of"),
     ],
 )
-def test_where_a_fork_is_not_sound_it_says_so(more, said, begin, tmp_path):
+def test_a_reason_is_reported_if_forking_is_not_safe(more, said, begin, tmp_path):
     with preloaded(stand_in(tmp_path / "site", more)) as server:
         process = begin(server, SLEEP)
         assert process is None or server.finish(process) is None
@@ -208,7 +208,7 @@ def test_where_a_fork_is_not_sound_it_says_so(more, said, begin, tmp_path):
         assert said in server.news()
 
 
-def test_cuda_that_was_asked_for_and_is_not_there_spoils_nothing(begin, tmp_path):
+def test_a_check_for_missing_cuda_does_not_prevent_forks(begin, tmp_path):
     more = "torch.cuda._is_in_bad_fork, torch.cuda.is_available = lambda: True, lambda: False"
     with preloaded(stand_in(tmp_path / "site", more)) as server:
         assert server.finish(begin(server, "code = 4")) == 4
@@ -216,7 +216,7 @@ def test_cuda_that_was_asked_for_and_is_not_there_spoils_nothing(begin, tmp_path
 
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
-    """Cells of a study whose processes import the stand-in."""
+    """The cells of a study whose processes import the stand-in."""
     environment = stand_in(tmp_path / "site")
     monkeypatch.setattr(executors, "environment_of", lambda threads: environment)
     parts = {"host": "host", "donor": "donor", "data": ["films"], "finetune": {}}
@@ -243,8 +243,8 @@ def test_when_the_server_dies_ordinary_processes_take_over(cells, tmp_path, monk
     assert "code -9" in told[0]
 
 
-def test_a_study_that_is_broken_off_ends_its_cells(cells, tmp_path, monkeypatch):
-    """The first is done, the second under way, the third never begins."""
+def test_an_interrupted_study_ends_its_cells(cells, tmp_path, monkeypatch):
+    """The first cell is finished, the second is running, and the third never starts."""
     (tmp_path / "cell.py").write_text(f"if '.s2.' in arguments[1]: {SLEEP}")
     monkeypatch.setattr(executors, "_run_python", lambda *arguments: pytest.fail("an ordinary process was started"))
     folder = StudyFolder(root=tmp_path)

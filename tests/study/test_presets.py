@@ -1,4 +1,4 @@
-"""Presets: each table and figure of the paper, with its models, data and seeds; and what runs of them offline."""
+"""Presets: each table and figure of the paper with its models, data and seeds, and its offline version."""
 
 import re
 from pathlib import Path
@@ -87,8 +87,8 @@ def test_every_table_and_figure_has_a_preset():
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_full_scale_is_the_papers(name):
-    """Planned whole, without a network: which models, which data, how many trainings."""
+def test_full_scale_matches_the_paper(name):
+    """Each preset plans the right models, data and number of trainings, without a network."""
     hosts, donors, data, kinds, cells = PAPER[name]
     plan = preset_plan(name)
     assert plan.seeds == (2023, 2024, 2025, 2026, 2027)
@@ -108,7 +108,7 @@ def test_full_scale_is_the_papers(name):
         assert layers == {"table-14": {(-1,), (-2, -1)}, "table-15": {(0,), (-1,)}}.get(name, {(-1,)})
 
 
-def test_what_single_presets_add():
+def test_details_of_single_presets():
     assert preset_plan("table-3").tests["tweet"] == ("tweet", "imdb", "cr")
     assert preset_plan("table-19").fractions == (1.0, 0.1)
     assert {arm.donor.layers[0] for arm in preset_plan("figure-2").arms if arm.donor} == LAYERS
@@ -130,7 +130,7 @@ def test_what_single_presets_add():
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_what_is_measured_without_training(name):
+def test_presets_without_training_name_their_commands(name):
     commands = profile_commands(preset(name))
     assert len(commands) == len(set(commands)) == MEASURED[name]
     assert f"surgeon profile {BERT} --donor {LLAMA}" in commands
@@ -150,8 +150,8 @@ def test_small_scale_needs_no_network(name):
     assert all(source.startswith("sentences-") for entry in plan.data for source in entry.train)
 
 
-def test_the_page_names_every_preset():
-    """docs/paper.md, the paper table by table, has a row for each, and none for another."""
+def test_the_docs_list_every_preset():
+    """docs/paper.md has a row for each preset and no other rows."""
     text = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
     rows = re.findall(
         r"^\| (?:Table|Figure) \d+[^|]*\| `surgeon (?:compare --preset|profile)[^|]*\|", text, re.MULTILINE
@@ -191,7 +191,7 @@ def check(plan, folder, examples):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_small_scale_runs_with_tiny_models(name, parts, tmp_path, in_this_process):
-    """The preset's own arms and shares, with models that train in a second."""
+    """Runs the arms and shares of the preset, with models that train in a second."""
     if name == "table-18":
         pytest.importorskip("peft")
     content = preset(name, "small")
@@ -207,7 +207,7 @@ def test_small_scale_runs_with_tiny_models(name, parts, tmp_path, in_this_proces
 @pytest.mark.real_weights
 @pytest.mark.parametrize("name", RUN)
 def test_small_scale_runs(name, tmp_path, in_this_process):
-    """With the weights that come as packages, for two steps."""
+    """Runs two steps with the packaged weights."""
     if name == "table-18":
         pytest.importorskip("peft")
     content = preset(name, "small")

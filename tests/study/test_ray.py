@@ -31,7 +31,7 @@ def test_ray_gives_the_numbers_of_local_processes_and_imports_nothing_from_the_c
     assert found[0] == found[1]
 
 
-def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_ray_is_reported_with_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ConfigError, match=r"layer-surgeon\[ray\]"):
         next(executors.run_ray([], StudyFolder(root=tmp_path), 1))

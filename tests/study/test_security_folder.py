@@ -1,4 +1,4 @@
-"""A study's folder from a stranger: nothing is written, read or deleted outside of it, and dry runs write nothing."""
+"""A study's folder from a stranger: nothing outside it is written, read or deleted, and dry runs write nothing."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def parts(tmp_path_factory):
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files of a folder: when they were written, and what they say."""
+    """Return all files of a folder, with their times and contents."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
@@ -45,9 +45,9 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_name_is_never_a_path(tmp_path, name):
     folder = StudyFolder(root=tmp_path)
     for make in (folder.data, folder.layer, folder.path):
-        with pytest.raises(WorkspaceError, match="not a name"):
+        with pytest.raises(WorkspaceError, match="not a valid name"):
             make(name)
-    with pytest.raises(WorkspaceError, match="not a name"):
+    with pytest.raises(WorkspaceError, match="not a valid name"):
         folder.result(f"../{name}")
 
 
@@ -102,7 +102,7 @@ def test_a_picture_and_a_report_replace_links(tmp_path):
     (pictures / "scores.png").write_text("precious")
     (tmp_path / "study/report").mkdir()
     (tmp_path / "study/report/figures").symlink_to(pictures)
-    with pytest.raises(WorkspaceError, match="link that leaves"):
+    with pytest.raises(WorkspaceError, match="link that leads out of"):
         write_report(load_report(tmp_path / "study"), tmp_path / "study/report")
     assert [path.name for path in pictures.iterdir()] == ["scores.png"]
     (tmp_path / "study/report/figures").unlink()
@@ -124,7 +124,7 @@ def test_a_failed_cell_is_known_by_its_file_s_name(tmp_path):
 
 
 def test_a_complete_plan_overwrites_nothing(tmp_path):
-    """The attack as it was made: one YAML file, `--dry-run`."""
+    """Repeats the original attack: one YAML file and `--dry-run`."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "train.jsonl").write_text("precious")
@@ -161,7 +161,7 @@ def test_a_dry_run_uses_what_a_running_study_has_prepared_and_leaves_it(parts, t
     assert estimate_study(dataclasses.replace(other, test_fraction=0.3), tmp_path, Recorder()).cells == 2
     assert state(tmp_path) == before
     moved = tiny_plan({**parts, "donor": f"{parts['donor']['source']}/../tiny-llama"}, arms=["graft"], seeds=[1])
-    with pytest.raises(ConfigError, match="was taken out of"):
+    with pytest.raises(ConfigError, match="was extracted from"):
         estimate_study(moved, tmp_path, Recorder())
 
 
@@ -285,7 +285,7 @@ def test_a_damaged_cell_is_said(tmp_path, scores):
 
 
 def test_a_folder_with_an_adapter_alone_loads_no_other_model(parts, tmp_path):
-    """transformers takes such a folder for the model that its config names; synthetic texts come from any model."""
+    """transformers would load the model that an adapter's config names; any model can write synthetic texts."""
     pytest.importorskip("peft")
     (tmp_path / "adapter").mkdir()
     settings = {"peft_type": "LORA", "base_model_name_or_path": parts["donor"]["source"]}

@@ -1,4 +1,4 @@
-"""A plan, a study.yaml or a cell's file from a stranger: names are names, values are values, and both are small."""
+"""A plan, a study.yaml or a cell's file from a stranger: names and values are checked, and their size is limited."""
 
 import contextlib
 import dataclasses
@@ -136,7 +136,7 @@ def test_a_cell_is_checked_too():
 
 
 def test_settings_of_lora_change_the_adapters_and_nothing_else():
-    """peft imports the module that megatron_core names, and loads what the configs of other methods name."""
+    """peft imports the module in megatron_core, and loads the files that configs of other methods name."""
     good = {"r": 4, "lora_alpha": 8, "target_modules": ["query"], "init_lora_weights": "gaussian"}
     assert Arm(name="lora", kind="lora", host="bert", donor=None, lora=good).lora == good
     for name, value in {

@@ -37,7 +37,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Cells run here, without a process for each; the list of those that were."""
+    """Runs cells in this process; returns the list of cells that ran."""
     ran = []
 
     def run(cells, folder, workers, notice=None):
@@ -57,11 +57,11 @@ def sweep(parts, layers, **changes):
 @pytest.mark.parametrize(
     ("text", "layers"), [("all", [0, 1, 2, 3]), ("0,-1", [0, 3]), ("0:4:2", [0, 2]), ("2,1,2", [1, 2]), (":2", [0, 1])]
 )
-def test_layers_as_they_are_said(text, layers):
+def test_layer_selections_are_parsed(text, layers):
     assert choose_layers(text, 4) == layers
 
 
-def test_layers_that_are_not_there():
+def test_missing_layers_are_refused():
     with pytest.raises(LayerNotFoundError, match="donor has 4"):
         choose_layers("4", 4)
     with pytest.raises(ConfigError, match="'last'"):
@@ -94,7 +94,7 @@ def test_a_sweep_and_a_selection_on_its_cells(parts, trained, tmp_path):
 
 @pytest.fixture
 def fake_training(monkeypatch):
-    """Cells whose scores and examples are made up: `score`, which a test sets, gives those of each cell."""
+    """Cells with made-up scores and examples. Tests set `score`, which returns the score of a cell."""
     fake = SimpleNamespace(score=lambda cell: 0.5)
 
     def run(cells, folder, workers, notice=None):
@@ -112,16 +112,16 @@ def fake_training(monkeypatch):
         }
 
     monkeypatch.setattr(compare, "run_local", run)
-    monkeypatch.setattr(select, "_validation", validation)
+    monkeypatch.setattr(select, "_read_trainings", validation)
     return fake
 
 
-def test_fewer_and_fewer_candidates_go_on(parts, fake_training, tmp_path, monkeypatch):
+def test_each_rung_drops_candidates(parts, fake_training, tmp_path, monkeypatch):
     plan = sweep(parts, list(permutations(range(4), 2)), finetune={"max_train_samples": 24})
     names = [arm.name for arm in plan.arms if arm.donor is not None]
     worth = {name: index / 100 for index, name in enumerate(names)}
     fake_training.score = lambda cell: worth[cell.arm.name] + 0.001 * cell.seed * (cell.arm.name == names[-1])
-    monkeypatch.setattr(select, "_probes", lambda arms, *_: worth)
+    monkeypatch.setattr(select, "_probe_arms", lambda arms, *_: worth)
     chosen = select_arm(plan, tmp_path)
     assert chosen.best == names[-1]
     assert [len(rung.scores) for rung in chosen.rungs] == [12, 6, 2]
@@ -132,9 +132,9 @@ def test_fewer_and_fewer_candidates_go_on(parts, fake_training, tmp_path, monkey
     assert "too close" not in chosen.margin.text
 
 
-def test_a_share_of_the_data_is_all_there_is(parts, fake_training, tmp_path, monkeypatch):
+def test_rungs_use_shares_of_the_plans_share(parts, fake_training, tmp_path, monkeypatch):
     plan = replace(sweep(parts, list(permutations(range(4), 2))), fractions=(0.5,))
-    monkeypatch.setattr(select, "_probes", lambda arms, *_: {arm.name: 0.5 for arm in arms})
+    monkeypatch.setattr(select, "_probe_arms", lambda arms, *_: {arm.name: 0.5 for arm in arms})
     chosen = select_arm(plan, tmp_path)
     assert [rung.examples / len(rung.scores) / 0.5 for rung in chosen.rungs[1:]] == [0.25, 2]
     assert [rung.name for rung in chosen.rungs[1:]] == [
@@ -165,21 +165,21 @@ def test_pairs_and_sites_are_candidates(parts, tmp_path):
     assert [arm.graft["site"] for arm in grafts] == ["embeddings", 0, 1, "encoder_output"]
 
 
-def test_a_probe_of_sites_looks_before_the_head(parts, tmp_path):
-    """All sites are told by the vector that comes to the head; one that can't be built is left out, and said."""
+def test_a_probe_of_sites_uses_the_input_of_the_head(parts, tmp_path):
+    """All sites are rated by the input of the head; a site that can't be built is skipped with a notice."""
     plan = StudyPlan.from_dict(with_candidates({**parts, "name": "sweep"}, [0], "sites", StudyFolder(root=tmp_path)))
     folder, told = StudyFolder(root=tmp_path), Recorder()
     prepare_study(plan, folder, told)
     grafts = [arm for arm in plan.arms if arm.donor is not None]
     broken = replace(grafts[0], name="broken", graft={"site": 9})
-    scores = select._probes([*grafts, broken], plan, folder, told)
+    scores = select._probe_arms([*grafts, broken], plan, folder, told)
     assert sorted(scores) == sorted(arm.name for arm in grafts)
     assert any("broken" in notice and "layers" in notice for notice in told.notices)
-    assert scores == select._probes(grafts, plan, folder, told)
+    assert scores == select._probe_arms(grafts, plan, folder, told)
 
 
-def test_a_probe_without_training(parts, tmp_path):
-    """Words that tell the classes are found; classes that nothing tells are not."""
+def test_the_probe_finds_classes_that_can_be_separated(parts, tmp_path):
+    """The probe separates classes with typical words, and does not separate random classes."""
     folder = StudyFolder(root=tmp_path)
     plan = sweep(parts, [0])
     prepare_study(plan, folder, Recorder())
@@ -195,6 +195,6 @@ def test_a_probe_without_training(parts, tmp_path):
     assert told > 0.6 > probe_arm(arm, texts, mixed, folder, seeds=[1, 2])
 
 
-def test_nothing_to_choose_from(parts, tmp_path):
+def test_a_selection_needs_two_candidates(parts, tmp_path):
     with pytest.raises(ConfigError, match="1 candidates"):
         select_arm(sweep(parts, [0]), tmp_path)

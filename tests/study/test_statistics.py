@@ -1,4 +1,4 @@
-"""The intervals are those of the literature."""
+"""The intervals match the literature."""
 
 import numpy as np
 import pytest
@@ -32,21 +32,21 @@ def test_difference(first, second, low, high):
     assert (b - a - np.hypot(b - lb, ha - a), b - a + np.hypot(hb - b, a - la)) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_difference_of_equal_sizes_is_that_definition():
+def test_difference_follows_its_definition():
     (la, ha), (lb, hb) = wilson(0.8, 200), wilson(0.9, 200)
     assert difference(0.8, 0.9, 200) == pytest.approx(
         (0.1 - np.hypot(0.9 - lb, ha - 0.8), 0.1 + np.hypot(hb - 0.9, 0.8 - la))
     )
 
 
-def test_difference_turns_round():
+def test_difference_is_antisymmetric():
     there, back = difference(0.6, 0.9, 50), difference(0.9, 0.6, 50)
     assert there == pytest.approx((-back.high, -back.low))
     assert not there.holds_zero
     assert difference(0.6, 0.62, 50).holds_zero
 
 
-def test_wilson_covers_what_it_promises():
+def test_wilson_has_the_right_coverage():
     rng = np.random.default_rng(0)
     for share in (0.5, 0.9):
         drawn = rng.binomial(100, share, size=4000) / 100
@@ -55,6 +55,6 @@ def test_wilson_covers_what_it_promises():
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.1, 10), (-0.1, 10), (0.5, 0)])
-def test_no_share(share, count):
+def test_invalid_shares_are_refused(share, count):
     with pytest.raises(ValueError, match="a share is from 0 to 1"):
         wilson(share, count)

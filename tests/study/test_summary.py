@@ -1,4 +1,4 @@
-"""Tables and sentences from cells that were made up: planted truths at the level of a whole study."""
+"""Tables and sentences from made-up cells: planted truths at the level of a whole study."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ SEEDS = [1, 2, 3]
 
 
 def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
-    """A study whose arms are right on a share of the test examples, the same ones for all as far as it goes."""
+    """A study whose arms are right on shares of the test examples that overlap as much as possible."""
     plan = StudyPlan.from_dict(
         {
             "host": "a/bert",
@@ -53,7 +53,7 @@ def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
     return summarize(plan, folder)
 
 
-def test_a_donor_that_helps_is_said_to_help(tmp_path):
+def test_a_better_graft_is_reported(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.7, "wide-head": 0.71})
     table = summary.tables[0]
     pairs = {(c.arm, c.against): c for c in table.comparisons}
@@ -78,7 +78,7 @@ def test_a_donor_that_helps_is_said_to_help(tmp_path):
     assert row.example_interval[0] < row.mean < row.example_interval[1]
 
 
-def test_a_control_that_does_as_well_is_named(tmp_path):
+def test_an_equally_good_control_is_named(tmp_path):
     summary = made_up(tmp_path, {"host": 0.7, "graft": 0.8, "random": 0.8})
     assert "graft is better than host" in summary.verdict
     assert "not shown to be better than random" in summary.verdict
@@ -100,7 +100,7 @@ def test_several_tables(tmp_path):
     assert summary.verdict.startswith("graft is significantly better than host in 4 of 4 comparisons")
 
 
-def test_what_beats_a_control_on_one_test_set_is_not_said_to_beat_it(tmp_path):
+def test_beating_a_control_on_one_of_several_test_sets_is_not_enough(tmp_path):
     made = {"host": 0.7, "graft": 0.7, "random": 0.5}
     assert made_up(tmp_path / "one", made).verdict.endswith(" It is better than random.")
     plan = {"arms": ["host", "graft", "random"], "host": "a/bert", "donor": "b/llm", "data": ["films", "shops"]}
@@ -118,7 +118,7 @@ def test_what_beats_a_control_on_one_test_set_is_not_said_to_beat_it(tmp_path):
     assert said.endswith(" It is better than random in 1 of 2 comparisons.")
 
 
-def test_one_seed_says_so(tmp_path):
+def test_the_verdict_names_a_single_seed(tmp_path):
     summary = made_up(tmp_path, {"host": 0.6, "graft": 0.8}, seeds=[1])
     comparison = summary.tables[0].comparisons[0]
     assert comparison.basis == "examples"

@@ -1,11 +1,11 @@
-// Without this file everything can be read; what it adds: charts that answer to the pointer and follow the theme,
-// sorting, copying, and opening what is folded before printing.
+// The page can be read without this script. The script adds interactive charts that follow the theme, sorting,
+// copying, and unfolding everything before printing.
 (() => {
 "use strict";
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = new Map();
-// Inside a folded part nothing has a width; the chart then gets its share of the section's.
+// Elements in a folded part have no width, so the chart gets its share of the section's width.
 const widthOf = (chart) => {
   if (chart.clientWidth) return chart.clientWidth;
   const grid = getComputedStyle(chart.closest(".panels")).getPropertyValue("--columns") || 1;
@@ -20,7 +20,7 @@ const draw = async (chart) => {
   const result = await vegaEmbed(
     chart,
     { ...spec, width, autosize: { type: "fit-x", contains: "padding" } },
-    // The expression interpreter: the page's policy allows no code that is made from text.
+    // Use the expression interpreter, because the page's policy forbids code made from text.
     { ast: true, actions: false, renderer: "svg", defaultStyle: false, config: themes[dark.matches ? "dark" : "light"],
       tooltip: { theme: dark.matches ? "dark" : "light" } },
   );
@@ -41,7 +41,7 @@ for (const chart of charts) {
   resized.observe(chart);
 }
 dark.addEventListener("change", () => { for (const chart of drawn.keys()) draw(chart); });
-// The rest is drawn when there is time, so that printing finds it.
+// Draw the remaining charts in idle time, so they are there for printing.
 const drawRest = () => {
   const next = charts.find((chart) => !drawn.has(chart));
   if (next) draw(next).then(() => setTimeout(drawRest, 50));
@@ -62,7 +62,7 @@ for (const table of document.querySelectorAll("table.sorts")) {
     for (const each of heads) each.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const rows = [...body.rows].map((row) => [value(row, column), row]);
-    // What has no value stands last, whichever way it goes.
+    // Rows without a value come last in both directions.
     rows.sort(([one], [other]) => {
       if (one === null || other === null) return (one === null) - (other === null);
       return down ? compare(other, one) : compare(one, other);
@@ -88,7 +88,7 @@ for (const block of document.querySelectorAll(".command")) {
     try {
       await navigator.clipboard.writeText(text.textContent);
     } catch {
-      // Where the page may not write to the clipboard, the text is at least selected.
+      // Without permission to write to the clipboard, select the text instead.
       getSelection().selectAllChildren(text);
       copied = document.execCommand("copy");
     }
