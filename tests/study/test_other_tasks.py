@@ -146,7 +146,7 @@ def test_the_block_is_at_the_graft_site(task, site):
     ("task", "change", "said"),
     [
         ("question-answering", {"arms": ["host", "zerogen"]}, "texts that a model writes for each label"),
-        ("question-answering", {"arms": ["host", "pool-mean"]}, "nothing is pooled"),
+        ("question-answering", {"arms": ["host", "pool-mean"]}, "pools nothing"),
         ("seq2seq", {"arms": ["host", {"name": "wide-head", "donor": None}]}, "takes its width from a donor"),
     ],
 )
