@@ -1,7 +1,6 @@
 """The hosts of a study: turns the host in a plan into a folder or repo id that transformers can load."""
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from layer_surgeon._folders import foreign_files
 from layer_surgeon.checkpoint.packaged import ARCHIVES, packaged_host
@@ -32,9 +31,6 @@ def host_source(host: str, folder: StudyFolder, progress: Progress | None = None
     model = ARCHIVES[name]
     known = [model.file, *model.other_files, ".*", "*/.*"]  # with a dot: leftovers of unpacking that was killed
     foreign = foreign_files(folder.path("hosts", name), known)
-    if folder.prepared is not None:
-        # `foreign_files` reports every link, and a rehearsal links to the unpacked files of its study.
-        foreign = [path for path in foreign if not any(fnmatchcase(path, pattern) for pattern in known)]
     if foreign:
         # transformers would load such files too, for example an adapter of another model.
         raise SourceError(

@@ -234,6 +234,8 @@ def _convert_fields(kind: Any, content: Mapping[str, Any], name: str) -> Any:
             values[field.name] = _convert(hints[field.name], content[field.name], path)
         elif field.default is dataclasses.MISSING:
             raise _FieldError(f"lacks {path}")
+    if kind is TestScores and set(values.get("correct") or "") - set("01"):
+        raise _FieldError(f"has a {name}.correct with other characters than 0 and 1")
     return kind(**values)
 
 

@@ -1,7 +1,8 @@
-"""A temporary copy of a study's folder for trials. It links to what the study has prepared, and leaves it unchanged."""
+"""A temporary folder for trials of a study. It uses what the study has prepared, and leaves the study unchanged."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from layer_surgeon.study.layout import StudyFolder
 
 @contextlib.contextmanager
 def rehearsal(study: Path) -> Iterator[StudyFolder]:
-    """Create a temporary folder with links to the data sets, hosts and layers that a study has prepared.
+    """Create a temporary folder with links to the data sets and layers of a study, and copies of its hosts.
 
     Args:
         study: The study's folder, which does not have to exist.
@@ -23,8 +24,12 @@ def rehearsal(study: Path) -> Iterator[StudyFolder]:
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as root:
         folder = StudyFolder(root=Path(root), prepared=study)
         # Link single files, because a file that has to be made again replaces its link.
-        for kind in ("data", "hosts"):
-            _link_files(original.path(kind), folder.path(kind))
+        _link_files(original.path("data"), folder.path("data"))
+        if original.path("hosts").is_dir():
+            # Copy hosts, because links in a host's folder are refused.
+            shutil.copytree(
+                original.path("hosts"), folder.path("hosts"), symlinks=True, ignore=shutil.ignore_patterns("*.lock")
+            )
         layers = original.path("layers")
         for name in sorted(path.name for path in layers.iterdir()) if layers.is_dir() else ():
             path = original.path("layers", name)
