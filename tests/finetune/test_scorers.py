@@ -93,5 +93,5 @@ def test_models_by_name(monkeypatch):
 
 
 def test_unknown_metric():
-    with pytest.raises(ConfigError, match="extra_metrics is 'blue'; it must be some of bert_score, bart_score"):
+    with pytest.raises(ConfigError, match="extra_metrics is 'blue'; it must be a comma-separated list of bert_score, bart_score"):
         FinetuneConfig(extra_metrics="blue")

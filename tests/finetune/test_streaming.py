@@ -347,7 +347,7 @@ def test_what_can_not_be_streamed(data, settings, says, workspace):
 
 
 def test_a_setting_of_streams_alone():
-    with pytest.raises(ConfigError, match="eval_steps is 5; it must be left out without streaming"):
+    with pytest.raises(ConfigError, match="eval_steps is 5; it must be None unless streaming is on"):
         FinetuneConfig(eval_steps=5)
 
 
