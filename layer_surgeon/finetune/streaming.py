@@ -40,7 +40,7 @@ def begin_stream(data: DataLike, config: FinetuneConfig, task: FinetuneTask, pro
     source = opened.train
     if config.max_steps is None and source.num_rows is None and not source.is_near and config.max_train_samples is None:
         raise ConfigError(
-            f"max_steps is None, and {source.place} doesn't say how many rows it has. Give max_steps, or "
+            f"max_steps is None, and {source.location} doesn't say how many rows it has. Give max_steps, or "
             "max_train_samples: the number of rows of a pass."
         )
     return opened
@@ -72,7 +72,7 @@ def prepare_stream(
     """
     first = opened.train.table(CHECKED)
     if len(first) == 0:
-        raise DataError(f"{first.place} has no rows.")
+        raise DataError(f"{first.location} has no rows.")
     columns = settle_columns(first, config, opened.record, task, progress)
     stream = TrainStream(source=opened.train, columns=columns, task=task, record=opened.record)
     raw_validation, raw_test = (
@@ -118,11 +118,11 @@ def prepare_stream(
 
 def _first_examples(stream: TrainStream, first: Table, progress: Progress) -> ExampleSet:
     """Of the rows that are looked at, those that are trained on."""
-    shown = replace(first, place=f"{first.place}, first {len(first):,} rows")
+    shown = replace(first, location=f"{first.location}, first {len(first):,} rows")
     drop_unusable(shown, stream.columns, stream.record, progress)
     numbers = [number for number, _ in itertools.takewhile(lambda one: one[0] <= len(first), stream.rows())]
     if not numbers:
-        raise DataError(f"The first {len(first):,} rows of {first.place} leave none to train on. Add rows.")
+        raise DataError(f"The first {len(first):,} rows of {first.location} leave none to train on. Add rows.")
     rows = [{name: values[number - 1] for name, values in first.columns.items()} for number in numbers]
     table = stream.table_of(rows)
     return stream.examples(Window(numbers=tuple(numbers), table=table))
@@ -186,17 +186,17 @@ def _know(
     counts: Counter[Any] = Counter()
     if (task.has_classes and labels is None) or (rows is None and config.max_steps is None):
         why = f"the classes in column {stream.columns.label!r}" if labels is None and task.has_classes else "its rows"
-        progress.notice(f"Reading {source.place} once, to count {why}.")
+        progress.notice(f"Reading {source.location} once, to count {why}.")
         rows, counts = stream.count()
         if rows == 0:
-            raise DataError(f"{source.place} has no rows left to train on. Add rows.")
+            raise DataError(f"{source.location} has no rows left to train on. Add rows.")
     if task.has_classes and labels is None:
         # A class of which all rows are held out, or lie behind `max_train_samples`, is a class too.
         others = Counter[Any]() if held_out is None else stream.count_labels(held_out)
-        labels = counted_label_map(counts + others, source.place, model_names)
+        labels = counted_label_map(counts + others, source.location, model_names)
     per_class = None
     if labels is not None and counts:
         per_class = dict.fromkeys(labels.names, 0)
         for value, count in counts.items():
-            per_class[labels.names[labels.encode([value], source.place)[0]]] += count
+            per_class[labels.names[labels.encode([value], source.location)[0]]] += count
     return replace(stream, labels=labels, num_rows=rows, per_class=per_class)

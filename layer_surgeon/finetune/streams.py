@@ -38,7 +38,7 @@ class RowStream:
     """One split that is read from its beginning as often as it is wanted.
 
     Attributes:
-        place: What to call it in a message.
+        location: What to call it in a message.
         begin: Starts a new pass over the rows.
         num_rows: How many there are, where that is known without reading them.
         label_names: Column name -> names of its class ids, where the source itself says them.
@@ -46,7 +46,7 @@ class RowStream:
         is_near: It lies on this machine, so that counting its rows costs no network.
     """
 
-    place: str
+    location: str
     begin: Callable[[], Iterator[Mapping[str, Any]]]
     num_rows: int | None = None
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -73,7 +73,9 @@ class RowStream:
             ValueError,
             RuntimeError,
         ) as error:
-            raise DataError(f"{self.place} can't be read on after row {number:,}: {first_sentence(error)}") from error
+            raise DataError(
+                f"{self.location} can't be read on after row {number:,}: {first_sentence(error)}"
+            ) from error
 
     def table(self, most: int | None = None) -> Table:
         """The first `most` rows, or all of them, in memory.
@@ -82,8 +84,8 @@ class RowStream:
             DataError: A row can't be read, or has other columns than the first one.
         """
         rows = [dict(row) for _, row in itertools.islice(self.rows(), most)]
-        columns = rows_to_columns(rows, self.place)
-        return Table(columns=columns, place=self.place, label_names=self.label_names, curated=self.curated)
+        columns = rows_to_columns(rows, self.location)
+        return Table(columns=columns, location=self.location, label_names=self.label_names, curated=self.curated)
 
 
 class StreamedData(DataSplits[RowStream]):
@@ -162,12 +164,12 @@ def _from_files(names: Sequence[str]) -> StreamedData:
     return StreamedData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": stream})
 
 
-def _of_files(paths: Sequence[Path], place: str = "", *, curated: bool = False) -> RowStream:
+def _of_files(paths: Sequence[Path], location: str = "", *, curated: bool = False) -> RowStream:
     for path in paths:
         check_streamable(path)
     counts = [count_rows(path) for path in paths]
     return RowStream(
-        place=place or " + ".join(map(str, paths)),
+        location=location or " + ".join(map(str, paths)),
         begin=functools.partial(_file_rows, tuple(paths)),
         num_rows=None if None in counts else sum(filter(None, counts)),
         curated=curated,
@@ -201,7 +203,11 @@ def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> 
 
 
 def _of_datasets(
-    data: datasets.Dataset | datasets.IterableDataset, place: str, *, curated: bool = False, is_near: bool | None = None
+    data: datasets.Dataset | datasets.IterableDataset,
+    location: str,
+    *,
+    curated: bool = False,
+    is_near: bool | None = None,
 ) -> RowStream:
     count: int | None = None
     names, known = class_names(data), isinstance(data, datasets.Dataset)
@@ -213,7 +219,7 @@ def _of_datasets(
         count = getattr(info, "num_examples", None) or None
         data = data.with_format(None)
     return RowStream(
-        place=place,
+        location=location,
         begin=functools.partial(iter, data),
         num_rows=count,
         label_names=names,

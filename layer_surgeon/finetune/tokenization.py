@@ -23,7 +23,7 @@ class TokenizedDataset:
         lengths: Tokens of each.
         num_truncated: Examples that were longer than the maximum, and were cut.
         cut_at: Where, for a person.
-        places: What a task has to know of each feature to lead its output back to the example; may be empty.
+        alignments: What a task has to know of each feature to lead its output back to the example; may be empty.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class TokenizedDataset:
         features: list[Features],
         num_truncated: int,
         max_length: int,
-        places: Sequence[Any] = (),
+        alignments: Sequence[Any] = (),
         cut_at: str = "",
     ) -> None:
         self.features = features
         self.cut_at = cut_at or f"{max_length} tokens (--max-length)"
         self.lengths = [len(feature["input_ids"]) for feature in features]
         self.num_truncated = num_truncated
-        self.places = places
+        self.alignments = alignments
 
     def __len__(self) -> int:
         return len(self.features)
@@ -76,7 +76,7 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: in
 
 
 def padding_right(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy, that fills up behind the text, so that tokens keep their places in a batch."""
+    """The tokenizer, or a copy, that fills up behind the text, so that tokens keep their alignments in a batch."""
     if tokenizer.padding_side == "right":
         return tokenizer
     other = copy.copy(tokenizer)

@@ -61,7 +61,7 @@ class Window:
     def row(self, index: int) -> Table:
         """One of them, with its number as its place."""
         columns = {name: [values[index]] for name, values in self.table.columns.items()}
-        return Table(columns=columns, place=f"{self.table.place}, row {self.numbers[index]:,}")
+        return Table(columns=columns, location=f"{self.table.location}, row {self.numbers[index]:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class TrainStream:
         for number, row in self.source.rows():
             if absent := [name for name in self.columns.used if name not in row]:
                 raise DataError(
-                    f"{self.source.place}, row {number:,} has no column {absent[0]!r}, but {', '.join(map(str, row))}."
+                    f"{self.source.location}, row {number:,} has no column {absent[0]!r}, but {', '.join(map(str, row))}."
                 )
             if unlabelled is not None and row[str(self.columns.label)] == unlabelled:
                 continue
@@ -126,7 +126,9 @@ class TrainStream:
 
     def table_of(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         """The columns that are used of some rows."""
-        return Table(columns={name: [row[name] for row in rows] for name in self.columns.used}, place=self.source.place)
+        return Table(
+            columns={name: [row[name] for row in rows] for name in self.columns.used}, location=self.source.location
+        )
 
     def examples(self, window: Window) -> ExampleSet:
         """The rows of a window, checked.
@@ -149,7 +151,7 @@ class TrainStream:
         """
         for name in self.columns.texts:
             if is_empty(row.columns[name][0]):
-                raise DataError(f"{row.place}, column {name!r}: the text is empty. Fill it in, or take the row out.")
+                raise DataError(f"{row.location}, column {name!r}: the text is empty. Fill it in, or take the row out.")
         try:
             return self.task.examples(row, self.columns, self.labels)
         except DataError as error:
@@ -162,13 +164,13 @@ class TrainStream:
             DataError: A label is missing, or there are too many different ones.
         """
         rows, counts = 0, Counter[Any]()
-        for place, row in self.rows():
+        for number, row in self.rows():
             rows += 1
             if self.task.has_classes:
-                self._note(row[str(self.columns.label)], place, counts)
+                self._note(row[str(self.columns.label)], number, counts)
             if len(counts) > _MOST_LABELS:
                 raise DataError(
-                    f"{self.source.place} has more than {_MOST_LABELS:,} different labels in {place:,} rows: that is "
+                    f"{self.source.location} has more than {_MOST_LABELS:,} different labels in {number:,} rows: that is "
                     "no class. Say which column is the label with --label-column."
                 )
         return rows, counts
@@ -185,13 +187,13 @@ class TrainStream:
         return counts
 
     def _note(self, value: Any, number: int, counts: Counter[Any]) -> None:
-        place = f"{self.source.place}, row {number:,}"
+        location = f"{self.source.location}, row {number:,}"
         try:
             labels = [None] if value is None else self.task.labels_in(value)
         except DataError as error:
-            raise DataError(f"{place}, column {self.columns.label!r}: {error}") from error
+            raise DataError(f"{location}, column {self.columns.label!r}: {error}") from error
         for label in labels:
-            check_label(label, place)
+            check_label(label, location)
             counts[label.strip() if isinstance(label, str) else label] += 1
 
     def facts(self) -> dict[str, Any]:
@@ -205,7 +207,7 @@ class TrainStream:
             DataError: The training part has no rows.
         """
         if self.num_rows == 0:
-            raise DataError(f"{self.source.place} has no rows left to train on.")
+            raise DataError(f"{self.source.location} has no rows left to train on.")
         if self.num_rows is None and config.max_steps is None:
             raise ValueError("the number of rows was to be known")
         _, total = count_steps(config, self.num_rows or 0, num_processes)
@@ -250,25 +252,25 @@ class StreamedDataset(IterableDataset[Features]):
         task, config, left = self._stream.task, self._context.config, start
         for turn in itertools.count():
             found = 0
-            for place, window in enumerate(self._stream.windows(config.shuffle_buffer)):
+            for window_number, window in enumerate(self._stream.windows(config.shuffle_buffer)):
                 if task.one_feature_each and left >= len(window):
                     left -= len(window)
                     found += len(window)
                     continue
                 features = self._tokens(window)
                 found += len(features)
-                for index in self._order(features, turn, place):
+                for index in self._order(features, turn, window_number):
                     if left:
                         left -= 1
                     else:
                         yield features[index]
             if not found:
-                raise DataError(f"{self._stream.source.place} has no rows left to train on.")
+                raise DataError(f"{self._stream.source.location} has no rows left to train on.")
 
-    def _order(self, features: TokenizedDataset, turn: int, place: int) -> Sequence[int]:
+    def _order(self, features: TokenizedDataset, turn: int, window_number: int) -> Sequence[int]:
         config = self._context.config
         # Of 40 bits, which the sampler still multiplies.
-        seed = draw(config.seed, turn, place) >> 23
+        seed = draw(config.seed, turn, window_number) >> 23
         sampler = EpochSampler(features, self._group, seed, by_length=config.group_by_length and len(features) > 0)
         return list(sampler)
 
@@ -283,7 +285,7 @@ class StreamedDataset(IterableDataset[Features]):
                 try:
                     self._tokenize(self._stream.check(row))
                 except ConfigError as error:
-                    raise DataError(f"{row.place}: {error}") from error
+                    raise DataError(f"{row.location}: {error}") from error
             raise
         except DataError:
             if self._stream.task.one_feature_each:

@@ -52,7 +52,7 @@ class TextMetrics:
         return {name: getattr(self, name) for name in names} | dict(self.extra) | {"loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 

@@ -166,7 +166,7 @@ def test_errors(run, arguments, code, says, tmp_path):
     [
         ("", "is empty"),
         ("text,stars\na b,1\n", "has no label column. Its columns are: text, stars."),
-        ("text,label\na b,1\n", "one class only"),
+        ("text,label\na b,1\n", "only one class"),
         (None, "There is no file"),
     ],
 )
@@ -199,7 +199,7 @@ def test_interrupted_and_resumed(run, graft, train_csv, monkeypatch):
     monkeypatch.setattr(SurgeonTrainer, "training_step", training_step)
     done = run("finetune", graft, "--dataset", train_csv, *FAST)
     assert done.exit_code == 1
-    assert "Interrupted. What was trained up to step 6 is kept" in " ".join(done.stderr.split())
+    assert "Interrupted. Training up to step 6 is saved" in " ".join(done.stderr.split())
     done = run("finetune", graft, "--dataset", train_csv, *FAST, "--resume")
     assert done.exit_code == 0, done.stderr
-    assert "Going on from" in done.stderr
+    assert "Resuming from" in done.stderr

@@ -77,11 +77,11 @@ def test_dataset_list_of_rows_and_dict_of_splits_are_the_same():
 
 def test_unknown_name_offers_similar_ones():
     fails("Did you mean sst2", "sst-2")
-    fails("There is no data set called 'zzzz', and no such file. Names: sst2", "zzzz")
+    fails("There is no data set or file 'zzzz'. The data sets are: sst2", "zzzz")
 
 
 def test_name_of_another_task():
-    fails("squad is a data set for question-answering, and the model does text-classification.", "squad")
+    fails("squad is a data set for question-answering, but the model is for text-classification.", "squad")
 
 
 def test_missing_file(tmp_path):
@@ -91,8 +91,8 @@ def test_missing_file(tmp_path):
 def test_no_data_at_all():
     fails("empty list", [])
     fails("empty dict", {})
-    fails("A int is no data set", 3)
-    fails("a row is a int", [1, 2])
+    fails("The data has the type int", 3)
+    fails("a row of the type int", [1, 2])
 
 
 # ---- the Hub (its protocol is tested with the three lines)
@@ -136,7 +136,7 @@ def test_rows_of_a_hub_set_without_text_or_label_are_left_out_and_counted(hub):
     hub(hub_set(train=pairs + odd, validation=pairs, test=pairs))
     progress = Recorder()
     assert len(prepare("snli", progress=progress).train) == 30
-    assert "snli (train): 2 of 32 rows have no text or label; left out." in progress.notices
+    assert "snli (train): skipped 2 of 32 rows, which have no text or label." in progress.notices
 
 
 def test_any_hub_id(hub):
@@ -160,7 +160,7 @@ def test_columns_are_guessed_and_said():
     progress = Recorder()
     data = prepare(made, progress=progress)
     assert (data.columns.text, data.columns.label) == ("Review", "Sentiment")
-    assert progress.notices == ["Columns of the given rows: text = 'Review', label = 'Sentiment' (guessed)."]
+    assert progress.notices == ["Guessed columns of the given rows: text = 'Review', label = 'Sentiment'."]
 
 
 def test_said_columns_are_taken_without_a_notice():
@@ -233,15 +233,20 @@ def test_hidden_labels():
 
 
 def test_one_class_only():
-    fails("one class only, 0", [row | {"label": 0} for row in rows(20)])
+    fails("only one class, 0", [row | {"label": 0} for row in rows(20)])
 
 
 def test_text_taken_for_the_label():
-    fails("20 different labels in 20 rows: that is no class", rows(20), label_column="text", text_column="text")
+    fails(
+        "20 different labels in 20 rows, so they are probably not classes",
+        rows(20),
+        label_column="text",
+        text_column="text",
+    )
 
 
 def test_numbers_that_are_no_classes():
-    fails("label 0.5: a number, not a class", [row | {"label": 0.5 + row["label"]} for row in rows(20)])
+    fails("label 0.5, which is not a class", [row | {"label": 0.5 + row["label"]} for row in rows(20)])
 
 
 def test_missing_label():
@@ -262,7 +267,7 @@ def test_empty_texts():
 
 
 def test_texts_that_are_none():
-    fails("row 1: 7 is a int, not a text", [row | {"text": 7} for row in rows(20)])
+    fails("row 1: found 7 of the type int, but expected a text", [row | {"text": 7} for row in rows(20)])
 
 
 # ---- splits
@@ -285,7 +290,7 @@ def test_hold_out_leaves_one_of_every_class():
 
 
 def test_too_few_rows_to_hold_out():
-    fails("too few to hold 20% out", rows(2))
+    fails("too few to hold out 20%", rows(2))
 
 
 def test_fraction_and_numbers_of_examples():
@@ -360,5 +365,5 @@ def test_split_is_chosen():
     assert len(raw.choose("odd")) == 6
     with pytest.raises(DataError, match="no split 'tset', but train, test, odd"):
         raw.choose("tset")
-    with pytest.raises(DataError, match="Say which with --split"):
+    with pytest.raises(DataError, match="Choose one of its splits with --split"):
         load_data({"train": rows(4), "odd": rows(6)}).choose(None)

@@ -137,7 +137,7 @@ def test_fsdp_on_the_cpu_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     there = SimpleNamespace(distributed_type="MULTI_CPU", process_index=0, num_processes=2)
     monkeypatch.setattr(processes, "PartialState", lambda cpu: there)
-    with pytest.raises(ConfigError, match="asks for FSDP, which accelerate has for GPUs alone"):
+    with pytest.raises(ConfigError, match="asks for FSDP, which accelerate supports only on GPUs"):
         processes.join_processes(torch.device("cpu"))
 
 

@@ -104,7 +104,7 @@ def test_nothing_to_predict(trained):
         (["fine", " "], "1 empty texts (rows 2)"),
         (["fine", ("a", "b")], "mixed"),
         ([("a", "b", "c")], "A pair has two texts"),
-        ([3], "not a text"),
+        ([3], "expected a text"),
     ],
 )
 def test_texts_that_are_refused(trained, texts, says):
@@ -133,7 +133,7 @@ def test_texts_of_files(tmp_path):
     assert load_texts([tmp_path / "a.txt", tmp_path / "b.csv"], config) == ["one good", "two bad", "three", "four"]
     assert load_texts([tmp_path / "c.jsonl"], config) == [("five", "six")]
     (tmp_path / "a.txt").write_text("\n")
-    with pytest.raises(DataError, match="no text in it"):
+    with pytest.raises(DataError, match="There is no text in"):
         load_texts([tmp_path / "a.txt"], config)
     with pytest.raises(DataError, match="no text column 'body'"):
         load_texts([tmp_path / "b.csv"], FinetuneConfig(text_column="body"))

@@ -71,12 +71,12 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ("a.csv", "text,label\none,0\ntwo, three,1\n", "line 3: 3 cells, but the header has 2"),
         ("a.csv", 'text,label\n"one,0\n', "line 2: not valid CSV"),
         ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two", label: 1}\n', "line 2: not valid JSON"),
-        ("a.jsonl", '["one", 0]\n', "line 1: a list; every line must be an object"),
-        ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two"}\n', "row 2: other columns than in row 1 (label)"),
+        ("a.jsonl", '["one", 0]\n', "line 1: found a list; every line must be an object"),
+        ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two"}\n', "row 2: the columns differ from those of row 1"),
         ("a.json", '[{"text": "one"}, 3]', "list of objects"),
         ("a.json", '[\n{"text": "one"},\n{"text": }]', "line 3: not valid JSON"),
         ("a.parquet", "not parquet at all", "not a readable Parquet file"),
-        ("a.xlsx", "whatever", "these can be read: .csv"),
+        ("a.xlsx", "whatever", "Supported formats: .csv"),
         ("a.csv", b"text,label\nna\xefve,1\n", "is not UTF-8"),
     ],
 )
@@ -91,9 +91,9 @@ def test_bad_files(tmp_path, name, content, says):
 
 def test_missing_file_names_those_that_are_there(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,0\n")
-    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. The folder .* has: train\.csv"):
+    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. The folder .* contains train\.csv"):
         read_file(tmp_path / "trian.csv")
-    with pytest.raises(DataError, match="There is no folder .* either"):
+    with pytest.raises(DataError, match="The folder .* does not exist either"):
         read_file(tmp_path / "nowhere" / "train.csv")
 
 
@@ -147,7 +147,7 @@ def test_a_folder_as_the_hub_lays_them_out(tmp_path):
 
 
 def test_a_folder_without_data(tmp_path):
-    with pytest.raises(DataError, match="has no data: none of its files ends in .csv"):
+    with pytest.raises(DataError, match="contains no data files. Supported formats: .csv"):
         load_data(str(tmp_path))
 
 

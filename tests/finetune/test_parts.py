@@ -128,7 +128,7 @@ def test_lora_on_a_plain_model(workspace):
     ("settings", "says"),
     [
         ({"projection_learning_rate": 1e-3}, "projection_learning_rate is 0.001, and no projections of this model"),
-        ({"train_host": "frozen", "host_learning_rate": 1e-3}, "no host of this model is trained"),
+        ({"train_host": "frozen", "host_learning_rate": 1e-3}, "this model has no trained host"),
         ({"host_learning_rate": 0.0}, "host_learning_rate is 0.0; it must be a positive number"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; it must be at least 0 and below 1"),
         ({"train_host": "half"}, "train_host is 'half'; it must be one of full, frozen, lora"),

@@ -66,7 +66,7 @@ def test_seeds(graft, workspace, tmp_path):
 
 
 def test_seeds_need_a_model_that_can_be_loaded_again(workspace):
-    with pytest.raises(ConfigError, match="loaded anew for each"):
+    with pytest.raises(ConfigError, match="loaded again for each seed"):
         finetune_seeds(classifier(), DATA, num_seeds=2, workspace=workspace, tokenizer=word_tokenizer())
 
 

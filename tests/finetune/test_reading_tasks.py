@@ -97,7 +97,7 @@ def test_windows_cover_the_text_and_find_the_answer():
         "answers": {"text": ["anna"], "answer_start": [long.index("anna")]},
     }
     examples, dataset = windows([row, row], max_length=20, doc_stride=5)
-    pieces = [w for w in dataset.places if w.example == 0]
+    pieces = [w for w in dataset.alignments if w.example == 0]
     assert all(len(feature["input_ids"]) <= 20 for feature in dataset.features)
     covered = [{o for o in w.offsets if o} for w in pieces]
     words = len(long.split())
@@ -116,7 +116,7 @@ def test_answers_are_mapped_back_to_the_text(workspace):
     """By hand: the logits point at two words; what is between them, blanks included, is the answer."""
     rows = [{"question": "where ?", "context": "the  day anna   went to rome .", "answers": "anna   went"}]
     examples, dataset = windows(rows * 2, max_length=30)
-    task, (window, _) = FINETUNE_TASKS["question-answering"], dataset.places
+    task, (window, _) = FINETUNE_TASKS["question-answering"], dataset.alignments
     assert examples.contexts[0][window.offsets[window.start][0] : window.offsets[window.end][1]] == "anna   went"
     outputs = np.zeros((2, 2, len(window.offsets)), dtype=np.float32)
     outputs[0, :, window.start], outputs[1, :, window.end] = 9, 9
@@ -138,11 +138,11 @@ def test_best_answer_of_several_windows():
     rows = [{"question": "where ?", "context": "anna went to rome . bob went to paris .", "answers": "paris"}]
     examples, dataset = windows(rows * 2, max_length=13, doc_stride=2)
     task = FINETUNE_TASKS["question-answering"]
-    mine = [index for index, w in enumerate(dataset.places) if w.example == 0]
+    mine = [index for index, w in enumerate(dataset.alignments) if w.example == 0]
     assert len(mine) > 1
     outputs = np.zeros((2, len(dataset), 13), dtype=np.float32)
-    where = next(index for index in mine if dataset.places[index].start)
-    outputs[0, where, dataset.places[where].start] = outputs[1, where, dataset.places[where].end] = 5
+    where = next(index for index in mine if dataset.alignments[index].start)
+    outputs[0, where, dataset.alignments[where].start] = outputs[1, where, dataset.places[where].end] = 5
     assert task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None))[0].answer == "paris"
 
 

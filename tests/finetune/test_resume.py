@@ -53,7 +53,7 @@ def test_resumed_run_ends_with_the_same_weights(graft, workspace, tmp_path, stop
     with pytest.raises(KeyboardInterrupt) as interrupted:
         train(graft, workspace)
     kept = 5 * (step // 5)
-    assert f"trained up to step {kept} is kept" in str(interrupted.value)
+    assert f"Training up to step {kept} is saved" in str(interrupted.value)
     assert not workspace.folder("run", whole.path.name).exists()
     progress = Recorder()
     stop_at.steps = 0
@@ -114,7 +114,7 @@ def test_unfinished_run_is_not_overwritten(graft, workspace, tmp_path, stop_at):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         train(graft, workspace, output=tmp_path / "run")
-    with pytest.raises(WorkspaceError, match=r"holds an unfinished run. Go on with it \(--resume\)"):
+    with pytest.raises(WorkspaceError, match="contains an unfinished run. Continue it with --resume"):
         train(graft, workspace, output=tmp_path / "run")
 
 
@@ -125,7 +125,7 @@ def test_new_run_beside_an_unfinished_one(graft, workspace, stop_at):
     progress = Recorder()
     new = train(graft, workspace, progress=progress)
     assert new.path.name.endswith("-2")
-    assert any("is unfinished; --resume would go on with it" in notice for notice in progress.notices)
+    assert any("is unfinished; --resume would continue it" in notice for notice in progress.notices)
     assert train(graft, workspace, resume=True).path.name == new.path.name.removesuffix("-2")
 
 
@@ -160,6 +160,6 @@ def test_error_in_the_end_keeps_the_checkpoint(graft, workspace, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_report", full)
-        with pytest.raises(WorkspaceError, match="No space left on device. What was trained up to step 15 is kept"):
+        with pytest.raises(WorkspaceError, match="No space left on device. Training up to step 15 is saved"):
             train(graft, workspace)
     assert train(graft, workspace, resume=True).path.is_dir()

@@ -50,7 +50,7 @@ def test_every_setting_is_in_it_as_it_was_used(graft, workspace):
     assert content["graft"] == str(graft)
     assert {name: content[name] for name in asdict(result.config)} == asdict(result.config)
     assert (content["task"], content["select_by"]) == ("text-classification", "accuracy")
-    assert "# dataset: was handed over in memory" in (result.path / "run.yaml").read_text()
+    assert "# dataset: was an object in memory" in (result.path / "run.yaml").read_text()
 
 
 def test_places_are_names_or_whole_paths(tmp_path, monkeypatch):

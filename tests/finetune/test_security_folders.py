@@ -72,12 +72,10 @@ def test_a_folder_of_somebody_is_not_deleted(graft, workspace, tmp_path, name, m
         (tmp_path / "run.unfinished/run.json").write_text(json.dumps(mark))
     before = all_files(tmp_path)
     for function in (train, lambda *arguments: plan_finetuning(arguments[0], DATA, output=arguments[2])):
-        with pytest.raises(
-            WorkspaceError, match="run.unfinished would be written by this run, but holds files"
-        ) as told:
+        with pytest.raises(WorkspaceError, match="run.unfinished, which contains files that no run created") as told:
             function(graft, workspace, tmp_path / "run")
     assert name in str(told.value)
-    with pytest.raises(TrainingError, match=r"nothing to resume|other settings"):
+    with pytest.raises(TrainingError, match=r"nothing to resume|different settings"):
         train(graft, workspace, tmp_path / "run", resume=True)
     assert all_files(tmp_path) == before
 
@@ -112,7 +110,8 @@ def test_files_that_come_during_the_run_stay(graft, workspace, tmp_path, monkeyp
     result = train(graft, workspace, tmp_path / "run", progress=progress)
     assert all_files(tmp_path / "run.unfinished") == ["notes.txt"]
     assert any(
-        "run.unfinished stays: it holds files that the run has not made (notes.txt)" in n for n in progress.notices
+        "run.unfinished was not removed: it contains files that this run did not create (notes.txt)" in notice
+        for notice in progress.notices
     )
     assert (result.path / "results.json").exists()
 
@@ -131,7 +130,7 @@ def test_links_in_place_of_folders(graft, workspace, tmp_path):
     (tmp_path / "run.unfinished").mkdir()
     for name in ("checkpoints", "logs", "final", "run.json"):
         (tmp_path / "run.unfinished" / name).symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(WorkspaceError, match=f"holds files that no run has made: {name}"):
+        with pytest.raises(WorkspaceError, match=f"contains files that no run created: {name}"):
             train(graft, workspace, tmp_path / "run")
         (tmp_path / "run.unfinished" / name).unlink()
     assert all_files(tmp_path) == ["elsewhere/mine.txt"]
@@ -161,7 +160,7 @@ def test_a_link_to_a_run_is_not_resumed(graft, workspace, tmp_path, stopped):
 def test_two_runs_dont_claim_one_folder(tmp_path):
     for turn in race(claim, 60, tmp_path, False):
         assert sorted(turn)[1] == "done", turn
-        assert "is in use by a run that is going on" in sorted(turn)[0]
+        assert "is in use by an active run" in sorted(turn)[0]
 
 
 def test_by_default_two_runs_take_two_folders(tmp_path):
@@ -172,7 +171,7 @@ def test_by_default_two_runs_take_two_folders(tmp_path):
 def test_a_run_that_is_going_on_is_left_alone(graft, workspace, tmp_path):
     folder = claim_folder(tmp_path / "run", {}, resume=False, by_default=False, progress=NullProgress())
     for resume in (False, True):
-        with pytest.raises(WorkspaceError, match="is in use by a run that is going on"):
+        with pytest.raises(WorkspaceError, match="is in use by an active run"):
             train(graft, workspace, tmp_path / "run", resume=resume)
     assert folder.checkpoints.is_dir()
     folder.abandon()
@@ -191,7 +190,7 @@ def test_an_odd_number_of_a_process(tmp_path, pid):
 def test_an_odd_run_file(tmp_path, content):
     (tmp_path / "run.unfinished").mkdir()
     (tmp_path / "run.unfinished/run.json").write_text(content)
-    with pytest.raises(WorkspaceError, match="holds files that no run has made: run.json"):
+    with pytest.raises(WorkspaceError, match="contains files that no run created: run.json"):
         claim_folder(tmp_path / "run", {}, resume=False, by_default=False, progress=NullProgress())
     with pytest.raises(TrainingError, match="nothing to resume"):
         claim_folder(tmp_path / "run", {}, resume=True, by_default=False, progress=NullProgress())
@@ -259,7 +258,7 @@ def test_weights_outside_of_the_checkpoint_are_not_read(graft, workspace, tmp_pa
 
 def test_checkpoints_that_are_read_with_pickle_are_not_resumed():
     check_readable(SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT))
-    with pytest.raises(ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT; a run can only be resumed with"):
+    with pytest.raises(ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT, but a run can only be resumed with"):
         check_readable(SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
 
 
@@ -302,7 +301,7 @@ def test_the_best_weights_come_from_the_runs_own_folder(graft, workspace, tmp_pa
 def test_a_best_step_that_is_not_there(graft, workspace, tmp_path, stopped):
     state = last(stopped) / "trainer_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"best_global_step": 1}))
-    with pytest.raises(TrainingError, match="checkpoint-1, the checkpoint of the best epoch, is gone"):
+    with pytest.raises(TrainingError, match="checkpoint-1, the checkpoint of the best epoch, is missing"):
         train(graft, workspace, tmp_path / "run", resume=True)
 
 

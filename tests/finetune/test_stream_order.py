@@ -135,7 +135,7 @@ def test_a_later_epoch_begins_where_it_would_have(kind):
     ("changed", "says"),
     [
         ({"text": None}, "the rows, row 134, column 'text': the text is empty"),
-        ({"text": 7}, "the rows, row 134, column 'text': 7 is a int, not a text."),
+        ({"text": 7}, "the rows, row 134, column 'text': found 7 of the type int, but expected a text"),
         ({"label": None}, "the rows, row 134: the label is missing."),
         ({"label": "3"}, "the rows, row 134 has labels that were not seen in training: 3"),
     ],

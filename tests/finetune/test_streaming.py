@@ -174,7 +174,7 @@ def test_hub_id(hub):
     assert asked == [(("somebody/reviews", None), {"revision": None, "streaming": True})]
     assert (data.label_names, data.stream.num_rows, data.stream.per_class) == (LABELS, 41, None)
     assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (40, 8, 8, False)
-    assert "reviews (train), first 41 rows: 1 of 41 rows have no text or label; left out." in progress.notices
+    assert "reviews (train), first 41 rows: skipped 1 of 41 rows, which have no text or label." in progress.notices
     assert not any("once, to count" in notice for notice in progress.notices)
 
 
@@ -198,7 +198,7 @@ def test_given_data_sets(tmp_path):
     whole = datasets.Dataset.from_list(rows(40))
     assert prepare(datasets.DatasetDict({"train": whole, "test": whole})).stream.num_rows < 40
     assert prepare(whole.to_iterable_dataset(), max_steps=3).stream.source.num_rows is None
-    with pytest.raises(DataError, match="is read row by row: say so"):
+    with pytest.raises(DataError, match="can only be streamed. Set streaming=True"):
         load_data(whole.to_iterable_dataset())
 
 
@@ -213,7 +213,7 @@ def test_a_connection_that_breaks_is_told_of_in_a_sentence():
         raise CLIENT_ERROR("the server went away")
 
     with pytest.raises(DataError, match=r"reviews can't be read on after row 3: the server went away\."):
-        RowStream(place="reviews", begin=begin).table()
+        RowStream(location="reviews", begin=begin).table()
 
 
 # ---- whole runs
@@ -278,7 +278,7 @@ def test_a_bad_row_far_away_ends_the_run_and_what_was_done_is_kept(tmp_path, wor
         "max_length": 6,
         "output": tmp_path / "run",
     }
-    says = r"row 54, column 'text': the text is empty. Fill it in, or take the row out. What was trained up to step 5"
+    says = r"row 54, column 'text': the text is empty. Fill it in, or remove the row. Training up to step 5"
     with pytest.raises(DataError, match=says):
         train(data(text="  "), workspace, **settings)
     assert train(data(), workspace, resume=True, **settings).history[-1].step == 7
@@ -354,18 +354,18 @@ def test_a_setting_of_streams_alone():
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.json", "[]", "can't be streamed: a .json file is read as a whole"),
+        ("a.json", "[]", "can't be streamed: a .json file can only be read as a whole"),
         ("a.csv", "text,label\n", "a.csv has no rows"),
         ("a.csv", "text,label\na b,0\nc d\n", "line 3: 1 cells, but the header has 2"),
         ("a.jsonl", '{"text": "a b", "label": 0}\n{"text": "a"\n', "line 2: not valid JSON"),
-        ("a.jsonl", '{"text": "a b", "label": 0}\n{"text": "a"}\n', "row 2: other columns than in row 1 (label)"),
+        ("a.jsonl", '{"text": "a b", "label": 0}\n{"text": "a"}\n', "row 2: the columns differ from those of row 1"),
         ("a.parquet", "no", "is not a readable Parquet file"),
-        ("a.csv", "text,label\n" + "a b,0\n" * 5, "one class only, 0"),
+        ("a.csv", "text,label\n" + "a b,0\n" * 5, "only one class, 0"),
         ("a.csv", "text,label\n" + "a b,0\nc d,1\n" * 9 + "e f,\n" * 9, "row 19: the label is missing"),
         ("a.csv", "text,label\n" + "".join(f"a b,{i} x\n" for i in range(40)), "different labels in"),
         ("a.csv", "text,label\n" + "".join(f"a b,{i} x\n" for i in range(1500)), "more than 1,000 different labels"),
         ("a.csv", "text,label\n" + "a b,0\n ,1\n" * 5, "row 2, column 'text': the text is empty"),
-        ("a.csv", "text,label\na b,0\n", "1 training rows are too few to hold 20% out"),
+        ("a.csv", "text,label\na b,0\n", "1 training rows are too few to hold out 20%"),
         ("a.csv", "text,stars\na b,0\n", "has no label column. Its columns are: text, stars."),
     ],
 )

@@ -77,14 +77,14 @@ MISTAKES = {
     "no rows": ([], "empty list"),
     "no label column": ([{"text": "a b", "stars": 1}] * 4, "has no label column. Its columns are: text, stars."),
     "no text column": ([{"label": 1}] * 4, "has no text column"),
-    "one class": ([{"text": "a b", "label": 1}] * 4, "one class only"),
+    "one class": ([{"text": "a b", "label": 1}] * 4, "only one class"),
     "empty text": ([*rows(9), {"text": " ", "label": 0}], "1 empty texts (rows 10)"),
     "missing label": ([*rows(9), {"text": "a", "label": None}], "row 10: the label is missing"),
-    "text as label": ([row | {"label": f"{i} x"} for i, row in enumerate(rows(40))], "that is no class"),
-    "number as label": ([row | {"label": 0.5 + i} for i, row in enumerate(rows(8))], "a number, not a class"),
+    "text as label": ([row | {"label": f"{i} x"} for i, row in enumerate(rows(40))], "probably not classes"),
+    "number as label": ([row | {"label": 0.5 + i} for i, row in enumerate(rows(8))], "which is not a class"),
     "odd label in test": ({"train": rows(40), "test": [{"text": "a", "label": 7}]}, "not seen in training: 7 (1 rows)"),
     "empty text in validation": ({"train": rows(40), "dev": [{"text": "", "label": 0}]}, "1 empty texts (rows 1)"),
-    "too few rows": (rows(2), "too few to hold 20% out"),
+    "too few rows": (rows(2), "too few to hold out 20%"),
 }
 
 

@@ -133,7 +133,9 @@ def test_validation_in_training_counts_every_example_once(task, hosts, workspace
 def test_task_of_a_graft_wins_and_another_is_refused(artifact):
     model = graft_layer(bert(BertModel), artifact, task="question-answering")
     assert find_task(model, None) == find_task(model, None, "text-classification") == "question-answering"
-    with pytest.raises(GraftError, match="The graft is for question-answering, not for seq2seq. Make one for that"):
+    with pytest.raises(
+        GraftError, match="The graft is for question-answering, not for seq2seq. Make a graft for seq2seq"
+    ):
         find_task(model, "seq2seq")
 
 
@@ -148,7 +150,7 @@ def test_task_of_a_plain_model():
 
 
 def test_data_set_for_another_task(workspace):
-    with pytest.raises(DataError, match="squad is a data set for question-answering, and the model does seq2seq"):
+    with pytest.raises(DataError, match="squad is a data set for question-answering, but the model is for seq2seq"):
         finetune_model(tiny_bart(), "squad", workspace=workspace, tokenizer=task_tokenizer(), task="seq2seq")
 
 

@@ -68,7 +68,7 @@ def test_the_steps_are_the_whole_way():
 def test_what_each_step_says_and_leaves(here):
     folder, printed = here
     plan = printed_by(printed, "--dry-run")
-    assert "Columns of reviews.csv: text = 'review', label = 'sentiment' (guessed)" in plan
+    assert "Guessed columns of reviews.csv: text = 'review', label = 'sentiment'" in plan
     assert "640 train, 160 validation, 200 test examples" in plan
     assert "Nothing was trained or written" in plan
     results = json.loads((folder / "reviews-run/results.json").read_text())

@@ -79,7 +79,9 @@ def test_two_columns_of_sentences_are_source_and_target(workspace):
     progress = Recorder()
     rows = [{"id": 3, "english": row["en"], "german": row["de"]} for row in translated_rows(20)]
     train(tiny_bart(), workspace, rows, max_steps=1, progress=progress, num_beams=1)
-    assert any("text = 'english', label = 'german' (guessed)" in notice for notice in progress.notices)
+    assert any(
+        "Guessed columns of the given rows: text = 'english', label = 'german'" in notice for notice in progress.notices
+    )
 
 
 def test_one_column_is_not_enough(workspace):

@@ -55,7 +55,7 @@ class LanguageMetrics:
         return {"perplexity": self.perplexity, "loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
@@ -78,7 +78,7 @@ class CausalLM(FinetuneTask):
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> PlainTexts:
         """Texts, none of them empty."""
-        return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"))
+        return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"))
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
         """Blocks of all texts; prompts as they are, without labels.

@@ -111,12 +111,12 @@ class QuestionAnswering(FinetuneTask):
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> Questions:
         """Questions, texts, and answers that are found where they are said to be."""
         context_column, answer_column = str(columns.text_pair), str(columns.label)
-        contexts = check_texts(table.columns[context_column], f"{table.place}, column {context_column!r}")
+        contexts = check_texts(table.columns[context_column], f"{table.location}, column {context_column!r}")
         return Questions(
-            questions=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"),
+            questions=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"),
             contexts=contexts,
             answers=tuple(
-                _read_answers(value, context, f"{table.place}, row {row}")
+                _read_answers(value, context, f"{table.location}, row {row}")
                 for row, (value, context) in enumerate(zip(table.columns[answer_column], contexts, strict=True), 1)
             ),
         )
@@ -193,7 +193,7 @@ class QuestionAnswering(FinetuneTask):
         """Exact match and F1 of the answers, over the whole set."""
         predictions = self.predictions(outputs, dataset, examples, context)
         right = [[text for _, text in answers] for answers in _asked(examples).answers]
-        losses = [_window_loss(outputs, index, window) for index, window in enumerate(dataset.places)]
+        losses = [_window_loss(outputs, index, window) for index, window in enumerate(dataset.alignments)]
         return measure_answers([p.answer for p in predictions], right, float(np.mean(losses)))
 
     def inputs(self, items: Sequence[Any]) -> Questions:
@@ -215,7 +215,7 @@ class QuestionAnswering(FinetuneTask):
         may_be_empty = not all(asked.answers) if config.unanswerable is None else config.unanswerable
         best: list[tuple[float, int, int] | None] = [None] * len(asked)
         empty = [np.inf] * len(asked)
-        for index, window in enumerate(dataset.places):
+        for index, window in enumerate(dataset.alignments):
             starts, ends = (array[index, : len(window.offsets)] for array in outputs)
             empty[window.example] = min(empty[window.example], float(starts[0] + ends[0]))
             found = _best_span(starts, ends, window, config.max_answer_length)
@@ -245,7 +245,7 @@ def _asked(examples: ExampleSet) -> Questions:
     return examples
 
 
-def _read_answers(value: Any, context: str, place: str) -> Answers:
+def _read_answers(value: Any, context: str, location: str) -> Answers:
     """Answers in the forms that data sets have: SQuAD's dict of lists, a list of dicts, JSON of these, plain text."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with contextlib.suppress(ValueError):  # an answer that begins with a bracket
@@ -255,12 +255,12 @@ def _read_answers(value: Any, context: str, place: str) -> Answers:
     if isinstance(value, str):
         value = [{"text": value, "answer_start": context.find(value)}]
     if isinstance(value, Mapping):
-        value = _rows_of(value, place)
+        value = _rows_of(value, location)
     found = []
     for answer in value:
         if not isinstance(answer, Mapping) or not isinstance(answer.get("text"), str):
             raise DataError(
-                f"{place}: {answer!r} is no answer. Expected: "
+                f"{location}: {answer!r} is no answer. Expected: "
                 '{"text": ["..."], "answer_start": [0]}, as in SQuAD, or the answer\'s text.'
             )
         text = answer["text"]
@@ -269,20 +269,22 @@ def _read_answers(value: Any, context: str, place: str) -> Answers:
             there = context.find(text) if text else -1
             hint = f"it begins at {there}" if there >= 0 else "it is nowhere in the text"
             raise DataError(
-                f"{place}: the answer {text!r} is not at character {start} of the text; {hint}. Correct it, or take "
+                f"{location}: the answer {text!r} is not at character {start} of the text; {hint}. Correct it, or take "
                 "the row out."
             )
         found.append((start, text))
     return tuple(found)
 
 
-def _rows_of(value: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+def _rows_of(value: Mapping[str, Any], location: str) -> list[dict[str, Any]]:
     texts, starts = value.get("text"), value.get("answer_start")
     if isinstance(texts, str):
         return [dict(value)]
     fitting = starts is None or (isinstance(starts, list) and isinstance(texts, list) and len(starts) == len(texts))
     if not isinstance(texts, list) or not fitting:
-        raise DataError(f"{place}: {dict(value)!r} are no answers: text and answer_start must be lists, equally long.")
+        raise DataError(
+            f"{location}: {dict(value)!r} are no answers: text and answer_start must be lists, equally long."
+        )
     if starts is None:
         return [{"text": text} for text in texts]
     return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]

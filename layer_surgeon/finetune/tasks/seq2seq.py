@@ -43,7 +43,7 @@ class TextPrediction:
     written: str
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output."""
+        """Convert to plain JSON types, for a line of output."""
         return {"text": self.text, "written": self.written}
 
 
@@ -78,7 +78,7 @@ class Seq2Seq(FinetuneTask):
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> TextPairs:
         """Both texts, none of them empty."""
         sources, targets = (
-            check_texts(table.columns[str(name)], f"{table.place}, column {name!r}")
+            check_texts(table.columns[str(name)], f"{table.location}, column {name!r}")
             for name in (columns.text, columns.label)
         )
         return TextPairs(sources=sources, targets=targets)

@@ -39,7 +39,7 @@ class Prediction:
     probabilities: dict[str, float]
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output."""
+        """Convert to plain JSON types, for a line of output."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
         return {
             "text": self.text,
@@ -62,24 +62,24 @@ class TextClassification(FinetuneTask):
     ) -> LabelMap:
         """The classes, from the values of the label column."""
         values = table.columns[str(columns.label)]
-        return make_label_map(values, table.place, declared=declared, model_names=model_names)
+        return make_label_map(values, table.location, declared=declared, model_names=model_names)
 
     def known_labels(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]
     ) -> LabelMap:
         """By name or by number, as `labels_of_model` says."""
-        return labels_of_model(table.columns[str(columns.label)], table.place, names, declared=declared)
+        return labels_of_model(table.columns[str(columns.label)], table.location, names, declared=declared)
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> Examples:
         """Texts, pairs and class ids."""
         if labels is None:
             raise ValueError("classification has labels")
         return Examples(
-            texts=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"),
+            texts=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"),
             pairs=None
             if columns.text_pair is None
-            else check_texts(table.columns[columns.text_pair], f"{table.place}, column {columns.text_pair!r}"),
-            labels=tuple(labels.encode(table.columns[str(columns.label)], table.place)),
+            else check_texts(table.columns[columns.text_pair], f"{table.location}, column {columns.text_pair!r}"),
+            labels=tuple(labels.encode(table.columns[str(columns.label)], table.location)),
         )
 
     def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class TaggingMetrics:
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
@@ -88,7 +88,7 @@ class TagPrediction:
     scores: tuple[float, ...]
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output."""
+        """Convert to plain JSON types, for a line of output."""
         return {
             "words": list(self.words),
             "labels": list(self.labels),
@@ -113,14 +113,14 @@ class TokenClassification(FinetuneTask):
     ) -> LabelMap:
         """The classes, over all words."""
         tags = [tag for row in _tag_rows(table, columns) for tag in row]
-        return make_label_map(tags, table.place, declared=declared, model_names=model_names)
+        return make_label_map(tags, table.location, declared=declared, model_names=model_names)
 
     def known_labels(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]
     ) -> LabelMap:
         """By name; by number where the labels are numbers."""
         tags = [tag for row in _tag_rows(table, columns) for tag in row]
-        return labels_of_model(tags, table.place, names, declared=declared)
+        return labels_of_model(tags, table.location, names, declared=declared)
 
     def labels_in(self, value: Any) -> Sequence[Any]:
         """One for each word."""
@@ -133,16 +133,16 @@ class TokenClassification(FinetuneTask):
         """Words and class ids, equally many in every row."""
         if labels is None:
             raise ValueError("token classification has labels")
-        place = f"{table.place}, column {columns.text!r}"
-        words = _check_words(table.columns[columns.text], place)
+        location = f"{table.location}, column {columns.text!r}"
+        words = _check_words(table.columns[columns.text], location)
         tags = _tag_rows(table, columns)
         for row, (some, their) in enumerate(zip(words, tags, strict=True), start=1):
             if len(some) != len(their):
                 raise DataError(
-                    f"{table.place}, row {row}: {len(some)} words ({columns.text!r}) and {len(their)} labels "
+                    f"{table.location}, row {row}: {len(some)} words ({columns.text!r}) and {len(their)} labels "
                     f"({columns.label!r}). Every word needs one label."
                 )
-        flat = iter(labels.encode([tag for row in tags for tag in row], table.place))
+        flat = iter(labels.encode([tag for row in tags for tag in row], table.location))
         return TaggedTexts(words=words, tags=tuple(tuple(next(flat) for _ in row) for row in tags))
 
     def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class TokenClassification(FinetuneTask):
         if not tokenizer.is_fast:
             raise ConfigError(f"{self.name} needs a fast tokenizer, which knows the words of its tokens. This is none.")
         longest = longest_input(tokenizer, context.model, context.config.max_length)
-        features, places, cut = [], [], 0
+        features, alignments, cut = [], [], 0
         tagged = _tagged(examples)
         for words, tags in zip(tagged.words, tagged.tags, strict=True):
             encoded = tokenizer(list(words), is_split_into_words=True, verbose=False)
@@ -171,9 +171,9 @@ class TokenClassification(FinetuneTask):
             labels = [_IGNORED] * len(encoded["input_ids"])
             for word, position in firsts.items():
                 labels[position] = tags[word]
-            places.append(firsts)
+            alignments.append(firsts)
             features.append({**encoded, "labels": labels})
-        return TokenizedDataset(features, cut, longest, places)
+        return TokenizedDataset(features, cut, longest, alignments)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
         """Padding to the longest of the batch, of labels too."""
@@ -197,7 +197,7 @@ class TokenClassification(FinetuneTask):
         outside = names.index("O") if "O" in names else None
         true, predicted = [], []
         for index, tags in enumerate(tagged.tags):
-            firsts = dataset.places[index]
+            firsts = dataset.alignments[index]
             # A word that was cut off: O, where there is that label; else the wrong one of two.
             guesses = [
                 int(outputs[0][index, firsts[word]]) if word in firsts else _unseen(tag, outside, len(names))
@@ -205,7 +205,7 @@ class TokenClassification(FinetuneTask):
             ]
             true.append([names[tag] for tag in tags])
             predicted.append([names[guess] for guess in guesses])
-        counted = sum(len(place) for place in dataset.places)
+        counted = sum(map(len, dataset.alignments))
         return measure_tags(true, predicted, float(outputs[2].sum()), counted, names)
 
     def inputs(self, items: Sequence[Any]) -> TaggedTexts:
@@ -219,7 +219,7 @@ class TokenClassification(FinetuneTask):
         """A label for every word."""
         results = []
         for index, words in enumerate(_tagged(examples).words):
-            at = [dataset.places[index].get(word) for word in range(len(words))]
+            at = [dataset.alignments[index].get(word) for word in range(len(words))]
             results.append(
                 TagPrediction(
                     words=words,
@@ -301,19 +301,19 @@ def _tag_rows(table: Table, columns: ColumnChoice) -> list[list[Any]]:
     odd = [row for row, value in enumerate(rows, start=1) if value is None]
     if odd:
         raise DataError(
-            f"{table.place}, column {columns.label!r}: {len(odd)} rows have no list of labels (rows {listed(odd)}). "
+            f"{table.location}, column {columns.label!r}: {len(odd)} rows have no list of labels (rows {listed(odd)}). "
             'Every word needs one: ["O", "B-PER"], or O B-PER with blanks between.'
         )
     return [row for row in rows if row is not None]
 
 
-def _check_words(values: Sequence[Any], place: str) -> tuple[tuple[str, ...], ...]:
+def _check_words(values: Sequence[Any], location: str) -> tuple[tuple[str, ...], ...]:
     rows = [_as_list(value) for value in values]
-    check_filled(rows, place)
+    check_filled(rows, location)
     for row, words in enumerate(rows, start=1):
         for word in words or ():
             if not isinstance(word, str) or is_empty(word):
-                raise DataError(f"{place}, row {row}: {word!r} is no word.")
+                raise DataError(f"{location}, row {row}: {word!r} is no word.")
     return tuple(tuple(words or ()) for words in rows)
 
 
