@@ -132,7 +132,7 @@ def _memory(run: Preparation) -> dict[str, int]:
 
 
 def _activations(run: Preparation) -> int:
-    """Estimate the activations of the largest batch: of all layers or, with checkpointing, their inputs and one layer."""
+    """Estimate the activations of the largest batch: of all layers; with checkpointing, their inputs and one layer."""
     config, model = run.config, plain_model(run.context.model)
     host = getattr(model, "host", model).config
     longest = max(run.sets["train"].lengths, default=0)

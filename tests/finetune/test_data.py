@@ -149,7 +149,7 @@ def test_hub_failures(hub):
     hub(datasets.exceptions.DatasetNotFoundError("Dataset 'some/thing' doesn't exist on the Hub."))
     fails("some/thing can't be loaded from the Hub: Dataset 'some/thing' doesn't exist on the Hub. Check", "some/thing")
     hub(ConnectionError("Couldn't reach the Hub"))
-    fails("Couldn't reach the Hub. Check the id and the network", "sst2")
+    fails("Couldn't reach the Hub. Check the id and your network", "sst2")
 
 
 # ---- columns
@@ -363,7 +363,7 @@ def test_split_is_chosen():
     raw = load_data({"train": rows(4), "test": rows(2), "odd": rows(6)})
     assert len(raw.choose(None)) == 2
     assert len(raw.choose("odd")) == 6
-    with pytest.raises(DataError, match="no split 'tset', but train, test, odd"):
+    with pytest.raises(DataError, match="no split 'tset'. Its splits are: train, test, odd"):
         raw.choose("tset")
     with pytest.raises(DataError, match="Choose one of its splits with --split"):
         load_data({"train": rows(4), "odd": rows(6)}).choose(None)

@@ -117,9 +117,11 @@ MISTAKES = {
         "a.jsonl, row 2: the columns differ from those of row 1 (label).",
     ),
     "no JSON": (file("a.json", "[{]"), "a.json, line 1: not valid JSON"),
+    "number of 5,000 digits": (file("a.json", f'[{{"text": {"9" * 5000}}}]'), "a.json: the JSON can't be read"),
+    "such a number in JSON lines": (file("a.jsonl", f'{{"text": {"9" * 5000}}}'), "line 1: the JSON can't be read"),
     "JSON that is no list of objects": (file("a.json", "[1]"), "a.json must contain a list of objects, or one object"),
     "no Parquet": (file("a.parquet", "x"), "a.parquet is not a readable Parquet file"),
-    "files of other columns": (files, "b.csv has the columns text, stars, and"),
+    "files of other columns": (files, "b.csv has the columns text, stars, but"),
     "file that can't be read": (broken_disk, "a.csv can't be read: Input/output error."),
     "empty stdin": (stdin(""), "stdin is empty (0 bytes)."),
     "bad line of stdin": (stdin("text,label\na b\n"), "stdin, line 2: 1 cells, but the header has 2"),
@@ -175,35 +177,35 @@ MISTAKES = {
         "1 rows have no list of labels (rows 3).",
         {"task": "token-classification"},
     ),
-    "labels for words": (tagged(ner_tags=["O"]), "and 1 labels ('ner_tags').", {"task": "token-classification"}),
-    "empty word": (tagged(tokens=["a", " "]), "row 3: ' ' is no word.", {"task": "token-classification"}),
+    "labels for words": (tagged(ner_tags=["O"]), "but 1 labels ('ner_tags').", {"task": "token-classification"}),
+    "empty word": (tagged(tokens=["a", " "]), "row 3: ' ' is not a word.", {"task": "token-classification"}),
     "no words": (tagged(tokens=[]), "1 empty texts (rows 3)", {"task": "token-classification"}),
     # ---- questions
-    "no answer": (asked(answers=[3]), "row 3: 3 is no answer. Expected", {"task": "question-answering"}),
+    "no answer": (asked(answers=[3]), "row 3: 3 is not an answer. Expected", {"task": "question-answering"}),
     "answer elsewhere": (
         asked(context=PAGE, answers={"text": ["rome"], "answer_start": [1]}),
         "row 3: the answer 'rome' is not at character 1 of the text; it begins at 13.",
         {"task": "question-answering"},
     ),
-    "answer nowhere": (asked(answers="berne"), "it is nowhere in the text", {"task": "question-answering"}),
+    "answer nowhere": (asked(answers="berne"), "the text does not contain it", {"task": "question-answering"}),
     "answers and places": (
         asked(answers={"text": ["a"], "answer_start": []}),
-        "text and answer_start must be lists, equally long",
+        "text and answer_start must be lists of the same length",
         {"task": "question-answering"},
     ),
     "long question": (
         asked(question="where " * 30),
-        "question 3 has 30 tokens, which leaves 7 for a piece of the text, and two pieces share 10",
+        "question 3 has 30 tokens, which leaves 7 for a window of the text, but consecutive windows share 10",
         {"task": "question-answering", "max_length": 40, "validation": question_rows(4)},
         ConfigError,
     ),
     # ---- texts that are written or gone on with
     "empty target": ([{"en": "one", "de": ""}] * 9, "column 'de': 9 empty texts", {"task": "seq2seq"}),
-    "one token": ([{"text": "one"}] * 2, "The texts have 1 tokens in all; at least two", {"task": "causal-lm"}),
+    "one token": ([{"text": "one"}] * 2, "All texts together have 1 tokens, but at least 2", {"task": "causal-lm"}),
     # ---- settings of data
     "no room": (
         rows(9),
-        "max_length is 2, and 2 tokens are special ones. Take at least 3.",
+        "max_length is 2, but 2 tokens are special tokens. Set it to at least 3.",
         {"max_length": 2},
         ConfigError,
     ),
@@ -215,9 +217,9 @@ MISTAKES = {
 ELSEWHERE = {
     "sources.py": ("no split {split!r}", "splits with --split"),
     "files.py": ("can't be streamed",),
-    "text_classification.py": ("mixed", "two texts"),
-    "question_answering.py": ("takes pairs",),
-    "token_classification.py": ("is no list of labels",),
+    "text_classification.py": ("inputs mix", "two texts"),
+    "question_answering.py": ("needs pairs",),
+    "token_classification.py": ("is not a list of labels",),
 }
 SEEN = set()
 

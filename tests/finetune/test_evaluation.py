@@ -103,7 +103,7 @@ def test_nothing_to_predict(trained):
         ("one text", "Put it into a list"),
         (["fine", " "], "1 empty texts (rows 2)"),
         (["fine", ("a", "b")], "mixed"),
-        ([("a", "b", "c")], "A pair has two texts"),
+        ([("a", "b", "c")], "A pair must have two texts"),
         ([3], "expected a text"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ("a.csv", "", "is empty"),
         ("a.csv", "text,label\n", "no rows below its header"),
         ("a.jsonl", "\n\n", "no rows"),
-        ("a.csv", "text,text\na,b\n", "names a column twice"),
+        ("a.csv", "text,text\na,b\n", "has a duplicate column"),
         ("a.csv", "text,label\none,0\ntwo, three,1\n", "line 3: 3 cells, but the header has 2"),
         ("a.csv", 'text,label\n"one,0\n', "line 2: not valid CSV"),
         ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two", label: 1}\n', "line 2: not valid JSON"),
@@ -105,7 +105,7 @@ def test_folder(tmp_path):
 def test_files_with_other_columns(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,0\n")
     (tmp_path / "b.csv").write_text("text,stars\ntwo,5\n")
-    with pytest.raises(DataError, match=r"b\.csv has the columns text, stars, and .*a\.csv has text, label"):
+    with pytest.raises(DataError, match=r"b\.csv has the columns text, stars, but .*a\.csv has text, label"):
         read_files([tmp_path / "a.csv", tmp_path / "b.csv"])
 
 

@@ -258,7 +258,9 @@ def test_weights_outside_of_the_checkpoint_are_not_read(graft, workspace, tmp_pa
 
 def test_checkpoints_that_are_read_with_pickle_are_not_resumed():
     check_readable(SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT))
-    with pytest.raises(ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT, but a run can only be resumed with"):
+    with pytest.raises(
+        ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT, but a run can only be resumed with"
+    ):
         check_readable(SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
 
 

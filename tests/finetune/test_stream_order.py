@@ -146,5 +146,5 @@ def test_a_bad_row_is_named(changed, says):
         taken(features_of(made, shuffle_buffer=50, max_steps=38, eval_steps=38))
     assert says in str(error.value), str(error.value)
     del made[133]["label"]
-    with pytest.raises(DataError, match="row 134 has no column 'label', but text"):
+    with pytest.raises(DataError, match="row 134: there is no column 'label'. The columns are: text"):
         taken(features_of(made, shuffle_buffer=50, max_steps=38, eval_steps=38))

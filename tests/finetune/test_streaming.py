@@ -95,7 +95,7 @@ def test_all_facts_are_those_of_the_whole(tmp_path):
     assert sum(data.stream.per_class.values()) == 1700
     assert (len(data.validation), data.held_out) == (100, True)
     assert len(data.train) < 1000
-    assert f"Reading {tmp_path / 'a.csv'} once, to count the classes in column 'label'." in progress.notices
+    assert f"Reading all of {tmp_path / 'a.csv'} once to count the classes in column 'label'." in progress.notices
     encoded = [row for window in data.stream.windows(100) for row in data.stream.examples(window).labels]
     assert len(encoded) == 1700
     assert [encoded.count(index) for index in range(3)] == list(data.stream.per_class.values())
@@ -188,7 +188,7 @@ def test_without_a_number_of_rows_max_steps_is_wanted_before_anything_is_read(hu
     hub(described=False, train=rows(40))
     with monkeypatch.context() as patch:
         patch.setattr(RowStream, "rows", lambda self: pytest.fail("rows were read"))
-        with pytest.raises(ConfigError, match="doesn't say how many rows it has. Give max_steps, or max_train_samples"):
+        with pytest.raises(ConfigError, match="is unknown. Set max_steps, or set max_train_samples"):
             prepare("somebody/reviews")
     assert prepare("somebody/reviews", max_steps=3).label_names == ("0", "1")
     assert prepare("somebody/reviews", max_train_samples=20).stream.num_rows == 20
@@ -212,7 +212,7 @@ def test_a_connection_that_breaks_is_told_of_in_a_sentence():
         yield from rows(3)
         raise CLIENT_ERROR("the server went away")
 
-    with pytest.raises(DataError, match=r"reviews can't be read on after row 3: the server went away\."):
+    with pytest.raises(DataError, match=r"reviews can't be read beyond row 3: the server went away\."):
         RowStream(location="reviews", begin=begin).table()
 
 
@@ -331,8 +331,8 @@ def test_what_is_said_before_training(tmp_path, workspace):
     ("data", "settings", "says"),
     [
         ("-", {}, "stdin can be read only once"),
-        (rows(4), {}, "A list is in memory already: leave streaming out"),
-        ({"train": rows(4)}, {}, "A dict is in memory already"),
+        (rows(4), {}, "A list is already in memory. Turn streaming off"),
+        ({"train": rows(4)}, {}, "A dict is already in memory"),
         ("a.csv", {"train_fraction": 0.5}, "Give max_train_samples: the first so many rows."),
         ("a.csv", {"task": "causal-lm"}, "Give max_steps"),
         ("a.csv", {"task": "question-answering"}, "Give max_steps"),

@@ -48,14 +48,14 @@ class TestSummary:
     def test_rare_classes_are_named(self, workspace):
         made = [*({"text": "the film was good", "label": "good"} for _ in range(98)), *rows(4, labels=("bad", "bad"))]
         said = notices({"train": made, "validation": rows(4, labels=("bad", "good"))}, workspace)
-        assert any(line.startswith("Rare in training: bad. Look at macro F1") for line in said)
+        assert any(line.startswith("Rare in training: bad. Check macro F1") for line in said)
 
     def test_share_of_cut_texts_of_every_split(self, workspace):
         long = [{"text": " ".join(["film"] * 20), "label": 0}]
         data = {"train": rows(39) + long, "validation": rows(9) + long, "test": rows(9)}
         said = notices(data, workspace, max_length=15)
         assert any(
-            "1 of 40 training texts (2.5%) are longer than 15 tokens (--max-length) and are cut there." in line
+            "1 of 40 training texts (2.5%) are longer than 15 tokens (--max-length) and will be truncated." in line
             for line in said
         )
         assert any("1 of 10 validation texts (10.0%)" in line for line in said)
@@ -66,7 +66,7 @@ class TestSummary:
         said = notices(data, workspace, model=tiny_bart(), tokenizer=task_tokenizer(), max_target_length=5)
         assert "data: 20 train, 4 validation examples." in said
         assert any(
-            "tokens (source, --max-length) or 5 (target, --max-target-length) and are cut there." in line
+            "tokens (source, --max-length) or 5 (target, --max-target-length) and will be truncated." in line
             for line in said
         )
 

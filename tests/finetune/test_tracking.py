@@ -155,7 +155,7 @@ def test_tracker_that_dies(graft, workspace, trackio):
     result = train(graft, workspace, report_to="trackio,tensorboard", progress=seen)
     said = [line for line in seen.notices if "trackio" in line]
     assert said == [
-        "trackio failed: ConnectionError: no route to the server. The run goes on without it; all results will be in "
+        "trackio failed: ConnectionError: no route to the server. The run continues without it; results.json will "
         "results.json."
     ]
     assert len(trackio.runs[0][1]) == 2
@@ -196,9 +196,9 @@ def test_what_a_person_sees(graft, workspace):
     first = result.history[0]
     assert lines[0] == (
         f"Epoch 1: training loss {first.training_loss:.4f}, validation accuracy {first.accuracy:.4f}, macro F1 "
-        f"{first.macro_f1:.4f}, loss {first.loss:.4f}, the best so far."
+        f"{first.macro_f1:.4f}, loss {first.loss:.4f} (best so far)."
     )
-    assert lines[1].endswith("the best so far.") == (result.best_epoch == 2)
+    assert lines[1].endswith("(best so far).") == (result.best_epoch == 2)
 
 
 @pytest.mark.parametrize("classes", [2, 25])
