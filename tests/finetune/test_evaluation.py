@@ -100,9 +100,9 @@ def test_nothing_to_predict(trained):
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        ("one text", "Put it into a list"),
+        ("one text", "got a single string"),
         (["fine", " "], "1 empty texts (rows 2)"),
-        (["fine", ("a", "b")], "mixed"),
+        (["fine", ("a", "b")], "mix single texts and pairs"),
         ([("a", "b", "c")], "A pair must have two texts"),
         ([3], "expected a text"),
     ],
@@ -114,7 +114,7 @@ def test_texts_that_are_refused(trained, texts, says):
 
 
 def test_unknown_setting(trained):
-    with pytest.raises(ConfigError, match="no setting 'batchsize'"):
+    with pytest.raises(ConfigError, match="no fine-tuning setting 'batchsize'"):
         predict(trained.path, ["fine"], batchsize=3)
 
 

@@ -142,7 +142,7 @@ def test_best_answer_of_several_windows():
     assert len(mine) > 1
     outputs = np.zeros((2, len(dataset), 13), dtype=np.float32)
     where = next(index for index in mine if dataset.alignments[index].start)
-    outputs[0, where, dataset.alignments[where].start] = outputs[1, where, dataset.places[where].end] = 5
+    outputs[0, where, dataset.alignments[where].start] = outputs[1, where, dataset.alignments[where].end] = 5
     assert task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None))[0].answer == "paris"
 
 
@@ -192,7 +192,7 @@ def test_loss_of_spans_is_the_models_without_smoothing():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ({"text": ["zoe"], "answer_start": [0]}, "the answer 'zoe' is not at character 0 of the text; it is nowhere"),
+        ({"text": ["zoe"], "answer_start": [0]}, "the answer 'zoe' is not at character 0 of the text; the text does not contain it"),
         ({"text": ["rome"], "answer_start": [3]}, "is not at character 3 of the text; it begins at 13"),
         ({"text": ["rome"], "answer_start": []}, "text and answer_start must be lists of the same length"),
         ([7], "7 is not an answer. Expected"),

@@ -250,7 +250,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, workspace, stop_at):
     whole = train(path, Workspace(tmp_path / "whole"), **settings)
     assert [epoch.step for epoch in whole.history] == [3, 6, whole.config.max_steps]
     stop_at(5)
-    with pytest.raises(KeyboardInterrupt, match="step 4 is kept"):
+    with pytest.raises(KeyboardInterrupt, match="step 4 is saved"):
         train(path, workspace, **settings)
     resumed = train(path, workspace, resume=True, **settings)
     mine, theirs = resumed.model.state_dict(), whole.model.state_dict()
@@ -333,9 +333,9 @@ def test_what_is_said_before_training(tmp_path, workspace):
         ("-", {}, "stdin can be read only once"),
         (rows(4), {}, "A list is already in memory. Turn streaming off"),
         ({"train": rows(4)}, {}, "A dict is already in memory"),
-        ("a.csv", {"train_fraction": 0.5}, "Give max_train_samples: the first so many rows."),
-        ("a.csv", {"task": "causal-lm"}, "Give max_steps"),
-        ("a.csv", {"task": "question-answering"}, "Give max_steps"),
+        ("a.csv", {"train_fraction": 0.5}, "Use max_train_samples to train on the first rows."),
+        ("a.csv", {"task": "causal-lm"}, "Set max_steps"),
+        ("a.csv", {"task": "question-answering"}, "Set max_steps"),
     ],
 )
 def test_what_can_not_be_streamed(data, settings, says, workspace):

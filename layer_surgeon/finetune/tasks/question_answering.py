@@ -288,9 +288,7 @@ def _to_rows(value: Mapping[str, Any], location: str) -> list[dict[str, Any]]:
         return [dict(value)]
     is_valid = starts is None or (isinstance(starts, list) and isinstance(texts, list) and len(starts) == len(texts))
     if not isinstance(texts, list) or not is_valid:
-        raise DataError(
-            f"{location}: {dict(value)!r} is not a list of answers: text and answer_start must be lists of the same length."
-        )
+        raise DataError(f"{location}: in {dict(value)!r}, text and answer_start must be lists of the same length.")
     if starts is None:
         return [{"text": text} for text in texts]
     return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
