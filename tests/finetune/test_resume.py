@@ -86,7 +86,7 @@ def test_early_stopping_goes_on_counting(graft, workspace, tmp_path, stop_at):
 
 def test_stopped_before_the_first_epoch_leaves_nothing(graft, workspace, stop_at):
     stop_at(3)
-    with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
         train(graft, workspace)
     assert not workspace.root.exists()
     with pytest.raises(TrainingError, match="nothing to resume"):

@@ -204,7 +204,7 @@ def test_diverging_loss(workspace):
     model = classifier()
     with torch.no_grad():
         model.classifier.weight.fill_(math.nan)
-    with pytest.raises(TrainingError, match=r"The loss is nan at step 1: .*--learning-rate.* nothing is kept"):
+    with pytest.raises(TrainingError, match=r"The loss is nan at step 1: .*--learning-rate.* nothing was kept"):
         train(model, workspace)
     assert not workspace.root.exists()
 

@@ -18,7 +18,7 @@ from tests.support.tiny_models import save_quietly, tiny_llama
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "finetune.md").read_text()
 TUTORIAL = PAGE.partition("## From a CSV to a published model\n")[2].partition("\n## ")[0]
-MINE, _, OTHERS = TUTORIAL.partition("### What somebody else does with it\n")
+MINE, _, OTHERS = TUTORIAL.partition("### Use the model on another machine\n")
 
 
 @pytest.fixture(scope="module")
