@@ -189,11 +189,11 @@ _RECORDS = (
         DatasetRecord(
             name=f"sentences-{domain}",
             task="text-classification",
-            description=f"1,000 sentences from {what}, sentiment (Kotzias et al. 2015, CC BY 4.0)",
+            description=f"1,000 sentences from {reviews}, sentiment (Kotzias et al. 2015, CC BY 4.0)",
             packaged_file=f"{domain}.csv",
             label_names=_SENTIMENT,
         )
-        for domain, what in (("amazon", "product reviews"), ("imdb", "film reviews"), ("yelp", "restaurant reviews"))
+        for domain, reviews in (("amazon", "product reviews"), ("imdb", "film reviews"), ("yelp", "restaurant reviews"))
     ),
     DatasetRecord(
         name="squad",

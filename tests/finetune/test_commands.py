@@ -105,7 +105,7 @@ def test_several_files_are_one_data_set(run, graft, train_csv, test_csv):
     assert splits["train"]["examples"] + splits["validation"]["examples"] == 80
 
 
-def test_config_file_and_flags_over_it(run, graft, train_csv, tmp_path):
+def test_options_override_the_config_file(run, graft, train_csv, tmp_path):
     content = {"graft": str(graft), "dataset": str(train_csv), "output": "from-file", "max-steps": 2, "batch_size": 4}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content) + "learning_rate: 1e-3\n")
     done = run("finetune", "--config", "run.yaml", "--batch-size", 6, "--json")

@@ -29,7 +29,7 @@ def fails(says, *arguments, **settings):
     assert says in str(error.value), str(error.value)
 
 
-# ---- where it comes from
+# ---- sources
 
 
 def test_packaged_name():
@@ -100,7 +100,7 @@ def test_no_data_at_all():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Answers in place of the Hub, and remembers what was asked."""
+    """Replaces the Hub, and records the requests."""
     asked = []
 
     def answer_with(answer):
@@ -155,7 +155,7 @@ def test_hub_failures(hub):
 # ---- columns
 
 
-def test_columns_are_guessed_and_said():
+def test_guessed_columns_are_reported():
     made = [{"Review": row["text"], "Sentiment": row["label"], "id": i} for i, row in enumerate(rows(20))]
     progress = Recorder()
     data = prepare(made, progress=progress)
@@ -163,7 +163,7 @@ def test_columns_are_guessed_and_said():
     assert progress.notices == ["Guessed columns of the given rows: text = 'Review', label = 'Sentiment'."]
 
 
-def test_said_columns_are_taken_without_a_notice():
+def test_named_columns_are_used_without_a_notice():
     made = [{"text": "no", "words": row["text"], "label": "x", "kind": row["label"]} for row in rows(20)]
     progress = Recorder()
     data = prepare(made, text_column="words", label_column="kind", progress=progress)
@@ -198,7 +198,7 @@ def test_text_column_missing():
 # ---- labels
 
 
-def test_labels_that_are_no_ids_in_a_row():
+def test_labels_that_are_not_consecutive_ids():
     made = [row | {"label": {0: 5, 1: 10}[row["label"]]} for row in rows(20)]
     assert prepare(made).label_names == ("5", "10")
 
@@ -232,11 +232,11 @@ def test_hidden_labels():
     fails("hidden", {"train": rows(20), "test": [{"text": "a b", "label": -1}]})
 
 
-def test_one_class_only():
+def test_only_one_class():
     fails("only one class, 0", [row | {"label": 0} for row in rows(20)])
 
 
-def test_text_taken_for_the_label():
+def test_text_column_used_as_the_label():
     fails(
         "20 different labels in 20 rows, so they are probably not classes",
         rows(20),
@@ -245,7 +245,7 @@ def test_text_taken_for_the_label():
     )
 
 
-def test_numbers_that_are_no_classes():
+def test_numbers_that_are_not_classes():
     fails("label 0.5, which is not a class", [row | {"label": 0.5 + row["label"]} for row in rows(20)])
 
 
@@ -266,7 +266,7 @@ def test_empty_texts():
     fails("column 'text': 1 empty texts (rows 1)", rows(20), [{"text": None, "label": 0}])
 
 
-def test_texts_that_are_none():
+def test_invalid_texts():
     fails("row 1: found 7 of the type int, but expected a text", [row | {"text": 7} for row in rows(20)])
 
 
@@ -333,7 +333,7 @@ def test_names_of_the_data_set_that_are_the_models():
     assert examples.labels[0] == 0  # "Wow... Loved this place." is labelled 1, positive
 
 
-def test_numbers_where_names_say_nothing():
+def test_labels_are_matched_by_number_without_names():
     _, examples = evaluation(rows(4), ("negative", "positive"))
     assert examples.labels == (0, 1, 0, 1)
     _, examples = evaluation([row | {"label": 5 * row["label"]} for row in rows(4)], ("0", "5"))
@@ -345,12 +345,12 @@ def test_one_class_is_enough_to_measure():
     assert examples.labels == (1,)
 
 
-def test_label_that_is_none_of_the_models():
+def test_label_that_the_model_does_not_know():
     with pytest.raises(DataError, match="'mixed'"):
         evaluation([{"text": "a b", "label": "mixed"}], ("negative", "positive"))
 
 
-def test_columns_of_the_run_are_used_where_they_are():
+def test_columns_of_the_run_are_used_if_present():
     made = [{"text": "x y", "words": row["text"], "label": 9, "kind": row["label"]} for row in rows(4)]
     columns = {"text": "words", "text_pair": None, "label": "kind"}
     _, examples = prepare_evaluation(made, ("0", "1"), FinetuneConfig(), known_columns=columns)

@@ -29,7 +29,7 @@ PAGE = "anna went to rome ."
 
 
 def file(name, content):
-    """Data that is a file of this content."""
+    """A file with this content."""
 
     def write(folder):
         path = folder / name
@@ -50,7 +50,7 @@ def folder_and_file(folder):
 
 
 def broken_disk(folder):
-    """A file that is there and can't be read."""
+    """A file that exists but can't be read."""
     path = folder / "a.csv"
     path.write_text("text,label\na b,1\n")
     return SimpleNamespace(path=path)
@@ -66,7 +66,7 @@ def stdin(content):
 
 
 def odd(made, at, **changed):
-    """Rows, the one at place `at` (from 1 on) with other cells."""
+    """Rows, with some cells of row `at` (from 1) replaced."""
     return [row | (changed if index == at else {}) for index, row in enumerate(made, start=1)]
 
 
@@ -79,9 +79,9 @@ def tagged(**changed):
 
 
 HUB = ConnectionError("Couldn't reach the Hub")
-# What was given, what is said and, where it is no classification, for which task; a ConfigError where it says so.
+# Data, expected message and, if needed, settings (with the task) and the type of the error.
 MISTAKES = {
-    # ---- where it comes from
+    # ---- sources
     "no data": (3, "The data has the type int. Expected a name, files, a datasets.Dataset, or rows."),
     "no rows": ([], "The data is an empty list. Pass at least one row."),
     "no splits": ({}, "The data is an empty dict. Pass at least one split."),
@@ -199,7 +199,7 @@ MISTAKES = {
         {"task": "question-answering", "max_length": 40, "validation": question_rows(4)},
         ConfigError,
     ),
-    # ---- texts that are written or gone on with
+    # ---- text generation
     "empty target": ([{"en": "one", "de": ""}] * 9, "column 'de': 9 empty texts", {"task": "seq2seq"}),
     "one token": ([{"text": "one"}] * 2, "All texts together have 1 tokens, but at least 2", {"task": "causal-lm"}),
     # ---- settings of data
@@ -213,7 +213,7 @@ MISTAKES = {
     "no samples": (rows(9), "max_train_samples is 0; it must be", {"max_train_samples": 0}, ConfigError),
     "all held out": (rows(9), "validation_fraction is 1; it must be", {"validation_fraction": 1}, ConfigError),
 }
-# Lines that raise what no training run can meet.
+# Errors that a training run can't cause.
 ELSEWHERE = {
     "sources.py": ("no split {split!r}", "splits with --split"),
     "files.py": ("can't be streamed",),
@@ -236,7 +236,7 @@ def _nothing_begins(monkeypatch):
 
 
 def given(data, tmp_path, monkeypatch):
-    """What is handed over, made where it needs making."""
+    """Create the data of a test case."""
     folder = tmp_path / "data"
     folder.mkdir()
     if hasattr(data, "packaged"):
@@ -302,8 +302,8 @@ def note(error):
         error = error.__cause__
 
 
-def test_no_mistake_is_missing_above():
-    """Every line that raises a DataError in what reads data was seen at work, but those of predictions and streams."""
+def test_every_data_error_has_a_test():
+    """The tests above reach every line that raises a DataError while reading data, except for predictions and streams."""
     if len(SEEN) == 0:
         pytest.skip("the tests above ran elsewhere")
     root = Path(room.__file__).parent

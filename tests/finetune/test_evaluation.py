@@ -50,7 +50,7 @@ def test_length_is_the_runs(trained):
     assert evaluate_model(trained.path, TEST, max_length=50).num_truncated == 0
 
 
-def test_columns_are_the_runs_where_the_data_has_them(trained):
+def test_columns_default_to_those_of_the_run(trained):
     made = [{"text": "x y", "words": row["text"], "kind": row["label"], "label": "z"} for row in TEST]
     assert evaluate_model(trained.path, made).metrics == evaluate_model(trained.path, TEST).metrics
 

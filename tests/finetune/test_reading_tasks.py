@@ -25,7 +25,7 @@ from tests.support.finetune_tasks import (
 # ---- tagging
 
 
-def test_labels_lie_at_first_tokens():
+def test_labels_are_at_first_tokens():
     tokenizer = task_tokenizer()
     task, model = FINETUNE_TASKS["token-classification"], bert(BertForTokenClassification)
     data = prepare_data(
@@ -46,7 +46,7 @@ def test_labels_lie_at_first_tokens():
     assert dataset.num_truncated == 0
 
 
-def test_words_that_are_cut_off_count_as_outside():
+def test_truncated_words_count_as_outside():
     model = bert(BertForTokenClassification, num_labels=3)
     model.config.id2label = {0: "O", 1: "B-PER", 2: "B-LOC"}
     measured = evaluate_model(model, tagged_rows(10), tokenizer=task_tokenizer(), max_length=4)
@@ -113,7 +113,7 @@ def test_windows_cover_the_text_and_find_the_answer():
 
 
 def test_answers_are_mapped_back_to_the_text(workspace):
-    """By hand: the logits point at two words; what is between them, blanks included, is the answer."""
+    """By hand: the logits point at two words; the text between them, including spaces, is the answer."""
     rows = [{"question": "where ?", "context": "the  day anna   went to rome .", "answers": "anna   went"}]
     examples, dataset = windows(rows * 2, max_length=30)
     task, (window, _) = FINETUNE_TASKS["question-answering"], dataset.alignments
@@ -146,7 +146,7 @@ def test_best_answer_of_several_windows():
     assert task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None))[0].answer == "paris"
 
 
-def test_questions_on_one_text_are_not_torn_apart():
+def test_questions_on_one_text_stay_together():
     rows = [row | {"context": row["context"], "id": str(i)} for i in range(3) for row in question_rows(20)]
     data = prepare_data(rows, None, None, FinetuneConfig(), task=FINETUNE_TASKS["question-answering"])
     assert not set(data.train.contexts) & set(data.validation.contexts)
@@ -192,7 +192,7 @@ def test_loss_of_spans_is_the_models_without_smoothing():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ({"text": ["zoe"], "answer_start": [0]}, "the answer 'zoe' is not at character 0 of the text; the text does not contain it"),
+        ({"text": ["zoe"], "answer_start": [0]}, "at character 0 of the text; the text does not contain it"),
         ({"text": ["rome"], "answer_start": [3]}, "is not at character 3 of the text; it begins at 13"),
         ({"text": ["rome"], "answer_start": []}, "text and answer_start must be lists of the same length"),
         ([7], "7 is not an answer. Expected"),

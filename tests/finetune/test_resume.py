@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the same weights, and is never taken for a finished one."""
+"""A stopped run resumes to the same weights, and is never mistaken for a finished run."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_best_epoch_before_the_stop_is_still_known(graft, workspace, tmp_path, s
     assert train(graft, workspace, learning_rate=1e-12, resume=True).best_epoch == 1
 
 
-def test_early_stopping_goes_on_counting(graft, workspace, tmp_path, stop_at):
+def test_early_stopping_continues_its_count_after_resuming(graft, workspace, tmp_path, stop_at):
     settings = {"learning_rate": 1e-12, "num_epochs": 6, "early_stopping_patience": 3}
     whole = train(graft, Workspace(tmp_path / "whole"), **settings)
     assert len(whole.history) == 4
@@ -118,7 +118,7 @@ def test_unfinished_run_is_not_overwritten(graft, workspace, tmp_path, stop_at):
         train(graft, workspace, output=tmp_path / "run")
 
 
-def test_new_run_beside_an_unfinished_one(graft, workspace, stop_at):
+def test_new_run_next_to_an_unfinished_one(graft, workspace, stop_at):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         train(graft, workspace)
@@ -129,7 +129,7 @@ def test_new_run_beside_an_unfinished_one(graft, workspace, stop_at):
     assert train(graft, workspace, resume=True).path.name == new.path.name.removesuffix("-2")
 
 
-def test_half_written_checkpoint_is_passed_over(graft, workspace, tmp_path, stop_at):
+def test_incomplete_checkpoint_is_skipped(graft, workspace, tmp_path, stop_at):
     """As after a kill while a checkpoint is being written: its state, which comes last, is missing."""
     whole = train(graft, Workspace(tmp_path / "whole"))
     stop_at(12)
@@ -142,7 +142,7 @@ def test_half_written_checkpoint_is_passed_over(graft, workspace, tmp_path, stop
     assert same(whole, train(graft, workspace, resume=True))
 
 
-def test_run_of_a_living_process_is_left_alone(graft, workspace, tmp_path):
+def test_run_of_a_running_process_is_not_touched(graft, workspace, tmp_path):
     work = tmp_path / "run.unfinished"
     work.mkdir()
     (work / "run.json").write_text(json.dumps({"signature": {}, "pid": os.getppid()}))

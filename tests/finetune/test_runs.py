@@ -1,4 +1,4 @@
-"""What a run leaves and says, which models it takes, and what it leaves when it fails."""
+"""The files and messages of a run, the models it accepts, and what remains after a failure."""
 
 import json
 import math
@@ -110,7 +110,7 @@ def test_nothing_is_printed(graft, workspace, capfd, caplog):
     assert caplog.records == []
 
 
-def test_truncation_is_said(graft, workspace):
+def test_truncation_is_reported(graft, workspace):
     progress = Recorder()
     result = train(graft, workspace, progress=progress, max_length=6, max_steps=1)
     cut = result.data["truncated"]["train"]
@@ -178,7 +178,7 @@ def test_no_tokenizer(workspace):
         finetune_model(classifier(), TRAIN, workspace=workspace)
 
 
-def test_device_and_precision_that_are_not_there(graft, workspace):
+def test_unavailable_device_and_precision(graft, workspace):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device is 'cuda', but this machine has only: "):
             train(graft, workspace, device="cuda")
@@ -217,7 +217,7 @@ def test_diverging_loss(workspace):
         (RuntimeError("[enforce fail] PytorchStreamWriter failed"), WorkspaceError, "disk may be full"),
     ],
 )
-def test_errors_of_libraries_become_ours(workspace, monkeypatch, raised, expected, says):
+def test_library_errors_are_converted(workspace, monkeypatch, raised, expected, says):
     def fail(self, *arguments, **keywords):
         raise raised
 

@@ -1,4 +1,4 @@
-"""BERTScore and BARTScore: their models are too large for tests, and not being able to have them is no failure."""
+"""BERTScore and BARTScore, with tiny models; an unavailable model is not an error."""
 
 import sys
 
@@ -30,7 +30,7 @@ def test_bart_score_is_the_mean_log_probability(tmp_path):
     assert measured == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-def test_what_can_not_be_had_is_left_out_with_a_notice(monkeypatch):
+def test_unavailable_metric_is_skipped_with_a_notice(monkeypatch):
     def missing(*arguments):
         raise OSError("facebook/bart-large-cnn is not a local folder\nand more")
 
@@ -72,7 +72,7 @@ def test_bert_score_is_the_package_s(bert):
     assert bert_score([""], ["good"], CPU, bert) == 0
 
 
-def test_a_tokenizer_without_a_greatest_length(bert):
+def test_tokenizer_without_a_maximum_length(bert):
     pytest.importorskip("bert_score")
     tokenizer = word_tokenizer()
     tokenizer.model_max_length = 10**30

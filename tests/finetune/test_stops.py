@@ -1,4 +1,4 @@
-"""A run of the command that is stopped: what it says, its exit code, and the checkpoint that goes on."""
+"""A stopped run of the command: its message, its exit code, and resuming from its checkpoint."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def break_step(monkeypatch, number, result):
     monkeypatch.setattr(SurgeonTrainer, "training_step", training_step)
 
 
-def test_loss_that_is_no_number(graft, place, monkeypatch):
+def test_nan_loss(graft, place, monkeypatch):
     break_step(monkeypatch, 7, lambda self: torch.tensor(math.nan))
     code, said = run(graft)
     assert code == 1

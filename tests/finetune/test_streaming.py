@@ -78,15 +78,15 @@ def test_a_streamed_file_has_the_rows_of_the_file(tmp_path, suffix):
     assert len(opened.train.table(7)) == 7
 
 
-def test_a_folder_has_its_splits(tmp_path):
+def test_folder_with_splits(tmp_path):
     for name, count in (("train-1", 8), ("train-2", 8), ("dev", 4), ("test", 2)):
         write(tmp_path / f"{name}.jsonl", rows(count))
     opened = open_stream(tmp_path, NullProgress())
     assert [len(part.table()) for part in (opened.train, opened.validation, opened.test)] == [16, 4, 2]
 
 
-def test_all_facts_are_those_of_the_whole(tmp_path):
-    """Labels of rows that nobody has looked at yet, of both kinds, are known, and so is their number."""
+def test_facts_cover_the_whole_set(tmp_path):
+    """All labels, of both types, are counted, including those of rows after the checked ones."""
     made = [*rows(1500, labels=("1", "2")), *rows(300, labels=("1", "other"))]
     progress = Recorder()
     data = prepare(write(tmp_path / "a.csv", made), max_eval_samples=100, progress=progress)
@@ -123,8 +123,8 @@ def test_questions_on_one_text_are_held_out_together(tmp_path):
     assert not trained & set(data.validation.contexts)
 
 
-def test_a_class_of_held_out_rows_alone_is_a_class(tmp_path):
-    """As where all is in memory; few training rows of many classes have others than those held out."""
+def test_class_that_only_held_out_rows_have(tmp_path):
+    """As for data in memory: with few rows and many classes, training and held-out rows may have different classes."""
     made = [{"text": "a film", "label": f"c{index // 10:02}"} for index in range(300)]
     data = prepare(write(tmp_path / "a.jsonl", made), max_train_samples=60)
     assert len(data.label_names) > 20
@@ -132,7 +132,7 @@ def test_a_class_of_held_out_rows_alone_is_a_class(tmp_path):
     assert data.stream.num_rows == sum(data.stream.per_class.values()) == 60
 
 
-def test_given_validation_and_test_data_are_read_as_ever(tmp_path):
+def test_separate_validation_and_test_data(tmp_path):
     parts = [write(tmp_path / f"{name}.csv", rows(count)) for name, count in (("a", 20), ("b", 6), ("c", 4))]
     data = prepare(*parts)
     assert (data.stream.num_rows, len(data.validation), len(data.test)) == (20, 6, 4)
@@ -178,13 +178,13 @@ def test_hub_id(hub):
     assert not any("once, to count" in notice for notice in progress.notices)
 
 
-def test_hub_validation_for_itself(hub, tmp_path):
+def test_separate_validation_data_on_the_hub(hub, tmp_path):
     hub(train=rows(40), test=rows(20))
     data = prepare(write(tmp_path / "a.csv", rows(20, labels=(0, 1))), "somebody/reviews", max_eval_samples=6)
     assert len(data.validation) == 6
 
 
-def test_without_a_number_of_rows_max_steps_is_wanted_before_anything_is_read(hub, monkeypatch):
+def test_unknown_number_of_rows_needs_max_steps_before_reading(hub, monkeypatch):
     hub(described=False, train=rows(40))
     with monkeypatch.context() as patch:
         patch.setattr(RowStream, "rows", lambda self: pytest.fail("rows were read"))
@@ -207,7 +207,7 @@ def test_rows_of_tensors_are_read_as_python(tmp_path):
     assert prepare(stream, max_steps=3).label_names == ("0", "1")
 
 
-def test_a_connection_that_breaks_is_told_of_in_a_sentence():
+def test_broken_connection_is_reported():
     def begin():
         yield from rows(3)
         raise CLIENT_ERROR("the server went away")
@@ -258,8 +258,8 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, workspace, stop_at):
     assert [epoch.scores for epoch in resumed.history] == [epoch.scores for epoch in whole.history]
 
 
-def test_a_bad_row_far_away_ends_the_run_and_what_was_done_is_kept(tmp_path, workspace, monkeypatch):
-    """Declared classes, so that nothing is read before; when the row is right, the run goes on."""
+def test_bad_row_late_in_a_stream_stops_the_run_and_keeps_the_checkpoint(tmp_path, workspace, monkeypatch):
+    """With declared classes, no rows are read beforehand; once the row is corrected, the run resumes."""
     validation = rows(8, labels=LABELS)
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=LABELS)})
 
@@ -307,7 +307,7 @@ def test_every_task(tmp_path, workspace, task):
     assert "| validation | some of the first rows of the training data, held out" in card
 
 
-def test_what_is_said_before_training(tmp_path, workspace):
+def test_summary_before_training(tmp_path, workspace):
     progress = Recorder()
     made = [*({"text": "the film was good", "label": "good"} for _ in range(1200)), *rows(10, labels=LABELS)]
     path = write(tmp_path / "a.parquet", made)
@@ -324,7 +324,7 @@ def test_what_is_said_before_training(tmp_path, workspace):
     assert not workspace.root.exists()
 
 
-# ---- what is refused
+# ---- data that is rejected
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_what_is_said_before_training(tmp_path, workspace):
         ("a.csv", {"task": "question-answering"}, "Set max_steps"),
     ],
 )
-def test_what_can_not_be_streamed(data, settings, says, workspace):
+def test_data_that_can_not_be_streamed(data, settings, says, workspace):
     model = {"causal-lm": tiny_gpt2, "question-answering": lambda: bert(BertForQuestionAnswering)}
     made = model.get(settings.get("task"), classifier)()
     with pytest.raises(ConfigError, match=says):
@@ -346,7 +346,7 @@ def test_what_can_not_be_streamed(data, settings, says, workspace):
     assert not workspace.root.exists()
 
 
-def test_a_setting_of_streams_alone():
+def test_setting_that_needs_streaming():
     with pytest.raises(ConfigError, match="eval_steps is 5; it must be None unless streaming is on"):
         FinetuneConfig(eval_steps=5)
 

@@ -1,4 +1,4 @@
-"""What is said of the data before training; every mistake in it is found before training too."""
+"""The summary of the data before training; all errors in the data are found before training."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def _no_training(monkeypatch):
 
 
 def notices(data, workspace, model=None, tokenizer=None, **settings):
-    """All that is said until the first step."""
+    """All notices before the first step."""
     progress = Recorder()
     with pytest.raises(BegunError):
         finetune_model(

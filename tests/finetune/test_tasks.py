@@ -77,7 +77,7 @@ def test_graft_is_trained_measured_stored_and_used(task, hosts, artifact, worksp
 
 
 def words_of(prediction):
-    """What is said, without scores, which depend on padding in the last digits."""
+    """The predictions without scores, whose last digits depend on padding."""
     row = json.loads(json.dumps(prediction.as_row()))
     return {name: value for name, value in row.items() if not name.startswith("score")}
 

@@ -1,4 +1,4 @@
-"""Trackers: only the chosen ones, told sensible names, and none of them can cost a run."""
+"""Trackers: only the chosen ones are used, values have readable names, and a failing tracker does not stop a run."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def test_names(given, trackers):
 
 
 @pytest.mark.parametrize("given", ["all", "comet", "wandb,none", 7, [7]])
-def test_names_that_are_none(given):
+def test_invalid_names(given):
     with pytest.raises(ConfigError, match="report_to is"):
         FinetuneConfig(report_to=given)
 
@@ -128,7 +128,7 @@ def test_package_that_is_missing(graft, workspace, monkeypatch):
     assert "pip install wandb" in done.stderr
 
 
-def test_what_trackers_are_told(graft, workspace, trackio, capsys):
+def test_tracker_events(graft, workspace, trackio, capsys):
     result = train(graft, workspace, report_to="trackio,tensorboard")
     ((name, told),) = trackio.runs
     assert name == result.path.name
@@ -149,8 +149,8 @@ def test_what_trackers_are_told(graft, workspace, trackio, capsys):
     assert "hello" not in capsys.readouterr().out
 
 
-def test_tracker_that_dies(graft, workspace, trackio):
-    """One notice; it is told nothing more; the other goes on; the weights are those of a run without."""
+def test_failing_tracker(graft, workspace, trackio):
+    """One notice; the failing tracker gets no more events, the other does; weights equal those of a run without both."""
     trackio.fails_at, seen = 2, Recorder()
     result = train(graft, workspace, report_to="trackio,tensorboard", progress=seen)
     said = [line for line in seen.notices if "trackio" in line]
@@ -164,7 +164,7 @@ def test_tracker_that_dies(graft, workspace, trackio):
     assert same(weights(result), weights(train(graft, workspace)))
 
 
-def test_run_that_fails_ends_in_the_tracker_too_and_resumes(graft, workspace, trackio, monkeypatch):
+def test_failed_run_is_closed_in_the_tracker_and_resumes(graft, workspace, trackio, monkeypatch):
     step, armed = SurgeonTrainer.training_step, [True]
 
     def once(self, *arguments, **keywords):
@@ -209,6 +209,6 @@ def test_confusion_matrix(classes, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_of_classes_are_no_formulas(tmp_path):
+def test_class_names_are_not_formulas(tmp_path):
     draw_confusion([[3, 1], [0, 4]], ["$\\foo$", "$a_$"], "a run of $\\foo$", tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 1000
