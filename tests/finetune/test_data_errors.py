@@ -303,7 +303,7 @@ def note(error):
 
 
 def test_every_data_error_has_a_test():
-    """The tests above reach every line that raises a DataError while reading data, except for predictions and streams."""
+    """The tests above reach every line that raises a DataError while reading data, except in predictions."""
     if len(SEEN) == 0:
         pytest.skip("the tests above ran elsewhere")
     root = Path(room.__file__).parent

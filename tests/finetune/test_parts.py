@@ -127,7 +127,10 @@ def test_lora_on_a_plain_model(workspace):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"projection_learning_rate": 1e-3}, "projection_learning_rate is 0.001, and no projections of this model"),
+        (
+            {"projection_learning_rate": 1e-3},
+            "projection_learning_rate is 0.001, but this model has no trained projections",
+        ),
         ({"train_host": "frozen", "host_learning_rate": 1e-3}, "this model has no trained host"),
         ({"host_learning_rate": 0.0}, "host_learning_rate is 0.0; it must be a positive number"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; it must be at least 0 and below 1"),

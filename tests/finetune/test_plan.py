@@ -48,7 +48,7 @@ def test_a_plan_finds_what_is_wrong(graft, workspace, tmp_path):
         plan_finetuning(graft, [{"text": "a", "label": 0}], workspace=workspace)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(WorkspaceError, match="is in use"):
+    with pytest.raises(WorkspaceError, match="is not an empty folder"):
         plan_finetuning(graft, DATA, workspace=workspace, output=tmp_path / "full")
 
 

@@ -97,7 +97,7 @@ def test_other_settings_or_data_are_refused(graft, workspace, stop_at):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         train(graft, workspace)
-    with pytest.raises(TrainingError, match=r"config\.learning_rate was 0\.001 and is 0\.01"):
+    with pytest.raises(TrainingError, match=r"config\.learning_rate was 0\.001 and is now 0\.01"):
         train(graft, workspace, learning_rate=1e-2, resume=True)
     with pytest.raises(TrainingError, match=r"data\.splits\.train\.examples was 40 and is 32"):
         train(graft, workspace, data=DATA | {"train": rows(32)}, resume=True)
@@ -146,7 +146,7 @@ def test_run_of_a_running_process_is_not_touched(graft, workspace, tmp_path):
     work = tmp_path / "run.unfinished"
     work.mkdir()
     (work / "run.json").write_text(json.dumps({"signature": {}, "pid": os.getppid()}))
-    with pytest.raises(WorkspaceError, match="a run that is going on"):
+    with pytest.raises(WorkspaceError, match="an active run"):
         train(graft, workspace, output=tmp_path / "run")
     assert work.exists()
     (work / "run.json").write_text(json.dumps({"signature": {}, "pid": 2**22 + 1}))  # above Linux's largest

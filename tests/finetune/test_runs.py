@@ -187,7 +187,7 @@ def test_unavailable_device_and_precision(graft, workspace):
 
 
 def test_no_room_for_a_token(graft, workspace):
-    with pytest.raises(ConfigError, match="max_length is 2, and 2 tokens are special"):
+    with pytest.raises(ConfigError, match="max_length is 2, but 2 tokens are special"):
         train(graft, workspace, max_length=2)
 
 

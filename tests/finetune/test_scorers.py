@@ -1,4 +1,4 @@
-"""BERTScore and BARTScore, with tiny models; an unavailable model is not an error."""
+"""BERTScore and BARTScore, without their large models; an unavailable model is not an error."""
 
 import sys
 

@@ -140,7 +140,7 @@ def test_links_in_place_of_folders(graft, workspace, tmp_path):
 def test_a_run_with_links_is_not_resumed(graft, workspace, tmp_path, stopped, name):
     (tmp_path / "elsewhere").mkdir()
     (stopped / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(WorkspaceError, match=f"holds symbolic links .{name}"):
+    with pytest.raises(WorkspaceError, match=f"contains symbolic links .{name}"):
         train(graft, workspace, tmp_path / "run", resume=True)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
