@@ -1,15 +1,15 @@
-"""What all charts share: colours and shapes, light and dark, and the way to PNG. The only place that names colours.
+"""Common parts of all charts: colours and shapes in a light and a dark theme, and rendering to PNG.
 
-The style sheet of a report gets the colours as CSS variables; charts get them as a Vega-Lite config, so that one chart
-definition is drawn in either theme. People with any form of colour blindness can tell the eight colours of arms apart,
-and neighbours differ in shape too.
+All colours are defined here. Reports get them as CSS variables, and charts get them as a Vega-Lite config, so one chart
+definition works in both themes. The eight colours of arms are distinguishable with any form of colour blindness;
+neighbouring arms also differ in shape.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Theme = Mapping[str, str]
-# c0 ... c7: arms, the reference first. h0 ... h8: a heat map from worse to better; t0 ... t8: text on it.
+# c0 ... c7: arms, the reference first. h0 ... h8: heat map, from worse to better. t0 ... t8: text on h0 ... h8.
 LIGHT: Theme = {
     "page": "#fbfbfa",
     "card": "#ffffff",
@@ -94,22 +94,25 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation 
 
 
 def css_variables(theme: Theme) -> str:
-    """A theme for a style sheet."""
+    """Convert a theme to CSS variables."""
     return "".join(f"--{name}:{color};" for name, color in theme.items())
 
 
 def glyph(index: int) -> tuple[str, int]:
-    """The shape of an arm as a character, and the number of its colour, as charts draw them."""
+    """Return the shape of an arm as a character, and the number of its colour, as drawn in charts."""
     return _GLYPHS[index % len(_GLYPHS)], index % 8
 
 
 def heat_steps() -> int:
-    """How many colours a heat map has."""
+    """Return the number of colours of a heat map."""
     return sum(name.startswith("h") for name in LIGHT)
 
 
 def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, Any]:
-    """A theme as a Vega-Lite config. `category` and `symbol` are of arms, `diverging` and `ordinal` of heat maps."""
+    """Convert a theme to a Vega-Lite config.
+
+    The ranges `category` and `symbol` are for arms; `diverging` and `ordinal` are for heat maps.
+    """
     axis = {
         "domain": False,
         "ticks": False,
@@ -126,7 +129,7 @@ def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, An
     text = {"color": theme["ink"], "fontSize": 12.5}
     return {
         "font": _FONT,
-        "aria": False,  # A chart is an image with a text of its own.
+        "aria": False,  # The page that shows the chart has its own text alternative.
         "background": background,
         "padding": 4,
         "view": {"stroke": None},
@@ -158,20 +161,20 @@ def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, An
         "rule": {"color": theme["soft"]},
         "point": {"strokeWidth": 2},
         "range": {
-            "category": _numbered(theme, "c"),
-            "diverging": _numbered(theme, "h"),
-            "ordinal": _numbered(theme, "t"),
+            "category": _color_series(theme, "c"),
+            "diverging": _color_series(theme, "h"),
+            "ordinal": _color_series(theme, "t"),
             "symbol": list(_SHAPES),
         },
     }
 
 
-def _numbered(theme: Theme, letter: str) -> Sequence[str]:
+def _color_series(theme: Theme, letter: str) -> Sequence[str]:
     return [color for name, color in theme.items() if name[0] == letter and name[1:].isdigit()]
 
 
 def draw_png(spec: Mapping[str, Any]) -> bytes:
-    """A chart in Vega-Lite as PNG, on white."""
+    """Render a Vega-Lite chart as PNG on a white background."""
     import vl_convert
 
     config = chart_config(LIGHT, background="white") | {"padding": 16}

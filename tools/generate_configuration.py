@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md from the settings' own dataclass: `python tools/generate_configuration.py`.
+"""Generate docs/configuration.md from the fields of `FinetuneConfig`: `python tools/generate_configuration.py`.
 
-A test compares.
+A test checks that the page is up to date.
 """
 
 import types
@@ -15,39 +15,38 @@ from layer_surgeon_cli.finetune import PLACES
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration of fine-tuning
 
-Generated from the settings themselves by `tools/generate_configuration.py`.
+This page is generated from `FinetuneConfig` by `tools/generate_configuration.py`.
 
-Every setting is an option of `surgeon finetune` (`--batch-size 16`), a keyword of `finetune_model` (`batch_size=16`)
-and a line of a configuration file (`batch_size: 16`). What is said on the command line goes before what the file says,
-and that before the defaults, which are the paper's. A name that is no setting is refused, with the nearest one that is.
+You can give every setting as an option of `surgeon finetune` (`--batch-size 16`), as a keyword argument of
+`finetune_model` (`batch_size=16`), or in a configuration file (`batch_size: 16`). Options override the file, and the
+file overrides the defaults, which are the paper's. An unknown name is an error; the message suggests the closest name.
 
-A finished run holds `run.yaml`: all settings as they were after everything that was left open had been decided, and
-where model and data came from. `surgeon finetune --config RUN/run.yaml` repeats the run; on the CPU, with the same
-number of threads and the same versions, bit for bit.
+A finished run contains `run.yaml`: the final values of all settings, and the sources of the model and the data.
+`surgeon finetune --config RUN/run.yaml` repeats the run. On a CPU, with the same number of threads and the same package
+versions, the result is identical bit for bit.
 """
 
 
 def kind_of(hint: Any) -> str:
-    """What a setting takes, in words."""
+    """Describe the type of a setting in words."""
     alternatives = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    only = next(kind for kind in alternatives if kind is not type(None))
-    if typing.get_origin(only) is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in typing.get_args(only))
-    return {int: "whole number", float: "number", bool: "true or false", str: "text"}[only]
+    kind = next(alternative for alternative in alternatives if alternative is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(kind))
+    return {int: "integer", float: "number", bool: "true or false", str: "string"}[kind]
 
 
 def page() -> str:
-    """The whole page."""
+    """Build the whole page."""
     hints = typing.get_type_hints(FinetuneConfig)
-    rows = ["| setting | takes | default | what |", "|---|---|---|---|"]
+    rows = ["| setting | type | default | description |", "|---|---|---|---|"]
     for field in fields(FinetuneConfig):
         default = "" if field.default is None else str(field.default)
         default = default.lower() if isinstance(field.default, bool) else default
         rows.append(f"| `{field.name}` | {kind_of(hints[field.name])} | {default} | {field.metadata['help']} |")
-    places = ["| place | what |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in PLACES.items())]
-    return "\n".join(
-        [HEAD, "## Settings", "", *rows, "", "## Places", "", "A file may also say where things are:", "", *places, ""]
-    )
+    paths = ["| key | description |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in PLACES.items())]
+    intro = "A configuration file may also name the model, the data and the output folder:"
+    return "\n".join([HEAD, "## Settings", "", *rows, "", "## Model, data and output", "", intro, "", *paths, ""])
 
 
 if __name__ == "__main__":

@@ -1,24 +1,27 @@
 """TRAIN: tasks, data, metrics, transformers.Trainer.
 
-config, registry   plain data, light to import (the command line reads its options and names from them)
-files, sources     name, Hub id, files or a Dataset -> splits as they are
-columns, labels    which columns are text and label; label values <-> class ids
-examples           rows of any task: counted, chosen from, held out
-tasks              one module per task: its columns, tokens, loss, metrics and predictions. The rest knows no task
-data               all these -> checked, split, counted `TaskData`; summary: what a person sees of it
-parts              which parts are trained, and how fast: frozen hosts, LoRA, a rate for each part
-models             the model and its tokenizer, with the data's classes, on the right device
-tokenization       texts -> ids, and how many were cut
-trainer            transformers.Trainer with the optimizer, sampler, checkpoints and events that we want
-prepare            everything before the first step: checked and brought together, nothing written
-run                `finetune_model`: the order of all that
-plan, repeat       `plan_finetuning`: a run that is only looked at; `finetune_seeds`: one with several seeds
-processes          several processes that train together: who writes, and what all must know
-folder             the run's folder, unfinished and finished; what can be resumed
+config, registry   settings and named data sets; light to import, because the command line's help reads them
+files, sources     load data from a name, a Hub id, files or memory
+columns, labels    choose the text and label columns; map label values to class ids
+examples           the checked rows of a split: subsets, hold-out, fingerprint
+tasks              one module per task: columns, tokens, loss, metrics, predictions. Other modules are task-independent
+data               load, check and split the data of a run; summary: describe it to the user
+streams, streaming, train_stream
+                   the same for data that is read row by row
+parts              choose what to train: the whole host, a frozen host or LoRA; one learning rate per part
+models             load the model and the tokenizer; choose the device
+tokenization       tokenize texts, and count the truncated ones
+trainer            transformers.Trainer with our optimizer, sampler and checkpoints; sharding: FSDP
+watching, tracking progress on the terminal; trackers such as TensorBoard
+prepare            everything before the first step; writes nothing
+run                `finetune_model`, which calls all of the above in order
+plan, repeat       `plan_finetuning` (a dry run) and `finetune_seeds` (several seeds)
+processes          several processes that train together
+folder             the run folder: claim, resume, finish; checkpoints: which ones are complete
 record             run.yaml, from which the command line repeats a run
-results, report    what came out: typed, as JSON, as a picture, as a model card
-inference, metrics what a model says of a set; what all metrics share, and those of classification
-squad, written     metrics of answers and of written texts; scorers: those that need a model of their own
+results, report    the result: typed, results.json, charts; card: the model card
+inference, metrics run a model over a set; common metrics code and classification metrics
+squad, written     metrics for answers and for generated text; scorers: metrics that need their own model
 evaluation         `evaluate_model` and `predict`
 """
 
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune.run import finetune_model
     from layer_surgeon.finetune.tasks.text_classification import Prediction
 
-# Lazy, because the command line needs `config` and `registry` for its help, and must not import torch for that.
-_HOME = {
+# Lazy, because the command line's help needs `config` and `registry`, and must not import torch.
+_NAMES_BY_MODULE = {
     "config": ("FinetuneConfig",),
     "evaluation": ("Evaluation", "evaluate_model", "predict"),
     "metrics": ("ClassificationMetrics",),
@@ -48,7 +51,7 @@ _HOME = {
     "run": ("finetune_model",),
     "tasks.text_classification": ("Prediction",),
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "DATASETS",
@@ -71,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'layer_surgeon.finetune' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"layer_surgeon.finetune.{_MODULE_OF[name]}"), name)

@@ -1,4 +1,4 @@
-"""The model card of a run: the Hub's metadata with the measured values, and a page for people."""
+"""The model card of a run: metadata with the scores for the Hub, and a page for readers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,20 +29,20 @@ from layer_surgeon.graft.published import PLACE_IN_CARD, is_local_path
 from layer_surgeon.graft.tasks import TASKS
 
 LOSS_CURVE = "loss_curve.png"
-# The Hub's names where they are others than ours.
+# The Hub's names for metrics and tasks, if they differ from ours.
 _HUB_METRICS = {"macro_f1": "f1"}
 _PIPELINE_TAGS = {"translation": "translation", "summarisation": "summarization"}
-# The Hub wants a kind of data where it is in no repo.
+# The Hub requires a data set type, even for data that is not on the Hub.
 _LOCAL_DATA = "custom"
 _ON_THE_HUB = "https://huggingface.co/datasets/"
 
 
 def make_card(result: FinetuneResult, model_config: Any) -> str:
-    """The text of README.md.
+    """Make the text of README.md.
 
     Args:
         result: The finished run.
-        model_config: The trained model's config.
+        model_config: The config of the trained model.
     """
     model = _describe_model(model_config)
     origins = data_origins(result)
@@ -52,7 +52,7 @@ def make_card(result: FinetuneResult, model_config: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """What the card says of the model: in a sentence, in the Hub's metadata, and of licences in rows of a table."""
+    """What the card says about the model: a sentence, metadata for the Hub, table rows with licences, and terms."""
 
     grafted: bool
     origin: str
@@ -63,41 +63,41 @@ class _Model:
 
 def _describe_model(config: Any) -> _Model:
     if isinstance(config, SurgeonGraftConfig):
-        stated = [licence for _, licence in licences(config) if licence]
+        stated_licences = [licence for _, licence in licences(config) if licence]
         return _Model(
             grafted=True,
             origin=describe_origin(config),
-            metadata={**base_model_fields(config), **licence_fields(stated)},
+            metadata={**base_model_fields(config), **licence_fields(stated_licences)},
             licence_rows=licence_rows(config),
             terms=_terms(config),
         )
     name = getattr(config, "_name_or_path", None) or None
-    # Where the repo or the folder was read for the run, its card says the licence.
+    # The licence is stated in the card of the model's repo or folder.
     licence = None if name is None else read_licence(name, getattr(config, "_commit_hash", None))
-    base = repos([name])
-    shown = shown_name(name or f"a {config.model_type} model")
+    base_repos = repos([name])
+    display_name = shown_name(name or f"a {config.model_type} model")
     return _Model(
         grafted=False,
-        origin=f"{shown}, a transformers model.",
+        origin=f"{display_name}, a transformers model.",
         metadata={
-            **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
+            **({"base_model": base_repos, "base_model_relation": "finetune"} if base_repos else {}),
             **licence_fields([licence] if licence else []),
         },
-        licence_rows=f"| model | {shown} | {markdown(licence or 'not stated')} |",
+        licence_rows=f"| model | {display_name} | {markdown(licence or 'not stated')} |",
         terms=_terms(config),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOrigin:
-    """Where the examples of a split come from.
+    """The source of the examples of a split.
 
     Attributes:
-        name: What to call it.
-        shown: The same for people, in Markdown, with a link where there is one.
-        hub_id: The data set on the Hub, if it is one.
-        subset: Its subset.
-        split: Its split.
+        name: Name for the Hub's metadata.
+        shown: Description in Markdown, with a link for a data set on the Hub.
+        hub_id: The Hub id, for a data set on the Hub.
+        subset: The subset of the data set.
+        split: The split of the data set.
     """
 
     name: str
@@ -108,14 +108,14 @@ class DataOrigin:
 
 
 def data_origins(result: FinetuneResult) -> dict[str, DataOrigin]:
-    """Of each split of a run, where it comes from; paths with their last part only."""
+    """Determine the source of each split of a run; paths are reduced to file names."""
     data = result.data
     train = _origin(data["spec"], "train")
     validation = _origin(data.get("validation_spec") or data["spec"], "validation")
     if data["validation_held_out_from_train"]:
         share = f"{result.config.validation_fraction:.0%} of the training data, held out"
         if "stream" in data:
-            share = "some of the first rows of the training data, held out"
+            share = "rows near the start of the training data, held out"
         validation = replace(train, name=f"{train.name} ({share})", shown=f"{share} (seed {result.config.seed})")
     origins = {"train": train, "validation": validation, "test": _origin(data["test_spec"], "test")}
     return {name: origins[name] for name in data["splits"]}
@@ -123,7 +123,7 @@ def data_origins(result: FinetuneResult) -> dict[str, DataOrigin]:
 
 def _origin(spec: Sequence[str], role: str) -> DataOrigin:
     if not spec:
-        return DataOrigin(name="data", shown="handed over in memory")
+        return DataOrigin(name="data", shown="an object in memory")
     record = DATASETS.get(spec[0]) if len(spec) == 1 else None
     if record is not None:
         split = {"train": record.train, "validation": record.validation, "test": record.test}[role] or record.train
@@ -142,7 +142,7 @@ def _origin(spec: Sequence[str], role: str) -> DataOrigin:
 def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataOrigin]) -> ModelCardData:
     record = DATASETS.get(str(result.data["name"]))
     tag = _PIPELINE_TAGS.get(str(record.task) if record is not None else "", TASKS[result.task].pipeline_tag)
-    entries = [
+    eval_results = [
         EvalResult(
             task_type=tag,
             dataset_type=origins[name].hub_id or _LOCAL_DATA,
@@ -157,14 +157,14 @@ def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataO
         for score, value in measured.scores.items()
         if score != "loss"
     ]
-    known = [origin.hub_id for origin in origins.values() if origin.hub_id]
+    hub_ids = [origin.hub_id for origin in origins.values() if origin.hub_id]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=tag,
         tags=["layer-surgeon"],
-        datasets=list(dict.fromkeys(known)) or None,
+        datasets=list(dict.fromkeys(hub_ids)) or None,
         model_name=result.path.name,
-        eval_results=entries,
+        eval_results=eval_results,
         ignore_metadata_errors=False,
         **model.metadata,
     )
@@ -186,7 +186,7 @@ def _body(result: FinetuneResult, model: _Model, origins: Mapping[str, DataOrigi
 
 {_score_table(result)}
 
-Over the whole set. The loss is the mean cross-entropy in nats, without label smoothing.
+All scores are computed over the whole set. The loss is the mean cross-entropy in nats, without label smoothing.
 
 {classes}
 ## Data
@@ -202,8 +202,8 @@ Columns: {", ".join(f"{role} {code(name)}" for role, name in result.data["column
 {_epoch_table(result)}
 
 The epoch with the best validation {result.config.select_by} was kept.
-{result.num_trained_parameters:,} of {result.num_parameters:,} parameters were trained, on {result.device}, in
-{result.seconds:.0f} s.
+{result.num_trained_parameters:,} of {result.num_parameters:,} parameters were trained in {result.seconds:.0f} s on
+{result.device}.
 
 <details><summary>All settings</summary>
 
@@ -211,8 +211,8 @@ The epoch with the best validation {result.config.select_by} was kept.
 
 </details>
 
-`results.json` holds all of this for programs, with the versions of the libraries; `surgeon finetune --config run.yaml`
-does it again.
+`results.json` contains all of this in machine-readable form, with the versions of the libraries. To repeat the run, use
+`surgeon finetune --config run.yaml`.
 
 ## Licences
 
@@ -226,33 +226,33 @@ Made with layer_surgeon {__version__}.
 """
 
 
-_CUT = "Cut: texts longer than the maximum length, of which only the beginning was read."
+_CUT = "Cut: number of texts that are longer than the maximum length; only the beginning of these texts was used."
 
 
 def _terms(config: Any) -> str:
-    """Whose terms apply, by whose weights there are: the Hub's field of metadata can't say it."""
+    """Say whose licence terms apply to the weights, which the Hub's metadata field can't express."""
     donor = config.graft if isinstance(config, SurgeonGraftConfig) and config.donor is not None else None
     if donor is None or (donor["donor_init"] == "random" and not donor["train_donor"]):
-        return "The weights were made from this model's, and its terms apply to them. The data has terms of its own."
-    where = "in `model.safetensors`, trained along" if donor["train_donor"] else "in `donor/`, unchanged"
-    return f"""Weights of the donor model lie {where}, and are under its licence; the others were made from the host's,
-which are under its own, by training together with the donor's. So the terms of both apply to the whole, and where they
-differ, the stricter ones. Whether both can be met at once was not checked. Some licences of large models ask for more
-of whoever passes on what was made with them, such as a notice, a name, or a copy of the licence. The data has terms of
-its own."""
+        return "The weights are derived from this model, so its terms apply to them. The data has its own terms."
+    location = "in `model.safetensors` (trained)" if donor["train_donor"] else "in `donor/` (unchanged)"
+    return f"""Weights of the donor model are {location}, under the donor model's licence. The other weights are derived
+from the host, which has its own licence, by training together with the donor layer. So the terms of both licences apply
+to the whole; if they differ, the stricter terms apply. Whether both licences can be met at once was not checked. Some
+licences of large models have extra conditions for redistributing derived models, such as a notice, a name, or a copy of
+the licence. The data has its own terms."""
 
 
 def _usage(result: FinetuneResult, model: _Model) -> str:
-    needed = "import layer_surgeon  # makes the model's classes known to transformers\n" if model.grafted else ""
+    import_line = "import layer_surgeon  # registers the model's classes with transformers\n" if model.grafted else ""
     install = "With `pip install layer-surgeon`" if model.grafted else "With transformers alone"
     example = _PREDICT[result.task]
     return f"""{install}:
 
 ```python
-{needed}{usage(result.task)}
+{import_line}{usage(result.task)}
 ```
 
-With the lengths and columns of the training, by `pip install layer-surgeon`:
+To use the lengths and columns from training, `pip install layer-surgeon` and:
 
 ```python
 from layer_surgeon.finetune import predict
@@ -260,7 +260,7 @@ from layer_surgeon.finetune import predict
 predict("{PLACE_IN_CARD}", [{example}])
 ```
 
-`surgeon predict --model {PLACE_IN_CARD}` and `surgeon evaluate {PLACE_IN_CARD} --dataset FILE` do so in a terminal.
+In a terminal, use `surgeon predict --model {PLACE_IN_CARD}` and `surgeon evaluate {PLACE_IN_CARD} --dataset FILE`.
 """
 
 
@@ -300,7 +300,7 @@ def _epoch_table(result: FinetuneResult) -> str:
 
 
 def _class_table(name: str, measured: Any) -> str:
-    """Nothing for a task without classes."""
+    """Make the table of scores by class; empty for a task without classes."""
     per_class = getattr(measured, "per_class", None)
     if not per_class:
         return ""
@@ -322,20 +322,20 @@ def _data_table(result: FinetuneResult, origins: Mapping[str, DataOrigin]) -> st
         total, examples, steps = result.data["stream"]["rows"], rows[0][2], result.config.max_steps or 0
         rows[0][2] = "not counted" if total is None else f"{total:,}"
         streamed = (
-            f"\n\nThe training data was read row by row, for {steps:,} steps; what was cut, and the classes, are those "
-            f"of the {examples} examples that were checked before training."
+            f"\n\nThe training data was read row by row, for {steps:,} steps. The numbers of cut texts and of classes "
+            f"cover only the {examples} examples that were checked before training."
         )
     return _table(["set", "from", "examples", "cut", "classes"], rows, texts=2) + streamed
 
 
 def _setting_table(result: FinetuneResult) -> str:
-    said = {name: value for name, value in result.as_dict()["config"].items() if value is not None}
+    settings = {name: value for name, value in result.as_dict()["config"].items() if value is not None}
     return _table(
-        ["setting", "value"], [[name, markdown(dump_yaml(value).split("\n")[0])] for name, value in said.items()]
+        ["setting", "value"], [[name, markdown(dump_yaml(value).split("\n")[0])] for name, value in settings.items()]
     )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """Of cells in Markdown; behind the first `texts` columns all hold numbers."""
+    """Make a Markdown table. The first `texts` columns contain text; the others are right-aligned numbers."""
     lines = [header, [*["---"] * texts, *["---:"] * (len(header) - texts)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

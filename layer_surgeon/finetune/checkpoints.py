@@ -1,6 +1,7 @@
-"""The checkpoints of an unfinished run: which are whole, which is the last one, and what a kill left of others.
+"""The checkpoints of an unfinished run: find the last complete one, and remove incomplete ones.
 
-Checkpoints may come from a stranger: nothing is deleted or written through that the trainer has not made.
+A run folder may come from an untrusted source, so this module never follows links or deletes files that the trainer
+did not create.
 """
 
 import re
@@ -12,27 +13,27 @@ from transformers import TrainerState
 
 from layer_surgeon._io import read_json
 
-# No run has as many steps as ten digits count.
+# At most nine digits: no run has a billion steps.
 _NAME = re.compile(r"checkpoint-([1-9][0-9]{0,8})")
 
 
 def step_of(checkpoint: Path) -> int:
-    """After how many steps a checkpoint was written."""
+    """The step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """Find the newest complete checkpoint.
 
-    The trainer writes its state last, so a checkpoint with a readable state is whole.
+    The trainer writes its state last, so a checkpoint with a readable state is complete.
     """
-    return max(filter(_is_whole, _list_checkpoints(checkpoints)), key=step_of, default=None)
+    return max(filter(_is_complete, _list_checkpoints(checkpoints)), key=step_of, default=None)
 
 
 def remove_broken(checkpoints: Path) -> None:
-    """Delete the checkpoints that are not whole."""
+    """Delete incomplete checkpoints."""
     for folder in _list_checkpoints(checkpoints):
-        if not _is_whole(folder):
+        if not _is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -43,7 +44,7 @@ def _list_checkpoints(checkpoints: Path) -> list[Path]:
     return [path for path in folders if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         state = read_json(folder / "trainer_state.json")
         TrainerState(**state)
@@ -58,10 +59,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _is_log(log: Any) -> bool:
-    """Whether the trainer could have written it: entries with a step, and numbers."""
+    """Whether the trainer could have written this log: records with a step, and only numbers."""
     return isinstance(log, list) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("step"), int)
-        and all(isinstance(value, int | float) for value in entry.values())
-        for entry in log
+        isinstance(record, dict)
+        and isinstance(record.get("step"), int)
+        and all(isinstance(value, int | float) for value in record.values())
+        for record in log
     )

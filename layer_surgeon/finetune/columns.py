@@ -1,4 +1,4 @@
-"""Which columns hold the text, its pair and the label: as said, as the registry has it, or guessed and said aloud."""
+"""Choose the columns for text, text pair and label: from the settings, from the registry, or by a guess."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ _ROLES = ("text", "text_pair", "label")
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnRoles:
-    """What a task's columns are called: for people, and by the names that data sets give them.
+    """The names that data sets commonly use for a task's columns, best first.
 
-    Names are compared without case and with spaces, hyphens and underscores left out; best first.
+    Names are compared in lower case and without spaces, hyphens and underscores.
 
     Attributes:
-        titles: What text, pair and label are to the task, for messages.
-        text: Names of the column that is read.
-        pair: Names of a second column that is read; only for a task that needs one.
-        label: Names of the column that is learned; empty for a task that learns from the text itself.
-        pairs: Names of two columns that stand for text and pair (or, `learns_pair`, for text and label).
-        learns_pair: The second of `pairs` is what is learned.
-        only_text: Where no name is known, the only column with sentences is taken.
+        titles: The task's words for text, text pair and label, for messages.
+        text: Names of the text column.
+        pair: Names of the second text column; empty unless the task requires one.
+        label: Names of the label column; empty for a task that learns from the text itself.
+        pairs: Pairs of names that mean text and text pair or, with `learns_pair`, text and label.
+        learns_pair: The second column of `pairs` is the label.
+        only_text: If no name matches, use the only column with sentences as the text.
     """
 
     titles: tuple[str, str, str] = ("text", "text_pair", "label")
@@ -56,7 +56,14 @@ CLASSIFICATION = ColumnRoles(
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnChoice:
-    """The columns that are used. `label` is None where only texts are wanted; `guessed`: nobody named them."""
+    """The columns in use.
+
+    Attributes:
+        text: The text column.
+        text_pair: The column of the second text, or None.
+        label: The label column; None if only texts are needed.
+        guessed: Whether a column was guessed from its name or its content.
+    """
 
     text: str
     text_pair: str | None
@@ -65,12 +72,12 @@ class ColumnChoice:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The one or two columns of texts."""
+        """The text columns: one or two."""
         return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Those of texts and, where there is one, that of the label."""
+        """The text columns and the label column, if there is one."""
         return self.texts if self.label is None else (*self.texts, self.label)
 
     def __str__(self) -> str:
@@ -86,86 +93,86 @@ def choose_columns(
     with_label: bool = True,
     roles: ColumnRoles = CLASSIFICATION,
 ) -> ColumnChoice:
-    """Settle the columns of a table.
+    """Choose the columns of a table.
 
     Raises:
-        DataError: A named column is missing, or no good guess can be made; the message lists the columns there are.
+        DataError: A named column is missing, or a column can't be guessed. The message lists the existing columns.
     """
     names = list(table.columns)
     with_label = with_label and bool(roles.label)
-    said = {role: getattr(config, f"{role}_column") for role in _ROLES}
-    for role, name in said.items():
+    named = {role: getattr(config, f"{role}_column") for role in _ROLES}
+    for role, name in named.items():
         if name is not None and name not in names and (role != "label" or with_label):
-            raise DataError(_missing(table, f"{role} column {name!r}", name, role))
+            raise DataError(_missing_message(table, f"{role} column {name!r}", name, role))
     if record is not None:
-        said = {role: name or getattr(record, f"{role}_column") for role, name in said.items()}
+        named = {role: name or getattr(record, f"{role}_column") for role, name in named.items()}
         return ColumnChoice(
-            text=_present(table, said["text"], "text"),
-            text_pair=_present(table, said["text_pair"], "text_pair") if said["text_pair"] else None,
-            label=_present(table, said["label"], "label") if with_label else None,
+            text=_check_column(table, named["text"], "text"),
+            text_pair=_check_column(table, named["text_pair"], "text_pair") if named["text_pair"] else None,
+            label=_check_column(table, named["label"], "label") if with_label else None,
             guessed=False,
         )
-    found = _guess(table, said, roles, with_label=with_label)
-    guessed = said["text"] is None or (with_label and said["label"] is None)
+    chosen = _guess(table, named, roles, with_label=with_label)
+    guessed = named["text"] is None or (with_label and named["label"] is None)
     for role, title in zip(_ROLES, roles.titles, strict=True):
         needed = {"text": True, "text_pair": bool(roles.pair), "label": with_label}[role]
-        if needed and found[role] is None:
-            raise DataError(_missing(table, f"{title} column", title, role))
-    label = found["label"] if with_label else None
-    return ColumnChoice(text=str(found["text"]), text_pair=found["text_pair"], label=label, guessed=guessed)
+        if needed and chosen[role] is None:
+            raise DataError(_missing_message(table, f"{title} column", title, role))
+    label = chosen["label"] if with_label else None
+    return ColumnChoice(text=str(chosen["text"]), text_pair=chosen["text_pair"], label=label, guessed=guessed)
 
 
-def _present(table: Table, name: str | None, role: str) -> str:
+def _check_column(table: Table, name: str | None, role: str) -> str:
     if name is None or name not in table.columns:
-        raise DataError(_missing(table, f"{role} column {name!r}", name or role, role))
+        raise DataError(_missing_message(table, f"{role} column {name!r}", name or role, role))
     return name
 
 
-def _missing(table: Table, what: str, wanted: str, role: str) -> str:
-    near = get_close_matches(wanted, table.columns, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+def _missing_message(table: Table, missing: str, wanted_name: str, role: str) -> str:
+    similar = get_close_matches(wanted_name, table.columns, n=1)
+    hint = f" Did you mean {similar[0]!r}?" if similar else ""
     return (
-        f"{table.place} has no {what}. Its columns are: {', '.join(table.columns)}.{hint} Say which it is with "
+        f"{table.location} has no {missing}. Its columns are: {', '.join(table.columns)}.{hint} Choose one with "
         f"--{role.replace('_', '-')}-column."
     )
 
 
 def _guess(
-    table: Table, said: Mapping[str, str | None], roles: ColumnRoles, *, with_label: bool
+    table: Table, named: Mapping[str, str | None], roles: ColumnRoles, *, with_label: bool
 ) -> dict[str, str | None]:
-    found = dict(said)
+    chosen = dict(named)
 
-    def rest() -> list[str]:
-        return [name for name in table.columns if name not in found.values()]
+    def free_names() -> list[str]:
+        return [name for name in table.columns if name not in chosen.values()]
 
     if roles.learns_pair:
-        _guess_both(table, found, roles)
-    # Also where no label is wanted: it is then no text.
-    if found["label"] is None:
-        found["label"] = _find(rest(), roles.label) or (_declared(table) if with_label else None)
-    if found["text"] is None and found["text_pair"] is None and not roles.learns_pair:
-        pairs = ((_find(rest(), (one,)), _find(rest(), (two,))) for one, two in roles.pairs)
-        found["text"], found["text_pair"] = next((pair for pair in pairs if all(pair)), (None, None))
-    if found["text"] is None:
-        found["text"] = _find(rest(), roles.text)
-    if roles.pair and found["text_pair"] is None:
-        found["text_pair"] = _find(rest(), roles.pair)
-    if found["text"] is None and roles.only_text:
-        texts = [name for name in rest() if _is_text(table.columns[name])]
-        found["text"] = texts[0] if len(texts) == 1 else None
-    return found
+        _guess_source_and_target(table, chosen, roles)
+    # Find the label even if it is not needed, so that it is not taken for the text.
+    if chosen["label"] is None:
+        chosen["label"] = _find(free_names(), roles.label) or (_declared(table) if with_label else None)
+    if chosen["text"] is None and chosen["text_pair"] is None and not roles.learns_pair:
+        pairs = ((_find(free_names(), (first,)), _find(free_names(), (second,))) for first, second in roles.pairs)
+        chosen["text"], chosen["text_pair"] = next((pair for pair in pairs if all(pair)), (None, None))
+    if chosen["text"] is None:
+        chosen["text"] = _find(free_names(), roles.text)
+    if roles.pair and chosen["text_pair"] is None:
+        chosen["text_pair"] = _find(free_names(), roles.pair)
+    if chosen["text"] is None and roles.only_text:
+        texts = [name for name in free_names() if _is_text(table.columns[name])]
+        chosen["text"] = texts[0] if len(texts) == 1 else None
+    return chosen
 
 
-def _guess_both(table: Table, found: dict[str, str | None], roles: ColumnRoles) -> None:
-    """Source and target by a known pair of names; else the only two columns with sentences, in their order."""
+def _guess_source_and_target(table: Table, chosen: dict[str, str | None], roles: ColumnRoles) -> None:
+    """Guess source and target from a known pair of names, else take the only two columns with sentences, in order."""
     names = list(table.columns)
-    pairs = [(_find(names, (one,)), _find(names, (two,))) for one, two in roles.pairs]
+    pairs = [(_find(names, (source,)), _find(names, (target,))) for source, target in roles.pairs]
     texts = [name for name in names if _is_text(table.columns[name])]
     if len(texts) == 2:
         pairs.append((texts[0], texts[1]))
-    for one, two in pairs:
-        if one and two and found["text"] in (None, one) and found["label"] in (None, two):
-            found["text"], found["label"] = one, two
+    for source, target in pairs:
+        if source and target and chosen["text"] in (None, source) and chosen["label"] in (None, target):
+            chosen["text"], chosen["label"] = source, target
             return
 
 
@@ -175,11 +182,11 @@ def _declared(table: Table) -> str | None:
 
 
 def _find(names: Sequence[str], wanted: Sequence[str]) -> str | None:
-    plain = {name.lower().replace("_", "").replace("-", "").replace(" ", ""): name for name in reversed(names)}
-    return next((plain[name] for name in wanted if name in plain), None)
+    by_key = {name.lower().replace("_", "").replace("-", "").replace(" ", ""): name for name in reversed(names)}
+    return next((by_key[key] for key in wanted if key in by_key), None)
 
 
 def _is_text(values: Sequence[Any]) -> bool:
     sample = [value for value in values[:100] if value is not None]
-    # A column of numbers or ids is text too in a CSV; what a person wrote has spaces.
+    # In a CSV, numbers and ids are strings too. Sentences contain spaces.
     return bool(sample) and all(isinstance(value, str) for value in sample) and any(" " in value for value in sample)

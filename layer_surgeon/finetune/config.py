@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning run: the paper's defaults, checked where they are made."""
+"""Settings of a fine-tuning run. The defaults are the paper's; values are checked on creation."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ EXTRA_METRICS = ("bert_score", "bart_score")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 COLUMN_SETTINGS = ("text_column", "text_pair_column", "label_column")
-# Those of questions and answers, and of written text.
+# Settings of question answering and of text generation.
 OTHER_TASKS_SETTINGS = (
     "doc_stride",
     "max_answer_length",
@@ -29,15 +29,15 @@ OTHER_TASKS_SETTINGS = (
     "num_beams",
     "source_prefix",
 )
-# What a model was trained with and is to be used with.
+# Settings that a trained model keeps: prediction and evaluation use the values from training.
 MODEL_SETTINGS = ("task", "max_length", *OTHER_TASKS_SETTINGS)
 
 _T = TypeVar("_T")
 
 
-def _option(default: _T, text: str) -> _T:
-    """A field with the one sentence that documents it; the command line shows the same sentence."""
-    value: _T = field(default=default, metadata={"help": text})
+def _option(default: _T, help_text: str) -> _T:
+    """Make a field with its help text, which the command line and docs/configuration.md show."""
+    value: _T = field(default=default, metadata={"help": help_text})
     return value
 
 
@@ -46,91 +46,100 @@ class FinetuneConfig:
     """Settings of one fine-tuning run. The defaults are the paper's (section 4 and its published code).
 
     Raises:
-        ConfigError: A value is of the wrong kind or out of range.
+        ConfigError: A value has the wrong type or is out of range.
     """
 
     task: TaskName | None = _option(
         None,
-        "What is learned; default: what the graft was made for, else what the data set is for, else classification.",
+        "Task to train for. Default: the graft's task, else the data set's task, else text-classification.",
     )
     # Training
-    num_epochs: float = _option(3.0, "Passes over the training data.")
-    max_steps: int | None = _option(None, "Optimizer steps; takes the place of the number of epochs.")
+    num_epochs: float = _option(3.0, "Number of passes over the training data.")
+    max_steps: int | None = _option(None, "Number of optimizer steps; overrides num_epochs.")
     batch_size: int = _option(32, "Examples per forward pass.")
     gradient_accumulation_steps: int = _option(1, "Forward passes per optimizer step.")
-    learning_rate: float = _option(5e-5, "Learning rate of everything that is trained.")
-    host_learning_rate: float | None = _option(None, "Learning rate of the host; default: learning_rate.")
-    projection_learning_rate: float | None = _option(None, "That of the two projections; default: learning_rate.")
-    head_learning_rate: float | None = _option(None, "That of the head; default: learning_rate.")
+    learning_rate: float = _option(5e-5, "Learning rate.")
+    host_learning_rate: float | None = _option(None, "Learning rate of the host. Default: learning_rate.")
+    projection_learning_rate: float | None = _option(None, "Learning rate of the projections. Default: learning_rate.")
+    head_learning_rate: float | None = _option(None, "Learning rate of the head. Default: learning_rate.")
     train_host: HostTraining = _option(
-        "full", "full: the whole host is trained; frozen: it stays as it is; lora: by adapters, merged at the end."
+        "full", "full: train the whole host; frozen: keep the host fixed; lora: train LoRA adapters, merged at the end."
     )
-    lora_rank: int = _option(8, "Rank of the adapters of train_host lora (the paper: 8).")
-    lora_alpha: float = _option(16.0, "Their scale, divided by the rank (the paper: 16).")
-    lora_dropout: float = _option(0.1, "Dropout in front of the adapters (the paper: 0.1).")
+    lora_rank: int = _option(8, "Rank of the LoRA adapters (the paper: 8).")
+    lora_alpha: float = _option(16.0, "Scale of the LoRA adapters, divided by lora_rank (the paper: 16).")
+    lora_dropout: float = _option(0.1, "Dropout on the input of the LoRA adapters (the paper: 0.1).")
     optimizer: Optimizer = _option("adam", "Optimizer: adam or adamw.")
-    weight_decay: float = _option(0.0, "Weight decay (not on biases and norms).")
-    schedule: Schedule = _option("constant", "How the learning rate goes on after the warm-up.")
-    warmup_ratio: float = _option(0.0, "Share of the steps during which the learning rate rises from 0.")
-    max_grad_norm: float = _option(5.0, "Gradients are clipped to this norm; 0 turns clipping off.")
-    label_smoothing: float = _option(0.05, "Label smoothing of the training loss.")
+    weight_decay: float = _option(0.0, "Weight decay. Biases and norms are not decayed.")
+    schedule: Schedule = _option("constant", "Learning rate schedule after the warm-up.")
+    warmup_ratio: float = _option(0.0, "Fraction of the steps used for a linear warm-up of the learning rate.")
+    max_grad_norm: float = _option(5.0, "Clip gradients to this norm; 0 disables clipping.")
+    label_smoothing: float = _option(0.05, "Label smoothing in the training loss.")
     select_by: Selection | None = _option(
-        None, "Validation metric by which the best epoch is kept; default: accuracy, F1, BLEU or loss, by task."
+        None, "Validation metric that selects the best epoch. Default, by task: accuracy, F1, BLEU or loss."
     )
-    early_stopping_patience: int | None = _option(None, "Stop after this many epochs without a better one.")
+    early_stopping_patience: int | None = _option(None, "Stop after this many epochs without improvement.")
     checkpoint_steps: int | None = _option(
-        None, "Write a checkpoint after so many steps too, beside that of each epoch, so that a stop loses less."
+        None, "Write a checkpoint every so many steps, in addition to one per epoch, to lose less when the run stops."
     )
     seed: int = _option(
-        2023, "Seed of the hold-out, the order of the data, dropout, and a last layer that starts anew."
+        2023, "Seed for the held-out rows, the data order, dropout, and the last layer if it is re-initialised."
     )
     # Data
-    max_length: int = _option(100, "Longest input in tokens; longer ones are cut.")
-    validation_fraction: float = _option(0.2, "Share of the training data held out where there is no validation data.")
-    train_fraction: float = _option(1.0, "Share of the training data that is used (stratified).")
-    max_train_samples: int | None = _option(None, "Largest number of training examples that are used (stratified).")
-    max_eval_samples: int | None = _option(None, "Largest number of validation and of test examples (stratified).")
+    max_length: int = _option(100, "Maximum length of the input in tokens; longer texts are truncated.")
+    validation_fraction: float = _option(
+        0.2, "Fraction of the training data to hold out for validation if the data set has no validation split."
+    )
+    train_fraction: float = _option(1.0, "Fraction of the training data to use (stratified).")
+    max_train_samples: int | None = _option(None, "Maximum number of training examples (stratified).")
+    max_eval_samples: int | None = _option(
+        None, "Maximum number of validation examples, and of test examples (stratified)."
+    )
     streaming: bool = _option(
-        False, "Read the training data row by row, for data that doesn't fit into memory; see docs/data.md."
+        False, "Read the training data row by row, for data that does not fit into memory; see docs/data.md."
     )
-    shuffle_buffer: int = _option(10_000, "Rows of a stream that are in memory, and shuffled, at a time.")
+    shuffle_buffer: int = _option(10_000, "Number of streamed rows to hold in memory and shuffle at a time.")
     eval_steps: int | None = _option(
-        None, "Steps of a streamed run from one validation to the next; default: a tenth of all."
+        None, "Steps between two validations of a streamed run. Default: a tenth of all steps."
     )
-    text_column: str | None = _option(None, "Column of the text; guessed when not given.")
-    text_pair_column: str | None = _option(None, "Column of the second text of a pair; guessed when not given.")
-    label_column: str | None = _option(None, "Column of the label; guessed when not given.")
-    # Questions and answers
+    text_column: str | None = _option(None, "Column with the text. Default: guessed.")
+    text_pair_column: str | None = _option(None, "Column with the second text of a pair. Default: guessed.")
+    label_column: str | None = _option(None, "Column with the label. Default: guessed.")
+    # Question answering
     doc_stride: int | None = _option(
-        None, "Tokens that two neighbouring pieces of a long text share (questions); default: a quarter of max_length."
+        None, "Question answering: overlap in tokens of two consecutive windows. Default: a quarter of max_length."
     )
-    max_answer_length: int = _option(30, "Longest answer in tokens (questions).")
+    max_answer_length: int = _option(30, "Question answering: maximum length of an answer in tokens.")
     unanswerable: bool | None = _option(
-        None, "Whether a question may have no answer; default: whether one in the training data has none."
+        None,
+        "Question answering: allow the model to give no answer. Default: true if any training question has no answer.",
     )
-    # Written text
-    max_target_length: int = _option(100, "Longest text that is learned to write, or written, in tokens.")
-    num_beams: int = _option(5, "Beams of the search when text is written (the paper's code: 5); 1: no search.")
+    # Text generation
+    max_target_length: int = _option(100, "Maximum length of target texts and of generated texts, in tokens.")
+    num_beams: int = _option(5, "Number of beams when generating text (the paper's code: 5); 1 disables beam search.")
     source_prefix: str | None = _option(
-        None, "Put before every source text, such as 'translate English to German: ' for T5."
+        None, "Prefix for every source text, such as 'translate English to German: ' for T5."
     )
     extra_metrics: str | None = _option(
         None,
-        "More metrics of written text, when training is done: bert_score, bart_score, or both with a comma; "
-        "bert_score=MODEL names a repo id or folder of another model than the usual.",
+        "Comma-separated metrics to compute on generated text after training: bert_score, bart_score. "
+        "bert_score=MODEL uses another model, given as a repo id or a folder.",
     )
     # Machine
-    device: Device = _option("auto", "Where to train: auto takes CUDA, else MPS, else the CPU.")
-    precision: Precision = _option("fp32", "fp32, or mixed precision in bf16 or fp16.")
+    device: Device = _option("auto", "Device to train on. auto: CUDA if available, else MPS, else the CPU.")
+    precision: Precision = _option("fp32", "fp32, or mixed precision with bf16 or fp16.")
     gradient_checkpointing: bool = _option(
-        False, "Compute activations again in the backward pass: less memory, about a third more time."
+        False, "Recompute activations in the backward pass: less memory, about a third more time."
     )
-    compile: bool = _option(False, "Compile the model with torch.compile; the first steps take long.")
-    eval_batch_size: int | None = _option(None, "Examples per forward pass in evaluation; default: twice the batch.")
-    group_by_length: bool = _option(True, "Put texts of similar length into a batch, so that little is padded.")
-    deterministic: bool = _option(False, "Ask GPU kernels for exact repetition too (slower; the CPU repeats anyway).")
+    compile: bool = _option(False, "Compile the model with torch.compile; the first steps are slow.")
+    eval_batch_size: int | None = _option(
+        None, "Examples per forward pass in evaluation. Default: twice the batch size."
+    )
+    group_by_length: bool = _option(True, "Batch texts of similar length together, to reduce padding.")
+    deterministic: bool = _option(
+        False, "Use deterministic GPU kernels (slower). CPU runs are reproducible without this setting."
+    )
     report_to: str | None = _option(
-        None, "Show the run in tensorboard, wandb, mlflow or trackio too; several with a comma."
+        None, "Comma-separated trackers to report the run to: tensorboard, wandb, mlflow, trackio."
     )
 
     def __post_init__(self) -> None:
@@ -138,55 +147,56 @@ class FinetuneConfig:
         _check_types(self)
         for name in ("num_epochs", "lora_alpha", *_RATES):
             value = getattr(self, name)
-            _check(self, name, value is None or value > 0, "a number above 0")
-        for name, (kind, optional) in _kinds().items():
+            _check(self, name, value is None or value > 0, "a positive number")
+        for name, (kind, optional) in _field_types().items():
             if kind is int and name != "seed":
-                value, rest = getattr(self, name), ", or nothing" if optional else ""
-                _check(self, name, value is None or value >= 1, f"a whole number of at least 1{rest}")
-        asked = self.wanted_extra_metrics
-        known = set(asked) <= set(EXTRA_METRICS) and "" not in asked.values()
-        _check(self, "extra_metrics", known, f"some of {', '.join(EXTRA_METRICS)}, with commas")
-        _check(self, "report_to", set(self.trackers) <= set(TRACKERS), f"some of {', '.join(TRACKERS)}, with commas")
+                value, or_none = getattr(self, name), ", or None" if optional else ""
+                _check(self, name, value is None or value >= 1, f"a whole number of at least 1{or_none}")
+        metrics = self.wanted_extra_metrics
+        valid = set(metrics) <= set(EXTRA_METRICS) and "" not in metrics.values()
+        _check(self, "extra_metrics", valid, f"a comma-separated list of {', '.join(EXTRA_METRICS)}")
+        trackers_known = set(self.trackers) <= set(TRACKERS)
+        _check(self, "report_to", trackers_known, f"a comma-separated list of {', '.join(TRACKERS)}")
         for name in ("weight_decay", "max_grad_norm"):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0")
         for name in ("warmup_ratio", "label_smoothing", "lora_dropout"):
             _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        _check(self, "validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1, both excluded")
+        _check(self, "validation_fraction", 0 < self.validation_fraction < 1, "above 0 and below 1")
         _check(self, "train_fraction", 0 < self.train_fraction <= 1, "above 0 and at most 1")
-        _check(self, "eval_steps", self.eval_steps is None or self.streaming, "left out without streaming")
+        _check(self, "eval_steps", self.eval_steps is None or self.streaming, "None unless streaming is on")
         if self.streaming and self.train_fraction != 1:
             raise ConfigError(
-                f"train_fraction is {self.train_fraction:g}; of a stream a share can't be chosen by classes without "
-                "reading all of it. Give max_train_samples: the first so many rows."
+                f"train_fraction is {self.train_fraction:g}, which streaming does not support: a stratified fraction "
+                "needs all rows. Use max_train_samples to train on the first rows."
             )
         _check(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
 
     @classmethod
     def from_settings(cls, config: "FinetuneConfig | None" = None, settings: Mapping[str, Any] | None = None) -> Self:
-        """`config` (default: the paper's) with `settings` laid over it.
+        """Copy `config` (default: the paper's settings), with `settings` overriding its values.
 
         Raises:
-            ConfigError: A setting has an unknown name, or a value that can't be used.
+            ConfigError: A setting has an unknown name or an invalid value.
         """
         settings = settings or {}
-        known = {entry.name for entry in fields(cls)}
-        unknown = sorted(set(settings) - known)
+        known_names = {setting.name for setting in fields(cls)}
+        unknown = sorted(set(settings) - known_names)
         if unknown:
             raise ConfigError(
-                f"There is no setting {unknown[0]!r} for fine-tuning. There are: {', '.join(sorted(known))}."
+                f"There is no fine-tuning setting {unknown[0]!r}. The settings are: {', '.join(sorted(known_names))}."
             )
-        base = {} if config is None else {name: getattr(config, name) for name in known}
+        base = {} if config is None else {name: getattr(config, name) for name in known_names}
         return cls(**(base | dict(settings)))
 
     @property
     def wanted_extra_metrics(self) -> dict[str, str | None]:
-        """The names in `extra_metrics`, each with the model that it shall use, or None for its usual one."""
-        entries = [entry.strip().partition("=") for entry in (self.extra_metrics or "").split(",") if entry.strip()]
-        return {name.strip(): model.strip() if equals else None for name, equals, model in entries}
+        """The metrics in `extra_metrics`, each with the model to use, or None for its default model."""
+        items = [item.strip().partition("=") for item in (self.extra_metrics or "").split(",") if item.strip()]
+        return {name.strip(): model.strip() if equals else None for name, equals, model in items}
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """The names in `report_to`, one by one."""
+        """The trackers named in `report_to`."""
         return tuple(self.report_to.split(",")) if self.report_to else ()
 
     @property
@@ -196,21 +206,24 @@ class FinetuneConfig:
 
 
 def _joined(names: Any) -> Any:
-    """Names of a list, or with commas, in one form; of anything else the value, for the check of types to refuse."""
+    """Join a list of names with commas; `none` and an empty list become None.
+
+    Any other type is returned unchanged, for `_check_types` to reject.
+    """
     if isinstance(names, str):
         names = names.split(",")
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return names
-    known = dict.fromkeys(name.strip() for name in names if name.strip())
-    return None if tuple(known) in ((), ("none",)) else ",".join(known)
+    unique_names = dict.fromkeys(name.strip() for name in names if name.strip())
+    return None if tuple(unique_names) in ((), ("none",)) else ",".join(unique_names)
 
 
 _RATES = ("learning_rate", "host_learning_rate", "projection_learning_rate", "head_learning_rate")
 
 
 @functools.cache
-def _kinds() -> Mapping[str, tuple[Any, bool]]:
-    """Of each field: what it takes, and whether it may be left open (None)."""
+def _field_types() -> Mapping[str, tuple[Any, bool]]:
+    """Map each field to its type and whether it may be None."""
     kinds = {}
     for name, hint in get_type_hints(FinetuneConfig).items():
         alternatives = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
@@ -219,28 +232,28 @@ def _kinds() -> Mapping[str, tuple[Any, bool]]:
 
 
 def _check_types(config: FinetuneConfig) -> None:
-    for name, (kind, optional) in _kinds().items():
+    for name, (kind, optional) in _field_types().items():
         value = getattr(config, name)
-        good, expected = _fits(value, kind)
+        valid, expected = _fits(value, kind)
         if name.endswith("_column"):
             expected = "a column name"
-        _check(config, name, good or (optional and value is None), expected)
+        _check(config, name, valid or (optional and value is None), expected)
 
 
 def _fits(value: Any, kind: Any) -> tuple[bool, str]:
-    """Whether a value is of a kind, and what the kind is called."""
+    """Whether a value has a type, and what to call that type in a message."""
     if get_origin(kind) is Literal:
         return value in get_args(kind), f"one of {', '.join(get_args(kind))}"
     if kind is str:
-        return isinstance(value, str) and bool(value), "a text that is not empty"
+        return isinstance(value, str) and bool(value), "a non-empty string"
     if kind is bool:
         return isinstance(value, bool), "true or false"
-    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if kind is int:
-        return number, "a whole number"
-    return number and math.isfinite(value), "a number"
+        return is_number, "a whole number"
+    return is_number and math.isfinite(value), "a number"
 
 
-def _check(config: FinetuneConfig, name: str, good: bool, expected: str) -> None:
-    if not good:
+def _check(config: FinetuneConfig, name: str, valid: bool, expected: str) -> None:
+    if not valid:
         raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be {expected}.")

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: which classes are taken for which."""
+"""Draw a confusion matrix."""
 
 import json
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from layer_surgeon._charts import draw_png
 from layer_surgeon._io import write_bytes
 
 _WHITE_TO_BLUE = ("#ffffff", "#cfe0f1", "#2563a8", "#123a66")
-# What a good model confuses are a few percent, which would be white on an even scale.
+# A good model confuses only a few percent, which would look white on a linear scale.
 _STOPS = (0.0, 1 / 9, 4 / 9, 1.0)
 _LIGHT_TEXT, _DARK_TEXT, _GRAY_TEXT = "#ffffff", "#33414f", "#b8c4d0"
-# With more classes than these, shares, counts and names no longer fit into cells of this size, or beside them.
+# Up to this many classes, shares and counts fit into the cells, and names fit next to them.
 _WITH_SHARES, _WITH_COUNTS, _WITH_NAMES = 6, 20, 60
 _LONGEST_NAME = 24
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str, path: Path) -> None:
-    """How often each true class (rows) was taken for each class (columns); the colour is the share of the row.
+    """Draw a confusion matrix: true classes in rows, predicted classes in columns, coloured by the share of the row.
 
     Args:
         confusion: Counts [true class, predicted class].
         names: Class names, in the same order.
-        title: What was measured.
-        path: Where the PNG is written.
+        title: Title of the chart.
+        path: The PNG file to write.
     """
     import altair as alt
 
@@ -51,7 +51,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
 
 
 def _cells(confusion: Sequence[Sequence[int]], *, few: bool) -> list[dict[str, Any]]:
-    """One record for each cell."""
+    """Make one record per cell."""
     cells = []
     for row, counts in enumerate(confusion):
         total = max(sum(counts), 1)
@@ -64,13 +64,13 @@ def _cells(confusion: Sequence[Sequence[int]], *, few: bool) -> list[dict[str, A
 
 
 def _name_axis(names: Sequence[str], *, across: bool) -> Any:
-    """The axis of classes, by number: two classes may have the same name once it is cut."""
+    """Make a class axis. Its values are numbers, because two classes may have the same truncated name."""
     import altair as alt
 
     if len(names) > _WITH_NAMES:
         return alt.Axis(labels=False)
     shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
-    # Below a cell there is room for about seven letters, below the few and large ones for more.
+    # About seven letters fit below a cell; more fit below large cells.
     turned = max(map(len, shown), default=0) > (14 if len(shown) <= 3 else 7) or len(shown) > 12
     size = 12 if len(shown) <= 12 else 10 if len(shown) <= 30 else 8
     label = f"{json.dumps(shown)}[datum.value]"

@@ -1,4 +1,4 @@
-"""A data set, checked: the examples of every split, before anything is trained."""
+"""Load, check and split the data of a run, before any training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,21 +19,22 @@ from layer_surgeon.progress import NullProgress, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Everything a run needs to know of its data.
+    """The checked data of a run.
 
     Attributes:
-        name: A short name that can be part of a folder's name.
-        spec: What the user named as training data, if it can be named again.
-        validation_spec: The same for the validation data; equal to `spec` where that has one or it is held out.
-        test_spec: The same for the test data; equal to `spec` where that has a test split.
-        columns: The columns that were used.
-        label_names: Class names, in the order of the ids; empty for a task without classes.
+        name: A short name that can be part of a folder name.
+        spec: How to name the training data again; empty if that is not possible, as for data in memory.
+        validation_spec: The same for the validation data. Equal to `spec` if the data set's own split is used, or if
+            rows were held out.
+        test_spec: The same for the test data. Equal to `spec` if the data set's own split is used.
+        columns: The columns in use.
+        label_names: Class names, ordered by class id; empty for a task without classes.
         train: Training examples.
         validation: Validation examples.
-        test: Test examples; None where there are none.
+        test: Test examples, or None.
         held_out: Whether the validation examples were taken from the training data.
-        task: What it is for.
-        stream: All training rows, where they are streamed; `train` is then what was checked of them, the first ones.
+        task: The task.
+        stream: The training stream, if the data is streamed. `train` then contains only the first, checked rows.
     """
 
     name: str
@@ -51,12 +52,12 @@ class TaskData:
 
     @property
     def splits(self) -> dict[str, ExampleSet]:
-        """The splits there are, by name, `train` first."""
+        """The existing splits by name, `train` first."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in splits.items() if part is not None}
 
     def facts(self) -> dict[str, Any]:
-        """Plain facts for results.json: counts, classes and fingerprints of each split."""
+        """Describe the data for results.json: columns, and counts, classes and fingerprint of each split."""
         return {
             "name": self.name,
             "spec": list(self.spec),
@@ -85,16 +86,16 @@ def prepare_data(
     """Load, check and split the data of one run.
 
     Args:
-        train: Training data, in any of the forms that `load_data` knows.
-        validation: Validation data; None: the split of `train`'s data set, else a part held out of the training rows.
-        test: Test data; None: the split of `train`'s data set, if it has one.
+        train: Training data, in any form that `load_data` accepts.
+        validation: Validation data. None: the validation split of `train`, else rows held out from the training data.
+        test: Test data. None: the test split of `train`, if it has one.
         config: Columns, fractions and seed.
-        task: What it is for.
-        model_names: Class names the model has already.
-        progress: Told about guesses and about rows that were left out.
+        task: The task.
+        model_names: The model's current class names.
+        progress: Receives notices about guessed columns and skipped rows.
 
     Raises:
-        DataError: Something in the data can't be used; the message says where.
+        DataError: The data can't be used; the message names the location.
     """
     progress = progress or NullProgress()
     raw = load_data(train, progress, task=task.name)
@@ -102,25 +103,25 @@ def prepare_data(
     train_table = drop_unusable(raw.train, columns, raw.record, progress)
     label_map = task.label_map(train_table, columns, declared_names(raw, train_table, columns), model_names)
     reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
-    training = reader.examples(train_table, columns)
+    train_examples = reader.examples(train_table, columns)
     raw_validation = load_data(validation, progress, task=task.name) if validation is not None else None
     raw_test = load_data(test, progress, task=task.name) if test is not None else None
-    validating = reader.other_split(raw, raw_validation, raw.validation)
-    testing = reader.other_split(raw, raw_test, raw.test)
-    held_out = validating is None
-    if validating is None:
-        training, validating = hold_out(training, config.validation_fraction, config.seed)
-    wanted = min(round(config.train_fraction * len(training)), config.max_train_samples or len(training))
+    validation_examples = reader.other_split(raw, raw_validation, raw.validation)
+    test_examples = reader.other_split(raw, raw_test, raw.test)
+    held_out = validation_examples is None
+    if validation_examples is None:
+        train_examples, validation_examples = hold_out(train_examples, config.validation_fraction, config.seed)
+    num_train = min(round(config.train_fraction * len(train_examples)), config.max_train_samples or len(train_examples))
     return TaskData(
         name=raw.name,
         spec=raw.spec,
         validation_spec=(raw_validation or raw).spec,
-        test_spec=() if testing is None else (raw_test or raw).spec,
+        test_spec=() if test_examples is None else (raw_test or raw).spec,
         columns=columns,
         label_names=() if label_map is None else label_map.names,
-        train=subsample(training, wanted, config.seed),
-        validation=subsample(validating, config.max_eval_samples, config.seed),
-        test=None if testing is None else subsample(testing, config.max_eval_samples, config.seed),
+        train=subsample(train_examples, num_train, config.seed),
+        validation=subsample(validation_examples, config.max_eval_samples, config.seed),
+        test=None if test_examples is None else subsample(test_examples, config.max_eval_samples, config.seed),
         held_out=held_out,
         task=task,
     )
@@ -136,20 +137,23 @@ def prepare_evaluation(
     known_columns: Mapping[str, str | None] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> tuple[str, Any]:
-    """Load and check data to measure a trained model on; returns what to call it, and its rows.
+    """Load and check the data to evaluate a trained model on.
 
     Args:
-        data: In any of the forms that `load_data` knows.
-        label_names: The model's classes, in the order of their ids.
+        data: Data in any form that `load_data` accepts.
+        label_names: The model's class names, ordered by class id.
         config: Columns, number of examples and seed.
-        split: Which split; default: test, else the only one.
-        task: What the model does.
-        known_columns: The columns that the model was trained on (text, text_pair, label), used where the data has all
-            of them and no others were said.
-        progress: Told about guesses and about rows that were left out.
+        split: The split to use. Default: the test split, else the only split.
+        task: The model's task.
+        known_columns: The columns that the model was trained on (text, text_pair, label). They are used if the data
+            has all of them, unless `config` names others.
+        progress: Receives notices about guessed columns and skipped rows.
+
+    Returns:
+        A name for the data, and its examples.
 
     Raises:
-        DataError: Something in the data can't be used, or its labels are not the model's.
+        DataError: The data can't be used, or it has labels that the model does not know.
     """
     progress = progress or NullProgress()
     raw = load_data(data, progress, task=task.name)
@@ -166,25 +170,25 @@ def prepare_evaluation(
     label_map = task.known_labels(table, columns, declared_names(raw, table, columns), label_names)
     reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     examples = reader.examples(table, columns)
-    return table.place, subsample(examples, config.max_eval_samples, config.seed)
+    return table.location, subsample(examples, config.max_eval_samples, config.seed)
 
 
 def settle_columns(
     table: Table, config: FinetuneConfig, record: DatasetRecord | None, task: FinetuneTask, progress: Progress
 ) -> ColumnChoice:
-    """The columns of a table; the progress is told of those that were guessed.
+    """Choose the columns of a table, and report them if they are guessed.
 
     Raises:
         DataError: As `choose_columns`.
     """
     columns = choose_columns(table, config, record, roles=task.roles)
     if columns.guessed:
-        progress.notice(f"Columns of {table.place}: {columns} (guessed).")
+        progress.notice(f"Guessed columns of {table.location}: {columns}.")
     return columns
 
 
 def declared_names(raw: RawData, table: Table, columns: ColumnChoice) -> tuple[str, ...]:
-    """The class names that the registry or the source itself says, in the order of their ids; empty: none."""
+    """The class names from the registry or the source, ordered by class id; empty if neither declares any."""
     if raw.record is not None and columns.label == raw.record.label_column:
         return raw.record.label_names
     return table.label_names.get(str(columns.label), ())
@@ -192,7 +196,7 @@ def declared_names(raw: RawData, table: Table, columns: ColumnChoice) -> tuple[s
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReader:
-    """Makes the examples of several splits in the same way."""
+    """Converts tables to examples, in the same way for every split."""
 
     task: FinetuneTask
     labels: LabelMap | None
@@ -201,48 +205,49 @@ class SplitReader:
     progress: Progress
 
     def examples(self, table: Table, columns: ColumnChoice) -> ExampleSet:
-        """The rows of a table, checked."""
+        """Check the rows of a table and convert them to examples."""
         if len(table) == 0:
-            raise DataError(f"{table.place} has no rows.")
+            raise DataError(f"{table.location} has no rows. Add at least one row.")
         return self.task.examples(table, columns, self.labels)
 
-    def other_split(self, raw: RawData, given: RawData | None, own: Table | None) -> ExampleSet | None:
-        """Of other data than the training split: the given one, else the data set's own, else None."""
-        if given is None:
+    def other_split(self, train_data: RawData, separate_data: RawData | None, own: Table | None) -> ExampleSet | None:
+        """Read validation or test examples from `separate_data`, else from the training data set's `own` split."""
+        if separate_data is None:
             if own is None:
                 return None
-            return self.examples(drop_unusable(own, self.columns, raw.record, self.progress), self.columns)
-        table, columns = given.choose(), self.columns
-        # The same columns as in training where it has them; another file may name them differently.
-        if given.record is not None or not all(name in table.columns for name in columns.used):
-            columns = choose_columns(table, self.config, given.record, roles=self.task.roles)
-        return self.examples(drop_unusable(table, columns, given.record, self.progress), columns)
+            return self.examples(drop_unusable(own, self.columns, train_data.record, self.progress), self.columns)
+        table, columns = separate_data.choose(), self.columns
+        # Use the training columns if the table has them; another file may use other names.
+        if separate_data.record is not None or not all(name in table.columns for name in columns.used):
+            columns = choose_columns(table, self.config, separate_data.record, roles=self.task.roles)
+        return self.examples(drop_unusable(table, columns, separate_data.record, self.progress), columns)
 
 
 def drop_unusable(table: Table, columns: ColumnChoice, record: DatasetRecord | None, progress: Progress) -> Table:
-    """Without the rows that carry no label by the registry's rule and, in data sets nobody here can edit, no text.
+    """Remove the rows that the registry marks as unlabelled and, in curated data sets, the rows without text.
 
     Raises:
-        DataError: There are no rows, or a column is missing that the training split has.
+        DataError: The table has no rows, or lacks a column of the training split.
     """
     if len(table) == 0:
-        raise DataError(f"{table.place} has no rows.")
+        raise DataError(f"{table.location} has no rows. Add at least one row.")
     for name in columns.used:
         if name not in table.columns:
             raise DataError(
-                f"{table.place} has no column {name!r}, which the training data has. Its columns are: "
-                f"{', '.join(table.columns)}. Rename them, or take that split out."
+                f"{table.location} has no column {name!r}, which the training data has. Its columns are: "
+                f"{', '.join(table.columns)}. Rename the columns, or remove this split."
             )
     labels = table.columns[str(columns.label)] if columns.label is not None else [None] * len(table)
     unlabelled = record.unlabelled if record is not None else None
     texts = [table.columns[name] for name in columns.texts]
-    keep = [
+    kept_rows = [
         row
         for row in range(len(table))
         if (unlabelled is None or labels[row] != unlabelled)
         and not (table.curated and any(is_empty(column[row]) for column in texts))
     ]
-    if len(keep) == len(table):
+    if len(kept_rows) == len(table):
         return table
-    progress.notice(f"{table.place}: {len(table) - len(keep)} of {len(table)} rows have no text or label; left out.")
-    return replace(table, columns={name: [values[row] for row in keep] for name, values in table.columns.items()})
+    num_dropped = len(table) - len(kept_rows)
+    progress.notice(f"{table.location}: skipped {num_dropped} of {len(table)} rows, which have no text or label.")
+    return replace(table, columns={name: [values[row] for row in kept_rows] for name, values in table.columns.items()})

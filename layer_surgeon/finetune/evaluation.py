@@ -1,4 +1,4 @@
-"""Measure a trained model on other data, and label texts with it."""
+"""Evaluate a trained model on a data set, and predict with it."""
 
 import os
 import time
@@ -33,14 +33,14 @@ from layer_surgeon.progress import NullProgress, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model was measured to do on a data set.
+    """The result of evaluating a model on a data set.
 
     Attributes:
-        task: What the model does.
-        data: The data set, its split or its file.
+        task: The model's task.
+        data: The data set with its split, or the file.
         metrics: The task's metrics (`ClassificationMetrics`, ...).
-        num_truncated: Examples that were cut at the maximum length.
-        seconds: Time for the forward passes.
+        num_truncated: Number of examples truncated at the maximum length.
+        seconds: Duration of the forward passes.
     """
 
     task: TaskName
@@ -61,28 +61,28 @@ def evaluate_model(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Evaluation:
-    """Measure a trained model on a data set.
+    """Evaluate a trained model on a data set.
 
     Args:
         model_or_path: A folder, a repo id, or a loaded model.
-        data: In the forms that `finetune_model` takes.
-        split: Which split; default: test, else the only one.
-        config: Settings; of these the columns, the length, the device, the batch and `max_eval_samples` count. Of a
-            run's folder or repo the length and, where the data has them, the columns are the run's own by default.
-        tokenizer: A tokenizer, or where one lies; default: the one beside the model.
-        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
-        progress: Is told about every batch.
-        settings: Fields of `FinetuneConfig`, laid over `config`.
+        data: Data in any form that `finetune_model` accepts.
+        split: The split to use. Default: the test split, else the only split.
+        config: Settings. Columns, lengths, device, batch size and `max_eval_samples` are used. For the folder or repo
+            of a run, the lengths and, if the data has them, the columns default to those of the run.
+        tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model.
+        donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
+        progress: Receives every batch.
+        settings: Fields of `FinetuneConfig` that override `config`.
 
     Raises:
-        ConfigError: A setting can't be used.
-        DataError: The data can't be used, or its labels are not the model's.
+        ConfigError: A setting is invalid.
+        DataError: The data can't be used, or it has labels that the model does not know.
     """
     progress = progress or NullProgress()
     with quiet():
         config, columns = _settings_of(model_or_path, config, settings)
-        task, context = _ready(model_or_path, tokenizer, config, task_of_data(data), donor)
-        place, examples = prepare_evaluation(
+        task, context = _load_task_and_model(model_or_path, tokenizer, config, task_of_data(data), donor)
+        data_name, examples = prepare_evaluation(
             data, context.label_names, config, split=split, task=task, known_columns=columns, progress=progress
         )
         dataset = task.tokenize(examples, context, training=False)
@@ -91,7 +91,9 @@ def evaluate_model(
         seconds = time.monotonic() - started
         metrics = task.measure(outputs, dataset, examples, context)
         metrics = task.add_scores(metrics, outputs, examples, context, progress)
-    return Evaluation(task=task.name, data=place, metrics=metrics, num_truncated=dataset.num_truncated, seconds=seconds)
+    return Evaluation(
+        task=task.name, data=data_name, metrics=metrics, num_truncated=dataset.num_truncated, seconds=seconds
+    )
 
 
 def predict(
@@ -104,56 +106,56 @@ def predict(
     progress: Progress | None = None,
     **settings: Any,
 ) -> list[Any]:
-    """What a trained model says of texts, or of pairs of texts; the order is kept.
+    """Predict on texts, or on pairs of texts.
 
     Args:
         model_or_path: A folder, a repo id, or a loaded model.
-        texts: Texts, or pairs as tuples; not both. For question answering: (question, context).
-        config: Settings; of these the length, the device and the batch count.
-        tokenizer: A tokenizer, or where one lies; default: the one beside the model.
-        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
-        progress: Is told about every batch.
-        settings: Fields of `FinetuneConfig`, laid over `config`.
+        texts: Texts, or pairs as tuples, but not both. For question answering: (question, context).
+        config: Settings. Lengths, device and batch size are used.
+        tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model.
+        donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
+        progress: Receives every batch.
+        settings: Fields of `FinetuneConfig` that override `config`.
 
     Returns:
-        One prediction of the task for each: `Prediction`, `TagPrediction`, `AnswerPrediction` or `TextPrediction`.
+        One prediction per text, in order: `Prediction`, `TagPrediction`, `AnswerPrediction` or `TextPrediction`.
 
     Raises:
-        ConfigError: A setting can't be used.
+        ConfigError: A setting is invalid.
         DataError: A text is empty, or texts and pairs are mixed.
     """
     if isinstance(texts, str):
-        raise DataError("predict takes a list of texts, and was given one text. Put it into a list: [text].")
+        raise DataError("predict takes a list of texts, but got a single string. Pass [text].")
     if not len(texts):
         return []
     with quiet():
         config, _ = _settings_of(model_or_path, config, settings)
         examples = FINETUNE_TASKS[find_task(model_or_path, config.task)].inputs(texts)
-        task, context = _ready(model_or_path, tokenizer, config, None, donor)
+        task, context = _load_task_and_model(model_or_path, tokenizer, config, None, donor)
         dataset = task.tokenize(examples, context, training=False)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
 
 
 def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> TaskName:
-    """What a model does: what its run says, what its graft was made for, or what kind of model it is.
+    """Find the task of a model: from its run, its graft, or its model class.
 
     Raises:
-        SourceNotFoundError: There is no such folder.
-        GraftError: It is for another task than the one in `config`.
+        SourceNotFoundError: The folder does not exist.
+        GraftError: The graft is for a different task than the one in `config`.
     """
     with quiet():
-        known, _ = _settings_of(model_or_path, None, {"task": config.task} if config and config.task else {})
-        return find_task(model_or_path, known.task)
+        run_config, _ = _settings_of(model_or_path, None, {"task": config.task} if config and config.task else {})
+        return find_task(model_or_path, run_config.task)
 
 
 def load_texts(
     files: Sequence[str | os.PathLike[str]], config: FinetuneConfig, task: TaskName = "text-classification"
 ) -> list[Any]:
-    """The texts of files to be predicted on: one per line of .txt, else the text column (or pair of columns).
+    """Read the texts to predict on: one per line of a .txt file, else from the text column or columns.
 
     Raises:
-        DataError: A file can't be read, or its text column can't be told.
+        DataError: A file can't be read, or its text column can't be determined.
     """
     texts: list[Any] = []
     for file in files:
@@ -167,14 +169,14 @@ def load_texts(
         else:
             texts += _texts_of(load_data(path, task=task).train, config, FINETUNE_TASKS[task])
     if not texts:
-        raise DataError(f"{', '.join(map(str, files))}: no text in it.")
+        raise DataError(f"There is no text in {', '.join(map(str, files))}. Add at least one text.")
     return texts
 
 
 def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask) -> list[Any]:
     columns = choose_columns(table, config, with_label=False, roles=task.roles)
     for name in columns.texts:
-        check_filled(table.columns[name], f"{table.place}, column {name!r}")
+        check_filled(table.columns[name], f"{table.location}, column {name!r}")
     if columns.text_pair is None:
         return list(table.columns[columns.text])
     return list(zip(table.columns[columns.text], table.columns[columns.text_pair], strict=True))
@@ -183,19 +185,21 @@ def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask) -> list[
 def _settings_of(
     model_or_path: ModelLike, config: FinetuneConfig | None, settings: Mapping[str, Any]
 ) -> tuple[FinetuneConfig, Mapping[str, str | None]]:
-    """The settings, and the columns the model was trained on; both from the run's results where nothing was said."""
-    given = FinetuneConfig.from_settings(config, settings)
-    run = _run_of(model_or_path)
+    """Combine the settings with those of the run that made the model; also return the run's columns."""
+    merged = FinetuneConfig.from_settings(config, settings)
+    run = _read_run(model_or_path)
     if run is None:
-        return given, {}
-    kept = {name: run["config"][name] for name in MODEL_SETTINGS if name in run["config"] and name not in settings}
+        return merged, {}
+    run_settings = {
+        name: run["config"][name] for name in MODEL_SETTINGS if name in run["config"] and name not in settings
+    }
     if config is None:
-        given = replace(given, **kept)
-    return given, run["data"]["columns"]
+        merged = replace(merged, **run_settings)
+    return merged, run["data"]["columns"]
 
 
-def _run_of(model_or_path: ModelLike) -> dict[str, Any] | None:
-    """The results of the run that a model came from, out of its folder or its repo; None where it is no run's."""
+def _read_run(model_or_path: ModelLike) -> dict[str, Any] | None:
+    """Read results.json from the folder or repo of a model; None if no run made the model."""
     if not isinstance(model_or_path, str | os.PathLike):
         return None
     folder = Path(model_or_path).expanduser()
@@ -203,12 +207,12 @@ def _run_of(model_or_path: ModelLike) -> dict[str, Any] | None:
         try:
             folder = Path(hf_hub_download(os.fspath(model_or_path), RESULTS)).parent
         except (OSError, ValueError):
-            # No such file in it; or no such repo, and then loading the model says what is wrong.
+            # The repo has no results.json. If there is no such repo, loading the model raises the error.
             return None
     return read_results(folder)
 
 
-def _ready(
+def _load_task_and_model(
     model_or_path: ModelLike, tokenizer: Any, config: FinetuneConfig, of_data: TaskName | None, donor: DonorInput
 ) -> tuple[FinetuneTask, TaskContext]:
     device = check_machine(config)

@@ -1,4 +1,4 @@
-"""Examples of any task: rows that can be counted, chosen from, told apart by a fingerprint, and split."""
+"""Checked examples of any task: subsets, hold-out, and a fingerprint."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ _E = TypeVar("_E", bound="ExampleSet")
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSet:
-    """One split of a data set, checked. Each field of a subclass is one column (a tuple; None: it is not there)."""
+    """One checked split of a data set. Each field of a subclass is a column: a tuple, or None if there is none."""
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
     def take(self, indices: Sequence[int]) -> Self:
-        """These rows, in this order."""
-        columns = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """Select rows, in the given order."""
+        columns = {column.name: getattr(self, column.name) for column in fields(self)}
         chosen = {
             name: None if values is None else tuple(values[i] for i in indices) for name, values in columns.items()
         }
@@ -30,27 +30,27 @@ class ExampleSet:
 
     @property
     def sha256(self) -> str:
-        """Over all rows: equal only for equal rows in equal order."""
+        """Fingerprint of all rows and their order."""
         digest = hashlib.sha256()
-        columns = [getattr(self, entry.name) for entry in fields(self)]
+        columns = [getattr(self, column.name) for column in fields(self)]
         for row in zip(*(values for values in columns if values is not None), strict=True):
             digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\x1e")
         return digest.hexdigest()
 
     @property
     def strata(self) -> Sequence[int]:
-        """A class id for every row; parts of the set keep their shares."""
+        """A class id for every row. Subsets keep the share of each class."""
         return (0,) * len(self)
 
     @property
     def groups(self) -> Sequence[Any] | None:
-        """What each row shares with others that must not be torn apart by a hold-out; None: nothing."""
+        """A group for every row, or None. A hold-out does not split groups."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(ExampleSet):
-    """Texts, their pairs (None: no pairs) and class ids, equally many."""
+    """Texts, their second texts (None for single texts) and class ids, all of the same length."""
 
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
@@ -58,7 +58,7 @@ class Examples(ExampleSet):
 
     @property
     def sha256(self) -> str:
-        """Over all texts and labels: equal only for equal rows in equal order."""
+        """Fingerprint of all texts and labels and their order."""
         digest = hashlib.sha256()
         for row in zip(self.texts, self.pairs or self.texts, map(str, self.labels), strict=True):
             digest.update("\x1f".join(row).encode() + b"\x1e")
@@ -70,66 +70,71 @@ class Examples(ExampleSet):
         return self.labels
 
 
-def check_texts(values: Sequence[Any], place: str) -> tuple[str, ...]:
-    """The values as they are, if each is a text with something in it.
+def check_texts(values: Sequence[Any], location: str) -> tuple[str, ...]:
+    """Check that every value is a non-empty string, and return them as a tuple.
 
     Raises:
-        DataError: A value is empty, or is no text; rows are counted from 1.
+        DataError: A value is empty or not a string. Rows are counted from 1.
     """
-    check_filled(values, place)
+    check_filled(values, location)
     for row, value in enumerate(values, start=1):
         if not isinstance(value, str):
-            raise DataError(f"{place}, row {row}: {value!r} is a {type(value).__name__}, not a text.")
+            raise DataError(
+                f"{location}, row {row}: found {value!r} of the type {type(value).__name__}, but expected a text."
+            )
     return tuple(values)
 
 
-def check_filled(values: Sequence[Any], place: str) -> None:
-    """See that no text, or list of words, is empty.
+def check_filled(values: Sequence[Any], location: str) -> None:
+    """Check that no text or list of words is empty.
 
     Raises:
-        DataError: One is; rows are counted from 1.
+        DataError: A value is empty. Rows are counted from 1.
     """
     empty = [row for row, value in enumerate(values, start=1) if is_empty(value)]
     if empty:
         raise DataError(
-            f"{place}: {len(empty)} empty texts (rows {listed(empty)}). Fill them in, or take those rows out."
+            f"{location}: {len(empty)} empty texts (rows {listed(empty)}). Fill them in, or remove these rows."
         )
 
 
 def listed(rows: Sequence[int]) -> str:
-    """The first five of many row numbers."""
+    """List the first five row numbers, for a message."""
     return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
 
 
 def is_empty(value: Any) -> bool:
-    """Whether there is no text: nothing, blanks only, or no words."""
+    """Whether a value has no text: it is None, blank, or an empty list of words."""
     return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)
 
 
 def hold_out(examples: _E, fraction: float, seed: int) -> tuple[_E, _E]:
-    """Split off `fraction` of the rows, with the same share of every class; both parts keep the rows' order.
+    """Split off a fraction of the rows, stratified by class. Both parts keep the order of the rows.
 
-    Rows of one group (the questions on one text) stay together; then the part is only about as large.
+    Rows of one group, such as the questions on one text, stay together. The fraction is then approximate.
+
+    Returns:
+        The remaining rows, and the held-out rows.
 
     Raises:
-        DataError: There are too few rows to have both parts.
+        DataError: There are too few rows for two parts.
     """
-    wanted = round(fraction * len(examples))
+    num_held_out = round(fraction * len(examples))
     if examples.groups is None:
-        taken = set(_stratified(examples.strata, wanted, seed, leave_one=True))
+        held_out = set(_stratified(examples.strata, num_held_out, seed, leave_one=True))
     else:
-        taken = _whole_groups(examples.groups, wanted, seed)
-    if not taken or len(taken) == len(examples):
+        held_out = _whole_groups(examples.groups, num_held_out, seed)
+    if not held_out or len(held_out) == len(examples):
         raise DataError(
-            f"{len(examples)} training rows are too few to hold {fraction:.0%} out for validation. Add rows, or give "
+            f"{len(examples)} training rows are too few to hold out {fraction:.0%} for validation. Add rows, or pass "
             "validation data (--validation)."
         )
-    rest = [row for row in range(len(examples)) if row not in taken]
-    return examples.take(rest), examples.take(sorted(taken))
+    remaining = [row for row in range(len(examples)) if row not in held_out]
+    return examples.take(remaining), examples.take(sorted(held_out))
 
 
 def subsample(examples: _E, wanted: int | None, seed: int) -> _E:
-    """At most `wanted` rows (at least one; None: all), with the same share of every class, in the rows' order."""
+    """Take at most `wanted` rows (at least one; None for all), stratified by class, in their original order."""
     if wanted is None or wanted >= len(examples):
         return examples
     return examples.take(sorted(_stratified(examples.strata, max(wanted, 1), seed, leave_one=False)))
@@ -150,7 +155,7 @@ def _whole_groups(groups: Sequence[Any], wanted: int, seed: int) -> set[int]:
 
 
 def _stratified(labels: Sequence[int], wanted: int, seed: int, *, leave_one: bool) -> list[int]:
-    """`wanted` row numbers, shared out over the classes by largest remainder."""
+    """Choose `wanted` row numbers, allocated to the classes by largest remainder."""
     rng = np.random.default_rng(seed)
     ids = np.asarray(labels)
     classes = np.unique(ids)

@@ -1,7 +1,7 @@
-"""Rows from local CSV, TSV, JSON Lines and Parquet files.
+"""Read rows from local CSV, TSV, JSON Lines and Parquet files.
 
-Read directly and not through the cache of `datasets`: a file that was edited is then never answered with its old rows,
-nothing is left in a cache folder, and a bad line is named by its number.
+Files are read directly and not through `datasets`, whose cache can return old rows of an edited file. This also leaves
+nothing in a cache folder, and errors can name the bad line by its number.
 """
 
 import csv
@@ -21,41 +21,42 @@ from layer_surgeon.errors import DataError
 Columns = dict[str, list[Any]]
 Row = dict[str, Any]
 
-# The csv module refuses cells above 128 KiB, and a long document may well be one.
+# The csv module rejects cells above 128 KiB by default, which is too small for long documents.
 _LARGEST_CELL = 1 << 26
-# Rows of a streamed Parquet file that are in memory at a time.
+# Number of rows of a streamed Parquet file to hold in memory at a time.
 _PARQUET_ROWS = 1000
 
 
 def read_file(path: Path) -> Columns:
-    """The columns of one file, told apart by its suffix: .csv, .tsv, .jsonl, .ndjson, .json, .parquet.
+    """Read the columns of a file. The suffix decides the format: .csv, .tsv, .jsonl, .ndjson, .json or .parquet.
 
     Raises:
-        DataError: The file is missing, empty, unreadable, has no rows, or has a suffix that is not known.
+        DataError: The file is missing, empty, unreadable, has no rows, or has an unknown suffix.
     """
     check_file(path)
     with _reading(path):
         columns = READERS[path.suffix.lower()](path)
     if not columns or not len(next(iter(columns.values()))):
-        raise DataError(f"{path} has no rows{' below its header' if columns else ''}. Add some.")
+        raise DataError(f"{path} has no rows{' below its header' if columns else ''}. Add at least one row.")
     return columns
 
 
 def check_file(path: Path) -> None:
-    """See that there is a file that can be read, without reading it.
+    """Check that a file can be read, without reading it.
 
     Raises:
-        DataError: It is missing or empty, or has a suffix that is not known.
+        DataError: The file is missing or empty, or has an unknown suffix.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise DataError(f"{path} is a folder. Name the files in it: train.csv, or several of them.")
+        raise DataError(f"{path} is a folder. Name its files instead, such as {path / 'train.csv'}.")
     if not path.exists():
         raise DataError(f"There is no file {path}. {_neighbours(path)}")
     if suffix not in READERS:
-        raise DataError(f"{path} has the suffix {suffix or 'of nothing'!r}; these can be read: {', '.join(READERS)}.")
+        found = f"has the unknown suffix {suffix!r}" if suffix else "has no suffix"
+        raise DataError(f"{path} {found}. Supported formats: {', '.join(READERS)}.")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes). It needs a text column, a label column and rows.")
+        raise DataError(f"{path} is empty (0 bytes). It must have a text column, a label column and rows.")
 
 
 @contextmanager
@@ -69,24 +70,24 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def check_streamable(path: Path) -> None:
-    """See that there is a file that can be read row by row, without reading it.
+    """Check that a file can be read row by row, without reading it.
 
     Raises:
-        DataError: As `check_file`, and for a file that can only be read as a whole.
+        DataError: `check_file` rejects the file, or its format can only be read as a whole.
     """
     check_file(path)
     if path.suffix.lower() not in ITERATORS:
         raise DataError(
-            f"{path} can't be streamed: a {path.suffix} file is read as a whole. If it has an object on every line, "
-            f"name it .jsonl; else leave --streaming out. These can be streamed: {', '.join(ITERATORS)}."
+            f"{path} can't be streamed: a {path.suffix} file can only be read as a whole. If each line is an object, "
+            f"rename the file to .jsonl; otherwise omit --streaming. Formats for streaming: {', '.join(ITERATORS)}."
         )
 
 
 def iterate_file(path: Path) -> Iterator[Row]:
-    """The rows of a CSV, TSV, JSONL or Parquet file as `read_file` has them, a few in memory at a time.
+    """Yield the rows of a CSV, TSV, JSONL or Parquet file, with the same values as `read_file`.
 
     Raises:
-        DataError: As `check_streamable` and, when the bad row is reached, as `read_file`.
+        DataError: `check_streamable` rejects the file, or a bad row is reached.
     """
     check_streamable(path)
     with _reading(path):
@@ -94,10 +95,10 @@ def iterate_file(path: Path) -> Iterator[Row]:
 
 
 def count_rows(path: Path) -> int | None:
-    """The number of rows where the file says it (Parquet); else None.
+    """Read the number of rows from the metadata of a Parquet file; None for other formats.
 
     Raises:
-        DataError: It is no Parquet file.
+        DataError: The file has the suffix .parquet but is not a Parquet file.
     """
     if path.suffix.lower() != ".parquet":
         return None
@@ -106,25 +107,25 @@ def count_rows(path: Path) -> int | None:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The readable files of a folder, by name; none where there is no folder."""
+    """List the readable files of a folder, sorted by name; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()]
 
 
-def read_stream(stream: BinaryIO, place: str) -> Columns:
-    """What comes in a stream: JSON lines, Parquet, tab-separated or CSV, told apart by how it begins.
+def read_stream(stream: BinaryIO, location: str) -> Columns:
+    """Read the columns of a stream. Its first bytes decide the format: JSON Lines, JSON, Parquet, TSV or CSV.
 
     Raises:
-        DataError: As `read_file`.
+        DataError: As `read_file`; the message calls the stream `location`.
     """
     content = stream.read()
-    begin = content.lstrip(b"\xef\xbb\xbf \t\r\n")
-    first_line = begin.split(b"\n", 1)[0]
+    stripped = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    first_line = stripped.split(b"\n", 1)[0]
     suffix = ".tsv" if b"\t" in first_line else ".csv"
-    if begin.startswith(b"PAR1"):
+    if stripped.startswith(b"PAR1"):
         suffix = ".parquet"
-    elif begin[:1] in (b"{", b"["):
+    elif stripped[:1] in (b"{", b"["):
         suffix = ".json"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"stdin{suffix}"
@@ -132,21 +133,21 @@ def read_stream(stream: BinaryIO, place: str) -> Columns:
         try:
             return read_file(path)
         except DataError as error:
-            raise DataError(str(error).replace(str(path), place)) from error
+            raise DataError(str(error).replace(str(path), location)) from error
 
 
 def read_files(paths: list[Path]) -> Columns:
-    """Several files, one after the other.
+    """Read several files and concatenate their rows.
 
     Raises:
-        DataError: A file can't be read, or has other columns than the first.
+        DataError: A file can't be read, or does not have the columns of the first file.
     """
     tables = [read_file(path) for path in paths]
     first = tables[0]
     for path, table in zip(paths[1:], tables[1:], strict=True):
         if set(table) != set(first):
             raise DataError(
-                f"{path} has the columns {', '.join(table)}, and {paths[0]} has {', '.join(first)}. "
+                f"{path} has the columns {', '.join(table)}, but {paths[0]} has {', '.join(first)}. "
                 "Files that are read together need the same columns."
             )
     return {name: [value for table in tables for value in table[name]] for name in first}
@@ -159,15 +160,15 @@ def _read_csv(path: Path, delimiter: str = ",") -> Columns:
 
 
 def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
-    """The header, then every row."""
+    """Yield the header, then every row."""
     csv.field_size_limit(_LARGEST_CELL)
-    # newline="": line ends inside quotes belong to the cell. utf-8-sig: spreadsheets write a mark before the header.
+    # newline="": line breaks inside quotes belong to the cell. utf-8-sig: spreadsheets write a BOM before the header.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             if len(set(header)) != len(header):
-                raise DataError(f"{path} names a column twice in its header: {', '.join(header)}.")
+                raise DataError(f"{path} has a duplicate column in its header: {', '.join(header)}.")
             yield header
             for row in reader:
                 if not row:
@@ -175,7 +176,7 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
                 if len(row) != len(header):
                     raise DataError(
                         f"{path}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)} "
-                        f"({', '.join(header)}). Put cells that hold a {delimiter!r} into double quotes."
+                        f"({', '.join(header)}). Put double quotes around cells that contain {delimiter!r}."
                     )
                 yield row
         except csv.Error as error:
@@ -213,9 +214,12 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}).") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {number}: JSON that can't be read ({error}).") from error
+        raise DataError(f"{path}, line {number}: the JSON can't be read ({error}).") from error
     if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: a {type(row).__name__}; every line must be an object with columns.")
+        raise DataError(
+            f"{path}, line {number}: found a {type(row).__name__}; every line must be an object that maps columns to "
+            "values."
+        )
     return row
 
 
@@ -229,14 +233,14 @@ def _read_json(path: Path) -> Columns:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: JSON that can't be read ({error}).") from error
+        raise DataError(f"{path}: the JSON can't be read ({error}).") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} must be a list of objects, or one object per line.")
+        raise DataError(f"{path} must contain a list of objects, or one object per line.")
     return rows_to_columns(rows, str(path))
 
 
 def _squad_rows(text: str) -> list[dict[str, Any]]:
-    """The questions of a file in the form in which SQuAD is published; none for any other file."""
+    """Read the questions of a file in SQuAD's published format; empty if the file has another format."""
     try:
         content = json.loads(text)
         return [
@@ -255,17 +259,17 @@ def _squad_rows(text: str) -> list[dict[str, Any]]:
         return []
 
 
-def rows_to_columns(rows: list[dict[str, Any]], place: str) -> Columns:
-    """Columns of a list of rows that all have the same keys.
+def rows_to_columns(rows: list[dict[str, Any]], location: str) -> Columns:
+    """Convert a list of rows with equal keys to columns.
 
     Raises:
-        DataError: A row lacks a key, or has one more.
+        DataError: A row does not have the same keys as the first row.
     """
     names = list(rows[0]) if rows else []
     for number, row in enumerate(rows, start=1):
         if row.keys() != set(names):
-            odd = sorted(row.keys() ^ set(names), key=str)
-            raise DataError(f"{place}, row {number}: other columns than in row 1 ({', '.join(map(str, odd))}).")
+            differing = ", ".join(map(str, sorted(row.keys() ^ set(names), key=str)))
+            raise DataError(f"{location}, row {number}: the columns differ from those of row 1 ({differing}).")
     return {str(name): [row[name] for row in rows] for name in names}
 
 
@@ -291,11 +295,12 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 
 
 def _neighbours(path: Path) -> str:
+    """Describe the folder of a missing file, for an error message."""
     if not path.parent.is_dir():
-        return f"There is no folder {path.parent} either."
-    files: Iterator[str] = (p.name for p in sorted(path.parent.iterdir()) if p.suffix.lower() in READERS)
-    names = list(files)[:8]
-    return f"The folder {path.parent} has: {', '.join(names)}." if names else f"The folder {path.parent} has no data."
+        return f"The folder {path.parent} does not exist either."
+    names = [file.name for file in find_files(path.parent)][:8]
+    contents = f"contains {', '.join(names)}" if names else "contains no data files"
+    return f"The folder {path.parent} {contents}."
 
 
 READERS: dict[str, Callable[[Path], Columns]] = {
@@ -307,7 +312,7 @@ READERS: dict[str, Callable[[Path], Columns]] = {
     ".parquet": _read_parquet,
 }
 
-# Those that can be read row by row.
+# Formats that can be read row by row.
 ITERATORS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _csv_rows,
     ".tsv": _tsv_rows,

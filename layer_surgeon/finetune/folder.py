@@ -1,13 +1,13 @@
-"""The folder of a run: `<name>.unfinished` while it trains, renamed to `<name>` when everything in it is whole.
+"""The folder of a run: `<name>.unfinished` during training, and `<name>` once the run is complete.
 
 sst2-bert+Llama-L31.unfinished/
-├── run.json                the run's settings, data and model, to resume only the same run
-├── .lock                   held while the run is going on
-├── checkpoints/            the last epoch's, and the best one's
-├── logs/                   what TensorBoard shows, if it was asked for
+├── run.json                settings, data and model of the run; --resume requires the same ones
+├── .lock                   held while the run is active
+├── checkpoints/            the last and the best checkpoint
+├── logs/                   TensorBoard logs, if enabled
 └── final/                  becomes sst2-bert+Llama-L31/
 
-What else is in it was put there by somebody, and is never deleted.
+Any other file in the folder belongs to the user and is never deleted.
 """
 
 import contextlib
@@ -28,22 +28,23 @@ from layer_surgeon.progress import Progress
 
 UNFINISHED = ".unfinished"
 LOGS = "logs"
-_RUN = "run.json"
-_LOCK = ".lock"
-# What a kill leaves before a run has said what it is; `run.json.tmp` is of earlier versions.
-_BEFORE_RUN = (_LOCK, f".{_RUN}.*.tmp", f"{_RUN}.tmp")
-_WRITTEN = (_RUN, *_BEFORE_RUN, "checkpoints/checkpoint-[0-9]*", f"{LOGS}/*", "final/*")
+_RUN_FILE = "run.json"
+_LOCK_FILE = ".lock"
+# Files that a run leaves if it is killed before it writes run.json. Earlier versions wrote `run.json.tmp`.
+_EARLY_FILES = (_LOCK_FILE, f".{_RUN_FILE}.*.tmp", f"{_RUN_FILE}.tmp")
+_OWN_FILES = (_RUN_FILE, *_EARLY_FILES, "checkpoints/checkpoint-[0-9]*", f"{LOGS}/*", "final/*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Where a run writes.
+    """The folder that a run writes to.
 
     Attributes:
         target: The folder that appears when the run is finished.
-        checkpoint: The checkpoint to go on from; None starts at the beginning.
-        created: Parents that did not exist before, innermost first; removed again if the run leaves nothing.
-        lock: Held while the run is going on, by its first process.
+        checkpoint: The checkpoint to continue from; None starts at the beginning.
+        created: Parent folders that this run created, innermost first. They are removed again if the run leaves
+            nothing.
+        lock: Held by the first process while the run is active.
     """
 
     target: Path
@@ -53,56 +54,56 @@ class RunFolder:
 
     @property
     def work(self) -> Path:
-        """The folder while the run is not finished."""
-        return _work(self.target)
+        """The folder of the unfinished run."""
+        return _work_folder(self.target)
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """The folder of the checkpoints."""
         return self.work / "checkpoints"
 
     @property
     def logs(self) -> Path:
-        """Where a tracker writes that writes files."""
+        """The folder for trackers that write files."""
         return self.work / LOGS
 
     @property
     def first_step(self) -> int:
-        """The step that the run begins with."""
+        """The first step to train."""
         return 1 if self.checkpoint is None else step_of(self.checkpoint) + 1
 
     @property
     def final(self) -> Path:
-        """Where the finished run is put together."""
+        """The folder in which the finished run is assembled."""
         return self.work / "final"
 
     def finish(self) -> list[str]:
-        """Make the finished run appear under its name, and remove the checkpoints.
+        """Move the finished run to its final name, and remove the checkpoints.
 
         Returns:
-            Files of somebody else in the unfinished run's folder, which stays for them.
+            Files in the unfinished run's folder that the run did not create. The folder is kept because of them.
         """
         if self.target.is_dir():
             self.target.rmdir()
         if self.logs.is_dir():
             self.logs.replace(self.final / LOGS)
         self.final.replace(self.target)
-        return self._leave()
+        return self._clean_up()
 
     def abandon(self) -> Path | None:
-        """After a failure: keep a checkpoint, if there is one, and return it; else leave nothing behind."""
+        """Clean up after a failure: keep and return the last checkpoint, or remove everything if there is none."""
         checkpoint = last_checkpoint(self.checkpoints)
         if checkpoint is not None:
             shutil.rmtree(self.final, ignore_errors=True)
             remove_broken(self.checkpoints)
             self.lock.release()
             return checkpoint
-        self._leave()
+        self._clean_up()
         _remove_empty(self.created)
         return None
 
-    def _leave(self) -> list[str]:
-        remaining = remove_ours(self.work, _WRITTEN)
+    def _clean_up(self) -> list[str]:
+        remaining = remove_ours(self.work, _OWN_FILES)
         self.lock.release()
         return remaining
 
@@ -110,28 +111,28 @@ class RunFolder:
 def claim_folder(
     target: Path, signature: Mapping[str, Any], *, resume: bool, by_default: bool, progress: Progress
 ) -> RunFolder:
-    """Take a folder for a run. The first process of several does it, and holds its lock until the run ends.
+    """Reserve a folder for a run. The main process calls this, and holds the folder's lock until the run ends.
 
     Args:
-        target: The wanted folder.
-        signature: Settings, data and model; a run is resumed only if they are the same.
-        resume: Go on with the unfinished run at this place.
-        by_default: Nobody named the folder: a number is added to its name where it is taken.
-        progress: Is told about an unfinished run beside it.
+        target: The requested folder.
+        signature: Settings, data and model. A run can only be resumed with the same ones.
+        resume: Continue the unfinished run in this folder.
+        by_default: The user did not name a folder: add a number to the name if it is taken.
+        progress: Receives a notice if there is an unfinished run of the same name.
 
     Raises:
         WorkspaceError: The folder is in use, or can't be written.
-        TrainingError: There is nothing to resume, or it is another run.
+        TrainingError: There is nothing to resume, or the unfinished run has a different signature.
     """
     signature = json.loads(json.dumps(signature))
     while True:
-        path = _pick(target, resume=resume, progress=progress) if by_default else target
+        path = _choose_target(target, resume=resume, progress=progress) if by_default else target
         try:
             return _resume(path, signature, progress) if resume else _begin(path, signature)
         except BusyError as error:
-            # By default another name is taken, since another run took this one in this moment.
+            # Another run has just taken this name; with a default name, try the next one.
             if resume or not by_default:
-                raise _is_in_use(path) from error
+                raise _in_use_error(path) from error
         except OSError as error:
             if isinstance(error, WorkspaceError):
                 raise
@@ -141,19 +142,19 @@ def claim_folder(
 
 
 def _begin(target: Path, signature: Mapping[str, Any]) -> RunFolder:
-    if _is_running(_work(target)):
+    if _is_running(_work_folder(target)):
         raise BusyError
     _check_contents(target)
     created = tuple(parent for parent in (target.parent, *target.parent.parents) if not parent.exists())
-    work = _work(target)
-    lock = FileLock(work / _LOCK)
+    work = _work_folder(target)
+    lock = FileLock(work / _LOCK_FILE)
     lock.take()
     try:
-        # Again, now that nobody else can begin here.
+        # Check again: since the lock is taken, no other run can begin here.
         _check_contents(target)
-        remove_ours(work, [name for name in _WRITTEN if name != _LOCK])
+        remove_ours(work, [name for name in _OWN_FILES if name != _LOCK_FILE])
         (work / "checkpoints").mkdir(exist_ok=True)
-        write_json(work / _RUN, {"signature": signature})
+        write_json(work / _RUN_FILE, {"signature": signature})
     except BaseException:
         lock.release()
         _remove_empty((work, *created))
@@ -161,7 +162,7 @@ def _begin(target: Path, signature: Mapping[str, Any]) -> RunFolder:
     return RunFolder(target=target, checkpoint=None, created=created, lock=lock)
 
 
-def _work(target: Path) -> Path:
+def _work_folder(target: Path) -> Path:
     return target.with_name(target.name + UNFINISHED)
 
 
@@ -171,15 +172,17 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _pick(target: Path, *, resume: bool, progress: Progress) -> Path:
-    """The last unfinished one of `name`, `name-2`, ... to resume; the first free one otherwise."""
+def _choose_target(target: Path, *, resume: bool, progress: Progress) -> Path:
+    """Choose from `name`, `name-2`, ...: the last unfinished run to resume, or the first free name for a new run."""
     candidates = [target]
     while _is_taken(candidates[-1]):
         candidates.append(target.with_name(f"{target.name}-{len(candidates) + 1}"))
-    unfinished = [path for path in candidates if last_checkpoint(_work(path) / "checkpoints") is not None]
+    unfinished = [path for path in candidates if last_checkpoint(_work_folder(path) / "checkpoints") is not None]
     if not resume:
         if unfinished:
-            progress.notice(f"{_work(unfinished[-1])} is unfinished; --resume would go on with it. This is a new run.")
+            progress.notice(
+                f"Starting a new run. {_work_folder(unfinished[-1])} is unfinished; --resume would continue it instead."
+            )
         return candidates[-1]
     return unfinished[-1] if unfinished else candidates[-1]
 
@@ -195,13 +198,13 @@ def _is_taken(target: Path) -> bool:
 
 
 def check_free(target: Path) -> None:
-    """See that a run can be written there.
+    """Check that a run can be written to a folder.
 
     Raises:
-        WorkspaceError: The folder holds something, or an unfinished run or somebody's files are next to it.
+        WorkspaceError: The folder is not empty, or `<name>.unfinished` contains a run or files of the user.
     """
-    if _is_running(_work(target)):
-        raise _is_in_use(target)
+    if _is_running(_work_folder(target)):
+        raise _in_use_error(target)
     _check_contents(target)
 
 
@@ -209,47 +212,48 @@ def _check_contents(target: Path) -> None:
     if target.is_symlink():
         raise WorkspaceError(f"{target} is a symbolic link. Name the folder itself with --output.")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        content = "a finished run" if target.is_dir() and read_results(target) else "something else"
-        raise WorkspaceError(f"{target} is in use: it holds {content}. Choose another folder with --output.")
-    work = _work(target)
+        is_run = target.is_dir() and read_results(target)
+        problem = "already contains a finished run" if is_run else "already exists and is not an empty folder"
+        raise WorkspaceError(f"{target} {problem}. Choose another folder with --output.")
+    work = _work_folder(target)
     if work.is_symlink():
         raise WorkspaceError(f"{work} is a symbolic link. Delete it, or choose another folder with --output.")
     if last_checkpoint(work / "checkpoints") is not None:
         raise WorkspaceError(
-            f"{work} holds an unfinished run. Go on with it (--resume), delete it, or choose another folder "
-            "with --output."
+            f"{work} contains an unfinished run. Continue it with --resume, delete it, or choose another folder with "
+            "--output."
         )
-    foreign = foreign_files(work, _WRITTEN if _stored_signature(work) is not None else _BEFORE_RUN)
+    foreign = foreign_files(work, _OWN_FILES if _stored_signature(work) is not None else _EARLY_FILES)
     if foreign:
         raise WorkspaceError(
-            f"{work} would be written by this run, but holds files that no run has made: {list_names(foreign)}. Move "
-            "them to another place, or choose another folder with --output."
+            f"This run would write to {work}, which contains files that no run created: {list_names(foreign)}. Move "
+            "them elsewhere, or choose another folder with --output."
         )
 
 
 def _stored_signature(work: Path) -> dict[str, Any] | None:
-    """What the run in a folder was started with; None where no run was begun there."""
+    """Read the signature of the run in a folder; None if no run was started there."""
     try:
-        signature = _read_run(work)["signature"]
+        signature = _read_run_file(work)["signature"]
     except (OSError, ValueError, KeyError):
         return None
     return signature if isinstance(signature, dict) else None
 
 
-def _read_run(work: Path) -> dict[str, Any]:
-    content = read_json(work / _RUN)
+def _read_run_file(work: Path) -> dict[str, Any]:
+    content = read_json(work / _RUN_FILE)
     if not isinstance(content, dict):
-        raise ValueError("it is not an object")
+        raise ValueError("run.json is not a JSON object")
     return content
 
 
 def _is_running(work: Path) -> bool:
-    """Whether a run is going on there: it holds the lock, or is one of an earlier version, which notes its process."""
-    if is_locked(work / _LOCK):
+    """Whether a run is active: it holds the lock or, if an earlier version started it, its process is alive."""
+    if is_locked(work / _LOCK_FILE):
         return True
     try:
-        pid = _read_run(work).get("pid")
-        # What is no number of a process asks for a group of them, or for all.
+        pid = _read_run_file(work).get("pid")
+        # os.kill takes zero and negative numbers for process groups.
         if type(pid) is not int or pid <= 0 or pid == os.getpid():
             return False
         os.kill(pid, 0)
@@ -260,29 +264,29 @@ def _is_running(work: Path) -> bool:
     return True
 
 
-def _is_in_use(target: Path) -> WorkspaceError:
+def _in_use_error(target: Path) -> WorkspaceError:
     return WorkspaceError(
-        f"{_work(target)} is in use by a run that is going on. Wait for it, stop it, or choose another folder with "
+        f"{_work_folder(target)} is in use by an active run. Wait for it, stop it, or choose another folder with "
         "--output."
     )
 
 
 def _resume(target: Path, signature: Mapping[str, Any], progress: Progress) -> RunFolder:
-    work = _work(target)
+    work = _work_folder(target)
     if target.is_dir() and read_results(target):
-        # Killed between the finished run's appearing and the end of tidying up.
+        # The run was killed after it was finished, but before its work folder was removed.
         if _stored_signature(work) is not None and not _is_running(work):
-            remove_ours(work, _WRITTEN)
+            remove_ours(work, _OWN_FILES)
         raise TrainingError(f"The run {target} is finished: there is nothing to resume.")
     if _is_running(work):
-        raise _is_in_use(target)
+        raise _in_use_error(target)
     if _stored_signature(work) is None:
-        raise TrainingError(f"There is nothing to resume at {work}: no run was begun there.")
-    lock = FileLock(work / _LOCK)
+        raise TrainingError(f"There is nothing to resume at {work}: no run was started there.")
+    lock = FileLock(work / _LOCK_FILE)
     lock.take()
     try:
         _check_resumable(work, signature)
-        # What a kill during the last lines of a run has left: half a run, which would be taken for a part of this one.
+        # A run that was killed while it wrote final/ left part of a result, which must not mix with this one's.
         shutil.rmtree(work / "final", ignore_errors=True)
         remove_broken(work / "checkpoints")
         checkpoint = last_checkpoint(work / "checkpoints")
@@ -290,34 +294,34 @@ def _resume(target: Path, signature: Mapping[str, Any], progress: Progress) -> R
         lock.release()
         raise
     if checkpoint is None:
-        progress.notice(f"{work} has no checkpoint yet: the run begins anew.")
+        progress.notice(f"{work} has no checkpoint yet: starting from the beginning.")
     else:
-        progress.notice(f"Going on from {checkpoint}.")
+        progress.notice(f"Resuming from {checkpoint}.")
     return RunFolder(target=target, checkpoint=checkpoint, created=(), lock=lock)
 
 
 def _check_resumable(work: Path, signature: Mapping[str, Any]) -> None:
-    """Refuse another run, and a folder with links: what a run writes under its own names must not end elsewhere."""
+    """Reject a different run, and a folder with symbolic links, through which the run would write elsewhere."""
     changes = _differences(_stored_signature(work), signature)
     if changes:
         raise TrainingError(
-            f"{work} was started with other settings or data: {'; '.join(changes[:5])}. Resume with the same ones, or "
-            "start a new run with another --output."
+            f"{work} was started with different settings or data: {'; '.join(changes[:5])}. Resume with the original "
+            "ones, or start a new run with another --output."
         )
     links = [path.relative_to(work).as_posix() for path in (work, *work.rglob("*")) if path.is_symlink()]
     if links:
         raise WorkspaceError(
-            f"{work} holds symbolic links ({list_names(sorted(links))}), which no run makes. Replace them by what they "
-            "lead to, or start a new run with another --output."
+            f"{work} contains symbolic links ({list_names(sorted(links))}), which no run creates. Replace each with "
+            "its target, or start a new run with another --output."
         )
 
 
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         return [
             change
             for name in names
-            for change in _differences(old.get(name), new.get(name), f"{place}.{name}" if place else name)
+            for change in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
-    return [] if old == new else [f"{place} was {old!r} and is {new!r}"]
+    return [] if old == new else [f"{key} was {old!r} and is now {new!r}"]

@@ -1,4 +1,4 @@
-"""What a model says of a whole set, in the set's order."""
+"""Run a model over a whole set."""
 
 from typing import Any
 
@@ -21,17 +21,19 @@ def run_model(
     description: str = "Predicting",
     progress: Progress | None = None,
 ) -> Outputs:
-    """Run the model over a set, longest texts first so that little is padded and a lack of memory shows at once.
+    """Run the model over a set.
+
+    Batches are ordered from long to short texts, so there is little padding, and a lack of memory shows at once.
 
     Args:
-        task: Says what is kept of each batch.
-        dataset: What to run it on.
-        context: The model, on its device, which is left in evaluation mode; its tokenizer; the settings.
-        description: What the progress calls it.
-        progress: Told about every batch.
+        task: Reduces each batch to the outputs to keep.
+        dataset: The set to run the model on.
+        context: The model on its device, the tokenizer and the settings. The model is left in evaluation mode.
+        description: Title of the progress bar.
+        progress: Receives every batch.
 
     Returns:
-        What `task.step` returns, one row for each feature, in the order of `dataset`.
+        The outputs of `task.step`, one row per feature, in the order of `dataset`.
     """
     progress = progress or NullProgress()
     model, collate = context.model, task.collator(context)
@@ -44,9 +46,9 @@ def run_model(
         for start in range(0, len(order), context.config.evaluation_batch_size):
             rows = order[start : start + context.config.evaluation_batch_size]
             batch = collate([dataset[row] for row in rows])
-            # The collator of targets leaves a None where there are none.
-            given = {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
-            outputs = task.step(model, given, context)
+            # The collator of seq2seq adds None if there are no targets.
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
+            outputs = task.step(model, inputs, context)
             pieces.append(tuple(output.cpu().numpy() for output in outputs))
             progress.advance(len(rows))
     progress.end()
@@ -55,7 +57,7 @@ def run_model(
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """One below the other, short rows filled up."""
+    """Concatenate arrays along the first axis, and pad short rows."""
     if arrays[0].ndim < 2:
         return np.concatenate(arrays)
     width = max(array.shape[1] for array in arrays)

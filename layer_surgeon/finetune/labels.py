@@ -1,4 +1,4 @@
-"""Label values, text or numbers, to class ids and back."""
+"""Map label values, which are strings or numbers, to class ids."""
 
 import re
 from collections import Counter
@@ -9,9 +9,9 @@ from typing import Any
 
 from layer_surgeon.errors import DataError
 
-# transformers' own names for classes that nobody named.
+# The default class names of transformers.
 _UNNAMED = re.compile(r"LABEL_\d+")
-# More classes than this, or a class for every second row, is a text or an id column taken for the label.
+# With more classes than this, or more than one class per two rows, the column is probably a text or an id.
 _MOST_CLASSES = 1000
 _FEWEST_ROWS_PER_CLASS = 2
 
@@ -20,66 +20,66 @@ Label = int | str
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
-    """Class names in the order of their ids, and how the data's own label values lead to them."""
+    """Class names ordered by class id, and the class id of each label value in the data."""
 
     names: tuple[str, ...]
     ids: dict[Label, int]
 
-    def encode(self, values: Sequence[Any], place: str) -> list[int]:
-        """Label values -> class ids.
+    def encode(self, values: Sequence[Any], location: str) -> list[int]:
+        """Convert label values to class ids.
 
         Raises:
-            DataError: A value is none of the classes.
+            DataError: A value is not one of the classes.
         """
-        labels = normalize(values, place)
+        labels = normalize(values, location)
         unknown = Counter(label for label in labels if label not in self.ids)
         if unknown:
-            raise DataError(_unknown_message(unknown, self, place))
+            raise DataError(_unknown_message(unknown, self, location))
         return [self.ids[label] for label in labels]
 
 
-def _unknown_message(unknown: "Counter[Label]", known: LabelMap, place: str) -> str:
+def _unknown_message(unknown: "Counter[Label]", known: LabelMap, location: str) -> str:
     shown = ", ".join(f"{label!r} ({count} rows)" for label, count in unknown.most_common(5))
-    near = get_close_matches(str(next(iter(unknown))), [str(label) for label in known.ids], n=1)
+    similar = get_close_matches(str(next(iter(unknown))), [str(label) for label in known.ids], n=1)
     if set(unknown) == {-1}:
         hint = "A label of -1 usually marks a split whose labels are hidden; use another split."
-    elif near:
-        hint = f"Did you mean {near[0]!r}?"
+    elif similar:
+        hint = f"Did you mean {similar[0]!r}?"
     else:
-        hint = "Correct them, or take those rows out."
+        hint = "Correct these labels, or remove these rows."
     classes = ", ".join(repr(label) for label in list(known.ids)[:20])
-    return f"{place} has labels that were not seen in training: {shown}. The classes are: {classes}. {hint}"
+    return f"{location} has labels that were not seen in training: {shown}. The classes are: {classes}. {hint}"
 
 
-def normalize(values: Sequence[Any], place: str) -> list[Label]:
-    """Label values as whole numbers where all are whole numbers (`"1"`, `1.0`, `True`), as stripped text otherwise.
+def normalize(values: Sequence[Any], location: str) -> list[Label]:
+    """Convert label values to integers if all are integers (`"1"`, `1.0`, `True`), else to stripped strings.
 
     Raises:
         DataError: A value is missing, or is a fraction.
     """
     for row, value in enumerate(values, start=1):
-        check_label(value, f"{place}, row {row}")
+        check_label(value, f"{location}, row {row}")
     numbers = [_as_int(value) for value in values]
     if all(number is not None for number in numbers):
         return [number for number in numbers if number is not None]
     if fraction := next((value for value in values if isinstance(value, float) and not value.is_integer()), None):
         raise DataError(
-            f"{place} has the label {fraction}: a number, not a class. Classification needs class names or whole "
+            f"{location} has the label {fraction}, which is not a class. Classification needs class names or whole "
             "numbers."
         )
     return [str(value).strip() for value in values]
 
 
-def check_label(value: Any, place: str) -> None:
-    """See that a cell holds one label.
+def check_label(value: Any, location: str) -> None:
+    """Check that a cell contains exactly one label.
 
     Raises:
-        DataError: It is missing, or there are several.
+        DataError: The label is missing, or there are several.
     """
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        raise DataError(f"{place}: the label is missing. Fill it in, or take the row out.")
+        raise DataError(f"{location}: the label is missing. Fill it in, or remove the row.")
     if isinstance(value, list | dict):
-        raise DataError(f"{place}: the label is {value!r}; one class per row is expected.")
+        raise DataError(f"{location}: the label is {value!r}, but one class per row is expected.")
 
 
 def _as_int(value: Any) -> int | None:
@@ -89,89 +89,90 @@ def _as_int(value: Any) -> int | None:
 
 
 def make_label_map(
-    values: Sequence[Any], place: str, *, declared: Sequence[str] = (), model_names: Sequence[str] = ()
+    values: Sequence[Any], location: str, *, declared: Sequence[str] = (), model_names: Sequence[str] = ()
 ) -> LabelMap:
-    """The classes of a training set.
+    """Determine the classes of a training set.
 
     Args:
         values: The label of every row.
-        place: What to call the data in a message.
-        declared: Class names in the order of their ids, where the data set says them.
-        model_names: The model's own class names: kept, with their order, when the data means the same classes.
+        location: The name of the data in messages.
+        declared: Class names ordered by class id, if the data set declares them.
+        model_names: The model's class names. They and their order are kept if the data has the same classes.
 
     Raises:
-        DataError: There is one class only, or the column is no label column.
+        DataError: There is only one class, or the values do not look like classes.
     """
-    labels = normalize(values, place)
-    found = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
-    if len(found) == 1:
-        raise DataError(f"{place} has one class only, {found[0]!r}. Classification needs at least two.")
+    labels = normalize(values, location)
+    distinct = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
+    if len(distinct) == 1:
+        raise DataError(f"{location} has only one class, {distinct[0]!r}. Classification needs at least two.")
     if declared:
-        return _with_declared(found, tuple(declared), place)
-    if len(found) > _MOST_CLASSES or (len(labels) >= 20 and len(found) * _FEWEST_ROWS_PER_CLASS > len(labels)):
+        return _with_declared(distinct, tuple(declared), location)
+    if len(distinct) > _MOST_CLASSES or (len(labels) >= 20 and len(distinct) * _FEWEST_ROWS_PER_CLASS > len(labels)):
         raise DataError(
-            f"{place} has {len(found)} different labels in {len(labels)} rows: that is no class. "
-            "Say which column is the label with --label-column."
+            f"{location} has {len(distinct)} different labels in {len(labels)} rows, so they are probably not classes. "
+            "Choose the label column with --label-column."
         )
     named = tuple(name for name in model_names if not _UNNAMED.fullmatch(name))
-    if named and set(named) == {str(label) for label in found}:
-        by_name = {str(label): label for label in found}
+    if named and set(named) == {str(label) for label in distinct}:
+        by_name = {str(label): label for label in distinct}
         return LabelMap(names=named, ids={by_name[name]: index for index, name in enumerate(named)})
-    if found == list(range(len(found))) and len(named) == len(found):
+    if distinct == list(range(len(distinct))) and len(named) == len(distinct):
         return LabelMap(names=named, ids={index: index for index in range(len(named))})
-    return LabelMap(names=tuple(map(str, found)), ids={label: index for index, label in enumerate(found)})
+    return LabelMap(names=tuple(map(str, distinct)), ids={label: index for index, label in enumerate(distinct)})
 
 
 def declared_label_map(names: Sequence[str]) -> LabelMap:
-    """The classes that a data set declares, for labels that come as their ids or as their names."""
+    """Make the label map of declared class names, for labels that are class ids or class names."""
     ids: dict[Label, int] = {name: index for index, name in enumerate(names)}
     return LabelMap(names=tuple(names), ids={**ids, **{index: index for index in range(len(names))}})
 
 
-def counted_label_map(counts: "Counter[Any]", place: str, model_names: Sequence[str] = ()) -> LabelMap:
-    """The classes of a training set of which only the numbers of its labels are kept.
+def counted_label_map(counts: "Counter[Any]", location: str, model_names: Sequence[str] = ()) -> LabelMap:
+    """Determine the classes of a training set from the number of rows with each label.
 
-    A part of such a set may hold nothing but whole numbers where the whole has names too, and is read alike.
+    A window of the set may contain only integer labels while the whole set also has names, so integers that are
+    written as strings get ids as integers too.
 
     Raises:
         DataError: As `make_label_map`.
     """
-    # As many rows as `make_label_map` needs to see that these are classes, and no more.
+    # Make just enough rows for the checks of `make_label_map`.
     values = [value for value in counts for _ in range(min(counts[value], _FEWEST_ROWS_PER_CLASS))]
-    commonest = max(counts, key=lambda value: counts[value])
-    wanted = min(sum(counts.values()), max(20, _FEWEST_ROWS_PER_CLASS * len(counts)))
-    values += [commonest] * (wanted - len(values))
-    known = make_label_map(values, place, model_names=model_names)
-    ids: dict[Label, int] = {}
-    for label, index in known.ids.items():
+    most_common = max(counts, key=lambda value: counts[value])
+    num_rows = min(sum(counts.values()), max(20, _FEWEST_ROWS_PER_CLASS * len(counts)))
+    values += [most_common] * (num_rows - len(values))
+    label_map = make_label_map(values, location, model_names=model_names)
+    integer_ids: dict[Label, int] = {}
+    for label, index in label_map.ids.items():
         if (number := _as_int(label)) is not None:
-            ids[number] = index
-    return LabelMap(names=known.names, ids=ids | known.ids)
+            integer_ids[number] = index
+    return LabelMap(names=label_map.names, ids=integer_ids | label_map.ids)
 
 
-def _with_declared(found: Sequence[Label], names: tuple[str, ...], place: str) -> LabelMap:
-    by_id = all(isinstance(label, int) for label in found)
+def _with_declared(distinct: Sequence[Label], names: tuple[str, ...], location: str) -> LabelMap:
+    by_id = all(isinstance(label, int) for label in distinct)
     ids: dict[Label, int] = {index if by_id else name: index for index, name in enumerate(names)}
-    strange = [label for label in found if label not in ids]
-    if strange:
+    undeclared = [label for label in distinct if label not in ids]
+    if undeclared:
         raise DataError(
-            f"{place} has the label {strange[0]!r}; the data set's classes are "
+            f"{location} has the label {undeclared[0]!r}; the data set's classes are "
             f"{', '.join(f'{index} ({name})' for index, name in enumerate(names))}."
         )
     return LabelMap(names=names, ids=ids)
 
 
 def labels_of_model(
-    values: Sequence[Any], place: str, names: Sequence[str], *, declared: Sequence[str] = ()
+    values: Sequence[Any], location: str, names: Sequence[str], *, declared: Sequence[str] = ()
 ) -> LabelMap:
-    """How a data set's labels lead to the classes of a model that is trained already.
+    """Map the labels of a data set to the classes of a trained model.
 
-    By name where the data set's class names are the model's; else by number, where the labels are numbers.
+    Labels are matched by name if the data set's class names are the model's, and by number if they are numbers.
 
     Raises:
-        DataError: A label is none of the model's classes.
+        DataError: A label is not one of the model's classes.
     """
-    labels = normalize(values, place)
+    labels = normalize(values, location)
     ids: dict[Label, int] = {name: index for index, name in enumerate(names)}
     if all(isinstance(label, int) for label in labels):
         if declared and set(declared) <= set(names):
@@ -181,5 +182,5 @@ def labels_of_model(
         else:
             ids = {index: index for index in range(len(names))}
     result = LabelMap(names=tuple(names), ids=ids)
-    result.encode(values, place)
+    result.encode(values, location)
     return result

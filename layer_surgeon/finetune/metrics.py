@@ -1,4 +1,4 @@
-"""What all metrics have in common; classification metrics over a whole set, by scikit-learn."""
+"""The protocol of all metrics, and classification metrics computed with scikit-learn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-# How a person reads the names of the scores.
+# Titles of the scores in tables and messages.
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -30,23 +30,23 @@ TITLES = {
 
 
 class Metrics(Protocol):
-    """What was measured on one set, whatever the task."""
+    """The metrics of one set, for any task."""
 
     @property
     def examples(self) -> int:
-        """Size of the set."""
+        """Number of examples in the set."""
 
     @property
     def scores(self) -> Mapping[str, float]:
-        """The single numbers, the most telling one first; names as in `TITLES`."""
+        """The scores by name, the most important one first. `TITLES` has all names."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """Precision, recall and F1 of one class, and how many examples have it."""
+    """Precision, recall and F1 of one class, and its number of examples (`support`)."""
 
     precision: float
     recall: float
@@ -56,16 +56,16 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationMetrics:
-    """What was measured on one set.
+    """Classification metrics of one set.
 
     Attributes:
-        accuracy: Share of examples with the right class.
-        macro_f1: Mean of the classes' F1 scores. A class that is neither there nor predicted is left out, as in
-            scikit-learn.
+        accuracy: Share of correctly classified examples.
+        macro_f1: Mean F1 over the classes. As in scikit-learn, a class that has no examples and is never predicted is
+            left out.
         loss: Mean cross-entropy in nats, without label smoothing.
-        examples: Size of the set.
+        examples: Number of examples in the set.
         per_class: Scores by class name.
-        confusion: Counts [true class, predicted class], in the order of the class ids.
+        confusion: Counts [true class, predicted class], ordered by class id.
     """
 
     accuracy: float
@@ -81,19 +81,19 @@ class ClassificationMetrics:
         return {"accuracy": self.accuracy, "macro_f1": self.macro_f1, "loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
 def measure(
     logits: npt.NDArray[np.floating[Any]], labels: Sequence[int], label_names: Sequence[str]
 ) -> ClassificationMetrics:
-    """Measure predictions against the truth.
+    """Compute classification metrics.
 
     Args:
         logits: [examples, classes].
         labels: True class ids.
-        label_names: Class names, in the order of the ids.
+        label_names: Class names, ordered by class id.
     """
     true, predicted = np.asarray(labels), logits.argmax(axis=-1)
     ids = list(range(len(label_names)))
@@ -120,7 +120,7 @@ def measure(
 
 
 def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Log of the softmax over the last axis, in float64."""
+    """Compute the log-softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The model and the tokenizer of a run: from a folder or a repo id, on the right device, with the data's labels."""
+"""Load the model and the tokenizer of a run, choose the device, and set the model's class names."""
 
 import contextlib
 import os
@@ -25,14 +25,14 @@ from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.graft.translate import first_line, hub_errors
 
 ModelLike = str | os.PathLike[str] | Any
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what transformers and datasets print by themselves; what a person should know, `Progress` is told."""
+    """Silence the output of transformers and datasets; `Progress` shows what the user needs to know."""
     verbosity, bars = datasets_logging.get_verbosity(), datasets_logging.is_progress_bar_enabled()
     datasets_logging.set_verbosity_error()
     datasets_logging.disable_progress_bar()
@@ -48,27 +48,27 @@ def quiet() -> Iterator[None]:
 def load_model(
     model_or_path: ModelLike, task: TaskName, *, num_labels: int | None = None, donor: DonorInput = None
 ) -> Any:
-    """A model for a task from a folder or repo id, its weights in float32; a loaded model as it is.
+    """Load a model for a task, with weights in float32. A model that is already loaded is returned as it is.
 
     Args:
         model_or_path: A folder, a repo id, or a loaded model.
-        task: What it shall do.
-        num_labels: Of a model that is no graft: how many classes it shall have; where that is another number than it
-            was stored with, its last layer gets fresh weights.
-        donor: Of a graft that was saved without its donor layer: the layer, as `GraftedModel.from_pretrained` takes it.
+        task: The task to load the model for.
+        num_labels: Number of classes, for a model that is not a graft. If the stored model has a different number, its
+            last layer is re-initialised.
+        donor: The donor layer, for a graft that was saved without it, as `GraftedModel.from_pretrained` takes it.
 
     Raises:
-        SourceNotFoundError: There is no such folder.
-        GraftError: What is there is no model for that task, or takes no donor layer.
+        SourceNotFoundError: The folder does not exist.
+        GraftError: The model is not for this task, or a donor layer was passed that it can't take.
     """
     if not isinstance(model_or_path, str | os.PathLike):
         if not hasattr(model_or_path, "config") or not hasattr(model_or_path.config, "id2label"):
             raise GraftError(
-                f"A {type(model_or_path).__name__} is no transformers {_PLAIN.get(task, task)} model. Give a folder, a "
-                "repo id or a loaded model."
+                f"A {type(model_or_path).__name__} is not a transformers {_TASK_TITLES.get(task, task)} model. Pass a "
+                "folder, a repo id or a loaded model."
             )
         if donor is not None:
-            raise GraftError("A donor layer was passed, but the model is loaded already. Leave the donor out.")
+            raise GraftError("A donor layer was passed, but the model is already loaded. Omit the donor.")
         return _checked_graft(model_or_path, task)
     name = _checked_name(model_or_path)
     try:
@@ -77,45 +77,45 @@ def load_model(
             if config.model_type == "surgeon_graft":
                 return _checked_graft(GraftedModel.from_pretrained(name, donor=donor), task)
             if donor is not None:
-                raise GraftError(f"A donor layer was passed, but {name} is not a graft. Leave the donor out.")
-            # Half precision weights would lose Adam's small steps: what is trained is kept in float32 everywhere.
-            sizes: dict[str, Any] = (
+                raise GraftError(f"A donor layer was passed, but {name} is not a graft. Omit the donor.")
+            # Always train in float32: weights in half precision would lose Adam's small updates.
+            label_options: dict[str, Any] = (
                 {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
             )
             loader = getattr(transformers, TASKS[task].auto)
-            return load_any_model(loader, name, dtype=torch.float32, **sizes)
+            return load_any_model(loader, name, dtype=torch.float32, **label_options)
     except (ValueError, KeyError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
-        first = str(error).strip().split("\n", 1)[0]
-        raise GraftError(f"{name} can't be loaded as a {_PLAIN.get(task, task)} model: {first}") from error
+        reason = first_line(error)
+        raise GraftError(f"{name} can't be loaded as a {_TASK_TITLES.get(task, task)} model: {reason}") from error
 
 
-# A word that people use for the first task, which most models are for.
-_PLAIN: dict[str, str] = {"text-classification": "classification"}
+# Tasks that messages call by another name.
+_TASK_TITLES: dict[str, str] = {"text-classification": "classification"}
 
 
 def _checked_graft(model: Any, task: TaskName) -> Any:
     if isinstance(model, GraftedModel) and model.config.task != task:
-        raise GraftError(_other_task(model.config.task, task))
+        raise GraftError(_wrong_task_message(model.config.task, task))
     return model
 
 
-def _other_task(made_for: str, task: TaskName) -> str:
-    return f"The graft is for {made_for}, not for {task}. Make one for that: surgeon graft HOST --task {task}"
+def _wrong_task_message(graft_task: str, task: TaskName) -> str:
+    return f"The graft is for {graft_task}, not for {task}. Make a graft for {task}: surgeon graft HOST --task {task}"
 
 
 def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskName | None = None) -> TaskName:
-    """What is to be learned: what a graft was made for; else what was said; else what the data or the model is for.
+    """Find the task: the graft's task, else `wanted`, else the data set's task, else the model class's task.
 
     Args:
         model_or_path: A folder, a repo id, or a loaded model.
-        wanted: What was said, if anything.
-        of_data: What the data set is known to be for.
+        wanted: The task that the user asked for, if any.
+        of_data: The task that the registry lists for the data set, if any.
 
     Raises:
-        GraftError: The graft is for another task than the one that was said, or for none that can be trained.
-        SourceNotFoundError: There is no such folder.
+        GraftError: The graft's task is not `wanted`, or can't be trained.
+        SourceNotFoundError: The folder does not exist.
     """
     if isinstance(model_or_path, str | os.PathLike):
         name = _checked_name(model_or_path)
@@ -125,26 +125,30 @@ def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskNa
         except (ValueError, KeyError) as error:
             if isinstance(error, LayerSurgeonError):
                 raise
-            first = str(error).strip().split("\n", 1)[0]
-            raise GraftError(f"{name} can't be loaded as a model: {first}") from error
-        classes = tuple(config.architectures or ())
+            raise GraftError(f"{name} can't be loaded as a model: {first_line(error)}") from error
+        model_classes = tuple(config.architectures or ())
     else:
         config = getattr(model_or_path, "config", None)
-        classes = (type(model_or_path).__name__,)
-    made_for = getattr(config, "task", None) if getattr(config, "model_type", "") == "surgeon_graft" else None
-    if made_for is not None:
-        if made_for not in get_args(TaskName):
-            raise GraftError(f"The graft is for {made_for}, which is not trained. {_other_task(made_for, _DEFAULT)}")
-        if wanted is not None and wanted != made_for:
-            raise GraftError(_other_task(made_for, wanted))
-        return cast(TaskName, made_for)
-    of_class = next((task for task, names in _CLASS_NAMES.items() if any(name in names for name in classes)), None)
-    return wanted or of_data or of_class or _DEFAULT
+        model_classes = (type(model_or_path).__name__,)
+    graft_task = getattr(config, "task", None) if getattr(config, "model_type", "") == "surgeon_graft" else None
+    if graft_task is not None:
+        if graft_task not in get_args(TaskName):
+            raise GraftError(
+                f"The graft is for {graft_task}, which can't be fine-tuned. Make a graft for another task: "
+                f"surgeon graft HOST --task {_DEFAULT_TASK}"
+            )
+        if wanted is not None and wanted != graft_task:
+            raise GraftError(_wrong_task_message(graft_task, wanted))
+        return cast(TaskName, graft_task)
+    class_task = next(
+        (task for task, names in _CLASS_NAMES.items() if any(name in names for name in model_classes)), None
+    )
+    return wanted or of_data or class_task or _DEFAULT_TASK
 
 
-_DEFAULT: TaskName = "text-classification"
-# By what a stored model says of itself. Not so for language models: most decoders on the Hub are stored as such, and
-# are as often trained to classify.
+_DEFAULT_TASK: TaskName = "text-classification"
+# Tasks by the model class in the stored config. Causal language models are left out: most decoders on the Hub are
+# stored as such, and are just as often fine-tuned for classification.
 _CLASS_NAMES: dict[TaskName, frozenset[str]] = {
     "token-classification": frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
     "question-answering": frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
@@ -157,35 +161,39 @@ def _checked_name(model_or_path: str | os.PathLike[str]) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise SourceNotFoundError(f"{name} is no model folder: it has no config.json. Name a graft or a run.")
+            raise SourceNotFoundError(
+                f"{name} is not a model folder: it has no config.json. Pass the folder of a graft or a run."
+            )
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
         raise SourceNotFoundError(
-            f"There is no model folder {name}. Name the folder of a graft or a run, or a repo id."
+            f"There is no model folder {name}. Pass the folder of a graft or a run, or a repo id."
         )
     return name
 
 
 def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) -> PreTrainedTokenizerBase:
-    """The tokenizer: the given one, or the one beside the model; with a padding token.
+    """Load the tokenizer, by default from the model's folder or repo, and make sure that it has a padding token.
 
     Raises:
-        ConfigError: None was given, and there is none beside the model.
+        ConfigError: The tokenizer can't be loaded, or has neither a padding nor an end token.
     """
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
-        place = tokenizer or (model_or_path if isinstance(model_or_path, str | os.PathLike) else model.name_or_path)
-        if not place:
-            raise ConfigError("A model that was built in memory has no tokenizer beside it. Pass tokenizer=...")
+        model_source = model_or_path if isinstance(model_or_path, str | os.PathLike) else model.name_or_path
+        tokenizer_source = tokenizer or model_source
+        if not tokenizer_source:
+            raise ConfigError("The model was built in memory, so its tokenizer can't be loaded. Pass tokenizer=...")
         try:
-            tokenizer = load_any_tokenizer(place)
+            tokenizer = load_any_tokenizer(tokenizer_source)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            first = str(error).strip().split("\n", 1)[0]
-            raise ConfigError(f"There is no usable tokenizer at {place} ({first}). Pass tokenizer=...") from error
+            raise ConfigError(
+                f"There is no usable tokenizer at {tokenizer_source} ({first_line(error)}). Pass tokenizer=..."
+            ) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ConfigError("The tokenizer has neither a padding nor an end token. Set tokenizer.pad_token.")
+            raise ConfigError("The tokenizer has neither a padding token nor an end token. Set tokenizer.pad_token.")
         tokenizer.pad_token = tokenizer.eos_token
-    # Decoder hosts look for the last token that is not padding, and need its id for that.
+    # Decoder hosts classify from the last token that is not padding, and need the padding id to find it.
     for config in (model.config, getattr(getattr(model, "host", None), "config", None)):
         if config is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
@@ -194,16 +202,16 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
 
 
 def label_names_of(model: Any) -> tuple[str, ...]:
-    """The model's class names, in the order of their ids."""
+    """The model's class names, ordered by class id."""
     id2label = model.config.id2label
     return tuple(str(id2label[index]) for index in range(len(id2label)))
 
 
 def set_labels(model: Any, names: Sequence[str]) -> None:
-    """Give the model the data's classes; where their number differs, a fresh final layer of the right size.
+    """Set the model's class names to the data's. A graft with a different number of classes gets a new last layer.
 
     Raises:
-        GraftError: The model has another number of classes and is no graft.
+        GraftError: The model has a different number of classes and is not a graft.
     """
     if label_names_of(model) == tuple(names):
         return
@@ -212,44 +220,45 @@ def set_labels(model: Any, names: Sequence[str]) -> None:
         return
     if model.config.num_labels != len(names):
         raise GraftError(
-            f"The model has {model.config.num_labels} classes and the data {len(names)} classes. Give "
-            f"its folder or repo id, or load it with from_pretrained(..., num_labels={len(names)})."
+            f"The model has {model.config.num_labels} classes, but the data has {len(names)} classes. Pass the model's "
+            f"folder or repo id, or load the model with from_pretrained(..., num_labels={len(names)})."
         )
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def choose_device(device: Device) -> torch.device:
-    """The device to run on; `auto` takes CUDA, else MPS, else the CPU.
+    """Choose the device to run on. `auto` chooses CUDA if available, else MPS, else the CPU.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: The device is not available.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    candidates = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [name for name, is_available in candidates.items() if is_available]
     if device == "auto":
-        return torch.device(next(name for name, available in there.items() if available))
-    if not there[device]:
-        raise ConfigError(f"device is {device!r}, and this machine has: {', '.join(n for n, a in there.items() if a)}.")
+        return torch.device(available[0])
+    if device not in available:
+        raise ConfigError(f"device is {device!r}, but this machine has only: {', '.join(available)}.")
     return torch.device(device)
 
 
 def check_machine(config: FinetuneConfig) -> torch.device:
-    """The device, if it can train in the wanted precision.
+    """Choose the device, and check that it supports the configured precision.
 
     Raises:
-        ConfigError: The device is not there, or can't compute in that precision.
+        ConfigError: The device is not available, or does not support the precision.
     """
     device = choose_device(config.device)
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision is 'fp16', which needs a GPU; this run is on the CPU. Use bf16 or fp32.")
     if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("precision is 'bf16', and this GPU has none. Use fp16 or fp32.")
+        raise ConfigError("precision is 'bf16', which this GPU does not support. Use fp16 or fp32.")
     return device
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """How many parameters the model has, how many of them are trained, and how many are frozen."""
+    """Count the model's parameters: total, trained and frozen."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total = sum(size for size, _ in sizes)
-    trained = sum(size for size, wanted in sizes if wanted)
+    trained = sum(size for size, is_trained in sizes if is_trained)
     return {"total": total, "trained": trained, "frozen": total - trained}

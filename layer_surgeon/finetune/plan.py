@@ -1,4 +1,4 @@
-"""`plan_finetuning`: what a run would do, take and need, without doing it."""
+"""`plan_finetuning`: check a run and estimate what it needs, without training."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -16,9 +16,9 @@ from layer_surgeon.graft.donors import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 
-# Bytes that a transformer layer keeps for the backward pass, per token and unit of width, in 16 bits and without the
-# attention scores, which the usual kernels don't keep (Korthikanti et al. 2022, "Reducing Activation Recomputation",
-# equation 1: 34).
+# Bytes that a transformer layer keeps for the backward pass, per token and unit of hidden size, in 16-bit precision.
+# Without attention scores, which the usual kernels don't store. (Korthikanti et al. 2022, "Reducing Activation
+# Recomputation", equation 1: 34.)
 _KEPT_PER_WIDTH = 34
 _HALF = 2
 # Adam's two moments.
@@ -27,20 +27,21 @@ _MOMENTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What a run would do.
+    """The plan of a run.
 
     Attributes:
-        task: What would be learned.
-        model: What the model is called.
-        examples: Number of examples by split; of a stream its rows or, where they were not counted, those of all steps.
-        steps_per_epoch: Optimizer steps of an epoch; of a stream those from one validation to the next.
-        steps: Optimizer steps in all.
-        parameters: Of each part (host, projections, donor, head): how many there are, and how many are trained.
-        memory: Estimated bytes at the largest batch: weights, gradients, optimizer, activations, total. Of what
-            libraries and the device take for themselves, nothing.
-        device: Where it would run.
-        output: Where it would be written.
-        config: The settings, with what was left open filled in.
+        task: The task.
+        model: Name of the model.
+        examples: Number of examples by split. For a stream: its number of rows or, if unknown, the number of examples
+            in all steps.
+        steps_per_epoch: Optimizer steps per epoch; for a stream, steps between two validations.
+        steps: Total number of optimizer steps.
+        parameters: Total and trained parameters of each part (host, projections, donor, head).
+        memory: Estimated bytes at the largest batch: weights, gradients, optimizer, activations, total. The memory
+            that libraries and the device need for themselves is not included.
+        device: The device to train on.
+        output: The folder to write.
+        config: The settings, with all defaults resolved.
     """
 
     task: str
@@ -55,7 +56,7 @@ class RunPlan:
     config: FinetuneConfig
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self) | {"output": str(self.output)}
 
 
@@ -74,18 +75,19 @@ def plan_finetuning(
     num_processes: int = 1,
     **settings: Any,
 ) -> RunPlan:
-    """Check all that `finetune_model` checks before its first step, with the same arguments; train and write nothing.
+    """Run all checks that `finetune_model` runs before its first step, without training or writing anything.
 
-    `num_processes` is how many would train together; memory is that of each of them.
+    The arguments are those of `finetune_model`. In addition, `num_processes` is the number of processes to train with;
+    the estimated memory is for each process.
 
     Raises:
         ConfigError, DataError, GraftError, SourceNotFoundError, WorkspaceError: As `finetune_model`.
     """
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
-    places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
-    places["donor"] = donor
+    sources = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
+    sources["donor"] = donor
     with quiet():
-        run = prepare_run(places, config, progress)
+        run = prepare_run(sources, config, progress)
     if output is not None:
         check_free(Path(output))
     folder = Path(output) if output is not None else run.default_folder(workspace or Workspace())
@@ -130,7 +132,7 @@ def _memory(run: Preparation) -> dict[str, int]:
 
 
 def _activations(run: Preparation) -> int:
-    """Of the largest batch: all layers' or, where they are computed again, their inputs and one layer's."""
+    """Estimate the activations of the largest batch: of all layers; with checkpointing, their inputs and one layer."""
     config, model = run.config, plain_model(run.context.model)
     host = getattr(model, "host", model).config
     longest = max(run.sets["train"].lengths, default=0)
@@ -144,9 +146,10 @@ def _activations(run: Preparation) -> int:
         kept = layers * tokens * width * _KEPT_PER_WIDTH * bytes_each // _HALF
     donor = getattr(model, "donor", None)
     if donor is not None:
-        # Where one vector stands for a text, the donor layer sees one token of it.
-        seen = config.batch_size if getattr(model.config.settings, "pooling", None) not in (None, "none") else tokens
-        kept += seen * donor.hidden_size * _KEPT_PER_WIDTH * bytes_each // _HALF
+        # With pooling, the donor layer sees one vector per text.
+        is_pooled = getattr(model.config.settings, "pooling", None) not in (None, "none")
+        donor_tokens = config.batch_size if is_pooled else tokens
+        kept += donor_tokens * donor.hidden_size * _KEPT_PER_WIDTH * bytes_each // _HALF
     if run.data.task.name in ("seq2seq", "causal-lm"):
         # Logits in float32, and their gradient.
         kept += 2 * tokens * host.vocab_size * 4

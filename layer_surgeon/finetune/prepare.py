@@ -1,4 +1,4 @@
-"""Everything before the first step: model, tokenizer and data, checked and brought together; nothing is written."""
+"""Load and check model, tokenizer and data before the first step, without writing anything."""
 
 import os
 from collections.abc import Mapping
@@ -37,15 +37,15 @@ from layer_surgeon.workspace import Workspace, short_name
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """A run that could begin.
+    """A run that is ready to begin.
 
     Attributes:
-        context: Model, tokenizer and settings, with what was left open filled in.
+        context: Model, tokenizer and settings, with all defaults resolved.
         data: The examples.
-        sets: Their tokens, by split; of a stream those of the rows that were checked, as `data` has them.
-        device: Where it will run.
-        model_name: What to call the model.
-        places: What was trained on what, as it was said.
+        sets: Tokenized examples by split. For a stream, `train` has only the checked rows.
+        device: The device to train on.
+        model_name: Name of the model.
+        sources: Model, data, tokenizer and donor as the user passed them.
     """
 
     context: TaskContext
@@ -53,7 +53,7 @@ class Preparation:
     sets: dict[str, TokenizedDataset]
     device: torch.device
     model_name: str
-    places: Mapping[str, Any]
+    sources: Mapping[str, Any]
 
     @property
     def config(self) -> FinetuneConfig:
@@ -61,7 +61,7 @@ class Preparation:
         return self.context.config
 
     def training_set(self, num_processes: int = 1) -> tuple[TokenizedDataset | StreamedDataset, FinetuneConfig]:
-        """What is trained on, and the settings; of a stream with the number of steps, which the processes share."""
+        """The training set, and the settings; for a stream, with `max_steps` filled in."""
         if self.data.stream is None:
             return self.sets["train"], self.config
         streamed = StreamedDataset(self.data.stream, self.context, num_processes)
@@ -69,9 +69,9 @@ class Preparation:
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What must be the same for a run to be resumed."""
+        """What must be equal to resume a run."""
         return {
-            # Who watches is no part of the run: one whose tracker has died goes on without it.
+            # Trackers are not part of the run: it can be resumed with others, or without the one that failed.
             "config": {name: value for name, value in asdict(self.config).items() if name != "report_to"},
             "data": self.data.facts(),
             "model": self.model_name,
@@ -79,33 +79,33 @@ class Preparation:
         }
 
     def default_folder(self, workspace: Workspace) -> Path:
-        """Where the run goes if nothing else was said."""
+        """The folder of the run if the user does not name one."""
         return workspace.folder("run", f"{short_name(self.data.name)}-{self.model_name}")
 
 
-def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Progress) -> Preparation:
-    """Load and check everything.
+def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Progress) -> Preparation:
+    """Load and check model, tokenizer and data.
 
     Args:
-        places: graft, dataset, validation, test, tokenizer and donor, as `finetune_model` takes them.
+        sources: graft, dataset, validation, test, tokenizer and donor, as `finetune_model` takes them.
         config: The settings.
-        progress: Is told about the data.
+        progress: Receives notices about the data.
 
     Raises:
-        ConfigError, DataError, GraftError, SourceNotFoundError: As `finetune_model` says.
+        ConfigError, DataError, GraftError, SourceNotFoundError: As `finetune_model`.
     """
-    model_or_path, train = places["graft"], places["dataset"]
+    model_or_path, train = sources["graft"], sources["dataset"]
     device = check_machine(config)
     check_trackers(config)
     task = FINETUNE_TASKS[find_task(model_or_path, config.task, task_of_data(train))]
-    config = _for_task(config, task)
+    config = _resolve_for_task(config, task)
     opened = begin_stream(train, config, task, progress) if config.streaming else None
-    set_seed(config.seed)  # a host without a head gets one with fresh weights
-    donor = places["donor"]
+    set_seed(config.seed)  # A host without a head gets a new one.
+    donor = sources["donor"]
     model = load_model(model_or_path, task.name, donor=donor)
-    tokenizer = load_tokenizer(model_or_path, model, places["tokenizer"])
+    tokenizer = load_tokenizer(model_or_path, model, sources["tokenizer"])
     model_names = label_names_of(model) if task.has_classes else ()
-    others = places["validation"], places["test"], config
+    others = sources["validation"], sources["test"], config
     common: dict[str, Any] = {"task": task, "model_names": model_names, "progress": progress}
     if opened is None:
         data = prepare_data(train, *others, **common)
@@ -114,7 +114,7 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
     config = task.resolve(config, data.train)
     set_seed(config.seed)
     if task.has_classes:
-        if _needs_other_head(model_or_path, model, data):
+        if _needs_new_head(model_or_path, model, data):
             model = load_model(model_or_path, task.name, num_labels=len(data.label_names))
         set_labels(model, data.label_names)
     task.prepare_model(model)
@@ -122,7 +122,7 @@ def prepare_run(places: Mapping[str, Any], config: FinetuneConfig, progress: Pro
     model = choose_trained(model, config, task.name)
     context = TaskContext(tokenizer=tokenizer, model=model, config=config, label_names=data.label_names)
     sets = _tokenize_all(data, context, progress)
-    return Preparation(context=context, data=data, sets=sets, device=device, model_name=name, places=places)
+    return Preparation(context=context, data=data, sets=sets, device=device, model_name=name, sources=sources)
 
 
 def _tokenize_all(data: TaskData, context: TaskContext, progress: Progress) -> dict[str, TokenizedDataset]:
@@ -132,11 +132,11 @@ def _tokenize_all(data: TaskData, context: TaskContext, progress: Progress) -> d
     return sets
 
 
-def _for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneConfig:
-    """The settings with those filled in that follow from the task.
+def _resolve_for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneConfig:
+    """Resolve the settings that depend on the task.
 
     Raises:
-        ConfigError: The best epoch is to be chosen by a score that the task doesn't have.
+        ConfigError: `select_by` is not a score of this task.
     """
     select_by = config.select_by or task.selections[0]
     if select_by not in task.selections:
@@ -146,9 +146,9 @@ def _for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneConfig:
     return replace(config, task=task.name, select_by=cast(Selection, select_by))
 
 
-def _needs_other_head(model_or_path: ModelLike, model: Any, data: TaskData) -> bool:
-    stored = isinstance(model_or_path, str | os.PathLike) and not isinstance(model, GraftedModel)
-    return stored and model.config.num_labels != len(data.label_names)
+def _needs_new_head(model_or_path: ModelLike, model: Any, data: TaskData) -> bool:
+    can_reload = isinstance(model_or_path, str | os.PathLike) and not isinstance(model, GraftedModel)
+    return can_reload and model.config.num_labels != len(data.label_names)
 
 
 def _model_name(model_or_path: ModelLike, model: Any) -> str:

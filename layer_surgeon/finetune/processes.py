@@ -1,4 +1,4 @@
-"""Several processes that train one model together (torchrun, accelerate launch): who writes, and what all must know."""
+"""Several processes that train one model together, started by torchrun or accelerate launch."""
 
 import os
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Processes:
     """The processes of a run.
 
     Attributes:
-        rank: This one's number.
-        count: How many there are.
+        rank: Number of this process, from 0.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -29,37 +29,37 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and reports."""
+        """Whether this is the process that writes and reports."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Go on when all are here."""
+        """Wait until all processes have reached this call."""
         if self.count > 1:
             torch.distributed.barrier()
 
     def on_main(self, function: Callable[[], _T]) -> _T:
-        """What the function returns in the main process, in all of them; its errors too.
+        """Call a function in the main process; return its result, or raise its error, in all processes.
 
         Raises:
-            LayerSurgeonError: What the function raised.
+            LayerSurgeonError: The function raised it.
         """
         if self.count == 1:
             return function()
-        box: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.is_main:
             try:
-                box[0] = function()
+                outcome[0] = function()
             except LayerSurgeonError as error:
-                box[1] = error
-        torch.distributed.broadcast_object_list(box, src=0)
-        if box[1] is not None:
-            raise box[1]
-        result: _T = box[0]
+                outcome[1] = error
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: _T = outcome[0]
         return result
 
 
 def number_of_processes() -> int:
-    """How many processes the launcher has started, by what it tells each of them."""
+    """The number of processes that the launcher has started, from its environment variable."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -69,34 +69,38 @@ def is_main_process() -> bool:
 
 
 def join_processes(device: torch.device) -> Processes:
-    """Meet the other processes, if the launcher has started any."""
+    """Connect to the other processes, if the launcher has started any.
+
+    Raises:
+        ConfigError: The launcher's configuration asks for FSDP on the CPU.
+    """
     if number_of_processes() == 1:
         return Processes()
-    # Else all processes but the first would start with empty weights, donor and all, and wait for the first one's.
+    # Otherwise only the first process would load weights, and the others would wait for it, even for the frozen donor.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    # accelerate's own state, which the trainer takes up: gloo on the CPU, NCCL on GPUs.
+    # This is the state that the trainer uses as well: gloo on the CPU, NCCL on GPUs.
     state = PartialState(cpu=device.type == "cpu")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and state.distributed_type == "MULTI_CPU":
         raise ConfigError(
-            "The launcher's configuration asks for FSDP, which accelerate has for GPUs alone: on the CPU it would run "
-            "something else. Take a configuration without it (distributed_type: MULTI_CPU)."
+            "The launcher's configuration asks for FSDP, which accelerate supports only on GPUs; on the CPU it would "
+            "run DDP instead. Use a configuration without FSDP (distributed_type: MULTI_CPU)."
         )
     return Processes(rank=state.process_index, count=state.num_processes)
 
 
 def frozen_donor(model: Any) -> list[str]:
-    """Names of all weights and buffers of the model's donor layer; none if it has none, or trains it."""
+    """The names of all parameters and buffers of a frozen donor layer; empty if the donor is trained, or missing."""
     if not isinstance(model, GraftedModel) or model.donor is None:
         return []
     if any(parameter.requires_grad for parameter in model.donor.parameters()):
         return []
-    both = (*model.donor.named_parameters(), *model.donor.named_buffers())
-    return [f"donor.{name}" for name, _ in both]
+    tensors = (*model.donor.named_parameters(), *model.donor.named_buffers())
+    return [f"donor.{name}" for name, _ in tensors]
 
 
 def leave_donor_alone(model: Any) -> None:
-    """Have DistributedDataParallel not send the frozen donor layer around: every process has read the same file."""
+    """Keep DistributedDataParallel from broadcasting the frozen donor layer, which every process has loaded itself."""
     names = frozen_donor(model)
     if names:
-        # What DistributedDataParallel's own `_set_params_and_buffers_to_ignore_for_model` sets.
+        # The same attribute that DistributedDataParallel's `_set_params_and_buffers_to_ignore_for_model` sets.
         model._ddp_params_and_buffers_to_ignore = names

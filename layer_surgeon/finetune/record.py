@@ -1,4 +1,4 @@
-"""run.yaml: the whole configuration of a run, from which the command line repeats it."""
+"""run.yaml: the complete configuration of a run, from which the command line can repeat it."""
 
 import os
 import sys
@@ -16,30 +16,30 @@ from layer_surgeon.finetune.registry import DATASETS
 RUN_FILE = "run.yaml"
 
 
-def write_run_file(folder: Path, places: Mapping[str, Any], config: FinetuneConfig) -> None:
-    """Write it into a run's folder.
+def write_run_file(folder: Path, sources: Mapping[str, Any], config: FinetuneConfig) -> None:
+    """Write run.yaml into a run folder.
 
     Args:
-        folder: The folder.
-        places: What was trained on what, by the words of the command line: a path, a name, or several of them. What
-            was handed over in memory can't be written; a comment says so.
-        config: The settings, with what was left open filled in.
+        folder: The run folder.
+        sources: Model, data and tokenizer, under their command-line names: a path, a name, or a list of them. For an
+            object in memory, a comment is written instead.
+        config: The settings, with all defaults resolved.
     """
-    said = {name: _as_text(value) for name, value in places.items() if value is not None and name != "donor"}
-    in_memory = [name for name, value in said.items() if value is None]
-    lines = [f"# surgeon finetune --config {RUN_FILE} does the same again."]
-    lines += [f"# {name}: was handed over in memory; name a place" for name in in_memory]
-    if places.get("donor") is not None:
-        # No file says which layer to load with a graft; whoever runs it does.
-        lines.append("# donor: the graft was saved without its layer; name it with --donor")
-    known = {name: value for name, value in said.items() if value is not None}
-    # Every value on one line: a path that is folded at its spaces is not found by what cuts it for the Hub.
-    settings = dump_yaml(known | asdict(config), width=sys.maxsize)
+    texts = {name: _as_text(value) for name, value in sources.items() if value is not None and name != "donor"}
+    in_memory = [name for name, text in texts.items() if text is None]
+    lines = [f"# surgeon finetune --config {RUN_FILE} repeats this run."]
+    lines += [f"# {name}: was an object in memory; replace this line with a path or a name" for name in in_memory]
+    if sources.get("donor") is not None:
+        # For safety, no file may say which layer to load into a graft; the user must.
+        lines.append("# donor: the graft was saved without its donor layer; pass it with --donor")
+    written = {name: text for name, text in texts.items() if text is not None}
+    # One line per value: the code that shortens paths before an upload to the Hub does not find folded paths.
+    settings = dump_yaml(written | asdict(config), width=sys.maxsize)
     write_text(folder / RUN_FILE, "\n".join(lines) + "\n" + settings)
 
 
 def _as_text(value: Any) -> str | list[str] | None:
-    """A place as it is written: paths that exist from the root, so that the file can be used from any folder."""
+    """Convert a source to text. Existing paths become absolute, so the file works from any folder."""
     if isinstance(value, str | os.PathLike):
         if value in DATASETS:
             return str(value)

@@ -1,4 +1,4 @@
-"""The data sets that have a name: the paper's, and the three that come with this package."""
+"""Data sets that can be loaded by name: the paper's, and three that come with this package."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ _TRAINED_AS: Mapping[DatasetTask, TaskName] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """Where a named data set lies and what its columns and labels are.
+    """The source, columns and labels of a named data set.
 
-    `train`, `validation` and `test` name splits; None: it has no such split (then 20 % of train is held out for
-    validation, and nothing is tested). `label_names` are in the order of the label ids.
+    `train`, `validation` and `test` are names of splits. If `validation` is None, 20 % of the training split is held
+    out. If `test` is None, there is no test set. `label_names` are ordered by label id.
     """
 
     name: str
@@ -49,32 +49,32 @@ class DatasetRecord:
 
     @property
     def place(self) -> str:
-        """What a person would look for: the Hub id with its subset, or where else the data is."""
+        """Where the data is, for display: the Hub id with its subset, or the package."""
         if self.hub_id is not None:
             return f"{self.hub_id} ({self.subset})" if self.subset else self.hub_id
         return "comes with layer_surgeon" if self.packaged_file else "no public copy known"
 
     @property
     def trained_as(self) -> TaskName:
-        """The task of fine-tuning that it is for."""
+        """The fine-tuning task for this data set."""
         return _TRAINED_AS[self.task]
 
     def check(self, task: TaskName) -> None:
-        """See that it can be loaded, and for that task.
+        """Check that the data set can be loaded for a task.
 
         Raises:
-            DataError: It is for another task, or there is no copy to load.
+            DataError: The data set is for another task, or there is no copy to load.
         """
         if task != self.trained_as:
             raise DataError(
-                f"{self.name} is a data set for {self.task}, and the model does {task}. Make a graft for it (surgeon "
-                f"graft HOST --task {self.trained_as}), or choose another data set."
+                f"{self.name} is a data set for {self.task}, but the model is for {task}. Make a graft for this task "
+                f"(surgeon graft HOST --task {self.trained_as}), or choose another data set."
             )
         if self.hub_id is None and self.packaged_file is None:
             raise DataError(f"{self.name} can't be loaded by name. {self.note}")
 
     def packaged_path(self) -> Path | None:
-        """The file inside this package, for a data set that comes with it."""
+        """The path of a data set that comes with this package, or None."""
         if self.packaged_file is None:
             return None
         return Path(str(resources.files("layer_surgeon") / "data" / "sentences" / self.packaged_file))
@@ -189,11 +189,11 @@ _RECORDS = (
         DatasetRecord(
             name=f"sentences-{domain}",
             task="text-classification",
-            description=f"1,000 sentences from {what}, sentiment (Kotzias et al. 2015, CC BY 4.0)",
+            description=f"1,000 sentences from {reviews}, sentiment (Kotzias et al. 2015, CC BY 4.0)",
             packaged_file=f"{domain}.csv",
             label_names=_SENTIMENT,
         )
-        for domain, what in (("amazon", "product reviews"), ("imdb", "film reviews"), ("yelp", "restaurant reviews"))
+        for domain, reviews in (("amazon", "product reviews"), ("imdb", "film reviews"), ("yelp", "restaurant reviews"))
     ),
     DatasetRecord(
         name="squad",
@@ -240,10 +240,10 @@ DATASETS: Mapping[str, DatasetRecord] = _by_name(_RECORDS)
 
 
 def find_dataset(name: str) -> DatasetRecord | None:
-    """The record of a named data set, or None when the name is not one of ours."""
+    """Find the record of a named data set; None if the registry does not have the name."""
     return DATASETS.get(name)
 
 
 def similar_names(name: str) -> list[str]:
-    """Names of ours that a mistyped `name` may have meant, best first."""
+    """Find the names in the registry that are most similar to a mistyped `name`, best first."""
     return get_close_matches(name, DATASETS, n=3)

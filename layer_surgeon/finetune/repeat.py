@@ -1,4 +1,4 @@
-"""`finetune_seeds`: the same run with several seeds; mean and deviation of what came out."""
+"""`finetune_seeds`: repeat a run with several seeds; mean and standard deviation of the scores."""
 
 import os
 import statistics
@@ -21,14 +21,14 @@ SEEDS_FILE = "seeds.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsResult:
-    """What came out of several runs.
+    """The results of several runs.
 
     Attributes:
         seeds: The seeds, in order.
-        results: A result for each.
-        mean: Of every score of every set, as `FinetuneResult.metrics` names them: the mean over the seeds.
-        deviation: The sample standard deviation; 0 of one seed.
-        path: The folder that holds the runs' folders and seeds.json; None where the runs lie in the workspace.
+        results: One result per seed.
+        mean: Mean of every score over the seeds, under the names of `FinetuneResult.metrics`.
+        deviation: Sample standard deviation of every score; 0 for a single seed.
+        path: The folder with the run folders and seeds.json; None if the runs are in the workspace.
     """
 
     seeds: tuple[int, ...]
@@ -38,7 +38,7 @@ class SeedsResult:
     path: Path | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return {
             "seeds": list(self.seeds),
             "mean": dict(self.mean),
@@ -58,25 +58,26 @@ def finetune_seeds(
     progress: Progress | None = None,
     **arguments: Any,
 ) -> SeedsResult:
-    """Fine-tune the same model with the seed of the settings and those after it.
+    """Fine-tune a model with `config.seed` and the seeds after it.
 
-    A seed decides what `finetune_model` says that it decides; the first weights of a stored graft's projections stay.
+    The docstring of `finetune_model` says what a seed determines. The initial weights of a stored graft's projections
+    are the same for all seeds.
 
     Args:
-        model: A folder or a repo id, loaded anew for each seed.
+        model: A folder or a repo id. The model is loaded again for each seed.
         train: As in `finetune_model`.
         validation: As in `finetune_model`.
-        num_seeds: How many seeds.
-        config: Settings; default: the paper's.
-        output: A folder for all of the runs, `seed-<n>` each; default: folders of their own in the workspace.
-        progress: Is told about everything.
-        arguments: What else `finetune_model` takes, but `resume`.
+        num_seeds: Number of seeds.
+        config: Settings. Default: the paper's.
+        output: Parent folder of the runs, which are called `seed-<n>`. Default: separate folders in the workspace.
+        progress: Receives the progress of all runs.
+        arguments: Other arguments of `finetune_model`, except `resume`.
 
     Raises:
-        ConfigError: The model is a loaded one, or the number of seeds can't be used.
+        ConfigError: The model is already loaded, or `num_seeds` is below 1.
     """
     if not isinstance(model, str | os.PathLike):
-        raise ConfigError("Several seeds need a model that is loaded anew for each: give its folder or its repo id.")
+        raise ConfigError("The model must be loaded again for each seed. Pass its folder or repo id.")
     if num_seeds < 1:
         raise ConfigError(f"num_seeds is {num_seeds}; it must be a whole number of at least 1.")
     config, progress = config or FinetuneConfig(), progress or NullProgress()
@@ -85,12 +86,14 @@ def finetune_seeds(
     results = []
     for number, seed in enumerate(seeds, start=1):
         progress.notice(f"Seed {seed} ({number} of {num_seeds}):")
-        place = None if folder is None else folder / f"seed-{seed}"
-        one = replace(config, seed=seed)
+        run_folder = None if folder is None else folder / f"seed-{seed}"
+        seed_config = replace(config, seed=seed)
         results.append(
-            finetune_model(model, train, validation, config=one, output=place, progress=progress, **arguments)
+            finetune_model(
+                model, train, validation, config=seed_config, output=run_folder, progress=progress, **arguments
+            )
         )
-        # Several models at once might not fit into memory.
+        # Drop the model, because several might not fit into memory.
         results[-1] = replace(results[-1], model=None)
     scores = {name: [result.metrics[name] for result in results] for name in results[0].metrics}
     outcome = SeedsResult(

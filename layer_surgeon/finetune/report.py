@@ -1,4 +1,4 @@
-"""What a finished run shows of itself: results.json, its pictures, the model card."""
+"""Write the report of a finished run: results.json, charts and the model card."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from layer_surgeon.finetune.results import CONFUSION_MATRIX, RESULTS, FinetuneRe
 
 
 def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> None:
-    """Write the card, the pictures and, last, results.json into a folder that holds the model already."""
+    """Write the model card, the charts and, last, results.json into a folder that already contains the model."""
     draw_curve(result, folder / LOSS_CURVE)
     name, metrics = list(result.measured.items())[-1]
     confusion = getattr(metrics, "confusion", None)
@@ -25,12 +25,12 @@ def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> Non
 
 
 def draw_curve(result: FinetuneResult, path: Path) -> None:
-    """Training loss by step above, the validation score by epoch below; the kept epoch is marked."""
+    """Draw the training loss by step, and below it the validation score by epoch with the kept epoch marked."""
     import altair as alt
 
     losses = [loss for _, loss in result.steps]
     smooth = _moving_mean(losses)
-    # The colours of the theme, in their order: gray, orange, blue.
+    # Order of the theme's colours: gray, orange, blue.
     lines = ("training, each point" if smooth else "training", "validation", "training, moving mean")
     records: list[dict[str, Any]] = [{"line": lines[0], "step": step, "loss": loss} for step, loss in result.steps]
     records += [{"line": lines[1], "step": epoch.step, "loss": epoch.loss} for epoch in result.history]
@@ -81,12 +81,12 @@ def _from_data(field: str, title: str) -> Any:
 
 
 def _points(chart: Any) -> list[Any]:
-    """Marks at the ends of the epochs."""
+    """Make the marks at the ends of the epochs."""
     return [chart.transform_filter("datum.line == 'validation'").mark_point(filled=True, size=50, opacity=1)]
 
 
 def _moving_mean(values: Sequence[float]) -> list[float]:
-    """Mean over the last twentieth of the points; empty where there are too few to smooth."""
+    """Compute the moving mean over a twentieth of the points; empty if there are too few points to smooth."""
     width = len(values) // 20
     if width < 2:
         return []

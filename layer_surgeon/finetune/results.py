@@ -1,4 +1,4 @@
-"""What a run comes to: typed for Python, plain for results.json."""
+"""The results of a run, as Python objects and as results.json."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "scikit-learn", 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What was measured at the end of one epoch.
+    """The scores at the end of one epoch.
 
     Attributes:
-        epoch: Passes over the training data so far; a fraction where the run ended inside one.
+        epoch: Passes over the training data so far; a fraction if the run ended inside an epoch.
         step: Optimizer steps so far.
         training_loss: Mean loss over the epoch's steps, with label smoothing.
-        scores: On the validation examples, by name; their loss is without label smoothing.
+        scores: Validation scores by name. Their loss is without label smoothing.
     """
 
     epoch: float
@@ -34,12 +34,12 @@ class EpochResult:
 
     @property
     def accuracy(self) -> float:
-        """Of a classification: accuracy on the validation examples."""
+        """Validation accuracy; only for classification."""
         return self.scores["accuracy"]
 
     @property
     def macro_f1(self) -> float:
-        """Of a classification: macro F1 on the validation examples."""
+        """Validation macro F1; only for classification."""
         return self.scores["macro_f1"]
 
     @property
@@ -48,7 +48,7 @@ class EpochResult:
         return self.scores["loss"]
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types, the scores beside the rest."""
+        """Convert to plain JSON types, with the scores on the same level as the other fields."""
         return {"epoch": self.epoch, "step": self.step, "training_loss": self.training_loss, **self.scores}
 
 
@@ -57,20 +57,20 @@ class FinetuneResult:
     """A finished run.
 
     Attributes:
-        path: The run's folder: model, tokenizer, results.json, loss_curve.png, README.md; of a classification
-            confusion_matrix.png too.
-        task: What was learned.
+        path: The run folder: model, tokenizer, results.json, loss_curve.png, README.md and, for classification,
+            confusion_matrix.png.
+        task: The task.
         validation: The task's metrics (`ClassificationMetrics`, ...) of the kept model on the validation examples.
-        test: The same on the test examples; None where there were none.
-        history: One entry per epoch.
-        best_epoch: Which of them was kept, counted from 1.
-        label_names: Class names, in the order of their ids; empty for a task without classes.
-        config: The settings, with those filled in that follow from task and data.
+        test: The same on the test examples, or None.
+        history: One result per epoch.
+        best_epoch: The epoch that was kept, counted from 1.
+        label_names: Class names, ordered by class id; empty for a task without classes.
+        config: The settings, with all defaults resolved.
         data: Facts about the data: counts, columns, fingerprints.
-        parameters: Numbers of parameters: total, trained, frozen.
-        steps: Training losses along the run: (step, loss).
-        seconds: Time for training, with its validations; of a resumed run only what came after.
-        device: Where it was trained.
+        parameters: Number of total, trained and frozen parameters.
+        steps: Training losses as (step, loss).
+        seconds: Duration of the training and its validations; for a resumed run, only since it was resumed.
+        device: The device the model was trained on.
         model: The trained model, in evaluation mode.
     """
 
@@ -91,7 +91,7 @@ class FinetuneResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The scores by set: `validation_accuracy`, `test_macro_f1`, ..."""
+        """All scores by set and name: `validation_accuracy`, `test_macro_f1`, ..."""
         return {
             f"{name}_{score}": float(value)
             for name, measured in self.measured.items()
@@ -100,21 +100,21 @@ class FinetuneResult:
 
     @property
     def measured(self) -> dict[str, Metrics]:
-        """The metrics by set: of the validation examples and, where there are any, of the test examples."""
+        """The metrics by set: `validation` and, if there are test examples, `test`."""
         return {"validation": self.validation, **({} if self.test is None else {"test": self.test})}
 
     @property
     def num_parameters(self) -> int:
-        """All parameters of the model, the frozen donor's among them."""
+        """Number of parameters of the model, including the frozen donor layer."""
         return self.parameters["total"]
 
     @property
     def num_trained_parameters(self) -> int:
-        """The parameters that were trained."""
+        """Number of trained parameters."""
         return self.parameters["trained"]
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types, in the order of results.json."""
+        """Convert to plain JSON types, in the order of results.json."""
         return {
             "layer_surgeon": __version__,
             "task": self.task,
@@ -134,28 +134,28 @@ class FinetuneResult:
 
 
 def read_history(log: Sequence[Mapping[str, Any]]) -> tuple[tuple[EpochResult, ...], tuple[tuple[int, float], ...]]:
-    """The epochs, and the training losses by step, from the trainer's log."""
-    steps = tuple((int(entry["step"]), float(entry["loss"])) for entry in log if "loss" in entry)
-    logged = {name: f"eval_{name}" for name in TITLES} | {"loss": "eval_cross_entropy"}
+    """Read the epochs, and the training losses by step, from the trainer's log."""
+    steps = tuple((int(record["step"]), float(record["loss"])) for record in log if "loss" in record)
+    log_keys = {name: f"eval_{name}" for name in TITLES} | {"loss": "eval_cross_entropy"}
     history: list[EpochResult] = []
-    for entry in log:
-        if "eval_cross_entropy" not in entry:
+    for record in log:
+        if "eval_cross_entropy" not in record:
             continue
-        begin = history[-1].step if history else 0
-        losses = [loss for step, loss in steps if begin < step <= entry["step"]]
+        previous_step = history[-1].step if history else 0
+        losses = [loss for step, loss in steps if previous_step < step <= record["step"]]
         history.append(
             EpochResult(
-                epoch=float(entry["epoch"]),
-                step=int(entry["step"]),
+                epoch=float(record["epoch"]),
+                step=int(record["step"]),
                 training_loss=sum(losses) / len(losses) if losses else float("nan"),
-                scores={name: float(entry[key]) for name, key in logged.items() if key in entry},
+                scores={name: float(record[key]) for name, key in log_keys.items() if key in record},
             )
         )
     return tuple(history), steps
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """The results.json of a run's folder; None where the folder is no run."""
+    """Read results.json from a run folder; None if the folder is not a run folder."""
     try:
         content = read_json(folder / RESULTS)
     except (OSError, ValueError):

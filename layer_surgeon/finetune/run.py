@@ -1,4 +1,4 @@
-"""`finetune_model`: check everything, train, keep the best epoch, measure, write the run's folder."""
+"""`finetune_model`: check all inputs, train, keep the best epoch, evaluate it, and write the run folder."""
 
 import functools
 import os
@@ -60,45 +60,47 @@ def finetune_model(
     resume: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
-    """Fine-tune a grafted model, or any model of transformers for one of the tasks.
+    """Fine-tune a grafted model, or any transformers model for one of the supported tasks.
 
-    Everything that can be wrong with data and settings is found before the first step. The folder appears under its
-    name when the run is finished and whole; until then it is called `<name>.unfinished` and holds the checkpoints.
+    All data and settings are checked before the first step. While the run is unfinished, its folder is called
+    `<name>.unfinished` and contains the checkpoints. The finished run appears as `<name>`.
 
-    The seed decides the held-out part, the order of the examples and dropout, and the head's last layer where the data
-    has another number of classes than the model. The other fresh weights of a graft were drawn when it was made. With
-    the same seed on the same machine and number of threads, a run on the CPU repeats bit for bit.
+    The seed determines the held-out rows, the order of the examples, and dropout. It also determines the last layer of
+    the head, if that layer is re-initialised because the data has a different number of classes. The other new weights
+    of a graft were initialised when the graft was made. A CPU run with the same seed, machine and number of threads
+    gives the same result, bit for bit.
 
     Args:
-        model_or_path: A folder, a repo id, or a loaded model, which is then trained in place.
-        train: A name of `surgeon datasets`, a Hub id, files, a `datasets.Dataset` or `DatasetDict`, or rows.
-        validation: In the same forms. Default: the data set's own split, else a part of the training data.
-        config: Settings; default: the paper's.
-        output: The run's folder; default: in the workspace, named after data and model.
-        test: In the same forms as `train`. Default: the data set's own split, if it has one.
-        progress: Is told about steps, losses and metrics.
-        workspace: Where the default folder lies, and where the run is remembered as the latest.
-        tokenizer: A tokenizer, or where one lies; default: the one beside the model.
-        donor: The donor layer of a graft that was saved without it: a layer artifact, as folder or repo id.
-        resume: Go on with the unfinished run of the same settings, data and folder.
-        settings: Fields of `FinetuneConfig`, laid over `config`.
+        model_or_path: A folder, a repo id, or a loaded model. A loaded model is trained in place.
+        train: A name listed by `surgeon datasets`, a Hub id, files, a `datasets.Dataset` or `DatasetDict`, or rows.
+        validation: Validation data, in any form that `train` accepts. Default: the data set's validation split, else
+            rows held out from the training data.
+        config: Settings. Default: the paper's.
+        output: Folder of the run. Default: a folder in the workspace, named after the data and the model.
+        test: Test data, in any form that `train` accepts. Default: the data set's test split, if it has one.
+        progress: Receives steps, losses and metrics.
+        workspace: Contains the default output folder, and remembers this run as the latest one.
+        tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model.
+        donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
+        resume: Continue an unfinished run with the same settings, data and folder.
+        settings: Fields of `FinetuneConfig` that override `config`.
 
     Raises:
-        ConfigError: A setting can't be used, or not on this machine.
+        ConfigError: A setting is invalid, or this machine does not support it.
         DataError: The data can't be used.
-        GraftError: The model can't be used for that data.
-        TrainingError: The loss became infinite, memory ran out, or there is nothing to resume.
+        GraftError: The model does not fit the data or the task.
+        TrainingError: The loss became infinite or NaN, memory ran out, or there is nothing to resume.
         WorkspaceError: The folder is in use or can't be written.
-        KeyboardInterrupt: Ctrl-C, with a message that says what is kept.
+        KeyboardInterrupt: Ctrl-C was pressed. The message says which checkpoint was kept.
     """
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     workspace = workspace or Workspace()
-    places = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
-    places["donor"] = donor
-    with quiet(), _deterministic_kernels_as_before():
+    sources = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
+    sources["donor"] = donor
+    with quiet(), _restore_deterministic_mode():
         processes = join_processes(check_machine(config))
         progress = progress if processes.is_main else NullProgress()
-        run = prepare_run(places, config, progress)
+        run = prepare_run(sources, config, progress)
         claim = functools.partial(
             claim_folder,
             Path(output) if output is not None else run.default_folder(workspace),
@@ -109,7 +111,7 @@ def finetune_model(
         )
         folder = processes.on_main(claim)
         trackers = Trackers(run.config.trackers if processes.is_main else (), folder, progress)
-        with _keeping_what_is_done(folder, progress, processes), trackers:
+        with _keep_checkpoint_on_failure(folder, progress, processes), trackers:
             result = _train(run, folder, trackers, progress, processes)
     if processes.is_main:
         workspace.set_latest("run", result.path)
@@ -143,15 +145,15 @@ def _train(
     trainer.train(resume_from_checkpoint=None if folder.checkpoint is None else str(folder.checkpoint.resolve()))
     seconds = time.monotonic() - started
     progress.end()
-    others = [name for name in sets if name != "train"] if processes.count > 1 else []
-    outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in others}
+    evaluated_splits = [name for name in sets if name != "train"] if processes.count > 1 else []
+    outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}
     weights = trainer.whole_weights()
     model = as_it_was(model, config)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
     best = next((i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step), None)
     if best is None:
-        raise TrainingError("The checkpoint says that a step was the best one that has no scores. Start a new run.")
+        raise TrainingError("The checkpoint names a best step that has no scores. Start a new run.")
     measured = _measure_all(context, data, sets, outputs, progress)
     result = FinetuneResult(
         path=folder.target,
@@ -173,18 +175,21 @@ def _train(
         _write(run, folder, result, weights)
         trackers.finish(result.metrics)
         if remaining := folder.finish():
-            progress.notice(f"{folder.work} stays: it holds files that the run has not made ({list_names(remaining)}).")
+            progress.notice(
+                f"{folder.work} was not removed: it contains files that this run did not create "
+                f"({list_names(remaining)})."
+            )
     processes.wait()
-    # A model whose weights were spread is of no use to anybody behind the run.
+    # Each process has only its shard of the weights, so the caller gets a whole model, loaded from the run folder.
     return result if weights is None else replace(result, model=load_model(folder.target, task.name))
 
 
 def _write(run: Preparation, folder: RunFolder, result: FinetuneResult, weights: dict[str, Any] | None) -> None:
-    """Put the finished run together; `weights` are those of a model that is spread over several processes."""
+    """Write the finished run; `weights` are the gathered weights of a model sharded over several processes."""
     result.model.save_pretrained(folder.final, **({} if weights is None else {"state_dict": weights}))
     usual_modes(folder.final)
     run.context.tokenizer.save_pretrained(folder.final)
-    write_run_file(folder.final, run.places, result.config)
+    write_run_file(folder.final, run.sources, result.config)
     write_report(result, result.model.config, folder.final)
 
 
@@ -195,17 +200,17 @@ def _measure_all(
     outputs: Mapping[str, Outputs],
     progress: Progress,
 ) -> dict[str, Metrics]:
-    """Measure both sets; `outputs` are those that several processes have found together already."""
+    """Compute the metrics of the validation and test sets; `outputs` has those already predicted by all processes."""
     measured: dict[str, Metrics] = {}
     for name, part in data.splits.items():
         if name == "train":
             continue
-        found = outputs.get(name)
-        if found is None:
-            doing = {"validation": "Validating", "test": "Testing"}[name]
-            found = run_model(data.task, sets[name], context, description=doing, progress=progress)
-        metrics = data.task.measure(found, sets[name], part, context)
-        measured[name] = data.task.add_scores(metrics, found, part, context, progress)
+        split_outputs = outputs.get(name)
+        if split_outputs is None:
+            description = {"validation": "Validating", "test": "Testing"}[name]
+            split_outputs = run_model(data.task, sets[name], context, description=description, progress=progress)
+        metrics = data.task.measure(split_outputs, sets[name], part, context)
+        measured[name] = data.task.add_scores(metrics, split_outputs, part, context, progress)
     return measured
 
 
@@ -217,8 +222,8 @@ def _device_name(device: torch.device, processes: Processes) -> str:
 
 
 @contextmanager
-def _deterministic_kernels_as_before() -> Iterator[None]:
-    """`deterministic` asks torch for it globally; other work of this process should not pay for that."""
+def _restore_deterministic_mode() -> Iterator[None]:
+    """Restore torch's global deterministic mode, which the `deterministic` setting changes."""
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -230,48 +235,52 @@ def _deterministic_kernels_as_before() -> Iterator[None]:
 
 
 @contextmanager
-def _keeping_what_is_done(folder: RunFolder, progress: Progress, processes: Processes) -> Iterator[None]:
-    """On failure: keep the last whole checkpoint and say where, or leave nothing; errors of libraries become ours."""
+def _keep_checkpoint_on_failure(folder: RunFolder, progress: Progress, processes: Processes) -> Iterator[None]:
+    """On failure, keep the last complete checkpoint and name it in the error; remove everything if there is none.
+
+    Errors from libraries are raised as the matching `LayerSurgeonError`.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             "Memory ran out. Use a smaller --batch-size, with --gradient-accumulation-steps to keep the same updates, "
-            f"or a smaller --max-length.{_kept(folder, progress, processes)}"
+            f"or a smaller --max-length.{_abandon(folder, progress, processes)}"
         ) from error
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"Interrupted.{_kept(folder, progress, processes)}") from error
+        raise KeyboardInterrupt(f"Interrupted.{_abandon(folder, progress, processes)}") from error
     except (OSError, SafetensorError) as error:
         if isinstance(error, WorkspaceError):
-            raise WorkspaceError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
+            raise WorkspaceError(f"{error}{_abandon(folder, progress, processes)}") from error.__cause__
         reason = getattr(error, "strerror", None) or error
         raise WorkspaceError(
-            f"{folder.work} can't be written: {reason}.{_kept(folder, progress, processes)}"
+            f"{folder.work} can't be written: {reason}.{_abandon(folder, progress, processes)}"
         ) from error
     except DataError as error:
-        # A bad row of a stream, which nobody could know of before.
-        raise DataError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
+        # A bad row of a stream, found only when it is read.
+        raise DataError(f"{error}{_abandon(folder, progress, processes)}") from error.__cause__
     except RuntimeError as error:
-        # How torch.save says that the disk is full.
+        # torch.save reports a full disk in these words.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
             raise WorkspaceError(
-                f"{folder.work} can't be written; the disk may be full.{_kept(folder, progress, processes)}"
+                f"{folder.work} can't be written; the disk may be full.{_abandon(folder, progress, processes)}"
             ) from error
         if isinstance(error, TrainingError):
-            raise TrainingError(f"{error}{_kept(folder, progress, processes)}") from error.__cause__
-        _kept(folder, progress, processes)
+            raise TrainingError(f"{error}{_abandon(folder, progress, processes)}") from error.__cause__
+        _abandon(folder, progress, processes)
         raise
     except BaseException:
-        _kept(folder, progress, processes)
+        _abandon(folder, progress, processes)
         raise
 
 
-def _kept(folder: RunFolder, progress: Progress, processes: Processes) -> str:
+def _abandon(folder: RunFolder, progress: Progress, processes: Processes) -> str:
+    """Stop using the run folder, and say what was kept in it."""
     progress.end()
     if not processes.is_main:
         return ""
     checkpoint = folder.abandon()
     if checkpoint is None:
-        return " No checkpoint was written yet, so nothing is kept."
+        return " No checkpoint had been written yet, so nothing was kept."
     step = checkpoint.name.rsplit("-", 1)[-1]
-    return f" What was trained up to step {step} is kept in {folder.work}; --resume goes on from there."
+    return f" Training up to step {step} is saved in {folder.work}; continue with --resume."

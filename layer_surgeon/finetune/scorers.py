@@ -1,4 +1,4 @@
-"""Metrics that need a model of their own: BERTScore and BARTScore. Left out, with a notice, where it can't be had."""
+"""Metrics that need their own model: BERTScore and BARTScore. If the model is unavailable, the metric is skipped."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import Progress
 
-# The model of the paper's BARTScore (Yuan et al. 2021), and what bert-score takes for English by itself.
+# The model of the BARTScore paper (Yuan et al. 2021), and the default model of bert-score for English.
 BART_SCORE_MODEL = "facebook/bart-large-cnn"
 BERT_SCORE_MODEL = "roberta-large"
 _TEXTS_PER_BATCH = 8
@@ -21,45 +21,49 @@ _TEXTS_PER_BATCH = 8
 def extra_scores(
     written: Sequence[str], references: Sequence[str], config: FinetuneConfig, device: torch.device, progress: Progress
 ) -> dict[str, float]:
-    """The asked scores, by name, that can be had here.
+    """Compute the metrics that `config.extra_metrics` asks for, and skip those whose model is unavailable.
 
     Args:
-        written: What the model wrote.
-        references: What it should have, one for each.
-        config: Says which are asked for (`extra_metrics`).
-        device: Where to compute them.
-        progress: Told which can't be had, and why.
+        written: The generated texts.
+        references: One reference per generated text.
+        config: The settings.
+        device: The device to compute the metrics on.
+        progress: Receives a notice about each skipped metric.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for name, model in config.wanted_extra_metrics.items():
         try:
-            found[name] = _SCORERS[name](written, references, device, *([] if model is None else [model]))
+            scores[name] = _SCORERS[name](written, references, device, *([] if model is None else [model]))
         except (ImportError, OSError, ValueError) as error:
-            progress.notice(f"{name} is left out: its model can't be had here ({first_line(error)}).")
-    return found
+            progress.notice(f"Skipped {name}: its model can't be loaded ({first_line(error)}).")
+    return scores
 
 
 def bert_score(
     written: Sequence[str], references: Sequence[str], device: torch.device, model_name: str = BERT_SCORE_MODEL
 ) -> float:
-    """Mean F1 of BERTScore (Zhang et al. 2020), without rescaling; 0 where nothing, or nothing but space, was written.
+    """Compute the mean F1 of BERTScore (Zhang et al. 2020), without rescaling; a blank text scores 0.
 
     Args:
-        written: What the model wrote.
-        references: What it should have.
-        device: Where to compute it.
-        model_name: A repo id or a folder. Of a model that bert-score knows by that name its layer is taken, else the
-            last one.
+        written: The generated texts.
+        references: One reference per generated text.
+        device: The device to compute the metric on.
+        model_name: A repo id or a folder. bert-score knows which layer to use for some models; for all others, the
+            last layer is used.
 
     Raises:
         ImportError: The package bert-score is not installed.
         OSError: The model can't be loaded.
-        ValueError: Its tokenizer names no greatest length.
+        ValueError: The tokenizer does not specify its maximum length.
     """
-    import bert_score as package  # of the extra [scores]
+    import bert_score as package  # From the extra [scores].
 
-    # With transformers 5 the package fails at a text without words.
-    pairs = [(text, other) for text, other in zip(written, references, strict=True) if text.strip() and other.strip()]
+    # With transformers 5, bert-score fails on texts without words.
+    pairs = [
+        (text, reference)
+        for text, reference in zip(written, references, strict=True)
+        if text.strip() and reference.strip()
+    ]
     if not pairs:
         return 0.0
     layers = package.utils.model2layers.get(model_name) or load_config(model_name).num_hidden_layers
@@ -74,15 +78,15 @@ def bert_score(
                 verbose=False,
             )
     except OverflowError as error:
-        # It hands on what transformers has for "no limit", which is no number for the tokenizer.
-        raise ValueError("model_max_length is missing in its tokenizer_config.json") from error
+        # bert-score passes on transformers' value for "no limit", which is too large for the tokenizer.
+        raise ValueError("its tokenizer_config.json has no model_max_length") from error
     return float(f1.sum()) / len(written)
 
 
 def bart_score(
     written: Sequence[str], references: Sequence[str], device: torch.device, model_name: str = BART_SCORE_MODEL
 ) -> float:
-    """Mean over texts of BARTScore from the reference to the written text: the log-probability of its mean token.
+    """Compute the mean BARTScore from reference to generated text: the mean log-probability of the text's tokens.
 
     Raises:
         OSError: The model can't be loaded.

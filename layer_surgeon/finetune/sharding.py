@@ -1,7 +1,7 @@
-"""Weights that are spread over the processes (FSDP, `accelerate launch`): what is spread, and checkpoints of it.
+"""Train with FSDP, which shards the weights over the processes, and save and load checkpoints of sharded models.
 
-The frozen donor layer is not: every process has all of it, as under DDP, and it lies in no checkpoint. What
-transformers writes for FSDP by itself would hold it twice.
+The frozen donor layer is not sharded: as with DDP, every process has all of it, and no checkpoint contains it. The FSDP
+checkpoints of transformers would contain it twice.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from layer_surgeon.finetune.processes import frozen_donor
 
 
 class ShardedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
-    """`Trainer` whose FSDP leaves the frozen donor layer alone; without FSDP it is `Trainer`."""
+    """A `Trainer` that does not shard the frozen donor layer. Without FSDP, it behaves like `Trainer`."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -30,9 +30,9 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             plan_sharding(self.accelerator.state.fsdp_plugin, self.model)
 
     def whole_weights(self) -> dict[str, Any] | None:
-        """All weights but the frozen donor's, in the first process's memory; None if they are not spread.
+        """Gather all weights except the frozen donor's in the main process; None if the weights are not sharded.
 
-        All processes must call it.
+        All processes must call this method.
         """
         if not self.is_fsdp_enabled:
             return None
@@ -42,7 +42,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return {name: value for name, value in weights.items() if name not in donor}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights; where they are spread, gather them first."""
+        """Save the weights, and gather them first if they are sharded."""
         weights = self.whole_weights()
         if weights is None:
             super().save_model(output_dir, _internal_call)
@@ -53,7 +53,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        # As it does, but for a second file of all weights.
+        # The same as the base class, except that it would also write a second file with all weights.
         plugin = self.accelerator.state.fsdp_plugin
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
@@ -77,22 +77,22 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             super()._load_best_model()
 
     def _load_whole_weights(self, folder: str) -> None:
-        # Every process reads the file and keeps its share.
+        # Every process reads the file and keeps its shard.
         weights: dict[str, Any] = load_file(Path(folder) / SAFE_WEIGHTS_NAME)
         options = StateDictOptions(full_state_dict=True, strict=False)
         self._issue_warnings_after_load(set_model_state_dict(self.model, weights, options=options))
 
 
 def plan_sharding(plugin: Any, model: Any) -> None:
-    """Say what FSDP spreads, where the launcher's configuration doesn't: one piece for each of the host's layers.
+    """Configure the FSDP plugin: ignore the frozen donor and, by default, wrap each layer of the host.
 
     Raises:
-        ConfigError: It is the old FSDP, or the model can't be spread.
+        ConfigError: The plugin is for FSDP version 1, or the model can't be sharded.
     """
     if plugin.fsdp_version != 2:
-        raise ConfigError(f"fsdp_version is {plugin.fsdp_version}; it must be 2, in the launcher's configuration.")
+        raise ConfigError(f"fsdp_version is {plugin.fsdp_version}. Set it to 2 in the launcher's configuration.")
     if is_adapted(model):
-        raise ConfigError("train_host is 'lora', which doesn't go with FSDP. Take a configuration without it (DDP).")
+        raise ConfigError("train_host is 'lora', which does not work with FSDP. Use a configuration with DDP instead.")
     if frozen_donor(model):
         plugin.ignored_modules = [model.donor]
     if plugin.transformer_cls_names_to_wrap is None:
@@ -100,27 +100,27 @@ def plan_sharding(plugin: Any, model: Any) -> None:
 
 
 def check_readable(plugin: Any) -> None:
-    """Refuse a kind of checkpoint that torch.distributed.checkpoint reads with pickle, which runs what is in it.
+    """Reject checkpoint types that torch.distributed.checkpoint reads with pickle, which can run code in the file.
 
     Raises:
-        ConfigError: The launcher's configuration asks for that kind.
+        ConfigError: The launcher's configuration uses such a checkpoint type.
     """
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ConfigError(
-            f"fsdp_state_dict_type is {plugin.state_dict_type.name}; a run can only be resumed with FULL_STATE_DICT, "
-            "since reading the other kinds of checkpoints runs code that is in them. Start a new run with "
+            f"fsdp_state_dict_type is {plugin.state_dict_type.name}, but a run can only be resumed with "
+            "FULL_STATE_DICT, because reading other checkpoints can run code in them. Start a new run with "
             "fsdp_state_dict_type: FULL_STATE_DICT in the launcher's configuration."
         )
 
 
 def layer_classes(model: Any) -> list[str]:
-    """Names of the classes of the host's layers; what holds the token embeddings is none.
+    """The class names of the host's layers, except classes that contain the token embeddings.
 
-    accelerate makes a piece of the embeddings by itself, and of one within another torch can't (BertEmbeddings is
-    among BERT's classes that are not to be split).
+    accelerate wraps the embeddings itself, and torch can't wrap one module inside another. (BERT's `_no_split_modules`
+    includes BertEmbeddings.)
     """
-    named = set(model._no_split_modules or ()) - {"DonorLayer"}
+    layer_names = set(model._no_split_modules or ()) - {"DonorLayer"}
     embeddings = model.get_input_embeddings()
-    found = [module for module in model.modules() if type(module).__name__ in named]
-    outer = {type(module) for module in found if any(part is embeddings for part in module.modules())}
-    return sorted({type(module).__name__ for module in found if type(module) not in outer})
+    layers = [module for module in model.modules() if type(module).__name__ in layer_names]
+    excluded = {type(layer) for layer in layers if any(part is embeddings for part in layer.modules())}
+    return sorted({type(layer).__name__ for layer in layers if type(layer) not in excluded})

@@ -1,4 +1,4 @@
-"""What a person names as data -> the splits it has, with their columns as they are."""
+"""Find and load the data that the user names. The result is its splits, with their columns unchanged."""
 
 import os
 import re
@@ -20,30 +20,31 @@ from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import short_name
 
-# A name or file, several files or rows, splits; or what the datasets library makes (Any: it is untyped here).
+# A name, a file, several files, rows, a dict of splits, or an object of the datasets library (Any: untyped here).
 DataLike: TypeAlias = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Any
 
 _Split = TypeVar("_Split")
 
 STDIN = "-"
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-# The number of a file of several: -00000-of-00002, -1, _2.
+# Shard number in a file name: -00000-of-00002, -1, _2.
 _SHARD = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One split as it was found.
+    """One split as loaded from its source.
 
     Attributes:
-        columns: Column name -> values, all equally many.
-        place: What to call it in a message: a file, or a data set and its split.
-        label_names: Column name -> names of its class ids, where the source itself says them.
-        curated: It comes from a data set that the user can't edit: rows without text are left out, not refused.
+        columns: Values by column name. All columns have the same length.
+        location: The name of the split in messages: a file, or a data set and its split.
+        label_names: Class names by column, for columns whose class names the source declares.
+        curated: Whether the data set is one that the user can't edit. Rows without text are then skipped; otherwise
+            they are an error.
     """
 
     columns: Columns
-    place: str
+    location: str
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     curated: bool = False
 
@@ -53,13 +54,13 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplits(Generic[_Split]):
-    """A data set before its columns and labels were looked at.
+    """A data set whose columns and labels have not been examined yet.
 
     Attributes:
-        name: A short name that can be part of a folder's name.
-        spec: What the user named, if it can be named again (a name, a Hub id, absolute file paths); else empty.
-        splits: Split name -> its rows; at least one.
-        record: The row of the registry it was found by.
+        name: A short name that can be part of a folder name.
+        spec: How to name the data again: a name, a Hub id or absolute file paths. Empty for data in memory and stdin.
+        splits: Rows by split name; at least one split.
+        record: The data set's record in the registry, if it has one.
     """
 
     name: str
@@ -69,40 +70,42 @@ class DataSplits(Generic[_Split]):
 
     @property
     def train(self) -> _Split:
-        """The training split: by the registry, by name, or the only one.
+        """The training split: the one named in the registry, else `train`, else the only split.
 
         Raises:
-            DataError: There are several splits, and none is it.
+            DataError: There are several splits, and none of them is the training split.
         """
-        wanted = self.record.train if self.record is not None else "train"
-        if wanted not in self.splits and len(self.splits) != 1:
-            raise DataError(f"{self.name} has no split called {wanted}, but {', '.join(self.splits)}.")
-        return self.splits[wanted] if wanted in self.splits else next(iter(self.splits.values()))
+        split_name = self.record.train if self.record is not None else "train"
+        if split_name not in self.splits and len(self.splits) != 1:
+            raise DataError(f"{self.name} has no split {split_name!r}. Its splits are: {', '.join(self.splits)}.")
+        return self.splits[split_name] if split_name in self.splits else next(iter(self.splits.values()))
 
     @property
     def validation(self) -> _Split | None:
-        """The validation split, if there is one."""
+        """The validation split, or None."""
         names = (self.record.validation or "",) if self.record is not None else _VALIDATION_NAMES
         return next((self.splits[name] for name in names if name in self.splits), None)
 
     @property
     def test(self) -> _Split | None:
-        """The test split, if there is one."""
-        wanted = self.record.test if self.record is not None else "test"
-        return self.splits.get(wanted or "")
+        """The test split, or None."""
+        split_name = self.record.test if self.record is not None else "test"
+        return self.splits.get(split_name or "")
 
     def choose(self, split: str | None = None) -> _Split:
-        """The split to measure on: the named one; else test; else the only one.
+        """Choose the split to evaluate on: `split` if given, else the test split, else the only split.
 
         Raises:
-            DataError: There is no such split, or several and none is the test.
+            DataError: `split` does not exist, or there are several splits and no test split.
         """
         if split is not None and split not in self.splits:
-            raise DataError(f"{self.name} has no split {split!r}, but {', '.join(self.splits)}.")
-        found = self.splits[split] if split is not None else self.test
-        if found is None and len(self.splits) != 1:
-            raise DataError(f"{self.name} has no test split, but {', '.join(self.splits)}. Say which with --split.")
-        return next(iter(self.splits.values())) if found is None else found
+            raise DataError(f"{self.name} has no split {split!r}. Its splits are: {', '.join(self.splits)}.")
+        chosen = self.splits[split] if split is not None else self.test
+        if chosen is None and len(self.splits) != 1:
+            raise DataError(
+                f"{self.name} has no test split. Choose one of its splits with --split: {', '.join(self.splits)}."
+            )
+        return next(iter(self.splits.values())) if chosen is None else chosen
 
 
 class RawData(DataSplits[Table]):
@@ -110,37 +113,41 @@ class RawData(DataSplits[Table]):
 
 
 def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskName = "text-classification") -> RawData:
-    """Find and read a data set.
+    """Find a data set and load it into memory.
 
     Args:
-        data: A name from the registry, a Hub id, one file or several, a folder of them, "-" for stdin, a
+        data: A name from the registry, a Hub id, one or more files, a folder of files, "-" for stdin, a
             `datasets.Dataset` or `DatasetDict`, a list of rows (dicts), or a dict of splits.
-        progress: Told what is loaded from the Hub.
-        task: What it is wanted for.
+        progress: Receives a notice about a download from the Hub.
+        task: The task to load the data for.
 
     Raises:
-        DataError: There is no such data set or file, it can't be read, or it is known to be for another task.
+        DataError: The data set or file does not exist or can't be read, or the registry lists it for another task.
     """
     if isinstance(data, datasets.DatasetDict | datasets.Dataset):
         return _from_datasets(data)
     if isinstance(data, datasets.IterableDatasetDict | datasets.IterableDataset):
-        raise DataError(f"A {type(data).__name__} is read row by row: say so (streaming=True). Only training data can.")
+        raise DataError(
+            f"A {type(data).__name__} can only be streamed. Set streaming=True; only training data can be streamed."
+        )
     if isinstance(data, str | os.PathLike):
         return _from_name(os.fspath(data), progress or NullProgress(), task)
     if isinstance(data, Mapping):
         return _from_splits(data)
     if not isinstance(data, Sequence):
-        raise DataError(f"A {type(data).__name__} is no data set: give a name, files, a datasets.Dataset, or rows.")
+        raise DataError(
+            f"The data has the type {type(data).__name__}. Expected a name, files, a datasets.Dataset, or rows."
+        )
     if not data:
-        raise DataError("The data is an empty list: it has no rows.")
-    if all(isinstance(entry, str | os.PathLike) for entry in data):
-        paths = [os.fspath(entry) for entry in data]
+        raise DataError("The data is an empty list. Pass at least one row.")
+    if all(isinstance(item, str | os.PathLike) for item in data):
+        paths = [os.fspath(item) for item in data]
         return _from_name(paths[0], progress or NullProgress(), task) if len(paths) == 1 else _from_files(paths)
     return RawData(name="data", spec=(), splits={"train": _rows_table(data, "the given rows")})
 
 
 def task_of_data(data: DataLike) -> TaskName | None:
-    """The task that a named data set is for; None for data that can be for any."""
+    """The task that the registry lists for a named data set; None for all other data."""
     names = [data] if isinstance(data, str) else data if isinstance(data, Sequence) else []
     if len(names) != 1 or not isinstance(names[0], str) or Path(names[0]).is_file():
         return None
@@ -155,10 +162,10 @@ def _from_name(name: str, progress: Progress, task: TaskName) -> RawData:
         packaged = record.packaged_path()
         if packaged is None:
             return _from_hub(record.hub_id or name, record, progress)
-        table = Table(columns=read_files([packaged]), place=record.name, curated=True)
+        table = Table(columns=read_files([packaged]), location=record.name, curated=True)
         return RawData(name=record.name, spec=(record.name,), splits={"train": table}, record=record)
     if name == STDIN:
-        table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), place="stdin")
+        table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), location="stdin")
         return RawData(name="stdin", spec=(), splits={"train": table})
     if Path(name).expanduser().is_dir():
         return _from_folder(Path(name).expanduser())
@@ -170,41 +177,41 @@ def _from_name(name: str, progress: Progress, task: TaskName) -> RawData:
 
 
 def no_such_data(name: str) -> DataError:
-    """What to say of a name that is nothing."""
+    """Make the error for a name that is neither a data set nor a file."""
     similar = similar_names(name)
-    hint = f"Did you mean {' or '.join(similar)}? " if similar else f"Names: {', '.join(DATASETS)}. "
-    return DataError(f"There is no data set called {name!r}, and no such file. {hint}A Hub id has the form owner/name.")
+    hint = f"Did you mean {' or '.join(similar)}? " if similar else f"The data sets are: {', '.join(DATASETS)}. "
+    return DataError(f"There is no data set or file {name!r}. {hint}A Hub id has the form owner/name.")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no file has the form of a Hub id."""
+    """Whether a name has the form of a Hub id; call this only for names that are not files."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def _from_files(names: Sequence[str]) -> RawData:
     paths = [Path(name).expanduser() for name in names]
-    table = Table(columns=read_files(paths), place=" + ".join(names))
+    table = Table(columns=read_files(paths), location=" + ".join(names))
     spec = tuple(str(path.resolve()) for path in paths)
     return RawData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": table})
 
 
 def _from_folder(folder: Path) -> RawData:
     splits = {
-        name: Table(columns=read_files(paths), place=" + ".join(map(str, paths)))
+        name: Table(columns=read_files(paths), location=" + ".join(map(str, paths)))
         for name, paths in group_files(folder).items()
     }
     return RawData(name=short_name(folder.resolve().name), spec=(str(folder.resolve()),), splits=splits)
 
 
 def group_files(folder: Path) -> dict[str, list[Path]]:
-    """Files whose names say which split they are: train.csv, dev.jsonl, test-00000-of-00002.parquet, ...
+    """Group the files of a folder by split, from their names: train.csv, dev.jsonl, test-00000-of-00002.parquet, ...
 
     Raises:
-        DataError: The folder has no file that can be read.
+        DataError: The folder has no readable file.
     """
     files = find_files(folder) or find_files(folder / "data")
     if not files:
-        raise DataError(f"{folder} has no data: none of its files ends in {', '.join(READERS)}.")
+        raise DataError(f"{folder} contains no data files. Supported formats: {', '.join(READERS)}.")
     groups: dict[str, list[Path]] = {}
     for path in files:
         stem = _SHARD.sub("", path.stem).lower()
@@ -220,10 +227,10 @@ def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> 
 
 
 def load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress, *, streaming: bool = False) -> Any:
-    """What the datasets library makes of a Hub id: a dict of splits. `streaming`: nothing of the rows is loaded yet.
+    """Load a Hub data set with the datasets library, as a dict of splits. With `streaming`, no rows are loaded yet.
 
     Raises:
-        DataError: It can't be had.
+        DataError: The data set can't be loaded.
     """
     subset, revision = (record.subset, record.revision) if record else (None, None)
     progress.notice(f"Loading {hub_id}{f' ({subset})' if subset else ''} from the Hub.")
@@ -231,13 +238,13 @@ def load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress,
         return load_dataset(hub_id, subset, revision=revision, **({"streaming": True} if streaming else {}))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"The data set {hub_id} can't be loaded from the Hub: {first_sentence(error)} Check the id and the "
-            "network; for a gated one, ask for access on its page and log in with `hf auth login`."
+            f"The data set {hub_id} can't be loaded from the Hub: {first_sentence(error)} Check the id and your "
+            "network. If the data set is gated, request access on its page and log in with `hf auth login`."
         ) from error
 
 
 def first_sentence(error: Exception) -> str:
-    """The first line of a library's message, as a sentence."""
+    """The first line of an error message, with a final period."""
     line = first_line(error)
     return line if line.endswith((".", "!", "?")) else line + "."
 
@@ -248,13 +255,13 @@ def _from_datasets(data: datasets.Dataset | datasets.DatasetDict) -> RawData:
     return RawData(name="data", spec=(), splits=tables)
 
 
-def _datasets_table(table: datasets.Dataset, place: str, *, curated: bool = False) -> Table:
+def _datasets_table(table: datasets.Dataset, location: str, *, curated: bool = False) -> Table:
     columns: Columns = table.with_format("python").to_dict()
-    return Table(columns=columns, place=place, label_names=class_names(table), curated=curated)
+    return Table(columns=columns, location=location, label_names=class_names(table), curated=curated)
 
 
 def class_names(data: datasets.Dataset | datasets.IterableDataset) -> dict[str, tuple[str, ...]]:
-    """Column name -> names of its class ids, where the data set says them."""
+    """Class names by column, for the columns that the data set declares as class labels."""
     return {
         column: tuple(feature.names)
         for column, feature in (data.features or {}).items()
@@ -270,14 +277,19 @@ def _from_splits(data: Mapping[str, Any]) -> RawData:
         elif isinstance(part, Sequence) and not isinstance(part, str):
             splits[str(name)] = _rows_table(part, f"the given rows ({name})")
         else:
-            raise DataError(f"Split {name!r} is a {type(part).__name__}; it must be a datasets.Dataset or rows.")
+            raise DataError(
+                f"Split {name!r} has the type {type(part).__name__}; it must be a datasets.Dataset or a list of rows."
+            )
     if not splits:
-        raise DataError("The data is an empty dict: it has no splits.")
+        raise DataError("The data is an empty dict. Pass at least one split.")
     return RawData(name="data", spec=(), splits=splits)
 
 
-def _rows_table(rows: Sequence[Any], place: str) -> Table:
+def _rows_table(rows: Sequence[Any], location: str) -> Table:
     if not all(isinstance(row, Mapping) for row in rows):
-        odd = next(type(row).__name__ for row in rows if not isinstance(row, Mapping))
-        raise DataError(f'In {place}: a row is a {odd}; rows are dicts such as {{"text": "...", "label": 0}}.')
-    return Table(columns=rows_to_columns([dict(row) for row in rows], place), place=place)
+        wrong_type = next(type(row).__name__ for row in rows if not isinstance(row, Mapping))
+        raise DataError(
+            f"{location} contain a row of the type {wrong_type}. Rows must be dicts, such as "
+            '{"text": "...", "label": 0}.'
+        )
+    return Table(columns=rows_to_columns([dict(row) for row in rows], location), location=location)

@@ -1,8 +1,10 @@
 """Exact match and F1 of answers, by the rules of SQuAD's two official evaluation scripts (v1.1 and v2.0).
 
-https://rajpurkar.github.io/SQuAD-explorer/ ; both compare answers without case, punctuation (ASCII), the articles a, an
-and the, and surplus blanks, take the best of several right answers, and average over all questions, in percent. They
-differ in what is empty: v2.0 has questions without an answer, whose right answer is the empty one.
+https://rajpurkar.github.io/SQuAD-explorer/
+
+Both scripts ignore case, ASCII punctuation, the articles a, an and the, and extra whitespace. They use the best of
+several correct answers, and average over all questions, in percent. They differ for empty answers: v2.0 has questions
+without an answer, for which the empty answer is correct.
 """
 
 import re
@@ -21,16 +23,16 @@ _PUNCTUATION = set(string.punctuation)
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerMetrics:
-    """What was measured on one set of questions, by the official rules of SQuAD, in percent.
+    """Metrics of one set of questions, by the official rules of SQuAD, in percent.
 
     Attributes:
-        f1: Mean over questions of the shared words' F1.
-        exact_match: Share of questions answered exactly.
-        loss: Mean over pieces of text of half the cross-entropies of start and end, in nats, without label smoothing.
-        examples: Questions.
-        version_2: Whether the rules are those of SQuAD 2.0, since some question has no answer.
-        with_answer: Exact match and F1 of the questions that have one; only in version 2.
-        without_answer: Likewise of the others.
+        f1: Mean word F1 over the questions.
+        exact_match: Share of questions with an exact answer.
+        loss: Mean over windows of the mean cross-entropy of start and end, in nats, without label smoothing.
+        examples: Number of questions.
+        version_2: Whether the rules of SQuAD 2.0 were used, because a question has no answer.
+        with_answer: Exact match and F1 of the questions that have an answer; only with version 2.
+        without_answer: Exact match and F1 of the questions without an answer; only with version 2.
     """
 
     f1: float
@@ -43,29 +45,29 @@ class AnswerMetrics:
 
     @property
     def scores(self) -> dict[str, float]:
-        """F1 first."""
+        """The scores by name, F1 first."""
         return {"f1": self.f1, "exact_match": self.exact_match, "loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
 def measure_answers(predicted: Sequence[str], right: Sequence[Sequence[str]], loss: float = 0.0) -> AnswerMetrics:
-    """Measure answers by the official rules: those of SQuAD 2.0 where some question has no answer, else 1.1's.
+    """Compute the metrics by the official rules: those of SQuAD 2.0 if a question has no answer, else those of 1.1.
 
     Args:
-        predicted: The answers; empty: none.
-        right: All right answers of each question.
-        loss: What to report as the loss.
+        predicted: The predicted answers; an empty string means no answer.
+        right: All correct answers of each question.
+        loss: The loss to report.
     """
     version_2 = not all(right)
     pairs = list(zip(predicted, right, strict=True))
-    exact = np.array([exact_match(said, answers, version_2=version_2) for said, answers in pairs])
-    overlap = np.array([f1(said, answers, version_2=version_2) for said, answers in pairs])
-    has = np.array([bool(answers) for answers in right])
+    exact = np.array([exact_match(prediction, answers, version_2=version_2) for prediction, answers in pairs])
+    overlap = np.array([f1(prediction, answers, version_2=version_2) for prediction, answers in pairs])
+    has_answer = np.array([bool(answers) for answers in right])
 
-    def part(rows: npt.NDArray[np.bool_]) -> dict[str, float] | None:
+    def subset_scores(rows: npt.NDArray[np.bool_]) -> dict[str, float] | None:
         if not version_2 or not rows.any():
             return None
         return {
@@ -80,24 +82,24 @@ def measure_answers(predicted: Sequence[str], right: Sequence[Sequence[str]], lo
         loss=loss,
         examples=len(pairs),
         version_2=version_2,
-        with_answer=part(has),
-        without_answer=part(~has),
+        with_answer=subset_scores(has_answer),
+        without_answer=subset_scores(~has_answer),
     )
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, in this order."""
+    """Convert to lower case, then remove punctuation, articles and extra whitespace, in this order."""
     text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def exact_match(predicted: str, right: Sequence[str], *, version_2: bool) -> float:
-    """1 if the prediction is one of the right answers, else 0."""
+    """Return 1 if the prediction is one of the correct answers, else 0."""
     return max(float(normalize_answer(predicted) == normalize_answer(answer)) for answer in _gold(right, version_2))
 
 
 def f1(predicted: str, right: Sequence[str], *, version_2: bool) -> float:
-    """F1 over the words that prediction and answer share; the best over the right answers."""
+    """Compute the word F1 of the prediction against the correct answers; return the best."""
     return max(_f1(predicted, answer, version_2) for answer in _gold(right, version_2))
 
 
@@ -108,11 +110,11 @@ def _gold(right: Sequence[str], version_2: bool) -> Sequence[str]:
 
 
 def _f1(predicted: str, answer: str, version_2: bool) -> float:
-    said, wanted = normalize_answer(predicted).split(), normalize_answer(answer).split()
-    if version_2 and not (said and wanted):
-        return float(said == wanted)
-    shared = sum((Counter(said) & Counter(wanted)).values())
+    predicted_words, answer_words = normalize_answer(predicted).split(), normalize_answer(answer).split()
+    if version_2 and not (predicted_words and answer_words):
+        return float(predicted_words == answer_words)
+    shared = sum((Counter(predicted_words) & Counter(answer_words)).values())
     if not shared:
         return 0.0
-    precision, recall = shared / len(said), shared / len(wanted)
+    precision, recall = shared / len(predicted_words), shared / len(answer_words)
     return 2 * precision * recall / (precision + recall)

@@ -1,4 +1,4 @@
-"""Data that is read row by row and never held as a whole: local files, data sets of the Hub, those of `datasets`."""
+"""Open data that is read row by row: local files, Hub data sets, and objects of `datasets`."""
 
 import functools
 import itertools
@@ -35,18 +35,19 @@ from layer_surgeon.workspace import short_name
 
 @dataclass(frozen=True, kw_only=True)
 class RowStream:
-    """One split that is read from its beginning as often as it is wanted.
+    """One split, which can be read several times from the beginning.
 
     Attributes:
-        place: What to call it in a message.
+        location: The name of the split in messages.
         begin: Starts a new pass over the rows.
-        num_rows: How many there are, where that is known without reading them.
-        label_names: Column name -> names of its class ids, where the source itself says them.
-        curated: It comes from a data set that the user can't edit: rows without text are left out, not refused.
-        is_near: It lies on this machine, so that counting its rows costs no network.
+        num_rows: Number of rows, if known without reading them.
+        label_names: Class names by column, for columns whose class names the source declares.
+        curated: Whether the data set is one that the user can't edit. Rows without text are then skipped; otherwise
+            they are an error.
+        is_near: Whether the data is on this machine, so counting its rows needs no network.
     """
 
-    place: str
+    location: str
     begin: Callable[[], Iterator[Mapping[str, Any]]]
     num_rows: int | None = None
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -54,10 +55,10 @@ class RowStream:
     is_near: bool = True
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Every row with its number, from 1 on.
+        """Yield every row with its number, from 1.
 
         Raises:
-            DataError: A row can't be read; the message says which.
+            DataError: A row can't be read; the message has its number.
         """
         number = 0
         try:
@@ -73,53 +74,53 @@ class RowStream:
             ValueError,
             RuntimeError,
         ) as error:
-            raise DataError(f"{self.place} can't be read on after row {number:,}: {first_sentence(error)}") from error
+            raise DataError(f"{self.location} can't be read beyond row {number:,}: {first_sentence(error)}") from error
 
     def table(self, most: int | None = None) -> Table:
-        """The first `most` rows, or all of them, in memory.
+        """Load the first `most` rows, or all rows, into memory.
 
         Raises:
-            DataError: A row can't be read, or has other columns than the first one.
+            DataError: A row can't be read, or does not have the columns of the first row.
         """
         rows = [dict(row) for _, row in itertools.islice(self.rows(), most)]
-        columns = rows_to_columns(rows, self.place)
-        return Table(columns=columns, place=self.place, label_names=self.label_names, curated=self.curated)
+        columns = rows_to_columns(rows, self.location)
+        return Table(columns=columns, location=self.location, label_names=self.label_names, curated=self.curated)
 
 
 class StreamedData(DataSplits[RowStream]):
-    """A data set of which nothing but its description was read."""
+    """A data set whose rows have not been read yet."""
 
 
 def open_stream(data: DataLike, progress: Progress, *, task: TaskName = "text-classification") -> StreamedData:
-    """Find a data set, without reading its rows.
+    """Find a data set without reading its rows.
 
     Args:
-        data: A name from the registry, a Hub id, one file or several, a folder of them, or a data set of `datasets`,
-            be it an iterable one or one that lies in Arrow files.
-        progress: Told what is opened on the Hub.
-        task: What it is wanted for.
+        data: A name from the registry, a Hub id, one or more files, a folder of files, or a data set of `datasets`
+            (iterable or not).
+        progress: Receives a notice about a data set on the Hub.
+        task: The task to use the data for.
 
     Raises:
-        ConfigError: It can be read only once (stdin), or is in memory anyway.
-        DataError: There is no such data set or file, or it is known to be for another task.
+        ConfigError: The data can be read only once (stdin), or is already in memory.
+        DataError: The data set or file does not exist, or the registry lists it for another task.
     """
     if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
-        splits = {str(name): _of_datasets(part, f"the given data set ({name})") for name, part in data.items()}
+        splits = {str(name): _stream_dataset(part, f"the given data set ({name})") for name, part in data.items()}
         return StreamedData(name="data", spec=(), splits=splits)
     if isinstance(data, datasets.Dataset | datasets.IterableDataset):
-        return StreamedData(name="data", spec=(), splits={"train": _of_datasets(data, "the given data set")})
+        return StreamedData(name="data", spec=(), splits={"train": _stream_dataset(data, "the given data set")})
     names = [data] if isinstance(data, str | os.PathLike) else data
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | os.PathLike) for name in names):
         raise ConfigError(
-            f"A {type(data).__name__} is in memory already: leave streaming out. Names, Hub ids, files, folders and "
-            "data sets of the datasets library can be streamed."
+            f"A {type(data).__name__} is already in memory. Turn streaming off, or pass a name, a Hub id, files, a "
+            "folder, or a data set of the datasets library."
         )
     paths = [os.fspath(name) for name in names]
     return _from_name(paths[0], progress, task) if len(paths) == 1 else _from_files(paths)
 
 
 def opens_on_hub(data: DataLike) -> bool:
-    """Whether it is a name that leads to the Hub, where a split can be had without the others."""
+    """Whether the data is on the Hub, where a split can be read without the others."""
     names = [data] if isinstance(data, str) else data
     if not isinstance(names, list | tuple) or len(names) != 1 or not isinstance(names[0], str):
         return False
@@ -138,15 +139,15 @@ def _from_name(name: str, progress: Progress, task: TaskName) -> StreamedData:
         packaged = record.packaged_path()
         if packaged is None:
             return _from_hub(record.hub_id or name, record, progress)
-        stream = _of_files([packaged], record.name, curated=True)
+        stream = _stream_files([packaged], record.name, curated=True)
         return StreamedData(name=record.name, spec=(record.name,), splits={"train": stream}, record=record)
     if name == STDIN:
         raise ConfigError(
-            "stdin can be read only once, and streamed data is read again for every pass. Write it into a file, or "
-            "leave --streaming out."
+            "stdin can be read only once, but streamed data is read again for every pass. Write the data to a file, or "
+            "omit --streaming."
         )
     if path.is_dir():
-        splits = {split: _of_files(files) for split, files in group_files(path).items()}
+        splits = {split: _stream_files(files) for split, files in group_files(path).items()}
         return StreamedData(name=short_name(path.resolve().name), spec=(str(path.resolve()),), splits=splits)
     if path.exists() or path.suffix.lower() in READERS:
         return _from_files([name])
@@ -157,17 +158,17 @@ def _from_name(name: str, progress: Progress, task: TaskName) -> StreamedData:
 
 def _from_files(names: Sequence[str]) -> StreamedData:
     paths = [Path(name).expanduser() for name in names]
-    stream = _of_files(paths, " + ".join(names))
+    stream = _stream_files(paths, " + ".join(names))
     spec = tuple(str(path.resolve()) for path in paths)
     return StreamedData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": stream})
 
 
-def _of_files(paths: Sequence[Path], place: str = "", *, curated: bool = False) -> RowStream:
+def _stream_files(paths: Sequence[Path], location: str = "", *, curated: bool = False) -> RowStream:
     for path in paths:
         check_streamable(path)
     counts = [count_rows(path) for path in paths]
     return RowStream(
-        place=place or " + ".join(map(str, paths)),
+        location=location or " + ".join(map(str, paths)),
         begin=functools.partial(_file_rows, tuple(paths)),
         num_rows=None if None in counts else sum(filter(None, counts)),
         curated=curated,
@@ -175,49 +176,53 @@ def _of_files(paths: Sequence[Path], place: str = "", *, curated: bool = False) 
 
 
 def _file_rows(paths: Sequence[Path]) -> Iterator[Row]:
-    first: set[str] | None = None
+    expected_columns: set[str] | None = None
     for path in paths:
-        begun = False
+        has_rows = False
         for row in iterate_file(path):
-            if not begun and first is not None and set(row) != first:
+            if not has_rows and expected_columns is not None and set(row) != expected_columns:
                 raise DataError(
-                    f"{path} has the columns {', '.join(row)}, and {paths[0]} has {', '.join(sorted(first))}. "
-                    "Files that are read together need the same columns."
+                    f"{path} has the columns {', '.join(row)}, but {paths[0]} has "
+                    f"{', '.join(sorted(expected_columns))}. Files that are read together need the same columns."
                 )
-            first, begun = set(row) if first is None else first, True
+            expected_columns, has_rows = set(row) if expected_columns is None else expected_columns, True
             yield row
-        if not begun:
-            raise DataError(f"{path} has no rows. Add some.")
+        if not has_rows:
+            raise DataError(f"{path} has no rows. Add at least one row.")
 
 
 def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> StreamedData:
     loaded = load_from_hub(hub_id, record, progress, streaming=True)
     name = record.name if record else short_name(hub_id)
     splits = {
-        str(split): _of_datasets(part, f"{name} ({split})", curated=True, is_near=False)
+        str(split): _stream_dataset(part, f"{name} ({split})", curated=True, is_near=False)
         for split, part in loaded.items()
     }
     return StreamedData(name=name, spec=(record.name if record else hub_id,), splits=splits, record=record)
 
 
-def _of_datasets(
-    data: datasets.Dataset | datasets.IterableDataset, place: str, *, curated: bool = False, is_near: bool | None = None
+def _stream_dataset(
+    data: datasets.Dataset | datasets.IterableDataset,
+    location: str,
+    *,
+    curated: bool = False,
+    is_near: bool | None = None,
 ) -> RowStream:
-    count: int | None = None
-    names, known = class_names(data), isinstance(data, datasets.Dataset)
-    if known:
-        count = len(data)
+    num_rows: int | None = None
+    label_names, is_on_disk = class_names(data), isinstance(data, datasets.Dataset)
+    if is_on_disk:
+        num_rows = len(data)
         data = data.with_format("python").to_iterable_dataset()
     else:
         info = (data.info.splits or {}).get(str(data.split))
-        count = getattr(info, "num_examples", None) or None
+        num_rows = getattr(info, "num_examples", None) or None
         data = data.with_format(None)
     return RowStream(
-        place=place,
+        location=location,
         begin=functools.partial(iter, data),
-        num_rows=count,
-        label_names=names,
+        num_rows=num_rows,
+        label_names=label_names,
         curated=curated,
-        # Where a stream of somebody else's comes from is not known.
-        is_near=known if is_near is None else is_near,
+        # An IterableDataset of the caller may read from anywhere.
+        is_near=is_on_disk if is_near is None else is_near,
     )

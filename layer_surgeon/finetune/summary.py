@@ -1,4 +1,4 @@
-"""What a person should see of the data before it is trained on."""
+"""Summarise the data for the user before training."""
 
 from collections.abc import Mapping
 
@@ -6,15 +6,15 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 
-# A class with a smaller share than this is named: accuracy alone says little of it.
+# Classes with a smaller share than this are named, because accuracy alone says little about them.
 _RARE = 0.05
 _MOST_CLASSES = 12
-# So many rows of one class are no chance.
+# If at least this many first rows have one class, that is not by chance.
 _ENOUGH = 50
 
 
 def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: FinetuneConfig) -> list[str]:
-    """Sizes, classes and their balance, what is cut: one line each."""
+    """Describe the sizes, the class balance and the truncation of the splits, in one line each."""
     sizes = ", ".join(
         f"{_size(data) if name == 'train' else f'{len(part):,}'} {name}" for name, part in data.splits.items()
     )
@@ -24,14 +24,14 @@ def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: Finetu
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     lines = [f"{data.name}: {sizes} examples{held_out}{classes}."]
     lines += _balance(data)
-    lines += _order(data, config)
+    lines += _warn_if_sorted(data, config)
     for name, part in sets.items():
         if cut := part.num_truncated:
             kind = {"train": "training"}.get(name, name)
             first = "the first " if name == "train" and data.stream is not None else ""
             lines.append(
                 f"{cut:,} of {first}{len(part):,} {kind} {data.task.unit} ({cut / len(part):.1%}) are longer than "
-                f"{part.cut_at} and are cut there."
+                f"{part.cut_at} and will be truncated."
             )
     return lines
 
@@ -42,15 +42,15 @@ def _size(data: TaskData) -> str:
     return "an unknown number of" if data.stream.num_rows is None else f"{data.stream.num_rows:,} streamed"
 
 
-def _order(data: TaskData, config: FinetuneConfig) -> list[str]:
-    """Of a stream: whether its rows seem to come class by class."""
+def _warn_if_sorted(data: TaskData, config: FinetuneConfig) -> list[str]:
+    """Warn about a stream that seems to be sorted by class."""
     counts = data.task.facts(data.train, data.label_names).get("per_class", {})
-    found = [name for name, count in counts.items() if count]
-    if data.stream is None or len(found) != 1 or len(data.train) < _ENOUGH:
+    classes = [name for name, count in counts.items() if count]
+    if data.stream is None or len(classes) != 1 or len(data.train) < _ENOUGH:
         return []
     return [
-        f"The first {len(data.train):,} training rows are all {found[0]!r}: the stream seems to be sorted, and only "
-        f"{config.shuffle_buffer:,} rows at a time are shuffled (--shuffle-buffer). Better shuffle the data itself."
+        f"The first {len(data.train):,} training rows are all {classes[0]!r}, so the stream seems to be sorted. "
+        f"Training shuffles only {config.shuffle_buffer:,} rows at a time (--shuffle-buffer). Shuffle the data first."
     ]
 
 
@@ -72,7 +72,7 @@ def _balance(data: TaskData) -> list[str]:
     rare = [name for name in largest if shares[name] < _RARE / max(1, len(shares) / 2)]
     if rare:
         lines.append(
-            f"Rare {where}: {', '.join(rare[:5])}{', ...' if len(rare) > 5 else ''}. Look at macro F1 and at the "
-            "scores by class, not at accuracy alone."
+            f"Rare {where}: {', '.join(rare[:5])}{', ...' if len(rare) > 5 else ''}. Check macro F1 and the scores by "
+            "class, not only accuracy."
         )
     return lines

@@ -1,4 +1,4 @@
-"""Texts to token ids, and how many texts were cut."""
+"""Tokenize texts, and count the truncated ones."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ _TEXTS_PER_CALL = 1000
 
 
 class TokenizedDataset:
-    """Tokenized examples: what torch calls a map-style data set.
+    """Tokenized examples, as a map-style data set for torch.
 
     Attributes:
-        features: One dict of ids per example, not padded.
-        lengths: Tokens of each.
-        num_truncated: Examples that were longer than the maximum, and were cut.
-        cut_at: Where, for a person.
-        places: What a task has to know of each feature to lead its output back to the example; may be empty.
+        features: One dict of ids per feature, not padded.
+        lengths: Number of tokens of each feature.
+        num_truncated: Number of examples that were truncated.
+        cut_at: The maximum length, for messages.
+        alignments: What a task needs to map the output for each feature back to its example; may be empty.
     """
 
     def __init__(
@@ -31,25 +31,25 @@ class TokenizedDataset:
         features: list[Features],
         num_truncated: int,
         max_length: int,
-        places: Sequence[Any] = (),
+        alignments: Sequence[Any] = (),
         cut_at: str = "",
     ) -> None:
         self.features = features
         self.cut_at = cut_at or f"{max_length} tokens (--max-length)"
         self.lengths = [len(feature["input_ids"]) for feature in features]
         self.num_truncated = num_truncated
-        self.places = places
+        self.alignments = alignments
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> Features:
-        # A copy: the collator takes keys out of what it gets.
+        # A copy, because the collator removes keys.
         return dict(self.features[index])
 
 
 class NumberedDataset:
-    """The same, with each feature's number in it, by which outputs find back to their place."""
+    """Adds to each feature its number, by which outputs are put back in order."""
 
     def __init__(self, dataset: TokenizedDataset) -> None:
         self._dataset = dataset
@@ -66,29 +66,31 @@ class NumberedDataset:
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: int) -> int:
-    """`max_length`, or less where the tokenizer or the model's positions end before."""
+    """Limit `max_length` to what the tokenizer and the model's position embeddings support."""
     limits = [max_length, int(tokenizer.model_max_length)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count positions from the padding id on: the rows up to it hold no token.
+            # RoBERTa and similar models start counting positions after the padding id.
             limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
     return min(limits)
 
 
 def padding_right(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy, that fills up behind the text, so that tokens keep their places in a batch."""
+    """Return a tokenizer that pads on the right (a copy if necessary), so token positions stay the same in a batch."""
     if tokenizer.padding_side == "right":
         return tokenizer
-    other = copy.copy(tokenizer)
-    other.padding_side = "right"
-    return other
+    right_padding = copy.copy(tokenizer)
+    right_padding.padding_side = "right"
+    return right_padding
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> TokenizedDataset:
-    """Tokenize, cut at `max_length` tokens (special ones counted; of a pair the longer one first), don't pad.
+    """Tokenize examples without padding, and truncate them to `max_length` tokens.
+
+    Special tokens count towards `max_length`. In a pair, the longer text is truncated first.
 
     Raises:
-        ConfigError: `max_length` leaves no room for a token beside the special ones.
+        ConfigError: `max_length` leaves no room for tokens other than the special ones.
     """
     encoded, cut = tokenize_texts(tokenizer, examples.texts, examples.pairs, max_length)
     features = [feature | {"labels": label} for feature, label in zip(encoded, examples.labels, strict=True)]
@@ -103,16 +105,19 @@ def tokenize_texts(
     *,
     targets: bool = False,
 ) -> tuple[list[Features], list[bool]]:
-    """The ids of each text or pair, and whether it was cut. `targets`: they are what is to be written.
+    """Tokenize texts or pairs; with `targets`, as target texts.
+
+    Returns:
+        The features of each text or pair, and whether it was truncated.
 
     Raises:
-        ConfigError: `max_length` leaves no room for a token beside the special ones.
+        ConfigError: `max_length` leaves no room for tokens other than the special ones.
     """
     special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
     if max_length <= special:
         name = "max_target_length" if targets else "max_length"
         raise ConfigError(
-            f"{name} is {max_length}, and {special} tokens are special ones. Take at least {special + 1}."
+            f"{name} is {max_length}, but {special} tokens are special tokens. Set it to at least {special + 1}."
         )
     features: list[Features] = []
     cut: list[bool] = []
@@ -120,13 +125,13 @@ def tokenize_texts(
         part = slice(start, start + _TEXTS_PER_CALL)
         encoded = _encode(tokenizer, texts[part], pairs and pairs[part], targets=targets)
         for index in range(len(encoded["input_ids"])):
-            whole = {name: values[index] for name, values in encoded.items()}
-            cut.append(len(whole["input_ids"]) > max_length)
+            feature = {name: values[index] for name, values in encoded.items()}
+            cut.append(len(feature["input_ids"]) > max_length)
             if cut[-1]:
-                one = slice(start + index, start + index + 1)
-                again = _encode(tokenizer, texts[one], pairs and pairs[one], targets=targets, max_length=max_length)
-                whole = {name: values[0] for name, values in again.items()}
-            features.append(whole)
+                row = slice(start + index, start + index + 1)
+                truncated = _encode(tokenizer, texts[row], pairs and pairs[row], targets=targets, max_length=max_length)
+                feature = {name: values[0] for name, values in truncated.items()}
+            features.append(feature)
     return features, cut
 
 
@@ -138,7 +143,7 @@ def _encode(
     targets: bool,
     max_length: int | None = None,
 ) -> dict[str, Any]:
-    # Not cut at first, to know which ones are: verbose=False, for it would warn of every long one.
+    # Without max_length, nothing is truncated, to see which texts are too long. verbose=False: no warning for each.
     settings: dict[str, Any] = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     if targets:
         return dict(tokenizer(text_target=list(texts), **settings))

@@ -1,4 +1,4 @@
-"""transformers.Trainer with the optimizer, the order of examples, the checkpoints and the events that we want."""
+"""A `transformers.Trainer` with our optimizer, example order and checkpoints."""
 
 import math
 import pickle
@@ -32,10 +32,10 @@ from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDatase
 from layer_surgeon.finetune.watching import LOGGED
 from layer_surgeon.graft import GraftedModel
 
-# Points of the loss curve; reading the loss waits for the device, so it is not done at every step.
+# Number of points on the loss curve. Reading the loss waits for the device, so it is not logged at every step.
 _LOGS_PER_RUN = 200
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-# One kernel for the whole step: 30 million parameters take 13 ms on two cores, and 85 ms parameter by parameter.
+# One fused kernel per step: for 30 million parameters, 13 ms on two cores instead of 85 ms.
 _FUSED = {"fused": True}
 _SCHEDULES = {
     ("constant", False): "constant",
@@ -46,9 +46,8 @@ _SCHEDULES = {
     ("cosine", True): "cosine",
 }
 
-
-# What torch, safetensors and transformers raise on a checkpoint that is damaged, or wants to run code.
-_UNREADABLE = (
+# Errors of torch, safetensors and transformers for a checkpoint that is damaged or would run code.
+_CHECKPOINT_ERRORS = (
     pickle.UnpicklingError,
     SafetensorError,
     EOFError,
@@ -61,11 +60,11 @@ _UNREADABLE = (
 
 
 class EpochSampler(Sampler[int]):
-    """The order of the examples as a function of seed and epoch alone.
+    """Samples examples in an order that depends only on the seed and the epoch.
 
-    transformers draws it from the global random state, which a run that resumes inside an epoch no longer has. And its
-    order by length begins with long texts and ends with short ones, fifty batches at a time, so that the last steps
-    before a validation see short texts only. Here batches of texts of similar length come in random order.
+    The samplers of transformers differ in two ways. They use the global random state, which is lost when a run resumes
+    inside an epoch. And their order by length sorts every fifty batches from long to short, so the last steps before a
+    validation see only short texts. This sampler shuffles the batches.
     """
 
     def __init__(self, dataset: TokenizedDataset, batch_size: int, seed: int, *, by_length: bool) -> None:
@@ -73,14 +72,14 @@ class EpochSampler(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader when an epoch begins."""
+        """Set the epoch; accelerate's data loader calls this when an epoch begins."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        # Multiplied, so that epoch 1 of seed 7 is not epoch 0 of seed 8.
+        # Without the factor, epoch 1 of seed 7 would have the order of epoch 0 of seed 8.
         generator = torch.Generator().manual_seed(self._seed * 10_007 + self._epoch)
         if self._by_length:
             return iter(self._grouped(generator))
@@ -88,16 +87,16 @@ class EpochSampler(Sampler[int]):
 
     def _grouped(self, generator: torch.Generator) -> list[int]:
         size = self._batch_size
-        order = get_length_grouped_indices(self._lengths, size, generator=generator)
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        # The first one holds the longest text, so that a lack of memory shows at once; the last one may be smaller.
-        between = torch.randperm(max(0, len(batches) - 2), generator=generator).tolist()
-        places = [0, *(place + 1 for place in between), len(batches) - 1][: len(batches)]
-        return [index for place in places for index in batches[place]]
+        indices = get_length_grouped_indices(self._lengths, size, generator=generator)
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        # The first batch has the longest text, so a run that lacks memory fails at once. The last one may be smaller.
+        inner = torch.randperm(max(0, len(batches) - 2), generator=generator).tolist()
+        batch_order = [0, *(number + 1 for number in inner), len(batches) - 1][: len(batches)]
+        return [index for number in batch_order for index in batches[number]]
 
 
 class SurgeonTrainer(ShardedTrainer):
-    """Trains what asks for gradients; writes checkpoints without the frozen donor; says nothing by itself."""
+    """Trains all parameters that require gradients, saves checkpoints without the frozen donor, and prints nothing."""
 
     def __init__(self, *, task: FinetuneTask, context: TaskContext, **arguments: Any) -> None:
         self._task, self._context, self._finetune_config = task, context, context.config
@@ -114,20 +113,20 @@ class SurgeonTrainer(ShardedTrainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
-        """What the task keeps of a batch, and the number of each feature: gathered over processes, put in order."""
+        """Return the task's outputs for a batch, and the feature numbers that put gathered outputs in order."""
         batch = dict(self._prepare_inputs(inputs))
         index = batch.pop("index")
         with torch.no_grad(), self.compute_loss_context_manager():
             return None, self._task.step(model, batch, self._context), index
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One group for each learning rate, with and without weight decay; without rates of parts the trainer's own."""
-        config, trained = self._finetune_config, self.model if model is None else model
-        own: Any = getattr(self, "optimizer", None)
-        if own is None and any(rate != config.learning_rate for _, _, rate in rates(trained, config)):
-            decayed = set(self.get_decay_parameter_names(trained))
+        """Create parameter groups by learning rate and weight decay; without per-part rates, use the trainer's own."""
+        config, trained_model = self._finetune_config, self.model if model is None else model
+        existing: Any = getattr(self, "optimizer", None)
+        if existing is None and any(rate != config.learning_rate for _, _, rate in rates(trained_model, config)):
+            decayed = set(self.get_decay_parameter_names(trained_model))
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-            for name, parameter, rate in rates(trained, config):
+            for name, parameter, rate in rates(trained_model, config):
                 key = rate, config.weight_decay if name in decayed else 0.0
                 groups.setdefault(key, []).append(parameter)
             self.optimizer = _OPTIMIZERS[config.optimizer](
@@ -144,9 +143,9 @@ class SurgeonTrainer(ShardedTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         config = self._finetune_config
-        group = examples_per_step(config, self.args.world_size)
+        num_examples = examples_per_step(config, self.args.world_size)
         sampler = EpochSampler(
-            train_dataset or self.train_dataset, group, config.seed, by_length=config.group_by_length
+            train_dataset or self.train_dataset, num_examples, config.seed, by_length=config.group_by_length
         )
         self.add_callback(EpochCallback(sampler))
         return sampler
@@ -159,26 +158,26 @@ class SurgeonTrainer(ShardedTrainer):
         return SequentialSampler(eval_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the weights that are trained, and the configuration; the data's tokenizer is kept once, elsewhere."""
+        """Save the trained weights and the config. The tokenizer is saved only once, in the finished run."""
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
         Path(folder).mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
-        extra = {"include_donor": False} if isinstance(model, GraftedModel) else {}
+        options = {"include_donor": False} if isinstance(model, GraftedModel) else {}
         if is_adapted(model):
-            # Else it asks the place the model came from whether its vocabulary has grown.
-            extra = {"save_embedding_layers": False}
-        model.save_pretrained(folder, state_dict=state_dict, **extra)
+            # By default peft looks up the original model to see whether the vocabulary has grown.
+            options = {"save_embedding_layers": False}
+        model.save_pretrained(folder, state_dict=state_dict, **options)
         usual_modes(Path(folder))
 
     def _load_callback_state(self) -> None:
-        """Called when the state of a checkpoint was just read."""
-        # A checkpoint names the best one by its whole path: that of before the run was moved, or any other.
+        """Fix the path of the best checkpoint. The trainer calls this right after it reads a checkpoint's state."""
+        # The state has an absolute path, which is wrong if the run was moved, and can't be trusted.
         step = self.state.best_global_step
         best = None if step is None else Path(self.args.output_dir) / f"checkpoint-{step}"
         if best is not None and not best.is_dir():
-            raise TrainingError(f"{best}, the checkpoint of the best epoch, is gone. Start a new run.")
+            raise TrainingError(f"{best}, the checkpoint of the best epoch, is missing. Start a new run.")
         self.state.best_model_checkpoint = None if best is None else str(best)
         with _reading_checkpoint():
             super()._load_callback_state()
@@ -197,40 +196,46 @@ class SurgeonTrainer(ShardedTrainer):
             super()._load_rng_state(checkpoint)
 
     def _named_weights(self) -> Iterable[tuple[str, Any]]:
-        """All names of all weights, several of one weight too (a language head that is the embeddings)."""
+        """All parameters under all of their names: tied weights, such as embeddings and head, have several."""
         weights: Iterable[tuple[str, Any]] = self.model.named_parameters(remove_duplicate=False)
         return weights
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Of a checkpoint, nothing but the frozen donor, and second names of what is there, may be missing."""
+        """Reject a checkpoint that lacks anything but frozen weights, buffers and tied names of loaded weights."""
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         buffers = {name for name, _ in self.model.named_buffers()}
         absent = set(load_result.missing_keys)
-        there = {id(value) for name, value in self._named_weights() if name not in absent}
-        tied = {name for name, value in self._named_weights() if id(value) in there}
+        loaded = {id(value) for name, value in self._named_weights() if name not in absent}
+        tied = {name for name, value in self._named_weights() if id(value) in loaded}
         missing = absent - frozen - buffers - tied
-        if missing or load_result.unexpected_keys:
-            odd = sorted(missing or load_result.unexpected_keys)
-            raise TrainingError(f"The checkpoint is not one of this model: {odd[0]} does not fit. Start a fresh run.")
+        if missing:
+            raise TrainingError(
+                f"The checkpoint does not belong to this model: {min(missing)} is missing from it. Start a new run."
+            )
+        if load_result.unexpected_keys:
+            raise TrainingError(
+                "The checkpoint does not belong to this model, which has no weight "
+                f"{min(load_result.unexpected_keys)}. Start a new run."
+            )
 
 
 @contextmanager
 def _reading_checkpoint() -> Iterator[None]:
-    """What a damaged or strange checkpoint makes transformers and torch raise becomes one error of ours."""
+    """Raise errors of transformers and torch for an unreadable checkpoint as `TrainingError`."""
     try:
         yield
     except (TrainingError, torch.OutOfMemoryError):
         raise
-    except _UNREADABLE as error:
+    except _CHECKPOINT_ERRORS as error:
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise TrainingError(
-            f"The checkpoint can't be read ({first_line}). Delete its folder to go on from the one before, or start a "
-            "new run."
+            f"The checkpoint can't be read ({first_line}). Delete its folder to resume from the previous checkpoint, "
+            "or start a new run."
         ) from error
 
 
 class SortedSampler(Sampler[int]):
-    """Longest first: batches of equal length, and a lack of memory shows at once."""
+    """Samples the longest examples first: batches need little padding, and a lack of memory shows at once."""
 
     def __init__(self, dataset: NumberedDataset) -> None:
         self._order = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
@@ -243,9 +248,9 @@ class SortedSampler(Sampler[int]):
 
 
 class EpochCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Tells the sampler which epoch begins.
+    """Passes the epoch to the sampler.
 
-    accelerate doesn't reach it where several processes share the batches and a resumed run skips the first of them.
+    accelerate doesn't do so if several processes share the batches and a resumed run skips the first batches.
     """
 
     def __init__(self, sampler: EpochSampler) -> None:
@@ -254,23 +259,24 @@ class EpochCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set it, before the first batch is drawn."""
+        """Set the epoch before the first batch is drawn."""
         self._sampler.set_epoch(int(state.epoch or 0))
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Asks for a checkpoint after every so many steps.
+    """Requests a checkpoint every `steps` steps.
 
-    The trainer's own way to save by steps wants the validation by steps too, for it to know the best one.
+    The trainer can save by steps, but then also needs to validate by steps to find the best checkpoint.
     """
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for one, except where an epoch or the run ends.
+        """Request a checkpoint, except at the end of an epoch or of the run.
 
-        There the epoch's own comes, after the validation; one before it would resume behind the validation.
+        The epoch's own checkpoint is written there, after the validation. A run that resumed from an earlier one would
+        skip the validation.
         """
         ends = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
         if state.global_step % self._steps == 0 and not ends:
@@ -278,12 +284,12 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
 
 
 def examples_per_step(config: FinetuneConfig, num_processes: int = 1) -> int:
-    """Examples of an optimizer step, of all its forward passes and all processes."""
+    """Number of examples per optimizer step, over all forward passes and processes."""
     return config.batch_size * config.gradient_accumulation_steps * num_processes
 
 
 def count_steps(config: FinetuneConfig, num_examples: int, num_processes: int = 1) -> tuple[int, int]:
-    """Optimizer steps of an epoch and of the whole run."""
+    """Number of optimizer steps in an epoch and in the whole run."""
     per_epoch = math.ceil(num_examples / examples_per_step(config, num_processes))
     return per_epoch, config.max_steps or math.ceil(config.num_epochs * per_epoch)
 
@@ -291,14 +297,14 @@ def count_steps(config: FinetuneConfig, num_examples: int, num_processes: int = 
 def training_arguments(
     config: FinetuneConfig, checkpoints: Path, device: torch.device, num_examples: int, num_processes: int = 1
 ) -> TrainingArguments:
-    """Our settings in transformers' words.
+    """Convert the settings to `TrainingArguments`.
 
     Args:
         config: The settings.
-        checkpoints: The folder in which checkpoint folders are written.
-        device: Where to train.
-        num_examples: Training examples, for the number of steps.
-        num_processes: Processes that each take a batch at every step.
+        checkpoints: The parent folder of the checkpoints.
+        device: The device to train on.
+        num_examples: Number of training examples, which determines the number of steps.
+        num_processes: Number of processes, each of which takes one batch per forward pass.
     """
     _, total = count_steps(config, num_examples, num_processes)
     arguments = TrainingArguments(
@@ -323,46 +329,46 @@ def training_arguments(
         dataloader_pin_memory=device.type == "cuda",
         eval_strategy="epoch",
         save_strategy="epoch",
-        # The last one, to be resumed, and the best one, to be loaded at the end. (A limit of 1 would keep both too, but
-        # remove the last one before the run's folder is written.)
+        # Keep the last checkpoint to resume from, and the best one to load at the end. (A limit of 1 would keep both
+        # too, but remove the last one before the run folder is written.)
         save_total_limit=2,
-        # So that early stopping goes on counting where it was.
+        # A resumed run must continue the count of early stopping.
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model=LOGGED.get(str(config.select_by), config.select_by),
         greater_is_better=config.select_by != "loss",
         logging_strategy="steps",
         logging_steps=max(1, total // _LOGS_PER_RUN),
-        # Without this a loss that is no number is replaced in the log by the mean of those before.
+        # By default, the trainer replaces a NaN loss in the log with the mean of the losses before it.
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        # Of a stream every process reads all and takes its part of each batch: batches that one process hands out would
-        # all have to be padded alike.
+        # Every process reads the whole stream and takes its part of each batch. If one process dispatched the batches,
+        # they would all need the same padded length.
         accelerator_config={"dispatch_batches": False},
-        # Trackers are called by `Trackers`, which outlives them.
+        # `Trackers` calls the trackers, and survives their failures.
         report_to="none",
         label_names=["labels"],
         remove_unused_columns=True,
     )
     if device.type == "cuda":
-        # One GPU: several in one process would mean DataParallel, which is slower than one and changes the batch size.
+        # Use one GPU: several in one process mean DataParallel, which is slower than one and changes the batch size.
         arguments._n_gpu = 1
     return arguments
 
 
 def predict_together(trainer: SurgeonTrainer, dataset: NumberedDataset) -> Outputs:
-    """What the model says of a whole set, in the set's order, every process doing a part of it."""
+    """Run the model over a whole set, split over all processes; outputs are in the set's order."""
     trainer.compute_metrics = None
-    found = trainer.predict(dataset)
-    return in_order(tuple(found.predictions), found.label_ids)
+    output = trainer.predict(dataset)
+    return in_order(tuple(output.predictions), output.label_ids)
 
 
 def compute_metrics(prediction: EvalPrediction, measure: Callable[[Outputs], Metrics]) -> dict[str, float]:
-    """The numbers that a validation during training yields.
+    """Compute the scores of a validation during training.
 
     Args:
-        prediction: Outputs of all features and, as labels, the features' numbers.
-        measure: Measures outputs that are in order.
+        prediction: Outputs of all features, with the feature numbers as labels.
+        measure: Computes metrics from outputs in the set's order.
     """
     scores = measure(in_order(tuple(prediction.predictions), prediction.label_ids)).scores
     return {LOGGED.get(name, name): value for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: steps, loss, learning rate, speed, memory, and a line for each validation."""
+"""Show steps, loss, learning rate, speed and memory during training, and a line for each validation."""
 
 import math
 import resource
@@ -13,45 +13,45 @@ from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.graft.measure import STATUS, status_bytes
 from layer_surgeon.progress import Progress
 
-# `eval_loss` is the trainer's own name, for a mean over batches.
+# The loss needs another name in the log: the trainer uses `eval_loss` for a mean over batches.
 LOGGED = {"loss": "cross_entropy"}
 
 
 def validation_scores(logs: dict[str, float]) -> dict[str, float]:
-    """Of an entry of the trainer's log, the scores on the validation examples, by our names."""
+    """Get the validation scores from a record of the trainer's log, under our names."""
     keys = {name: f"eval_{LOGGED.get(name, name)}" for name in TITLES}
     return {name: logs[key] for name, key in keys.items() if key in logs}
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Of a GPU the most that tensors took so far; else what this process has in memory now (macOS: the most so far)."""
+    """The peak memory of tensors on a GPU; else the current memory of this process (on macOS, its peak)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if STATUS.exists():
         return status_bytes("VmRSS")
-    # In bytes there.
+    # macOS reports bytes; other systems, which report kilobytes, were handled above.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Speedometer:
-    """Examples per second of training, without the time for validations and checkpoints."""
+    """Measures training speed in examples per second, without validations and checkpoints."""
 
     def __init__(self) -> None:
         self._examples, self._since = 0.0, 0.0
 
     def restart(self, examples: float) -> None:
-        """Measure from here on, where so many examples were trained on."""
+        """Start a new measurement at this number of trained examples."""
         self._examples, self._since = examples, time.monotonic()
 
     def read(self, examples: float) -> float:
-        """Examples per second since the last reading."""
+        """Return the examples per second since the last reading, and start a new measurement."""
         trained, seconds = examples - self._examples, time.monotonic() - self._since
         self.restart(examples)
         return trained / seconds if seconds > 0 else 0.0
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Hands the trainer's events to a `Progress`, and stops a run whose loss is no number."""
+    """Passes the trainer's events to a `Progress`, and stops a run whose loss is not finite."""
 
     def __init__(self, progress: Progress, num_examples: int) -> None:
         self._progress, self._num_examples = progress, num_examples
@@ -61,7 +61,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar; a resumed run starts where it was."""
+        """Start the progress bar; for a resumed run, at its current step."""
         self._progress.begin("Training", state.max_steps, "steps")
         if state.global_step:
             self._progress.advance(state.global_step)
@@ -72,11 +72,11 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         self._progress.advance(1)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the validation out of the speed."""
+        """Exclude the validation from the speed."""
         self._restart(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the checkpoint out of the speed."""
+        """Exclude the checkpoint from the speed."""
         self._restart(state)
 
     def on_log(
@@ -87,7 +87,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the training loss, and what goes with it, or the validation scores.
+        """Show the training metrics or the validation scores.
 
         Raises:
             TrainingError: A loss is not finite.
@@ -97,8 +97,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
             if name in values and not math.isfinite(values[name]):
                 raise TrainingError(
                     f"The loss is {values[name]} at step {state.global_step}: training has diverged. Try a lower "
-                    "--learning-rate, a --warmup-ratio of 0.1, a smaller --max-grad-norm or, if it was fp16, "
-                    "--precision bf16 or fp32."
+                    "--learning-rate, a --warmup-ratio of 0.1 or a smaller --max-grad-norm. If --precision is fp16, "
+                    "try bf16 or fp32."
                 )
         if "loss" in values:
             self._show_training(args, state, values)
@@ -118,10 +118,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         self, args: TrainingArguments, state: TrainerState, values: dict[str, float], scores: dict[str, float]
     ) -> None:
         self._progress.metrics({f"val {TITLES[name]}": value for name, value in list(scores.items())[:3]})
-        words = [f"{TITLES[name]} {value:.4f}" for name, value in scores.items()]
-        trained = f"training loss {sum(self._losses) / len(self._losses):.4f}, " if self._losses else ""
-        best = ", the best so far" if _is_best(args, state, values) else ""
-        self._progress.notice(f"Epoch {state.epoch:.4g}: {trained}validation {', '.join(words)}{best}.")
+        score_texts = [f"{TITLES[name]} {value:.4f}" for name, value in scores.items()]
+        training = f"training loss {sum(self._losses) / len(self._losses):.4f}, " if self._losses else ""
+        best = " (best so far)" if _is_best(args, state, values) else ""
+        self._progress.notice(f"Epoch {state.epoch:.4g}: {training}validation {', '.join(score_texts)}{best}.")
         self._losses.clear()
 
     def _restart(self, state: TrainerState) -> None:
@@ -129,7 +129,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
 
 
 def _is_best(args: TrainingArguments, state: TrainerState, values: dict[str, float]) -> bool:
-    """Whether the trainer, which compares after it has logged, will take this validation for the best."""
+    """Whether this validation is the best so far. The trainer compares only after it has logged."""
     value, best = values.get(f"eval_{args.metric_for_best_model}"), state.best_metric
     if value is None or best is None:
         return value is not None

@@ -1,4 +1,4 @@
-"""Metrics of written text against reference texts, by sacrebleu, rouge-score and nltk."""
+"""Metrics that compare generated texts with references, computed with sacrebleu, rouge-score and nltk."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,21 +15,21 @@ _ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_
 
 @dataclass(frozen=True, kw_only=True)
 class TextMetrics:
-    """What was measured on one set of written texts.
+    """Metrics of one set of generated texts.
 
     Attributes:
-        bleu: Corpus BLEU by sacrebleu, 0 to 100.
-        rouge_1: Mean over texts of ROUGE-1's F, by rouge-score, without stemming, 0 to 1.
-        rouge_2: Likewise ROUGE-2.
-        rouge_l: Likewise ROUGE-L.
-        rouge_l_sum: Likewise ROUGE-Lsum, whose sentences are lines.
-        meteor: Mean over texts of METEOR, by nltk, 0 to 1.
+        bleu: Corpus BLEU from sacrebleu, 0 to 100.
+        rouge_1: Mean ROUGE-1 F score over the texts, from rouge-score without stemming, 0 to 1.
+        rouge_2: The same for ROUGE-2.
+        rouge_l: The same for ROUGE-L.
+        rouge_l_sum: The same for ROUGE-Lsum, with one sentence per line.
+        meteor: Mean METEOR over the texts, from nltk, 0 to 1.
         loss: Mean cross-entropy over target tokens in nats, without label smoothing.
-        examples: Texts.
-        bleu_signature: sacrebleu's account of how it counted.
-        meteor_stages: How METEOR matched words: exact, stem and, where WordNet is installed, synonym.
-        mean_length: Mean number of written words, by blanks.
-        extra: BERTScore and BARTScore, where asked for.
+        examples: Number of texts.
+        bleu_signature: The signature of sacrebleu, which describes its settings.
+        meteor_stages: How METEOR matched words: exact, stem and, if WordNet is installed, synonym.
+        mean_length: Mean number of words per generated text, split at whitespace.
+        extra: BERTScore and BARTScore, if requested.
     """
 
     bleu: float
@@ -47,25 +47,25 @@ class TextMetrics:
 
     @property
     def scores(self) -> dict[str, float]:
-        """BLEU first."""
+        """The scores by name, BLEU first."""
         names = ("bleu", *_ROUGE, "meteor")
         return {name: getattr(self, name) for name in names} | dict(self.extra) | {"loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
 def measure_texts(
     written: Sequence[str], references: Sequence[str], loss: float = 0.0, extra: dict[str, float] | None = None
 ) -> TextMetrics:
-    """Measure written texts against references, over the whole set.
+    """Compute the metrics of generated texts over the whole set.
 
     Args:
-        written: What the model wrote.
-        references: What it should have, one for each.
-        loss: What to report as the loss.
-        extra: More scores, by name.
+        written: The generated texts.
+        references: One reference per generated text.
+        loss: The loss to report.
+        extra: Additional scores by name.
     """
     bleu = sacrebleu.BLEU()
     corpus = bleu.corpus_score(list(written), [list(references)])
@@ -74,7 +74,10 @@ def measure_texts(
     meteor, stages = _meteor(written, references)
     return TextMetrics(
         bleu=float(corpus.score),
-        **{name: sum(float(each[their].fmeasure) for each in rouge) / len(rouge) for name, their in _ROUGE.items()},
+        **{
+            name: sum(float(scores[rouge_name].fmeasure) for scores in rouge) / len(rouge)
+            for name, rouge_name in _ROUGE.items()
+        },
         meteor=meteor,
         loss=loss,
         examples=len(written),
@@ -86,15 +89,15 @@ def measure_texts(
 
 
 class _NoSynonyms:
-    """In place of WordNet, where it isn't installed: a word has no synonyms."""
+    """Replaces WordNet if it is not installed: no word has synonyms."""
 
     def synsets(self, word: str) -> list[Any]:
-        """None."""
+        """Return no synonyms."""
         return []
 
 
 def has_wordnet() -> bool:
-    """Whether nltk finds WordNet (`python -m nltk.downloader wordnet`); it is never downloaded by us."""
+    """Whether WordNet is installed (`python -m nltk.downloader wordnet`). layer_surgeon never downloads it."""
     try:
         wordnet.ensure_loaded()
     except LookupError:

@@ -105,7 +105,7 @@ def test_several_files_are_one_data_set(run, graft, train_csv, test_csv):
     assert splits["train"]["examples"] + splits["validation"]["examples"] == 80
 
 
-def test_config_file_and_flags_over_it(run, graft, train_csv, tmp_path):
+def test_options_override_the_config_file(run, graft, train_csv, tmp_path):
     content = {"graft": str(graft), "dataset": str(train_csv), "output": "from-file", "max-steps": 2, "batch_size": 4}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content) + "learning_rate: 1e-3\n")
     done = run("finetune", "--config", "run.yaml", "--batch-size", 6, "--json")
@@ -166,7 +166,7 @@ def test_errors(run, arguments, code, says, tmp_path):
     [
         ("", "is empty"),
         ("text,stars\na b,1\n", "has no label column. Its columns are: text, stars."),
-        ("text,label\na b,1\n", "one class only"),
+        ("text,label\na b,1\n", "only one class"),
         (None, "There is no file"),
     ],
 )
@@ -199,7 +199,7 @@ def test_interrupted_and_resumed(run, graft, train_csv, monkeypatch):
     monkeypatch.setattr(SurgeonTrainer, "training_step", training_step)
     done = run("finetune", graft, "--dataset", train_csv, *FAST)
     assert done.exit_code == 1
-    assert "Interrupted. What was trained up to step 6 is kept" in " ".join(done.stderr.split())
+    assert "Interrupted. Training up to step 6 is saved" in " ".join(done.stderr.split())
     done = run("finetune", graft, "--dataset", train_csv, *FAST, "--resume")
     assert done.exit_code == 0, done.stderr
-    assert "Going on from" in done.stderr
+    assert "Resuming from" in done.stderr

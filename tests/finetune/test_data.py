@@ -29,7 +29,7 @@ def fails(says, *arguments, **settings):
     assert says in str(error.value), str(error.value)
 
 
-# ---- where it comes from
+# ---- sources
 
 
 def test_packaged_name():
@@ -77,11 +77,11 @@ def test_dataset_list_of_rows_and_dict_of_splits_are_the_same():
 
 def test_unknown_name_offers_similar_ones():
     fails("Did you mean sst2", "sst-2")
-    fails("There is no data set called 'zzzz', and no such file. Names: sst2", "zzzz")
+    fails("There is no data set or file 'zzzz'. The data sets are: sst2", "zzzz")
 
 
 def test_name_of_another_task():
-    fails("squad is a data set for question-answering, and the model does text-classification.", "squad")
+    fails("squad is a data set for question-answering, but the model is for text-classification.", "squad")
 
 
 def test_missing_file(tmp_path):
@@ -91,8 +91,8 @@ def test_missing_file(tmp_path):
 def test_no_data_at_all():
     fails("empty list", [])
     fails("empty dict", {})
-    fails("A int is no data set", 3)
-    fails("a row is a int", [1, 2])
+    fails("The data has the type int", 3)
+    fails("a row of the type int", [1, 2])
 
 
 # ---- the Hub (its protocol is tested with the three lines)
@@ -100,7 +100,7 @@ def test_no_data_at_all():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Answers in place of the Hub, and remembers what was asked."""
+    """Replaces the Hub, and records the requests."""
     asked = []
 
     def answer_with(answer):
@@ -136,7 +136,7 @@ def test_rows_of_a_hub_set_without_text_or_label_are_left_out_and_counted(hub):
     hub(hub_set(train=pairs + odd, validation=pairs, test=pairs))
     progress = Recorder()
     assert len(prepare("snli", progress=progress).train) == 30
-    assert "snli (train): 2 of 32 rows have no text or label; left out." in progress.notices
+    assert "snli (train): skipped 2 of 32 rows, which have no text or label." in progress.notices
 
 
 def test_any_hub_id(hub):
@@ -149,21 +149,21 @@ def test_hub_failures(hub):
     hub(datasets.exceptions.DatasetNotFoundError("Dataset 'some/thing' doesn't exist on the Hub."))
     fails("some/thing can't be loaded from the Hub: Dataset 'some/thing' doesn't exist on the Hub. Check", "some/thing")
     hub(ConnectionError("Couldn't reach the Hub"))
-    fails("Couldn't reach the Hub. Check the id and the network", "sst2")
+    fails("Couldn't reach the Hub. Check the id and your network", "sst2")
 
 
 # ---- columns
 
 
-def test_columns_are_guessed_and_said():
+def test_guessed_columns_are_reported():
     made = [{"Review": row["text"], "Sentiment": row["label"], "id": i} for i, row in enumerate(rows(20))]
     progress = Recorder()
     data = prepare(made, progress=progress)
     assert (data.columns.text, data.columns.label) == ("Review", "Sentiment")
-    assert progress.notices == ["Columns of the given rows: text = 'Review', label = 'Sentiment' (guessed)."]
+    assert progress.notices == ["Guessed columns of the given rows: text = 'Review', label = 'Sentiment'."]
 
 
-def test_said_columns_are_taken_without_a_notice():
+def test_named_columns_are_used_without_a_notice():
     made = [{"text": "no", "words": row["text"], "label": "x", "kind": row["label"]} for row in rows(20)]
     progress = Recorder()
     data = prepare(made, text_column="words", label_column="kind", progress=progress)
@@ -198,7 +198,7 @@ def test_text_column_missing():
 # ---- labels
 
 
-def test_labels_that_are_no_ids_in_a_row():
+def test_labels_that_are_not_consecutive_ids():
     made = [row | {"label": {0: 5, 1: 10}[row["label"]]} for row in rows(20)]
     assert prepare(made).label_names == ("5", "10")
 
@@ -232,16 +232,21 @@ def test_hidden_labels():
     fails("hidden", {"train": rows(20), "test": [{"text": "a b", "label": -1}]})
 
 
-def test_one_class_only():
-    fails("one class only, 0", [row | {"label": 0} for row in rows(20)])
+def test_only_one_class():
+    fails("only one class, 0", [row | {"label": 0} for row in rows(20)])
 
 
-def test_text_taken_for_the_label():
-    fails("20 different labels in 20 rows: that is no class", rows(20), label_column="text", text_column="text")
+def test_text_column_used_as_the_label():
+    fails(
+        "20 different labels in 20 rows, so they are probably not classes",
+        rows(20),
+        label_column="text",
+        text_column="text",
+    )
 
 
-def test_numbers_that_are_no_classes():
-    fails("label 0.5: a number, not a class", [row | {"label": 0.5 + row["label"]} for row in rows(20)])
+def test_numbers_that_are_not_classes():
+    fails("label 0.5, which is not a class", [row | {"label": 0.5 + row["label"]} for row in rows(20)])
 
 
 def test_missing_label():
@@ -261,8 +266,8 @@ def test_empty_texts():
     fails("column 'text': 1 empty texts (rows 1)", rows(20), [{"text": None, "label": 0}])
 
 
-def test_texts_that_are_none():
-    fails("row 1: 7 is a int, not a text", [row | {"text": 7} for row in rows(20)])
+def test_invalid_texts():
+    fails("row 1: found 7 of the type int, but expected a text", [row | {"text": 7} for row in rows(20)])
 
 
 # ---- splits
@@ -285,7 +290,7 @@ def test_hold_out_leaves_one_of_every_class():
 
 
 def test_too_few_rows_to_hold_out():
-    fails("too few to hold 20% out", rows(2))
+    fails("too few to hold out 20%", rows(2))
 
 
 def test_fraction_and_numbers_of_examples():
@@ -328,7 +333,7 @@ def test_names_of_the_data_set_that_are_the_models():
     assert examples.labels[0] == 0  # "Wow... Loved this place." is labelled 1, positive
 
 
-def test_numbers_where_names_say_nothing():
+def test_labels_are_matched_by_number_without_names():
     _, examples = evaluation(rows(4), ("negative", "positive"))
     assert examples.labels == (0, 1, 0, 1)
     _, examples = evaluation([row | {"label": 5 * row["label"]} for row in rows(4)], ("0", "5"))
@@ -340,12 +345,12 @@ def test_one_class_is_enough_to_measure():
     assert examples.labels == (1,)
 
 
-def test_label_that_is_none_of_the_models():
+def test_label_that_the_model_does_not_know():
     with pytest.raises(DataError, match="'mixed'"):
         evaluation([{"text": "a b", "label": "mixed"}], ("negative", "positive"))
 
 
-def test_columns_of_the_run_are_used_where_they_are():
+def test_columns_of_the_run_are_used_if_present():
     made = [{"text": "x y", "words": row["text"], "label": 9, "kind": row["label"]} for row in rows(4)]
     columns = {"text": "words", "text_pair": None, "label": "kind"}
     _, examples = prepare_evaluation(made, ("0", "1"), FinetuneConfig(), known_columns=columns)
@@ -358,7 +363,7 @@ def test_split_is_chosen():
     raw = load_data({"train": rows(4), "test": rows(2), "odd": rows(6)})
     assert len(raw.choose(None)) == 2
     assert len(raw.choose("odd")) == 6
-    with pytest.raises(DataError, match="no split 'tset', but train, test, odd"):
+    with pytest.raises(DataError, match="no split 'tset'. Its splits are: train, test, odd"):
         raw.choose("tset")
-    with pytest.raises(DataError, match="Say which with --split"):
+    with pytest.raises(DataError, match="Choose one of its splits with --split"):
         load_data({"train": rows(4), "odd": rows(6)}).choose(None)

@@ -29,7 +29,7 @@ PAGE = "anna went to rome ."
 
 
 def file(name, content):
-    """Data that is a file of this content."""
+    """A file with this content."""
 
     def write(folder):
         path = folder / name
@@ -50,7 +50,7 @@ def folder_and_file(folder):
 
 
 def broken_disk(folder):
-    """A file that is there and can't be read."""
+    """A file that exists but can't be read."""
     path = folder / "a.csv"
     path.write_text("text,label\na b,1\n")
     return SimpleNamespace(path=path)
@@ -66,7 +66,7 @@ def stdin(content):
 
 
 def odd(made, at, **changed):
-    """Rows, the one at place `at` (from 1 on) with other cells."""
+    """Rows, with some cells of row `at` (from 1) replaced."""
     return [row | (changed if index == at else {}) for index, row in enumerate(made, start=1)]
 
 
@@ -79,47 +79,49 @@ def tagged(**changed):
 
 
 HUB = ConnectionError("Couldn't reach the Hub")
-# What was given, what is said and, where it is no classification, for which task; a ConfigError where it says so.
+# Data, expected message and, if needed, settings (with the task) and the type of the error.
 MISTAKES = {
-    # ---- where it comes from
-    "no data": (3, "A int is no data set: give a name, files, a datasets.Dataset, or rows."),
-    "no rows": ([], "The data is an empty list: it has no rows."),
-    "no splits": ({}, "The data is an empty dict: it has no splits."),
-    "rows that are none": ([1, 2], "a row is a int; rows are dicts"),
-    "split that is none": ({"train": 3}, "Split 'train' is a int; it must be a datasets.Dataset or rows."),
-    "no training split": ({"one": rows(4), "two": rows(4)}, "data has no split called train, but one, two."),
-    "unknown name": ("sst-2", "There is no data set called 'sst-2', and no such file. Did you mean sst2"),
-    "name like no other": ("zzzz", "Names: sst2, imdb"),
-    "name of another task": ("squad", "squad is a data set for question-answering, and the model does"),
+    # ---- sources
+    "no data": (3, "The data has the type int. Expected a name, files, a datasets.Dataset, or rows."),
+    "no rows": ([], "The data is an empty list. Pass at least one row."),
+    "no splits": ({}, "The data is an empty dict. Pass at least one split."),
+    "rows that are none": ([1, 2], "contain a row of the type int. Rows must be dicts"),
+    "split that is none": ({"train": 3}, "Split 'train' has the type int; it must be a datasets.Dataset"),
+    "no training split": ({"one": rows(4), "two": rows(4)}, "data has no split 'train'. Its splits are: one, two."),
+    "unknown name": ("sst-2", "There is no data set or file 'sst-2'. Did you mean sst2"),
+    "name like no other": ("zzzz", "The data sets are: sst2, imdb"),
+    "name of another task": ("squad", "squad is a data set for question-answering, but the model is for"),
     "name without a copy": ("filmstarts", "filmstarts can't be loaded by name. No copy on the Hub is known to us."),
     "Hub id": ("some/thing", "The data set some/thing can't be loaded from the Hub: Couldn't reach the Hub. Check the"),
     "named set of the Hub": ("imdb", "The data set stanfordnlp/imdb can't be loaded from the Hub"),
-    "folder without data": (lambda folder: folder, "has no data: none of its files ends in .csv, .tsv"),
-    "folder among files": (folder_and_file, "is a folder. Name the files in it"),
+    "folder without data": (lambda folder: folder, "contains no data files. Supported formats: .csv, .tsv"),
+    "folder among files": (folder_and_file, "is a folder. Name its files instead"),
     "stream": (
         datasets.Dataset.from_list(rows(4)).to_iterable_dataset(),
-        "is read row by row: say so (streaming=True)",
+        "can only be streamed. Set streaming=True",
     ),
     # ---- files
     "missing file": ("nothing.csv", "There is no file nothing.csv."),
-    "other kind of file": (file("a.xls", "x"), "has the suffix '.xls'; these can be read: .csv, .tsv, .jsonl"),
+    "other kind of file": (file("a.xls", "x"), "has the unknown suffix '.xls'. Supported formats: .csv, .tsv, .jsonl"),
     "empty file": (file("a.csv", ""), "a.csv is empty (0 bytes)."),
     "header alone": (file("a.csv", "text,label\n"), "a.csv has no rows below its header."),
     "no UTF-8": (file("a.csv", b"text,label\n\xff,1\n"), "a.csv is not UTF-8 text (byte"),
-    "column twice": (file("a.csv", "text,text\na,b\n"), "names a column twice in its header: text, text."),
+    "column twice": (file("a.csv", "text,text\na,b\n"), "has a duplicate column in its header: text, text."),
     "too few cells": (file("a.csv", "text,label\na b\n"), "a.csv, line 2: 1 cells, but the header has 2"),
     "too many cells in TSV": (file("a.tsv", "text\tlabel\na\tb\tc\n"), "a.tsv, line 2: 3 cells, but the header has 2"),
     "no CSV": (file("a.csv", 'text,label\n"a"b,1\n'), "a.csv, line 2: not valid CSV"),
     "no JSON lines": (file("a.jsonl", '{"text": "a"}\n{"text"\n'), "a.jsonl, line 2: not valid JSON"),
-    "line that is no object": (file("a.jsonl", "[1]\n"), "a.jsonl, line 1: a list; every line must be an object"),
+    "line that is no object": (file("a.jsonl", "[1]\n"), "a.jsonl, line 1: found a list; every line must be an object"),
     "row with other columns": (
         file("a.jsonl", '{"text": "a", "label": 1}\n{"text": "a"}\n'),
-        "a.jsonl, row 2: other columns than in row 1 (label).",
+        "a.jsonl, row 2: the columns differ from those of row 1 (label).",
     ),
     "no JSON": (file("a.json", "[{]"), "a.json, line 1: not valid JSON"),
-    "JSON that is no list of objects": (file("a.json", "[1]"), "a.json must be a list of objects, or one object per"),
+    "number of 5,000 digits": (file("a.json", f'[{{"text": {"9" * 5000}}}]'), "a.json: the JSON can't be read"),
+    "such a number in JSON lines": (file("a.jsonl", f'{{"text": {"9" * 5000}}}'), "line 1: the JSON can't be read"),
+    "JSON that is no list of objects": (file("a.json", "[1]"), "a.json must contain a list of objects, or one object"),
     "no Parquet": (file("a.parquet", "x"), "a.parquet is not a readable Parquet file"),
-    "files of other columns": (files, "b.csv has the columns text, stars, and"),
+    "files of other columns": (files, "b.csv has the columns text, stars, but"),
     "file that can't be read": (broken_disk, "a.csv can't be read: Input/output error."),
     "empty stdin": (stdin(""), "stdin is empty (0 bytes)."),
     "bad line of stdin": (stdin("text,label\na b\n"), "stdin, line 2: 1 cells, but the header has 2"),
@@ -141,9 +143,9 @@ MISTAKES = {
     # ---- labels
     "missing label": (odd(rows(9), 5, label=None), "row 5: the label is missing."),
     "blank label": (odd(rows(9), 5, label=" "), "row 5: the label is missing."),
-    "list as label": (odd(rows(9), 1, label=[1]), "row 1: the label is [1]; one class per row is expected."),
-    "number as label": (odd(rows(9), 5, label=0.5), "has the label 0.5: a number, not a class."),
-    "one class": ([{"text": "a b", "label": 1}] * 4, "has one class only, 1."),
+    "list as label": (odd(rows(9), 1, label=[1]), "row 1: the label is [1], but one class per row is expected."),
+    "number as label": (odd(rows(9), 5, label=0.5), "has the label 0.5, which is not a class."),
+    "one class": ([{"text": "a b", "label": 1}] * 4, "has only one class, 1."),
     "text as label": ([row | {"label": f"{i} x"} for i, row in enumerate(rows(40))], "40 different labels in 40 rows"),
     "undeclared label": (
         packaged("text,label\na b,0\nc d,2\n"),
@@ -161,49 +163,49 @@ MISTAKES = {
         odd([row | {"text_pair": "a b"} for row in rows(9)], 2, text_pair=""),
         "column 'text_pair': 1 empty texts (rows 2).",
     ),
-    "number as text": (odd(rows(9), 4, text=7), "row 4: 7 is a int, not a text."),
+    "number as text": (odd(rows(9), 4, text=7), "row 4: found 7 of the type int, but expected a text"),
     "no rows in a split": ({"train": rows(9), "test": []}, "the given rows (test) has no rows."),
     "no labels in a split": (
         {"train": rows(9), "test": [{"text": "a b"}]},
         "has no column 'label', which the training",
     ),
     "no rows that can be used": (packaged("text,label\n ,0\n"), "sentences-imdb has no rows."),
-    "too few rows to hold out": (rows(2), "2 training rows are too few to hold 20% out for validation."),
+    "too few rows to hold out": (rows(2), "2 training rows are too few to hold out 20% for validation."),
     # ---- words
     "no list of labels": (
         tagged(ner_tags=3),
         "1 rows have no list of labels (rows 3).",
         {"task": "token-classification"},
     ),
-    "labels for words": (tagged(ner_tags=["O"]), "and 1 labels ('ner_tags').", {"task": "token-classification"}),
-    "empty word": (tagged(tokens=["a", " "]), "row 3: ' ' is no word.", {"task": "token-classification"}),
+    "labels for words": (tagged(ner_tags=["O"]), "but 1 labels ('ner_tags').", {"task": "token-classification"}),
+    "empty word": (tagged(tokens=["a", " "]), "row 3: ' ' is not a word.", {"task": "token-classification"}),
     "no words": (tagged(tokens=[]), "1 empty texts (rows 3)", {"task": "token-classification"}),
     # ---- questions
-    "no answer": (asked(answers=[3]), "row 3: 3 is no answer. Expected", {"task": "question-answering"}),
+    "no answer": (asked(answers=[3]), "row 3: 3 is not an answer. Expected", {"task": "question-answering"}),
     "answer elsewhere": (
         asked(context=PAGE, answers={"text": ["rome"], "answer_start": [1]}),
         "row 3: the answer 'rome' is not at character 1 of the text; it begins at 13.",
         {"task": "question-answering"},
     ),
-    "answer nowhere": (asked(answers="berne"), "it is nowhere in the text", {"task": "question-answering"}),
+    "answer nowhere": (asked(answers="berne"), "the text does not contain it", {"task": "question-answering"}),
     "answers and places": (
         asked(answers={"text": ["a"], "answer_start": []}),
-        "text and answer_start must be lists, equally long",
+        "text and answer_start must be lists of the same length",
         {"task": "question-answering"},
     ),
     "long question": (
         asked(question="where " * 30),
-        "question 3 has 30 tokens, which leaves 7 for a piece of the text, and two pieces share 10",
+        "question 3 has 30 tokens, which leaves 7 for a window of the text, but consecutive windows share 10",
         {"task": "question-answering", "max_length": 40, "validation": question_rows(4)},
         ConfigError,
     ),
-    # ---- texts that are written or gone on with
+    # ---- text generation
     "empty target": ([{"en": "one", "de": ""}] * 9, "column 'de': 9 empty texts", {"task": "seq2seq"}),
-    "one token": ([{"text": "one"}] * 2, "The texts have 1 tokens in all; at least two", {"task": "causal-lm"}),
+    "one token": ([{"text": "one"}] * 2, "All texts together have 1 tokens, but at least 2", {"task": "causal-lm"}),
     # ---- settings of data
     "no room": (
         rows(9),
-        "max_length is 2, and 2 tokens are special ones. Take at least 3.",
+        "max_length is 2, but 2 tokens are special tokens. Set it to at least 3.",
         {"max_length": 2},
         ConfigError,
     ),
@@ -211,13 +213,13 @@ MISTAKES = {
     "no samples": (rows(9), "max_train_samples is 0; it must be", {"max_train_samples": 0}, ConfigError),
     "all held out": (rows(9), "validation_fraction is 1; it must be", {"validation_fraction": 1}, ConfigError),
 }
-# Lines that raise what no training run can meet.
+# Errors that a training run can't cause.
 ELSEWHERE = {
-    "sources.py": ("no split {split!r}", "Say which with --split"),
+    "sources.py": ("no split {split!r}", "splits with --split"),
     "files.py": ("can't be streamed",),
-    "text_classification.py": ("mixed", "two texts"),
-    "question_answering.py": ("takes pairs",),
-    "token_classification.py": ("is no list of labels",),
+    "text_classification.py": ("inputs mix", "two texts"),
+    "question_answering.py": ("needs pairs",),
+    "token_classification.py": ("is not a list of labels",),
 }
 SEEN = set()
 
@@ -234,7 +236,7 @@ def _nothing_begins(monkeypatch):
 
 
 def given(data, tmp_path, monkeypatch):
-    """What is handed over, made where it needs making."""
+    """Create the data of a test case."""
     folder = tmp_path / "data"
     folder.mkdir()
     if hasattr(data, "packaged"):
@@ -300,8 +302,8 @@ def note(error):
         error = error.__cause__
 
 
-def test_no_mistake_is_missing_above():
-    """Every line that raises a DataError in what reads data was seen at work, but those of predictions and streams."""
+def test_every_data_error_has_a_test():
+    """The tests above reach every line that raises a DataError while reading data, except in predictions."""
     if len(SEEN) == 0:
         pytest.skip("the tests above ran elsewhere")
     root = Path(room.__file__).parent

@@ -95,7 +95,7 @@ def test_two_processes_do_what_one_does(still, alone, tmp_path, name):
         assert first["reduced"] == first["trained"]
     assert first["checkpoint"] == alone["checkpoint"]
     assert not [file for file in first["files"] if "fsdp" in file]
-    # Stopped within an epoch and resumed, it sees the same examples as if it had not been.
+    # A run that stops within an epoch and resumes sees the same examples as one that does not stop.
     assert len({*first["weights"].values(), *second["weights"].values()}) == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["resumed", "run", "surgery"]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["device"].endswith("2 processes)")
@@ -116,7 +116,7 @@ def test_the_command_starts_the_processes(still, tmp_path):
     assert (tmp_path / document["path"] / "model.safetensors").is_file()
 
 
-def test_an_error_is_said_once(still, tmp_path):
+def test_error_is_reported_once(still, tmp_path):
     arguments = ("finetune", still, "--dataset", "none.csv", "--num-processes=2")
     done = subprocess.run(
         [sys.executable, "-m", "layer_surgeon_cli", *map(str, arguments)],
@@ -137,15 +137,15 @@ def test_fsdp_on_the_cpu_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     there = SimpleNamespace(distributed_type="MULTI_CPU", process_index=0, num_processes=2)
     monkeypatch.setattr(processes, "PartialState", lambda cpu: there)
-    with pytest.raises(ConfigError, match="asks for FSDP, which accelerate has for GPUs alone"):
+    with pytest.raises(ConfigError, match="asks for FSDP, which accelerate supports only on GPUs"):
         processes.join_processes(torch.device("cpu"))
 
 
-def test_what_fsdp_spreads(still):
+def test_modules_that_fsdp_shards(still):
     model = GraftedModel.from_pretrained(still)
     plugin = SimpleNamespace(fsdp_version=2, transformer_cls_names_to_wrap=None, ignored_modules=None)
     plan_sharding(plugin, model)
-    # BertEmbeddings is among what transformers doesn't split, and holds the embeddings, which are a piece already.
+    # `_no_split_modules` includes BertEmbeddings, which contains the token embeddings, which are already wrapped.
     assert plugin.transformer_cls_names_to_wrap == ["BertLayer"]
     assert plugin.ignored_modules == [model.donor]
     plugin.transformer_cls_names_to_wrap = ["BertAttention"]

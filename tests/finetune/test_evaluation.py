@@ -50,7 +50,7 @@ def test_length_is_the_runs(trained):
     assert evaluate_model(trained.path, TEST, max_length=50).num_truncated == 0
 
 
-def test_columns_are_the_runs_where_the_data_has_them(trained):
+def test_columns_default_to_those_of_the_run(trained):
     made = [{"text": "x y", "words": row["text"], "kind": row["label"], "label": "z"} for row in TEST]
     assert evaluate_model(trained.path, made).metrics == evaluate_model(trained.path, TEST).metrics
 
@@ -100,11 +100,11 @@ def test_nothing_to_predict(trained):
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        ("one text", "Put it into a list"),
+        ("one text", "got a single string"),
         (["fine", " "], "1 empty texts (rows 2)"),
-        (["fine", ("a", "b")], "mixed"),
-        ([("a", "b", "c")], "A pair has two texts"),
-        ([3], "not a text"),
+        (["fine", ("a", "b")], "mix single texts and pairs"),
+        ([("a", "b", "c")], "A pair must have two texts"),
+        ([3], "expected a text"),
     ],
 )
 def test_texts_that_are_refused(trained, texts, says):
@@ -114,7 +114,7 @@ def test_texts_that_are_refused(trained, texts, says):
 
 
 def test_unknown_setting(trained):
-    with pytest.raises(ConfigError, match="no setting 'batchsize'"):
+    with pytest.raises(ConfigError, match="no fine-tuning setting 'batchsize'"):
         predict(trained.path, ["fine"], batchsize=3)
 
 
@@ -133,7 +133,7 @@ def test_texts_of_files(tmp_path):
     assert load_texts([tmp_path / "a.txt", tmp_path / "b.csv"], config) == ["one good", "two bad", "three", "four"]
     assert load_texts([tmp_path / "c.jsonl"], config) == [("five", "six")]
     (tmp_path / "a.txt").write_text("\n")
-    with pytest.raises(DataError, match="no text in it"):
+    with pytest.raises(DataError, match="There is no text in"):
         load_texts([tmp_path / "a.txt"], config)
     with pytest.raises(DataError, match="no text column 'body'"):
         load_texts([tmp_path / "b.csv"], FinetuneConfig(text_column="body"))

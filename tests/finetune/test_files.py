@@ -1,4 +1,4 @@
-"""Every kind of file is read as it is written; a bad one is refused with its line."""
+"""Reading each file format; errors in files name the line."""
 
 import io
 import json
@@ -48,13 +48,13 @@ def test_parquet(tmp_path):
     assert read_file(path) == AS_IS
 
 
-def test_several_files_follow_each_other_whatever_the_order_of_their_columns(tmp_path):
+def test_files_with_different_column_order(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,0\n")
     (tmp_path / "b.csv").write_text("label,text\n1,two\n")
     assert read_files([tmp_path / "a.csv", tmp_path / "b.csv"]) == {"text": ["one", "two"], "label": ["0", "1"]}
 
 
-def test_a_changed_file_is_read_anew(tmp_path):
+def test_changed_file_is_read_again(tmp_path):
     path = tmp_path / "a.csv"
     for text in ("one", "two"):
         path.write_text(f"text,label\n{text},0\n")
@@ -67,16 +67,16 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ("a.csv", "", "is empty"),
         ("a.csv", "text,label\n", "no rows below its header"),
         ("a.jsonl", "\n\n", "no rows"),
-        ("a.csv", "text,text\na,b\n", "names a column twice"),
+        ("a.csv", "text,text\na,b\n", "has a duplicate column"),
         ("a.csv", "text,label\none,0\ntwo, three,1\n", "line 3: 3 cells, but the header has 2"),
         ("a.csv", 'text,label\n"one,0\n', "line 2: not valid CSV"),
         ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two", label: 1}\n', "line 2: not valid JSON"),
-        ("a.jsonl", '["one", 0]\n', "line 1: a list; every line must be an object"),
-        ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two"}\n', "row 2: other columns than in row 1 (label)"),
+        ("a.jsonl", '["one", 0]\n', "line 1: found a list; every line must be an object"),
+        ("a.jsonl", '{"text": "one", "label": 0}\n{"text": "two"}\n', "row 2: the columns differ from those of row 1"),
         ("a.json", '[{"text": "one"}, 3]', "list of objects"),
         ("a.json", '[\n{"text": "one"},\n{"text": }]', "line 3: not valid JSON"),
         ("a.parquet", "not parquet at all", "not a readable Parquet file"),
-        ("a.xlsx", "whatever", "these can be read: .csv"),
+        ("a.xlsx", "whatever", "Supported formats: .csv"),
         ("a.csv", b"text,label\nna\xefve,1\n", "is not UTF-8"),
     ],
 )
@@ -89,11 +89,11 @@ def test_bad_files(tmp_path, name, content, says):
     assert str(path) in str(error.value)
 
 
-def test_missing_file_names_those_that_are_there(tmp_path):
+def test_error_for_a_missing_file_lists_existing_files(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,0\n")
-    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. The folder .* has: train\.csv"):
+    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. The folder .* contains train\.csv"):
         read_file(tmp_path / "trian.csv")
-    with pytest.raises(DataError, match="There is no folder .* either"):
+    with pytest.raises(DataError, match="The folder .* does not exist either"):
         read_file(tmp_path / "nowhere" / "train.csv")
 
 
@@ -105,7 +105,7 @@ def test_folder(tmp_path):
 def test_files_with_other_columns(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\none,0\n")
     (tmp_path / "b.csv").write_text("text,stars\ntwo,5\n")
-    with pytest.raises(DataError, match=r"b\.csv has the columns text, stars, and .*a\.csv has text, label"):
+    with pytest.raises(DataError, match=r"b\.csv has the columns text, stars, but .*a\.csv has text, label"):
         read_files([tmp_path / "a.csv", tmp_path / "b.csv"])
 
 
@@ -116,7 +116,7 @@ def write(path, made):
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
-def test_a_folder_has_its_splits_by_name(tmp_path):
+def test_folder_splits_are_found_by_name(tmp_path):
     write(tmp_path / "train-00000-of-00002.jsonl", rows(10))
     write(tmp_path / "train-00001-of-00002.jsonl", rows(6, seed=1))
     write(tmp_path / "dev.jsonl", rows(4))
@@ -134,12 +134,12 @@ def test_a_folder_has_its_splits_by_name(tmp_path):
     assert (len(raw.train), len(raw.validation), len(raw.test)) == (16, 4, 2)
 
 
-def test_the_only_file_of_a_folder_is_what_is_trained_on(tmp_path):
+def test_only_file_of_a_folder_is_the_training_data(tmp_path):
     write(tmp_path / "all.jsonl", rows(10))
     assert len(load_data(str(tmp_path)).train) == 10
 
 
-def test_a_folder_as_the_hub_lays_them_out(tmp_path):
+def test_folder_in_the_layout_of_the_hub(tmp_path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train.jsonl", rows(10))
     write(tmp_path / "data" / "validation.jsonl", rows(4))
@@ -147,7 +147,7 @@ def test_a_folder_as_the_hub_lays_them_out(tmp_path):
 
 
 def test_a_folder_without_data(tmp_path):
-    with pytest.raises(DataError, match="has no data: none of its files ends in .csv"):
+    with pytest.raises(DataError, match="contains no data files. Supported formats: .csv"):
         load_data(str(tmp_path))
 
 

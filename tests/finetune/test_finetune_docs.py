@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "finetune.md").read_text()
 
 
-def test_the_page_of_settings_is_the_generators():
+def test_settings_page_is_up_to_date():
     generator = runpy.run_path(str(ROOT / "tools" / "generate_configuration.py"))
     assert (ROOT / "docs" / "configuration.md").read_text() == generator["page"](), (
         "run tools/generate_configuration.py"

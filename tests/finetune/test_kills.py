@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on, and ends with the weights of the run that was never stopped.
+"""A run that is killed at any moment resumes, and ends with the weights of a run that was never stopped.
 
 SURGEON_KILLS=10 kills at so many random moments; SURGEON_KILLS_SEED chooses them.
 """

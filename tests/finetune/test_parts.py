@@ -57,7 +57,7 @@ def test_each_part_has_its_rate(graft, workspace, trainers):
     assert found == {"host": {1e-3}, "projections": {2e-3}, "head": {3e-3}}
 
 
-def test_one_rate_alone_leaves_the_others(graft, workspace, trainers):
+def test_rate_of_one_part_keeps_the_others(graft, workspace, trainers):
     train(graft, workspace, head_learning_rate=3e-3, learning_rate=1e-4)
     assert {group["initial_lr"] for group in trainers[0].optimizer.param_groups} == {1e-4, 3e-3}
 
@@ -78,7 +78,7 @@ def test_frozen_host_stays(graft, workspace):
     )
 
 
-def test_lora_trains_little_of_the_host_and_ends_as_a_graft(graft, workspace):
+def test_lora_trains_few_weights_and_produces_a_graft(graft, workspace):
     before = GraftedModel.from_pretrained(graft)
     result = train(graft, workspace, train_host="lora", lora_rank=2, learning_rate=1e-2)
     assert changed(before, result.model) == {"host", "projections", "head"}
@@ -95,7 +95,7 @@ def test_lora_trains_little_of_the_host_and_ends_as_a_graft(graft, workspace):
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in result.model.state_dict().items())
 
 
-def test_lora_goes_on_after_a_stop(graft, workspace, tmp_path, monkeypatch):
+def test_lora_resumes(graft, workspace, tmp_path, monkeypatch):
     settings = {"train_host": "lora", "learning_rate": 1e-2}
     whole = train(graft, workspace, output=tmp_path / "whole", **settings)
     original = SurgeonTrainer.training_step
@@ -127,9 +127,12 @@ def test_lora_on_a_plain_model(workspace):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"projection_learning_rate": 1e-3}, "projection_learning_rate is 0.001, and no projections of this model"),
-        ({"train_host": "frozen", "host_learning_rate": 1e-3}, "no host of this model is trained"),
-        ({"host_learning_rate": 0.0}, "host_learning_rate is 0.0; it must be a number above 0"),
+        (
+            {"projection_learning_rate": 1e-3},
+            "projection_learning_rate is 0.001, but this model has no trained projections",
+        ),
+        ({"train_host": "frozen", "host_learning_rate": 1e-3}, "this model has no trained host"),
+        ({"host_learning_rate": 0.0}, "host_learning_rate is 0.0; it must be a positive number"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; it must be at least 0 and below 1"),
         ({"train_host": "half"}, "train_host is 'half'; it must be one of full, frozen, lora"),
     ],
@@ -160,7 +163,7 @@ def test_recomputed_activations_give_the_same_weights(graft, workspace, monkeypa
         assert torch.allclose(value, weights[name], atol=1e-6), name
 
 
-def test_compile_is_asked_for(graft, workspace, trainers, monkeypatch):
+def test_compile(graft, workspace, trainers, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model, **settings: compiled.append(model) or model)
     train(graft, workspace, compile=True, max_steps=1)

@@ -48,7 +48,7 @@ def test_a_plan_finds_what_is_wrong(graft, workspace, tmp_path):
         plan_finetuning(graft, [{"text": "a", "label": 0}], workspace=workspace)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(WorkspaceError, match="is in use"):
+    with pytest.raises(WorkspaceError, match="is not an empty folder"):
         plan_finetuning(graft, DATA, workspace=workspace, output=tmp_path / "full")
 
 
@@ -66,7 +66,7 @@ def test_seeds(graft, workspace, tmp_path):
 
 
 def test_seeds_need_a_model_that_can_be_loaded_again(workspace):
-    with pytest.raises(ConfigError, match="loaded anew for each"):
+    with pytest.raises(ConfigError, match="loaded again for each seed"):
         finetune_seeds(classifier(), DATA, num_seeds=2, workspace=workspace, tokenizer=word_tokenizer())
 
 

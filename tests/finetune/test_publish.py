@@ -84,7 +84,7 @@ def test_what_is_in_the_repo(hub, place, graft, name):
     assert set(found) == set(there)
     weights = [file for file in there if file.endswith(".safetensors")]
     assert all(found[file] == there[file] for file in weights)
-    # The folder has the paths, so that the run can be repeated from anywhere; the repo has not.
+    # The folder contains the paths, to repeat the run from any folder; the repo does not.
     assert str(place).encode() in there["run.yaml"]
     for file, content in found.items():
         for path in (place, graft.parent, place.parent):
@@ -98,7 +98,7 @@ def test_what_is_in_the_repo(hub, place, graft, name):
     "name", [f"My Documents/{'people of a very long name and ' * 4}/a.csv", "Ann's: own #1/a.csv", "grün/ß a.csv"]
 )
 @pytest.mark.parametrize("width", [80, 10_000])
-def test_paths_go_however_they_are_written(tmp_path, name, width):
+def test_paths_are_shortened_in_every_spelling(tmp_path, name, width):
     path = f"/home/ann/{name}"
     (tmp_path / "results.json").write_text(json.dumps({"data": {"spec": [path]}}))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"dataset": path}, allow_unicode=True, width=width))
@@ -180,7 +180,7 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_somebody_else_loads_it(hub, place, tmp_path):
+def test_loads_on_another_machine(hub, place, tmp_path):
     """On a machine that has neither a token nor anything of the run: the card's own examples, and the same numbers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
     done = subprocess.run(
@@ -219,7 +219,7 @@ def test_a_failed_upload_loses_nothing(hub, place, monkeypatch):
     assert "model.safetensors" in uploaded(hub, "me/full")
 
 
-def test_asked_before_training(hub, place, monkeypatch):
+def test_hub_is_checked_before_training(hub, place, monkeypatch):
     monkeypatch.chdir(place)
     serve_here(hub, monkeypatch)
     made = set(hub.router.created)
@@ -272,7 +272,7 @@ def test_who_may_write(hub, monkeypatch, account, repo_id, refusal):
             check_access(repo_id)
 
 
-def test_nobody_logged_in_and_no_hub(hub, monkeypatch, tmp_path):
+def test_not_logged_in_and_hub_unreachable(hub, monkeypatch, tmp_path):
     serve_here(hub, monkeypatch)
     with pytest.raises(ConfigError, match="not a repo id"):
         check_access("a/b/c")

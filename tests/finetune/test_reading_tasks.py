@@ -25,7 +25,7 @@ from tests.support.finetune_tasks import (
 # ---- tagging
 
 
-def test_labels_lie_at_first_tokens():
+def test_labels_are_at_first_tokens():
     tokenizer = task_tokenizer()
     task, model = FINETUNE_TASKS["token-classification"], bert(BertForTokenClassification)
     data = prepare_data(
@@ -46,7 +46,7 @@ def test_labels_lie_at_first_tokens():
     assert dataset.num_truncated == 0
 
 
-def test_words_that_are_cut_off_count_as_outside():
+def test_truncated_words_count_as_outside():
     model = bert(BertForTokenClassification, num_labels=3)
     model.config.id2label = {0: "O", 1: "B-PER", 2: "B-LOC"}
     measured = evaluate_model(model, tagged_rows(10), tokenizer=task_tokenizer(), max_length=4)
@@ -70,9 +70,9 @@ def test_tagger_learns(workspace):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"tokens": ["anna", "went"], "ner_tags": ["O"]}, "2 words ('tokens') and 1 labels ('ner_tags')"),
+        ({"tokens": ["anna", "went"], "ner_tags": ["O"]}, "2 words ('tokens'), but 1 labels ('ner_tags')"),
         ({"tokens": [], "ner_tags": []}, "1 empty texts (rows 41)"),
-        ({"tokens": ["a", " "], "ner_tags": ["O", "O"]}, "row 41: ' ' is no word"),
+        ({"tokens": ["a", " "], "ner_tags": ["O", "O"]}, "row 41: ' ' is not a word"),
         ({"tokens": ["a"], "ner_tags": None}, "1 rows have no list of labels (rows 41)"),
     ],
 )
@@ -97,7 +97,7 @@ def test_windows_cover_the_text_and_find_the_answer():
         "answers": {"text": ["anna"], "answer_start": [long.index("anna")]},
     }
     examples, dataset = windows([row, row], max_length=20, doc_stride=5)
-    pieces = [w for w in dataset.places if w.example == 0]
+    pieces = [w for w in dataset.alignments if w.example == 0]
     assert all(len(feature["input_ids"]) <= 20 for feature in dataset.features)
     covered = [{o for o in w.offsets if o} for w in pieces]
     words = len(long.split())
@@ -113,10 +113,10 @@ def test_windows_cover_the_text_and_find_the_answer():
 
 
 def test_answers_are_mapped_back_to_the_text(workspace):
-    """By hand: the logits point at two words; what is between them, blanks included, is the answer."""
+    """By hand: the logits point at two words; the text between them, including spaces, is the answer."""
     rows = [{"question": "where ?", "context": "the  day anna   went to rome .", "answers": "anna   went"}]
     examples, dataset = windows(rows * 2, max_length=30)
-    task, (window, _) = FINETUNE_TASKS["question-answering"], dataset.places
+    task, (window, _) = FINETUNE_TASKS["question-answering"], dataset.alignments
     assert examples.contexts[0][window.offsets[window.start][0] : window.offsets[window.end][1]] == "anna   went"
     outputs = np.zeros((2, 2, len(window.offsets)), dtype=np.float32)
     outputs[0, :, window.start], outputs[1, :, window.end] = 9, 9
@@ -138,15 +138,15 @@ def test_best_answer_of_several_windows():
     rows = [{"question": "where ?", "context": "anna went to rome . bob went to paris .", "answers": "paris"}]
     examples, dataset = windows(rows * 2, max_length=13, doc_stride=2)
     task = FINETUNE_TASKS["question-answering"]
-    mine = [index for index, w in enumerate(dataset.places) if w.example == 0]
+    mine = [index for index, w in enumerate(dataset.alignments) if w.example == 0]
     assert len(mine) > 1
     outputs = np.zeros((2, len(dataset), 13), dtype=np.float32)
-    where = next(index for index in mine if dataset.places[index].start)
-    outputs[0, where, dataset.places[where].start] = outputs[1, where, dataset.places[where].end] = 5
+    where = next(index for index in mine if dataset.alignments[index].start)
+    outputs[0, where, dataset.alignments[where].start] = outputs[1, where, dataset.alignments[where].end] = 5
     assert task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None))[0].answer == "paris"
 
 
-def test_questions_on_one_text_are_not_torn_apart():
+def test_questions_on_one_text_stay_together():
     rows = [row | {"context": row["context"], "id": str(i)} for i in range(3) for row in question_rows(20)]
     data = prepare_data(rows, None, None, FinetuneConfig(), task=FINETUNE_TASKS["question-answering"])
     assert not set(data.train.contexts) & set(data.validation.contexts)
@@ -192,11 +192,11 @@ def test_loss_of_spans_is_the_models_without_smoothing():
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        ({"text": ["zoe"], "answer_start": [0]}, "the answer 'zoe' is not at character 0 of the text; it is nowhere"),
+        ({"text": ["zoe"], "answer_start": [0]}, "at character 0 of the text; the text does not contain it"),
         ({"text": ["rome"], "answer_start": [3]}, "is not at character 3 of the text; it begins at 13"),
-        ({"text": ["rome"], "answer_start": []}, "text and answer_start must be lists, equally long"),
-        ([7], "7 is no answer. Expected:"),
-        ("milan", "it is nowhere in the text"),
+        ({"text": ["rome"], "answer_start": []}, "text and answer_start must be lists of the same length"),
+        ([7], "7 is not an answer. Expected"),
+        ("milan", "the text does not contain it"),
     ],
 )
 def test_answers_that_are_not_in_the_text(answers, says, workspace):

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the same weights, and is never taken for a finished one."""
+"""A stopped run resumes to the same weights, and is never mistaken for a finished run."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_resumed_run_ends_with_the_same_weights(graft, workspace, tmp_path, stop
     with pytest.raises(KeyboardInterrupt) as interrupted:
         train(graft, workspace)
     kept = 5 * (step // 5)
-    assert f"trained up to step {kept} is kept" in str(interrupted.value)
+    assert f"Training up to step {kept} is saved" in str(interrupted.value)
     assert not workspace.folder("run", whole.path.name).exists()
     progress = Recorder()
     stop_at.steps = 0
@@ -74,7 +74,7 @@ def test_best_epoch_before_the_stop_is_still_known(graft, workspace, tmp_path, s
     assert train(graft, workspace, learning_rate=1e-12, resume=True).best_epoch == 1
 
 
-def test_early_stopping_goes_on_counting(graft, workspace, tmp_path, stop_at):
+def test_early_stopping_continues_its_count_after_resuming(graft, workspace, tmp_path, stop_at):
     settings = {"learning_rate": 1e-12, "num_epochs": 6, "early_stopping_patience": 3}
     whole = train(graft, Workspace(tmp_path / "whole"), **settings)
     assert len(whole.history) == 4
@@ -86,7 +86,7 @@ def test_early_stopping_goes_on_counting(graft, workspace, tmp_path, stop_at):
 
 def test_stopped_before_the_first_epoch_leaves_nothing(graft, workspace, stop_at):
     stop_at(3)
-    with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
+    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
         train(graft, workspace)
     assert not workspace.root.exists()
     with pytest.raises(TrainingError, match="nothing to resume"):
@@ -97,7 +97,7 @@ def test_other_settings_or_data_are_refused(graft, workspace, stop_at):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         train(graft, workspace)
-    with pytest.raises(TrainingError, match=r"config\.learning_rate was 0\.001 and is 0\.01"):
+    with pytest.raises(TrainingError, match=r"config\.learning_rate was 0\.001 and is now 0\.01"):
         train(graft, workspace, learning_rate=1e-2, resume=True)
     with pytest.raises(TrainingError, match=r"data\.splits\.train\.examples was 40 and is 32"):
         train(graft, workspace, data=DATA | {"train": rows(32)}, resume=True)
@@ -114,22 +114,22 @@ def test_unfinished_run_is_not_overwritten(graft, workspace, tmp_path, stop_at):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         train(graft, workspace, output=tmp_path / "run")
-    with pytest.raises(WorkspaceError, match=r"holds an unfinished run. Go on with it \(--resume\)"):
+    with pytest.raises(WorkspaceError, match="contains an unfinished run. Continue it with --resume"):
         train(graft, workspace, output=tmp_path / "run")
 
 
-def test_new_run_beside_an_unfinished_one(graft, workspace, stop_at):
+def test_new_run_next_to_an_unfinished_one(graft, workspace, stop_at):
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
         train(graft, workspace)
     progress = Recorder()
     new = train(graft, workspace, progress=progress)
     assert new.path.name.endswith("-2")
-    assert any("is unfinished; --resume would go on with it" in notice for notice in progress.notices)
+    assert any("is unfinished; --resume would continue it" in notice for notice in progress.notices)
     assert train(graft, workspace, resume=True).path.name == new.path.name.removesuffix("-2")
 
 
-def test_half_written_checkpoint_is_passed_over(graft, workspace, tmp_path, stop_at):
+def test_incomplete_checkpoint_is_skipped(graft, workspace, tmp_path, stop_at):
     """As after a kill while a checkpoint is being written: its state, which comes last, is missing."""
     whole = train(graft, Workspace(tmp_path / "whole"))
     stop_at(12)
@@ -142,11 +142,11 @@ def test_half_written_checkpoint_is_passed_over(graft, workspace, tmp_path, stop
     assert same(whole, train(graft, workspace, resume=True))
 
 
-def test_run_of_a_living_process_is_left_alone(graft, workspace, tmp_path):
+def test_run_of_a_running_process_is_not_touched(graft, workspace, tmp_path):
     work = tmp_path / "run.unfinished"
     work.mkdir()
     (work / "run.json").write_text(json.dumps({"signature": {}, "pid": os.getppid()}))
-    with pytest.raises(WorkspaceError, match="a run that is going on"):
+    with pytest.raises(WorkspaceError, match="an active run"):
         train(graft, workspace, output=tmp_path / "run")
     assert work.exists()
     (work / "run.json").write_text(json.dumps({"signature": {}, "pid": 2**22 + 1}))  # above Linux's largest
@@ -160,6 +160,6 @@ def test_error_in_the_end_keeps_the_checkpoint(graft, workspace, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_report", full)
-        with pytest.raises(WorkspaceError, match="No space left on device. What was trained up to step 15 is kept"):
+        with pytest.raises(WorkspaceError, match="No space left on device. Training up to step 15 is saved"):
             train(graft, workspace)
     assert train(graft, workspace, resume=True).path.is_dir()

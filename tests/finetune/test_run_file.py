@@ -1,4 +1,4 @@
-"""run.yaml beside a result: all settings, and the same run again from it, bit for bit."""
+"""run.yaml contains all settings, and repeats the run bit for bit."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.classification import rows
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A file, named from the folder it lies in."""
+    """A file, named by a path relative to its folder."""
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     lines = [f"{row['text']},{row['label']}" for row in rows(40, labels=("bad", "good"))]
@@ -42,7 +42,7 @@ def test_the_file_repeats_the_run_from_another_folder(graft, data, tmp_path, mon
     assert (first / "model.safetensors").read_bytes() != (tmp_path / "third" / "model.safetensors").read_bytes()
 
 
-def test_every_setting_is_in_it_as_it_was_used(graft, workspace):
+def test_every_setting_is_written_with_its_final_value(graft, workspace):
     data = {"train": rows(24), "validation": rows(8, seed=1)}
     result = finetune_model(graft, data, workspace=workspace, num_epochs=1, batch_size=8, learning_rate=3e-5)
     content = yaml.safe_load((result.path / "run.yaml").read_text())
@@ -50,10 +50,10 @@ def test_every_setting_is_in_it_as_it_was_used(graft, workspace):
     assert content["graft"] == str(graft)
     assert {name: content[name] for name in asdict(result.config)} == asdict(result.config)
     assert (content["task"], content["select_by"]) == ("text-classification", "accuracy")
-    assert "# dataset: was handed over in memory" in (result.path / "run.yaml").read_text()
+    assert "# dataset: was an object in memory" in (result.path / "run.yaml").read_text()
 
 
-def test_places_are_names_or_whole_paths(tmp_path, monkeypatch):
+def test_sources_are_names_or_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.csv").touch()
     Path("sst2").mkdir()

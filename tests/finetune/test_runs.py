@@ -1,4 +1,4 @@
-"""What a run leaves and says, which models it takes, and what it leaves when it fails."""
+"""The files and messages of a run, the models it accepts, and what remains after a failure."""
 
 import json
 import math
@@ -72,11 +72,11 @@ def test_second_run_gets_a_number(graft, workspace):
 def test_output_in_use(graft, workspace, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
-    with pytest.raises(WorkspaceError, match="in use: it holds something else"):
+    with pytest.raises(WorkspaceError, match="already exists and is not an empty folder"):
         train(graft, workspace, output=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     train(graft, workspace, output=tmp_path / "run", max_steps=1)
-    with pytest.raises(WorkspaceError, match="in use: it holds a finished run"):
+    with pytest.raises(WorkspaceError, match="already contains a finished run"):
         train(graft, workspace, output=tmp_path / "run", max_steps=1)
 
 
@@ -110,7 +110,7 @@ def test_nothing_is_printed(graft, workspace, capfd, caplog):
     assert caplog.records == []
 
 
-def test_truncation_is_said(graft, workspace):
+def test_truncation_is_reported(graft, workspace):
     progress = Recorder()
     result = train(graft, workspace, progress=progress, max_length=6, max_steps=1)
     cut = result.data["truncated"]["train"]
@@ -140,7 +140,7 @@ def test_graft_gets_the_datas_classes(graft, workspace):
 
 
 def test_loaded_model_with_other_classes(workspace):
-    with pytest.raises(GraftError, match="has 5 classes and the data 2"):
+    with pytest.raises(GraftError, match="has 5 classes, but the data has 2"):
         train(classifier(num_labels=5), workspace)
 
 
@@ -159,7 +159,7 @@ def test_half_precision_weights_are_trained_in_float32(workspace, tmp_path):
 
 def test_graft_for_another_task(host, artifact, workspace):
     model = graft_layer(host, artifact, task="feature-extraction")
-    with pytest.raises(GraftError, match="is for feature-extraction, which is not trained"):
+    with pytest.raises(GraftError, match="is for feature-extraction, which can't be fine-tuned"):
         train(model, workspace)
 
 
@@ -169,7 +169,7 @@ def test_no_such_model(workspace, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceNotFoundError, match=r"has no config\.json"):
         train(str(tmp_path / "empty"), workspace)
-    with pytest.raises(GraftError, match="A dict is no transformers classification model"):
+    with pytest.raises(GraftError, match="A dict is not a transformers classification model"):
         finetune_model({}, TRAIN, workspace=workspace)
 
 
@@ -178,16 +178,16 @@ def test_no_tokenizer(workspace):
         finetune_model(classifier(), TRAIN, workspace=workspace)
 
 
-def test_device_and_precision_that_are_not_there(graft, workspace):
+def test_unavailable_device_and_precision(graft, workspace):
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="device is 'cuda', and this machine has: "):
+        with pytest.raises(ConfigError, match="device is 'cuda', but this machine has only: "):
             train(graft, workspace, device="cuda")
     with pytest.raises(ConfigError, match="needs a GPU"):
         train(graft, workspace, device="cpu", precision="fp16")
 
 
 def test_no_room_for_a_token(graft, workspace):
-    with pytest.raises(ConfigError, match="max_length is 2, and 2 tokens are special"):
+    with pytest.raises(ConfigError, match="max_length is 2, but 2 tokens are special"):
         train(graft, workspace, max_length=2)
 
 
@@ -204,7 +204,7 @@ def test_diverging_loss(workspace):
     model = classifier()
     with torch.no_grad():
         model.classifier.weight.fill_(math.nan)
-    with pytest.raises(TrainingError, match=r"The loss is nan at step 1: .*--learning-rate.* nothing is kept"):
+    with pytest.raises(TrainingError, match=r"The loss is nan at step 1: .*--learning-rate.* nothing was kept"):
         train(model, workspace)
     assert not workspace.root.exists()
 
@@ -217,7 +217,7 @@ def test_diverging_loss(workspace):
         (RuntimeError("[enforce fail] PytorchStreamWriter failed"), WorkspaceError, "disk may be full"),
     ],
 )
-def test_errors_of_libraries_become_ours(workspace, monkeypatch, raised, expected, says):
+def test_library_errors_are_converted(workspace, monkeypatch, raised, expected, says):
     def fail(self, *arguments, **keywords):
         raise raised
 

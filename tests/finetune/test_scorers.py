@@ -1,4 +1,4 @@
-"""BERTScore and BARTScore: their models are too large for tests, and not being able to have them is no failure."""
+"""BERTScore and BARTScore, without their large models; an unavailable model is not an error."""
 
 import sys
 
@@ -30,7 +30,7 @@ def test_bart_score_is_the_mean_log_probability(tmp_path):
     assert measured == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-def test_what_can_not_be_had_is_left_out_with_a_notice(monkeypatch):
+def test_unavailable_metric_is_skipped_with_a_notice(monkeypatch):
     def missing(*arguments):
         raise OSError("facebook/bart-large-cnn is not a local folder\nand more")
 
@@ -40,7 +40,7 @@ def test_what_can_not_be_had_is_left_out_with_a_notice(monkeypatch):
     config = FinetuneConfig(extra_metrics="bert_score, bart_score")
     assert extra_scores(["a"], ["b"], config, CPU, progress) == {}
     assert len(progress.notices) == 2
-    assert "bert_score is left out: its model can't be had here (" in progress.notices[0]
+    assert "Skipped bert_score: its model can't be loaded (" in progress.notices[0]
     assert progress.notices[1].endswith("(facebook/bart-large-cnn is not a local folder).")
 
 
@@ -72,14 +72,14 @@ def test_bert_score_is_the_package_s(bert):
     assert bert_score([""], ["good"], CPU, bert) == 0
 
 
-def test_a_tokenizer_without_a_greatest_length(bert):
+def test_tokenizer_without_a_maximum_length(bert):
     pytest.importorskip("bert_score")
     tokenizer = word_tokenizer()
     tokenizer.model_max_length = 10**30
     tokenizer.save_pretrained(bert)
     progress = Recorder()
     assert extra_scores(["good"], ["good"], FinetuneConfig(extra_metrics=f"bert_score={bert}"), CPU, progress) == {}
-    assert "(model_max_length is missing in its tokenizer_config.json)" in progress.notices[0]
+    assert "(its tokenizer_config.json has no model_max_length)" in progress.notices[0]
 
 
 def test_models_by_name(monkeypatch):
@@ -93,5 +93,5 @@ def test_models_by_name(monkeypatch):
 
 
 def test_unknown_metric():
-    with pytest.raises(ConfigError, match="extra_metrics is 'blue'; it must be some of bert_score, bart_score"):
+    with pytest.raises(ConfigError, match="'blue'; it must be a comma-separated list of bert_score, bart_score"):
         FinetuneConfig(extra_metrics="blue")

@@ -59,12 +59,12 @@ def all_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-# ---- somebody's files
+# ---- files of the user
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "checkpoints/notes.txt", "checkpoints/checkpoint-best/model.bin"])
 @pytest.mark.parametrize("mark", [None, {}, {"signature": {}}])
-def test_a_folder_of_somebody_is_not_deleted(graft, workspace, tmp_path, name, mark):
+def test_folder_of_the_user_is_not_deleted(graft, workspace, tmp_path, name, mark):
     file = tmp_path / "run.unfinished" / name
     file.parent.mkdir(parents=True)
     file.write_text("years of work")
@@ -72,12 +72,10 @@ def test_a_folder_of_somebody_is_not_deleted(graft, workspace, tmp_path, name, m
         (tmp_path / "run.unfinished/run.json").write_text(json.dumps(mark))
     before = all_files(tmp_path)
     for function in (train, lambda *arguments: plan_finetuning(arguments[0], DATA, output=arguments[2])):
-        with pytest.raises(
-            WorkspaceError, match="run.unfinished would be written by this run, but holds files"
-        ) as told:
+        with pytest.raises(WorkspaceError, match="run.unfinished, which contains files that no run created") as told:
             function(graft, workspace, tmp_path / "run")
     assert name in str(told.value)
-    with pytest.raises(TrainingError, match=r"nothing to resume|other settings"):
+    with pytest.raises(TrainingError, match=r"nothing to resume|different settings"):
         train(graft, workspace, tmp_path / "run", resume=True)
     assert all_files(tmp_path) == before
 
@@ -92,7 +90,7 @@ def test_by_default_another_name_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("left", [[], [".lock"], ["run.json.tmp"], [".run.json.abcd1234.tmp"]])
-def test_what_a_kill_leaves_is_no_hindrance(tmp_path, left):
+def test_new_run_after_a_kill(tmp_path, left):
     (tmp_path / "run.unfinished/checkpoints").mkdir(parents=True)
     for name in left:
         (tmp_path / "run.unfinished" / name).write_text("")
@@ -100,7 +98,7 @@ def test_what_a_kill_leaves_is_no_hindrance(tmp_path, left):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_come_during_the_run_stay(graft, workspace, tmp_path, monkeypatch):
+def test_files_added_during_the_run_are_kept(graft, workspace, tmp_path, monkeypatch):
     write = run.write_report
 
     def write_report(*arguments):
@@ -112,7 +110,8 @@ def test_files_that_come_during_the_run_stay(graft, workspace, tmp_path, monkeyp
     result = train(graft, workspace, tmp_path / "run", progress=progress)
     assert all_files(tmp_path / "run.unfinished") == ["notes.txt"]
     assert any(
-        "run.unfinished stays: it holds files that the run has not made (notes.txt)" in n for n in progress.notices
+        "run.unfinished was not removed: it contains files that this run did not create (notes.txt)" in notice
+        for notice in progress.notices
     )
     assert (result.path / "results.json").exists()
 
@@ -131,7 +130,7 @@ def test_links_in_place_of_folders(graft, workspace, tmp_path):
     (tmp_path / "run.unfinished").mkdir()
     for name in ("checkpoints", "logs", "final", "run.json"):
         (tmp_path / "run.unfinished" / name).symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(WorkspaceError, match=f"holds files that no run has made: {name}"):
+        with pytest.raises(WorkspaceError, match=f"contains files that no run created: {name}"):
             train(graft, workspace, tmp_path / "run")
         (tmp_path / "run.unfinished" / name).unlink()
     assert all_files(tmp_path) == ["elsewhere/mine.txt"]
@@ -141,7 +140,7 @@ def test_links_in_place_of_folders(graft, workspace, tmp_path):
 def test_a_run_with_links_is_not_resumed(graft, workspace, tmp_path, stopped, name):
     (tmp_path / "elsewhere").mkdir()
     (stopped / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(WorkspaceError, match=f"holds symbolic links .{name}"):
+    with pytest.raises(WorkspaceError, match=f"contains symbolic links .{name}"):
         train(graft, workspace, tmp_path / "run", resume=True)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -161,7 +160,7 @@ def test_a_link_to_a_run_is_not_resumed(graft, workspace, tmp_path, stopped):
 def test_two_runs_dont_claim_one_folder(tmp_path):
     for turn in race(claim, 60, tmp_path, False):
         assert sorted(turn)[1] == "done", turn
-        assert "is in use by a run that is going on" in sorted(turn)[0]
+        assert "is in use by an active run" in sorted(turn)[0]
 
 
 def test_by_default_two_runs_take_two_folders(tmp_path):
@@ -169,10 +168,10 @@ def test_by_default_two_runs_take_two_folders(tmp_path):
     assert len(list(tmp_path.iterdir())) == 60
 
 
-def test_a_run_that_is_going_on_is_left_alone(graft, workspace, tmp_path):
+def test_active_run_is_not_touched(graft, workspace, tmp_path):
     folder = claim_folder(tmp_path / "run", {}, resume=False, by_default=False, progress=NullProgress())
     for resume in (False, True):
-        with pytest.raises(WorkspaceError, match="is in use by a run that is going on"):
+        with pytest.raises(WorkspaceError, match="is in use by an active run"):
             train(graft, workspace, tmp_path / "run", resume=resume)
     assert folder.checkpoints.is_dir()
     folder.abandon()
@@ -180,7 +179,7 @@ def test_a_run_that_is_going_on_is_left_alone(graft, workspace, tmp_path):
 
 
 @pytest.mark.parametrize("pid", [10**30, -1, 0, -(10**30), True, "1", 1.5, None, [1]])
-def test_an_odd_number_of_a_process(tmp_path, pid):
+def test_invalid_process_id(tmp_path, pid):
     (tmp_path / "run.unfinished").mkdir()
     (tmp_path / "run.unfinished/run.json").write_text(json.dumps({"signature": {}, "pid": pid}))
     claim_folder(tmp_path / "run", {}, resume=False, by_default=False, progress=NullProgress()).abandon()
@@ -188,10 +187,10 @@ def test_an_odd_number_of_a_process(tmp_path, pid):
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", '{"signature": 3}', '{"signature": ' + "[" * 9000])
-def test_an_odd_run_file(tmp_path, content):
+def test_invalid_run_file(tmp_path, content):
     (tmp_path / "run.unfinished").mkdir()
     (tmp_path / "run.unfinished/run.json").write_text(content)
-    with pytest.raises(WorkspaceError, match="holds files that no run has made: run.json"):
+    with pytest.raises(WorkspaceError, match="contains files that no run created: run.json"):
         claim_folder(tmp_path / "run", {}, resume=False, by_default=False, progress=NullProgress())
     with pytest.raises(TrainingError, match="nothing to resume"):
         claim_folder(tmp_path / "run", {}, resume=True, by_default=False, progress=NullProgress())
@@ -225,7 +224,7 @@ def last(work: Path) -> Path:
         ("training_args.bin", False),
     ],
 )
-def test_no_code_of_a_checkpoint_runs(graft, workspace, tmp_path, stopped, name, bare):
+def test_checkpoint_does_not_run_code(graft, workspace, tmp_path, stopped, name, bare):
     victim = tmp_path / "ran"
     if bare:
         (last(stopped) / name).write_bytes(pickle.dumps(Code(victim), protocol=2))
@@ -259,7 +258,9 @@ def test_weights_outside_of_the_checkpoint_are_not_read(graft, workspace, tmp_pa
 
 def test_checkpoints_that_are_read_with_pickle_are_not_resumed():
     check_readable(SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT))
-    with pytest.raises(ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT; a run can only be resumed with"):
+    with pytest.raises(
+        ConfigError, match="fsdp_state_dict_type is SHARDED_STATE_DICT, but a run can only be resumed with"
+    ):
         check_readable(SimpleNamespace(state_dict_type=StateDictType.SHARDED_STATE_DICT))
 
 
@@ -299,10 +300,10 @@ def test_the_best_weights_come_from_the_runs_own_folder(graft, workspace, tmp_pa
     assert train(graft, workspace, tmp_path / "run", resume=True).best_epoch >= 1
 
 
-def test_a_best_step_that_is_not_there(graft, workspace, tmp_path, stopped):
+def test_missing_best_step(graft, workspace, tmp_path, stopped):
     state = last(stopped) / "trainer_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"best_global_step": 1}))
-    with pytest.raises(TrainingError, match="checkpoint-1, the checkpoint of the best epoch, is gone"):
+    with pytest.raises(TrainingError, match="checkpoint-1, the checkpoint of the best epoch, is missing"):
         train(graft, workspace, tmp_path / "run", resume=True)
 
 

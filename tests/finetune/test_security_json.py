@@ -16,7 +16,7 @@ ODD = [DEEP, '{"text": ' + DEEP, '{"text": ' + "1" * 5000 + "}"]
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_data_files(tmp_path, content, suffix):
     (tmp_path / f"data{suffix}").write_text(content)
-    with pytest.raises(DataError, match=r"data\.json.*JSON that can't be read"):
+    with pytest.raises(DataError, match=r"data\.json.*the JSON can't be read"):
         read_file(tmp_path / f"data{suffix}")
 
 

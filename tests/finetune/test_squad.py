@@ -126,6 +126,6 @@ def test_each_alone(predicted, right):
 def test_counted_by_hand():
     assert f1("the big red dog", ["red dog"], version_2=False) == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
     assert normalize_answer("An apple, the Pear & a theatre.") == "apple pear theatre"
-    # The versions part where nothing is left of an answer.
+    # The two versions differ if nothing is left of an answer.
     assert (f1("the", ["a"], version_2=False), exact_match("the", ["a"], version_2=False)) == (0, 1)
     assert (f1("the", ["a"], version_2=True), exact_match("the", ["a"], version_2=True)) == (1, 1)

@@ -1,4 +1,4 @@
-"""A run of the command that is stopped: what it says, its exit code, and the checkpoint that goes on."""
+"""A stopped run of the command: its message, its exit code, and resuming from its checkpoint."""
 
 import json
 import math
@@ -61,13 +61,13 @@ def break_step(monkeypatch, number, result):
     monkeypatch.setattr(SurgeonTrainer, "training_step", training_step)
 
 
-def test_loss_that_is_no_number(graft, place, monkeypatch):
+def test_nan_loss(graft, place, monkeypatch):
     break_step(monkeypatch, 7, lambda self: torch.tensor(math.nan))
     code, said = run(graft)
     assert code == 1
     assert "The loss is nan at step 8" in said
     assert "Try a lower --learning-rate" in said
-    assert "trained up to step 5 is kept in run.unfinished; --resume goes on from there" in said
+    assert "Training up to step 5 is saved in run.unfinished; continue with --resume" in said
     goes_on(graft, place, 5)
 
 
@@ -93,7 +93,7 @@ def test_disk_that_gets_full_in_the_second_checkpoint(graft, place, monkeypatch,
     code, said = run(graft)
     assert code == 1
     assert "can't be written" in said
-    assert "trained up to step 5 is kept in run.unfinished" in said
+    assert "Training up to step 5 is saved in run.unfinished" in said
     assert not (place / "run.unfinished" / "checkpoints" / "checkpoint-10").exists()
     goes_on(graft, place, 5)
 
@@ -110,7 +110,7 @@ def test_disk_that_gets_full_when_the_finished_run_is_written(graft, place, monk
     monkeypatch.setattr(run_module, "write_report", full)
     code, said = run(graft)
     assert code == 1
-    assert "run.unfinished can't be written: No space left on device. What was trained up to step 15 is kept" in said
+    assert "run.unfinished can't be written: No space left on device. Training up to step 15 is saved" in said
     assert not (place / "run").exists()
     goes_on(graft, place, 15)
 
@@ -134,7 +134,7 @@ def test_ctrl_c(graft, place):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 1, said
-    assert "Interrupted. What was trained up to step" in said
+    assert "Interrupted. Training up to step" in said
     assert "Traceback" not in said
     assert list(place.glob("run.unfinished/checkpoints/*/trainer_state.json"))
     assert json.loads((place / "run.unfinished" / "run.json").read_text()).keys() == {"signature"}

@@ -31,7 +31,7 @@ def test_every_pass_has_every_row_once_in_another_order():
     assert taken(features_of(made, shuffle_buffer=8, group_by_length=False, seed=1)) != again
 
 
-def test_texts_of_one_length_come_together():
+def test_texts_of_similar_length_are_batched_together():
     def padding(**settings):
         batches = itertools.zip_longest(*[iter(taken(features_of(rows(200), **settings)))] * 4)
         return sum(4 * max(map(len, batch)) - sum(map(len, batch)) for batch in batches)
@@ -41,7 +41,7 @@ def test_texts_of_one_length_come_together():
 
 
 class Row(dict):
-    """A row that is counted as long as it is in memory."""
+    """A row that counts the instances in memory."""
 
     alive = most = 0
 
@@ -62,11 +62,11 @@ class OneToken(TextClassification):
 
 
 def test_memory_does_not_grow_with_the_stream():
-    """A tenth of the rows, or all of them: not more than the buffer, and what is being read, at a time."""
+    """Memory is limited to the buffer and the row being read, for a tenth of the rows as for all of them."""
     kinds = rows(10)
 
     def most(count, steps):
-        # What the stream before has left is not to be counted off when it goes.
+        # Rows of the previous stream that are freed later must not be counted.
         gc.collect()
         Row.alive = Row.most = 0
         data = features_of(
@@ -105,7 +105,7 @@ def taken_from(shard):
 
 
 @pytest.mark.parametrize("kind", ["text-classification", "question-answering", "causal-lm"])
-def test_a_later_epoch_begins_where_it_would_have(kind):
+def test_later_epoch_starts_at_its_position(kind):
     made, columns = {
         "text-classification": (rows(50), None),
         "question-answering": (
@@ -125,7 +125,7 @@ def test_a_later_epoch_begins_where_it_would_have(kind):
     epochs = [taken(whole, epoch) for epoch in range(6)]
     for epoch in (0, 3, 5):
         assert taken(features_of(made, **settings), epoch) == epochs[epoch]
-    # An epoch that was left in the middle begins anew.
+    # An epoch that was left in the middle starts over.
     whole.set_epoch(6)
     next(iter(whole))
     assert taken(whole, 2) == epochs[2]
@@ -135,7 +135,7 @@ def test_a_later_epoch_begins_where_it_would_have(kind):
     ("changed", "says"),
     [
         ({"text": None}, "the rows, row 134, column 'text': the text is empty"),
-        ({"text": 7}, "the rows, row 134, column 'text': 7 is a int, not a text."),
+        ({"text": 7}, "the rows, row 134, column 'text': found 7 of the type int, but expected a text"),
         ({"label": None}, "the rows, row 134: the label is missing."),
         ({"label": "3"}, "the rows, row 134 has labels that were not seen in training: 3"),
     ],
@@ -146,5 +146,5 @@ def test_a_bad_row_is_named(changed, says):
         taken(features_of(made, shuffle_buffer=50, max_steps=38, eval_steps=38))
     assert says in str(error.value), str(error.value)
     del made[133]["label"]
-    with pytest.raises(DataError, match="row 134 has no column 'label', but text"):
+    with pytest.raises(DataError, match="row 134: there is no column 'label'. The columns are: text"):
         taken(features_of(made, shuffle_buffer=50, max_steps=38, eval_steps=38))

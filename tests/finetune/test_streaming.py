@@ -78,15 +78,15 @@ def test_a_streamed_file_has_the_rows_of_the_file(tmp_path, suffix):
     assert len(opened.train.table(7)) == 7
 
 
-def test_a_folder_has_its_splits(tmp_path):
+def test_folder_with_splits(tmp_path):
     for name, count in (("train-1", 8), ("train-2", 8), ("dev", 4), ("test", 2)):
         write(tmp_path / f"{name}.jsonl", rows(count))
     opened = open_stream(tmp_path, NullProgress())
     assert [len(part.table()) for part in (opened.train, opened.validation, opened.test)] == [16, 4, 2]
 
 
-def test_all_facts_are_those_of_the_whole(tmp_path):
-    """Labels of rows that nobody has looked at yet, of both kinds, are known, and so is their number."""
+def test_facts_cover_the_whole_set(tmp_path):
+    """All labels, of both types, are counted, including those of rows after the checked ones."""
     made = [*rows(1500, labels=("1", "2")), *rows(300, labels=("1", "other"))]
     progress = Recorder()
     data = prepare(write(tmp_path / "a.csv", made), max_eval_samples=100, progress=progress)
@@ -95,7 +95,7 @@ def test_all_facts_are_those_of_the_whole(tmp_path):
     assert sum(data.stream.per_class.values()) == 1700
     assert (len(data.validation), data.held_out) == (100, True)
     assert len(data.train) < 1000
-    assert f"Reading {tmp_path / 'a.csv'} once, to count the classes in column 'label'." in progress.notices
+    assert f"Reading all of {tmp_path / 'a.csv'} once to count the classes in column 'label'." in progress.notices
     encoded = [row for window in data.stream.windows(100) for row in data.stream.examples(window).labels]
     assert len(encoded) == 1700
     assert [encoded.count(index) for index in range(3)] == list(data.stream.per_class.values())
@@ -123,8 +123,8 @@ def test_questions_on_one_text_are_held_out_together(tmp_path):
     assert not trained & set(data.validation.contexts)
 
 
-def test_a_class_of_held_out_rows_alone_is_a_class(tmp_path):
-    """As where all is in memory; few training rows of many classes have others than those held out."""
+def test_class_that_only_held_out_rows_have(tmp_path):
+    """As for data in memory: with few rows and many classes, training and held-out rows may have different classes."""
     made = [{"text": "a film", "label": f"c{index // 10:02}"} for index in range(300)]
     data = prepare(write(tmp_path / "a.jsonl", made), max_train_samples=60)
     assert len(data.label_names) > 20
@@ -132,7 +132,7 @@ def test_a_class_of_held_out_rows_alone_is_a_class(tmp_path):
     assert data.stream.num_rows == sum(data.stream.per_class.values()) == 60
 
 
-def test_given_validation_and_test_data_are_read_as_ever(tmp_path):
+def test_separate_validation_and_test_data(tmp_path):
     parts = [write(tmp_path / f"{name}.csv", rows(count)) for name, count in (("a", 20), ("b", 6), ("c", 4))]
     data = prepare(*parts)
     assert (data.stream.num_rows, len(data.validation), len(data.test)) == (20, 6, 4)
@@ -174,21 +174,21 @@ def test_hub_id(hub):
     assert asked == [(("somebody/reviews", None), {"revision": None, "streaming": True})]
     assert (data.label_names, data.stream.num_rows, data.stream.per_class) == (LABELS, 41, None)
     assert (len(data.train), len(data.validation), len(data.test), data.held_out) == (40, 8, 8, False)
-    assert "reviews (train), first 41 rows: 1 of 41 rows have no text or label; left out." in progress.notices
+    assert "reviews (train), first 41 rows: skipped 1 of 41 rows, which have no text or label." in progress.notices
     assert not any("once, to count" in notice for notice in progress.notices)
 
 
-def test_hub_validation_for_itself(hub, tmp_path):
+def test_separate_validation_data_on_the_hub(hub, tmp_path):
     hub(train=rows(40), test=rows(20))
     data = prepare(write(tmp_path / "a.csv", rows(20, labels=(0, 1))), "somebody/reviews", max_eval_samples=6)
     assert len(data.validation) == 6
 
 
-def test_without_a_number_of_rows_max_steps_is_wanted_before_anything_is_read(hub, monkeypatch):
+def test_unknown_number_of_rows_needs_max_steps_before_reading(hub, monkeypatch):
     hub(described=False, train=rows(40))
     with monkeypatch.context() as patch:
         patch.setattr(RowStream, "rows", lambda self: pytest.fail("rows were read"))
-        with pytest.raises(ConfigError, match="doesn't say how many rows it has. Give max_steps, or max_train_samples"):
+        with pytest.raises(ConfigError, match="is unknown. Set max_steps, or set max_train_samples"):
             prepare("somebody/reviews")
     assert prepare("somebody/reviews", max_steps=3).label_names == ("0", "1")
     assert prepare("somebody/reviews", max_train_samples=20).stream.num_rows == 20
@@ -198,7 +198,7 @@ def test_given_data_sets(tmp_path):
     whole = datasets.Dataset.from_list(rows(40))
     assert prepare(datasets.DatasetDict({"train": whole, "test": whole})).stream.num_rows < 40
     assert prepare(whole.to_iterable_dataset(), max_steps=3).stream.source.num_rows is None
-    with pytest.raises(DataError, match="is read row by row: say so"):
+    with pytest.raises(DataError, match="can only be streamed. Set streaming=True"):
         load_data(whole.to_iterable_dataset())
 
 
@@ -207,13 +207,13 @@ def test_rows_of_tensors_are_read_as_python(tmp_path):
     assert prepare(stream, max_steps=3).label_names == ("0", "1")
 
 
-def test_a_connection_that_breaks_is_told_of_in_a_sentence():
+def test_broken_connection_is_reported():
     def begin():
         yield from rows(3)
         raise CLIENT_ERROR("the server went away")
 
-    with pytest.raises(DataError, match=r"reviews can't be read on after row 3: the server went away\."):
-        RowStream(place="reviews", begin=begin).table()
+    with pytest.raises(DataError, match=r"reviews can't be read beyond row 3: the server went away\."):
+        RowStream(location="reviews", begin=begin).table()
 
 
 # ---- whole runs
@@ -250,7 +250,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, workspace, stop_at):
     whole = train(path, Workspace(tmp_path / "whole"), **settings)
     assert [epoch.step for epoch in whole.history] == [3, 6, whole.config.max_steps]
     stop_at(5)
-    with pytest.raises(KeyboardInterrupt, match="step 4 is kept"):
+    with pytest.raises(KeyboardInterrupt, match="step 4 is saved"):
         train(path, workspace, **settings)
     resumed = train(path, workspace, resume=True, **settings)
     mine, theirs = resumed.model.state_dict(), whole.model.state_dict()
@@ -258,8 +258,8 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, workspace, stop_at):
     assert [epoch.scores for epoch in resumed.history] == [epoch.scores for epoch in whole.history]
 
 
-def test_a_bad_row_far_away_ends_the_run_and_what_was_done_is_kept(tmp_path, workspace, monkeypatch):
-    """Declared classes, so that nothing is read before; when the row is right, the run goes on."""
+def test_bad_row_late_in_a_stream_stops_the_run_and_keeps_the_checkpoint(tmp_path, workspace, monkeypatch):
+    """With declared classes, no rows are read beforehand; once the row is corrected, the run resumes."""
     validation = rows(8, labels=LABELS)
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=LABELS)})
 
@@ -278,7 +278,7 @@ def test_a_bad_row_far_away_ends_the_run_and_what_was_done_is_kept(tmp_path, wor
         "max_length": 6,
         "output": tmp_path / "run",
     }
-    says = r"row 54, column 'text': the text is empty. Fill it in, or take the row out. What was trained up to step 5"
+    says = r"row 54, column 'text': the text is empty. Fill it in, or remove the row. Training up to step 5"
     with pytest.raises(DataError, match=says):
         train(data(text="  "), workspace, **settings)
     assert train(data(), workspace, resume=True, **settings).history[-1].step == 7
@@ -307,7 +307,7 @@ def test_every_task(tmp_path, workspace, task):
     assert "| validation | some of the first rows of the training data, held out" in card
 
 
-def test_what_is_said_before_training(tmp_path, workspace):
+def test_summary_before_training(tmp_path, workspace):
     progress = Recorder()
     made = [*({"text": "the film was good", "label": "good"} for _ in range(1200)), *rows(10, labels=LABELS)]
     path = write(tmp_path / "a.parquet", made)
@@ -324,21 +324,21 @@ def test_what_is_said_before_training(tmp_path, workspace):
     assert not workspace.root.exists()
 
 
-# ---- what is refused
+# ---- data that is rejected
 
 
 @pytest.mark.parametrize(
     ("data", "settings", "says"),
     [
         ("-", {}, "stdin can be read only once"),
-        (rows(4), {}, "A list is in memory already: leave streaming out"),
-        ({"train": rows(4)}, {}, "A dict is in memory already"),
-        ("a.csv", {"train_fraction": 0.5}, "Give max_train_samples: the first so many rows."),
-        ("a.csv", {"task": "causal-lm"}, "Give max_steps"),
-        ("a.csv", {"task": "question-answering"}, "Give max_steps"),
+        (rows(4), {}, "A list is already in memory. Turn streaming off"),
+        ({"train": rows(4)}, {}, "A dict is already in memory"),
+        ("a.csv", {"train_fraction": 0.5}, "Use max_train_samples to train on the first rows."),
+        ("a.csv", {"task": "causal-lm"}, "Set max_steps"),
+        ("a.csv", {"task": "question-answering"}, "Set max_steps"),
     ],
 )
-def test_what_can_not_be_streamed(data, settings, says, workspace):
+def test_data_that_can_not_be_streamed(data, settings, says, workspace):
     model = {"causal-lm": tiny_gpt2, "question-answering": lambda: bert(BertForQuestionAnswering)}
     made = model.get(settings.get("task"), classifier)()
     with pytest.raises(ConfigError, match=says):
@@ -346,26 +346,26 @@ def test_what_can_not_be_streamed(data, settings, says, workspace):
     assert not workspace.root.exists()
 
 
-def test_a_setting_of_streams_alone():
-    with pytest.raises(ConfigError, match="eval_steps is 5; it must be left out without streaming"):
+def test_setting_that_needs_streaming():
+    with pytest.raises(ConfigError, match="eval_steps is 5; it must be None unless streaming is on"):
         FinetuneConfig(eval_steps=5)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.json", "[]", "can't be streamed: a .json file is read as a whole"),
+        ("a.json", "[]", "can't be streamed: a .json file can only be read as a whole"),
         ("a.csv", "text,label\n", "a.csv has no rows"),
         ("a.csv", "text,label\na b,0\nc d\n", "line 3: 1 cells, but the header has 2"),
         ("a.jsonl", '{"text": "a b", "label": 0}\n{"text": "a"\n', "line 2: not valid JSON"),
-        ("a.jsonl", '{"text": "a b", "label": 0}\n{"text": "a"}\n', "row 2: other columns than in row 1 (label)"),
+        ("a.jsonl", '{"text": "a b", "label": 0}\n{"text": "a"}\n', "row 2: the columns differ from those of row 1"),
         ("a.parquet", "no", "is not a readable Parquet file"),
-        ("a.csv", "text,label\n" + "a b,0\n" * 5, "one class only, 0"),
+        ("a.csv", "text,label\n" + "a b,0\n" * 5, "only one class, 0"),
         ("a.csv", "text,label\n" + "a b,0\nc d,1\n" * 9 + "e f,\n" * 9, "row 19: the label is missing"),
         ("a.csv", "text,label\n" + "".join(f"a b,{i} x\n" for i in range(40)), "different labels in"),
         ("a.csv", "text,label\n" + "".join(f"a b,{i} x\n" for i in range(1500)), "more than 1,000 different labels"),
         ("a.csv", "text,label\n" + "a b,0\n ,1\n" * 5, "row 2, column 'text': the text is empty"),
-        ("a.csv", "text,label\na b,0\n", "1 training rows are too few to hold 20% out"),
+        ("a.csv", "text,label\na b,0\n", "1 training rows are too few to hold out 20%"),
         ("a.csv", "text,stars\na b,0\n", "has no label column. Its columns are: text, stars."),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is said of the data before training; every mistake in it is found before training too."""
+"""The summary of the data before training; all errors in the data are found before training."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def _no_training(monkeypatch):
 
 
 def notices(data, workspace, model=None, tokenizer=None, **settings):
-    """All that is said until the first step."""
+    """All notices before the first step."""
     progress = Recorder()
     with pytest.raises(BegunError):
         finetune_model(
@@ -48,14 +48,14 @@ class TestSummary:
     def test_rare_classes_are_named(self, workspace):
         made = [*({"text": "the film was good", "label": "good"} for _ in range(98)), *rows(4, labels=("bad", "bad"))]
         said = notices({"train": made, "validation": rows(4, labels=("bad", "good"))}, workspace)
-        assert any(line.startswith("Rare in training: bad. Look at macro F1") for line in said)
+        assert any(line.startswith("Rare in training: bad. Check macro F1") for line in said)
 
     def test_share_of_cut_texts_of_every_split(self, workspace):
         long = [{"text": " ".join(["film"] * 20), "label": 0}]
         data = {"train": rows(39) + long, "validation": rows(9) + long, "test": rows(9)}
         said = notices(data, workspace, max_length=15)
         assert any(
-            "1 of 40 training texts (2.5%) are longer than 15 tokens (--max-length) and are cut there." in line
+            "1 of 40 training texts (2.5%) are longer than 15 tokens (--max-length) and will be truncated." in line
             for line in said
         )
         assert any("1 of 10 validation texts (10.0%)" in line for line in said)
@@ -66,7 +66,7 @@ class TestSummary:
         said = notices(data, workspace, model=tiny_bart(), tokenizer=task_tokenizer(), max_target_length=5)
         assert "data: 20 train, 4 validation examples." in said
         assert any(
-            "tokens (source, --max-length) or 5 (target, --max-target-length) and are cut there." in line
+            "tokens (source, --max-length) or 5 (target, --max-target-length) and will be truncated." in line
             for line in said
         )
 
@@ -77,14 +77,14 @@ MISTAKES = {
     "no rows": ([], "empty list"),
     "no label column": ([{"text": "a b", "stars": 1}] * 4, "has no label column. Its columns are: text, stars."),
     "no text column": ([{"label": 1}] * 4, "has no text column"),
-    "one class": ([{"text": "a b", "label": 1}] * 4, "one class only"),
+    "one class": ([{"text": "a b", "label": 1}] * 4, "only one class"),
     "empty text": ([*rows(9), {"text": " ", "label": 0}], "1 empty texts (rows 10)"),
     "missing label": ([*rows(9), {"text": "a", "label": None}], "row 10: the label is missing"),
-    "text as label": ([row | {"label": f"{i} x"} for i, row in enumerate(rows(40))], "that is no class"),
-    "number as label": ([row | {"label": 0.5 + i} for i, row in enumerate(rows(8))], "a number, not a class"),
+    "text as label": ([row | {"label": f"{i} x"} for i, row in enumerate(rows(40))], "probably not classes"),
+    "number as label": ([row | {"label": 0.5 + i} for i, row in enumerate(rows(8))], "which is not a class"),
     "odd label in test": ({"train": rows(40), "test": [{"text": "a", "label": 7}]}, "not seen in training: 7 (1 rows)"),
     "empty text in validation": ({"train": rows(40), "dev": [{"text": "", "label": 0}]}, "1 empty texts (rows 1)"),
-    "too few rows": (rows(2), "too few to hold 20% out"),
+    "too few rows": (rows(2), "too few to hold out 20%"),
 }
 
 

@@ -112,7 +112,7 @@ def test_tags_are_seqevals():
     assert (measured.per_class["LOC"].support, measured.per_class["ORG"].support) == (2, 0)
 
 
-def test_tags_that_are_no_entities_are_words():
+def test_tags_that_are_not_entities():
     true, said = [["DET", "NOUN"], ["VERB"]], [["DET", "VERB"], ["VERB"]]
     measured = measure_tags(true, said)
     expected = f1_score(["DET", "NOUN", "VERB"], ["DET", "VERB", "VERB"], average="macro", zero_division=0)
@@ -120,6 +120,6 @@ def test_tags_that_are_no_entities_are_words():
     assert set(measured.per_class) == {"DET", "NOUN", "VERB"}
 
 
-def test_no_entity_anywhere():
+def test_no_entities():
     measured = measure_tags([["O", "O"]], [["O", "O"]], label_names=("O", "B-PER"))
     assert (measured.accuracy, measured.f1, measured.per_class) == (1, 0, {})

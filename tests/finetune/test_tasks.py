@@ -77,7 +77,7 @@ def test_graft_is_trained_measured_stored_and_used(task, hosts, artifact, worksp
 
 
 def words_of(prediction):
-    """What is said, without scores, which depend on padding in the last digits."""
+    """The predictions without scores, whose last digits depend on padding."""
     row = json.loads(json.dumps(prediction.as_row()))
     return {name: value for name, value in row.items() if not name.startswith("score")}
 
@@ -133,7 +133,9 @@ def test_validation_in_training_counts_every_example_once(task, hosts, workspace
 def test_task_of_a_graft_wins_and_another_is_refused(artifact):
     model = graft_layer(bert(BertModel), artifact, task="question-answering")
     assert find_task(model, None) == find_task(model, None, "text-classification") == "question-answering"
-    with pytest.raises(GraftError, match="The graft is for question-answering, not for seq2seq. Make one for that"):
+    with pytest.raises(
+        GraftError, match="The graft is for question-answering, not for seq2seq. Make a graft for seq2seq"
+    ):
         find_task(model, "seq2seq")
 
 
@@ -148,7 +150,7 @@ def test_task_of_a_plain_model():
 
 
 def test_data_set_for_another_task(workspace):
-    with pytest.raises(DataError, match="squad is a data set for question-answering, and the model does seq2seq"):
+    with pytest.raises(DataError, match="squad is a data set for question-answering, but the model is for seq2seq"):
         finetune_model(tiny_bart(), "squad", workspace=workspace, tokenizer=task_tokenizer(), task="seq2seq")
 
 

@@ -1,4 +1,4 @@
-"""Trackers: only the chosen ones, told sensible names, and none of them can cost a run."""
+"""Trackers: only the chosen ones are used, values have readable names, and a failing tracker does not stop a run."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def test_names(given, trackers):
 
 
 @pytest.mark.parametrize("given", ["all", "comet", "wandb,none", 7, [7]])
-def test_names_that_are_none(given):
+def test_invalid_names(given):
     with pytest.raises(ConfigError, match="report_to is"):
         FinetuneConfig(report_to=given)
 
@@ -128,7 +128,7 @@ def test_package_that_is_missing(graft, workspace, monkeypatch):
     assert "pip install wandb" in done.stderr
 
 
-def test_what_trackers_are_told(graft, workspace, trackio, capsys):
+def test_tracker_events(graft, workspace, trackio, capsys):
     result = train(graft, workspace, report_to="trackio,tensorboard")
     ((name, told),) = trackio.runs
     assert name == result.path.name
@@ -149,14 +149,14 @@ def test_what_trackers_are_told(graft, workspace, trackio, capsys):
     assert "hello" not in capsys.readouterr().out
 
 
-def test_tracker_that_dies(graft, workspace, trackio):
-    """One notice; it is told nothing more; the other goes on; the weights are those of a run without."""
+def test_failing_tracker(graft, workspace, trackio):
+    """One notice; only the other tracker gets more events; the weights equal those of a run without them."""
     trackio.fails_at, seen = 2, Recorder()
     result = train(graft, workspace, report_to="trackio,tensorboard", progress=seen)
     said = [line for line in seen.notices if "trackio" in line]
     assert said == [
-        "trackio failed: ConnectionError: no route to the server. The run goes on without it; all results will be in "
-        "results.json."
+        "trackio failed: ConnectionError: no route to the server. The run continues without it; results.json will "
+        "have all results."
     ]
     assert len(trackio.runs[0][1]) == 2
     assert "test/accuracy" in [key for key, _, _ in told_to_tensorboard(result.path)]
@@ -164,7 +164,7 @@ def test_tracker_that_dies(graft, workspace, trackio):
     assert same(weights(result), weights(train(graft, workspace)))
 
 
-def test_run_that_fails_ends_in_the_tracker_too_and_resumes(graft, workspace, trackio, monkeypatch):
+def test_failed_run_is_closed_in_the_tracker_and_resumes(graft, workspace, trackio, monkeypatch):
     step, armed = SurgeonTrainer.training_step, [True]
 
     def once(self, *arguments, **keywords):
@@ -174,7 +174,7 @@ def test_run_that_fails_ends_in_the_tracker_too_and_resumes(graft, workspace, tr
         return step(self, *arguments, **keywords)
 
     monkeypatch.setattr(SurgeonTrainer, "training_step", once)
-    with pytest.raises(TrainingError, match=r"The loss is nan at step 9.*--resume goes on"):
+    with pytest.raises(TrainingError, match=r"The loss is nan at step 9.*--resume"):
         train(graft, workspace, report_to="trackio,tensorboard")
     assert trackio.ended == 1
     # Without the tracker it is the same run.
@@ -196,9 +196,9 @@ def test_what_a_person_sees(graft, workspace):
     first = result.history[0]
     assert lines[0] == (
         f"Epoch 1: training loss {first.training_loss:.4f}, validation accuracy {first.accuracy:.4f}, macro F1 "
-        f"{first.macro_f1:.4f}, loss {first.loss:.4f}, the best so far."
+        f"{first.macro_f1:.4f}, loss {first.loss:.4f} (best so far)."
     )
-    assert lines[1].endswith("the best so far.") == (result.best_epoch == 2)
+    assert lines[1].endswith("(best so far).") == (result.best_epoch == 2)
 
 
 @pytest.mark.parametrize("classes", [2, 25])
@@ -209,6 +209,6 @@ def test_confusion_matrix(classes, tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_of_classes_are_no_formulas(tmp_path):
+def test_class_names_are_not_formulas(tmp_path):
     draw_confusion([[3, 1], [0, 4]], ["$\\foo$", "$a_$"], "a run of $\\foo$", tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 1000

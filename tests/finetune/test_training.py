@@ -1,4 +1,4 @@
-"""What training touches, what it repeats, what it keeps."""
+"""Training: which weights change, reproducibility, and which files are kept."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.support.training import TRAIN, same, train, weights
 
 @pytest.fixture
 def watched(monkeypatch):
-    """The trainers that were made, and what lay in each checkpoint when it was whole."""
+    """The trainers that were created, and the contents of each complete checkpoint."""
     seen = {"trainers": [], "checkpoints": []}
     original = SurgeonTrainer.__init__
 
@@ -69,7 +69,7 @@ def test_no_donor_in_optimizer_or_checkpoint(graft, workspace, watched):
         }
 
 
-def test_trained_along_donor_is_in_both(host, artifact, workspace, watched):
+def test_trained_donor_is_in_checkpoints_and_in_the_run(host, artifact, workspace, watched):
     model = graft_layer(host, artifact, train_donor=True)
     before = {name: value.clone() for name, value in model.donor.state_dict().items()}
     result = train(model, workspace)
@@ -111,7 +111,7 @@ def test_seed_decides_the_order_not_only_dropout(workspace):
     assert not same(run_with(1), run_with(2))
 
 
-def test_seed_decides_a_fresh_head(host, workspace):
+def test_seed_determines_a_new_head(host, workspace):
     """A host without a head gets one; a graft with another number of labels gets a new last layer."""
     assert same(weights(train(host, workspace, num_epochs=1)), weights(train(host, workspace, num_epochs=1)))
 

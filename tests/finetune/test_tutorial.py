@@ -1,4 +1,4 @@
-"""The tutorial of the page on fine-tuning, step by step as it stands there: tiny models under the large ones' names."""
+"""Run the tutorial of docs/finetune.md step by step, with tiny models under the names of the large ones."""
 
 import ast
 import csv
@@ -18,7 +18,7 @@ from tests.support.tiny_models import save_quietly, tiny_llama
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "finetune.md").read_text()
 TUTORIAL = PAGE.partition("## From a CSV to a published model\n")[2].partition("\n## ")[0]
-MINE, _, OTHERS = TUTORIAL.partition("### What somebody else does with it\n")
+MINE, _, OTHERS = TUTORIAL.partition("### Use the model on another machine\n")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def here(hub, tmp_path_factory):
-    """Where the tutorial was followed up to the upload, and what each step printed."""
+    """The folder after following the tutorial up to the upload, and the output of each step."""
     folder = tmp_path_factory.mktemp("here")
     steps = steps_of(MINE)
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_good"}
@@ -58,17 +58,17 @@ def printed_by(printed, *words):
     return text
 
 
-def test_the_steps_are_the_whole_way():
+def test_tutorial_covers_all_commands():
     commands = [step.text.split()[1] for step in steps_of(MINE) if step.kind == "surgeon"]
     assert list(dict.fromkeys(commands)) == ["extract", "graft", "finetune", "evaluate", "predict", "push"]
     assert [step.kind for step in steps_of(OTHERS)] == ["python", "surgeon", "surgeon"]
 
 
 @pytest.mark.slow
-def test_what_each_step_says_and_leaves(here):
+def test_output_and_files_of_each_step(here):
     folder, printed = here
     plan = printed_by(printed, "--dry-run")
-    assert "Columns of reviews.csv: text = 'review', label = 'sentiment' (guessed)" in plan
+    assert "Guessed columns of reviews.csv: text = 'review', label = 'sentiment'" in plan
     assert "640 train, 160 validation, 200 test examples" in plan
     assert "Nothing was trained or written" in plan
     results = json.loads((folder / "reviews-run/results.json").read_text())
@@ -84,7 +84,7 @@ def test_what_each_step_says_and_leaves(here):
 
 
 @pytest.mark.slow
-def test_somebody_else(here, hub, tmp_path):
+def test_steps_on_another_machine(here, hub, tmp_path):
     """Another folder, home and cache, and no token."""
     repo = hub.router.repos["models", "me/reviews"]
     card = repo.commits[repo.refs["main"]]["README.md"].whole().decode()

@@ -18,7 +18,7 @@ def features_of(made, *, task=CLASSIFICATION, columns=None, num_processes=1, **s
     """A streamed data set of rows, 40 features long by default."""
     made = made if callable(made) else functools.partial(iter, made)
     stream = TrainStream(
-        source=RowStream(place="the rows", begin=made),
+        source=RowStream(location="the rows", begin=made),
         columns=columns or ColumnChoice(text="text", text_pair=None, label="label", guessed=False),
         task=task,
         labels=declared_label_map(("0", "1")) if task.has_classes else None,

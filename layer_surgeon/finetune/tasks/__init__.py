@@ -1,4 +1,4 @@
-"""The tasks that can be fine-tuned, one module each."""
+"""The tasks that can be fine-tuned, one module per task."""
 
 from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext

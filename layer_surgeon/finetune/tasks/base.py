@@ -1,4 +1,4 @@
-"""What a task is to the rest of fine-tuning: how its data is read, put into tokens, run, measured and told."""
+"""The interface of a task: read its data, tokenize it, run the model, compute metrics, and predict."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,20 +19,20 @@ from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from layer_surgeon.progress import Progress
 
-# What a model said of a set, one row for each feature, in the set's order: [features, ...]; -100 fills up short rows.
+# The outputs of a model for a set, in the set's order: [features, ...]. Short rows are padded with -100.
 Outputs: TypeAlias = tuple[npt.NDArray[Any], ...]
 LossFunction: TypeAlias = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskContext:
-    """What is known when a set is tokenized, run and measured.
+    """What a task needs to tokenize, run and evaluate a set.
 
     Attributes:
         tokenizer: The tokenizer.
         model: The model.
         config: The settings.
-        label_names: Class names, in the order of the ids; empty where the task has no classes.
+        label_names: Class names, ordered by class id; empty for a task without classes.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,19 +42,19 @@ class TaskContext:
 
 
 class FinetuneTask(ABC):
-    """One task. The instances have no state: one of each serves all runs."""
+    """A task. Instances are stateless, so all runs share one instance of each task."""
 
     name: ClassVar[TaskName]
-    # The scores by which the best epoch can be chosen; the first is the default.
+    # The scores that can select the best epoch; the first is the default.
     selections: ClassVar[tuple[str, ...]]
     roles: ClassVar[ColumnRoles] = CLASSIFICATION
-    # Whether the data's classes become the model's.
+    # Whether the model gets the class names of the data.
     has_classes: ClassVar[bool] = False
-    # What one row of the data is called.
+    # The word for examples in messages.
     unit: ClassVar[str] = "texts"
-    # Whether every row becomes one feature, so that the number of rows says how many steps a pass has.
+    # Whether every row becomes exactly one feature. The number of rows then determines the steps per pass.
     one_feature_each: ClassVar[bool] = True
-    # Whether rows with the same second text belong together, and are held out together.
+    # Whether rows with the same second text must be held out together.
     keeps_pairs_together: ClassVar[bool] = False
 
     # ---- data
@@ -63,7 +63,7 @@ class FinetuneTask(ABC):
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> LabelMap | None:
-        """The classes of a training set; None for a task without classes.
+        """Determine the classes of a training set; None for a task without classes.
 
         Raises:
             DataError: The label column can't be used.
@@ -72,96 +72,99 @@ class FinetuneTask(ABC):
     def known_labels(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]
     ) -> LabelMap | None:
-        """How the labels of other data lead to the classes of a model that is trained already; None likewise.
+        """Map the labels of a data set to the classes of a trained model; None for a task without classes.
 
         Raises:
-            DataError: A label is none of the model's classes.
+            DataError: A label is not one of the model's classes.
         """
         return None
 
     def labels_in(self, value: Any) -> Sequence[Any]:
-        """The labels that one cell of the label column holds.
+        """Get the labels in one cell of the label column.
 
         Raises:
-            DataError: It can't hold any.
+            DataError: The cell does not contain labels.
         """
         return [value]
 
     @abstractmethod
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> ExampleSet:
-        """The rows of a table, checked.
+        """Check the rows of a table and convert them to examples.
 
         Raises:
-            DataError: A row can't be used; the message says which and why.
+            DataError: A row can't be used; the message says which one and why.
         """
 
     def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:
-        """Facts about one split beside its size, for results.json."""
+        """Describe a split for results.json, in addition to its size."""
         return {}
 
     def resolve(self, config: FinetuneConfig, train: ExampleSet) -> FinetuneConfig:
-        """The settings with those filled in that follow from the training data."""
+        """Resolve the settings that depend on the training data."""
         return config
 
     # ---- tokens
 
     @abstractmethod
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Examples -> features, not padded. `training`: labels are there to compute the training loss from.
+        """Tokenize examples without padding. With `training`, the features include the labels for the training loss.
 
         Raises:
-            ConfigError: The maximum length leaves no room.
+            ConfigError: The maximum length leaves no room for the text.
         """
 
     @abstractmethod
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
-        """Makes a padded batch of features."""
+        """Return a function that makes a padded batch from features."""
 
     # ---- the model
 
     def prepare_model(self, model: Any) -> None:
-        """Set what the model has to know of the task."""
+        """Set task-specific options in the model's config."""
         return
 
     def loss_function(self, config: FinetuneConfig) -> LossFunction | None:
-        """(outputs, labels, num_items_in_batch) -> the training loss; None: the trainer's own, with label smoothing."""
+        """Return the training loss as a function of (outputs, labels, num_items_in_batch); None for the trainer's own.
+
+        The trainer's own loss applies label smoothing.
+        """
         return None
 
     @abstractmethod
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
-        """One batch through the model, reduced to what the metrics need: [batch, ...] each, without gradients."""
+        """Run the model on one batch, and reduce its outputs to what the metrics need: [batch, ...] each."""
 
-    # ---- what came out
+    # ---- results
 
     @abstractmethod
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> Metrics:
-        """Measure the outputs for a whole set."""
+        """Compute the metrics of a whole set."""
 
     def add_scores(
         self, metrics: Any, outputs: Outputs, examples: ExampleSet, context: TaskContext, progress: Progress
     ) -> Metrics:
-        """The metrics with those added that are asked for in the settings, and take too long for every epoch."""
-        kept: Metrics = metrics
-        return kept
+        """Add metrics that the settings ask for but that are too slow for every epoch."""
+        unchanged: Metrics = metrics
+        return unchanged
 
     @abstractmethod
     def inputs(self, items: Sequence[Any]) -> ExampleSet:
-        """What a person gave to predict on, as examples without truth.
+        """Convert the user's inputs for prediction to examples without labels.
 
         Raises:
-            DataError: An item is empty or of the wrong kind.
+            DataError: An input is empty or has the wrong type.
         """
 
     @abstractmethod
     def predictions(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> list[Any]:
-        """One prediction for every example."""
+        """Make one prediction per example."""
 
 
 def in_order(outputs: Outputs, index: npt.NDArray[np.integer[Any]]) -> Outputs:
-    """Outputs that came in the order `index`, in the set's order again."""
-    places = np.argsort(index, kind="stable")
-    return tuple(array[places] for array in outputs)
+    """Put outputs into the set's order; `index` has the feature number of each row."""
+    order = np.argsort(index, kind="stable")
+    return tuple(array[order] for array in outputs)

@@ -1,4 +1,4 @@
-"""Language modelling: the next token of a text."""
+"""Language modelling: predict the next token of a text."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,18 +30,18 @@ class PlainTexts(ExampleSet):
 
 
 class Prompts(PlainTexts):
-    """Beginnings of texts, to be gone on with."""
+    """Beginnings of texts to continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageMetrics:
-    """What was measured on one set of texts.
+    """Metrics of one set of texts.
 
     Attributes:
         perplexity: exp(loss).
         loss: Mean cross-entropy over all predicted tokens in nats, without label smoothing.
-        examples: Texts.
-        tokens: Tokens that were predicted: all but the first of each block.
+        examples: Number of texts.
+        tokens: Number of predicted tokens: all except the first of each block.
     """
 
     perplexity: float
@@ -51,16 +51,16 @@ class LanguageMetrics:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Perplexity first."""
+        """The scores by name, perplexity first."""
         return {"perplexity": self.perplexity, "loss": self.loss}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
 class CausalLM(FinetuneTask):
-    """Texts are joined, an end token between them, and cut into blocks of the maximum length: nothing is lost."""
+    """Causal language modelling on all texts, joined with end tokens and split into blocks of the maximum length."""
 
     name = "causal-lm"
     selections = ("loss",)
@@ -73,15 +73,15 @@ class CausalLM(FinetuneTask):
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> None:
-        """No classes."""
+        """Return None: there are no classes."""
         return
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> PlainTexts:
-        """Texts, none of them empty."""
-        return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"))
+        """Check that no text is empty."""
+        return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"))
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Blocks of all texts; prompts as they are, without labels.
+        """Join all texts and split them into blocks; tokenize prompts one by one, without labels.
 
         Raises:
             DataError: All texts together have fewer than two tokens.
@@ -98,10 +98,10 @@ class CausalLM(FinetuneTask):
             for token in (ids if ids[-1:] == end else [*ids, *end])
         ]
         blocks = [stream[start : start + longest] for start in range(0, len(stream), longest)]
-        # The first token of a block is predicted from nothing, so that a block of one has nothing to learn.
+        # The first token of a block is not predicted, so a block of one token has nothing to learn.
         blocks = [block for block in blocks if len(block) > 1]
         if not blocks:
-            raise DataError(f"The texts have {len(stream)} tokens in all; at least two are needed.")
+            raise DataError(f"All texts together have {len(stream)} tokens, but at least 2 are needed. Add more text.")
         features = [
             {"input_ids": block, "attention_mask": [1] * len(block), "labels": [_IGNORED, *block[1:]]}
             for block in blocks
@@ -109,13 +109,13 @@ class CausalLM(FinetuneTask):
         return TokenizedDataset(features, 0, longest)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
-        """Padding to the longest of the batch, of labels with -100."""
+        """Pad to the longest feature of the batch; labels are padded with -100."""
         collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
         collate = DataCollatorForSeq2Seq(context.tokenizer)
         return collate
 
     def loss_function(self, config: FinetuneConfig) -> LossFunction:
-        """Cross-entropy of the next token, with label smoothing, over the tokens of all accumulated batches."""
+        """Return the cross-entropy of the next token, label-smoothed, over the tokens of all accumulated batches."""
 
         def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             logits, targets = outputs["logits"][:, :-1].float(), labels[:, 1:]
@@ -132,7 +132,7 @@ class CausalLM(FinetuneTask):
         return loss
 
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
-        """Summed loss and number of predicted tokens, [batch] each; of prompts what was written, [batch, written]."""
+        """Return summed loss and number of predicted tokens, [batch] each; for prompts, new tokens [batch, written]."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if "labels" not in batch:
             inputs = _padded_left(inputs)
@@ -145,21 +145,21 @@ class CausalLM(FinetuneTask):
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> LanguageMetrics:
-        """Loss and perplexity over all tokens."""
+        """Compute loss and perplexity over all tokens."""
         tokens = int(outputs[1].sum())
         loss = float(outputs[0].sum() / tokens)
-        # Above 709 nats exp leaves the range of a float.
+        # exp overflows a float above 709.
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return LanguageMetrics(perplexity=perplexity, loss=loss, examples=len(examples), tokens=tokens)
 
     def inputs(self, items: Sequence[Any]) -> Prompts:
-        """Beginnings of texts."""
+        """Convert the beginnings of texts to prompts."""
         return Prompts(texts=check_texts(items, "The given texts"))
 
     def predictions(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> list[TextPrediction]:
-        """How each text goes on."""
+        """Return the continuation of each text."""
         written = decode(outputs[0], context)
         return [
             TextPrediction(text=text, written=new) for text, new in zip(_texts(examples).texts, written, strict=True)
@@ -167,12 +167,12 @@ class CausalLM(FinetuneTask):
 
 
 def _padded_left(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What is written goes on from the last column, so that no padding may lie there."""
+    """Move the padding to the left, because generation continues from the last column."""
     order = inputs["attention_mask"].sort(dim=1, stable=True).indices
     return {name: tensor.gather(1, order) for name, tensor in inputs.items()}
 
 
 def _texts(examples: ExampleSet) -> PlainTexts:
     if not isinstance(examples, PlainTexts):
-        raise TypeError(f"{type(examples).__name__} are no texts")
+        raise TypeError(f"expected PlainTexts, got {type(examples).__name__}")
     return examples

@@ -1,4 +1,4 @@
-"""Extractive question answering: the answer is a piece of the text."""
+"""Extractive question answering: the answer is a span of the text."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ from layer_surgeon.finetune.squad import AnswerMetrics, measure_answers
 from layer_surgeon.finetune.tasks.base import FinetuneTask, LossFunction, Outputs, TaskContext
 from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, padding_right
 
-# (start in characters, text) of every right answer; none: the question has no answer.
+# (start in characters, text) of every correct answer; empty if the question has no answer.
 Answers = tuple[tuple[int, str], ...]
-# So many best starts, and ends, are combined, as in SQuAD's baselines.
+# Number of best starts and best ends to combine, as in SQuAD's baselines.
 _CANDIDATES = 20
 
 
@@ -38,19 +38,19 @@ class Questions(ExampleSet):
 
     @property
     def groups(self) -> Sequence[str]:
-        """The texts: questions on one of them are not torn apart, for their answers lie in what was learned."""
+        """The texts. Questions on the same text stay together, or validation would use texts from training."""
         return self.contexts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """One piece of a text: which example it is of, and where its tokens lie.
+    """One window of a text: its example, and the positions of its tokens.
 
     Attributes:
         example: Number of the example.
-        offsets: Per token its characters (start, end) in the text; None for tokens that are not of the text.
-        start: The answer's first token in this piece; 0, the first token of all, where it is not in it.
-        end: Likewise its last.
+        offsets: Character span (start, end) in the text for each token; None for tokens outside the text.
+        start: First token of the answer; 0 (the first token of the input) if the answer is not in this window.
+        end: Last token of the answer, or 0.
     """
 
     example: int
@@ -61,13 +61,13 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPrediction:
-    """What a model answers.
+    """The answer to one question.
 
     Attributes:
         question: The question.
         context: The text.
-        answer: A piece of it; empty: the text has no answer.
-        start: Its first character.
+        answer: A span of the text; empty if the model gives no answer.
+        start: Character position of the answer.
         score: Sum of the logits of start and end.
     """
 
@@ -78,7 +78,7 @@ class AnswerPrediction:
     score: float
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output; the text is left out."""
+        """Convert to plain JSON types without the text, for a line of output."""
         return {
             "question": self.question,
             "answer": self.answer,
@@ -88,7 +88,7 @@ class AnswerPrediction:
 
 
 class QuestionAnswering(FinetuneTask):
-    """Where in the text the answer starts and ends; long texts are read in pieces that overlap."""
+    """Predicts where in the text the answer starts and ends. Long texts are read in overlapping windows."""
 
     name = "question-answering"
     selections = ("f1", "exact_match", "loss")
@@ -105,72 +105,77 @@ class QuestionAnswering(FinetuneTask):
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> None:
-        """No classes."""
+        """Return None: there are no classes."""
         return
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> Questions:
-        """Questions, texts, and answers that are found where they are said to be."""
+        """Check questions, texts, and that each answer is at its position in the text."""
         context_column, answer_column = str(columns.text_pair), str(columns.label)
-        contexts = check_texts(table.columns[context_column], f"{table.place}, column {context_column!r}")
+        contexts = check_texts(table.columns[context_column], f"{table.location}, column {context_column!r}")
         return Questions(
-            questions=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"),
+            questions=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"),
             contexts=contexts,
             answers=tuple(
-                _read_answers(value, context, f"{table.place}, row {row}")
+                _read_answers(value, context, f"{table.location}, row {row}")
                 for row, (value, context) in enumerate(zip(table.columns[answer_column], contexts, strict=True), 1)
             ),
         )
 
     def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:
-        """How many questions have no answer, and how many texts there are."""
-        asked = _asked(part)
-        return {"without_answer": sum(not a for a in asked.answers), "contexts": len(set(asked.contexts))}
+        """Count the questions without an answer, and the texts."""
+        questions = _questions(part)
+        num_unanswered = sum(not answers for answers in questions.answers)
+        return {"without_answer": num_unanswered, "contexts": len(set(questions.contexts))}
 
     def resolve(self, config: FinetuneConfig, train: ExampleSet) -> FinetuneConfig:
-        """Whether no answer is an answer, from the training data."""
+        """Set `unanswerable`, if it is not set, to whether a training question has no answer."""
         if config.unanswerable is not None:
             return config
-        return replace(config, unanswerable=not all(_asked(train).answers))
+        return replace(config, unanswerable=not all(_questions(train).answers))
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Each text in pieces: question, piece, with `doc_stride` tokens shared by neighbours. Nothing is cut off.
+        """Split each text into windows, each with the question; neighbours share `doc_stride` tokens. Nothing is lost.
 
         Raises:
-            ConfigError: The tokenizer is no fast one, or a question leaves too little room for the text.
+            ConfigError: The tokenizer is not a fast one, or a question leaves too little room for the text.
         """
-        tokenizer, config, asked = context.tokenizer, context.config, _asked(examples)
+        tokenizer, config, questions = context.tokenizer, context.config, _questions(examples)
         if not tokenizer.is_fast:
-            raise ConfigError(f"{self.name} needs a fast tokenizer, which knows where its tokens lie. This is none.")
+            raise ConfigError(
+                f"{self.name} needs the character positions of tokens, which only fast tokenizers know. Pass a fast "
+                "tokenizer."
+            )
         longest = longest_input(tokenizer, context.model, config.max_length)
         stride = longest // 4 if config.doc_stride is None else config.doc_stride
-        _check_room(tokenizer, asked, longest, stride)
+        _check_room(tokenizer, questions, longest, stride)
         features, windows = [], []
-        for index, question in enumerate(asked.questions):
-            # Blanks before a question only cost room (SQuAD has such).
+        for index, question in enumerate(questions.questions):
+            # Whitespace before a question, as in SQuAD, only wastes tokens.
             encoded = tokenizer(
                 question.strip(),
-                asked.contexts[index],
+                questions.contexts[index],
                 truncation="only_second",
                 max_length=longest,
                 stride=stride,
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
             )
-            for piece in range(len(encoded["input_ids"])):
-                window = _window(encoded, piece, index, asked.answers[index])
+            names = [name for name in encoded if name not in ("offset_mapping", "overflow_to_sample_mapping")]
+            for number in range(len(encoded["input_ids"])):
+                window = _make_window(encoded, number, index, questions.answers[index])
                 windows.append(window)
-                names = [n for n in encoded if n not in ("offset_mapping", "overflow_to_sample_mapping")]
-                features.append({n: encoded[n][piece] for n in names} | {"labels": [window.start, window.end]})
+                inputs = {name: encoded[name][number] for name in names}
+                features.append(inputs | {"labels": [window.start, window.end]})
         return TokenizedDataset(features, 0, longest, windows)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
-        """Padding to the longest of the batch."""
+        """Pad to the longest feature of the batch."""
         collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
         collate = DataCollatorWithPadding(padding_right(context.tokenizer))
         return collate
 
     def loss_function(self, config: FinetuneConfig) -> LossFunction:
-        """The mean of the cross-entropies of start and end, smoothed over the tokens that are no padding."""
+        """Return the mean cross-entropy of start and end, with label smoothing over all tokens except padding."""
 
         def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             start, end = (
@@ -183,23 +188,23 @@ class QuestionAnswering(FinetuneTask):
         return loss
 
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
-        """The logits of start and end, [batch, seq] each."""
+        """Return the logits of start and end, [batch, seq] each."""
         outputs = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
         return outputs["start_logits"].float(), outputs["end_logits"].float()
 
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> AnswerMetrics:
-        """Exact match and F1 of the answers, over the whole set."""
+        """Compute exact match and F1 of the answers over the whole set."""
         predictions = self.predictions(outputs, dataset, examples, context)
-        right = [[text for _, text in answers] for answers in _asked(examples).answers]
-        losses = [_window_loss(outputs, index, window) for index, window in enumerate(dataset.places)]
-        return measure_answers([p.answer for p in predictions], right, float(np.mean(losses)))
+        correct = [[text for _, text in answers] for answers in _questions(examples).answers]
+        losses = [_window_loss(outputs, index, window) for index, window in enumerate(dataset.alignments)]
+        return measure_answers([prediction.answer for prediction in predictions], correct, float(np.mean(losses)))
 
     def inputs(self, items: Sequence[Any]) -> Questions:
-        """Pairs of question and text."""
+        """Convert pairs of question and text."""
         if any(not isinstance(item, tuple | list) or len(item) != 2 for item in items):
-            raise DataError("Question answering takes pairs: (question, text).")
+            raise DataError("Question answering needs pairs. Pass tuples of (question, text).")
         return Questions(
             questions=check_texts([item[0] for item in items], "The given questions"),
             contexts=check_texts([item[1] for item in items], "The given texts"),
@@ -209,29 +214,30 @@ class QuestionAnswering(FinetuneTask):
     def predictions(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> list[AnswerPrediction]:
-        """The best answer over all pieces of each text."""
-        asked, config = _asked(examples), context.config
-        # Without a run that says so: as the data has it.
-        may_be_empty = not all(asked.answers) if config.unanswerable is None else config.unanswerable
-        best: list[tuple[float, int, int] | None] = [None] * len(asked)
-        empty = [np.inf] * len(asked)
-        for index, window in enumerate(dataset.places):
+        """Return the best answer over all windows of each text."""
+        questions, config = _questions(examples), context.config
+        # If neither the user nor a run has set it, decide from the data.
+        may_be_empty = not all(questions.answers) if config.unanswerable is None else config.unanswerable
+        best: list[tuple[float, int, int] | None] = [None] * len(questions)
+        no_answer_scores = [np.inf] * len(questions)
+        for index, window in enumerate(dataset.alignments):
             starts, ends = (array[index, : len(window.offsets)] for array in outputs)
-            empty[window.example] = min(empty[window.example], float(starts[0] + ends[0]))
-            found = _best_span(starts, ends, window, config.max_answer_length)
-            known = best[window.example]
-            if found is not None and (known is None or found[0] > known[0]):
-                best[window.example] = found
+            no_answer_scores[window.example] = min(no_answer_scores[window.example], float(starts[0] + ends[0]))
+            span = _best_span(starts, ends, window, config.max_answer_length)
+            previous = best[window.example]
+            if span is not None and (previous is None or span[0] > previous[0]):
+                best[window.example] = span
         results = []
-        for index, span in enumerate(best):
-            score, start, end = span if span is not None else (empty[index], 0, 0)
-            if may_be_empty and empty[index] >= score:
-                score, start, end = empty[index], 0, 0
+        for index, best_span in enumerate(best):
+            no_answer_score = no_answer_scores[index]
+            score, start, end = best_span if best_span is not None else (no_answer_score, 0, 0)
+            if may_be_empty and no_answer_score >= score:
+                score, start, end = no_answer_score, 0, 0
             results.append(
                 AnswerPrediction(
-                    question=asked.questions[index],
-                    context=asked.contexts[index],
-                    answer=asked.contexts[index][start:end],
+                    question=questions.questions[index],
+                    context=questions.contexts[index],
+                    answer=questions.contexts[index][start:end],
                     start=start,
                     score=score,
                 )
@@ -239,74 +245,75 @@ class QuestionAnswering(FinetuneTask):
         return results
 
 
-def _asked(examples: ExampleSet) -> Questions:
+def _questions(examples: ExampleSet) -> Questions:
     if not isinstance(examples, Questions):
-        raise TypeError(f"{type(examples).__name__} are no questions")
+        raise TypeError(f"expected Questions, got {type(examples).__name__}")
     return examples
 
 
-def _read_answers(value: Any, context: str, place: str) -> Answers:
-    """Answers in the forms that data sets have: SQuAD's dict of lists, a list of dicts, JSON of these, plain text."""
+def _read_answers(value: Any, context: str, location: str) -> Answers:
+    """Read answers in any common format: SQuAD's dict of lists, a list of dicts, JSON of either, or a string."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):  # an answer that begins with a bracket
+        with contextlib.suppress(ValueError):  # A plain answer may begin with a bracket.
             value = parse_json(value)
     if value is None or value == "":
         return ()
     if isinstance(value, str):
         value = [{"text": value, "answer_start": context.find(value)}]
     if isinstance(value, Mapping):
-        value = _rows_of(value, place)
-    found = []
+        value = _to_rows(value, location)
+    answers = []
     for answer in value:
         if not isinstance(answer, Mapping) or not isinstance(answer.get("text"), str):
             raise DataError(
-                f"{place}: {answer!r} is no answer. Expected: "
-                '{"text": ["..."], "answer_start": [0]}, as in SQuAD, or the answer\'s text.'
+                f"{location}: {answer!r} is not an answer. Expected "
+                '{"text": ["..."], "answer_start": [0]}, as in SQuAD, or the text of the answer.'
             )
         text = answer["text"]
         start = answer.get("answer_start", context.find(text))
         if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text or not text:
-            there = context.find(text) if text else -1
-            hint = f"it begins at {there}" if there >= 0 else "it is nowhere in the text"
+            position = context.find(text) if text else -1
+            hint = f"it begins at {position}" if position >= 0 else "the text does not contain it"
             raise DataError(
-                f"{place}: the answer {text!r} is not at character {start} of the text; {hint}. Correct it, or take "
-                "the row out."
+                f"{location}: the answer {text!r} is not at character {start} of the text; {hint}. Correct the answer, "
+                "or remove the row."
             )
-        found.append((start, text))
-    return tuple(found)
+        answers.append((start, text))
+    return tuple(answers)
 
 
-def _rows_of(value: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+def _to_rows(value: Mapping[str, Any], location: str) -> list[dict[str, Any]]:
     texts, starts = value.get("text"), value.get("answer_start")
     if isinstance(texts, str):
         return [dict(value)]
-    fitting = starts is None or (isinstance(starts, list) and isinstance(texts, list) and len(starts) == len(texts))
-    if not isinstance(texts, list) or not fitting:
-        raise DataError(f"{place}: {dict(value)!r} are no answers: text and answer_start must be lists, equally long.")
+    is_valid = starts is None or (isinstance(starts, list) and isinstance(texts, list) and len(starts) == len(texts))
+    if not isinstance(texts, list) or not is_valid:
+        raise DataError(f"{location}: in {dict(value)!r}, text and answer_start must be lists of the same length.")
     if starts is None:
         return [{"text": text} for text in texts]
     return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
 
 
-def _check_room(tokenizer: Any, asked: Questions, longest: int, stride: int) -> None:
+def _check_room(tokenizer: Any, questions: Questions, longest: int, stride: int) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=True)
-    lengths = tokenizer([q.strip() for q in asked.questions], add_special_tokens=False, verbose=False)["input_ids"]
-    row = max(range(len(lengths)), key=lambda index: len(lengths[index]))
-    room = longest - special - len(lengths[row])
+    stripped = [question.strip() for question in questions.questions]
+    token_ids = tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"]
+    row = max(range(len(token_ids)), key=lambda index: len(token_ids[index]))
+    room = longest - special - len(token_ids[row])
     if room <= stride:
         raise ConfigError(
-            f"max_length is {longest}: question {row + 1} has {len(lengths[row])} tokens, which leaves {max(room, 0)} "
-            f"for a piece of the text, and two pieces share {stride} (doc_stride). Take a larger max_length (384 is "
-            "usual) or a smaller doc_stride."
+            f"max_length is {longest}: question {row + 1} has {len(token_ids[row])} tokens, which leaves "
+            f"{max(room, 0)} for a window of the text, but consecutive windows share {stride} (doc_stride). Use a "
+            "larger max_length (384 is usual) or a smaller doc_stride."
         )
 
 
-def _window(encoded: Any, piece: int, example: int, answers: Answers) -> Window:
-    """Where the first right answer lies in a piece; at the first token of all where it is not wholly in it."""
-    of_text = [sequence == 1 for sequence in encoded.sequence_ids(piece)]
+def _make_window(encoded: Any, number: int, example: int, answers: Answers) -> Window:
+    """Locate the first correct answer in a window; if it is not completely inside, use the first token of the input."""
+    is_text = [sequence == 1 for sequence in encoded.sequence_ids(number)]
     offsets = tuple(
         (int(offset[0]), int(offset[1])) if inside else None
-        for offset, inside in zip(encoded["offset_mapping"][piece], of_text, strict=True)
+        for offset, inside in zip(encoded["offset_mapping"][number], is_text, strict=True)
     )
     start = end = 0
     if answers:
@@ -322,7 +329,7 @@ def _window(encoded: Any, piece: int, example: int, answers: Answers) -> Window:
 
 
 def _smoothed(logits: torch.Tensor, target: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Cross-entropy, summed over the batch; what is masked (padding) takes no part in the smoothing."""
+    """Compute the cross-entropy, summed over the batch; masked tokens (padding) take no part in the smoothing."""
     losses = -logits.log_softmax(-1)
     loss = losses.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     if smoothing:
@@ -334,8 +341,8 @@ def _smoothed(logits: torch.Tensor, target: torch.Tensor, smoothing: float) -> t
 
 def _window_loss(outputs: Outputs, index: int, window: Window) -> float:
     losses = [
-        -log_softmax(array[index, : len(window.offsets)])[at]
-        for array, at in zip(outputs, (window.start, window.end), strict=True)
+        -log_softmax(array[index, : len(window.offsets)])[position]
+        for array, position in zip(outputs, (window.start, window.end), strict=True)
     ]
     return float(np.mean(losses))
 
@@ -343,7 +350,7 @@ def _window_loss(outputs: Outputs, index: int, window: Window) -> float:
 def _best_span(
     starts: npt.NDArray[Any], ends: npt.NDArray[Any], window: Window, longest: int
 ) -> tuple[float, int, int] | None:
-    """Score, first and last character of the best span of the text; None where there is no token of it."""
+    """Find the best span of the text: its score and its character range; None if the window has no text tokens."""
     inside = np.array([o is not None and o[0] < o[1] for o in window.offsets])
     best: tuple[float, int, int] | None = None
     first, last = (

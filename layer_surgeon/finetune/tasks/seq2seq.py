@@ -1,4 +1,4 @@
-"""Translation and summarisation: a text is written out of a text."""
+"""Translation and summarisation: generate a text from a text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,23 +32,23 @@ class TextPairs(ExampleSet):
 
 @dataclass(frozen=True, kw_only=True)
 class TextPrediction:
-    """What a model wrote.
+    """A generated text.
 
     Attributes:
-        text: What it was given.
-        written: What it wrote.
+        text: The input text.
+        written: The generated text.
     """
 
     text: str
     written: str
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output."""
+        """Convert to plain JSON types, for a line of output."""
         return {"text": self.text, "written": self.written}
 
 
 class Seq2Seq(FinetuneTask):
-    """Teacher forcing in training; in validation and test the text is written, by beam search."""
+    """Trains with teacher forcing; generates text with beam search for validation and test."""
 
     name = "seq2seq"
     selections = ("bleu", "rouge_l", "meteor", "loss")
@@ -72,19 +72,19 @@ class Seq2Seq(FinetuneTask):
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> None:
-        """No classes."""
+        """Return None: there are no classes."""
         return
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> TextPairs:
-        """Both texts, none of them empty."""
+        """Check that no source or target text is empty."""
         sources, targets = (
-            check_texts(table.columns[str(name)], f"{table.place}, column {name!r}")
+            check_texts(table.columns[str(name)], f"{table.location}, column {name!r}")
             for name in (columns.text, columns.label)
         )
         return TextPairs(sources=sources, targets=targets)
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Source and target, each cut at its maximum length; a pair of which either is cut counts once."""
+        """Tokenize source and target, each truncated to its maximum length; a pair counts as truncated only once."""
         pairs, config = _pairs(examples), context.config
         longest = longest_input(context.tokenizer, context.model, config.max_length)
         sources = [(config.source_prefix or "") + text for text in pairs.sources]
@@ -93,19 +93,19 @@ class Seq2Seq(FinetuneTask):
             targets, cut_targets = tokenize_texts(
                 context.tokenizer, pairs.targets, None, config.max_target_length, targets=True
             )
-            inputs = [one | {"labels": two["input_ids"]} for one, two in zip(inputs, targets, strict=True)]
-            cut = [one or two for one, two in zip(cut, cut_targets, strict=True)]
+            inputs = [source | {"labels": target["input_ids"]} for source, target in zip(inputs, targets, strict=True)]
+            cut = [source_cut or target_cut for source_cut, target_cut in zip(cut, cut_targets, strict=True)]
         limits = f"{longest} tokens (source, --max-length) or {config.max_target_length} (target, --max-target-length)"
         return TokenizedDataset(inputs, sum(cut), longest, cut_at=limits)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
-        """Padding to the longest of the batch; the decoder's input is the target moved by one."""
+        """Pad to the longest feature of the batch; the decoder's input is the target shifted by one."""
         collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
         collate = DataCollatorForSeq2Seq(context.tokenizer, model=context.model)
         return collate
 
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
-        """What was written, [batch, written], and with labels their summed loss and their number, [batch] each."""
+        """Return new tokens, [batch, written], and with labels their summed loss and their number, [batch] each."""
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_input_ids")}
         written = write(model, inputs, context)
         if "labels" not in batch:
@@ -118,14 +118,14 @@ class Seq2Seq(FinetuneTask):
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> TextMetrics:
-        """BLEU, ROUGE and METEOR over the whole set."""
+        """Compute BLEU, ROUGE and METEOR over the whole set."""
         loss = float(outputs[1].sum() / outputs[2].sum())
         return measure_texts(decode(outputs[0], context), _pairs(examples).targets, loss)
 
     def add_scores(
         self, metrics: TextMetrics, outputs: Outputs, examples: ExampleSet, context: TaskContext, progress: Progress
     ) -> TextMetrics:
-        """BERTScore and BARTScore, if they are asked for."""
+        """Add BERTScore and BARTScore, if the settings ask for them."""
         if not context.config.wanted_extra_metrics:
             return metrics
         device = next(context.model.parameters()).device
@@ -134,13 +134,13 @@ class Seq2Seq(FinetuneTask):
         return replace(metrics, extra=extra)
 
     def inputs(self, items: Sequence[Any]) -> TextPairs:
-        """Texts; what they become is not known."""
+        """Convert source texts; the targets are empty."""
         return TextPairs(sources=check_texts(items, "The given texts"), targets=("",) * len(items))
 
     def predictions(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> list[TextPrediction]:
-        """What was written for every text."""
+        """Return the generated text for every source text."""
         written = decode(outputs[0], context)
         return [
             TextPrediction(text=text, written=new) for text, new in zip(_pairs(examples).sources, written, strict=True)
@@ -148,9 +148,9 @@ class Seq2Seq(FinetuneTask):
 
 
 def write(model: Any, inputs: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
-    """[batch, written] token ids, by beam search; of a decoder what it was given comes first."""
+    """Generate token ids with beam search, [batch, written]. For a decoder, they begin with the prompt."""
     config = context.config
-    # Several processes wrap the model, and the wrapping doesn't write.
+    # With several processes, the model is wrapped, and the wrapper has no `generate`.
     ids: torch.Tensor = getattr(model, "module", model).generate(
         **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
     )
@@ -158,12 +158,12 @@ def write(model: Any, inputs: Mapping[str, torch.Tensor], context: TaskContext) 
 
 
 def decode(ids: Any, context: TaskContext) -> list[str]:
-    """Token ids, filled up with -100, -> texts without special tokens."""
+    """Decode token ids that are padded with -100, without special tokens."""
     ids = np.where(ids < 0, context.tokenizer.pad_token_id, ids)
     return [text.strip() for text in context.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def _pairs(examples: ExampleSet) -> TextPairs:
     if not isinstance(examples, TextPairs):
-        raise TypeError(f"{type(examples).__name__} are no pairs of texts")
+        raise TypeError(f"expected TextPairs, got {type(examples).__name__}")
     return examples

@@ -1,4 +1,4 @@
-"""Text classification, of single texts and of pairs (inference)."""
+"""Classification of single texts and of text pairs (such as natural language inference)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model says of one text.
+    """The predicted class of one text.
 
     Attributes:
         text: The text.
         text_pair: The second text of a pair; None for a single text.
         label: The most probable class.
-        score: Its probability.
-        probabilities: Every class's, by name.
+        score: The probability of `label`.
+        probabilities: Probability of every class, by name.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Prediction:
     probabilities: dict[str, float]
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output."""
+        """Convert to plain JSON types, for a line of output."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
         return {
             "text": self.text,
@@ -51,7 +51,7 @@ class Prediction:
 
 
 class TextClassification(FinetuneTask):
-    """One class per text, or per pair of texts."""
+    """Predicts one class per text, or per pair of texts."""
 
     name = "text-classification"
     selections = ("accuracy", "macro_f1", "loss")
@@ -60,68 +60,68 @@ class TextClassification(FinetuneTask):
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> LabelMap:
-        """The classes, from the values of the label column."""
+        """Determine the classes from the values of the label column."""
         values = table.columns[str(columns.label)]
-        return make_label_map(values, table.place, declared=declared, model_names=model_names)
+        return make_label_map(values, table.location, declared=declared, model_names=model_names)
 
     def known_labels(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]
     ) -> LabelMap:
-        """By name or by number, as `labels_of_model` says."""
-        return labels_of_model(table.columns[str(columns.label)], table.place, names, declared=declared)
+        """Match labels by name or by number, as in `labels_of_model`."""
+        return labels_of_model(table.columns[str(columns.label)], table.location, names, declared=declared)
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> Examples:
-        """Texts, pairs and class ids."""
+        """Check the texts, and convert the labels to class ids."""
         if labels is None:
-            raise ValueError("classification has labels")
+            raise ValueError("classification needs a label map")
         return Examples(
-            texts=check_texts(table.columns[columns.text], f"{table.place}, column {columns.text!r}"),
+            texts=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"),
             pairs=None
             if columns.text_pair is None
-            else check_texts(table.columns[columns.text_pair], f"{table.place}, column {columns.text_pair!r}"),
-            labels=tuple(labels.encode(table.columns[str(columns.label)], table.place)),
+            else check_texts(table.columns[columns.text_pair], f"{table.location}, column {columns.text_pair!r}"),
+            labels=tuple(labels.encode(table.columns[str(columns.label)], table.location)),
         )
 
     def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:
-        """How many examples each class has."""
+        """Count the examples of each class."""
         counts = np.bincount(np.asarray(part.strata), minlength=len(label_names)).tolist()
         return {"per_class": dict(zip(label_names, counts, strict=True))}
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Each text, or pair, cut at the maximum length."""
+        """Tokenize each text or pair, truncated to the maximum length."""
         if not isinstance(examples, Examples):
-            raise TypeError(f"{type(examples).__name__} are no examples of {self.name}")
+            raise TypeError(f"expected Examples, got {type(examples).__name__}")
         longest = longest_input(context.tokenizer, context.model, context.config.max_length)
         return tokenize(context.tokenizer, examples, longest)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
-        """Padding to the longest of the batch."""
+        """Pad to the longest feature of the batch."""
         collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
         collate = DataCollatorWithPadding(context.tokenizer)
         return collate
 
     def prepare_model(self, model: Any) -> None:
-        """One class per text, and not a number, or several classes."""
+        """Set the problem type: one class per text, not a number or several classes."""
         model.config.problem_type = "single_label_classification"
 
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
-        """The logits, [batch, classes]."""
+        """Return the logits, [batch, classes]."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return (model(**inputs).logits.float(),)
 
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> ClassificationMetrics:
-        """Accuracy, macro F1, scores by class, confusion."""
+        """Compute accuracy, macro F1, scores by class and the confusion matrix."""
         return measure(outputs[0], examples.strata, context.label_names)
 
     def inputs(self, items: Sequence[Any]) -> Examples:
-        """Texts, or pairs as tuples; not both."""
+        """Convert texts, or pairs as tuples, but not both."""
         pairs = [text for text in items if isinstance(text, tuple | list)]
         if pairs and len(pairs) != len(items):
-            raise DataError("Texts and pairs of texts are mixed; give one kind at a time.")
+            raise DataError("The inputs mix single texts and pairs. Pass either texts or pairs.")
         if any(len(pair) != 2 for pair in pairs):
-            raise DataError("A pair has two texts: (text, text).")
+            raise DataError("A pair must have two texts: (text, text).")
         first = check_texts([text[0] for text in pairs] if pairs else items, "The given texts")
         second = check_texts([text[1] for text in pairs], "The given pairs") if pairs else None
         return Examples(texts=first, pairs=second, labels=(0,) * len(items))
@@ -129,9 +129,9 @@ class TextClassification(FinetuneTask):
     def predictions(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> list[Prediction]:
-        """The most probable class of every text, and all probabilities."""
+        """Return the most probable class of every text, with all probabilities."""
         if not isinstance(examples, Examples):
-            raise TypeError(f"{type(examples).__name__} are no examples of {self.name}")
+            raise TypeError(f"expected Examples, got {type(examples).__name__}")
         names, results = context.label_names, []
         for index, row in enumerate(log_softmax(outputs[0])):
             probabilities = dict(zip(names, map(float, np.exp(row)), strict=True))

@@ -1,4 +1,4 @@
-"""Token classification: a label for every word (names, parts of speech, ...)."""
+"""Token classification: one label per word (named entities, parts of speech, ...)."""
 
 import operator
 import re
@@ -31,7 +31,7 @@ _ENTITY = re.compile(r"[BIELSU]-.")
 
 @dataclass(frozen=True, kw_only=True)
 class TaggedTexts(ExampleSet):
-    """Texts as words, and a class id for each word."""
+    """Texts as words, with a class id per word."""
 
     words: tuple[tuple[str, ...], ...]
     tags: tuple[tuple[int, ...], ...]
@@ -39,18 +39,18 @@ class TaggedTexts(ExampleSet):
 
 @dataclass(frozen=True, kw_only=True)
 class TaggingMetrics:
-    """What was measured on one set of tagged texts.
+    """Metrics of one set of tagged texts.
 
     Attributes:
-        f1: Micro-averaged over entities, as seqeval and the CoNLL script count them: right in type and both ends. For
-            labels that name no entities (none starts with B- or I-): macro-averaged over the labels of words.
-        precision: Likewise.
-        recall: Likewise.
-        accuracy: Share of words with the right label.
+        f1: Micro average over entities, counted as in seqeval and the CoNLL script: type and both ends must be correct.
+            If the labels are not entities (none starts with B- or I-): macro average over the labels of words.
+        precision: Averaged in the same way.
+        recall: Averaged in the same way.
+        accuracy: Share of words with the correct label.
         loss: Mean cross-entropy over words in nats, without label smoothing.
-        examples: Texts.
-        words: Words that were measured; those cut off are counted as labelled O, and have no loss.
-        per_class: Scores by type of entity, or by label.
+        examples: Number of texts.
+        words: Number of words. Truncated words count as predicted O, and have no loss.
+        per_class: Scores by entity type, or by label.
     """
 
     f1: float
@@ -64,23 +64,23 @@ class TaggingMetrics:
 
     @property
     def scores(self) -> dict[str, float]:
-        """F1 first."""
+        """The scores by name, F1 first."""
         names = ("f1", "precision", "recall", "accuracy", "loss")
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TagPrediction:
-    """What a model says of one text.
+    """The predicted labels of one text.
 
     Attributes:
-        words: Its words.
-        labels: A label for each; None for words beyond the maximum length.
-        scores: Its probability; 0 likewise.
+        words: The words.
+        labels: One label per word; None for words beyond the maximum length.
+        scores: Probability of each label; 0 for words beyond the maximum length.
     """
 
     words: tuple[str, ...]
@@ -88,7 +88,7 @@ class TagPrediction:
     scores: tuple[float, ...]
 
     def as_row(self) -> dict[str, Any]:
-        """As plain JSON types, for a line of output."""
+        """Convert to plain JSON types, for a line of output."""
         return {
             "words": list(self.words),
             "labels": list(self.labels),
@@ -97,7 +97,7 @@ class TagPrediction:
 
 
 class TokenClassification(FinetuneTask):
-    """One class per word, read off at the word's first token."""
+    """Predicts one class per word, at the word's first token."""
 
     name = "token-classification"
     selections = ("f1", "accuracy", "loss")
@@ -111,53 +111,55 @@ class TokenClassification(FinetuneTask):
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> LabelMap:
-        """The classes, over all words."""
+        """Determine the classes from the labels of all words."""
         tags = [tag for row in _tag_rows(table, columns) for tag in row]
-        return make_label_map(tags, table.place, declared=declared, model_names=model_names)
+        return make_label_map(tags, table.location, declared=declared, model_names=model_names)
 
     def known_labels(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]
     ) -> LabelMap:
-        """By name; by number where the labels are numbers."""
+        """Match labels by name, or by number if the labels are numbers."""
         tags = [tag for row in _tag_rows(table, columns) for tag in row]
-        return labels_of_model(tags, table.place, names, declared=declared)
+        return labels_of_model(tags, table.location, names, declared=declared)
 
     def labels_in(self, value: Any) -> Sequence[Any]:
-        """One for each word."""
+        """Get one label per word."""
         tags = _as_list(value)
         if tags is None:
-            raise DataError(f"{value!r} is no list of labels.")
+            raise DataError(f"{value!r} is not a list of labels.")
         return tags
 
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> TaggedTexts:
-        """Words and class ids, equally many in every row."""
+        """Check that every word has a label, and convert the labels to class ids."""
         if labels is None:
-            raise ValueError("token classification has labels")
-        place = f"{table.place}, column {columns.text!r}"
-        words = _check_words(table.columns[columns.text], place)
+            raise ValueError("token classification needs a label map")
+        location = f"{table.location}, column {columns.text!r}"
+        words = _check_words(table.columns[columns.text], location)
         tags = _tag_rows(table, columns)
-        for row, (some, their) in enumerate(zip(words, tags, strict=True), start=1):
-            if len(some) != len(their):
+        for row, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), start=1):
+            if len(row_words) != len(row_tags):
                 raise DataError(
-                    f"{table.place}, row {row}: {len(some)} words ({columns.text!r}) and {len(their)} labels "
-                    f"({columns.label!r}). Every word needs one label."
+                    f"{table.location}, row {row}: {len(row_words)} words ({columns.text!r}), but {len(row_tags)} "
+                    f"labels ({columns.label!r}). Every word needs one label."
                 )
-        flat = iter(labels.encode([tag for row in tags for tag in row], table.place))
-        return TaggedTexts(words=words, tags=tuple(tuple(next(flat) for _ in row) for row in tags))
+        ids = iter(labels.encode([tag for row in tags for tag in row], table.location))
+        return TaggedTexts(words=words, tags=tuple(tuple(next(ids) for _ in row) for row in tags))
 
     def facts(self, part: ExampleSet, label_names: Sequence[str]) -> dict[str, Any]:
-        """How many words each class has."""
+        """Count the words of each class."""
         tags = [tag for row in _tagged(part).tags for tag in row]
         counts = np.bincount(np.asarray(tags, dtype=int), minlength=len(label_names)).tolist()
         return {"words": len(tags), "per_class": dict(zip(label_names, counts, strict=True))}
 
     def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Each text, cut at the maximum length; the label lies at each word's first token."""
+        """Tokenize each text, truncated to the maximum length; each label is at its word's first token."""
         tokenizer = context.tokenizer
         if not tokenizer.is_fast:
-            raise ConfigError(f"{self.name} needs a fast tokenizer, which knows the words of its tokens. This is none.")
+            raise ConfigError(
+                f"{self.name} needs the word of each token, which only fast tokenizers know. Pass a fast tokenizer."
+            )
         longest = longest_input(tokenizer, context.model, context.config.max_length)
-        features, places, cut = [], [], 0
+        features, alignments, cut = [], [], 0
         tagged = _tagged(examples)
         for words, tags in zip(tagged.words, tagged.tags, strict=True):
             encoded = tokenizer(list(words), is_split_into_words=True, verbose=False)
@@ -171,18 +173,18 @@ class TokenClassification(FinetuneTask):
             labels = [_IGNORED] * len(encoded["input_ids"])
             for word, position in firsts.items():
                 labels[position] = tags[word]
-            places.append(firsts)
+            alignments.append(firsts)
             features.append({**encoded, "labels": labels})
-        return TokenizedDataset(features, cut, longest, places)
+        return TokenizedDataset(features, cut, longest, alignments)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
-        """Padding to the longest of the batch, of labels too."""
+        """Pad features and labels to the longest feature of the batch."""
         collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
         collate = DataCollatorForTokenClassification(padding_right(context.tokenizer))
         return collate
 
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
-        """Class and probability at every token, [batch, seq], and the summed loss of the labels, [batch]."""
+        """Return class and probability at every token, [batch, seq], and the summed loss of the labels, [batch]."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits = model(**inputs).logits.float()
         losses = cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=_IGNORED, reduction="none")
@@ -192,39 +194,40 @@ class TokenClassification(FinetuneTask):
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> TaggingMetrics:
-        """Seqeval's scores over the whole set."""
+        """Compute the scores over the whole set, as in `measure_tags`."""
         names, tagged = context.label_names, _tagged(examples)
         outside = names.index("O") if "O" in names else None
         true, predicted = [], []
         for index, tags in enumerate(tagged.tags):
-            firsts = dataset.places[index]
-            # A word that was cut off: O, where there is that label; else the wrong one of two.
+            firsts = dataset.alignments[index]
+            # A truncated word counts as O; if there is no such label, as a wrong label.
             guesses = [
                 int(outputs[0][index, firsts[word]]) if word in firsts else _unseen(tag, outside, len(names))
                 for word, tag in enumerate(tags)
             ]
             true.append([names[tag] for tag in tags])
             predicted.append([names[guess] for guess in guesses])
-        counted = sum(len(place) for place in dataset.places)
+        counted = sum(map(len, dataset.alignments))
         return measure_tags(true, predicted, float(outputs[2].sum()), counted, names)
 
     def inputs(self, items: Sequence[Any]) -> TaggedTexts:
-        """Texts, split at blanks, or lists of words."""
+        """Convert texts, which are split at whitespace, or lists of words."""
         words = _check_words([item.split() if isinstance(item, str) else item for item in items], "The given texts")
         return TaggedTexts(words=words, tags=tuple((0,) * len(row) for row in words))
 
     def predictions(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
     ) -> list[TagPrediction]:
-        """A label for every word."""
+        """Return a label for every word."""
         results = []
         for index, words in enumerate(_tagged(examples).words):
-            at = [dataset.places[index].get(word) for word in range(len(words))]
+            classes, scores = outputs[0][index], outputs[1][index]
+            positions = [dataset.alignments[index].get(word) for word in range(len(words))]
             results.append(
                 TagPrediction(
                     words=words,
-                    labels=tuple(None if p is None else context.label_names[int(outputs[0][index, p])] for p in at),
-                    scores=tuple(0.0 if p is None else float(outputs[1][index, p]) for p in at),
+                    labels=tuple(None if at is None else context.label_names[int(classes[at])] for at in positions),
+                    scores=tuple(0.0 if at is None else float(scores[at]) for at in positions),
                 )
             )
         return results
@@ -237,14 +240,14 @@ def measure_tags(
     counted: int = 0,
     label_names: Sequence[str] = (),
 ) -> TaggingMetrics:
-    """Measure labels of words against the truth, by seqeval (entities) or scikit-learn (labels without B- and I-).
+    """Compute the metrics of word labels, with seqeval (entities) or scikit-learn (labels without B- and I-).
 
     Args:
-        true: Labels, by text and word.
-        predicted: Likewise, equally many.
+        true: True labels, by text and word.
+        predicted: Predicted labels, in the same shape.
         summed_loss: Cross-entropy, summed over words.
-        counted: Over how many words.
-        label_names: All labels there are; by default those that occur.
+        counted: Number of words in `summed_loss`.
+        label_names: All labels. Default: the labels that occur.
     """
     flat_true = [tag for row in true for tag in row]
     flat_predicted = [tag for row in predicted for tag in row]
@@ -277,10 +280,10 @@ def measure_tags(
 
 def _entity_report(true: list[list[str]], predicted: list[list[str]]) -> dict[str, Any]:
     with warnings.catch_warnings():
-        # It wonders about labels such as X, which CoNLL-like sets have beside their entities.
+        # seqeval warns about other labels than entities, such as X in data sets like CoNLL.
         warnings.filterwarnings("ignore", category=UserWarning, module="seqeval")
         if not get_entities(true) and not get_entities(predicted):
-            # Its report fails where there is nothing to report; its single scores are 0 then.
+            # seqeval's report fails without entities; its single scores are 0 then.
             return {"micro avg": {"precision": 0.0, "recall": 0.0, "f1-score": 0.0, "support": 0}}
         report: dict[str, Any] = entity_report(true, predicted, output_dict=True, zero_division=0)
     return report
@@ -288,7 +291,7 @@ def _entity_report(true: list[list[str]], predicted: list[list[str]]) -> dict[st
 
 def _tagged(examples: ExampleSet) -> TaggedTexts:
     if not isinstance(examples, TaggedTexts):
-        raise TypeError(f"{type(examples).__name__} are no tagged texts")
+        raise TypeError(f"expected TaggedTexts, got {type(examples).__name__}")
     return examples
 
 
@@ -298,30 +301,30 @@ def _unseen(tag: int, outside: int | None, count: int) -> int:
 
 def _tag_rows(table: Table, columns: ColumnChoice) -> list[list[Any]]:
     rows = [_as_list(value) for value in table.columns[str(columns.label)]]
-    odd = [row for row, value in enumerate(rows, start=1) if value is None]
-    if odd:
+    invalid = [row for row, value in enumerate(rows, start=1) if value is None]
+    if invalid:
         raise DataError(
-            f"{table.place}, column {columns.label!r}: {len(odd)} rows have no list of labels (rows {listed(odd)}). "
-            'Every word needs one: ["O", "B-PER"], or O B-PER with blanks between.'
+            f"{table.location}, column {columns.label!r}: {len(invalid)} rows have no list of labels (rows "
+            f'{listed(invalid)}). Every word needs a label: ["O", "B-PER"], or O B-PER separated by spaces.'
         )
     return [row for row in rows if row is not None]
 
 
-def _check_words(values: Sequence[Any], place: str) -> tuple[tuple[str, ...], ...]:
+def _check_words(values: Sequence[Any], location: str) -> tuple[tuple[str, ...], ...]:
     rows = [_as_list(value) for value in values]
-    check_filled(rows, place)
+    check_filled(rows, location)
     for row, words in enumerate(rows, start=1):
         for word in words or ():
             if not isinstance(word, str) or is_empty(word):
-                raise DataError(f"{place}, row {row}: {word!r} is no word.")
+                raise DataError(f"{location}, row {row}: {word!r} is not a word. Correct it, or remove the row.")
     return tuple(tuple(words or ()) for words in rows)
 
 
 def _as_list(value: Any) -> list[Any] | None:
-    """A list as it is; text as JSON, where it is a list in JSON (as in a CSV), else split at blanks."""
+    """Convert a cell to a list: parse a string as a JSON list if possible, else split it at whitespace."""
     if isinstance(value, str):
         try:
             value = parse_json(value) if value.lstrip().startswith("[") else value.split()
-        except ValueError:  # a text that begins with a bracket
+        except ValueError:  # A plain text may begin with a bracket.
             value = value.split()
     return [*value] if isinstance(value, list | tuple) else None
