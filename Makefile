@@ -11,8 +11,8 @@ demo: .venv/.ready  ## the main job on real weights, without the Hub
 	$(BIN)/surgeon demo
 test: lint  ## every check and every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
-lint: .venv/.ready  ## style, types and the one-way rule
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+lint: .venv/.ready  ## style, types, the one-way rule and spelling
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/codespell
 format: .venv/.ready  ## put the code into shape
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 docs: .venv/.docs-ready  ## build the documentation into site/

@@ -1,6 +1,6 @@
 """A walk over the package: strangers' models are loaded in one file, and children are started in one other.
 
-Whoever adds a call elsewhere is sent here, where each exception has its reason.
+A call elsewhere fails a test here, and each exception is listed with its reason.
 """
 
 import ast

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 WRITERS = ("_io.py", "_folders.py")
 # Methods and functions that write or delete, by their last name; `open`, `save`, `replace` and `rename` are told apart
-# below. `TemporaryDirectory` and `TemporaryFile` have names that nobody knows before, and clean up themselves.
+# below. `TemporaryDirectory` and `TemporaryFile` have random names and clean up after themselves.
 WRITES = {
     "write_text",
     "write_bytes",

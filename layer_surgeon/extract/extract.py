@@ -57,7 +57,7 @@ def extract_layer(
 ) -> LayerArtifact:
     """Take one or more decoder layers out of a checkpoint, reading only their bytes.
 
-    The artifact is written beside its place and moved there when it is whole. An artifact of the same layers of the
+    The artifact is written next to its folder and moved there when it is complete. An artifact of the same layers of the
     same commit in the same dtype that is already there is used again. After a network failure, an interruption or a
     kill, the same call goes on with what was not read yet.
 
@@ -151,7 +151,7 @@ def _extract(
             versions = _versions(checkpoint, plan)
             journal = None
             if None not in versions.values():
-                # What nobody can tell the next version from must be read at one go.
+                # A source that doesn't show whether it changed must be read in one run.
                 where = (checkpoint.source.name, versions)
                 journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
             progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")

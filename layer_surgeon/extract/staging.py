@@ -1,4 +1,4 @@
-"""The folder beside its place in which an artifact grows, and the moment when it takes its place.
+"""The temporary folder that an artifact is written into, next to the folder that it replaces at the end.
 
     layers/.Llama-3.1-8B-L31.partial/     model.safetensors, growing; .journal; .lock
     layers/Llama-3.1-8B-L31/              only ever a whole artifact

@@ -60,7 +60,7 @@ def test_arms_differ_in_what_they_say_they_do(rows):
     assert rows["lora"]["macs_training"] < rows["host"]["macs_training"]
     assert rows["graft"]["macs"] == rows["donor-trained"]["macs"] > rows["wide-head"]["macs"] > rows["host"]["macs"]
     assert rows["graft"]["macs_training"] < rows["donor-trained"]["macs_training"]
-    # The frozen layer is beside what is trained; a trained one is in it.
+    # A frozen layer is stored apart from the trained weights; a trained one is among them.
     donors = {arm for arm, row in rows.items() if row["disk_bytes_donor"] is not None}
     assert donors == {"graft"}
     assert rows["host"]["disk_bytes_trained"] < rows["graft"]["disk_bytes_trained"]

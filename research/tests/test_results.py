@@ -25,7 +25,7 @@ _RESULT = re.compile(
 
 
 def bare_results(template):
-    """Numbers in the prose that look like results, beside the settings."""
+    """Numbers in the prose that look like results, except the settings."""
     prose = _CODE.sub(" ", _TAG.sub(" ", template))
     for setting in SETTINGS:
         prose = re.sub(rf"(?<![\d.,]){re.escape(setting)}(?!\d)", " ", prose)

@@ -72,7 +72,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obje
         payload_bytes = payload.make(str(root / f"ran{number}"))
         for position, content in {
             "alone": payload_bytes + b".",
-            "beside": state_dict_pickle(payload_bytes.removeprefix(b"\x80\x04")),
+            "adjacent": state_dict_pickle(payload_bytes.removeprefix(b"\x80\x04")),
             "inside": b"\x80\x04}"
             + text("a")
             + payload_bytes.removeprefix(b"\x80\x04")
@@ -96,7 +96,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obje
     return dict(zip(folders, json.loads(process.stdout), strict=True))
 
 
-@pytest.mark.parametrize("position", ["alone", "beside", "inside"])
+@pytest.mark.parametrize("position", ["alone", "adjacent", "inside"])
 @pytest.mark.parametrize("kind", PAYLOADS)
 def test_nothing_runs_and_the_message_names_the_payload(
     audits: dict[str, dict[str, object]], kind: str, position: str

@@ -208,7 +208,7 @@ def test_the_command(folder):
     assert document["files"] == [str(place / "report.html"), str(place / "report.md")]
     assert "<script>alert" not in (place / "report.html").read_text(encoding="utf-8")
     assert surgeon(folder, "-f", "csv").exit_code == 0
-    shown = surgeon(folder, "-f", "csv")  # the folder's own report is always made anew
+    shown = surgeon(folder, "-f", "csv")  # the folder's own report is always replaced
     assert "report/measurements.csv" in shown.stdout
     assert "Not finished: 8 of 9 trainings are done, 1 failed." in shown.stdout
     refused = surgeon(folder, "-f", "csv", "-o", place)

@@ -1,6 +1,6 @@
 """Planted truths: what is built to help is said to help, by a whole study that trains and tests.
 
-Two words stand beside each other in every text, and the label is which of the two comes first. The host knows no
+Two words are next to each other in every text, and the label is which of the two comes first. The host knows no
 positions and is frozen: to it, and to whatever is trained on each of its tokens alone, both orders are the same text.
 The donor's layer looks at the token before each one, and mixes the two.
 """

@@ -155,7 +155,7 @@ def test_two_running_cells_are_ended_together(begin, server, tmp_path):
         pause()
     running.end()
     assert [server.finish(process) for process in processes] == [-signal.SIGTERM] * 2
-    # One that begins later is ended too; one that nobody ends, is not.
+    # A process that starts later is ended too; one that is not ended stays.
     late = begin(server, SLEEP)
     running.add(late)
     assert server.finish(late) == -signal.SIGTERM

@@ -91,7 +91,7 @@ def write_model(
     """Write a whole tiny model: every tensor that transformers' model wants, random.
 
     Vectors and convolutions stay F32, as llama.cpp leaves them. With `split`, options of `write_gguf`, the same tensors
-    are also written in parts beside it.
+    are also written in parts next to it.
     """
     generator = np.random.default_rng(seed)
     settings = {**METADATA[architecture], **metadata}
@@ -110,7 +110,7 @@ def random_content(
 ) -> np.ndarray:
     """Random numbers, as the bytes of a quantised type where it is one."""
     if kind == gguf.GGMLQuantizationType.Q4_K:
-        # gguf quantises to no K type. A block: two halfs (scale, minimum), 12 bytes of scales, 128 of numbers.
+        # gguf quantises to no K type. A block: two float16 (scale, minimum), 12 bytes of scales, 128 of numbers.
         blocks = generator.integers(0, 256, size=(*shape[:-1], shape[-1] // 256, 144), dtype=np.uint8)
         scales = generator.uniform(0.0005, 0.002, size=(*blocks.shape[:-1], 2)).astype(np.float16)
         blocks[..., :4] = scales.view(np.uint8)

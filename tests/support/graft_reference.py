@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def run_layer(llm: Any, states: Tensor, mask: Tensor, *, causal: bool, index: int = 3) -> Tensor:
-    """L_LLM on [batch, seq, width] at positions 0 to seq - 1, where padding is seen by nobody but itself."""
+    """L_LLM on [batch, seq, width] at positions 0 to seq - 1, where only padding attends to padding."""
     length = states.shape[1]
     positions = torch.arange(length)[None]
     seen = mask.bool()[:, None, :].expand(-1, length, -1)

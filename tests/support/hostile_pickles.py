@@ -1,4 +1,4 @@
-"""Attacks on whoever loads a pickle: instructions of pickle's machine, put together by hand."""
+"""Attacks on programs that load a pickle: hand-written instructions of the pickle machine."""
 
 import io
 from collections.abc import Callable

@@ -36,7 +36,7 @@ class Router:
 
     Attributes:
         repos: (kind, repo id) -> repo.
-        invalid_tokens: Tokens of nobody: expired or mistyped. Every other token is some account's.
+        invalid_tokens: Tokens without an account: expired or mistyped. Every other token is some account's.
         metadata_api: Whether `/safetensors-metadata` is offered.
         small_redirects: Whether small files answer 307 to a relative URL first, as the Hub sometimes does.
         signature_seconds: How long a signed URL of the CDN can be used.

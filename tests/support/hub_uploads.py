@@ -22,7 +22,7 @@ class UploadRouter(Router):
     """A router that takes commits, from the accounts whose tokens are `writers`.
 
     Attributes:
-        accounts: Of tokens, what the Hub says of whoever has them; by default the writers are `me`.
+        accounts: By token, what the Hub says about its account; by default the writers are `me`.
         created: Repos that were made, with what was asked for.
         messages: Of the commits.
         refuses_commits: The account's storage is full: everything is allowed but a commit.

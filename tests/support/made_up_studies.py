@@ -1,4 +1,4 @@
-"""Whole study folders in a moment: cells that nobody trained, written and summarised by the product's own functions."""
+"""Whole study folders in a moment: made-up cells, written and summarised by the product's own functions."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -42,7 +42,7 @@ def _flip_bit(content: bytearray, position: int, random: Random) -> None:
 
 
 def _set_number(content: bytearray, position: int, random: Random) -> None:
-    """A number of 1 to 8 bytes: one of those that formats end at, the file's length, or one beside what was there."""
+    """A number of 1 to 8 bytes: one of those that formats end at, the file's length, or one next to the old value."""
     width = random.choice((1, 2, 4, 4, 8, 8, 8))
     before = int.from_bytes(content[position : position + width], "little")
     value = random.choice((*_BOUNDS, *_HUGE, len(content), len(content) - position, before + 1, before - 1, ~before))

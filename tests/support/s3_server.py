@@ -8,7 +8,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-# What the libraries of AWS say about parts of Python and of each other that are to go is not ours to mend.
+# The AWS libraries warn about deprecated parts of Python and of each other, which we can't fix.
 IGNORED = "ignore::DeprecationWarning:(boto|moto|aio|s3|flask|werkzeug).*"
 
 

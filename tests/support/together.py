@@ -86,7 +86,7 @@ class Watched:
 
 
 def run(graft: Path, folder: Path, batch: int) -> None:
-    """Train, and write what was seen beside the run."""
+    """Train, and write the log next to the run."""
     watched = Watched()
     watched.watch()
     workspace = Workspace(folder / "surgery")
