@@ -1,4 +1,4 @@
-"""The files of a layer artifact: its config, its weights, and the papers that go with them."""
+"""The files of a layer artifact: its config, its weights, its model card and its licence files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS, artifact_files
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
-    """The config of an artifact in a folder or on the Hub.
+    """Read the config of an artifact in a folder or on the Hub.
 
     Raises:
-        ArtifactError: It is another model's.
-        SourceError: There is none that can be read.
+        ArtifactError: The config is not a layer artifact's, or can't be used.
+        SourceError: There is no config, or it can't be read.
     """
     local = Path(path) / CONFIG_FILE
     if local.is_file() and local.stat().st_size > MAX_JSON_BYTES:
@@ -55,14 +55,14 @@ def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
 
 
 def read_weights(file: Path, widened: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of an artifact, by name.
+    """Read the tensors of an artifact, by name.
 
-    They are read one by one into memory of their own. Mapped from the file they start anywhere, and other kernels run
-    (7.5e-9 off in jetmoe); copied from the mapping, all would be in memory twice for a while.
+    Each tensor gets its own memory. Memory-mapped tensors have any alignment, which selects other kernels (7.5e-9
+    difference in jetmoe), and copying them from the mapping would need the memory twice.
 
     Args:
-        file: Its file of weights.
-        widened: Where this is a wider type than a tensor's, it is converted at once; to narrower ones nothing is.
+        file: The artifact's file of weights.
+        widened: Convert tensors of a narrower floating-point type to this type. Wider ones stay as they are.
 
     Raises:
         ArtifactError: The file is damaged.
@@ -96,7 +96,7 @@ def _widen(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def find_weights(path: str, hub: Mapping[str, Any]) -> Path:
-    """The file of weights of an artifact, on this machine.
+    """Return the local path of an artifact's file of weights.
 
     Args:
         path: Its folder, or a Hub repo id.

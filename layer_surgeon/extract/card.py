@@ -1,4 +1,4 @@
-"""What goes with a layer: the donor's licence files, and a model card that says where the layer comes from."""
+"""Files that accompany a layer: the donor's licence files, and a model card that names the layer's origin."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from layer_surgeon.extract.plan import ExtractionPlan
 
 
 def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The licence files right in the donor's folder or repo, by name.
+    """Read the licence files in the top folder of the donor's repo, by name.
 
     Raises:
         SourceError: One of them can't be read.
@@ -22,14 +22,14 @@ def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def base_model(source: Source) -> str | None:
-    """The repo id of the donor model, for a source on the Hub; a part of a repo is named `owner/name/part`."""
+    """Return the repo id of a donor on the Hub; None for other sources. A subfolder is named `owner/name/folder`."""
     return "/".join(source.name.split("/")[:2]) if source.kind == "hub" else None
 
 
 def write_card(
     checkpoint: Checkpoint, plan: ExtractionPlan, licence: dict[str, str], licence_files: Sequence[str]
 ) -> str:
-    """The artifact's README.md."""
+    """Return the text of the artifact's README.md."""
     source = checkpoint.source
     front: dict[str, Any] = {"library_name": "layer_surgeon", "tags": ["layer-surgeon", "donor-layer"]}
     if (repo := base_model(source)) is not None:

@@ -1,4 +1,4 @@
-"""`extract_layer`: from a checkpoint to a layer artifact, or to an error that leaves nothing behind."""
+"""`extract_layer`: write a layer artifact from a checkpoint, or raise an error and leave nothing."""
 
 import os
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from layer_surgeon.workspace import Workspace, layer_name
 
 @dataclass(frozen=True, kw_only=True)
 class _Papers:
-    """What a donor says about its licence, and its licence files."""
+    """The licence that a donor states, and its licence files."""
 
     licence: dict[str, str]
     files: dict[str, bytes]
@@ -57,26 +57,26 @@ def extract_layer(
 ) -> LayerArtifact:
     """Take one or more decoder layers out of a checkpoint, reading only their bytes.
 
-    The artifact is written next to its folder and moved there when it is complete. An artifact of the same layers of the
-    same commit in the same dtype that is already there is used again. After a network failure, an interruption or a
-    kill, the same call goes on with what was not read yet.
+    The artifact is written next to its folder and moved there when it is complete. If the folder already contains the
+    same layers of the same commit in the same dtype, they are reused. After a network failure, an interruption or a
+    kill, the same call continues with the missing bytes.
 
     Args:
         source: A folder, a safetensors, PyTorch or GGUF file, a Hub repo id, a list of the parts of a GGUF model, or an
             open checkpoint.
         layer: A layer's index (negative counts from the end), a slice such as `"30:32"`, or several of them, in the
             order in which they are to be computed.
-        output: The artifact's folder; None is a folder in the workspace, which then is the latest layer.
+        output: The artifact's folder. None is a folder in the workspace, which becomes the latest layer.
         revision: Branch, tag or commit of a Hub repo; None is its main branch.
-        token: Access token for a Hub repo; None takes the one that is logged in.
+        token: Access token for a Hub repo. None uses the one from `hf auth login`.
         dtype: `float32`, `bfloat16` or `float16`; None keeps the donor's bytes (a GGUF's are dequantised to float32).
-        progress: Told about the bytes as they arrive.
-        workspace: Used where `output` is None.
+        progress: Reports the bytes as they arrive.
+        workspace: Used if `output` is None.
         force: Replace another artifact in the output folder.
 
     Raises:
         SourceError: The source can't be read.
-        CheckpointError: The checkpoint is damaged or in no known format.
+        CheckpointError: The checkpoint is damaged or has an unknown format.
         LayerNotFoundError: There is no such layer.
         UnsupportedArchitectureError: The model has no decoder layers that can be taken out.
         ConfigError: An argument can't be used.
@@ -86,7 +86,7 @@ def extract_layer(
     workspace = workspace or Workspace()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
     with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
-        # What goes along with the layer is read while headers are: over a network, requests that wait for nothing.
+        # The licence is read at the same time as the headers, which saves round trips over a network.
         licence = pool.submit(read_licence, checkpoint)
         licence_files = pool.submit(read_licence_files, checkpoint)
         plan = plan_extraction(checkpoint, layer, dtype=dtype)
@@ -108,9 +108,9 @@ def extract_layer(
 
 
 def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, force: bool) -> LayerArtifact | None:
-    """Before any weight is read: refuse a place that is in use, or return the artifact that is already there.
+    """Refuse a folder that is in use, or return the artifact that it contains, before any weight is read.
 
-    Without a commit only the bytes can tell whether an artifact is the same: then it is judged when they are read.
+    Without a commit, only the bytes show whether an artifact is the same. It is then compared after they are read.
     """
     if force or folder.is_symlink() or not is_artifact(folder):
         _check_replaceable(folder)
@@ -165,11 +165,11 @@ def _extract(
             if is_artifact(folder) and not force:
                 if read_config(folder).get("sha256") != digests.file:
                     raise _another_layer(folder)
-                # The same bytes of the same source: what is there stays.
+                # The same bytes of the same source: keep the existing artifact.
                 staging.drop()
                 progress.notice(f"{folder} already holds exactly these bytes.")
             else:
-                # Again: extraction takes long, and a person may have put something there.
+                # Check again: somebody may have put files there during the extraction.
                 _check_replaceable(folder)
                 staging.put_in_place()
             return LayerArtifact.open(folder)
@@ -179,7 +179,7 @@ def _extract(
 
 
 def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | None]:
-    """Which version of each file the layers come from; scales count too, though a plan has read them already."""
+    """Return the version of each file that the layers come from, including those with scales that the plan has read."""
     files = {info.file for index in plan.layer_indices for info in checkpoint.layer_tensors(index)}
     return {file: checkpoint.source.version(file) for file in sorted(files.union(plan.files))}
 
@@ -187,7 +187,7 @@ def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | N
 def _describe(
     checkpoint: Checkpoint, plan: ExtractionPlan, digests: Digests | None, licence: dict[str, str]
 ) -> dict[str, Any]:
-    """The artifact's config.json."""
+    """Return the content of the artifact's config.json."""
     source = checkpoint.source
     tensors = {}
     for tensor in plan.planned:
@@ -198,7 +198,7 @@ def _describe(
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["DonorLayer"],
-        # The LLM's own config, verbatim; only where its weights were multiplied out, it no longer calls them quantised.
+        # The LLM's own config, verbatim, except that dequantised weights are no longer called quantised.
         "donor_config": without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config),
         "layer_indices": list(plan.layer_indices),
         "dtype": plan.dtype,

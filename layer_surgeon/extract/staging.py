@@ -1,9 +1,9 @@
 """The temporary folder that an artifact is written into, next to the folder that it replaces at the end.
 
     layers/.Llama-3.1-8B-L31.partial/     model.safetensors, growing; .journal; .lock
-    layers/Llama-3.1-8B-L31/              only ever a whole artifact
+    layers/Llama-3.1-8B-L31/              always a complete artifact
 
-It has a fixed name, so that a later run finds it and goes on, and a lock, so that two runs don't write into one.
+Its name is fixed, so that a later run can continue in it. Its lock keeps two runs from writing into it.
 """
 
 import shutil
@@ -20,25 +20,25 @@ from layer_surgeon.extract.artifact import REPLACEABLE_FILES
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"
 _KEPT = (SINGLE_FILE, JOURNAL_FILE, _LOCK_FILE)
-# The last ones are of a kill while a small file was being written.
+# The last pattern matches leftovers of a kill while a small file was being written.
 _WRITTEN = (*REPLACEABLE_FILES, JOURNAL_FILE, ".*.tmp")
 
 
 class Staging:
-    """The context in which an artifact is written.
+    """Context manager in which an artifact is written.
 
-    Leaving it with an error removes what was made, except what a journal tells of after a network failure or an
-    interruption: then the folder stays, and the next run goes on from it.
+    Leaving it with an error removes everything that was written. After a network failure or an interruption, the folder
+    stays if its journal records progress, and the next run continues from it.
 
     Args:
-        folder: The artifact's place.
-        num_bytes: What it will take.
+        folder: The artifact's final folder.
+        num_bytes: Bytes that the artifact needs on disk.
 
     Attributes:
-        path: The folder to write into.
+        path: The temporary folder to write into.
 
     Raises:
-        ArtifactError: The place can't be written, has too little space, or another process is writing there.
+        ArtifactError: The folder can't be written, the disk has too little space, or another process is writing there.
     """
 
     def __init__(self, folder: Path, num_bytes: int) -> None:
@@ -122,7 +122,7 @@ def _has_second_name(path: Path) -> bool:
 
 
 def _has_progress(journal: Path) -> bool:
-    """Whether a journal tells of more than what is being extracted."""
+    """Whether a journal records any copied bytes."""
     try:
         return journal.read_bytes().count(b'"crc"') > 0
     except OSError:
