@@ -43,7 +43,7 @@ def test_a_file_is_not_written_through_a_link(tmp_path):
 def test_modes_follow_the_umask(tmp_path, umask):
     code = (
         "import os, sys; from pathlib import Path; os.umask(int(sys.argv[1])); os.chdir(sys.argv[2]);"
-        "from layer_surgeon._io import write_text, new_folder, usual_modes;"
+        "from layer_surgeon._io import write_text, usual_modes; from layer_surgeon._folders import new_folder;"
         "write_text(Path('file'), 'x'); from safetensors.numpy import save_file; import numpy;\n"
         "with new_folder(Path('folder'), replace=False) as folder:\n"
         "    save_file({'a': numpy.ones(1)}, folder / 'model.safetensors'); usual_modes(folder)"

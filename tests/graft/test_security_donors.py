@@ -310,7 +310,7 @@ def test_other_index_files_are_ignored(artifact, tmp_path):
 
 def test_workspace_layer_with_another_sha256_is_not_used(without, artifact, tmp_path):
     cut_artifact(artifact.parent / "llm", [2], tmp_path / "surgery/layers/other")
-    with pytest.raises(GraftError, match="has no such layer either"):
+    with pytest.raises(GraftError, match="doesn't have this layer either"):
         GraftedModel.from_pretrained(without)
 
 

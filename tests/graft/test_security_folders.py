@@ -116,7 +116,7 @@ def test_a_card_that_is_a_link_is_not_copied(host_folder, artifact, tmp_path):
     (tmp_path / "secret").write_text("token")
     (tmp_path / "first/README.md").unlink(missing_ok=True)
     (tmp_path / "first/README.md").symlink_to(tmp_path / "secret")
-    with pytest.raises(ArtifactError, match="link out of its folder"):
+    with pytest.raises(ArtifactError, match="README.md leads out of .* through a symbolic link"):
         DonorLayer.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
 
 
