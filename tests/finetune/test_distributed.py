@@ -157,5 +157,5 @@ def test_modules_that_fsdp_shards(still):
 
 
 def test_the_old_fsdp_is_refused(still):
-    with pytest.raises(ConfigError, match="fsdp_version is 1; it must be 2"):
+    with pytest.raises(ConfigError, match="fsdp_version is 1. Set it to 2"):
         plan_sharding(SimpleNamespace(fsdp_version=1), GraftedModel.from_pretrained(still))

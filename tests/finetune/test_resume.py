@@ -99,7 +99,7 @@ def test_other_settings_or_data_are_refused(graft, workspace, stop_at):
         train(graft, workspace)
     with pytest.raises(TrainingError, match=r"config\.learning_rate was 0\.001 and is now 0\.01"):
         train(graft, workspace, learning_rate=1e-2, resume=True)
-    with pytest.raises(TrainingError, match=r"data\.splits\.train\.examples was 40 and is 32"):
+    with pytest.raises(TrainingError, match=r"data\.splits\.train\.examples was 40 and is now 32"):
         train(graft, workspace, data=DATA | {"train": rows(32)}, resume=True)
     assert train(graft, workspace, resume=True).path.is_dir()
 

@@ -304,7 +304,7 @@ def test_every_task(tmp_path, workspace, task):
     assert result.config.max_steps == result.history[-1].step == settings.get("max_steps", 7)
     card = (result.path / "README.md").read_text()
     assert f"| train | a.jsonl | {'not counted' if 'max_steps' in settings else '26'} |" in card
-    assert "| validation | some of the first rows of the training data, held out" in card
+    assert "| validation | rows near the start of the training data, held out" in card
 
 
 def test_summary_before_training(tmp_path, workspace):
