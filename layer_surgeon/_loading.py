@@ -143,10 +143,8 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_text_links(folder / subfolder)
-        # transformers may load any of them: for a variant (model.safetensors.index.fp16.json), or because
-        # transformers_weights names it.
-        for index in sorted({*folder.glob("*.index*.json"), *(folder / subfolder).glob("*.index*.json")}):
-            _check_index(index, str(index))
+        for directory in {folder, folder / subfolder}:
+            check_indexes(directory)
         local_adapter = folder / subfolder / _ADAPTER
         adapter = _read_adapter(local_adapter) if local_adapter.is_file() and is_peft_available() else None
         has_model = (folder / CONFIG_NAME).is_file()
@@ -160,6 +158,18 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
         adapter, has_model = None if adapter_file is None else _read_adapter(adapter_file), False
     if adapter is not None:
         _check_adapter(adapter, os.fspath(name), has_model=has_model)
+
+
+def check_indexes(folder: Path) -> None:
+    """Refuse an index of weights that names a file outside its folder.
+
+    Raises:
+        GraftError: One does.
+    """
+    # transformers may load any of them: for a variant (model.safetensors.index.fp16.json), or because
+    # transformers_weights names it.
+    for index in sorted(folder.glob("*.index*.json")):
+        _check_index(index, str(index))
 
 
 def _fetch(repo_id: str, file_name: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path | None:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from layer_surgeon._io import usual_modes
-from layer_surgeon._loading import check_weights
+from layer_surgeon._loading import check_indexes
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.metrics import Metrics
@@ -184,7 +184,8 @@ class SurgeonTrainer(ShardedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _reading_checkpoint():
-            check_weights(resume_from_checkpoint)
+            # Not check_weights: the checkpoint of a run with LoRA is an adapter, and is only read as one.
+            check_indexes(Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
