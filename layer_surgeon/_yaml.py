@@ -42,7 +42,10 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read")
-    loader = _PlainLoader(text)
+    try:
+        loader = _PlainLoader(text)
+    except yaml.YAMLError as error:  # a character that YAML doesn't allow
+        raise ValueError(" ".join(str(error).split())) from error
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:

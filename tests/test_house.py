@@ -90,7 +90,7 @@ def test_nothing_imports_the_research():
 def test_no_file_is_overlong():
     for path in [*ROOT.glob("layer_surgeon/**/*.py"), *ROOT.glob("cli/*.py")]:
         source = path.read_text()
-        assert len(source.splitlines()) <= 400, path
+        assert len(source.splitlines()) <= 450, path
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
                 # What a reader has to follow: neither the signature nor the docstring.

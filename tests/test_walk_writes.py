@@ -100,7 +100,10 @@ ALLOWED = {
         "unlink": "a packaged donor that was put together for the extraction, by its name",
         "rmdir": "its folder, if it is empty",
     },
-    "layer_surgeon/study/rehearsal.py": {"symlink_to": "links to a study's files, in a temporary folder"},
+    "layer_surgeon/study/rehearsal.py": {
+        "symlink_to": "links to a study's files, in a temporary folder",
+        "copytree": "an unpacked host, into that folder",
+    },
 }
 
 

@@ -16,6 +16,7 @@ from scipy import stats
 from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.layout import StudyFolder, read_json
+from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
 from research.collect import pack_bits
 from research.evidence import Gap, correlate, load_plans, unpack_bits
@@ -51,7 +52,7 @@ def test_numbers_are_rounded_as_people_do_whatever_their_last_bits(value, text):
 def test_tables_are_the_products_own(desk):
     plan = load_plans(desk.plans)["a-gemma"]
     summary = summarize(plan, StudyFolder(root=desk.work / "a-gemma"))
-    table = next(table for table in summary["tables"] if (table["data"], table["test"]) == ("sst2", "cr"))
+    table = next(table for table in as_json(summary)["tables"] if (table["data"], table["test"]) == ("sst2", "cr"))
     comparison = next(
         comparison
         for comparison in table["comparisons"]

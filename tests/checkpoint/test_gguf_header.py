@@ -93,7 +93,7 @@ BAD = {
     "magic": (b"GGML" + header()[4:], "does not start with the bytes 'GGUF'"),
     "safetensors": (b"\x10\0\0\0\0\0\0\0{}" + bytes(40), "is not a GGUF file"),
     "big endian": (b"GGUF\0\0\0\3" + header()[8:], "big-endian GGUF file"),
-    "version 1": (header(version=1), "is GGUF version 1; but only versions 2 and 3 are supported"),
+    "version 1": (header(version=1), "is GGUF version 1, but only versions 2 and 3 are supported"),
     "version 4": (header(version=4), "is GGUF version 4"),
     "count of tensors": (header(num_tensors=HUGE), "it states 9,223,372,036,854,775,816 tensors"),
     "count of entries": (header(num_entries=10**12), "1,000,000,000,000 metadata entries"),

@@ -232,7 +232,7 @@ def test_an_index_that_does_not_match(tmp_path):
         open_checkpoint(folder)
     index["weight_map"]["model.layers.3.extra.weight"] = "model.safetensors"
     (folder / torch_table.INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="no bin file"):
+    with pytest.raises(CheckpointError, match="not a bin file"):
         open_checkpoint(folder)
 
 

@@ -50,10 +50,10 @@ class Broken:
 
 NORM = "model.layers.1.input_layernorm.weight"
 BROKEN = {
-    "an empty header": Broken(raw=lambda raw: bytes(8) + raw[8:], error="header has 0 bytes"),
+    "an empty header": Broken(raw=lambda raw: bytes(8) + raw[8:], error="header length of 0 bytes"),
     "a header of over 25 MB": Broken(
         raw=lambda raw: struct.pack("<Q", 25_000_001) + raw[8:] + bytes(26_000_000),
-        error="header has 25,000,001 bytes",
+        error="header length of 25,000,001 bytes",
     ),
     "a header past the end": Broken(
         raw=lambda raw: struct.pack("<Q", len(raw)) + raw[8:], error="but the whole file has"
@@ -72,7 +72,7 @@ BROKEN = {
         index=lambda index: index["weight_map"].update(
             {"model.layers.1.x.weight": next(iter(index["weight_map"].values()))}
         ),
-        error=r"holds the tensor 'model.layers.1.x.weight', but its header does not list it",
+        error=r"contains the tensor 'model.layers.1.x.weight', but its header does not list it",
     ),
     "an index with a parent path": Broken(
         index=lambda index: index["weight_map"].update({NORM: "../x.safetensors"}), error="outside the checkpoint"
@@ -140,7 +140,7 @@ def test_link_outside_of_the_checkpoint_is_refused(tmp_path: Path, donor: Path) 
             if path != shard:
                 (folder / path.name).write_bytes(path.read_bytes())
         (folder / shard.name).symlink_to(secret)
-        with pytest.raises(SourceError, match="symbolic link.*outside of the checkpoint's folder"):
+        with pytest.raises(SourceError, match="symbolic link.*outside the checkpoint's folder"):
             extract_layer(folder, -1, tmp_path / "made" / "out")
         assert not (tmp_path / "made").exists()
     (repo / "blobs").mkdir()

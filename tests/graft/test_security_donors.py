@@ -173,7 +173,7 @@ def test_python_functions_take_the_donor(without, layer, tmp_path):
     assert "--donor" in (result.path / "run.yaml").read_text()
     assert logits(GraftedModel.from_pretrained(result.path)).shape == expected.shape
     host_model("bert").save_pretrained(tmp_path / "bert")
-    with pytest.raises(GraftError, match="is not a graft. Leave the donor out"):
+    with pytest.raises(GraftError, match="is not a graft. Omit the donor"):
         predict(tmp_path / "bert", ["a film"], donor=layer)
 
 
