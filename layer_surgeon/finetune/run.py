@@ -125,11 +125,6 @@ def _train(
     train_set, config = run.training_set(processes.count)
     model, task = context.model, data.task
     leave_donor_alone(model)
-    callbacks: list[Any] = [trackers, ProgressCallback(progress, len(train_set))]
-    if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
-    if config.checkpoint_steps is not None:
-        callbacks.append(CheckpointCallback(config.checkpoint_steps))
     measure = functools.partial(task.measure, dataset=sets["validation"], examples=data.validation, context=context)
     trainer = SurgeonTrainer(
         task=task,
@@ -138,7 +133,7 @@ def _train(
         train_dataset=train_set,
         eval_dataset=NumberedDataset(sets["validation"]),
         compute_metrics=functools.partial(compute_metrics, measure=measure),
-        callbacks=callbacks,
+        callbacks=[trackers, ProgressCallback(progress, len(train_set)), *_optional_callbacks(config)],
     )
     parameters = count_parameters(model)
     started = time.monotonic()
@@ -182,6 +177,15 @@ def _train(
     processes.wait()
     # Each process has only its shard of the weights, so the caller gets a whole model, loaded from the run folder.
     return result if weights is None else replace(result, model=load_model(folder.target, task.name))
+
+
+def _optional_callbacks(config: FinetuneConfig) -> list[Any]:
+    callbacks: list[Any] = []
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    if config.checkpoint_steps is not None:
+        callbacks.append(CheckpointCallback(config.checkpoint_steps))
+    return callbacks
 
 
 def _write(run: Preparation, folder: RunFolder, result: FinetuneResult, weights: dict[str, Any] | None) -> None:
