@@ -41,6 +41,14 @@ _COMMON: dict[str, Any] = {
     ],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=_COMMON_PANEL)],
 }
+# An option of the commands that load a graft.
+DonorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
+        "sha256 must be the one in the graft."
+    ),
+]
 
 
 def new_app() -> typer.Typer:

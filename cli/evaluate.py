@@ -8,7 +8,7 @@ import typer
 from layer_surgeon.errors import DataError, WorkspaceError
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, MODEL_SETTINGS, FinetuneConfig
 
-from .command import command, new_app, usage
+from .command import DonorOption, command, new_app, usage
 from .ui import Ui, format_seconds
 
 app = new_app()
@@ -33,13 +33,7 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Which split (default: test, or the only one).")] = None,
-    donor: Annotated[
-        str | None,
-        typer.Option(
-            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
-            "sha256 must be the one in the graft."
-        ),
-    ] = None,
+    donor: DonorOption = None,
     *,
     settings: dict[str, Any],
     ui: Ui,

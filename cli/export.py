@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .command import command, new_app
+from .command import DonorOption, command, new_app
 from .ui import Ui, format_bytes
 
 if TYPE_CHECKING:
@@ -28,13 +28,7 @@ def export(
         Path | None,
         typer.Option("--output", "-o", help="The file (default: named after the graft, in the current folder)."),
     ] = None,
-    donor: Annotated[
-        str | None,
-        typer.Option(
-            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
-            "sha256 must be the one in the graft."
-        ),
-    ] = None,
+    donor: DonorOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the graft's repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,

@@ -12,7 +12,7 @@ from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import LayerSurgeonError, SourceError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 
-from .command import command, new_app, usage
+from .command import DonorOption, command, new_app, usage
 from .errors import UsageError
 from .processes import is_main, is_started, start_processes
 from .push import show_push
@@ -73,13 +73,7 @@ def finetune(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or repo id of the tokenizer. [dim](default: the model's)[/]")
     ] = None,
-    donor: Annotated[
-        str | None,
-        typer.Option(
-            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
-            "sha256 must be the one in the graft."
-        ),
-    ] = None,
+    donor: DonorOption = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="YAML file with any of these settings by name. Flags override the file."),

@@ -14,7 +14,7 @@ from layer_surgeon._io import write_text
 from layer_surgeon._text import csv_cell
 from layer_surgeon.finetune.config import FinetuneConfig
 
-from .command import command, new_app, usage
+from .command import DonorOption, command, new_app, usage
 from .errors import UsageError
 from .evaluate import WITHOUT
 from .ui import Ui
@@ -40,13 +40,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the predictions to this .jsonl or .csv file.")
     ] = None,
-    donor: Annotated[
-        str | None,
-        typer.Option(
-            help="The donor layer of a graft that was saved without it: folder or repo id of a layer artifact. Its "
-            "sha256 must be the one in the graft."
-        ),
-    ] = None,
+    donor: DonorOption = None,
     *,
     settings: dict[str, Any],
     ui: Ui,

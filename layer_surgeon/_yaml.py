@@ -11,8 +11,8 @@ from layer_surgeon.errors import ConfigError
 # A plan or configuration that a person writes has a few kB.
 MAX_CHARACTERS = 1_000_000
 
-# The spaces in it must not match line ends too: the search in a card of many line ends would take forever.
-_FRONT = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
+# [ \t\r] instead of \s: if it matched line ends too, a card of only line ends would take forever to search.
+_FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped here
@@ -76,14 +76,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {name if isinstance(name, str) else str(name): value for name, value in content.items()}
 
 
+def front_matter_text(text: str) -> str | None:
+    """Return the front matter of a model card, the YAML between two lines of hyphens at its start; None without any."""
+    match = _FRONT_MATTER.match(text)
+    return None if match is None else match[1]
+
+
 def front_matter(text: str) -> dict[str, Any]:
-    """Parse the front matter of a model card: the YAML between two lines of hyphens at its start. {} without any.
+    """Parse the front matter of a model card; {} without any.
 
     Raises:
         ValueError: As in `parse_yaml`.
     """
-    match = _FRONT.match(text)
-    content = None if match is None else parse_yaml(match[1])
+    yaml_text = front_matter_text(text)
+    content = None if yaml_text is None else parse_yaml(yaml_text)
     return content if isinstance(content, dict) else {}
 
 

@@ -3,7 +3,7 @@
 import re
 from fnmatch import fnmatchcase
 
-from layer_surgeon._yaml import parse_yaml
+from layer_surgeon._yaml import front_matter_text, parse_yaml
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
 
 README_FILE = "README.md"
@@ -15,8 +15,6 @@ LICENCE_FILES = tuple(
     for name in ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
     for ending in ("", "[._-]*")
 )
-# [ \t\r] instead of \s: if it matched line ends too, a card of only line ends would take forever to search.
-_FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(\n|$)", re.DOTALL)
 _LICENCE_ENTRY = re.compile(
     r"^(?P<key>license|license_name|license_link):(?P<value>[^\n]{0,1000}(?:\n[ \t][^\n]{0,1000})?)$", re.MULTILINE
 )
@@ -56,8 +54,8 @@ def read_licence(checkpoint: Checkpoint) -> dict[str, str]:
 
 def licence_in_card(text: str) -> dict[str, str]:
     """Return `license`, `license_name` and `license_link`, as far as the text of a model card states them."""
-    front_matter = _FRONT_MATTER.match(text)
-    return {} if front_matter is None else _parse_licence(front_matter[1])
+    front_matter = front_matter_text(text)
+    return {} if front_matter is None else _parse_licence(front_matter)
 
 
 def _read_front_matter(checkpoint: Checkpoint) -> str | None:
@@ -65,8 +63,7 @@ def _read_front_matter(checkpoint: Checkpoint) -> str | None:
     if README_FILE not in checkpoint.source.list_files():
         return None
     text = checkpoint.source.read_file(README_FILE, MAX_TEXT_BYTES).decode("utf-8", "replace")
-    front_matter = _FRONT_MATTER.match(text)
-    return None if front_matter is None else front_matter[1]
+    return front_matter_text(text)
 
 
 def _parse_licence(front_matter: str) -> dict[str, str]:
