@@ -244,7 +244,7 @@ class HubFiles:
             raise self._changed(file, f"the Hub answered with commit {commit}")
 
     def _check_etag(self, file: HubFile, host: str, etag: str | None, *, known_etag: str | None) -> None:
-        """Check that all responses for a file from one host have the same ETag. Without an ETag there is no check."""
+        """Check that all responses for a file from one host have the same ETag, if they have one."""
         if etag is None:
             return
         expected = self._etags.setdefault((file.name, host), known_etag or etag)
