@@ -201,6 +201,11 @@ def make_content(
         plan_donor = content.get("donor")
         plan_donor = {"source": plan_donor} if isinstance(plan_donor, str) else mapping(content, "donor")
         new_donor = {name: value for name, value in changes["donor"].items() if value is not None}
+        if "layer" in new_donor:
+            plan_donor.pop("layers", None)
+            content.pop("layers", None)
+        if "source" in new_donor:
+            plan_donor.pop("revision", None)
         changes["donor"] = {**plan_donor, **new_donor}
         content.pop("donors", None)
     if "host" in changes:
@@ -256,7 +261,7 @@ def run_plan(
 def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui) -> None:
     ui.facts(
         {
-            "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {len(plan.data)} data "
+            "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {len(plan.tests)} data "
             f"sets x {len(plan.fractions)} shares of the data",
             "done": estimate.done,
             "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
@@ -267,11 +272,9 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
 
 
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
-    from layer_surgeon.study.verdict import difference_in_words, say_p
+    from layer_surgeon.study.verdict import difference_in_words, say_p, say_place
 
     for table in result.summary.tables:
-        fraction = "" if table.fraction == 1 else f", {100 * table.fraction:g} % of the data"
-        data_name = table.test if table.test == table.data else f"{table.test}, trained on {table.data}"
         rows = [
             (
                 row.arm,
@@ -282,7 +285,8 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
             )
             for row in table.rows
         ]
-        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=f"{data_name}{fraction}")
+        place = say_place(table.test, table.data, table.fraction)
+        ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=place)
         ui.table(
             ("comparison", "difference", "95 % interval", "p (Holm)", ""),
             [
@@ -291,7 +295,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                     difference_in_words(comparison.mean, plan.metric),
                     _format_interval(comparison),
                     "" if comparison.p_holm is None else say_p(comparison.p_holm),
-                    "significant" if comparison.significant else "not significant",
+                    _format_outcome(comparison),
                 )
                 for comparison in table.comparisons
             ],
@@ -308,8 +312,14 @@ def _format_deviation(value: float | None) -> str:
 
 
 def _format_interval(comparison: "Comparison") -> str:
-    interval = comparison.crossed.interval if comparison.crossed else comparison.seed_interval
-    return "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+    interval = comparison.interval
+    return "" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
+
+
+def _format_outcome(comparison: "Comparison") -> str:
+    if comparison.p_holm is None:
+        return "no test possible"
+    return "significant" if comparison.significant else "not significant"
 
 
 def _format_trained(result: "StudyResult", arm: str) -> str:

@@ -72,16 +72,17 @@ def write_page(folder: Path, ui: Ui) -> Path:
     return page
 
 
-def write_sweep_picture(folder: Path, ui: Ui) -> Path:
-    """Write the picture of a sweep that has just run, and show its path."""
+def write_sweep_picture(folder: Path, ui: Ui) -> Path | None:
+    """Write the picture of a sweep that has just run, and show its path; None if fewer than two points are finished."""
     from layer_surgeon.report.load import load_report
     from layer_surgeon.report.pictures import draw_sweep
     from layer_surgeon.study.layout import SWEEP, StudyFolder
 
-    path = StudyFolder(root=folder).path(SWEEP)
     picture = draw_sweep(load_report(folder))
-    if picture is not None:
-        write_bytes(path, picture)
+    if picture is None:
+        return None
+    path = StudyFolder(root=folder).path(SWEEP)
+    write_bytes(path, picture)
     if not ui.as_json:
         ui.facts({"picture": path})
     return path

@@ -170,10 +170,10 @@ def _read_plan(folder: StudyFolder) -> StudyPlan:
         )
     try:
         return StudyPlan.read(folder.plan)
-    except (ConfigError, AttributeError, ValueError, TypeError, KeyError) as error:
+    except ConfigError as error:
         raise WorkspaceError(
-            f"{folder.plan} is damaged ({error}). Start the study again with --output {folder.root}. This writes the "
-            "plan again and keeps finished trainings."
+            f"{folder.plan} is damaged. Delete it and run the command of the study again, with --output {folder.root}. "
+            "This writes the plan again and keeps finished trainings."
         ) from error
 
 

@@ -37,11 +37,6 @@ def score_span(span: Span | None, summary: Summary) -> tuple[float, float] | Non
     return (max(0.0, low), min(1.0, high)) if summary.is_share else (low, high)
 
 
-def row_interval(row: Row, summary: Summary) -> tuple[float, float] | None:
-    """Return the interval to show: over the seeds if there are several, otherwise over the examples."""
-    return score_span(row.seed_interval or row.example_interval, summary)
-
-
 def say_gain(value: float, summary: Summary, digits: int = 1) -> str:
     """Return a difference with its sign, in points if the score is a share."""
     return f"{100 * value:+.{digits}f}" if summary.is_share else f"{value:+.3g}"

@@ -153,8 +153,9 @@ class PreparedData:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of a part."""
-        lines = (self.folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        # Not splitlines(): it also splits at characters inside a text, such as U+2028.
+        with (self.folder / f"{name}.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
 
     @property
     def columns(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.sources import load_data
-from layer_surgeon.progress import Progress
+from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.cells import train_cell
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder
@@ -16,6 +16,7 @@ from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.preloaded import SUPPORTED
 from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_file
 from layer_surgeon.study.rehearsal import rehearsal
+from layer_surgeon.study.testing import find_test_source
 
 _STEPS = 4
 # Starting Python, importing torch and transformers and loading a model takes 8 s on one core of a laptop. A fork of a
@@ -121,9 +122,8 @@ def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[M
     counts = {"train": len(raw.train)} | ({} if raw.validation is None else {"validation": len(raw.validation)})
     num_tests = 0
     for name in cell.tests:
-        test_data = load_data(list(specs[name].test or specs[name].train), task=cell.task)
-        table = test_data.validation if test_data.test is None else test_data.test
-        if specs[name].test:
-            table = test_data.train
-        num_tests += 0 if table is None else len(table)
+        test_source = find_test_source(specs[name], cell, NullProgress())
+        if test_source is not None:
+            sources, split = test_source
+            num_tests += len(load_data(list(sources), task=cell.task).choose(split))
     return counts, num_tests

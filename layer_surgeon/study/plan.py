@@ -220,7 +220,7 @@ class StudyPlan:
             finetune=finetune,
             **read_comparison(content, arms, task),
             test_fraction=as_number(content.get("test_fraction", 0.2)),
-            keep_models=bool(content.get("keep_models", False)),
+            keep_models=content.get("keep_models", False),
         )
 
     def cells(self) -> tuple[Cell, ...]:

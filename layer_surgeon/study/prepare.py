@@ -282,19 +282,21 @@ def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         DataError: The file does not have the format of `surgeon synthesize`, or has other labels.
     """
-    rows = []
+    rows: list[dict[str, str]] = []
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(filter(str.strip, file), start=1):
+            for line in filter(str.strip, file):
                 row = parse_json(line)
-                rows.append({"text": row["text"], "label": row["label"]})
-                if not isinstance(row["text"], str) or row["label"] not in labels:
-                    raise ValueError(f"the label of example {number} is not one of {', '.join(labels)}")
+                text, label = row["text"], row["label"]
+                if not isinstance(text, str) or label not in labels:
+                    raise ValueError("its text is no string, or its label is unknown")
+                rows.append({"text": text, "label": label})
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError) as error:
+        # The line is not quoted: the plan may come from a stranger and name any file.
         raise DataError(
-            f"{path} does not have synthetic texts for this data set: {type(error).__name__} in line {len(rows) + 1}. "
+            f"{path} does not have synthetic texts for this data set: example {len(rows) + 1} is wrong. "
             f'Each line must be like {{"text": ..., "label": ...}}, with one of the labels {", ".join(labels)}.'
         ) from error
     return rows

@@ -64,7 +64,7 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyF
     tests_own_data = spec.name == cell.data and not spec.test
     if tests_own_data and trained.config.max_eval_samples is None:
         return trained.test or trained.validation
-    test_source = _find_test_source(spec, cell, progress)
+    test_source = find_test_source(spec, cell, progress)
     if test_source is None and tests_own_data:
         return trained.validation
     if test_source is None:
@@ -82,7 +82,7 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyF
     return evaluation.metrics
 
 
-def _find_test_source(spec: DataSpec, cell: Cell, progress: Progress) -> tuple[tuple[str, ...], str | None] | None:
+def find_test_source(spec: DataSpec, cell: Cell, progress: Progress) -> tuple[tuple[str, ...], str | None] | None:
     """Return the sources of the test examples and the name of their split; None if there are none."""
     if spec.test:
         return spec.test, None

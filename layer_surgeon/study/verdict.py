@@ -70,7 +70,7 @@ def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
             if is_called(plan.focus, c.arm) and is_called(plan.reference, c.against)
         ]
         if headline:
-            sentences = _headline(headline, plan.higher_is_better) + _controls(headline, comparisons, plan)
+            sentences = _headline(headline, plan) + _controls(headline, comparisons, plan)
             return sentences + missing_text
     significant = [(test_set, c) for test_set, c in comparisons if c.significant]
     count = len(comparisons)
@@ -82,17 +82,18 @@ def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
     return f"{phrases}.{total}{missing_text}"
 
 
-def _headline(comparisons: Sequence[tuple[str, Comparison]], higher: bool) -> str:
+def _headline(comparisons: Sequence[tuple[str, Comparison]], plan: StudyPlan) -> str:
     test_set, first = comparisons[0]
     if len(comparisons) == 1:
         return f"{first.words}{test_set}."
-    better = sum(c.significant and (c.mean > 0) == higher for _, c in comparisons)
-    worse = sum(c.significant and (c.mean > 0) != higher for _, c in comparisons)
+    better = sum(c.significant and (c.mean > 0) == plan.higher_is_better for _, c in comparisons)
+    worse = sum(c.significant and (c.mean > 0) != plan.higher_is_better for _, c in comparisons)
     count = len(comparisons)
+    # The plan's names, because with several hosts each comparison has the names of its own host.
     if not better and not worse:
-        return f"Not significant: on none of {count} comparisons can {first.arm} and {first.against} be told apart."
+        return f"Not significant: on none of {count} comparisons can {plan.focus} and {plan.reference} be told apart."
     return (
-        f"{first.arm} is significantly better than {first.against} in {better} of {count} comparisons, worse in "
+        f"{plan.focus} is significantly better than {plan.reference} in {better} of {count} comparisons, worse in "
         f"{worse}, and not to be told apart in {count - better - worse}."
     )
 

@@ -65,6 +65,21 @@ def test_the_same_options_continue_a_study_and_others_are_refused(tmp_path):
         make_plan(**options, overrides=overrides, settings={})
 
 
+def test_the_options_for_a_donor_replace_those_of_the_plan(tmp_path):
+    plan = tmp_path / "mine.yaml"
+    plan.write_text(
+        yaml.safe_dump({"donor": {"source": "b/llm", "revision": "v1"}, "layers": [1, 2], "data": ["sst2"]})
+    )
+    options = {"config": plan, "preset": None, "scale": "full", "output": tmp_path, "num_seeds": 1, "ui": None}
+
+    def donors(**donor):
+        made = make_plan(**options, overrides={"donor": donor}, settings={})
+        return {(arm.donor.source, arm.donor.revision, arm.donor.layers) for arm in made.arms if arm.donor}
+
+    assert donors(source=None, layer=3) == {("b/llm", "v1", (3,))}
+    assert donors(source="c/llm", layer=3) == {("c/llm", None, (3,))}
+
+
 def test_compare_runs_a_plan_file_and_repeats_it_from_its_folder(plan_file, here, tmp_path):
     place = tmp_path / "study"
     first = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--num-seeds", "1", "--json")

@@ -16,12 +16,16 @@ from layer_surgeon.report.load import load_report
 from layer_surgeon.report.render import html
 from layer_surgeon.study.arms import DonorSpec
 from layer_surgeon.study.compare import run_study
+from layer_surgeon.study.data import PreparedData, write_rows
 from layer_surgeon.study.estimate import estimate_study
 from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_layers, prepare_study
 from layer_surgeon.study.records import read_failures
+from layer_surgeon.workspace import Workspace
+from layer_surgeon_cli.report import write_sweep_picture
+from layer_surgeon_cli.ui import Ui
 from tests.support.classification import Recorder
 from tests.support.command_line import surgeon
 from tests.support.http_folder import Answer, Asked, HttpFolder
@@ -226,6 +230,22 @@ def test_a_file_of_written_texts_is_no_way_to_other_files(parts, tmp_path):
     prepare_study(plan("other.jsonl"), StudyFolder(root=study), Recorder())
     (made,) = study.glob("data/*/synthetic*")
     assert json.loads(made.read_text()) == {"text": "a", "label": "negative"}
+    with pytest.raises(DataError, match="example 1 is wrong"):
+        prepare_study(plan("labels.jsonl"), StudyFolder(root=tmp_path / "again"), Recorder())
+
+
+def test_texts_may_contain_any_characters(tmp_path):
+    rows = [{"text": "a\x85b\u2028c\u2029d\x1ee", "label": "yes"}, {"text": "f", "label": "no"}]
+    write_rows(tmp_path / "train.jsonl", rows)
+    data = PreparedData(folder=tmp_path, labels=("no", "yes"), pairs=False, examples={"train": 2})
+    assert data.rows("train") == rows
+
+
+def test_a_sweep_of_one_layer_has_no_picture(tmp_path):
+    made_up_study(tmp_path, {"host": 0.7, "graft": 0.8})
+    ui = Ui(as_json=True, quiet=True, debug=False, workspace=Workspace(tmp_path))
+    assert write_sweep_picture(tmp_path, ui) is None
+    assert not (tmp_path / "sweep.png").exists()
 
 
 def test_what_is_in_a_folder_of_donors_stays(parts, tmp_path):

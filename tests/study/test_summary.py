@@ -176,8 +176,10 @@ def test_several_hosts_are_each_compared_with_their_own(tmp_path):
                 **OTHER_FIELDS,
             },
         )
-    comparisons = summarize(plan, folder).tables[0].comparisons
+    summary = summarize(plan, folder)
+    comparisons = summary.tables[0].comparisons
     assert [(c.arm, c.against, c.significant) for c in comparisons] == [
         ("graft@one", "host@one", True),
         ("graft@two", "host@two", True),
     ]
+    assert summary.verdict.startswith("graft is significantly better than host in 2 of 2 comparisons")
