@@ -29,6 +29,8 @@ _WEIGHTS = "transformers_weights"
 _SPECIAL_TOKENS = "special_tokens_map.json"
 _TOKENIZER_FILES = ("tokenizer_config.json", _SPECIAL_TOKENS)
 _TEXT_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".vocab", ".bpe", ".tiktoken"})
+# The protocols that only unpack the file behind them, as zip in zip://train.csv::hf://datasets/owner/name/data.zip
+_ARCHIVES = frozenset({"zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4"})
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
@@ -141,12 +143,13 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
         GraftError: An index names a file outside the folder, or an adapter's config names another model.
     """
     folder = Path(name).expanduser()
+    # Of an adapter, the Auto classes read the one in the top folder, and the model's class the one in the subfolder.
+    parts = {"", subfolder}
     if folder.is_dir():
         _check_text_links(folder / subfolder)
-        for directory in {folder, folder / subfolder}:
-            check_indexes(directory)
-        local_adapter = folder / subfolder / _ADAPTER
-        adapter = _read_adapter(local_adapter) if local_adapter.is_file() and is_peft_available() else None
+        for part in parts:
+            check_indexes(folder / part)
+        adapters = [folder / part / _ADAPTER for part in parts]
         has_model = (folder / CONFIG_NAME).is_file()
     else:
         repo_id = os.fspath(name)
@@ -154,10 +157,11 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
             index_file = _fetch(repo_id, index_name, subfolder, hub)
             if index_file is not None:
                 _check_index(index_file, f"{index_name} of {_shown(name)}")
-        adapter_file = _fetch(repo_id, _ADAPTER, subfolder, hub) if is_peft_available() else None
-        adapter, has_model = None if adapter_file is None else _read_adapter(adapter_file), False
-    if adapter is not None:
-        _check_adapter(adapter, os.fspath(name), has_model=has_model)
+        adapters = [file for part in parts if (file := _fetch(repo_id, _ADAPTER, part, hub))]
+        has_model = False
+    if is_peft_available():
+        for file in filter(Path.is_file, adapters):
+            _check_adapter(_read_adapter(file), os.fspath(name), has_model=has_model)
 
 
 def check_indexes(folder: Path) -> None:
@@ -213,8 +217,9 @@ def _check_index(file: Path, name: str) -> None:
 def _read_adapter(file: Path) -> Any:
     try:
         return read_json(file)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        # An unreadable file is not skipped: transformers reads it without a size limit.
+        raise GraftError(f"{_shown(file)} can't be read: {error}. Get the model again.") from error
 
 
 def _check_adapter(adapter: Any, name: str, *, has_model: bool) -> None:
@@ -360,8 +365,12 @@ def load_dataset(
     builder = datasets.load_dataset_builder(hub_id, subset, revision=revision)
     repo_prefix = f"hf://datasets/{hub_id}@".lower()
     for url in [url for urls in (builder.config.data_files or {}).values() for url in urls]:
-        # A file in an archive has a name like zip://train.csv::hf://datasets/owner/name@commit/data.zip
-        if not url.rpartition("::")[2].lower().startswith(repo_prefix) or ".." in url.split("/"):
+        *hops, file_url = url.split("::")
+        if (
+            not file_url.lower().startswith(repo_prefix)
+            or ".." in url.split("/")
+            or any(hop.partition("://")[0] not in _ARCHIVES for hop in hops)
+        ):
             raise ValueError(f"its card names the file {without_secrets(url)}, which is not in the repo")
     if streaming:
         return builder.as_streaming_dataset()

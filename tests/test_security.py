@@ -2,10 +2,13 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import pytest
 import yaml
 
+from layer_surgeon._loading import load_dataset
 from tests.support.command_line import surgeon
 from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
 from tests.support.loopback_hub import LoopbackHub
@@ -96,17 +99,21 @@ class TestCodeOfAModel:
 class TestDataSets:
     """A data set of the Hub is made of its own files."""
 
-    @pytest.mark.parametrize("way", ["path", "dots", "url", "other repo"])
+    @pytest.mark.parametrize("way", ["path", "dots", "url", "other repo", "file chain", "local chain", "web chain"])
     def test_its_card_can_name_no_others(self, tmp_path, way):
         (tmp_path / "private.jsonl").write_text((FIXTURES / "films.jsonl").read_text())
         shutil.copytree(FIXTURES / "graft", tmp_path / "graft")
         rows = (FIXTURES / "films.jsonl").read_bytes()
         with LoopbackHub() as hub:
+            own_file = "hf://datasets/owner/data/films.jsonl"
             named = {
                 "path": str(tmp_path / "private.jsonl"),
                 "dots": f"../../../../../../..{tmp_path}/private.jsonl",
                 "url": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl",
                 "other repo": "hf://datasets/owner/other/private.jsonl",
+                "file chain": f"file://{tmp_path}/private.jsonl::{own_file}",
+                "local chain": f"local://{tmp_path}/private.jsonl::{own_file}",
+                "web chain": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl::{own_file}",
             }[way]
             card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": named}]})
             files = {"README.md": f"---\n{card}---\n".encode(), "films.jsonl": rows}
@@ -116,6 +123,35 @@ class TestDataSets:
             done = surgeon(*command, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
             assert not any("private" in request.path and "resolve" in request.path for request in hub.requests)
         assert (done.code, "Unexpected" in done.err, "error:" in done.err) == (1, False, True)
+        if way in ("other repo", "file chain", "local chain", "web chain"):
+            # The first is what datasets says since version 5.
+            assert any(
+                text in " ".join(done.err.split()) for text in ("belong to owner/data", "which is not in the repo")
+            )
+
+    @pytest.mark.parametrize(
+        ("url", "is_its_own"),
+        [
+            ("hf://datasets/owner/data@main/a.csv", True),
+            ("zip://a.csv::hf://datasets/owner/data@main/data.zip", True),
+            ("hf://datasets/owner/data@main/../other/a.csv", False),
+            ("file:///etc/hostname::hf://datasets/owner/data@main/a.csv", False),
+            ("local:///etc/hostname::hf://datasets/owner/data@main/a.csv", False),
+            ("https://mallory.example/a.csv::hf://datasets/owner/data@main/a.csv", False),
+            ("zip://a.csv::file:///etc/data.zip::hf://datasets/owner/data@main/a.csv", False),
+        ],
+    )
+    def test_the_address_of_every_file_is_checked(self, monkeypatch, url, is_its_own):
+        """Without the check in datasets, which older versions don't have."""
+        builder = SimpleNamespace(
+            config=SimpleNamespace(data_files={"train": [url]}), as_streaming_dataset=lambda: "rows"
+        )
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+        if is_its_own:
+            assert load_dataset("owner/data", streaming=True) == "rows"
+        else:
+            with pytest.raises(ValueError, match="which is not in the repo"):
+                load_dataset("owner/data", streaming=True)
 
 
 class TestSecrets:

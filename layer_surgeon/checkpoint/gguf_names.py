@@ -72,7 +72,7 @@ def map_names(header: GgufHeader, config: Mapping[str, Any]) -> NameMap:
     try:
         # Weights and buffers are on the meta device and take no memory. 70B shapes take 25 ms, the imports 2 s.
         with init_empty_weights(include_buffers=True):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
         shape_of = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         processor = tensor_processor(header.architecture, config)
         mapping: dict[str, str] = get_gguf_hf_weights_map(_Outline(model), processor)

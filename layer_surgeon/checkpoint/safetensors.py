@@ -15,8 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from layer_surgeon._folders import list_names
 from layer_surgeon.checkpoint.sources.base import Source
-from layer_surgeon.checkpoint.sources.shards import has_many_parts
+from layer_surgeon.checkpoint.sources.shards import has_many_parts, lies_inside
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
 
@@ -229,7 +230,7 @@ def parse_index(raw: bytes, file: str, present: Iterable[str], *, suffix: str = 
             raise CheckpointError(
                 f"{file} maps the tensor {name!r} to {shard!r}, which is not a {suffix[1:]} file. Get the index again."
             )
-        if "\\" in shard or "\0" in shard or any(part in ("", ".", "..") for part in shard.split("/")):
+        if not lies_inside(shard):
             raise CheckpointError(
                 f"{file} maps the tensor {name!r} to {shard!r}, which is outside the checkpoint. "
                 "The index is wrong or malicious: get the checkpoint from a source that you trust."
@@ -237,8 +238,8 @@ def parse_index(raw: bytes, file: str, present: Iterable[str], *, suffix: str = 
     missing = sorted(set(weight_map.values()) - set(present))
     if missing:
         raise CheckpointError(
-            f"{file} names {len(set(weight_map.values()))} shards, but {', '.join(missing[:3])}"
-            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''} is missing. Get the missing files."
+            f"{file} names {len(set(weight_map.values()))} shards, but {list_names(missing)} is missing. "
+            "Get the missing files."
         )
     return dict(weight_map)
 

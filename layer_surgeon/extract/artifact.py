@@ -24,11 +24,11 @@ from layer_surgeon.errors import ArtifactError, CheckpointError
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "surgeon_donor"
-# What a donor repo's terms want passed on with its weights, and the model card.
+# The model card, and the files that a donor's licence requires to accompany its weights.
 PAPERS = ("README*", *LICENCE_FILES)
-# All that an artifact is made of: what goes along where one is fetched or copied.
+# All files of an artifact: these are fetched, copied or uploaded with it.
 ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, *PAPERS)
-# What replacing an artifact may delete: a kill in the last moment leaves the lock of the extraction too.
+# Files that replacing an artifact may delete. A run that is killed just after the rename also leaves its lock.
 REPLACEABLE_FILES = (*ARTIFACT_FILES, ".lock")
 _HOW_TO_MAKE = "Make one with: surgeon extract MODEL --layer -1"
 
@@ -150,11 +150,11 @@ def is_artifact(folder: Path) -> bool:
 
 
 def artifact_files(folder: Path, patterns: Sequence[str] = ARTIFACT_FILES) -> list[Path]:
-    """Those files of a folder that belong to a layer artifact; what else is in the folder is not passed on.
+    """List the files of a folder that belong to a layer artifact. Other files in it are never passed on.
 
     Args:
         folder: The folder.
-        patterns: Of their names; upper and lower case are the same.
+        patterns: Patterns of file names; case is ignored.
 
     Raises:
         ArtifactError: One of them is a link out of the folder.
@@ -179,8 +179,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = parse_json_object(path.read_bytes(), str(path))
     except (OSError, CheckpointError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(f"{folder} is not a layer artifact: {CONFIG_FILE}: {reason}. {_HOW_TO_MAKE}") from error
+        reason = f"{CONFIG_FILE}: {error.strerror}." if isinstance(error, OSError) else str(error)
+        raise ArtifactError(f"{folder} is not a layer artifact: {reason} {_HOW_TO_MAKE}") from error
     if config.get("model_type") != MODEL_TYPE:
         raise ArtifactError(
             f"{folder} is not a layer artifact: its model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}. "

@@ -78,30 +78,30 @@ class Staging:
             raise _explain(error, self._folder) from error
 
     def put_in_place(self) -> None:
-        """Make the whole artifact appear at its place; what is there is replaced in the last moment."""
+        """Rename the finished folder to its final path. An existing artifact is replaced."""
         (self.path / JOURNAL_FILE).unlink(missing_ok=True)
         put_in_place(self.path, self._folder)
-        # The lock moved along; without it, another process could have begun in the folder before it was renamed.
+        # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)
 
     def drop(self) -> None:
-        """Remove what was written: its place holds the same already."""
+        """Delete the temporary folder, because the final one already holds the same bytes."""
         shutil.rmtree(self.path)
 
     def _check_contents(self) -> None:
-        """Refuse what no extraction leaves: it would be written through, or end up in the artifact."""
+        """Refuse files that no extraction creates: they could redirect writes, or become part of the artifact."""
         foreign = foreign_files(self.path, _WRITTEN)
         foreign += [name for name in _KEPT if _has_second_name(self.path / name)]
         if foreign:
             raise ArtifactError(
-                f"{self.path}, where the layer is put together, holds files or links that no extraction has made: "
+                f"The temporary folder {self.path} holds files or links that no extraction has made: "
                 f"{list_names(foreign)}. Delete that folder, or name another one with --output."
             )
         remove_ours(self.path, [pattern for pattern in _WRITTEN if pattern not in _KEPT])
 
     def _check_space(self) -> None:
-        there = sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
-        free = shutil.disk_usage(self.path).free + there
+        staged_bytes = sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
+        free = shutil.disk_usage(self.path).free + staged_bytes
         if free < self._num_bytes:
             raise ArtifactError(
                 f"The layer takes {self._num_bytes:,} bytes, but the disk of {self._folder.parent} has {free:,} left. "

@@ -157,7 +157,7 @@ def _begin(target: Path, signature: Mapping[str, Any]) -> RunFolder:
         write_json(work / _RUN_FILE, {"signature": signature})
     except BaseException:
         lock.release()
-        _remove_empty((work, *created))
+        _remove_empty((work / "checkpoints", work, *created))
         raise
     return RunFolder(target=target, checkpoint=None, created=created, lock=lock)
 
@@ -167,8 +167,8 @@ def _work_folder(target: Path) -> Path:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in folders:
+    for folder in folders:
+        with contextlib.suppress(OSError):
             folder.rmdir()
 
 

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback
 from layer_surgeon._folders import list_names
 from layer_surgeon._io import usual_modes
 from layer_surgeon.errors import DataError, TrainingError, WorkspaceError
+from layer_surgeon.finetune.checkpoints import step_of
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
@@ -286,5 +287,4 @@ def _abandon(folder: RunFolder, progress: Progress, processes: Processes) -> str
     checkpoint = folder.abandon()
     if checkpoint is None:
         return " No checkpoint had been written yet, so nothing was kept."
-    step = checkpoint.name.rsplit("-", 1)[-1]
-    return f" Training up to step {step} is saved in {folder.work}; continue with --resume."
+    return f" Training up to step {step_of(checkpoint)} is saved in {folder.work}; continue with --resume."

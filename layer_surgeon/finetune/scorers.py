@@ -34,7 +34,9 @@ def extra_scores(
     for name, model in config.wanted_extra_metrics.items():
         try:
             scores[name] = _SCORERS[name](written, references, device, *([] if model is None else [model]))
-        except (ImportError, OSError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ImportError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             progress.notice(f"Skipped {name}: its model can't be loaded ({first_line(error)}).")
     return scores
 

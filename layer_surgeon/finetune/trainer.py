@@ -188,6 +188,15 @@ class SurgeonTrainer(ShardedTrainer):
             check_indexes(Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_best_model(self) -> None:
+        folder = Path(self.state.best_model_checkpoint)
+        with _reading_checkpoint():
+            check_indexes(folder)
+            # transformers would only log a warning, and keep the weights of the last step.
+            if not any(folder.glob("*.safetensors")):
+                raise TrainingError(f"{folder}, the checkpoint of the best epoch, has no weights. Start a new run.")
+            super()._load_best_model()
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading_checkpoint():
             super()._load_optimizer_and_scheduler(checkpoint)

@@ -67,14 +67,14 @@ def find_stored_donor(reference: dict[str, Any], graft: str | os.PathLike[str], 
         GraftError: It was not found, or the graft records no sha256; the message says which layer to pass, and how.
     """
     name, subfolder = os.fspath(graft), hub_settings.get("subfolder") or ""
+    if reference.get("sha256") is None:
+        raise GraftError(_without_sha256(reference, name))
     folder = Path(name).expanduser()
     if not folder.is_dir():
         keywords = {key: value for key, value in hub_settings.items() if key not in ("subfolder", "proxies")}
         patterns = [f"{subfolder}/{DONOR_FOLDER}/{pattern}".lstrip("/") for pattern in ARTIFACT_FILES]
         with hub_errors(f"The graft {name!r}"):
             folder = Path(snapshot_download(name, allow_patterns=patterns, **keywords))
-    if reference.get("sha256") is None:
-        raise GraftError(_without_sha256(reference, name))
     donor_folder = folder / subfolder / DONOR_FOLDER
     if donor_folder.is_dir():
         check_links([donor_folder], folder, GraftError)

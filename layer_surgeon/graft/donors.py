@@ -212,10 +212,13 @@ def _recorded_folder(layer: DonorLayer) -> Path | None:
 
 
 def recorded_sha256(folder: Path) -> str | None:
-    """Return the sha256 that an artifact's config.json records; None if the folder is not an artifact."""
-    if not is_artifact(folder) or not (folder / WEIGHTS).is_file():
+    """Return the sha256 that an artifact's config.json records; None if the folder is not a complete artifact."""
+    if not (folder / WEIGHTS).is_file():
         return None
-    return read_artifact_config(folder).get("sha256")
+    try:
+        return read_artifact_config(folder).get("sha256")
+    except ArtifactError:
+        return None
 
 
 def read_artifact_config(folder: Path) -> dict[str, Any]:

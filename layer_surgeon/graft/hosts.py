@@ -186,7 +186,7 @@ def _quantisation_errors(config: PretrainedConfig, name: str) -> Iterator[None]:
 def new_host(config: PretrainedConfig, task: str = _CLASSIFICATION) -> PreTrainedModel:
     """Create the module that `open_host` returns, but with new weights."""
     loader, keywords = _loader(config, task)
-    return _needed_part(loader.from_config(config, **keywords), task)
+    return _needed_part(loader.from_config(config, trust_remote_code=False, **keywords), task)
 
 
 def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrainedModel:

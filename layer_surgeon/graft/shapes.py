@@ -84,7 +84,7 @@ def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: Graf
             f"The host ({host.model_type}) doesn't support {settings.task}. Choose another host or another task."
         )
     with _META:
-        model = auto.from_config(copy.deepcopy(host))
+        model = auto.from_config(copy.deepcopy(host), trust_remote_code=False)
         result: SurgeonGraftConfig = graft_layer(model, donor, config=settings).config
     result.host = {"name": host.name_or_path or None, "commit": None}
     return result

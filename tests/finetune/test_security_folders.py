@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import StateDictType
 
-from layer_surgeon.errors import ConfigError, TrainingError, WorkspaceError
+from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError, WorkspaceError
 from layer_surgeon.finetune import finetune_model, plan_finetuning, run
 from layer_surgeon.finetune.checkpoints import last_checkpoint
 from layer_surgeon.finetune.folder import claim_folder
@@ -152,6 +152,34 @@ def test_a_link_to_a_run_is_not_resumed(graft, workspace, tmp_path, stopped):
     with pytest.raises(WorkspaceError, match="it is a link to another place"):
         train(graft, workspace, tmp_path / "run", resume=True)
     assert all_files(tmp_path / "elsewhere") == before
+
+
+def make_best(work: Path, step: int) -> Path:
+    """Say in the last checkpoint that another one is the best, by a score that no epoch can beat."""
+    checkpoint = last(work)
+    best = work / f"checkpoints/checkpoint-{step}"
+    if not best.exists():
+        best.mkdir()
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        (best / "trainer_state.json").write_text(json.dumps(state | {"global_step": step}))
+    path = checkpoint / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_global_step": step, "best_metric": 2.0}))
+    return best
+
+
+def test_the_best_checkpoint_has_no_weights_of_another_folder(graft, workspace, tmp_path, stopped):
+    best = make_best(stopped, 2)
+    shutil.copy(last(stopped) / "model.safetensors", tmp_path / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"x": "../../../other.safetensors"}}
+    (best / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LayerSurgeonError, match="other.safetensors', which is not in the folder"):
+        train(graft, workspace, tmp_path / "run", resume=True)
+
+
+def test_the_best_checkpoint_without_weights_is_an_error(graft, workspace, tmp_path, stopped):
+    make_best(stopped, 2)
+    with pytest.raises(TrainingError, match="the checkpoint of the best epoch, has no weights"):
+        train(graft, workspace, tmp_path / "run", resume=True)
 
 
 # ---- one run at a time

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from layer_surgeon._loading import load_model
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, ConfigError, GraftError, LayerSurgeonError
 from layer_surgeon.finetune import evaluate_model, finetune_model, predict
@@ -273,6 +274,33 @@ def test_host_with_unsupported_quantisation(quantisation, artifact, tmp_path):
     set_in(tmp_path / "host", "quantization_config", quantisation)
     with pytest.raises(GraftError, match="host' are quantised and can't be loaded: .* in float32, float16 or bfloat16"):
         graft_layer(tmp_path / "host", artifact)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"base_model_name_or_path": "mallory/other"}', '{"broken": ', " " * 50_000_001 + "{}"]
+)
+@pytest.mark.parametrize("subfolder", ["", "part"])
+def test_adapter_of_another_model_is_refused(text, subfolder, tmp_path):
+    pytest.importorskip("peft")
+    (tmp_path / "adapter/part").mkdir(parents=True)
+    (tmp_path / "adapter/adapter_config.json").write_text(text)
+    with pytest.raises(GraftError, match=r"a model that you didn't name|adapter_config.json can't be read"):
+        load_model(AutoModel, tmp_path / "adapter", subfolder=subfolder)
+
+
+def test_code_named_by_the_config_of_a_grafts_host_is_not_run(artifact, tmp_path, monkeypatch):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
+    set_in(tmp_path / "graft", "graft", {"task": "seq2seq"})
+    set_in(tmp_path / "graft", "host_config.auto_map", {"AutoModelForSeq2SeqLM": "mallory/x--modeling.Evil"})
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    with pytest.raises(GraftError, match="trust_remote_code|custom code"):
+        GraftedModel.from_pretrained(tmp_path / "graft")
+
+
+def test_a_damaged_layer_in_the_workspace_hides_no_other(without, artifact, tmp_path):
+    set_in(shutil.copytree(artifact, tmp_path / "surgery/layers/a-damaged"), "layer_indices", "x")
+    shutil.copytree(artifact, tmp_path / "surgery/layers/sound")
+    assert GraftedModel.from_pretrained(without).donor is not None
 
 
 @pytest.mark.parametrize("shard", ["../private/model.safetensors", "{private}/model.safetensors"])

@@ -172,7 +172,7 @@ class HttpFiles:
     def _check_status(self, file: str, response: Any, *expected_statuses: int) -> None:
         status = response.status_code
         if status in expected_statuses:
-            if status == 200 and 206 in expected_statuses and _is_page(file, response):
+            if status == 200 and 206 in expected_statuses and _is_page(response):
                 raise SourceNotFoundError(
                     f"{self._safe_url(file)} is a web page, not a checkpoint file. "
                     "Give the URL of the files themselves."
@@ -221,7 +221,7 @@ class HttpFiles:
         return urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/{quote(file)}", "", ""))
 
 
-def _is_page(file: str, response: Any) -> bool:
+def _is_page(response: Any) -> bool:
     """Return True if the response is a web page. Servers of single-page applications send theirs for any URL."""
     return str(response.headers.get("content-type", "")).lower().startswith("text/html")
 

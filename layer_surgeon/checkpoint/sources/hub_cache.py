@@ -1,7 +1,6 @@
 """Find and read files in the local Hub cache, next to the Hub or instead of it."""
 
 import logging
-import re
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile
-from layer_surgeon.checkpoint.sources.local import FolderSource
+from layer_surgeon.checkpoint.sources.local import COMMIT, FolderSource
 from layer_surgeon.checkpoint.sources.shards import (
     INDEX_FILES,
     MAX_INDEX_BYTES,
@@ -21,7 +20,6 @@ from layer_surgeon.checkpoint.sources.shards import (
 from layer_surgeon.errors import SourceError, SourceNotFoundError
 
 _LOGGER = logging.getLogger(__name__)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubCache:
@@ -37,7 +35,7 @@ class HubCache:
     def snapshot(self, commit: str) -> Path | None:
         """Return the folder with the downloaded files of a commit, or None if there is none."""
         folder = self.root / "snapshots" / commit
-        return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+        return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
 
     def commit_of(self, revision: str) -> str | None:
         """Return the commit that a branch or tag pointed to when it was last downloaded.

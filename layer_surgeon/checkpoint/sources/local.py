@@ -11,7 +11,7 @@ from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.checkpoint.sources.shards import without_other_models
 from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceError, SourceNotFoundError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class FolderSource:
@@ -35,7 +35,7 @@ class FolderSource:
         self.commit: str | None = None
         if self.root.parent.name == "snapshots":
             self._blobs = self.root.parent.parent / "blobs"
-            self.commit = self.root.name if _COMMIT.fullmatch(self.root.name) else None
+            self.commit = self.root.name if COMMIT.fullmatch(self.root.name) else None
         self._identities: dict[str, tuple[int, int]] = {}
 
     def list_files(self) -> dict[str, int | None]:
