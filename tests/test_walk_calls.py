@@ -13,12 +13,18 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "layer_surgeon").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 
 # What reads a model, a tokenizer, a config or a data set by a name or a folder, and may run code that it brings.
-LOADERS = {"from_pretrained", "load_dataset", "get_config_dict", "pipeline", "load_custom_generate"}
+LOADERS = {
+    *("from_pretrained", "from_config", "get_config_dict", "get_class_from_dynamic_module", "load_custom_generate"),
+    *("pipeline", "load_dataset", "load_dataset_builder"),
+}
 LOADING = "layer_surgeon/_loading.py"
 # Receivers of our own classes, which load through `_loading` or read safetensors and JSON alone.
 OURS = {"GraftedModel", "DonorLayer", "task_class"}
 MAY_LOAD = {
     ("layer_surgeon/checkpoint/gguf_config.py", "transformers.PretrainedConfig.get_config_dict"): "of a file made here",
+    ("layer_surgeon/checkpoint/gguf_names.py", "AutoModelForCausalLM.from_config"): "with trust_remote_code=False",
+    ("layer_surgeon/graft/hosts.py", "loader.from_config"): "with trust_remote_code=False",
+    ("layer_surgeon/graft/shapes.py", "auto.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/donor/files.py", "SurgeonDonorConfig.get_config_dict"): "reads a config.json of our own class",
     ("layer_surgeon/donor/tensors.py", "family.from_pretrained"): "given None: weights come as tensors, not from files",
     ("layer_surgeon/graft/modeling.py", "super().from_pretrained"): "our own class, whose config was checked before",
@@ -28,7 +34,15 @@ MAY_LOAD = {
 STARTERS = {
     *("subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_call", "subprocess.check_output"),
     *("os.system", "os.popen", "os.fork", "os.forkpty", "os.posix_spawn", "multiprocessing.Process"),
-    *("multiprocessing.get_context", "ProcessPoolExecutor", "exec", "eval", "compile", "__import__"),
+    *(
+        "multiprocessing.get_context",
+        "concurrent.futures.ProcessPoolExecutor",
+        "ProcessPoolExecutor",
+        "exec",
+        "eval",
+        "compile",
+        "__import__",
+    ),
     *("pickle.load", "pickle.loads", "torch.load", "runpy.run_path", "runpy.run_module", "webbrowser.open"),
 }
 PYTHON = "layer_surgeon/_python.py"
@@ -61,7 +75,7 @@ def test_strangers_models_are_loaded_in_one_file():
 
 
 def test_nobody_imports_a_loader_around_it():
-    names = {"AutoConfig", "AutoTokenizer", "AutoModel", "load_dataset", "pipeline"}
+    names = {"load_dataset", "load_dataset_builder"}
     for path in FILES:
         file = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
@@ -80,6 +94,18 @@ def test_every_loader_there_refuses_code():
         assert "trust_remote_code=False" in text or "'trust_remote_code': False" in text
 
 
+def test_models_made_from_a_config_run_no_code():
+    made = [
+        ast.unparse(node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {name for _, name in MAY_LOAD if "from_config" in name}
+    ]
+    assert len(made) == 3
+    assert all("trust_remote_code=False" in call for call in made)
+
+
 def test_children_are_started_in_one_file():
     found = {(file, called) for file, called in all_calls() if called in STARTERS and file != PYTHON}
     assert found - MAY_START.keys() == set()
@@ -92,5 +118,7 @@ def test_nobody_imports_a_starter_by_name(name):
     modules = {starter.rpartition(".")[0] for starter in STARTERS if "." in starter}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module in modules - {"multiprocessing", "torch"}:
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
                 assert name not in {alias.name for alias in node.names}, path
+            if isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name in modules and alias.asname], path

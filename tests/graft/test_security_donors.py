@@ -256,7 +256,12 @@ def test_too_many_labels_are_refused(settings):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("num_hidden_layers", 10**9), ("num_labels", 10**8), ("transformers_weights", "/private/x.safetensors")],
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_labels", 10**8),
+        ("transformers_weights", "/private/x.safetensors"),
+        ("_attn_implementation", "mallory/kernels"),
+    ],
 )
 def test_host_config_sizes_are_checked_first(path, value, artifact, tmp_path):
     host_model("bert").save_pretrained(tmp_path / "host")

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from layer_surgeon._loading import load_model, load_tokenizer
-from layer_surgeon.errors import GraftError
+from layer_surgeon.errors import GraftError, LayerSurgeonError
 from layer_surgeon.graft import save_graft
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model
@@ -102,3 +102,13 @@ def test_unreadable_tokenizer_config(content, host):
     Path(host / "tokenizer_config.json").write_text(content)
     with pytest.raises(GraftError, match=r"The tokenizer_config.json of .*host can't be read"):
         load_tokenizer(host)
+
+
+def test_invalid_regular_expression_is_said(host, artifact, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(host)
+    tokenizer.save_pretrained(host)
+    content = json.loads((host / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(["}, "behavior": "Isolated", "invert": False}
+    (host / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(LayerSurgeonError, match="tokenizer"):
+        save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w"))

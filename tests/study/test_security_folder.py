@@ -291,7 +291,7 @@ def test_the_page_posts_nothing_and_has_no_html_of_a_metric(tmp_path):
 def test_a_damaged_file_is_said(tmp_path, name, text):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.8})
     (tmp_path / name).write_text(text)
-    with pytest.raises(WorkspaceError):
+    with pytest.raises(WorkspaceError, match=name):
         load_report(tmp_path)
 
 

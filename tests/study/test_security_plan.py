@@ -5,7 +5,6 @@ import dataclasses
 import json
 import random
 import re
-import time
 
 import pytest
 
@@ -174,23 +173,30 @@ def test_settings_of_written_texts(settings):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"seeds": list(range(20_000)), "fractions": [k / 1e6 for k in range(1, 20_000)]},
-        {"arms": [{"name": f"a{k}", "like": "graft"} for k in range(2_000)], "hosts": [f"h{k}" for k in range(2_000)]},
-        {"donors": [f"d{k}" for k in range(2_000)], "layers": list(range(2_000))},
-        {"data": [f"d{k}.jsonl" for k in range(2_000)], "tests": "all"},
-        {"layers": "0:1000000000"},
-        {"layers": [list(range(20_000))]},
-        {"arms": [{"name": f"a{k}", "like": f"a{k + 1}"} for k in range(3_000)]},
+        (
+            {"seeds": list(range(20_000)), "fractions": [k / 1e6 for k in range(1, 20_000)]},
+            "799,960,000 trainings",
+        ),
+        (
+            {
+                "arms": [{"name": f"a{k}", "like": "graft"} for k in range(2_000)],
+                "hosts": [f"h{k}" for k in range(2_000)],
+            },
+            "4,000,000 arms",
+        ),
+        ({"donors": [f"d{k}" for k in range(2_000)], "layers": list(range(2_000))}, "4,000,000 layers of donors"),
+        ({"data": [f"d{k}.jsonl" for k in range(2_000)], "tests": "all"}, "4,000,000 pairs of data sets"),
+        ({"layers": "0:1000000000"}, "it must be a list"),
+        ({"layers": [list(range(20_000))]}, "20,000 layers"),
+        ({"arms": [{"name": f"a{k}", "like": f"a{k + 1}"} for k in range(3_000)]}, "Too many arms"),
     ],
     ids=["seeds", "arms", "layers", "tests", "a range", "layers of one donor", "like"],
 )
-def test_sizes_are_counted_before_lists_are_made(changes):
-    began = time.monotonic()
-    with pytest.raises(ConfigError):
+def test_sizes_are_counted_before_lists_are_made(changes, message):
+    with pytest.raises(ConfigError, match=message):
         StudyPlan.from_dict({"donor": "some/llm", "data": ["films.jsonl"], "arms": ["host", "graft"], **changes})
-    assert time.monotonic() - began < 20
 
 
 def test_a_bomb_of_aliases_is_not_expanded(tmp_path):
