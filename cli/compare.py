@@ -142,12 +142,13 @@ def make_plan(
 
 def _complete_plan_path(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
     """The study.yaml that a study wrote: in its folder if only that is named, or the file of --config itself."""
+    from layer_surgeon.study.layout import PLAN
     from layer_surgeon.study.plan_parts import read_yaml
 
     if preset is not None:
         return None
     if config is None:
-        return output / "study.yaml" if output is not None and (output / "study.yaml").is_file() else None
+        return output / PLAN if output is not None and (output / PLAN).is_file() else None
     arms = read_yaml(config).get("arms")
     is_complete = isinstance(arms, list) and bool(arms) and all(isinstance(arm, dict) and "kind" in arm for arm in arms)
     return config if is_complete else None

@@ -1,4 +1,4 @@
-"""Take one layer out of a large language model and put it to work in a small one.
+"""Take one layer out of a large language model and graft it into a small one.
 
 checkpoint  READ   which tensors a checkpoint has, and where their bytes are    open_checkpoint
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer

@@ -1,7 +1,6 @@
 """Read the committed evidence back: the tables that `surgeon compare` makes, computed from the single trainings."""
 
 import functools
-import json
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -353,7 +352,7 @@ def load(evidence: Path = EVIDENCE, *, planned: Path = PLANS, measured: Path = M
         plans=plans,
         studies={name: _study(name, plan, contents[name], cells) for name, plan in plans.items() if name in contents},
         selections={name: content["selection"] for name, content in contents.items() if name.startswith(SELECT)},
-        measured={path.stem: json.loads(path.read_text(encoding="utf-8")) for path in measured.glob("*.json")},
+        measured={path.stem: read_json(path) for path in measured.glob("*.json")},
     )
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from layer_surgeon._charts import LIGHT
 from research.evidence import Evidence, Gap, Study
 from research.numbers import percent, points, three_digits
 
-COLORS = {"Gemma": "#c8500a", "Qwen": "#1f6fb5", "host alone": "#5b6672"}
+COLORS = {"Gemma": LIGHT["c1"], "Qwen": LIGHT["c2"], "host alone": LIGHT["c0"]}
 LITTLE_DATA = "SST-2, 692 examples: difference to the host alone, points"
 # `quiet` and `folded-slow` run along `matched`; more lines could not be followed.
 WATCHED = ("host", "graft", "matched", "folded", "random", "gated", "fast-projections", "fast-head", "wide-head")
@@ -139,7 +140,9 @@ def _differences(title: str, rows: Sequence[tuple[str, str, Gap]]) -> Figure:
     means = alt.Chart(pd.DataFrame(columns)).encode(y=y, color=color)
     mark = alt.condition("datum.significant", color, alt.value("white"))
     chart = alt.layer(
-        alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(color="#5b6672").encode(x=alt.X("zero:Q", title=None)),
+        alt.Chart(pd.DataFrame({"zero": [0]}))
+        .mark_rule(color=COLORS["host alone"])
+        .encode(x=alt.X("zero:Q", title=None)),
         alt.Chart(pd.DataFrame(seeds)).mark_circle(opacity=0.35).encode(x="seed:Q", y=y, color=color),
         means.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
         means.mark_point(size=70, opacity=1).encode(x="mean:Q", fill=mark),
@@ -202,7 +205,7 @@ def draw_layers(evidence: Evidence) -> Figure:
     layers = alt.Chart(pd.DataFrame(rows)).encode(x=x, color=color)
     mark = alt.condition("datum.significant", color, alt.value("white"))
     chart = alt.layer(
-        alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(color="#5b6672").encode(y="zero:Q"),
+        alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(color=COLORS["host alone"]).encode(y="zero:Q"),
         layers.mark_rule(opacity=0.4).encode(y="low:Q", y2="high:Q"),
         layers.mark_point(size=60, opacity=1).encode(y=y, fill=mark),
         layers.mark_text(dx=6, align="left", fontSize=9).encode(y=y, text="layer:N"),

@@ -19,7 +19,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft.matching import matching_batch
 
-PARTS = ("host", "proj_in", "proj_out", "gate", "head")
 # The modules of a control, by the part of a graft that they replace.
 _PART_OF = {"residual_gate": "gate", "block.0": "proj_in", "block.2": "proj_out"}
 # Beyond it, the slope of a GELU is 1 or 0 to four digits.

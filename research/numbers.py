@@ -1,6 +1,8 @@
-"""Numbers as the pages show them. Every number is rounded here, and nowhere else."""
+"""Numbers as the pages show them; p-values and counts are formatted as in a study's report."""
 
 import math
+
+from layer_surgeon.study.verdict import say_p
 
 # Versions of numpy differ in the last bits of a mean; a tie is therefore always rounded away from zero.
 _TIE = 1e-9
@@ -29,26 +31,13 @@ def points(difference: float) -> str:
     return fixed(100 * difference, sign=True)
 
 
-def count(number: float) -> str:
-    """A count with a unit: `23.2 M`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:g}"
-
-
 def interval_points(interval: Interval | None) -> str:
     """`-6.0 to -2.2`; None means that there was one run."""
     return "one run" if interval is None else " to ".join(points(end) for end in interval)
-
-
-def bare_p(p: float) -> str:
-    """A p-value for a table: `0.003`, `< 0.001`."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def p_value(p: float | None) -> str:
     """A p-value for a sentence: `p = 0.003`; None means that there was no test."""
     if p is None:
         return "no test"
-    return f"p {bare_p(p)}" if p < 0.001 else f"p = {bare_p(p)}"
+    return f"p {say_p(p)}" if p < 0.001 else f"p = {say_p(p)}"

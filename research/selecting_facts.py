@@ -1,6 +1,5 @@
 """The trainings of `research.selecting`, fixed before any sweep was run, and the numbers computed from them."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ def plan(work: Path, data: str, seeds: Sequence[int]) -> StudyPlan:
 
 
 def measure(work: Path) -> dict[str, Any]:
-    """Every number of docs/select.md, by data set."""
+    """The numbers of the tables and figures in docs/select.md, by data set."""
     facts = {}
     for data in DATA:
         layers, host = read_sweep(work, data)
@@ -99,7 +98,7 @@ def read_sweep(work: Path, data: str) -> tuple[list[dict[str, list[float]]], lis
 
 def read_selection(folder: Path, means: Sequence[float]) -> dict[str, Any]:
     """What one selection chose, what it cost, and how far each rung agreed with the sweep."""
-    content = json.loads((folder / SELECTION).read_text(encoding="utf-8"))
+    content = read_json(folder / SELECTION)
     rungs = []
     for rung in content["rungs"]:
         layers = {int(name.rpartition("-L")[2]): score for name, score in rung["scores"].items()}

@@ -5,8 +5,10 @@ from typing import Any
 
 from benchmarks.machine import table
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.report.words import say_count
+from layer_surgeon.study.verdict import say_p
 from research.evidence import Evidence, Gap, Study
-from research.numbers import bare_p, count, fixed, interval_points, p_value, percent, points, three_digits
+from research.numbers import fixed, interval_points, p_value, percent, points, three_digits
 
 
 def seeds_text(study: Study, data: str | None = None) -> str:
@@ -27,7 +29,7 @@ def _size(gap: Gap) -> str:
 
 
 def _cells(gap: Gap | None) -> tuple[str, str]:
-    return ("", "") if gap is None else (_size(gap), "" if gap.p is None else bare_p(gap.p))
+    return ("", "") if gap is None else (_size(gap), "" if gap.p is None else say_p(gap.p))
 
 
 def scores_table(study: Study, data: str, test: str) -> str:
@@ -41,7 +43,7 @@ def scores_table(study: Study, data: str, test: str) -> str:
     rows = []
     for row in content["rows"]:
         arm = row["arm"]
-        trained = count(study.arms[arm]["parameters"]["trained"])
+        trained = say_count(study.arms[arm]["parameters"]["trained"])
         line = [f"`{arm}`", _mean(row), trained, *_cells(gaps.get((arm, reference)))]
         rows.append([*line, *_cells(gaps.get((focus, arm)) if arm != reference else None)] if has_focus else line)
     tested = f"{content['examples']:,} of {test}{'' if test == data else ' (another data set)'}"
@@ -149,8 +151,8 @@ def efficiency_table(content: Mapping[str, Any]) -> str:
         rows.append(
             [
                 f"`{row['arm']}`, {row['host']}, {row['donor']}",
-                count(row["parameters_trained"]),
-                count(row["parameters_total"]),
+                say_count(row["parameters_trained"]),
+                say_count(row["parameters_total"]),
                 fixed(row["macs"] / 1e9),
                 fixed(row["macs_training"] / 1e9),
                 f"{fixed(row['step_seconds_100'], 2)} s",

@@ -162,7 +162,8 @@ def load_texts(
         path = Path(file)
         if path.suffix.lower() == ".txt":
             try:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
+                # Not splitlines(): it also splits at characters inside a text, such as U+2028.
+                lines = path.read_text(encoding="utf-8-sig").split("\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
             texts += [line for line in lines if line.strip()]

@@ -94,16 +94,16 @@ def _check_donor(donor: Any) -> None:
     """Refuse a donor that lacks fields that every graft has, or has them with another type."""
     if donor is None:
         return
-    shape = donor.get("config") if isinstance(donor, dict) else None
-    indices = donor.get("layer_indices") if isinstance(donor, dict) else None
+    values = donor if isinstance(donor, dict) else {}
+    shape, indices = values.get("config"), values.get("layer_indices")
     if (
         not isinstance(shape, dict)
         or not isinstance(shape.get("donor_config"), dict)
         or not isinstance(shape.get("layer_indices"), list)
         or not isinstance(indices, list)
         or not all(type(index) is int for index in indices)
-        or type(donor.get("hidden_size")) is not int
-        or not isinstance(donor.get("sha256"), str | None)
+        or type(values.get("hidden_size")) is not int
+        or not isinstance(values.get("sha256"), str | None)
     ):
         raise GraftError(
             "The donor in the graft's config.json has no valid config, layer_indices, hidden_size or sha256. Get the "

@@ -13,7 +13,7 @@ from layer_surgeon.study.records import CellResult, read_failures, read_selectio
 from layer_surgeon.study.selection import Selection
 from layer_surgeon.study.summary import read_results, summarize
 from layer_surgeon.study.tables import Summary
-from layer_surgeon.study.verdict import difference_in_words
+from layer_surgeon.study.verdict import say_margin
 
 Kind = Literal["compare", "sweep", "select"]
 
@@ -122,15 +122,7 @@ class StudyReport:
     def margin(self) -> str | None:
         """The margin of the chosen arm over the second best, in words."""
         margin = None if self.selection is None else self.selection.margin
-        if margin is None:
-            return None
-        metric = self.plan.metric
-        ahead = f"ahead of {margin.runner_up} by {difference_in_words(margin.difference, metric).lstrip('+')}"
-        if margin.deviation is None:
-            return f"{ahead}, with one seed"
-        close = ": too close to call" if margin.difference <= margin.deviation else ""
-        deviation = difference_in_words(margin.deviation, metric).lstrip("+")
-        return f"{ahead}, with a standard deviation of {deviation} over the seeds{close}"
+        return None if margin is None else say_margin(margin, self.plan.metric)
 
 
 def load_report(path: Path) -> StudyReport:

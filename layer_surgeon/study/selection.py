@@ -39,17 +39,6 @@ class Margin:
     difference: float
     deviation: float | None
 
-    @property
-    def text(self) -> str:
-        """The margin in words."""
-        if self.deviation is None:
-            return f"ahead of {self.runner_up} by {self.difference:.4f}, with one seed"
-        close = "; too close to call" if self.difference <= self.deviation else ""
-        return (
-            f"ahead of {self.runner_up} by {self.difference:.4f}, with a standard deviation over the seeds of "
-            f"{self.deviation:.4f}{close}"
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:

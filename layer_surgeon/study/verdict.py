@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.selection import Margin
 from layer_surgeon.study.tables import SHARES, Basis, Comparison, Table
 
 _ONE_SEED = "for this one seed"
@@ -43,6 +44,16 @@ def say_place(test: str, data: str, fraction: float = 1) -> str:
     """Return the test set of a model and, if they differ, its training set and share."""
     trained = "" if test == data else f", trained on {data}"
     return f"{test}{trained}{say_share(fraction)}"
+
+
+def say_margin(margin: Margin, metric: str) -> str:
+    """Return the margin of a chosen arm, such as "ahead of graft-L3 by 1.2 points, with one seed"."""
+    ahead = f"ahead of {margin.runner_up} by {difference_in_words(margin.difference, metric).lstrip('+')}"
+    if margin.deviation is None:
+        return f"{ahead}, with one seed"
+    close = ": too close to call" if margin.difference <= margin.deviation else ""
+    deviation = difference_in_words(margin.deviation, metric).lstrip("+")
+    return f"{ahead}, with a standard deviation of {deviation} over the seeds{close}"
 
 
 def _basis(comparison: Comparison) -> str:

@@ -25,6 +25,7 @@ from layer_surgeon.study.sweep import (
     with_candidates,
     with_layers,
 )
+from layer_surgeon.study.verdict import say_margin
 from tests.support.classification import Recorder, rows
 from tests.support.studies import tiny_parts
 
@@ -129,7 +130,7 @@ def test_each_rung_drops_candidates(parts, fake_training, tmp_path, monkeypatch)
     # Of 48 texts, less a fifth for validation, 24 are trained on: a quarter of these.
     assert chosen.rungs[1].examples == pytest.approx(6 * 0.25 * 24 / 38.4)
     assert chosen.margin.difference == pytest.approx(0.01 + 0.0015)
-    assert "too close" not in chosen.margin.text
+    assert "too close" not in say_margin(chosen.margin, plan.metric)
 
 
 def test_rungs_use_shares_of_the_plans_share(parts, fake_training, tmp_path, monkeypatch):
@@ -146,11 +147,21 @@ def test_rungs_use_shares_of_the_plans_share(parts, fake_training, tmp_path, mon
         select_arm(replace(plan, fractions=(0.5, 1.0)), tmp_path)
 
 
-def test_a_margin_in_words():
-    close = Margin(runner_up="other", difference=0.01, deviation=0.02)
-    assert "too close to call" in close.text
-    assert "too close" not in Margin(runner_up="other", difference=0.03, deviation=0.02).text
-    assert "one seed" in Margin(runner_up="other", difference=0.03, deviation=None).text
+@pytest.mark.parametrize(
+    ("difference", "deviation", "text"),
+    [
+        (
+            0.01,
+            0.02,
+            "1.0 points, with a standard deviation of 2.0 points over the seeds: too close to call",
+        ),
+        (0.03, 0.02, "3.0 points, with a standard deviation of 2.0 points over the seeds"),
+        (0.03, None, "3.0 points, with one seed"),
+    ],
+)
+def test_a_margin_in_words(difference, deviation, text):
+    margin = Margin(runner_up="other", difference=difference, deviation=deviation)
+    assert say_margin(margin, "accuracy") == f"ahead of other by {text}"
 
 
 def test_pairs_and_sites_are_candidates(parts, tmp_path):
