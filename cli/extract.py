@@ -17,7 +17,8 @@ app = new_app()
 @command(app)
 def extract(
     source: Annotated[
-        str, typer.Argument(help="A Hub repo id, a folder, a URL, or a safetensors, PyTorch or GGUF file.")
+        str,
+        typer.Argument(help="A Hub repo id, a folder, a URL, a safetensors, PyTorch or GGUF file, or packaged:NAME."),
     ],
     layer: Annotated[
         list[str] | None,

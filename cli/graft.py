@@ -19,7 +19,7 @@ app = new_app()
 
 @command(app, settings=GraftConfig, panel="Graft settings (default: the paper's)")
 def graft(
-    host: Annotated[str, typer.Argument(help="The small model: a Hub repo id or a folder.")],
+    host: Annotated[str, typer.Argument(help="The small model: a Hub repo id, a folder or packaged:NAME.")],
     donor: Annotated[
         str | None,
         typer.Option("--donor", "-d", help="Folder or repo id of a layer artifact (default: the latest layer)."),

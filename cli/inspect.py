@@ -19,7 +19,8 @@ app = new_app()
 @command(app)
 def inspect(
     source: Annotated[
-        str, typer.Argument(help="A Hub repo id, a folder, a URL, or a safetensors, PyTorch or GGUF file.")
+        str,
+        typer.Argument(help="A Hub repo id, a folder, a URL, a safetensors, PyTorch or GGUF file, or packaged:NAME."),
     ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,

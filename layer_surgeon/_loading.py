@@ -19,6 +19,7 @@ from layer_surgeon._folders import check_links
 from layer_surgeon._io import MAX_JSON_BYTES, read_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 
@@ -40,7 +41,7 @@ def load_config(
     """Load the config of a transformers model.
 
     Args:
-        name: A folder or a repo id.
+        name: A folder, a repo id, or `packaged:NAME`.
         revision: Branch, tag or commit of a repo.
         token: Hub token.
 
@@ -49,24 +50,26 @@ def load_config(
         OSError, ValueError, KeyError: As transformers raises them.
     """
     hub = {"revision": revision, "token": token}
+    name = local_model(os.fspath(name))
     read_config(name, **hub)
-    return AutoConfig.from_pretrained(os.fspath(name), trust_remote_code=False, **hub)
+    return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
 
 
 def read_config(name: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     """Read a model's config.json and check it with `check_config`.
 
     Args:
-        name: A folder or a repo id.
+        name: A folder, a repo id, or `packaged:NAME`.
         hub: revision, token, subfolder, ... as in `from_pretrained`.
 
     Raises:
         GraftError: It is too large or nested too deeply, or as in `check_config`.
         OSError, ValueError: As transformers raises them.
     """
-    file = Path(name)
+    path = local_model(os.fspath(name))
+    file = Path(path)
     if not file.is_file():
-        file = Path(cached_file(os.fspath(name), CONFIG_NAME, **hub))
+        file = Path(cached_file(path, CONFIG_NAME, **hub))
     num_bytes = file.stat().st_size
     if num_bytes > MAX_JSON_BYTES:
         raise GraftError(
@@ -116,7 +119,7 @@ def load_model(
 
     Args:
         loader: The class, such as `AutoModel`.
-        name: A folder or a repo id.
+        name: A folder, a repo id, or `packaged:NAME`.
         revision: Branch, tag or commit of a repo.
         token: Hub token.
         settings: Other keyword arguments for the class's `from_pretrained`.
@@ -125,17 +128,16 @@ def load_model(
         GraftError: Its index names weights outside its folder, or it is an adapter of another model.
         OSError, ValueError, KeyError, RuntimeError: As transformers raises them.
     """
+    name = local_model(os.fspath(name))
     check_weights(name, revision=revision, token=token, subfolder=settings.get("subfolder") or "")
-    return loader.from_pretrained(
-        os.fspath(name), revision=revision, token=token, **{**settings, "trust_remote_code": False}
-    )
+    return loader.from_pretrained(name, revision=revision, token=token, **{**settings, "trust_remote_code": False})
 
 
 def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: Any) -> None:
     """Refuse files that would make transformers read weights of a model other than the named one.
 
     Args:
-        name: A folder or a repo id.
+        name: A folder, a repo id, or `packaged:NAME`.
         subfolder: The subfolder that holds the model, if it is in one.
         hub: revision, token, cache_dir, ... of a repo.
 
@@ -252,7 +254,7 @@ def load_tokenizer(
     """Load a tokenizer.
 
     Args:
-        name: A folder or a repo id.
+        name: A folder, a repo id, or `packaged:NAME`.
         revision: Branch, tag or commit of a repo.
         token: Hub token.
 
@@ -262,13 +264,12 @@ def load_tokenizer(
             damaged file causes, such as an invalid regular expression, become a ValueError.
     """
     hub = {"revision": revision, "token": token}
+    name = local_model(os.fspath(name))
     with contextlib.suppress(OSError):  # A tokenizer may come without a config.json.
         read_config(name, **hub)
     _check_tokenizer(name, hub)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            os.fspath(name), revision=revision, token=token, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError, LayerSurgeonError):
         raise
     except RecursionError as error:

@@ -19,6 +19,8 @@ from layer_surgeon.errors import WorkspaceError
 Kind = Literal["layer", "graft", "run"]
 
 DEFAULT_WORKSPACE = "surgery"
+# Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
+PACKAGED = "packaged:"
 _FOLDERS: dict[Kind, str] = {"layer": "layers", "graft": "grafts", "run": "runs"}
 _HOW_TO_MAKE: dict[Kind, str] = {
     "layer": "Extract one from a model first: surgeon extract meta-llama/Llama-3.1-8B --layer -1",
@@ -92,7 +94,8 @@ class Workspace:
 
 def short_name(source: str) -> str:
     """Turn the last part of a repo id, path or URL into a folder name: `meta-llama/Llama-3.1-8B` -> `Llama-3.1-8B`."""
-    last = re.sub(r"\.(gguf|safetensors|bin)$", "", source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1])
+    path = source.removeprefix(PACKAGED).rstrip("/\\").replace("\\", "/")
+    last = re.sub(r"\.(gguf|safetensors|bin)$", "", path.rsplit("/", 1)[-1])
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", last).strip("-.") or "model"
 
 

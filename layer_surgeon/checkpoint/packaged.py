@@ -1,4 +1,4 @@
-"""Real weights from Python packages: found without importing the packages, checked by hash, and joined if needed."""
+"""Real weights from Python packages, named `packaged:NAME`: found without importing the packages, checked by hash."""
 
 import hashlib
 import io
@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from layer_surgeon._folders import foreign_files
 from layer_surgeon._io import new_file
 from layer_surgeon.checkpoint.joined import JoinedFile
-from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Source
+from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
+from layer_surgeon.checkpoint.sources.parts import CutSource
 from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.workspace import PACKAGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,58 @@ ARCHIVES: Mapping[str, PackagedModel] = {
         },
     ),
 }
+
+
+def open_packaged(source: str) -> Source:
+    """Open a model in Python packages as the source of a checkpoint. Its parts are read where they are.
+
+    Args:
+        source: `packaged:` and a key of `FOLDERS`, `PARTED` or `ARCHIVES`.
+
+    Raises:
+        SourceNotFoundError: There is no such model, or a package is not installed.
+        CheckpointError: A package has another version, or its weights have another hash.
+        SourceError: An archive can't be unpacked into the cache.
+    """
+    name = source.removeprefix(PACKAGED)
+    model = _find(name, {**PARTED, **FOLDERS, **ARCHIVES})
+    if name not in PARTED:
+        return FolderSource(Path(local_model(source)), name=source)
+    parts = _locate(name, model)
+    _check_hash(parts[0], _sha256(parts), model, model.sha256)
+    return CutSource([(FileSource(part, name=part.name), part.name) for part in parts], file=model.file, name=source)
+
+
+def local_model(name: str, progress: Progress | None = None) -> str:
+    """Return the folder of a model in Python packages that transformers can load; other names stay as they are.
+
+    An archive is unpacked once, into `layer_surgeon/` in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`).
+
+    Args:
+        name: A folder, a repo id, or `packaged:` and a key of `FOLDERS` or `ARCHIVES`.
+        progress: Reports the bytes that are unpacked.
+
+    Raises:
+        SourceNotFoundError: There is no such model, or a package that contains it is not installed.
+        CheckpointError: A package has another version, or other files than expected.
+        SourceError: It is a GGUF model, or the cache folder can't be written or holds foreign files.
+    """
+    if not name.startswith(PACKAGED):
+        return name
+    key = name.removeprefix(PACKAGED)
+    if key in PARTED:
+        raise SourceError(
+            f"{name} is a GGUF file, which can only be a donor here: surgeon extract {name}. As a host, choose "
+            f"{' or '.join(f'{PACKAGED}{host}' for host in (*FOLDERS, *ARCHIVES))}."
+        )
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "layer_surgeon"
+    if key in ARCHIVES:
+        # With a dot: what a killed process left behind.
+        foreign = foreign_files(cache / key, [ARCHIVES[key].file, *ARCHIVES[key].other_files, ".*"])
+        if foreign:
+            # transformers would load such files too, for example an adapter of another model.
+            raise SourceError(f"{cache / key} contains {foreign[0]}, which is not part of {key}. Delete that folder.")
+    return str(packaged_host(key, cache, progress))
 
 
 def packaged_folder(name: str) -> Path:

@@ -62,8 +62,8 @@ def extract_layer(
     kill, the same call continues with the missing bytes.
 
     Args:
-        source: A folder, a safetensors, PyTorch or GGUF file, a Hub repo id, a list of the parts of a GGUF model, or an
-            open checkpoint.
+        source: A folder, a safetensors, PyTorch or GGUF file, a Hub repo id, a URL, `packaged:NAME`, a list of the
+            parts of a GGUF model, or an open checkpoint.
         layer: A layer's index (negative counts from the end), a slice such as `"30:32"`, or several of them, in the
             order in which they are to be computed.
         output: The artifact's folder. None is a folder in the workspace, which becomes the latest layer.

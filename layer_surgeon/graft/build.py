@@ -78,8 +78,8 @@ def graft_layer(
     `transformers.set_seed` first.
 
     Args:
-        host: The small model: a folder, a Hub repo id, or a loaded transformers model. The graft shares the parameters
-            of a loaded model; its head and pooler are left out.
+        host: The small model: a folder, a Hub repo id, `packaged:NAME`, or a loaded transformers model. The graft shares
+            the parameters of a loaded model; its head and pooler are left out.
         donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`. None makes the
             control arm: the host alone, with the same pooling and head.
         task: What the model does.
@@ -115,7 +115,7 @@ def save_graft(
     """Make a graft and store it with the host's tokenizer. The folder appears only when it is complete.
 
     Args:
-        host: The small model: a folder or a Hub repo id.
+        host: The small model: a folder, a Hub repo id or `packaged:NAME`.
         donor: As in `graft_layer`.
         config: Settings; default: the paper's.
         output: The folder; default: in the workspace, named after host and layer.

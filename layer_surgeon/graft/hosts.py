@@ -25,6 +25,7 @@ from transformers import (
 
 from layer_surgeon._loading import load_config, load_model
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS, HostKind
@@ -135,11 +136,12 @@ def load_host(
         GraftError: It is not a transformers text model with complete weights, or doesn't fit the task.
     """
     name = os.fspath(source)
+    path = local_model(name)
     commit = None
     with hub_errors(f"The host {name!r}"):
-        if not Path(name).expanduser().is_dir():
+        if not Path(path).expanduser().is_dir():
             # Read everything at one commit, because a branch may move between config, weights and tokenizer.
-            commit = Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
+            commit = Path(hf_hub_download(path, "config.json", revision=revision, token=token)).parent.name
             revision = commit
         config = _load_config(name, revision, token)
         _check_host(config, name, task)
@@ -221,7 +223,7 @@ def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrained
 
 def read_licence(name: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
     """Return the licence that a model card states; None if there is no card or it states none."""
-    folder = Path(name).expanduser()
+    folder = Path(local_model(name)).expanduser()
     try:
         if folder.is_dir():
             card = folder / "README.md"

@@ -1,4 +1,4 @@
-"""Where a checkpoint can be read from: a local folder, a single local file, a Hub repo or a URL."""
+"""Where a checkpoint can be read from: a local folder or file, a Hub repo, a URL, or Python packages."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from layer_surgeon.checkpoint.sources.addresses import is_url, open_url
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk, Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
 from layer_surgeon.errors import SourceNotFoundError
+from layer_surgeon.workspace import PACKAGED
 
 __all__ = ["CHUNK_BYTES", "Chunk", "FileSource", "FolderSource", "Source", "open_source"]
 
@@ -23,8 +24,9 @@ def open_source(
     If HF_HUB_OFFLINE is set, a repo is read only from the local Hub cache.
 
     Args:
-        source: A folder, a single checkpoint file, a repo id such as `meta-llama/Llama-3.1-8B`, or the URL of a folder
-            or file (`https://`, `file://`, `hf://`, `s3://`, or another protocol of fsspec).
+        source: A folder, a single checkpoint file, a repo id such as `meta-llama/Llama-3.1-8B`, the URL of a folder
+            or file (`https://`, `file://`, `hf://`, `s3://`, or another protocol of fsspec), or `packaged:NAME` for
+            weights in Python packages.
         revision: Branch, tag or commit of a Hub repo. None means the main branch.
         token: Access token for a Hub repo. None uses the token of the current login.
 
@@ -32,8 +34,14 @@ def open_source(
         SourceNotFoundError: Neither the path nor the repo exists, or there is nothing at the URL.
         SourceAccessError: The repo is gated or private, and the token is missing or was rejected.
         SourceError: The source can't be reached.
+        CheckpointError: A Python package has other weights than expected.
     """
     name = os.fspath(source)
+    if isinstance(source, str) and source.startswith(PACKAGED):
+        # Imported only when needed, and because it imports this package.
+        from layer_surgeon.checkpoint.packaged import open_packaged
+
+        return open_packaged(source)
     if isinstance(source, str) and is_url(source):
         return open_url(source, revision=revision, token=token)
     path = Path(name).expanduser()

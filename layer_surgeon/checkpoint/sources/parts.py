@@ -77,18 +77,22 @@ class CutSource:
 
     Args:
         parts: The source and name of each piece, in the order of the bytes.
+        file: The name of the whole file. Default: the first piece's name without the suffix that marks it as a piece.
+        name: What the user typed. Default: the path of the whole file.
 
     Raises:
         SourceChangedError: The pieces come from different commits.
     """
 
-    def __init__(self, parts: Sequence[tuple[Source, str]]) -> None:
+    def __init__(
+        self, parts: Sequence[tuple[Source, str]], *, file: str | None = None, name: str | None = None
+    ) -> None:
         self._parts = list(parts)
         self._first = parts[0][0]
         match = _CUT_NAME.fullmatch(parts[0][1])
-        self.file = match[1] if match is not None else f"{parts[0][1]}.gguf"
-        """The name of the whole file: the first piece's name without the suffix that marks it as a piece."""
-        self.name = f"{self._first.name.removesuffix(parts[0][1])}{self.file}"
+        self.file = file or (match[1] if match is not None else f"{parts[0][1]}.gguf")
+        """The name of the whole file."""
+        self.name = name or f"{self._first.name.removesuffix(parts[0][1])}{self.file}"
         self.kind = self._first.kind
         self.commit = _one_commit(parts)
         self.connections = max(source.connections for source, _ in parts)
