@@ -41,7 +41,7 @@ from layer_surgeon.donor.int8 import is_available
 from layer_surgeon.extract import extract_layer
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from tests.support.checkpoints import LLAMA_8B
 
 MAX_STEP_RATIO = 1.10

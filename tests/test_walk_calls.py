@@ -47,7 +47,7 @@ STARTERS = {
 }
 PYTHON = "layer_surgeon/_python.py"
 MAY_START = {
-    ("layer_surgeon/study/preload.py", "os.fork"): "a copy of this process, with what it has imported",
+    ("layer_surgeon/study/preload_server.py", "os.fork"): "a copy of this process, with what it has imported",
 }
 
 

@@ -17,8 +17,8 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.donor.int8 import count_bytes
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.donors import describe
+from layer_surgeon.graft.donor_loading import describe
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 
 
 @dataclass(frozen=True, kw_only=True)
