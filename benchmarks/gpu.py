@@ -27,11 +27,11 @@ import torch
 from transformers import BertConfig, set_seed
 
 from benchmarks.machine import heading, machine, save, say, table, versions
+from layer_surgeon.cost.flops import training_loss
+from layer_surgeon.cost.measure import Workload, new_model, peak_of
+from layer_surgeon.cost.shapes import graft_config, without_donor
 from layer_surgeon.graft.config import DonorDtype, GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.flops import training_loss
-from layer_surgeon.graft.measure import Workload, new_model, peak_of
-from layer_surgeon.graft.shapes import graft_config, without_donor
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from tests.support.checkpoints import LLAMA_8B
 
 HOST_ALONE, GRAFTED = "host alone", "grafted"

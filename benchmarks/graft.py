@@ -33,15 +33,15 @@ from transformers import BertConfig, BertModel
 
 from benchmarks.machine import heading, machine, versions
 from layer_surgeon.checkpoint.packaged import packaged_gguf
+from layer_surgeon.cost.flops import training_loss
+from layer_surgeon.cost.measure import Workload, example_inputs, measure, new_model
+from layer_surgeon.cost.shapes import graft_config, without_donor
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.int8 import is_available
 from layer_surgeon.extract import extract_layer
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.flops import training_loss
-from layer_surgeon.graft.measure import Workload, example_inputs, measure, new_model
-from layer_surgeon.graft.shapes import graft_config, without_donor
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from tests.support.checkpoints import LLAMA_8B
 
 MAX_STEP_RATIO = 1.10
@@ -178,7 +178,7 @@ _LOAD = """
 import sys, torch, transformers
 from transformers import AutoModelForSequenceClassification, BertModel
 from benchmarks.graft import weight_bytes
-from layer_surgeon.graft.measure import status_bytes
+from layer_surgeon.cost.measure import status_bytes
 before = status_bytes("VmRSS")
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 for parameter in model.parameters():

@@ -11,8 +11,8 @@ from .command import command, new_app, usage
 from .ui import Ui, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from layer_surgeon.graft.flops import Macs
-    from layer_surgeon.graft.profile import GraftProfile, ModelProfile
+    from layer_surgeon.cost.flops import Macs
+    from layer_surgeon.cost.profile import GraftProfile, ModelProfile
 
 app = new_app()
 
@@ -54,8 +54,8 @@ def profile(
         config = GraftConfig(**settings) if settings else None
     target = model or str(ui.workspace.latest("graft"))
 
-    from layer_surgeon.graft.measure import Workload  # torch and transformers take seconds; --help must not
-    from layer_surgeon.graft.profile import profile_graft
+    from layer_surgeon.cost.measure import Workload  # torch and transformers take seconds; --help must not
+    from layer_surgeon.cost.profile import profile_graft
 
     with usage():
         workload = Workload(batch=batch, length=length, dtype=dtype, device=device, repeats=repeats)

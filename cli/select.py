@@ -23,7 +23,7 @@ from .sweep import sweep_plan
 from .ui import Ui
 
 if TYPE_CHECKING:
-    from layer_surgeon.study.selection import Selection
+    from layer_surgeon.study.selection_result import Selection
 
 app = new_app()
 

@@ -4,6 +4,7 @@ checkpoint  READ   which tensors a checkpoint has, and where their bytes are    
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
+cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
 study       COMPARE host alone against grafted host                             (the `surgeon` command)
 """

@@ -81,7 +81,7 @@ def _is_imported(name: str) -> bool:
 
 def _register_configs() -> None:
     auto = import_module(_CONFIGS)
-    for room, name in (("donor.config", "SurgeonDonorConfig"), ("graft.configuration", "SurgeonGraftConfig")):
+    for room, name in (("donor.config", "SurgeonDonorConfig"), ("graft.model_config", "SurgeonGraftConfig")):
         config = getattr(import_module(f"layer_surgeon.{room}"), name)
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 

@@ -52,10 +52,10 @@ from typing import Any
 import torch
 
 from benchmarks.machine import ROOT, heading, machine, save, say, versions
+from layer_surgeon.cost.flops import count_macs, count_training_macs, shapes_only, training_loss
+from layer_surgeon.cost.measure import Workload, example_inputs, peak_of
 from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import quiet
-from layer_surgeon.graft.flops import count_macs, count_training_macs, shapes_only, training_loss
-from layer_surgeon.graft.measure import Workload, example_inputs, peak_of
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec, parse_arm
 from layer_surgeon.study.hosts import prepare_hosts

@@ -24,7 +24,7 @@ MAY_LOAD = {
     ("layer_surgeon/checkpoint/gguf_config.py", "transformers.PretrainedConfig.get_config_dict"): "of a file made here",
     ("layer_surgeon/checkpoint/gguf_names.py", "AutoModelForCausalLM.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/graft/hosts.py", "loader.from_config"): "with trust_remote_code=False",
-    ("layer_surgeon/graft/shapes.py", "auto.from_config"): "with trust_remote_code=False",
+    ("layer_surgeon/cost/shapes.py", "auto.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/donor/files.py", "SurgeonDonorConfig.get_config_dict"): "reads a config.json of our own class",
     ("layer_surgeon/donor/tensors.py", "family.from_pretrained"): "given None: weights come as tensors, not from files",
     ("layer_surgeon/graft/modeling.py", "super().from_pretrained"): "our own class, whose config was checked before",
@@ -47,7 +47,7 @@ STARTERS = {
 }
 PYTHON = "layer_surgeon/_python.py"
 MAY_START = {
-    ("layer_surgeon/study/preload.py", "os.fork"): "a copy of this process, with what it has imported",
+    ("layer_surgeon/study/preload_server.py", "os.fork"): "a copy of this process, with what it has imported",
 }
 
 

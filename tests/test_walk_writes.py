@@ -95,7 +95,7 @@ ALLOWED = {
         "open": "a log grows by lines, at a path of `StudyFolder`",
         "unlink": "the description of a cell that was run",
     },
-    "layer_surgeon/study/preload.py": {"os.open": "the same log, in a forked child"},
+    "layer_surgeon/study/preload_server.py": {"os.open": "the same log, in a forked child"},
     "layer_surgeon/study/prepare.py": {
         "unlink": "a packaged donor that was put together for the extraction, by its name",
         "rmdir": "its folder, if it is empty",

@@ -6,8 +6,8 @@ columns, labels    choose the text and label columns; map label values to class 
 examples           the checked rows of a split: subsets, hold-out, fingerprint
 tasks              one module per task: columns, tokens, loss, metrics, predictions. Other modules are task-independent
 data               load, check and split the data of a run; summary: describe it to the user
-streams, streaming, train_stream
-                   the same for data that is read row by row
+row_stream, prepare_stream, train_stream
+                   the same for data that is read row by row: open it, check it, train on it
 parts              choose what to train: the whole host, a frozen host or LoRA; one learning rate per part
 models             load the model and the tokenizer; choose the device
 tokenization       tokenize texts, and count the truncated ones

@@ -23,8 +23,8 @@ from layer_surgeon.graft.card import (
     shown_name,
     usage,
 )
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.hosts import read_licence
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.published import PLACE_IN_CARD, is_local_path
 from layer_surgeon.graft.tasks import TASKS
 

@@ -27,7 +27,7 @@ from layer_surgeon.finetune.models import (
 from layer_surgeon.finetune.results import RESULTS, read_results
 from layer_surgeon.finetune.sources import DataLike, Table, load_data, task_of_data
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
-from layer_surgeon.graft.donors import DonorInput
+from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 
 

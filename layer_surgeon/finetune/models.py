@@ -22,7 +22,7 @@ from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig, TaskName
 from layer_surgeon.graft import GraftedModel
-from layer_surgeon.graft.donors import DonorInput
+from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import first_line, hub_errors

@@ -23,8 +23,8 @@ from layer_surgeon.finetune.models import (
     set_labels,
 )
 from layer_surgeon.finetune.parts import choose_trained
+from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
 from layer_surgeon.finetune.sources import task_of_data
-from layer_surgeon.finetune.streaming import begin_stream, prepare_stream
 from layer_surgeon.finetune.summary import summary
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import TokenizedDataset

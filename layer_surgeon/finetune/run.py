@@ -41,7 +41,7 @@ from layer_surgeon.finetune.trainer import (
     training_arguments,
 )
 from layer_surgeon.finetune.watching import ProgressCallback
-from layer_surgeon.graft.donors import DonorInput
+from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace
 

@@ -16,8 +16,8 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, is_empty
 from layer_surgeon.finetune.labels import LabelMap, check_label
 from layer_surgeon.finetune.registry import DatasetRecord
+from layer_surgeon.finetune.row_stream import RowStream
 from layer_surgeon.finetune.sources import Table
-from layer_surgeon.finetune.streams import RowStream
 from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import Features, TokenizedDataset
 from layer_surgeon.finetune.trainer import EpochSampler, count_steps, examples_per_step

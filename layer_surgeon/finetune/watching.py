@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from layer_surgeon.cost.measure import STATUS, status_bytes
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.metrics import TITLES
-from layer_surgeon.graft.measure import STATUS, status_bytes
 from layer_surgeon.progress import Progress
 
 # The loss needs another name in the log: the trainer uses `eval_loss` for a mean over batches.

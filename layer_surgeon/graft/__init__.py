@@ -2,9 +2,9 @@
 
 config          `GraftConfig`: the settings; imports no torch (the command line reads its options from it)
 hosts           the kind of a host; loading it without a head
-donors          open, check and describe the donor layer
+donor_loading   open, check and describe the donor layer
 donor_store     store the donor layer with a graft, and find it by its sha256
-configuration   `SurgeonGraftConfig`: the content of config.json
+model_config    `SurgeonGraftConfig`: the content of config.json
 modeling        `GraftedModel`: the parts; saving and loading
 tasks           what each task needs from a graft
 sites           the modules of a host that a graft can follow
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     )
     from layer_surgeon.graft.build import GraftResult, graft_layer, save_graft
     from layer_surgeon.graft.config import GraftConfig
-    from layer_surgeon.graft.configuration import SurgeonGraftConfig
     from layer_surgeon.graft.export import ExportResult, export_model
+    from layer_surgeon.graft.model_config import SurgeonGraftConfig
     from layer_surgeon.graft.push import PushResult, push_graft
 
 # Lazy, because the command line imports `config` for its help, which must not import torch.
@@ -58,7 +58,7 @@ _NAMES_BY_MODULE = {
     ),
     "build": ("GraftResult", "graft_layer", "save_graft"),
     "config": ("GraftConfig",),
-    "configuration": ("SurgeonGraftConfig",),
+    "model_config": ("SurgeonGraftConfig",),
     "export": ("ExportResult", "export_model"),
     "push": ("PushResult", "push_graft"),
 }

@@ -11,10 +11,10 @@ from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectureError
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig, graft_fields
-from layer_surgeon.graft.donors import DonorInput, open_donor
+from layer_surgeon.graft.donor_loading import DonorInput, open_donor
 from layer_surgeon.graft.hosts import OpenedHost, host_kind, host_width, open_host
 from layer_surgeon.graft.matching import match_projections
+from layer_surgeon.graft.model_config import SurgeonGraftConfig, graft_fields
 from layer_surgeon.graft.sites import resolve_site
 from layer_surgeon.graft.tasks import TASKS
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from layer_surgeon.graft.causal import GraftedModelForCausalLM
 from layer_surgeon.graft.classification import GraftedModelForSequenceClassification
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.features import GraftedModelForFeatureExtraction
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.question_answering import GraftedModelForQuestionAnswering
 from layer_surgeon.graft.seq2seq import GraftedModelForSeq2SeqLM

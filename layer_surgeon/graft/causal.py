@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 

@@ -7,7 +7,7 @@ from accelerate import infer_auto_device_map
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import get_balanced_memory, get_max_memory
 
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 
 if TYPE_CHECKING:
     from layer_surgeon.graft.modeling import GraftedModel

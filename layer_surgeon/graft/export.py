@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.auto import GraftedModel
-from layer_surgeon.graft.configuration import SurgeonGraftConfig, read_graft_config
-from layer_surgeon.graft.donors import DonorInput
+from layer_surgeon.graft.donor_loading import DonorInput
+from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import first_line

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 

@@ -9,8 +9,8 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.utils import can_return_tuple
 
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.head import ClassificationHead
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 

@@ -8,7 +8,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 

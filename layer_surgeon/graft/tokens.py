@@ -8,8 +8,8 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils import can_return_tuple
 
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.head import ClassificationHead, check_labels
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 

@@ -10,7 +10,7 @@ from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.layout import PLAN, PROBES, SWEEP, StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.records import CellResult, read_failures, read_selection, read_summary
-from layer_surgeon.study.selection import Selection
+from layer_surgeon.study.selection_result import Selection
 from layer_surgeon.study.summary import read_results, summarize
 from layer_surgeon.study.tables import Summary
 from layer_surgeon.study.verdict import say_margin

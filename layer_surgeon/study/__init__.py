@@ -9,14 +9,15 @@ prepare, hosts      everything that all cells share, made once: data, hosts, lay
 synthesize          writes the synthetic texts; synthesis_config: its settings
 models, controls    arm -> a model that can be trained
 cells, testing      one training in its own process, and its tests
-executors           start the processes; preload: the process they are forked from; preloaded: the study's side of it
+executors           start the processes
+preload_server      the process that they are forked from; preload_client: the study's side of it
 compare             `run_study`: runs all steps in order
 estimate            how long a study will take; rehearsal: the temporary folder for that
 tables              the typed summary: rows and comparisons, one table per test set
 records             reads and writes the JSON files of a study (cells, summary, selection) as typed values
 paired, summary     cells -> tables: is one arm better? verdict: the same in words
 sweep, select       which layer, pair or site is best? Train all, or find it at a fraction of that cost
-probe               rates a layer without training; selection: the result of `select`
+probe               rates a layer without training; selection_result: the typed result of `select`
 
 The demo:
 demo                a real layer in a real host, next to the host alone; see `surgeon demo`

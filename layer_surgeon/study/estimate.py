@@ -13,7 +13,7 @@ from layer_surgeon.study.cells import train_cell
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.preloaded import SUPPORTED
+from layer_surgeon.study.preload_client import SUPPORTED
 from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_file
 from layer_surgeon.study.rehearsal import rehearsal
 from layer_surgeon.study.testing import find_test_source

@@ -16,7 +16,7 @@ from layer_surgeon._python import start_python
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell
-from layer_surgeon.study.preloaded import SUPPORTED, Preloaded, preloaded
+from layer_surgeon.study.preload_client import SUPPORTED, Preloaded, preloaded
 
 Executor = Literal["local", "ray"]
 # Characters from the end of a log: an unexpected error of a cell's process is printed there.

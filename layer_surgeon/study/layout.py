@@ -39,8 +39,8 @@ cells/<id>.json:
 
 cells/<id>.failed.json: format, id, arm, data, fraction, seed, error {"type", "message"}, finished.
 
-summary.json, selection.json: see `layer_surgeon.study.tables` and `selection`. `layer_surgeon.study.records` reads and
-writes all of these files.
+summary.json, selection.json: see `layer_surgeon.study.tables` and `selection_result`. `layer_surgeon.study.records`
+reads and writes all of these files.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from layer_surgeon._io import write_json
 from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.study.layout import FORMAT, SELECTION, StudyFolder, read_json
-from layer_surgeon.study.selection import Selection
+from layer_surgeon.study.selection_result import Selection
 from layer_surgeon.study.tables import FailedCell, Summary
 
 T = TypeVar("T")

@@ -38,7 +38,7 @@ from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
 from layer_surgeon.study.records import read_cell, write_selection
-from layer_surgeon.study.selection import Margin, Rung, Selection
+from layer_surgeon.study.selection_result import Margin, Rung, Selection
 
 _PROBE_TEXTS = 512
 _QUARTER = 0.25

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.selection import Margin
+from layer_surgeon.study.selection_result import Margin
 from layer_surgeon.study.tables import SHARES, Basis, Comparison, Table
 
 _ONE_SEED = "for this one seed"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import BertModel
 
-from layer_surgeon.graft.profile import profile_graft
+from layer_surgeon.cost.profile import profile_graft
 from layer_surgeon.study.layout import StudyFolder
 from research import efficiency
 from research.tables import efficiency_table

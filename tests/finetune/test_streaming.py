@@ -12,10 +12,10 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError
-from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, sources, streaming
+from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, sources
+from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
+from layer_surgeon.finetune.row_stream import RowStream, open_stream
 from layer_surgeon.finetune.sources import load_data
-from layer_surgeon.finetune.streaming import begin_stream, prepare_stream
-from layer_surgeon.finetune.streams import RowStream, open_stream
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.progress import NullProgress
@@ -268,7 +268,7 @@ def test_bad_row_late_in_a_stream_stops_the_run_and_keeps_the_checkpoint(tmp_pat
         made[53] |= changed
         return datasets.Dataset.from_list(made, features=features)
 
-    monkeypatch.setattr(streaming, "CHECKED", 20)
+    monkeypatch.setattr("layer_surgeon.finetune.prepare_stream.CHECKED", 20)
     settings = {
         "validation": validation,
         "max_steps": 7,

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from layer_surgeon.cost.measure import Workload
+from layer_surgeon.cost.profile import profile_graft
 from layer_surgeon.donor import DonorLayer, int8
 from layer_surgeon.errors import ArtifactError, ConfigError, GraftError
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.measure import Workload
 from layer_surgeon.graft.modeling import GraftedModel
-from layer_surgeon.graft.profile import profile_graft
 from tests.graft.conftest import host_config, host_model
 from tests.support.tiny_models import WIDTH, save_artifact, tiny_model
 

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from layer_surgeon._loading import load_model
+from layer_surgeon.cost.profile import profile_graft
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, ConfigError, GraftError, LayerSurgeonError
 from layer_surgeon.finetune import evaluate_model, finetune_model, predict
 from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
-from layer_surgeon.graft.profile import profile_graft
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model, make_inputs
 from tests.support.command_line import surgeon

@@ -14,7 +14,7 @@ from layer_surgeon._io import write_json
 from layer_surgeon.study import executors
 from layer_surgeon.study.executors import Running, environment_of, run_local, run_process
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.preloaded import SUPPORTED, preloaded
+from layer_surgeon.study.preload_client import SUPPORTED, preloaded
 from layer_surgeon.study.prepare import prepare_study
 from tests.support.recorder import Recorder
 from tests.support.studies import tiny_parts, tiny_plan
@@ -166,7 +166,7 @@ def test_a_killed_study_leaves_no_processes(tmp_path):
     (tmp_path / "cell.py").write_text(SLEEP)
     study = f"""
 from pathlib import Path
-from layer_surgeon.study.preloaded import preloaded
+from layer_surgeon.study.preload_client import preloaded
 with preloaded({stand_in(tmp_path / "site")!r}) as server:
     cell = server.start([{str(tmp_path)!r}], Path({str(tmp_path / "log")!r}))
     print(server.process.pid, flush=True)

@@ -17,7 +17,7 @@ from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import probe_arm
 from layer_surgeon.study.select import select_arm
-from layer_surgeon.study.selection import Margin
+from layer_surgeon.study.selection_result import Margin
 from layer_surgeon.study.sweep import (
     choose_layers,
     count_layers,

@@ -5,7 +5,7 @@ import functools
 from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.labels import declared_label_map
-from layer_surgeon.finetune.streams import RowStream
+from layer_surgeon.finetune.row_stream import RowStream
 from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
 from layer_surgeon.finetune.train_stream import StreamedDataset, TrainStream
 from tests.support.classification import classifier, word_tokenizer

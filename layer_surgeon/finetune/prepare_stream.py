@@ -11,8 +11,8 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import SplitReader, TaskData, declared_names, drop_unusable, settle_columns
 from layer_surgeon.finetune.examples import ExampleSet, subsample
 from layer_surgeon.finetune.labels import counted_label_map, declared_label_map
+from layer_surgeon.finetune.row_stream import StreamedData, open_stream, opens_on_hub
 from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
-from layer_surgeon.finetune.streams import StreamedData, open_stream, opens_on_hub
 from layer_surgeon.finetune.tasks import FinetuneTask
 from layer_surgeon.finetune.train_stream import HeldOut, TrainStream, Window, draw
 from layer_surgeon.progress import Progress

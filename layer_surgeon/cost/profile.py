@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from layer_surgeon.cost.flops import Macs, count_macs, count_training_macs, shapes_only
+from layer_surgeon.cost.measure import Measurement, Workload, example_inputs, measure
+from layer_surgeon.cost.shapes import DonorShape, Target, graft_config, shape_of, without_donor
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.donor.int8 import count_bytes
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.donors import describe
-from layer_surgeon.graft.flops import Macs, count_macs, count_training_macs, shapes_only
-from layer_surgeon.graft.measure import Measurement, Workload, example_inputs, measure
-from layer_surgeon.graft.shapes import DonorShape, Target, graft_config, shape_of, without_donor
+from layer_surgeon.graft.donor_loading import describe
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""The process that cells are forked from: `python -m layer_surgeon.study.preload SOCKET`.
+"""The process that cells are forked from: `python -m layer_surgeon.study.preload_server SOCKET`.
 
 Importing torch, transformers and other libraries takes one core 5 to 8 s, almost as long as a short training. So this
 process imports them once, computes nothing, and is forked for every cell. In the child, everything is already imported;
-in all other respects it is a fresh process. `preloaded` is the study's side of this. SOCKET is the number of the
+in all other respects it is a fresh process. `preload_client` is the study's side of this. SOCKET is the number of the
 descriptor that leads to the study.
 
 For each cell, the study sends {"arguments", "log"} together with one end of a socket. Over that socket it receives

@@ -1,4 +1,4 @@
-"""The study's side of the preloaded process (`layer_surgeon.study.preload`), which starts cells quickly."""
+"""The study's side of the preloaded process (`layer_surgeon.study.preload_server`), which starts cells quickly."""
 
 import contextlib
 import json
@@ -137,7 +137,7 @@ def preloaded(environment: Mapping[str, str]) -> Iterator[Preloaded]:
     with control, tempfile.TemporaryFile() as output:
         with process_end:
             process = start_python(
-                "layer_surgeon.study.preload",
+                "layer_surgeon.study.preload_server",
                 [str(process_end.fileno())],
                 environment=environment,
                 stdin=subprocess.DEVNULL,

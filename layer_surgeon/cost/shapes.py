@@ -17,7 +17,7 @@ from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
 

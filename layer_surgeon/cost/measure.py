@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from layer_surgeon._python import start_python
+from layer_surgeon.cost.flops import training_loss
 from layer_surgeon.errors import ConfigError, GraftError
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
-from layer_surgeon.graft.flops import training_loss
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 _WARM_UP = 1
