@@ -21,9 +21,9 @@ def open_checkpoint(
     """Open a checkpoint. Reads its config and index, but no weights.
 
     Args:
-        source: A folder, a safetensors, PyTorch or GGUF file, a URL, a Hub repo id such as `meta-llama/Llama-3.1-8B`, or
-            `packaged:NAME` (weights in Python packages). For a split GGUF model in one folder, give any part. If the
-            parts are in different places, give a list of them.
+        source: A folder, a safetensors, PyTorch or GGUF file, a URL, a Hub repo id such as `meta-llama/Llama-3.1-8B`,
+            or `packaged:NAME` (weights in Python packages). For a split GGUF model in one folder, give any part. If
+            the parts are in different places, give a list of them.
         revision: Branch, tag or commit of a Hub repo. None means the main branch.
         token: Access token for a Hub repo. None uses the token of the current login.
 

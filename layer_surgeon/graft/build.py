@@ -78,8 +78,8 @@ def graft_layer(
     `transformers.set_seed` first.
 
     Args:
-        host: The small model: a folder, a Hub repo id, `packaged:NAME`, or a loaded transformers model. The graft shares
-            the parameters of a loaded model; its head and pooler are left out.
+        host: The small model: a folder, a Hub repo id, `packaged:NAME`, or a loaded transformers model. The graft
+            shares the parameters of a loaded model; its head and pooler are left out.
         donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`. None makes the
             control arm: the host alone, with the same pooling and head.
         task: What the model does.
