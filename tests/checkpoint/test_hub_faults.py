@@ -88,8 +88,9 @@ CASES = {
     "502": Case([status(502, b"<html>")], r"status 502 \(tried 6 times"),
     "503": Case([status(503)], r"status 503 \(tried 6 times"),
     "504": Case([status(504)], r"status 504 \(tried 6 times"),
-    "403": Case([status(403)], r"status 403 \(tried 6 times"),
-    "404": Case([status(404)], r"status 404 \(tried 6 times"),
+    "403": Case([status(403)], r"status 403 \(tried 2 times"),
+    "404": Case([status(404)], r"status 404 \(tried 2 times"),
+    "403, expired": Case([status(403, b"<Message>Request has expired</Message>")], r"has expired.*\(tried 6 times"),
     "204": Case([status(204)], "status 204 instead of 206"),
     "304": Case([status(304)], "status 304 instead of 206"),
     "416": Case([status(416)], "status 416 instead of 206"),
@@ -274,6 +275,24 @@ def test_an_expired_url_is_replaced_at_once(hub: LoopbackHub, source: HubSource,
     hub.faults.add(call(hub.expire_signatures), cut(after=CHUNK_BYTES + 10), server="cdn")
     assert source.read_range(SHARD_FILE, START, LENGTH) == SHARD[START : START + LENGTH]
     assert len(sleeps) <= 1
+
+
+def test_a_refused_url_is_replaced_once_and_the_reason_is_shown(hub: LoopbackHub, source: HubSource) -> None:
+    body = b"<html>\n<b>Blocked\x1b[31m by the proxy</b> http://name:secret@cdn/file?Signature=secret" + b"x" * 10_000
+    hub.faults.add(status(403, body), server="cdn", times=-1)
+    with pytest.raises(SourceError, match=r"status 403: <html> <b>Blocked\\x1b\[31m by the proxy</b>") as refused:
+        source.read_range(SHARD_FILE, 0, 10)
+    assert "secret" not in str(refused.value)
+    assert len(str(refused.value)) < 700
+    assert (hub.count("HEAD"), hub.count("GET", server="cdn")) == (2, 2)
+
+
+def test_refusals_with_progress_in_between_are_not_counted_together(hub: LoopbackHub, source: HubSource) -> None:
+    for skip in (1, 3, 5):
+        hub.faults.add(status(403), server="cdn", skip=skip)
+    for skip in (0, 1, 2):
+        hub.faults.add(cut(after=100), server="cdn", skip=skip)
+    assert source.read_range(SHARD_FILE, START, LENGTH) == SHARD[START : START + LENGTH]
 
 
 def test_an_etag_that_changes_between_ranges(hub: LoopbackHub, source: HubSource) -> None:

@@ -153,7 +153,10 @@ class Router:
     def _cdn(self, request: Request) -> Reply:
         expires = request.query.get("e", "0")
         if request.query.get("Signature") != self._signature(request.path, expires) or time() > float(expires):
-            return text_reply("<Error><Code>AccessDenied</Code></Error>", 403, {"Content-Type": "application/xml"})
+            # As S3 answers; a signature of before `expire_signatures` counts as one that has expired.
+            reason = "<Message>Request has expired</Message>" if "Signature" in request.query else ""
+            body = f"<Error><Code>AccessDenied</Code>{reason}</Error>"
+            return text_reply(body, 403, {"Content-Type": "application/xml"})
         for (kind, repo_id), repo in self.repos.items():
             if request.path.startswith(prefix := f"/{kind}/{repo_id}/"):
                 commit, _, file = request.path.removeprefix(prefix).partition("/")

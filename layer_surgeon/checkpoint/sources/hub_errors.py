@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported lazily
 
+from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceError, SourceNotFoundError
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class HubLimits:
         contact_tries: The same for the very first request. It is lower, so that a missing network is reported soon.
         bad_answer_tries: Maximum attempts if the responses break the protocol. A second attempt may reach another
             server behind a load balancer. More would not help: a proxy that ignores ranges always does so.
+        refusal_tries: Maximum attempts if a signed URL is refused. The second one uses a new URL.
         base_wait: Wait before the second attempt. It doubles with each further attempt.
         max_wait: Upper limit of the doubling wait.
         longest_asked_wait: Longest wait that a server may ask for. The Hub's rate limits use windows of 300 seconds.
@@ -53,6 +55,7 @@ class HubLimits:
     tries: int = 6
     contact_tries: int = 3
     bad_answer_tries: int = 2
+    refusal_tries: int = 2
     base_wait: float = 1.0
     max_wait: float = 16.0
     longest_asked_wait: float = 330.0
@@ -73,6 +76,7 @@ class TroubleError(Exception):
         asked_wait: Seconds that the server asked to wait.
         bad_answer: Whether the response broke the protocol. False if it is missing or incomplete.
         stale_url: Whether a new URL for the file may help.
+        refused: Whether a signed URL was refused without saying that it has expired.
         at_once: Whether the first retry can start without a wait.
         advice: What the user can do if all attempts fail.
     """
@@ -84,12 +88,13 @@ class TroubleError(Exception):
         asked_wait: float | None = None,
         bad_answer: bool = False,
         stale_url: bool = False,
+        refused: bool = False,
         at_once: bool = False,
         advice: str = "Check the connection and run the same command again: it resumes where it stopped.",
     ) -> None:
         super().__init__(problem)
         self.problem, self.asked_wait, self.bad_answer = problem, asked_wait, bad_answer
-        self.stale_url, self.at_once, self.advice = stale_url, at_once, advice
+        self.stale_url, self.refused, self.at_once, self.advice = stale_url, refused, at_once, advice
 
 
 class Tries:
@@ -106,10 +111,14 @@ class Tries:
         self._tries = limits.tries if tries is None else tries
         self._failed = 0
         self._bad_answers = 0
+        self._refusals = 0
 
-    def start_over(self) -> None:
-        """Reset the count after progress. Responses that broke the protocol stay counted."""
-        self._failed = 0
+    def progressed(self, num_bytes: int) -> None:
+        """Reset the counts after bytes have arrived. Responses that broke the protocol stay counted."""
+        if num_bytes > 0:
+            self._refusals = 0
+        if num_bytes >= CHUNK_BYTES:
+            self._failed = 0
 
     def wait(self, trouble: TroubleError) -> None:
         """Wait until the next attempt is due.
@@ -119,11 +128,16 @@ class Tries:
         """
         self._failed += 1
         self._bad_answers += trouble.bad_answer
+        self._refusals += trouble.refused
         limits = self._limits
         seconds = min(limits.base_wait * 2 ** (self._failed - 1), limits.max_wait)
         if trouble.asked_wait is not None:
             seconds = max(seconds, trouble.asked_wait)
-        spent = self._failed >= self._tries or self._bad_answers >= limits.bad_answer_tries
+        spent = (
+            self._failed >= self._tries
+            or self._bad_answers >= limits.bad_answer_tries
+            or self._refusals >= limits.refusal_tries
+        )
         if spent or seconds > limits.longest_asked_wait:
             times = f" (tried {self._failed} times)" if self._failed > 1 else ""
             raise SourceError(f"{self._subject} can't be read: {trouble.problem}{times}. {trouble.advice}") from trouble

@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 from huggingface_hub import get_session, hf_hub_url
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
-from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
+from layer_surgeon._text import printable, without_secrets_in
 from layer_surgeon.checkpoint.sources.gather import gather
 from layer_surgeon.checkpoint.sources.hub_errors import (
     Asker,
@@ -25,6 +25,9 @@ from layer_surgeon.errors import SourceChangedError, SourceError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# What S3 and Azure say of a signed URL that has expired.
+_EXPIRED = re.compile(r"\bexpired\b", re.IGNORECASE)
+_MAX_SHOWN_BYTES = 300
 _MAX_REDIRECTS = 10
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -99,8 +102,7 @@ class HubFiles:
                     yield chunk
                     done += len(chunk)
             except TroubleError as trouble:
-                if done - reached >= CHUNK_BYTES:
-                    tries.start_over()
+                tries.progressed(done - reached)
                 if trouble.stale_url:
                     self._forget(location)
                 tries.wait(trouble)
@@ -201,10 +203,12 @@ class HubFiles:
             raise _bad_answer(location, f"it answered with status {status} instead of {expected_status}")
         if self._on_hub(str(response.url)):
             hf_raise_for_status(response)
-        # Most likely an expired signed URL. If the file itself has a problem, the request for a new URL will tell.
+        # Perhaps an expired signed URL. If the file itself has a problem, the request for a new URL will tell.
+        text = _start_of_body(response)
         raise TroubleError(
-            f"{location} answered with status {status}",
+            f"{location} answered with status {status}{f': {text}' if text else ''}",
             stale_url=True,
+            refused=_EXPIRED.search(text) is None,
             at_once=True,
             advice="Check for a proxy in between, and this machine's clock. Then try again later.",
         )
@@ -269,6 +273,17 @@ def _bad_answer(location: _Location, problem: str) -> TroubleError:
         advice="A mirror in HF_ENDPOINT or a proxy can't serve parts of files. Bypass it, or download the repo and "
         "give the folder's path.",
     )
+
+
+def _start_of_body(response: Any) -> str:
+    """Return the start of an error response on one line, without the signatures of URLs."""
+    body = b""
+    for chunk in response.iter_raw():
+        body += chunk
+        if len(body) >= _MAX_SHOWN_BYTES:
+            break
+    text = " ".join(body[:_MAX_SHOWN_BYTES].decode("utf-8", "replace").split())
+    return printable(without_secrets_in(text), keep="")
 
 
 def plain_etag(etag: str | None) -> str | None:
