@@ -19,6 +19,7 @@ from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.workspace import Workspace
 
 from .errors import UsageError, as_document, describe, format_traceback
+from .library_logs import hide_library_warnings
 from .processes import is_main
 from .ui import Ui
 
@@ -91,6 +92,8 @@ def command(
             json_, quiet = values.pop("json_") and is_main(), values.pop("quiet") or not is_main()
             workspace = Workspace(values.pop("workspace"))
             ui = Ui(as_json=json_, quiet=quiet, debug=values.pop("debug"), workspace=workspace)
+            if not ui.debug:
+                hide_library_warnings()
             with _Guard(ui):
                 if settings is not None:
                     option_values = {p.name: values.pop(p.name) for p in options}

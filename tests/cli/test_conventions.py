@@ -50,6 +50,25 @@ def test_help_is_fast(tmp_path):
     assert statistics.median(helps) < 2.5 * statistics.median(base)
 
 
+def test_warnings_of_other_libraries_are_only_shown_with_debug(tmp_path):
+    script = """
+import logging, sys
+from layer_surgeon_cli.library_logs import hide_library_warnings
+if sys.argv[1:] != ["--debug"]:
+    hide_library_warnings()
+logging.getLogger("torchao").warning("Failed to load a kernel")
+logging.getLogger("torchao").error("an error")
+logging.getLogger("layer_surgeon.checkpoint").warning("Retrying in 10 s")
+"""
+
+    def stderr(*arguments):
+        command = [sys.executable, "-c", script, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stderr.splitlines()
+
+    assert stderr() == ["an error", "Retrying in 10 s"]
+    assert stderr("--debug") == ["Failed to load a kernel", "an error", "Retrying in 10 s"]
+
+
 def test_version(tmp_path):
     assert surgeon("--version", cwd=tmp_path).out.startswith("layer_surgeon 0.")
 

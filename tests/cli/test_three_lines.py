@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shlex
 from pathlib import Path
 
@@ -117,8 +118,8 @@ def journey(tmp_path_factory):
 def test_every_line_succeeds(journey):
     for line, (result, _, _) in zip(THREE_LINES.splitlines(), journey["steps"], strict=True):
         assert result.code == 0, f"{line}\n{result.out}\n{result.err}"
-        assert "Traceback" not in result.err
-        assert "Warning" not in result.err
+        # torchao, if it is installed, says that it "Failed to load" its kernels, and torch warns about its classes.
+        assert not re.search("Traceback|Warning|Failed to load|_pytree", result.err), result.err
 
 
 @pytest.mark.slow
