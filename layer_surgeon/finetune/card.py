@@ -25,8 +25,8 @@ from layer_surgeon.graft.card import (
 )
 from layer_surgeon.graft.hosts import read_licence
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.published import PLACE_IN_CARD, is_local_path
 from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.hub.published import PLACE_IN_CARD, is_local_path
 
 LOSS_CURVE = "loss_curve.png"
 # The Hub's names for metrics and tasks, if they differ from ours.
