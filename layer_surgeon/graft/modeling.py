@@ -16,12 +16,12 @@ from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
-from layer_surgeon.graft.card import write_card
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_loading import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
 from layer_surgeon.graft.files import check_donor_place
 from layer_surgeon.graft.gate import Gate
+from layer_surgeon.graft.graft_facts import write_card
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, open_graft_config
 from layer_surgeon.graft.pooling import check_mask, count_positions
