@@ -19,13 +19,15 @@ from transformers.models.auto.modeling_auto import (
 from layer_surgeon._loading import load_config
 from layer_surgeon._loading import load_model as load_any_model
 from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
+from layer_surgeon._model_types import GRAFT
+from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig, TaskName
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import first_line, hub_errors
+from layer_surgeon.graft.translate import hub_errors
 
 ModelLike = str | os.PathLike[str] | Any
 
@@ -74,7 +76,7 @@ def load_model(
     try:
         with hub_errors(f"The model {name!r}"):
             config = load_config(name)
-            if config.model_type == "surgeon_graft":
+            if config.model_type == GRAFT:
                 return _checked_graft(GraftedModel.from_pretrained(name, donor=donor), task)
             if donor is not None:
                 raise GraftError(f"A donor layer was passed, but {name} is not a graft. Omit the donor.")
@@ -130,7 +132,7 @@ def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskNa
     else:
         config = getattr(model_or_path, "config", None)
         model_classes = (type(model_or_path).__name__,)
-    graft_task = getattr(config, "task", None) if getattr(config, "model_type", "") == "surgeon_graft" else None
+    graft_task = getattr(config, "task", None) if getattr(config, "model_type", "") == GRAFT else None
     if graft_task is not None:
         if graft_task not in get_args(TaskName):
             raise GraftError(

@@ -13,13 +13,12 @@ classification, tokens, question_answering, features, seq2seq, causal
 pooling, head   shared by several tasks
 assemble        combine host, donor and settings
 build           `graft_layer` in memory, `save_graft` in a folder
-card            the model card
+graft_facts     the facts of the model card
 adapters        peft adapters (LoRA and others) on a graft
 devices         placement of the parts on devices
 gate            the gate of residual="gated"
 matching        loudness, and projection_init="matched"
 export          `export_model`: a graft for other runtimes
-push            `push_graft`: upload to the Hub
 """
 
 import importlib
@@ -41,12 +40,12 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.config import GraftConfig
     from layer_surgeon.graft.export import ExportResult, export_model
     from layer_surgeon.graft.model_config import SurgeonGraftConfig
-    from layer_surgeon.graft.push import PushResult, push_graft
+    from layer_surgeon.hub.push import PushResult, push_graft
 
 # Lazy, because the command line imports `config` for its help, which must not import torch.
 _NAMES_BY_MODULE = {
-    "adapters": ("adapter_settings",),
-    "auto": (
+    "graft.adapters": ("adapter_settings",),
+    "graft.auto": (
         "AUTO_CLASSES",
         "GraftedModel",
         "GraftedModelForCausalLM",
@@ -56,11 +55,11 @@ _NAMES_BY_MODULE = {
         "GraftedModelForSequenceClassification",
         "GraftedModelForTokenClassification",
     ),
-    "build": ("GraftResult", "graft_layer", "save_graft"),
-    "config": ("GraftConfig",),
-    "model_config": ("SurgeonGraftConfig",),
-    "export": ("ExportResult", "export_model"),
-    "push": ("PushResult", "push_graft"),
+    "graft.build": ("GraftResult", "graft_layer", "save_graft"),
+    "graft.config": ("GraftConfig",),
+    "graft.model_config": ("SurgeonGraftConfig",),
+    "graft.export": ("ExportResult", "export_model"),
+    "hub.push": ("PushResult", "push_graft"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
@@ -90,6 +89,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'layer_surgeon.graft' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.graft.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"layer_surgeon.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from layer_surgeon._text import first_line
 from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.auto import GraftedModel
@@ -23,7 +24,6 @@ from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import short_name
 

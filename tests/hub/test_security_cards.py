@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from layer_surgeon._text import code, markdown
 from layer_surgeon.graft import graft_layer
-from layer_surgeon.graft.published import published_files
+from layer_surgeon.hub.published import published_files
 from tests.graft.conftest import host_model
 from tests.support.command_line import surgeon
 
@@ -19,7 +19,7 @@ HOSTILE = "x](http://evil) <img src=x onerror=alert(1)> **b** `c` | cell\n\n# He
 
 def tags(text):
     """The HTML tags of a rendered card."""
-    body = text.split("---\n", 2)[2]
+    body = text.split("\n---\n", 1)[1]
     return re.findall(r"<(\w+)", MarkdownIt("gfm-like", {"linkify": False}).render(body))
 
 
