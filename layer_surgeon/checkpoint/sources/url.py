@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk
+from layer_surgeon.checkpoint.sources.base import Chunk
 from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError, retried
 from layer_surgeon.errors import SourceChangedError, SourceError, SourceNotFoundError
 
@@ -123,8 +123,7 @@ class UrlSource:
                     yield chunk
                     done += len(chunk)
             except TroubleError as trouble:
-                if done - reached >= CHUNK_BYTES:
-                    tries.start_over()
+                tries.progressed(done - reached)
                 tries.wait(trouble)
 
     def _title(self, file: str) -> str:
