@@ -1,5 +1,6 @@
 """`surgeon demo`: the whole workflow on real weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,8 @@ app = new_app()
 
 # Settings that the demo chooses itself, and settings of tasks other than classification.
 _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
+
+_ENOUGH_SEEDS = 5
 
 
 @command(app, settings=FinetuneConfig, without=_WITHOUT)
@@ -48,12 +51,15 @@ def demo(
             f"{len(result.failed)} of {result.summary.cells.planned} trainings failed. "
             f"{next(iter(result.failed.values()))} Run the same command to try them again. Finished trainings are kept."
         )
+    changed = {name: value for name, value in settings.items() if value != getattr(FinetuneConfig, name)}
     if not ui.as_json:
-        _show(result, config, ui)
+        _show(result, changed, ui)
     page = write_page(result.path, ui)
     model = _last_graft(result)
     if not ui.as_json:
         ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(model))}[/]')
+        if num_seeds < _ENOUGH_SEEDS and not changed:
+            ui.line(f"      [bold]surgeon demo --num-seeds {_ENOUGH_SEEDS}[/] adds seeds, for a clearer result")
     return result.as_dict() | {"report": page, "model": model}
 
 
@@ -66,8 +72,7 @@ def _last_graft(result: "StudyResult") -> Path:
     return folder.run([cell.id for cell in StudyPlan.read(folder.plan).cells() if cell.arm.donor is not None][-1])
 
 
-def _show(result: "StudyResult", config: FinetuneConfig, ui: Ui) -> None:
-    from layer_surgeon.study.demo import changed_settings
+def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
     summary = result.summary
@@ -104,17 +109,16 @@ def _show(result: "StudyResult", config: FinetuneConfig, ui: Ui) -> None:
     )
     ui.headline(summary.verdict)
     seeds = summary.tables[0].rows[0].seeds
-    changed = ", ".join(f"{name} = {value}" for name, value in changed_settings(config).items())
-    reused = result.done - result.ran
+    exceptions = f", except {', '.join(f'{name} = {value}' for name, value in changed.items())}" if changed else ""
     ui.facts(
         {
-            "settings": f"the paper's{f', except {changed}' if changed else ''}; seeds {', '.join(map(str, seeds))}",
+            "settings": f"the paper's{exceptions}; seeds {', '.join(map(str, seeds))}",
             "trainings": f"{result.done} done, {result.ran} of them now"
-            + (f". To repeat the others, delete {result.path}" if reused else ""),
+            + (f". To repeat all of them, delete {result.path} first" if result.ran < result.done else ""),
             "time": format_seconds(result.seconds),
-            "study": result.path,
         }
     )
+    ui.line("")
 
 
 def _describe(result: "StudyResult") -> tuple[str, ...]:

@@ -40,16 +40,10 @@ def run_demo(
     if seeds is not None:
         content["seeds"] = list(seeds)
     if config is not None:
-        content["finetune"] = changed_settings(config)
         content["fractions"] = [config.train_fraction]
+        content["finetune"] = {
+            item.name: getattr(config, item.name)
+            for item in fields(config)
+            if item.name not in ("seed", "train_fraction") and getattr(config, item.name) != item.default
+        }
     return run_study(StudyPlan.from_dict(content), (workspace or Workspace()).root / "demo", progress=progress)
-
-
-def changed_settings(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the settings that differ from the paper's, apart from those that a plan has keys for."""
-    values = {item.name: (getattr(config, item.name), item.default) for item in fields(config)}
-    return {
-        name: value
-        for name, (value, default) in values.items()
-        if value != default and name not in ("seed", "train_fraction")
-    }

@@ -11,7 +11,6 @@ from layer_surgeon.finetune import FinetuneConfig, evaluate_model
 from layer_surgeon.study import compare, run_demo
 from layer_surgeon.study import demo as demo_module
 from layer_surgeon.study.cells import run_cell
-from layer_surgeon.study.demo import changed_settings
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.preset import preset, preset_plan
@@ -79,6 +78,7 @@ def test_the_preset_is_the_demo():
 
 def test_both_arms_are_tested_on_all_sets(workspace):
     plan = StudyPlan.read(workspace.root / "demo/study.yaml")
+    assert dict(plan.finetune) == {"num_epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     cells = {(cell.arm, cell.seed): cell for cell in read_cells(StudyFolder(root=workspace.root / "demo"))}
     assert len(cells) == len(plan.cells()) == 4
     for cell in cells.values():
@@ -106,11 +106,6 @@ def test_a_second_run_repeats_nothing_and_more_seeds_add_to_it(workspace, parts)
     more = run_demo(workspace, progress, parts=parts, config=CONFIG, seeds=(1, 2, 3))
     assert (more.done, more.ran) == (6, 2)
     assert any(text.startswith("graft on imdb, seed 3: accuracy 0.") for text in progress.notices)
-
-
-def test_settings_become_those_of_the_plan():
-    assert changed_settings(CONFIG) == {"num_epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
-    assert changed_settings(FinetuneConfig(seed=7, train_fraction=0.5)) == {}
 
 
 def test_the_users_latest_results_stay(parts, tmp_path):
@@ -151,7 +146,9 @@ def test_the_command_says_what_it_did(tiny_demo, tmp_path):
     assert document["verdict"] in text
     assert [table["test"] for table in document["tables"]] == ["imdb", "amazon", "yelp"]
     assert (tmp_path / document["model"] / "config.json").is_file()
-    assert "4 done, 0 of them now. To repeat the others, delete surgery/demo" in " ".join(tiny_demo().stdout.split())
+    assert "4 done, 0 of them now. To repeat all of them, delete surgery/demo first" in " ".join(
+        tiny_demo().stdout.split()
+    )
 
 
 def test_a_damaged_layer_fails_the_command(tiny_demo, tmp_path):
