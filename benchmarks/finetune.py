@@ -29,11 +29,11 @@ import torch
 from transformers import AutoTokenizer, set_seed
 
 from benchmarks.machine import heading, machine, save, say, table, versions
+from layer_surgeon.checkpoint.packaged import packaged_folder, packaged_gguf
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune import FinetuneConfig, finetune_model
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.progress import NullProgress
-from layer_surgeon.study.demo import real_parts
 from layer_surgeon.workspace import Workspace
 
 OURS, FIXED, HOST_ALONE = "ours", "fixed", "host alone"
@@ -179,8 +179,8 @@ def show(summary: dict[str, Any]) -> str:
 
 def extract_donor(folder: Path) -> tuple[Path, LayerArtifact]:
     """Extract the last layer of the donor model; return the host's folder and the layer."""
-    parts, progress = real_parts(), NullProgress()
-    return parts.host, extract_layer(parts.donor(folder / "llm", progress), layer=-1, output=folder / "donor")
+    checkpoint = packaged_gguf("gemma-3-270m", folder / "llm")
+    return packaged_folder("all-MiniLM-L6-v2"), extract_layer(checkpoint, layer=-1, output=folder / "donor")
 
 
 def main() -> None:

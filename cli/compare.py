@@ -39,7 +39,7 @@ app = new_app()
 def compare(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the plan of the study.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="A built-in plan: table-1 ... table-20, figure-2, figure-3.")
+        str | None, typer.Option(help="A built-in plan: demo, table-1 ... table-20, figure-2, figure-3.")
     ] = None,
     scale: ScaleOption = "full",
     host: HostOption = None,
@@ -260,10 +260,11 @@ def run_plan(
 
 
 def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui) -> None:
+    num_data = sum(bool(spec.train) for spec in plan.data)
     ui.facts(
         {
-            "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {len(plan.tests)} data "
-            f"sets x {len(plan.fractions)} shares of the data",
+            "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {num_data} data sets x "
+            f"{len(plan.fractions)} shares of the data",
             "done": estimate.done,
             "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
         }

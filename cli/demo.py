@@ -1,22 +1,28 @@
 """`surgeon demo`: the whole workflow on real weights."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, OTHER_TASKS_SETTINGS, FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
+from .report import write_page
 from .ui import Ui, escape_text, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from layer_surgeon.study import DemoResult
+    from layer_surgeon.study.compare import StudyResult
 
 app = new_app()
 
 # Settings that the demo chooses itself, and settings of tasks other than classification.
 _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
+
+_ENOUGH_SEEDS = 5
 
 
 @command(app, settings=FinetuneConfig, without=_WITHOUT)
@@ -29,70 +35,107 @@ def demo(
     """Run the whole workflow on real weights, without the Hub.
 
     Puts the last layer of Gemma-3-270M into MiniLM. Trains the graft and MiniLM alone on film reviews, tests both on
-    three data sets, and writes an HTML page.
+    three data sets, and writes an HTML page. Finished trainings are not repeated.
     """
     if num_seeds < 1:
         raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
     with usage():
         config = FinetuneConfig(**settings)
 
-    from layer_surgeon.study import run_demo
+    from layer_surgeon.study.demo import run_demo
 
     seeds = range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds)
     result = run_demo(ui.workspace, ui.progress, seeds=seeds, config=config)
+    if result.failed:
+        raise TrainingError(
+            f"{len(result.failed)} of {result.summary.cells.planned} trainings failed. "
+            f"{next(iter(result.failed.values()))} Run the same command to try them again. Finished trainings are kept."
+        )
+    changed = {name: value for name, value in settings.items() if value != getattr(FinetuneConfig, name)}
     if not ui.as_json:
-        _show(result, ui)
-    return result.as_dict()
+        _show(result, changed, ui)
+    page = write_page(result.path, ui)
+    model = _last_graft(result)
+    if not ui.as_json:
+        ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(model))}[/]')
+        if num_seeds < _ENOUGH_SEEDS and not changed:
+            ui.line(f"      [bold]surgeon demo --num-seeds {_ENOUGH_SEEDS}[/] adds seeds, for a clearer result")
+    return result.as_dict() | {"report": page, "model": model}
 
 
-def _show(result: "DemoResult", ui: Ui) -> None:
-    rows = []
-    for arm in result.arm_names:
-        counts = result.runs(arm)[0].parameters
-        total, trained = (sum(values) for values in zip(*counts.values(), strict=True))
-        seconds = sum(run.training_seconds for run in result.runs(arm)) / len(result.runs(arm))
-        rows.append((arm, format_count(total), format_count(trained), format_seconds(seconds)))
-    ui.table(("arm", "parameters", "trained", "time per training"), rows)
+def _last_graft(result: "StudyResult") -> Path:
+    """Return the folder of the last graft that was trained."""
+    from layer_surgeon.study.layout import StudyFolder
+    from layer_surgeon.study.plan import StudyPlan
+
+    folder = StudyFolder(root=result.path)
+    return folder.run([cell.id for cell in StudyPlan.read(folder.plan).cells() if cell.arm.donor is not None][-1])
+
+
+def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
+    from layer_surgeon.study.verdict import difference_in_words, say_p
+
+    summary = result.summary
+    for line in _describe(result):
+        ui.line(line)
     ui.table(
-        ("test set", "sentences", "arm", "accuracy", "95 % interval", "macro F1"),
+        ("test set", "sentences", "arm", "accuracy", "95 % interval", "by seed"),
         [
             (
-                test,
-                f"{cell.examples:,}",
-                arm,
-                f"{cell.accuracy:.4f}",
-                _format_interval(cell.interval),
-                f"{cell.macro_f1:.4f}",
+                table.test if row is table.rows[0] else "",
+                f"{table.examples:,}" if row is table.rows[0] else "",
+                row.arm,
+                f"{row.mean:.1%}",
+                "" if (interval := row.example_interval) is None else f"{interval.low:.1%} to {interval.high:.1%}",
+                ", ".join(f"{value:.1%}" for value in row.by_seed),
             )
-            for test in result.test_names
-            for arm, cell in ((arm, result.cell(arm, test)) for arm in result.arm_names)
+            for table in summary.tables
+            for row in table.rows
         ],
     )
     ui.table(
-        ("test set", "grafted - host alone", "95 % interval", "verdict"),
+        ("test set", "graft - host", "95 % interval", "p", ""),
         [
-            (test, f"{difference.delta:+.4f}", _format_interval(difference.interval, "+.3f"), difference.verdict)
-            for test, difference in ((test, result.comparison(test)) for test in result.test_names)
+            (
+                table.test,
+                difference_in_words(comparison.mean, summary.metric),
+                "" if (span := comparison.interval) is None else f"{100 * span.low:+.1f} to {100 * span.high:+.1f}",
+                "" if comparison.p_holm is None else say_p(comparison.p_holm),
+                summary.outcome(comparison) or "no test possible",
+            )
+            for table in summary.tables
+            for comparison in table.comparisons
         ],
     )
-    ui.headline(result.conclusion())
-    changed = ", ".join(f"{name} = {value}" for name, value in result.changed.items())
-    layer = ", ".join(map(str, result.layer_indices))
+    ui.headline(summary.verdict)
+    seeds = summary.tables[0].rows[0].seeds
+    exceptions = f", except {', '.join(f'{name} = {value}' for name, value in changed.items())}" if changed else ""
     ui.facts(
         {
-            "layer": f"{layer} of {result.donor_name}, {format_bytes(result.layer_bytes)}, "
-            f"{'reused' if result.layer_reused else 'extracted'} in {format_seconds(result.extraction_seconds)}",
-            "settings": f"the paper's{f', except {changed}' if changed else ''}; seeds {_join(result.seeds)}",
+            "settings": f"the paper's{exceptions}; seeds {', '.join(map(str, seeds))}",
+            "trainings": f"{result.done} done, {result.ran} of them now"
+            + (f". To repeat all of them, delete {result.path} first" if result.ran < result.done else ""),
             "time": format_seconds(result.seconds),
-            "page": result.page,
         }
     )
-    ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(result.arms[-1].path))}[/]')
+    ui.line("")
 
 
-def _format_interval(interval: Any, spec: str = ".3f") -> str:
-    return f"{interval.low:{spec}} to {interval.high:{spec}}"
+def _describe(result: "StudyResult") -> tuple[str, ...]:
+    """Say in three lines what the demo did."""
+    from layer_surgeon.extract import LayerArtifact
+    from layer_surgeon.study.layout import StudyFolder
 
-
-def _join(values: Any) -> str:
-    return ", ".join(map(str, values))
+    summary, table = result.summary, result.summary.tables[0]
+    artifact = LayerArtifact.open(StudyFolder(root=result.path).layer(str(summary.arms["graft"].donor)))
+    layer = ", ".join(map(str, artifact.layer_indices))
+    trained = {row.arm: counts.trained for row in table.rows if (counts := summary.parameters(row.arm)) is not None}
+    return (
+        f"Put layer {layer} of Gemma-3-270M ({format_bytes(artifact.num_bytes)}) into all-MiniLM-L6-v2, frozen and "
+        "between two projections.",
+        f"Trained MiniLM alone (host, {format_count(trained['host'])} trained parameters) and with the layer (graft, "
+        f"{format_count(trained['graft'])}) on {table.rows[0].train_examples} sentences of film reviews, with "
+        f"{len(table.rows[0].seeds)} seeds each.",
+        f"Tested all {result.done} models on {table.examples} other sentences of film reviews (imdb), and on sentences "
+        "about products (amazon) and restaurants (yelp).",
+    )

@@ -89,7 +89,6 @@ ALLOWED = {
         "rmtree": "what a training wrote into runs/, whose paths are checked by `StudyFolder`",
         "unlink": "the note of a failure, after a success",
     },
-    "layer_surgeon/study/demo.py": {"rmtree": "the demo's own runs and unpacked donor, in its workspace"},
     "layer_surgeon/study/estimate.py": {"rmtree": "a training in the folder of a rehearsal"},
     "layer_surgeon/study/executors.py": {
         "open": "a log grows by lines, at a path of `StudyFolder`",

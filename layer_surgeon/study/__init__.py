@@ -3,7 +3,7 @@
 A study:
 arms, data          the models and data sets that a plan names
 plan, plan_parts    YAML -> `StudyPlan` -> cells (one training each); checked: type checks for their fields
-preset              the plans for the paper's tables and figures
+preset, demo        the plans for the paper's tables and figures, and for the demo; see `surgeon demo`
 layout              the study's folder and its files
 prepare, hosts      everything that all cells share, made once: data, hosts, layers, synthetic texts
 synthesize          writes the synthetic texts; synthesis_config: its settings
@@ -18,33 +18,19 @@ records             reads and writes the JSON files of a study (cells, summary, 
 paired, summary     cells -> tables: is one arm better? verdict: the same in words
 sweep, select       which layer, pair or site is best? Train all, or find it at a fraction of that cost
 probe               rates a layer without training; selection_result: the typed result of `select`
-
-The demo:
-demo                a real layer in a real host, next to the host alone; see `surgeon demo`
-results             the typed result, with verdicts
-statistics          confidence intervals for a share and for the difference of two shares
-page                the HTML page
-charts              its charts, as SVG
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layer_surgeon.study.demo import DemoParts, run_demo
-    from layer_surgeon.study.results import DemoResult
+    from layer_surgeon.study.demo import run_demo
 
-# Lazy, so that `statistics` can be imported without torch.
-_HOME = {"demo": ("DemoParts", "run_demo"), "results": ("DemoResult",)}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = ["DemoParts", "DemoResult", "run_demo"]
+__all__ = ["run_demo"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
+    """Import `run_demo` on first use: a report needs this package without torch."""
+    if name != "run_demo":
         raise AttributeError(f"module 'layer_surgeon.study' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.study.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return importlib.import_module("layer_surgeon.study.demo").run_demo

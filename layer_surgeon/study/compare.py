@@ -13,7 +13,7 @@ from layer_surgeon.study.executors import Executor, run_local, run_ray, threads_
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
-from layer_surgeon.study.records import as_json, write_summary
+from layer_surgeon.study.records import CellResult, as_json, read_cell, write_summary
 from layer_surgeon.study.summary import summarize
 from layer_surgeon.study.tables import Summary
 from layer_surgeon.study.verdict import say_share
@@ -105,7 +105,9 @@ def run_study(
             with contextlib.closing(outcomes):
                 for cell, reason in outcomes:
                     progress.advance(1)
-                    if reason is not None:
+                    if reason is None:
+                        progress.notice(_describe_result(cell, read_cell(folder.result(cell.id)), plan.metric))
+                    else:
                         failed[cell.id] = reason
                         progress.notice(f"Failed: {_describe(cell)}: {reason}")
         finally:
@@ -123,6 +125,13 @@ def run_study(
         summary=summary,
         seconds=time.monotonic() - start_time,
     )
+
+
+def _describe_result(cell: Cell, result: CellResult, metric: str) -> str:
+    test = cell.tests[0]
+    score = result.tests[test].scores.get(metric)
+    score_text = "" if score is None else f"{metric} {score:.4f} on the test part of {test}, "
+    return f"{_describe(cell)}: {score_text}{result.seconds.all:.0f} s"
 
 
 def _describe(cell: Cell) -> str:

@@ -14,12 +14,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-
-from layer_surgeon.study.statistics import Interval
 
 Matrix = npt.NDArray[np.float64]
 ALPHA = 0.05
@@ -28,6 +27,13 @@ _RESAMPLES = 2000
 _AT_ONCE = 1_000_000
 # Up to this many seeds, the permutation test tries all sign changes: 2^12 = 4,096.
 _EXACT = 12
+
+
+class Interval(NamedTuple):
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

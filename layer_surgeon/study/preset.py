@@ -1,4 +1,4 @@
-"""The presets: plans for every table and figure of the paper (PiFi, ACL 2025)."""
+"""The presets: plans for every table and figure of the paper (PiFi, ACL 2025), and for the demo."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -27,9 +27,13 @@ _REPLACED = ("host", "hosts", "donor", "donors", "data", "seeds", "finetune", "l
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the names of all presets: tables first, then figures, each sorted by number."""
-    names = [path.stem for path in _folder().glob("*.yaml")]
-    return tuple(sorted(names, key=lambda name: (name.split("-")[0] != "table", int(name.split("-")[1]), name)))
+    """Return the names of all presets: the demo, then tables and figures, sorted by number."""
+
+    def rank(name: str) -> tuple[int, int, str]:
+        kind, number = (*name.split("-"), "0")[:2]
+        return ("demo", "table", "figure").index(kind), int(number), name
+
+    return tuple(sorted((path.stem for path in _folder().glob("*.yaml")), key=rank))
 
 
 def preset(name: str, scale: Scale = "full") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.paired import (
     ALPHA,
     CrossedTest,
+    Interval,
     Matrix,
     SeedVariance,
     bootstrap,
@@ -25,7 +26,6 @@ from layer_surgeon.study.paired import (
 )
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.records import CellResult, read_cell, read_failures
-from layer_surgeon.study.statistics import Interval
 from layer_surgeon.study.tables import (
     ArmSummary,
     Basis,

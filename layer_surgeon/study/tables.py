@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from layer_surgeon.study.arms import is_called
-from layer_surgeon.study.paired import CrossedTest
-from layer_surgeon.study.statistics import Interval
+from layer_surgeon.study.paired import CrossedTest, Interval
 
 # Metrics from 0 to 1, which are shown as per cent. Their differences are shown in points.
 SHARES = ("accuracy", "macro_f1", "precision", "recall")

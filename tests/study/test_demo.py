@@ -1,190 +1,192 @@
 """The demo with tiny models and, as a slow test, with the real ones."""
 
-import dataclasses
 import json
-import re
-import shutil
-from html.parser import HTMLParser
 from importlib import metadata
 
 import pytest
+from typer.testing import CliRunner
 
-from layer_surgeon.errors import SourceNotFoundError
-from layer_surgeon.finetune import evaluate_model
-from layer_surgeon.graft import GraftedModel
-from layer_surgeon.study import run_demo
+from layer_surgeon.errors import LayerSurgeonError, SourceNotFoundError
+from layer_surgeon.finetune import FinetuneConfig, evaluate_model
+from layer_surgeon.study import compare, run_demo
+from layer_surgeon.study import demo as demo_module
+from layer_surgeon.study.cells import run_cell
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.preset import preset, preset_plan
+from layer_surgeon.study.records import read_cells
 from layer_surgeon.workspace import Workspace
+from layer_surgeon_cli.main import app
 from tests.support.classification import Recorder
 from tests.support.command_line import surgeon
+from tests.support.studies import tiny_parts, write_data
+
+CONFIG = FinetuneConfig(num_epochs=2, batch_size=8, learning_rate=1e-3)
 
 
-@pytest.fixture
-def workspace(tmp_path):
-    return Workspace(tmp_path / "surgery")
+def run_in_this_process(cells, folder, workers, notice=None):
+    for cell in cells:
+        try:
+            run_cell(cell, folder)
+        except LayerSurgeonError as error:
+            yield cell, f"{type(error).__name__}: {error}"
+        else:
+            yield cell, None
 
 
-class Page(HTMLParser):
-    """Collects the external resources and the texts of a page, and checks that its tags are closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.loads, self.texts, self.open = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href", "data")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if data.strip():
-            self.texts.append(data.strip())
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.setattr(compare, "run_local", run_in_this_process)
 
 
-def test_both_arms_are_tested_on_all_sets(result):
-    assert [(run.arm, run.seed) for run in result.arms] == [
-        ("host alone", 1),
-        ("grafted", 1),
-        ("host alone", 2),
-        ("grafted", 2),
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Tiny substitutes for the models and data."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny = tiny_parts(folder)
+    tests = [
+        {"name": name, "test": write_data(folder, name, count=20, seed=seed)}
+        for seed, name in ((1, "amazon"), (2, "yelp"))
     ]
-    assert result.test_names == ("films (held out)", "shops", "<food>")
-    assert [result.cell("grafted", test).examples for test in result.test_names] == [12, 20, 20]
-    assert result.num_train == 48
-    alone, grafted = (result.runs(arm)[0].parameters for arm in result.arm_names)
-    assert set(grafted) - set(alone) == {"proj_in", "donor", "proj_out"}
-    assert grafted["donor"][1] == 0
-    assert alone["head"] == grafted["head"]
+    data = [{"name": "imdb", "train": write_data(folder, "imdb")}, *tests]
+    return {"host": tiny["host"], "donor": tiny["donor"], "data": data}
 
 
-def test_numbers_are_those_of_the_stored_models(result, parts):
-    for run in result.arms:
-        again = evaluate_model(run.path, parts.others["shops"])
-        assert again.metrics.accuracy == run.scores["shops"].accuracy
-        assert isinstance(GraftedModel.from_pretrained(run.path), GraftedModel)
-    cell = result.cell("grafted", "shops")
-    assert cell.accuracy == pytest.approx(sum(run.scores["shops"].accuracy for run in result.runs("grafted")) / 2)
-    assert cell.interval.low <= cell.accuracy <= cell.interval.high
-
-
-def test_held_out_part_is_never_trained_on(result, parts):
-    stored = json.loads((result.arms[0].path / "results.json").read_text())["data"]["splits"]
-    assert stored["train"]["examples"] + stored["validation"]["examples"] == 48
-
-
-def test_page(result):
-    text = result.page.read_text()
-    page = Page(text)
-    assert page.open == []
-    assert page.loads == []
-    assert "<script" not in text
-    assert "url(" not in text
-    assert result.conclusion() in " ".join(page.texts)
-    for test in result.test_names:
-        for arm in result.arm_names:
-            assert f"{result.cell(arm, test).accuracy:.1%}" in page.texts
-    assert "<food>" not in text
-    assert "nan" not in re.findall(r'"(nan|inf)"', text)
-
-
-def test_results_file(result):
-    stored = json.loads((result.folder / "results.json").read_text())
-    assert stored["results"]["shops"]["grafted"]["accuracy"] == result.cell("grafted", "shops").accuracy
-    assert stored["conclusion"] == result.conclusion()
-    assert set(stored["not_the_papers"]) == {"num_epochs", "batch_size", "learning_rate"}
-
-
-@pytest.fixture
-def copied(result, workspace):
-    """A workspace in which the demo has already run."""
-    shutil.copytree(result.folder, workspace.root / "demo")
+@pytest.fixture(scope="module")
+def workspace(parts, tmp_path_factory):
+    """A workspace in which the demo has run."""
+    workspace = Workspace(tmp_path_factory.mktemp("demo") / "surgery")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "run_local", run_in_this_process)
+        run_demo(workspace, parts=parts, config=CONFIG, seeds=(1, 2))
     return workspace
 
 
-def test_a_second_run_reuses_the_layer_and_has_the_same_results(result, copied, parts, config):
-    def gone(folder, progress):
-        raise AssertionError("the donor model is not needed again")
+def test_the_preset_is_the_demo():
+    plan = preset_plan("demo")
+    assert [(cell.arm.name, cell.seed) for cell in plan.cells()] == [
+        ("host", 2023),
+        ("graft", 2023),
+        ("host", 2024),
+        ("graft", 2024),
+    ]
+    assert {cell.tests for cell in plan.cells()} == {("imdb", "amazon", "yelp")}
+    assert (plan.reference, plan.focus, plan.metric) == ("host", "graft", "accuracy")
+    assert dict(plan.finetune) == {}
+    assert preset_plan("demo", "small").as_dict() | {"name": "demo"} == plan.as_dict()
 
+
+def test_both_arms_are_tested_on_all_sets(workspace):
+    plan = StudyPlan.read(workspace.root / "demo/study.yaml")
+    assert dict(plan.finetune) == {"num_epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
+    cells = {(cell.arm, cell.seed): cell for cell in read_cells(StudyFolder(root=workspace.root / "demo"))}
+    assert len(cells) == len(plan.cells()) == 4
+    for cell in cells.values():
+        assert {name: scores.examples for name, scores in cell.tests.items()} == {"imdb": 12, "amazon": 20, "yelp": 20}
+        # The held-out sentences are not trained on.
+        assert cell.train_examples + cell.validation.examples == 48
+    host, graft = cells["host", 1].parameters, cells["graft", 1].parameters
+    assert host.frozen == 0 < graft.frozen
+    assert host.trained < graft.trained
+
+
+def test_the_trained_models_stay(workspace, parts):
+    folder = StudyFolder(root=workspace.root / "demo")
+    amazon = parts["data"][1]["test"]
+    for cell in read_cells(folder):
+        again = evaluate_model(folder.run(cell.id), amazon)
+        assert again.metrics.accuracy == cell.tests["amazon"].scores["accuracy"]
+
+
+def test_a_second_run_repeats_nothing_and_more_seeds_add_to_it(workspace, parts):
     progress = Recorder()
-    parts = dataclasses.replace(parts, donor=gone)
-    again = run_demo(copied, progress, parts=parts, config=config, seeds=(1,))
-    assert (result.layer_reused, again.layer_reused) == (False, True)
-    assert any("is reused" in notice for notice in progress.notices)
-    assert [run.scores for run in again.arms] == [run.scores for run in result.arms if run.seed == 1]
+    again = run_demo(workspace, progress, parts=parts, config=CONFIG, seeds=(1, 2))
+    assert (again.done, again.ran) == (4, 0)
+    assert "4 of 4 trainings are already done." in progress.notices
+    more = run_demo(workspace, progress, parts=parts, config=CONFIG, seeds=(1, 2, 3))
+    assert (more.done, more.ran) == (6, 2)
+    assert any(text.startswith("graft on imdb, seed 3: accuracy 0.") for text in progress.notices)
 
 
-def test_damaged_layer_is_extracted_again(result, copied, parts, config):
-    weights = next((copied.root / "demo/layers").iterdir()) / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(bytes(content))
-    again = run_demo(copied, parts=parts, config=config, seeds=(1,))
-    assert not again.layer_reused
-    assert [run.scores for run in again.arms] == [run.scores for run in result.arms if run.seed == 1]
-    assert not (again.folder / "donor-model").exists()
-
-
-def test_the_users_latest_results_stay(parts, config, workspace, tmp_path):
+def test_the_users_latest_results_stay(parts, tmp_path):
+    workspace = Workspace(tmp_path / "surgery")
     (tmp_path / "mine").mkdir()
-    workspace.set_latest("run", tmp_path / "mine")
-    run_demo(workspace, parts=parts, config=dataclasses.replace(config, max_steps=1), seeds=(1,))
-    assert workspace.latest("run").samefile(tmp_path / "mine")
+    for kind in ("layer", "graft", "run"):
+        workspace.set_latest(kind, tmp_path / "mine")
+    config = FinetuneConfig(max_steps=1, batch_size=8, train_fraction=0.5)
+    result = run_demo(workspace, parts=parts, config=config, seeds=(1,))
+    assert [table.fraction for table in result.summary.tables] == [0.5] * 3
+    assert all(workspace.latest(kind).samefile(tmp_path / "mine") for kind in ("layer", "graft", "run"))
 
 
-def test_verdicts(result):
-    def with_accuracy(test, control, grafted, examples):
-        arms = []
-        for run in result.arms:
-            value = grafted if run.arm == "grafted" else control
-            scores = {
-                name: dataclasses.replace(score, accuracy=value if name == test else 0.5, examples=examples)
-                for name, score in run.scores.items()
-            }
-            arms.append(dataclasses.replace(run, scores=scores))
-        return dataclasses.replace(result, arms=tuple(arms))
+@pytest.fixture
+def tiny_demo(parts, tmp_path, monkeypatch):
+    """`surgeon demo` with the tiny parts, from an empty folder."""
+    monkeypatch.setattr(demo_module, "preset", lambda name: preset(name) | parts)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, ["demo", "--max-steps", "1", *map(str, arguments)])
 
-    better = with_accuracy("shops", 0.7, 0.9, 1000)
-    assert better.comparison("shops").verdict == "grafted is better"
-    assert better.conclusion() == (
-        "At 95 %: grafted is better on shops. On films (held out) and <food> the difference is within noise."
+
+def test_the_command_says_what_it_did(tiny_demo, tmp_path):
+    done = tiny_demo()
+    assert done.exit_code == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Put layer 3 of Gemma-3-270M" in text
+    assert "with 2 seeds each. Tested all 4 models on 12 other sentences" in text
+    assert "graft - host 95 % interval p" in text
+    assert "the paper's, except max_steps = 1; seeds 2023, 2024" in text
+    assert "4 done, 4 of them now time" in text
+    assert "report surgery/demo/report/report.html" in text
+    assert (tmp_path / "surgery/demo/report/report.html").is_file()
+    assert "surgeon predict" in text
+    again = tiny_demo("--json")
+    assert again.exit_code == 0, again.stderr
+    document = json.loads(again.stdout)
+    assert (document["done"], document["ran"]) == (4, 0)
+    assert document["verdict"] in text
+    assert [table["test"] for table in document["tables"]] == ["imdb", "amazon", "yelp"]
+    assert (tmp_path / document["model"] / "config.json").is_file()
+    assert "4 done, 0 of them now. To repeat all of them, delete surgery/demo first" in " ".join(
+        tiny_demo().stdout.split()
     )
-    assert with_accuracy("shops", 0.9, 0.7, 1000).comparison("shops").verdict == "host alone is better"
-    nothing = with_accuracy("shops", 0.8, 0.82, 100)
-    assert nothing.comparison("shops").verdict == "within noise"
-    assert "none of the test sets" in nothing.conclusion()
 
 
-def test_without_the_packages(workspace, monkeypatch):
+def test_a_damaged_layer_fails_the_command(tiny_demo, tmp_path):
+    assert tiny_demo("--num-seeds", 1).exit_code == 0
+    (weights,) = (tmp_path / "surgery/demo/layers").glob("*/model.safetensors")
+    weights.write_bytes(b"damaged")
+    failed = tiny_demo()
+    assert failed.exit_code == 1
+    assert "1 of 4 trainings failed. " in failed.stderr
+    assert "Finished trainings are kept." in failed.stderr
+
+
+def test_without_the_packages(tmp_path, monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(SourceNotFoundError, match=r"pip install 'layer-surgeon\[demo\]'"):
-        run_demo(workspace)
-    assert not workspace.root.exists()
+        run_demo(Workspace(tmp_path / "surgery"))
 
 
 @pytest.mark.slow
 @pytest.mark.real_weights
 def test_the_real_demo(tmp_path):
     """Runs one seed for a few steps: the real models and data fit together. Benchmarks check the numbers."""
-    done = surgeon("demo", "--num-seeds", 1, "--max-steps", 4, "--max-eval-samples", 60, "--json", cwd=tmp_path)
+    arguments = ("demo", "--num-seeds", 1, "--max-steps", 4, "--max-eval-samples", 60)
+    done = surgeon(*arguments, "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     document = done.document()
-    assert document["layer_indices"] == [17]
-    assert set(document["results"]) == {"imdb (held out)", "amazon", "yelp"}
-    assert document["parameters"]["host alone"]["host"] == document["parameters"]["grafted"]["host"]
-    assert document["parameters"]["grafted"]["donor"][1] == 0
-    assert document["not_the_papers"] == {"max_steps": 4, "max_eval_samples": 60}
-    assert (tmp_path / "surgery/demo/report.html").is_file()
-    assert not (tmp_path / "surgery/demo/donor-model").exists()
-    again = surgeon("demo", "--num-seeds", 1, "--max-steps", 1, "--max-eval-samples", 20, cwd=tmp_path)
+    assert [(table["test"], table["examples"]) for table in document["tables"]] == [
+        ("imdb", 200),
+        ("amazon", 1000),
+        ("yelp", 1000),
+    ]
+    assert document["arms"]["graft"]["donor"].startswith("gemma-3-270m")
+    assert (tmp_path / "surgery/demo/report/report.html").is_file()
+    assert not (tmp_path / "surgery/demo/donors").exists()
+    again = surgeon(*arguments, cwd=tmp_path)
     assert again.code == 0, again.err
-    assert "is reused" in again.err
-    assert "grafted - host alone" in again.out
+    assert "2 of 2 trainings are already done." in again.err
+    assert "Put layer 17 of Gemma-3-270M (22.3 MB) into all-MiniLM-L6-v2" in again.out

@@ -9,6 +9,7 @@ from scipy import stats
 from layer_surgeon.study import paired, summary
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.paired import (
+    Interval,
     bootstrap,
     compare_scores,
     crossed_test,
@@ -17,7 +18,6 @@ from layer_surgeon.study.paired import (
     sign_permutation,
 )
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.statistics import Interval
 from tests.support.made_up_studies import OTHER_FIELDS
 
 ARMS = 4
