@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layer_surgeon._format import format_bytes, format_count, format_seconds
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, OTHER_TASKS_SETTINGS, FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
 from .report import write_page
-from .ui import Ui, escape_text, format_bytes, format_count, format_seconds
+from .ui import Ui, escape_text
 
 if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
