@@ -80,7 +80,7 @@ FIXED: dict[str, dict[str, Any]] = {
     },
 }
 # transformers 5.24 reads LFM2's metadata with code (`integrations.gguf.gguf_config_mapping`), 5.17 with a table that
-# lacks the epsilon of the norms.
+# lacks the epsilon of the norms and the biases of the convolutions.
 LFM2 = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",

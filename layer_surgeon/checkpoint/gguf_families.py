@@ -7,6 +7,7 @@ version.
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -79,7 +80,7 @@ def read_config(header: GgufHeader) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for config_key, (pattern, value) in family["flags"].items():
         config[config_key] = value if any(re.search(pattern, tensor.name) for tensor in header.tensors) else not value
-    config |= family["fixed"]
+    config |= deepcopy(family["fixed"])
     for key, entry in header.metadata.items():
         config_key = family["metadata"].get(key)
         if config_key is None:
