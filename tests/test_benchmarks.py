@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks import by_hand, extract, network
-from benchmarks.command import SMALL
+from benchmarks import by_hand, extract, gguf, network
+from benchmarks.command import SMALL, SURGEON
 from benchmarks.fetching import Bench, find_layer
 from benchmarks.link import REPO, Link
 from benchmarks.machine import ROOT, spread, table
@@ -139,6 +139,16 @@ def test_the_extraction_benchmark_runs_and_writes_its_results(tmp_path, capsys):
     assert list(rows) == ["copy", "surgeon"]
     assert len(rows["surgeon"]) == 1
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.real_weights
+def test_the_gguf_benchmark_runs_and_writes_its_results(tmp_path, capsys):
+    target = tmp_path / "gguf.json"
+    gguf.main(["--runs", "1", "--other", str(SURGEON), "--json", str(target)])
+    assert "| other inspect " in capsys.readouterr().out
+    rows = json.loads(target.read_text())["rows"]
+    assert len(rows) == 6
+    assert all(len(usages) == 1 and usages[0]["cpu_seconds"] > 0 for usages in rows.values())
 
 
 def test_row_that_writes_different_bytes_is_detected(checkpoint, tmp_path, monkeypatch):

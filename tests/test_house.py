@@ -47,6 +47,26 @@ def test_extraction_of_plain_bytes_needs_no_heavy_library(tmp_path):
     assert not {"torch", "transformers", "numpy", "huggingface_hub"} & modules_after(code, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["inspect", "model.gguf"], {"torch", "transformers", "numpy", "gguf", "huggingface_hub"}),
+        (["extract", "model.gguf", "--output", "layer"], {"torch", "transformers", "huggingface_hub"}),
+    ],
+)
+def test_commands_on_gguf_files_need_no_torch(arguments, absent, tmp_path):
+    from tests.support.gguf_models import write_model
+
+    write_model(tmp_path / "model.gguf", "llama", "Q8_0")
+    code = (
+        "import contextlib, io, layer_surgeon_cli.main as cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n"
+        f"    cli.app({arguments!r}, standalone_mode=False)\n"
+        "assert out.getvalue()"
+    )
+    assert not absent & modules_after(code, tmp_path)
+
+
 def test_the_public_surface():
     names = {name for names in layer_surgeon._HOME.values() for name in names} | {"__version__"}
     assert names == set(layer_surgeon.__all__)

@@ -5,6 +5,7 @@ from typing import Any
 
 from layer_surgeon._format import list_names
 from layer_surgeon.checkpoint import safetensors, torch_table
+from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.checkpoint.sources import FileSource, Source
 from layer_surgeon.checkpoint.sources.parts import PartsSource
 from layer_surgeon.checkpoint.sources.shards import MAX_INDEX_BYTES, parts_of
@@ -52,9 +53,6 @@ def open_table(source: Source) -> TensorTable:
         return torch_table.TorchZipTable(source, config, shard_of=shard_of)
     gguf_models = _gguf_models(source, candidates)
     if len(gguf_models) == 1 and not safetensors_files:
-        # Imported only when needed: gguf and transformers take 1 s.
-        from layer_surgeon.checkpoint.gguf import GgufTable
-
         return GgufTable(source, *gguf_models[0])
     if len(pickle_files) == 1 and not safetensors_files and not gguf_models:
         # Last, because training leaves pickles of other things next to the weights.

@@ -3,16 +3,19 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
-import gguf
-
-from layer_surgeon.checkpoint.gguf_config import gguf_config, unread_rotary_scaling
+from layer_surgeon.checkpoint.gguf_families import (
+    Layout,
+    ModelTensor,
+    describe_tensors,
+    read_config,
+    unread_rotary_scaling,
+)
 from layer_surgeon.checkpoint.gguf_header import GgufHeader, TensorEntry
-from layer_surgeon.checkpoint.gguf_names import NameMap, map_names, tensor_processor, try_processor
 from layer_surgeon.checkpoint.gguf_split import read_model_header
+from layer_surgeon.checkpoint.gguf_table import gguf_table
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
@@ -28,13 +31,13 @@ class GgufTensorInfo(TensorInfo):
 
     Attributes:
         gguf_name: Its name in the file, such as `blk.17.attn_q.weight`.
-        gguf_shape: Its sizes in the file, outermost first. `shape` has the sizes in transformers.
-        architecture: GGUF's name of the model family, such as `llama`.
+        layout: How the file stores its numbers. `shape` has the sizes in transformers.
+        heads: The number of attention heads, if the layout depends on it; otherwise 1.
     """
 
     gguf_name: str
-    gguf_shape: tuple[int, ...]
-    architecture: str
+    layout: Layout
+    heads: int
 
 
 class GgufTable:
@@ -57,15 +60,16 @@ class GgufTable:
 
     def __init__(self, source: Source, *files: str) -> None:
         self._header: GgufHeader = read_model_header(source, files)
-        self._config = gguf_config(self._header)
-        self._names: NameMap = map_names(self._header, self._config)
-        self._tensor_of: dict[str, TensorEntry] = {
-            self._names.name_of[tensor.name]: tensor
-            for tensor in self._header.tensors
-            if tensor.name in self._names.name_of
+        self._config = read_config(self._header)
+        model_tensors = describe_tensors(self._header, self._config)
+        self._tensor_of: dict[str, tuple[ModelTensor, TensorEntry]] = {
+            model_tensors[stored.name].name: (model_tensors[stored.name], stored)
+            for stored in self._header.tensors
+            if stored.name in model_tensors
         }
-        for name, tensor in self._tensor_of.items():
-            self._check_shape(name, tensor)
+        for tensor, stored in self._tensor_of.values():
+            self._check_shape(tensor, stored)
+        self._check_layers_are_whole(model_tensors)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -82,8 +86,7 @@ class GgufTable:
     def packing(self) -> str | None:
         """The quantisation that the file states, such as `Q4_K_M`, or else the type of most of its bytes."""
         file_type = self._header.metadata.get("general.file_type")
-        names = {kind.value: kind.name for kind in gguf.LlamaFileType}
-        name = names.get(file_type.value, "") if file_type is not None and type(file_type.value) is int else ""
+        name = gguf_table()["file_types"].get(str(file_type.value), "") if file_type is not None else ""
         kind = name.removeprefix("ALL_").removeprefix("MOSTLY_") if name != "GUESSED" else ""
         if not kind:
             sizes: Counter[str] = Counter()
@@ -105,7 +108,7 @@ class GgufTable:
 
     def files(self) -> Mapping[str, str]:
         """Return the file of every tensor, by tensor name, in the order of the model."""
-        return {name: tensor.file for name, tensor in self._tensor_of.items()}
+        return {name: stored.file for name, (_, stored) in self._tensor_of.items()}
 
     def describe(self, names: Iterable[str]) -> list[TensorInfo]:
         """Describe the named tensors. The same as `tensors`, because the header already has the positions."""
@@ -119,40 +122,41 @@ class GgufTable:
         """
         infos: list[TensorInfo] = []
         for name in names:
-            tensor = self._tensor_of.get(name)
-            if tensor is None:
+            if name not in self._tensor_of:
                 raise CheckpointError(
                     f"{self._header.file} has no tensor with the transformers name {name!r}. Check the name; it has, "
                     f"for example, {', '.join(list(self._tensor_of)[:3])}."
                 )
+            tensor, stored = self._tensor_of[name]
             infos.append(
                 GgufTensorInfo(
                     name=name,
-                    dtype=tensor.dtype,
-                    shape=self._names.shape_of[name],
-                    file=tensor.file,
-                    offset=tensor.offset,
-                    num_bytes=tensor.num_bytes,
-                    gguf_name=tensor.name,
-                    gguf_shape=tensor.shape,
-                    architecture=self._header.architecture,
+                    dtype=stored.dtype,
+                    shape=tensor.shape,
+                    file=stored.file,
+                    offset=stored.offset,
+                    num_bytes=stored.num_bytes,
+                    gguf_name=stored.name,
+                    layout=tensor.layout,
+                    heads=tensor.heads,
                 )
             )
         return infos
 
-    @cached_property
-    def _processor(self) -> Any:
-        return tensor_processor(self._header.architecture, self._config)
-
-    def _check_shape(self, name: str, tensor: TensorEntry) -> None:
-        expected_shape = self._names.shape_of[name]
-        shape = tensor.shape
-        # Only for layers: tensors outside of them are never extracted, and GPT-2's processor copies its output matrix.
-        if prod(shape) == prod(expected_shape) and tensor.name.startswith("blk."):
-            _, shape = try_processor(self._processor, tensor.name, shape)
-        if shape != expected_shape and (tensor.name.startswith("blk.") or prod(shape) != prod(expected_shape)):
+    def _check_shape(self, tensor: ModelTensor, stored: TensorEntry) -> None:
+        is_in_layer = stored.name.startswith("blk.")
+        # Tensors outside of the layers are never extracted, so only their number of elements matters.
+        if stored.shape != tensor.stored_shape if is_in_layer else prod(stored.shape) != prod(tensor.shape):
             raise CheckpointError(
-                f"In {tensor.file} the tensor {tensor.name!r} has the shape {list(shape)}, but the metadata of the "
-                f"file requires {list(expected_shape)} for {name}. The metadata or the tensor is wrong: get the file "
-                "again, or convert the model again."
+                f"In {stored.file} the tensor {stored.name!r} has the shape {list(stored.shape)}, but the metadata of "
+                f"the file requires {list(tensor.stored_shape)} for {tensor.name}. The metadata or the tensor is "
+                "wrong: get the file again, or convert the model again."
             )
+
+    def _check_layers_are_whole(self, model_tensors: Mapping[str, ModelTensor]) -> None:
+        for stored_name, tensor in model_tensors.items():
+            if stored_name.startswith("blk.") and tensor.name not in self._tensor_of:
+                raise CheckpointError(
+                    f"{self._header.file} has no tensor {stored_name!r}, which the model needs as {tensor.name}. The "
+                    "file is incomplete, or its metadata belongs to another model: get it again."
+                )

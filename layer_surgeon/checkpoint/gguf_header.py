@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
-import gguf
-
+from layer_surgeon.checkpoint.gguf_table import gguf_table
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.errors import CheckpointError
 
@@ -34,9 +33,9 @@ _MAX_TENSORS = 65_536
 _FIRST_WINDOW_BYTES = 256 << 10
 _MAX_WINDOW_STEP_BYTES = 4 << 20
 
-# Values that describe the model are short: the longest, a chat template, is about 10 kB. Anything longer is vocabulary,
-# of which only the number of entries matters here.
-_MAX_KEPT_BYTES = 64 << 10
+# Arrays that describe the model are short: a number per layer. Anything longer is vocabulary, of which only the number
+# of entries matters here.
+_MAX_ARRAY_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +43,12 @@ class MetadataEntry:
     """The value of one key in the header.
 
     Attributes:
-        value: Its number or string; None for an array.
+        value: Its number, string or array of numbers; None for an array of strings or one longer than 64 KiB.
         count: The number of elements of an array; otherwise 1.
-        encoded: Its type and value as encoded in the file; None if they are longer than 64 KiB.
     """
 
-    value: int | float | str | None
+    value: int | float | str | tuple[int | float, ...] | None
     count: int
-    encoded: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +197,6 @@ class _Window:
                 self._fetch(length)
             self.position += length
 
-    def slice(self, start: int) -> bytes:
-        """Return the bytes from `start` to the current position."""
-        return bytes(self._front[start : self.position])
-
     def damaged(self, problem: str) -> CheckpointError:
         """Build the error for an impossible header."""
         return CheckpointError(
@@ -232,26 +225,28 @@ def _read_metadata(window: _Window, count: int) -> Iterator[tuple[str, MetadataE
         if key in seen_keys:
             raise window.damaged(f"it has the key {key!r} twice")
         seen_keys.add(key)
-        start = window.position
         type_code = window.number("I")
-        value: int | float | str | None = None
+        value: int | float | str | tuple[int | float, ...] | None
         num_elements = 1
         if type_code in _SCALARS:
             value = window.scalar(_SCALARS[type_code])
         elif type_code == _STRING:
             value = window.string()
         elif type_code == _ARRAY:
-            num_elements = _skip_array(window, key)
+            value, num_elements = _read_array(window, key)
         else:
             raise window.damaged(f"the key {key!r} has the unknown type {type_code}")
-        is_short = window.position - start <= _MAX_KEPT_BYTES
-        yield key, MetadataEntry(value=value, count=num_elements, encoded=window.slice(start) if is_short else None)
+        yield key, MetadataEntry(value=value, count=num_elements)
 
 
-def _skip_array(window: _Window, key: str) -> int:
+def _read_array(window: _Window, key: str) -> tuple[tuple[int | float, ...] | None, int]:
+    """Read an array, or skip it if it is long or has strings. Returns its content, if read, and its length."""
     element_type, count = window.number("I"), window.number("Q")
     if element_type in _SCALARS:
-        window.skip(count * struct.calcsize(f"<{_SCALARS[element_type]}"))
+        element_bytes = struct.calcsize(f"<{_SCALARS[element_type]}")
+        if count * element_bytes <= _MAX_ARRAY_BYTES:
+            return struct.unpack(f"<{count}{_SCALARS[element_type]}", window.take(count * element_bytes)), count
+        window.skip(count * element_bytes)
     elif element_type == _STRING:
         window.num_strings += count
         if count * 8 > window.size or window.num_strings > _MAX_STRINGS:
@@ -261,7 +256,7 @@ def _skip_array(window: _Window, key: str) -> int:
         raise window.damaged(
             f"the key {key!r} is an array of type {element_type}, but only numbers and strings are supported"
         )
-    return count
+    return None, count
 
 
 def _alignment(window: _Window, metadata: Mapping[str, MetadataEntry]) -> int:
@@ -285,19 +280,17 @@ def _read_tensor(window: _Window) -> _RawTensor:
 
 
 def _check_tensor(window: _Window, raw_tensor: _RawTensor, data_start: int, alignment: int) -> TensorEntry:
-    try:
-        dtype = gguf.GGMLQuantizationType(raw_tensor.type_code)
-        block_elements, block_bytes = gguf.GGML_QUANT_SIZES[dtype]
-    except (ValueError, KeyError) as error:
+    tensor_type = gguf_table()["types"].get(str(raw_tensor.type_code))
+    if tensor_type is None:
         raise CheckpointError(
-            f"In {window.file} the tensor {raw_tensor.name!r} has the type {raw_tensor.type_code}, which the installed "
-            "gguf package does not know. Update it (`pip install -U gguf`). If that does not help, the file is "
-            "damaged."
-        ) from error
+            f"In {window.file} the tensor {raw_tensor.name!r} has the type {raw_tensor.type_code}, which is unknown. "
+            "Update layer_surgeon (`pip install -U layer-surgeon`). If that does not help, the file is damaged."
+        )
+    dtype, block_elements, block_bytes = tensor_type
     row_elements = raw_tensor.sizes[-1] if raw_tensor.sizes else 1
     if row_elements % block_elements:
         raise window.damaged(
-            f"a row of {raw_tensor.name!r} has {row_elements:,} elements, not a multiple of {dtype.name}'s block size"
+            f"a row of {raw_tensor.name!r} has {row_elements:,} elements, not a multiple of {dtype}'s block size"
         )
     num_bytes = prod(raw_tensor.sizes) // block_elements * block_bytes
     start = data_start + raw_tensor.offset
@@ -309,7 +302,7 @@ def _check_tensor(window: _Window, raw_tensor: _RawTensor, data_start: int, alig
         file=window.file,
         name=raw_tensor.name,
         shape=raw_tensor.sizes,
-        dtype=dtype.name,
+        dtype=dtype,
         offset=start,
         num_bytes=num_bytes,
     )

@@ -217,11 +217,11 @@ def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedT
 def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -> Iterator[tuple[TensorInfo, Codec]]:
     """Yield the tensors to write, each with its codec."""
     if checkpoint.format == "gguf":
-        # gguf_codec imports gguf, numpy and transformers, which are not needed to copy plain bytes.
+        # gguf_codec imports gguf and numpy, which are not needed to copy plain bytes.
         from layer_surgeon.extract.gguf_codec import gguf_codec
 
         for info in infos:
-            yield info, gguf_codec(checkpoint.config, info, code)
+            yield info, gguf_codec(info, code)
     elif code is not None and _has_fp8(infos):
         for info, scale in pair_scales(infos):
             if scale is None:

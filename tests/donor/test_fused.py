@@ -95,8 +95,9 @@ def assert_computes(model: PreTrainedModel, donor: DonorLayer, first: int, last:
         assert torch.equal(donor(begin.before), end.after)
 
 
-# Fused in three ways (falcon, phi3, bloom), transposed (gpt2), and with permuted rotary rows (llama).
-GGUF = ["falcon", "phi3", "bloom", "gpt2", "llama"]
+# Fused in three ways (falcon, phi3, bloom), transposed (gpt2), with permuted rotary rows (llama) and changed norms
+# (gemma3), of several kinds (lfm2).
+GGUF = ["falcon", "phi3", "bloom", "gpt2", "llama", "gemma3", "lfm2", "stablelm"]
 
 
 def whole_model(path: Path) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layer_surgeon.checkpoint.gguf import GgufTable, GgufTensorInfo
+from layer_surgeon.checkpoint.gguf_families import Layout
 from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.checkpoint.sources import FileSource
 from layer_surgeon.checkpoint.types import TensorInfo
@@ -35,8 +36,8 @@ def _source_bytes(path: Path, info: TensorInfo) -> bytes:
         return file.read(info.num_bytes)
 
 
-def _convert(path: Path, table: GgufTable, info: TensorInfo, dtype: str | None = None) -> np.ndarray[Any, Any]:
-    codec = gguf_codec(table.config, info, dtype)
+def _convert(path: Path, info: TensorInfo, dtype: str | None = None) -> np.ndarray[Any, Any]:
+    codec = gguf_codec(info, dtype)
     out = codec.convert(_source_bytes(path, info))
     return np.frombuffer(out, dtype=_NUMPY[codec.dtype]).reshape(info.shape)
 
@@ -52,7 +53,7 @@ def _assert_layer_equal(path: Path, layer: int) -> None:
     assert {info.name for info in infos} == names
     assert len(names) > 5
     for info in infos:
-        assert np.array_equal(_convert(path, table, info), expected[info.name].numpy()), info.name
+        assert np.array_equal(_convert(path, info), expected[info.name].numpy()), info.name
 
 
 # The types that `gguf` can dequantise, from its own table.
@@ -73,11 +74,11 @@ def test_every_type_equals_gguf(kind: gguf.GGMLQuantizationType, monkeypatch: py
         offset=0,
         num_bytes=raw.nbytes,
         gguf_name="blk.0.ffn_up.weight",
-        gguf_shape=(rows, 1024),
-        architecture="qwen2",
+        layout=Layout.SAME,
+        heads=1,
     )
     monkeypatch.setattr("layer_surgeon.extract.gguf_codec._PIECE_BYTES", 3 * block_bytes)
-    codec = gguf_codec({}, info, None)
+    codec = gguf_codec(info, None)
     half = 3 * blocks * codec.block_bytes
     content = raw.tobytes()
     out = b"".join((bytes(codec.convert(content[:half])), bytes(codec.convert(content[half:]))))
@@ -92,7 +93,8 @@ def test_layer_equals_transformers(architecture: str, quantization: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "architecture", ["qwen3", "gemma2", "phi3", "falcon", "starcoder2", "nemotron", "lfm2", "gpt2", "bloom"]
+    "architecture",
+    ["qwen3", "gemma2", "phi3", "falcon", "starcoder2", "nemotron", "lfm2", "gpt2", "bloom", "stablelm", "mamba"],
 )
 def test_other_families_equal_transformers(architecture: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", architecture, "Q8_0")
@@ -134,9 +136,9 @@ def test_llama_rows_are_put_back_in_order(heads: tuple[int, int], tmp_path: Path
     table = _open(other)
     for key in ("q", "k"):
         (info,) = table.tensors([f"model.layers.1.self_attn.{key}_proj.weight"])
-        codec = gguf_codec(table.config, info, None)
+        codec = gguf_codec(info, None)
         assert codec.block_bytes == width * 256 * 4
-        assert np.array_equal(_convert(other, table, info), original[key])
+        assert np.array_equal(_convert(other, info), original[key])
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "bfloat16", "F16", "float16"])
@@ -146,7 +148,7 @@ def test_rounding_equals_torch(dtype: str, tmp_path: Path) -> None:
     table, expected = _open(path), _loaded(path, torch_dtype)
     for info in _layer_infos(table, 1):
         bits = expected[info.name].view(torch.uint16).numpy()
-        assert np.array_equal(_convert(path, table, info, dtype).view(np.uint16), bits), info.name
+        assert np.array_equal(_convert(path, info, dtype).view(np.uint16), bits), info.name
 
 
 @pytest.mark.parametrize(("architecture", "quantization"), [("llama", "Q4_K"), ("gemma3", "Q8_0"), ("gpt2", "F16")])
@@ -154,7 +156,7 @@ def test_blocks_are_independent(architecture: str, quantization: str, tmp_path: 
     path = write_model(tmp_path / "model.gguf", architecture, quantization)
     table = _open(path)
     for info in _layer_infos(table, 0):
-        codec: Codec = gguf_codec(table.config, info, "BF16")
+        codec: Codec = gguf_codec(info, "BF16")
         raw = _source_bytes(path, info)
         assert len(raw) % codec.block_bytes == 0
         assert len(raw) // codec.block_bytes * codec.out_block_bytes == info.num_elements * 2
@@ -168,7 +170,7 @@ def test_long_tensors_are_converted_in_pieces(monkeypatch: pytest.MonkeyPatch, t
     path = write_model(tmp_path / "model.gguf", "qwen2", "Q4_K")
     table = _open(path)
     (info,) = table.tensors(["model.layers.0.mlp.up_proj.weight"])
-    whole = bytes(gguf_codec(table.config, info, None).convert(_source_bytes(path, info)))
+    whole = bytes(gguf_codec(info, None).convert(_source_bytes(path, info)))
     longest = 0
     dequantize = gguf.quants.dequantize
 
@@ -179,7 +181,7 @@ def test_long_tensors_are_converted_in_pieces(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr("layer_surgeon.extract.gguf_codec._PIECE_BYTES", 1000)
     monkeypatch.setattr("gguf.quants.dequantize", watched)
-    assert bytes(gguf_codec(table.config, info, None).convert(_source_bytes(path, info))) == whole
+    assert bytes(gguf_codec(info, None).convert(_source_bytes(path, info))) == whole
     assert longest == 6 * 144
 
 
@@ -187,14 +189,14 @@ def test_part_of_a_block_is_refused(tmp_path: Path) -> None:
     table = _open(write_model(tmp_path / "model.gguf", "qwen2", "Q8_0"))
     (info,) = table.tensors(["model.layers.0.mlp.up_proj.weight"])
     with pytest.raises(ValueError, match=r"35 bytes are not a whole number of blocks of 34 bytes"):
-        gguf_codec(table.config, info, None).convert(bytes(35))
+        gguf_codec(info, None).convert(bytes(35))
 
 
 def test_integer_dtype_is_refused(tmp_path: Path) -> None:
     table = _open(write_model(tmp_path / "model.gguf", "qwen2"))
     (info,) = table.tensors(["model.layers.0.mlp.up_proj.weight"])
     with pytest.raises(ConfigError, match=r"dtype is 'int8', but .* only be written as float32"):
-        gguf_codec(table.config, info, "int8")
+        gguf_codec(info, "int8")
 
 
 def test_type_that_gguf_cannot_dequantise_is_refused() -> None:
@@ -206,8 +208,8 @@ def test_type_that_gguf_cannot_dequantise_is_refused() -> None:
         offset=0,
         num_bytes=16,
         gguf_name="blk.0.ffn_up.weight",
-        gguf_shape=(4, 4),
-        architecture="llama",
+        layout=Layout.SAME,
+        heads=1,
     )
     with pytest.raises(CheckpointError, match=r"has the type I8, which the installed gguf package can't dequantise"):
-        gguf_codec({}, info, None)
+        gguf_codec(info, None)

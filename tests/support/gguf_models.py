@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 NUM_TOKENS = 64
@@ -36,10 +36,27 @@ METADATA: dict[str, dict[str, Any]] = {
     "falcon": {**_COMMON, "attention.head_count_kv": 1},
     "starcoder2": {**_COMMON, **_LAYER_NORM},
     "nemotron": _COMMON,
-    "lfm2": {**_COMMON, "attention.head_count_kv": [0, 2], "shortconv.l_cache": 3},
+    # transformers 5.17 always takes 1e-5.
+    "lfm2": {
+        **_COMMON,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.head_count_kv": [0, 2],
+        "shortconv.l_cache": 3,
+    },
     "gpt2": {**_COMMON, **_LAYER_NORM},
     "bloom": {**_COMMON, **_LAYER_NORM},
+    "stablelm": {**_COMMON, **_LAYER_NORM},
+    "mamba": {
+        **_COMMON,
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": 8,
+        "ssm.time_step_rank": 16,
+        "ssm.inner_size": 512,
+    },
+    "gemma4": {**_COMMON, "attention.key_length": 64, "attention.sliding_window": 16},
     "qwen2moe": {**_COMMON, "expert_count": 4, "expert_used_count": 2},
+    "qwen3moe": {**_COMMON, "expert_count": 4, "expert_used_count": 2},
+    "gpt-oss": {**_COMMON, "expert_count": 4, "expert_used_count": 2},
     "qwen35": _COMMON,
     "t5": _COMMON,
 }
@@ -86,20 +103,24 @@ def write_model(
     *,
     seed: int = 0,
     split: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a whole tiny model: every tensor that transformers' model wants, random.
 
     Vectors and convolutions stay F32, as llama.cpp leaves them. With `split`, options of `write_gguf`, the same tensors
-    are also written in parts next to it.
+    are also written in parts next to it. With `config`, the model has these settings, which transformers takes from the
+    tensors of a file. A key of the metadata that is None is left out.
     """
     generator = np.random.default_rng(seed)
-    settings = {**METADATA[architecture], **metadata}
+    settings = {key: value for key, value in {**METADATA[architecture], **metadata}.items() if value is not None}
     write_gguf(path, architecture, [], metadata=settings)
     tensors = []
-    for name, shape in _wanted_tensors(path, architecture).items():
+    for name, shape in _wanted_tensors(path, architecture, config or {}).items():
         kind = gguf.GGMLQuantizationType[quantization if len(shape) == 2 and shape[-1] % 256 == 0 else "F32"]
-        tensors.append((name, random_content(generator, shape, kind), kind))
+        content = random_content(generator, shape, kind)
+        # Mamba's decay is -exp(weight).
+        tensors.append((name, -np.abs(content) if name.endswith("ssm_a") else content, kind))
     if split is not None:
         write_gguf(path, architecture, tensors, metadata=settings, **split)
     return write_gguf(path, architecture, tensors, metadata=settings)
@@ -119,9 +140,16 @@ def random_content(
     return gguf.quants.quantize(values, kind)
 
 
-def _wanted_tensors(path: Path, architecture: str) -> dict[str, tuple[int, ...]]:
+def transformers_config(path: Path) -> dict[str, Any]:
+    """The config that transformers makes of a file, as stored in an artifact."""
+    config, _ = PreTrainedConfig.get_config_dict(path.parent, gguf_file=path.name)
+    # The first is the title of the model, the second is set by some versions.
+    return {key: value for key, value in config.items() if key not in ("_model_name_or_path", "_commit_hash")}
+
+
+def _wanted_tensors(path: Path, architecture: str, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """GGUF's names of the tensors that transformers takes, and their shapes in the file."""
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, **settings)
     with init_empty_weights(include_buffers=True):
         model = AutoModelForCausalLM.from_config(config)
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})
@@ -131,7 +159,7 @@ def _wanted_tensors(path: Path, architecture: str) -> dict[str, tuple[int, ...]]
         shape = shapes.get(name)
         if shape is None or gguf_name == "output.weight":
             continue
-        if "shortconv.conv" in gguf_name:
+        if len(shape) == 3 and "conv" in gguf_name:
             shape = (shape[0], shape[2])
         if architecture == "gpt2" and gguf_name.endswith(".weight") and gguf_name.startswith("blk.") and len(shape) > 1:
             shape = shape[::-1]
