@@ -108,6 +108,10 @@ def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
             for comparison in table.comparisons
         ],
     )
+    ui.line(
+        "The interval of an accuracy is over the sentences. The interval and the p of a difference are over seeds and "
+        "sentences.\n"
+    )
     ui.headline(summary.verdict)
     seeds = summary.tables[0].rows[0].seeds
     exceptions = f", except {', '.join(f'{name} = {value}' for name, value in changed.items())}" if changed else ""

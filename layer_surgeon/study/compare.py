@@ -100,16 +100,17 @@ def run_study(
             outcomes = run_ray(todo, folder, threads_each(workers), address)
         else:
             outcomes = run_local(todo, folder, workers, progress.notice)
-        progress.begin("Training", len(todo), "trainings")
+        if todo:
+            progress.begin("Training", len(todo), "trainings")
         try:
             with contextlib.closing(outcomes):
                 for cell, reason in outcomes:
-                    progress.advance(1)
                     if reason is None:
                         progress.notice(_describe_result(cell, read_cell(folder.result(cell.id)), plan.metric))
                     else:
                         failed[cell.id] = reason
                         progress.notice(f"Failed: {_describe(cell)}: {reason}")
+                    progress.advance(1)
         finally:
             progress.end()
             # Even if the study is interrupted: the user can look at the finished cells.
