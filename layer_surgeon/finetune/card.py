@@ -10,7 +10,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from layer_surgeon._text import code, markdown
 from layer_surgeon._version import __version__
 from layer_surgeon._yaml import dump_yaml
-from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, FinetuneResult
 from layer_surgeon.graft.card import (
@@ -26,12 +25,11 @@ from layer_surgeon.graft.card import (
 from layer_surgeon.graft.hosts import read_licence
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.published import PLACE_IN_CARD, is_local_path
-from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.tasks import get_task, score_title
 
 LOSS_CURVE = "loss_curve.png"
-# The Hub's names for metrics and tasks, if they differ from ours.
+# The Hub's names for metrics, if they differ from ours.
 _HUB_METRICS = {"macro_f1": "f1"}
-_PIPELINE_TAGS = {"translation": "translation", "summarisation": "summarization"}
 # The Hub requires a data set type, even for data that is not on the Hub.
 _LOCAL_DATA = "custom"
 _ON_THE_HUB = "https://huggingface.co/datasets/"
@@ -141,7 +139,8 @@ def _origin(spec: Sequence[str], role: str) -> DataOrigin:
 
 def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataOrigin]) -> ModelCardData:
     record = DATASETS.get(str(result.data["name"]))
-    tag = _PIPELINE_TAGS.get(str(record.task) if record is not None else "", TASKS[result.task].pipeline_tag)
+    task = get_task(result.task)
+    tag = task.pipeline_tag if record is None else task.data_kinds.get(record.task, task.pipeline_tag)
     eval_results = [
         EvalResult(
             task_type=tag,
@@ -150,7 +149,7 @@ def _metadata(result: FinetuneResult, model: _Model, origins: Mapping[str, DataO
             dataset_config=origins[name].subset,
             dataset_split=origins[name].split or name,
             metric_type=_HUB_METRICS.get(score, score),
-            metric_name=TITLES[score][:1].upper() + TITLES[score][1:],
+            metric_name=score_title(score)[:1].upper() + score_title(score)[1:],
             metric_value=round(float(value), 6),
         )
         for name, measured in result.measured.items()
@@ -245,7 +244,8 @@ the licence. The data has its own terms."""
 def _usage(result: FinetuneResult, model: _Model) -> str:
     import_line = "import layer_surgeon  # registers the model's classes with transformers\n" if model.grafted else ""
     install = "With `pip install layer-surgeon`" if model.grafted else "With transformers alone"
-    example = _PREDICT[result.task]
+    task = get_task(result.task)
+    example = task.example_code if isinstance(task.example, str) else f"({task.example_code})"
     return f"""{install}:
 
 ```python
@@ -264,19 +264,10 @@ In a terminal, use `surgeon predict --model {PLACE_IN_CARD}` and `surgeon evalua
 """
 
 
-_PREDICT = {
-    "text-classification": '"A text."',
-    "token-classification": '"A text."',
-    "question-answering": '("A question?", "A text with the answer.")',
-    "seq2seq": '"A text."',
-    "causal-lm": '"The beginning of a text"',
-}
-
-
 def _score_table(result: FinetuneResult) -> str:
     scores = list(result.validation.scores)
     return _table(
-        ["set", "examples", *(TITLES[score] for score in scores)],
+        ["set", "examples", *(score_title(score) for score in scores)],
         [
             [name, f"{measured.examples:,}", *(f"{measured.scores[score]:.4f}" for score in scores)]
             for name, measured in result.measured.items()
@@ -287,7 +278,7 @@ def _score_table(result: FinetuneResult) -> str:
 def _epoch_table(result: FinetuneResult) -> str:
     scores = list(result.validation.scores)
     return _table(
-        ["epoch", "training loss", *(f"validation {TITLES[score]}" for score in scores)],
+        ["epoch", "training loss", *(f"validation {score_title(score)}" for score in scores)],
         [
             [
                 f"{epoch.epoch:g}{' (kept)' if index == result.best_epoch else ''}",

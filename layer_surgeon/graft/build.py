@@ -15,12 +15,12 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
-from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.files import check_graft_place
 from layer_surgeon.graft.matching import LOUD, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress

@@ -12,7 +12,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.published import PLACE_IN_CARD
-from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import short_name
 
 _REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -24,14 +24,6 @@ _PARTS = {
     "proj_out": "projection, donor width to host width",
     "gate": "factor of the graft, starts at zero",
     "head": "Linear, Dropout, GELU, Linear",
-}
-
-# Example inputs for tasks with a transformers pipeline; for other tasks, the card shows the Auto class.
-_EXAMPLES = {
-    "text-classification": "A text.",
-    "token-classification": "A text.",
-    "feature-extraction": "A text.",
-    "causal-lm": "Once upon a time",
 }
 
 
@@ -49,7 +41,7 @@ def write_card(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]], f
 def _front_matter(config: SurgeonGraftConfig) -> str:
     fields: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": TASKS[config.task].pipeline_tag,
+        "pipeline_tag": get_task(config.task).pipeline_tag,
         "tags": ["layer-surgeon"],
         **base_model_fields(config),
         **licence_fields([licence for _, licence in licences(config) if licence]),
@@ -139,26 +131,25 @@ def licence_rows(config: SurgeonGraftConfig) -> str:
 
 def usage(task: str) -> str:
     """Return Python code that loads and calls the model, without the import that registers the graft classes."""
-    folder, traits = f'"{PLACE_IN_CARD}"', TASKS[task]
-    if task in _EXAMPLES:
+    folder, record = f'"{PLACE_IN_CARD}"', get_task(task)
+    if record.has_pipeline:
         return (
             "from transformers import pipeline\n\n"
-            f'run = pipeline("{traits.pipeline_tag}", model={folder})\n'
-            f'run("{_EXAMPLES[task]}")'
+            f'run = pipeline("{record.pipeline_tag}", model={folder})\n'
+            f"run({record.example_code})"
         )
-    call = "model.generate" if traits.generates else "model"
-    arguments = '"A text."' if traits.generates else '"A question?", "A text."'
+    call = "model.generate" if record.generates else "model"
     return (
-        f"from transformers import AutoTokenizer, {traits.auto}\n\n"
+        f"from transformers import AutoTokenizer, {record.auto}\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({folder})\n"
-        f"model = {traits.auto}.from_pretrained({folder})\n"
-        f'{call}(**tokenizer({arguments}, return_tensors="pt"))'
+        f"model = {record.auto}.from_pretrained({folder})\n"
+        f'{call}(**tokenizer({record.example_code}, return_tensors="pt"))'
     )
 
 
 def _title(config: SurgeonGraftConfig, host: str) -> str:
     if config.donor is None:
-        return f"{host}, with the head of a graft" if TASKS[config.task].head else f"{host}, without a graft"
+        return f"{host}, with the head of a graft" if get_task(config.task).head else f"{host}, without a graft"
     return f"{host} with {_layers(config.donor)}"
 
 
@@ -166,7 +157,7 @@ def describe_origin(config: SurgeonGraftConfig) -> str:
     """Describe what the model was made from, in one or two sentences of Markdown."""
     host = _host(config)
     if config.donor is None:
-        head = ", with the head of a graft" if TASKS[config.task].head else ""
+        head = ", with the head of a graft" if get_task(config.task).head else ""
         return f"{host} alone{head}, for comparison with a graft."
     weights = "random weights, as a control" if config.graft["donor_init"] == "random" else "its pretrained weights"
     state = "trained too" if config.graft["train_donor"] else "frozen"

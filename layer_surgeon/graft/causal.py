@@ -21,8 +21,6 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
     layer attends causally and has no cache, so each new token needs a pass over the whole text so far.
     """
 
-    task = "causal-lm"
-
     def __init__(
         self,
         config: SurgeonGraftConfig,

@@ -23,8 +23,6 @@ class GraftedModelForSequenceClassification(GraftedModel):
     through the graft, and pooling comes after the host's remaining layers.
     """
 
-    task = "text-classification"
-
     def __init__(
         self,
         config: SurgeonGraftConfig,

@@ -20,8 +20,6 @@ class GraftedModelForFeatureExtraction(GraftedModel):
     `pooler_output` has one vector per text, unless pooling is none.
     """
 
-    task = "feature-extraction"
-
     def __init__(
         self,
         config: SurgeonGraftConfig,

@@ -12,8 +12,8 @@ from layer_surgeon._limits import check_config_sizes
 from layer_surgeon._loading import read_config
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import MODEL_TYPE, GraftConfig
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import config_errors, hub_errors
+from layer_surgeon.tasks import get_task
 
 # Labels are stored at the top level, as in every transformers config.
 _LABEL_FIELDS = ("num_labels", "id2label")
@@ -49,7 +49,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
         attention = getattr(self.host_config, "_attn_implementation", None)
         # Generation and its data collators read this. For all other tasks, a graft is a single stack.
-        self.is_encoder_decoder = self.task == "seq2seq"
+        self.is_encoder_decoder = get_task(self.task).is_encoder_decoder
         super().__post_init__(**kwargs)
         # transformers resets this to None for the host, but a loaded host has already chosen an implementation.
         if attention is not None and self._attn_implementation is None:
@@ -60,13 +60,13 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         """The settings of the graft, with the labels."""
         labels = None
         # transformers gives every config two labels by default.
-        if TASKS[self.task].labels and self.id2label is not None:
+        if get_task(self.task).labels and self.id2label is not None:
             labels = {int(key): name for key, name in self.id2label.items()}
         return GraftConfig.from_settings(None, {**self.graft, "id2label": labels})
 
     @property
     def task(self) -> str:
-        """What the model does, such as `text-classification`."""
+        """What the model does: the name of a task."""
         return str(self.graft["task"])
 
     @property

@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ from layer_surgeon.graft.pooling import check_mask, count_positions
 from layer_surgeon.graft.projection import new_projection
 from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import config_errors, hub_errors
+from layer_surgeon.tasks import get_task
 
 # Keyword arguments of save_pretrained that are only used for uploads.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
@@ -41,7 +41,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     """A small model with a grafted layer of a large model.
 
     For hidden states h of the host, [batch, seq, host_hidden], the graft is proj_out(donor(proj_in(h))), of the same
-    shape (paper, section 3.1). Each task has a subclass, which defines the graft's input and what follows the graft.
+    shape (paper, section 3.1). Each task names a subclass, which defines the graft's input and what follows the graft.
 
     Attributes:
         host: The small model without head and pooler; for an encoder-decoder model, its encoder. For tasks that
@@ -70,15 +70,6 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     _supports_attention_backend = True
     # forward ignores the number of items in a batch, so Trainer must average over accumulated steps itself.
     accepts_loss_kwargs = False
-
-    task: ClassVar[str | None] = None
-    # Any, because transformers evaluates the annotations while the class is created.
-    _task_classes: ClassVar[dict[str, Any]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if cls.__dict__.get("task") is not None:
-            GraftedModel._task_classes[cls.__dict__["task"]] = cls
 
     def __init__(
         self,
@@ -183,16 +174,15 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
 
     @classmethod
     def _class_for(cls, task: str) -> type["GraftedModel"]:
-        """Return the class for a task: this class if it is for that task, else the registered one."""
-        if cls.task == task:
+        """Return the class for a task: this class if it is for that task, else the one that the task's record names."""
+        task_class: type[GraftedModel] = get_task(task).load_model_class()
+        if issubclass(cls, task_class):
             return cls
-        if cls.task is not None or task not in GraftedModel._task_classes:
-            known = ", ".join(sorted(GraftedModel._task_classes))
+        if not issubclass(task_class, cls):
             raise GraftError(
-                f"{cls.__name__} can't load a graft whose task is {task!r}. Use the class for that task. Known tasks: "
-                f"{known}."
+                f"{cls.__name__} can't load a graft whose task is {task!r}. Use {task_class.__name__} or GraftedModel."
             )
-        return GraftedModel._task_classes[task]  # type: ignore[no-any-return]  # the classes are Any, see above
+        return task_class
 
     def attach_donor(self, donor: DonorLayer, *, folder: Path | None = None) -> Self:
         """Set the donor layer.
@@ -386,7 +376,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             ConfigError: The list is empty, a name is not a non-empty string, two names are equal, or the task has no
                 labels.
         """
-        if not TASKS[self.config.task].labels:
+        if not get_task(self.config.task).labels:
             raise ConfigError(f"You passed labels, but {self.config.task} has none. Leave them out.")
         if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
             raise ConfigError(f"Labels are {list(names)!r}; pass at least one, each a different non-empty string.")

@@ -21,8 +21,6 @@ class GraftedModelForQuestionAnswering(GraftedModel):
     logits of the answer's start and end (table 20: 0.592 M parameters). Padding can be neither.
     """
 
-    task = "question-answering"
-
     def __init__(
         self,
         config: SurgeonGraftConfig,

@@ -20,8 +20,6 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
     runs the graft once per text, and supports beams, sampling and cache like the host.
     """
 
-    task = "seq2seq"
-
     def __init__(
         self,
         config: SurgeonGraftConfig,

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT, GraftConfig
-from layer_surgeon.graft.tasks import TASKS, HostKind
+from layer_surgeon.tasks import HostKind, get_task
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
@@ -85,7 +85,7 @@ def prepare_host(
         host.get_submodule(path).get_submodule(parent)._modules[name] = nn.ModuleList()
     if isinstance(settings.site, int):
         path = f"{path}.{find_layers(reader)[0]}.{settings.site}".lstrip(".")
-    elif not TASKS[settings.task].generates:
+    elif not get_task(settings.task).generates:
         return host, None
     host = _copy_along(host, path)
     return host, host.get_submodule(path)

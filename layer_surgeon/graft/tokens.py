@@ -20,8 +20,6 @@ class GraftedModelForTokenClassification(GraftedModel):
     as for its other tasks.
     """
 
-    task = "token-classification"
-
     def __init__(
         self,
         config: SurgeonGraftConfig,
