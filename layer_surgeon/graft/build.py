@@ -24,6 +24,7 @@ from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.tasks import DEFAULT_TASK
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
 
 
@@ -67,7 +68,7 @@ class GraftResult:
 def graft_layer(
     host: Host,
     donor: DonorInput,
-    task: str = "text-classification",
+    task: str = DEFAULT_TASK,
     *,
     config: GraftConfig | None = None,
     **settings: Any,
