@@ -120,7 +120,7 @@ def finetune(
 
     _check_options(seeds=seeds, resume=resume, push_to_hub=push_to_hub, public=public)
     if push_to_hub is not None and is_main():
-        from layer_surgeon.graft.access import check_access
+        from layer_surgeon.hub.access import check_access
 
         check_access(push_to_hub)
 

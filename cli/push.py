@@ -38,7 +38,7 @@ def push(
     """
     source = folder or ui.workspace.latest("run")
 
-    from layer_surgeon.graft.push import push_graft  # huggingface_hub takes a while; --help must not
+    from layer_surgeon.hub.push import push_graft  # huggingface_hub takes a while; --help must not
 
     result = push_graft(
         source,

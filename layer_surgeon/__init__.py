@@ -1,6 +1,7 @@
 """Take one layer out of a large language model and graft it into a small one.
 
 checkpoint  READ   which tensors a checkpoint has, and where their bytes are    open_checkpoint
+hub         SHARE  a folder -> a repo on the Hub                                (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel

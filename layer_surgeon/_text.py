@@ -90,6 +90,11 @@ def _clean_url(url: str) -> str:
     return cleaned if cleaned.startswith(f"{scheme}://") else f"{scheme}://{re.split('[?#]', address, maxsplit=1)[0]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if there is no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def markdown(text: Any) -> str:
     """Escape a value for a line of Markdown or a table cell: no markup, no HTML, no line breaks."""
     return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(str(text).split()), keep=""))

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from layer_surgeon._limits import MAX_LAYERS, check_size
+from layer_surgeon._model_types import LAYER
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ArtifactError
 
@@ -25,7 +26,7 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         UnsupportedArchitectureError: transformers has no decoder for the donor's family.
     """
 
-    model_type = "surgeon_donor"
+    model_type = LAYER
 
     donor_config: dict[str, Any] = field(default_factory=dict)
     layer_indices: list[int] | tuple[int, ...] = ()

@@ -16,6 +16,7 @@ from typing import Any
 
 from layer_surgeon._folders import check_links
 from layer_surgeon._io import read_json
+from layer_surgeon._model_types import LAYER
 from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
@@ -23,7 +24,6 @@ from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import ArtifactError, CheckpointError
 
 CONFIG_FILE = "config.json"
-MODEL_TYPE = "surgeon_donor"
 # The model card, and the files that a donor's licence requires to accompany its weights.
 PAPERS = ("README*", *LICENCE_FILES)
 # All files of an artifact: these are fetched, copied or uploaded with it.
@@ -146,7 +146,7 @@ def is_artifact(folder: Path) -> bool:
         content = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+    return isinstance(content, dict) and content.get("model_type") == LAYER
 
 
 def artifact_files(folder: Path, patterns: Sequence[str] = ARTIFACT_FILES) -> list[Path]:
@@ -181,9 +181,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, CheckpointError) as error:
         reason = f"{CONFIG_FILE}: {error.strerror}." if isinstance(error, OSError) else str(error)
         raise ArtifactError(f"{folder} is not a layer artifact: {reason} {_HOW_TO_MAKE}") from error
-    if config.get("model_type") != MODEL_TYPE:
+    if config.get("model_type") != LAYER:
         raise ArtifactError(
-            f"{folder} is not a layer artifact: its model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}. "
+            f"{folder} is not a layer artifact: its model_type is {config.get('model_type')!r}, not {LAYER!r}. "
             f"{_HOW_TO_MAKE}"
         )
     indices = config.get("layer_indices")

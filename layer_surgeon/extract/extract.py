@@ -9,6 +9,7 @@ from typing import Any
 
 from layer_surgeon._folders import check_replaceable
 from layer_surgeon._io import write_bytes, write_json
+from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import README_FILE, read_licence
@@ -17,7 +18,6 @@ from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
     CONFIG_FILE,
-    MODEL_TYPE,
     REPLACEABLE_FILES,
     LayerArtifact,
     is_artifact,
@@ -196,7 +196,7 @@ def _describe(
             entry["source_dtype"] = tensor.source.dtype
         tensors[tensor.name] = entry | ({} if digests is None else {"sha256": digests.tensors[tensor.name]})
     return {
-        "model_type": MODEL_TYPE,
+        "model_type": LAYER,
         "architectures": ["DonorLayer"],
         # The LLM's own config, verbatim, except that dequantised weights are no longer called quantised.
         "donor_config": without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config),

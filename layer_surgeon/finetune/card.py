@@ -24,7 +24,7 @@ from layer_surgeon.graft.card import (
 )
 from layer_surgeon.graft.hosts import read_licence
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.published import PLACE_IN_CARD, is_local_path
+from layer_surgeon.hub.published import PLACE_IN_CARD, is_local_path
 from layer_surgeon.tasks import get_task, score_title
 
 LOSS_CURVE = "loss_curve.png"

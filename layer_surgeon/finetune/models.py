@@ -15,12 +15,14 @@ from transformers.models.auto import modeling_auto
 from layer_surgeon._loading import load_config
 from layer_surgeon._loading import load_model as load_any_model
 from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
+from layer_surgeon._model_types import GRAFT
+from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
-from layer_surgeon.graft.translate import first_line, hub_errors
+from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, Task, get_task
 
 ModelLike = str | os.PathLike[str] | Any
@@ -68,7 +70,7 @@ def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = 
     try:
         with hub_errors(f"The model {name!r}"):
             config = load_config(name)
-            if config.model_type == "surgeon_graft":
+            if config.model_type == GRAFT:
                 return _checked_graft(GraftedModel.from_pretrained(name, donor=donor), task)
             if donor is not None:
                 raise GraftError(f"A donor layer was passed, but {name} is not a graft. Omit the donor.")
@@ -120,7 +122,7 @@ def find_task(model_or_path: ModelLike, wanted: str | None, of_data: str | None 
     else:
         config = getattr(model_or_path, "config", None)
         model_classes = (type(model_or_path).__name__,)
-    graft_task = getattr(config, "task", None) if getattr(config, "model_type", "") == "surgeon_graft" else None
+    graft_task = getattr(config, "task", None) if getattr(config, "model_type", "") == GRAFT else None
     if graft_task is not None:
         if get_task(graft_task).finetune_class is None:
             raise GraftError(

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSeq2SeqLM
 
 from layer_surgeon._loading import check_weights, load_config, load_model, load_tokenizer, without_asking
+from layer_surgeon._text import first_line
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import Progress
 
 # The model of the BARTScore paper (Yuan et al. 2021), and the default model of bert-score for English.

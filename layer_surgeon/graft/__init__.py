@@ -18,7 +18,6 @@ devices         placement of the parts on devices
 gate            the gate of residual="gated"
 matching        loudness, and projection_init="matched"
 export          `export_model`: a graft for other runtimes
-push            `push_graft`: upload to the Hub
 """
 
 import importlib
@@ -34,26 +33,26 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.features import GraftedModelForFeatureExtraction
     from layer_surgeon.graft.model_config import SurgeonGraftConfig
     from layer_surgeon.graft.modeling import GraftedModel
-    from layer_surgeon.graft.push import PushResult, push_graft
     from layer_surgeon.graft.question_answering import GraftedModelForQuestionAnswering
     from layer_surgeon.graft.seq2seq import GraftedModelForSeq2SeqLM
     from layer_surgeon.graft.tokens import GraftedModelForTokenClassification
+    from layer_surgeon.hub.push import PushResult, push_graft
 
 # Lazy, because the command line imports `config` for its help, which must not import torch.
 _NAMES_BY_MODULE = {
-    "adapters": ("adapter_settings",),
-    "build": ("GraftResult", "graft_layer", "save_graft"),
-    "causal": ("GraftedModelForCausalLM",),
-    "classification": ("GraftedModelForSequenceClassification",),
-    "config": ("GraftConfig",),
-    "export": ("ExportResult", "export_model"),
-    "features": ("GraftedModelForFeatureExtraction",),
-    "model_config": ("SurgeonGraftConfig",),
-    "modeling": ("GraftedModel",),
-    "push": ("PushResult", "push_graft"),
-    "question_answering": ("GraftedModelForQuestionAnswering",),
-    "seq2seq": ("GraftedModelForSeq2SeqLM",),
-    "tokens": ("GraftedModelForTokenClassification",),
+    "graft.adapters": ("adapter_settings",),
+    "graft.build": ("GraftResult", "graft_layer", "save_graft"),
+    "graft.causal": ("GraftedModelForCausalLM",),
+    "graft.classification": ("GraftedModelForSequenceClassification",),
+    "graft.config": ("GraftConfig",),
+    "graft.export": ("ExportResult", "export_model"),
+    "graft.features": ("GraftedModelForFeatureExtraction",),
+    "graft.model_config": ("SurgeonGraftConfig",),
+    "graft.modeling": ("GraftedModel",),
+    "hub.push": ("PushResult", "push_graft"),
+    "graft.question_answering": ("GraftedModelForQuestionAnswering",),
+    "graft.seq2seq": ("GraftedModelForSeq2SeqLM",),
+    "graft.tokens": ("GraftedModelForTokenClassification",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
@@ -82,6 +81,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'layer_surgeon.graft' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.graft.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"layer_surgeon.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

@@ -11,7 +11,7 @@ from layer_surgeon._text import markdown, printable, without_secrets
 from layer_surgeon._version import __version__
 from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.published import PLACE_IN_CARD
+from layer_surgeon.hub.published import PLACE_IN_CARD
 from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import short_name
 

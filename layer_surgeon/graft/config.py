@@ -16,9 +16,6 @@ DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16", "int8"]
 ProjectionInit = Literal["default", "matched"]
 
-# The model_type in a graft's config.json, and the subfolder for the layer artifact of a frozen donor.
-MODEL_TYPE = "surgeon_graft"
-DONOR_FOLDER = "donor"
 ENCODER_OUTPUT = "encoder_output"
 EMBEDDINGS = "embeddings"
 _DROPOUT = 0.2

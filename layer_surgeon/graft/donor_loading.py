@@ -14,12 +14,13 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from layer_surgeon._io import read_json
+from layer_surgeon._model_types import LAYER
 from layer_surgeon._text import without_secrets
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.int8 import check_available
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
 from layer_surgeon.extract import LayerArtifact
-from layer_surgeon.extract.artifact import ARTIFACT_FILES, MODEL_TYPE, artifact_files, is_artifact, read_config
+from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files, is_artifact, read_config
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.translate import hub_errors
 
@@ -148,7 +149,7 @@ def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) 
         except (EntryNotFoundError, ValueError):
             config = {}
         # Check this before downloading: the repo of a whole language model may have hundreds of GB.
-        if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
+        if not isinstance(config, dict) or config.get("model_type") != LAYER:
             raise ArtifactError(
                 f"The repo {name!r} is not a layer artifact. If it is a language model, extract a layer first: "
                 f"surgeon extract {name} --layer -1"

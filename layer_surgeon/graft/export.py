@@ -16,13 +16,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from layer_surgeon._text import first_line
 from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
-from layer_surgeon.graft.translate import first_line
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import TASKS, get_task
 from layer_surgeon.workspace import short_name

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from layer_surgeon._folders import check_replaceable
 from layer_surgeon._io import read_json
+from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
-from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 
 # All file names in `vocab_files_names` of the tokenizers in transformers 5.24.

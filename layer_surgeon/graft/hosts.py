@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from layer_surgeon._loading import load_config, load_model
+from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 from layer_surgeon.graft.quiet import quiet_transformers
-from layer_surgeon.graft.translate import first_line, hub_errors
+from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, HostKind, get_task
 
 # Of each kind, one that is known well.

@@ -10,8 +10,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from layer_surgeon._limits import check_config_sizes
 from layer_surgeon._loading import read_config
+from layer_surgeon._model_types import GRAFT
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft.config import MODEL_TYPE, GraftConfig
+from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.translate import config_errors, hub_errors
 from layer_surgeon.tasks import get_task
 
@@ -31,7 +32,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         graft: The fields of `GraftConfig`, except the labels; `pooling` and `attention` are never None here.
     """
 
-    model_type = MODEL_TYPE
+    model_type = GRAFT
     sub_configs = {"host_config": AutoConfig}
 
     host_config: Any = None

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_weights
+from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
 from layer_surgeon.graft.card import write_card
-from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_loading import DonorInput, new_donor, open_donor
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
@@ -26,9 +26,9 @@ from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_ho
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, open_graft_config
 from layer_surgeon.graft.pooling import check_mask, count_positions
 from layer_surgeon.graft.projection import new_projection
-from layer_surgeon.graft.push import push_model, upload
 from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
 from layer_surgeon.graft.translate import config_errors, hub_errors
+from layer_surgeon.hub.push import push_model, upload
 from layer_surgeon.tasks import get_task
 
 # Keyword arguments of save_pretrained that are only used for uploads.

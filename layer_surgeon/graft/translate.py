@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from layer_surgeon._text import first_line
 from layer_surgeon.errors import (
     GraftError,
     LayerSurgeonError,
@@ -95,8 +96,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if there is no message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

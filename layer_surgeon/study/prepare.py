@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._io import parse_json, read_json, write_json
+from layer_surgeon._model_types import LAYER
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.packaged import PARTED, packaged_gguf
 from layer_surgeon.errors import ConfigError, DataError, SourceError
@@ -233,7 +234,7 @@ def _is_artifact(donor: DonorSpec) -> bool:
         config = read_json(path / "config.json")
     except (OSError, ValueError) as error:
         raise SourceError(f"{path / 'config.json'} can't be read: {error}. Download the model again.") from error
-    return isinstance(config, dict) and config.get("model_type") == "surgeon_donor"
+    return isinstance(config, dict) and config.get("model_type") == LAYER
 
 
 def open_layer(donor: DonorSpec, folder: StudyFolder) -> LayerArtifact:

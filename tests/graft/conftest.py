@@ -134,3 +134,12 @@ def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return folder
 
     return make
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A file outside of the folders that tests upload or store."""
+    path = tmp_path / "home/token"
+    path.parent.mkdir()
+    path.write_text("hf_secret")
+    return path

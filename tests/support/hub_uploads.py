@@ -5,6 +5,9 @@ import json
 import re
 from typing import Any
 
+import huggingface_hub.constants
+import pytest
+
 from tests.support.hub_faults import Reply, Request
 from tests.support.hub_routes import RefusalError, Router, json_reply
 from tests.support.loopback_hub import LoopbackHub
@@ -108,3 +111,10 @@ class UploadRouter(Router):
 
     def _url(self, repo_id: str) -> str:
         return f"{self.hub.endpoint}/{repo_id}"
+
+
+def serve_here(hub: LoopbackHub, patch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub use our Hub in this process. It reads the address at import."""
+    patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+    patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    patch.setenv("HF_TOKEN", "hf_good")

@@ -10,10 +10,10 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 
 from layer_surgeon._folders import check_links
 from layer_surgeon._io import parse_json
+from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon._text import markdown, without_secrets_in
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft.config import DONOR_FOLDER
 from layer_surgeon.workspace import short_name
 
 # The model's path in the examples of a model card, until it has a repo id.

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from layer_surgeon._text import code, markdown
 from layer_surgeon.graft import graft_layer
-from layer_surgeon.graft.published import published_files
+from layer_surgeon.hub.published import published_files
 from tests.graft.conftest import host_model
 from tests.support.command_line import surgeon
 

@@ -8,9 +8,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not re-exported
 
+from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, SourceAccessError, SourceError
-from layer_surgeon.graft.translate import first_line
 
 _NO_WRITE_ROLES = ("read", "no_access")
 

@@ -10,13 +10,11 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, metadata_save
 
 from layer_surgeon._io import read_json
+from layer_surgeon._model_types import DONOR_FOLDER, GRAFT, LAYER
 from layer_surgeon._yaml import front_matter
 from layer_surgeon.errors import GraftError
-from layer_surgeon.extract.artifact import MODEL_TYPE as LAYER
-from layer_surgeon.graft.access import upload_errors
-from layer_surgeon.graft.config import DONOR_FOLDER
-from layer_surgeon.graft.config import MODEL_TYPE as GRAFT
-from layer_surgeon.graft.published import published_files
+from layer_surgeon.hub.access import upload_errors
+from layer_surgeon.hub.published import published_files
 
 # Every finished fine-tuning run has this file, with or without a graft.
 _RESULTS = "results.json"
