@@ -27,6 +27,7 @@ def modules_after(code, cwd):
     [
         ("import layer_surgeon", {"torch", "transformers", "numpy", "huggingface_hub", "typer", "rich"}),
         ("import layer_surgeon.extract", {"torch", "transformers", "numpy", "huggingface_hub"}),
+        ("import layer_surgeon.tasks", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("import layer_surgeon.graft.config, layer_surgeon.finetune.config", {"torch", "transformers"}),
         ("from layer_surgeon.finetune import DATASETS", {"torch", "transformers", "datasets"}),
         ("import layer_surgeon_cli.main", {"torch", "transformers", "numpy", "huggingface_hub"}),

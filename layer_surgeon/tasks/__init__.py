@@ -1,4 +1,4 @@
-"""TASKS: one file per task, with everything that the other packages need to know about it. Imports no torch.
+"""KNOW: one file per task, with everything that the other packages need to know about it. Imports no torch.
 
 task                   `Task`: the record of a task; `TASKS`, `register_task`
 roles, scores          parts of a record: the columns of the data, and the scores of a model

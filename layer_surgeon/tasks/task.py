@@ -1,6 +1,7 @@
 """`Task`: the record of a task, and the list of all records."""
 
 import importlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -150,27 +151,31 @@ class _Tasks(Mapping[str, Task]):
         self._complete()
         return len(self.registered)
 
+    def add(self, task: Task) -> None:
+        """Add a task; see `register_task`."""
+        if self.registered.setdefault(task.name, task) is not task:
+            raise ConfigError(f"There is already a task {task.name!r}. Give the new one another name.")
+
     def _complete(self) -> None:
-        """Register the tasks of other packages, once."""
-        if not self._is_complete:
-            self._is_complete = True  # a package may itself need the list
-            for entry_point in entry_points(group=ENTRY_POINTS):
-                register_task(_read(entry_point))
+        """Add the tasks of other packages, once. A package that can't be used is left out with a warning."""
+        if self._is_complete:
+            return
+        self._is_complete = True  # a package may itself need the list
+        for entry_point in entry_points(group=ENTRY_POINTS):
+            try:
+                self.add(_read(entry_point))
+            except Exception as error:  # noqa: BLE001  # any code of another package runs here
+                warnings.warn(
+                    f"The task {entry_point.name} of an installed package ({entry_point.value}) can't be used: {error} "
+                    "Update the package, or uninstall it.",
+                    stacklevel=2,
+                )
 
 
 def _read(entry_point: EntryPoint) -> Task:
-    try:
-        task = entry_point.load()
-    except Exception as error:  # any code of another package runs here
-        raise ConfigError(
-            f"The task {entry_point.name} of an installed package can't be loaded from {entry_point.value}: {error} "
-            "Update the package, or uninstall it."
-        ) from error
+    task = entry_point.load()
     if not isinstance(task, Task):
-        raise ConfigError(
-            f"The task {entry_point.name} of an installed package is a {type(task).__name__} ({entry_point.value}), "
-            "not a Task. Update the package, or uninstall it."
-        )
+        raise ConfigError(f"It is a {type(task).__name__}, not a Task.")
     return task
 
 
@@ -178,16 +183,15 @@ _TASKS = _Tasks()
 TASKS: Mapping[str, Task] = _TASKS
 
 
-def register_task(task: Task) -> Task:
-    """Add a task.
+def register_task(task: Task) -> None:
+    """Add a task in this process.
+
+    Other processes, such as those of a study, know a task if a package lists it as an entry point.
 
     Raises:
-        ConfigError: There is a task of that name.
+        ConfigError: There is another task of that name.
     """
-    if task.name in _TASKS.registered:
-        raise ConfigError(f"There is already a task {task.name!r}. Give the new one another name.")
-    _TASKS.registered[task.name] = task
-    return task
+    _TASKS.add(task)
 
 
 def get_task(name: str) -> Task:
