@@ -1,6 +1,8 @@
 """The config.json of a grafted model: host, donor, settings of the graft, labels."""
 
 import contextlib
+import functools
+import json
 import os
 from dataclasses import field, fields
 from pathlib import Path
@@ -54,6 +56,8 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         # transformers resets this to None for the host, but a loaded host has already chosen an implementation.
         if attention is not None and self._attn_implementation is None:
             self.host_config._attn_implementation = attention
+        # Validate once more, now with the labels.
+        _ = self.settings
 
     @property
     def settings(self) -> GraftConfig:
@@ -62,7 +66,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         # transformers gives every config two labels by default.
         if TASKS[self.task].labels and self.id2label is not None:
             labels = {int(key): name for key, name in self.id2label.items()}
-        return GraftConfig.from_settings(None, {**self.graft, "id2label": labels})
+        return _validated(json.dumps({**self.graft, "id2label": labels}))
 
     @property
     def task(self) -> str:
@@ -88,6 +92,15 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         if self.host_config is None:
             return self
         return self.host_config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+@functools.lru_cache
+def _validated(settings: str) -> GraftConfig:
+    """Validate settings in JSON.
+
+    The result is cached by value. A config can't keep it, because callers change its fields in place.
+    """
+    return GraftConfig.from_settings(None, json.loads(settings))
 
 
 def _check_donor(donor: Any) -> None:
