@@ -69,6 +69,11 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         return _validated(json.dumps({**self.graft, "id2label": labels}))
 
     @property
+    def frozen_donor(self) -> dict[str, Any] | None:
+        """The donor, if it is frozen and so not in the graft's own weights; else None."""
+        return None if self.graft["train_donor"] else self.donor
+
+    @property
     def task(self) -> str:
         """What the model does, such as `text-classification`."""
         return str(self.graft["task"])

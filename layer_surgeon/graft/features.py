@@ -3,12 +3,9 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.configuration import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 
@@ -21,17 +18,6 @@ class GraftedModelForFeatureExtraction(GraftedModel):
     """
 
     task = "feature-extraction"
-
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        self.pooling = config.settings.pooling
-        self.post_init()
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(
@@ -71,7 +57,7 @@ class GraftedModelForFeatureExtraction(GraftedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        pooled = None if self.pooling in (None, "none") else pool(states, attention_mask, self.pooling)
+        pooled = None if self.pooling == "none" else pool(states, attention_mask, self.pooling)
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=pooled,
