@@ -9,6 +9,7 @@ modeling        `GraftedModel`: the parts; saving and loading
 sites           the modules of a host that a graft can follow
 classification, tokens, question_answering, features, seq2seq, causal
                 one model class per task; the records in layer_surgeon/tasks name them
+generation      shared by the tasks that generate text
 pooling, head   shared by several tasks
 assemble        combine host, donor and settings
 build           `graft_layer` in memory, `save_graft` in a folder

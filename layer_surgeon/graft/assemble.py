@@ -48,7 +48,7 @@ def assemble(
         **labels,
     )
     model = opened_host.model
-    grafted = GraftedModel._class_for(settings.task)(config, host=model, donor_follows=True).to(model.dtype)
+    grafted = GraftedModel._class_for(settings.task)(config, host=model, with_donor=False).to(model.dtype)
     if opened_donor is not None:
         grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
     grafted = grafted.to(model.device).eval()

@@ -1,6 +1,8 @@
 """The config.json of a grafted model: host, donor, settings of the graft, labels."""
 
 import contextlib
+import functools
+import json
 import os
 from dataclasses import field, fields
 from pathlib import Path
@@ -55,6 +57,8 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         # transformers resets this to None for the host, but a loaded host has already chosen an implementation.
         if attention is not None and self._attn_implementation is None:
             self.host_config._attn_implementation = attention
+        # Validate once more, now with the labels.
+        _ = self.settings
 
     @property
     def settings(self) -> GraftConfig:
@@ -63,7 +67,12 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         # transformers gives every config two labels by default.
         if get_task(self.task).labels and self.id2label is not None:
             labels = {int(key): name for key, name in self.id2label.items()}
-        return GraftConfig.from_settings(None, {**self.graft, "id2label": labels})
+        return _validated(json.dumps({**self.graft, "id2label": labels}))
+
+    @property
+    def frozen_donor(self) -> dict[str, Any] | None:
+        """The donor, if it is frozen and so not in the graft's own weights; else None."""
+        return None if self.graft["train_donor"] else self.donor
 
     @property
     def task(self) -> str:
@@ -89,6 +98,15 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         if self.host_config is None:
             return self
         return self.host_config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+@functools.lru_cache
+def _validated(settings: str) -> GraftConfig:
+    """Validate settings in JSON.
+
+    The result is cached by value. A config can't keep it, because callers change its fields in place.
+    """
+    return GraftConfig.from_settings(None, json.loads(settings))
 
 
 def _check_donor(donor: Any) -> None:

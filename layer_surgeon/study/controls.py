@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft import SurgeonGraftConfig, graft_layer
 from layer_surgeon.graft.hosts import host_width, mark_loaded, open_host
-from layer_surgeon.graft.sites import find_layers, find_reader
 from layer_surgeon.study.arms import Control
 from layer_surgeon.tasks import get_task
 
@@ -35,16 +34,7 @@ class ControlModel:
             activation,
             nn.Linear(config.control_width, width, bias=config.settings.projection_bias),
         )
-        self._place_block()
         self.post_init()  # type: ignore[attr-defined]  # defined by the task's class
-
-    def _place_block(self: Any) -> None:
-        """If the graft site is inside the host, make the block replace that module's output."""
-        reader, site = find_reader(self.host, self.host_kind), self.config.settings.site
-        if isinstance(site, int):
-            find_layers(reader)[1][site].register_forward_hook(self._replace_output)
-        elif get_task(self.config.task).generates:
-            reader.register_forward_hook(self._replace_output)
 
     def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Apply the block to [..., host_hidden]."""
