@@ -5,7 +5,8 @@ hosts           the kind of a host; loading it without a head
 donor_loading   open, check and describe the donor layer
 donor_store     store the donor layer with a graft, and find it by its sha256
 model_config    `SurgeonGraftConfig`: the content of config.json
-modeling        `GraftedModel`: the parts; saving and loading
+storage         saving and loading a grafted model
+modeling        `GraftedModel`: the parts, and what they compute
 sites           the modules of a host that a graft can follow
 classification, tokens, question_answering, features, seq2seq, causal
                 one model class per task; the records in layer_surgeon/tasks name them
