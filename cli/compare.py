@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layer_surgeon._format import format_count, format_seconds
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -24,7 +25,7 @@ from .studies import (
     ScaleOption,
     WorkersOption,
 )
-from .ui import Ui, format_count, format_seconds
+from .ui import Ui
 
 if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult

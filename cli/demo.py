@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layer_surgeon._format import format_bytes, format_count, format_seconds
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, OTHER_TASKS_SETTINGS, FinetuneConfig
 
 from .command import command, new_app, usage
 from .errors import UsageError
-from .ui import Ui, escape_text, format_bytes, format_count, format_seconds
+from .ui import Ui, escape_text
 
 if TYPE_CHECKING:
     from layer_surgeon.study import DemoResult

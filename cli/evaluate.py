@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from layer_surgeon._format import format_seconds
 from layer_surgeon.errors import DataError, WorkspaceError
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, MODEL_SETTINGS, FinetuneConfig
 from layer_surgeon.tasks import score_title
 
 from .command import DonorOption, command, new_app, usage
-from .ui import Ui, format_seconds
+from .ui import Ui
 
 app = new_app()
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from layer_surgeon._format import format_bytes
+
 from .command import DonorOption, command, new_app
-from .ui import Ui, format_bytes
+from .ui import Ui
 
 if TYPE_CHECKING:
     from layer_surgeon.graft.export import ExportResult

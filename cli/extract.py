@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from layer_surgeon._format import format_bytes
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.extract import LayerArtifact, extract_layer, plan_extraction
 
 from .command import command, new_app
-from .ui import Ui, format_bytes
+from .ui import Ui
 
 app = new_app()
 

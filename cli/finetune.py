@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from layer_surgeon._format import format_bytes, format_count, format_seconds
 from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import LayerSurgeonError, SourceError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -17,7 +18,7 @@ from .command import DonorOption, command, new_app, usage
 from .errors import UsageError
 from .processes import is_main, is_started, start_processes
 from .push import show_push
-from .ui import Ui, format_bytes, format_count, format_seconds
+from .ui import Ui
 
 if TYPE_CHECKING:
     from layer_surgeon.finetune import FinetuneResult, RunPlan, SeedsResult

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from layer_surgeon._format import format_bytes, format_count
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.summary import CheckpointSummary, TensorGroup, summarize
 
 from .command import command, new_app
-from .ui import Ui, escape_text, format_bytes, format_count
+from .ui import Ui, escape_text
 
 app = new_app()
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from layer_surgeon._format import format_bytes, format_count, format_seconds
 from layer_surgeon.graft.config import GraftConfig
 
 from .command import command, new_app, usage
-from .ui import Ui, format_bytes, format_count, format_seconds
+from .ui import Ui
 
 if TYPE_CHECKING:
     from layer_surgeon.cost.flops import Macs
@@ -147,11 +148,7 @@ def _macs(macs: "Macs") -> tuple[str, ...]:
 
 
 def _count(macs: int) -> str:
-    """Format a number of multiply-accumulates in k, M or G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if macs >= size:
-            return f"{macs / size:.2f} {unit}"
-    return str(macs)
+    return format_count(macs, ".2f", units=("k", "M", "G"))
 
 
 def _document(result: "GraftProfile") -> dict[str, Any]:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layer_surgeon._format import format_bytes
+
 from .command import command, new_app
-from .ui import Ui, format_bytes
+from .ui import Ui
 
 if TYPE_CHECKING:
     from layer_surgeon.graft import PushResult

@@ -20,7 +20,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from .ui import escape_text, format_bytes, format_seconds
+from layer_surgeon._format import format_bytes, format_seconds
+
+from .ui import escape_text
 
 # Without a terminal, there is one line for every tenth of a step, but at least SECONDS_BETWEEN_LINES apart. After
 # SECONDS_OF_SILENCE there is a line in any case, because otherwise the run seems to hang.

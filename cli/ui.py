@@ -116,32 +116,3 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, set | frozenset | tuple):
         return list(value)
     raise TypeError(f"a JSON document can't have a value of type {type(value).__name__}")
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Format a size, such as `436.2 MB`. Units are powers of 1000, as in file systems and on the Hub."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
-def format_count(count: float) -> str:
-    """Format a number of parameters, such as `218.1 M`."""
-    for unit in ("", " k", " M", " B"):
-        if abs(count) < 1000 or unit == " B":
-            return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
-        count /= 1000
-    raise AssertionError("the last unit takes any number")
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration, such as `0.8 s`, `42 s` or `3 min 05 s`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, whole_seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole_seconds:02d} s"

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from layer_surgeon._format import list_names
+
 _OLD = ".old"
 # The random part of `mkdtemp`'s names. It has no dot, so leftovers of `out.v2` are not mistaken for those of `out`.
 _RANDOM = "[a-z0-9_]" * 8
@@ -100,11 +102,6 @@ def foreign_files(folder: Path, ours: Sequence[str]) -> list[str]:
         if path.is_symlink() or not is_ours:
             foreign.append(name)
     return sorted(foreign)
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Format names for a message: the first three, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:

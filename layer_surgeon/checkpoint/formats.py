@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from layer_surgeon._format import list_names
 from layer_surgeon.checkpoint import safetensors, torch_table
 from layer_surgeon.checkpoint.sources import FileSource, Source
 from layer_surgeon.checkpoint.sources.parts import PartsSource
@@ -114,8 +115,9 @@ def _nothing_to_open(
     subfolders = sorted({file.rpartition("/")[0] for file in weight_files} - {""})
     if subfolders:
         return CheckpointError(
-            f"{source.name} has checkpoints only in its subfolders: {_shortened(subfolders)}. Give the name of one of "
-            f"them, such as {_address(source, subfolders[0])}"
+            f"{source.name} has checkpoints only in its subfolders: "
+            f"{list_names(subfolders, _MAX_LISTED_NAMES)}. Give the name of one of them, such as "
+            f"{_address(source, subfolders[0])}"
         )
     if not candidates:
         return SourceNotFoundError(f"{source.name} is empty. Give a folder or repo with a checkpoint.")
@@ -128,14 +130,9 @@ def _nothing_to_open(
 def _several_gguf(source: Source, files: Sequence[str]) -> CheckpointError:
     return CheckpointError(
         f"{source.name} has {len(files)} GGUF files, often the same model in several quantisations: "
-        f"{_shortened(files)}. Give the name of one file, such as {_address(source, files[0])}. The quantisation with "
-        "the most bits is closest to the original: F16 or BF16, then Q8_0, Q6_K, ..."
+        f"{list_names(files, _MAX_LISTED_NAMES)}. Give the name of one file, such as {_address(source, files[0])}. "
+        "The quantisation with the most bits is closest to the original: F16 or BF16, then Q8_0, Q6_K, ..."
     )
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED_NAMES} more" if len(names) > _MAX_LISTED_NAMES else ""
-    return ", ".join(names[:_MAX_LISTED_NAMES]) + more
 
 
 def _address(source: Source, path: str) -> str:

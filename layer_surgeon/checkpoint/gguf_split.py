@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from layer_surgeon._format import list_names
 from layer_surgeon.checkpoint.gguf_header import MAX_HEADER_BYTES, GgufHeader, read_gguf_header
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.sources.shards import parts_of
@@ -54,8 +55,7 @@ def _check_listed(source: Source, file: str, parts: Sequence[str]) -> None:
     if missing:
         raise SourceNotFoundError(
             f"{file} is one of the {len(parts)} parts of a split model, but {source.name} lacks "
-            f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}. Put all parts "
-            "into one folder: a single part can't be read alone."
+            f"{list_names(missing)}. Put all parts into one folder: a single part can't be read alone."
         )
 
 

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from layer_surgeon._yaml import front_matter_text, parse_yaml
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.sources.together import read_files
 
 README_FILE = "README.md"
 MAX_TEXT_BYTES = 2_000_000
@@ -28,6 +29,15 @@ def licence_files(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the licence files in the top folder of the checkpoint."""
     files = checkpoint.source.list_files()
     return [name for name in files if any(fnmatchcase(name, pattern) for pattern in LICENCE_FILES)]
+
+
+def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Read the licence files in the top folder of the checkpoint, by name.
+
+    Raises:
+        SourceError: One of them can't be read.
+    """
+    return read_files(checkpoint.source, dict.fromkeys(licence_files(checkpoint), MAX_TEXT_BYTES))
 
 
 def read_base_model(checkpoint: Checkpoint) -> str | None:

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from layer_surgeon._folders import list_names
+from layer_surgeon._format import list_names
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.sources.shards import has_many_parts, lies_inside
 from layer_surgeon.checkpoint.types import TensorInfo

@@ -4,7 +4,6 @@ plan        which bytes to read, in which pieces, and where to write them
 codec       the protocol that converts a tensor's bytes; dtypes, fp8, gguf_codec and permute implement it
 copy        parallel reads and writes, sha256 while the file grows; with follow and journal
 staging     the folder in which the artifact is written before it is moved to its final path
-card        licence files and the model card
 artifact    open and verify the resulting folder
 extract     `extract_layer`, which combines all of these
 """

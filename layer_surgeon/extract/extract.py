@@ -12,7 +12,7 @@ from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
-from layer_surgeon.checkpoint.licence import README_FILE, read_licence
+from layer_surgeon.checkpoint.licence import README_FILE, read_licence, read_licence_files
 from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError
@@ -24,13 +24,13 @@ from layer_surgeon.extract.artifact import (
     read_config,
     recorded_tensors,
 )
-from layer_surgeon.extract.card import base_model, read_licence_files, write_card
 from layer_surgeon.extract.copy import copy_tensors
 from layer_surgeon.extract.follow import Digests
 from layer_surgeon.extract.journal import plan_identity
 from layer_surgeon.extract.plan import ExtractionPlan, plan_extraction
 from layer_surgeon.extract.selection import LayerSelection
 from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
+from layer_surgeon.hub.layer_card import LayerCard
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, layer_name
 
@@ -158,7 +158,7 @@ def _extract(
             digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
             progress.end()
             config = _describe(checkpoint, plan, digests, papers.licence)
-            card = write_card(checkpoint, plan, papers.licence, list(papers.files))
+            card = _card(checkpoint, plan, papers).render()
             for name, content in {**papers.files, README_FILE: card.encode()}.items():
                 write_bytes(staging.path / name, content)
             write_json(staging.path / CONFIG_FILE, config)
@@ -182,6 +182,30 @@ def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | N
     """Return the version of each file that the layers come from, including those with scales that the plan has read."""
     files = {info.file for index in plan.layer_indices for info in checkpoint.layer_tensors(index)}
     return {file: checkpoint.source.version(file) for file in sorted(files.union(plan.files))}
+
+
+def _base_model(checkpoint: Checkpoint) -> str | None:
+    """Return the repo id of a donor on the Hub; None for other sources. A subfolder is named `owner/name/folder`."""
+    source = checkpoint.source
+    return "/".join(source.name.split("/")[:2]) if source.kind == "hub" else None
+
+
+def _card(checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers) -> LayerCard:
+    return LayerCard(
+        model=checkpoint.source.name,
+        base_model=_base_model(checkpoint),
+        commit=checkpoint.source.commit,
+        licence=papers.licence,
+        licence_files=tuple(papers.files),
+        layer_indices=plan.layer_indices,
+        num_layers=checkpoint.num_layers,
+        family=checkpoint.model_type,
+        num_tensors=len(plan.tensors),
+        num_parameters=sum(info.num_elements for info in plan.tensors),
+        dtype=plan.dtype,
+        files=plan.files,
+        format=checkpoint.format,
+    )
 
 
 def _describe(
@@ -211,7 +235,7 @@ def _describe(
             **({"quantization": checkpoint.quantization} if checkpoint.quantization else {}),
             "files": list(plan.files),
             "layer_prefix": checkpoint.layer_prefix(plan.layer_indices[0]),
-            "base_model": base_model(source),
+            "base_model": _base_model(checkpoint),
             "license": licence.get("license"),
             "tool_version": __version__,
             "tensors": tensors,

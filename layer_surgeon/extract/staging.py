@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from layer_surgeon._folders import foreign_files, list_names, put_in_place, remove_ours
+from layer_surgeon._folders import foreign_files, put_in_place, remove_ours
+from layer_surgeon._format import list_names
 from layer_surgeon._io import BusyError, FileLock
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChangedError, SourceError

@@ -19,7 +19,7 @@ plan, repeat       `plan_finetuning` (a dry run) and `finetune_seeds` (several s
 processes          several processes that train together
 folder             the run folder: claim, resume, finish; checkpoints: which ones are complete
 record             run.yaml, from which the command line repeats a run
-results, report    the result: typed, results.json, charts; card: the model card
+results, report    the result: typed, results.json, charts; run_facts: the facts of the model card
 inference, metrics run a model over a set; common metrics code and classification metrics
 squad, written     metrics for answers and for generated text; scorers: metrics that need their own model
 evaluation         `evaluate_model` and `predict`

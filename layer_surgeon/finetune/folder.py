@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._folders import foreign_files, list_names, remove_ours
+from layer_surgeon._folders import foreign_files, remove_ours
+from layer_surgeon._format import list_names
 from layer_surgeon._io import BusyError, FileLock, is_locked, read_json, write_json
 from layer_surgeon.errors import TrainingError, WorkspaceError
 from layer_surgeon.finetune.checkpoints import last_checkpoint, remove_broken, step_of

@@ -6,9 +6,9 @@ from typing import Any
 
 from layer_surgeon._charts import draw_png
 from layer_surgeon._io import write_bytes, write_json, write_text
-from layer_surgeon.finetune.card import LOSS_CURVE, make_card
 from layer_surgeon.finetune.confusion import draw_confusion
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, RESULTS, FinetuneResult
+from layer_surgeon.finetune.run_facts import LOSS_CURVE, make_card
 from layer_surgeon.tasks import score_title
 
 

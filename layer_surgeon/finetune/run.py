@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
-from layer_surgeon._folders import list_names
+from layer_surgeon._format import list_names
 from layer_surgeon._io import usual_modes
 from layer_surgeon.errors import DataError, TrainingError, WorkspaceError
 from layer_surgeon.finetune.checkpoints import step_of

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from layer_surgeon._format import list_names
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.tokenization import TokenizedDataset
@@ -66,9 +67,8 @@ def _balance(data: TaskData) -> list[str]:
         return []
     shares = {name: count / total for name, count in counts.items()}
     largest = sorted(shares, key=lambda name: -shares[name])
-    shown = ", ".join(f"{name} {shares[name]:.1%}" for name in largest[:_MOST_CLASSES])
-    more = f" and {len(largest) - _MOST_CLASSES} more" if len(largest) > _MOST_CLASSES else ""
-    lines = [f"Classes {where}: {shown}{more}."]
+    shown = list_names([f"{name} {shares[name]:.1%}" for name in largest], _MOST_CLASSES)
+    lines = [f"Classes {where}: {shown}."]
     rare = [name for name in largest if shares[name] < _RARE / max(1, len(shares) / 2)]
     if rare:
         lines.append(

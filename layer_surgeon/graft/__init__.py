@@ -14,7 +14,7 @@ generation      shared by the tasks that generate text
 pooling, head   shared by several tasks
 assemble        combine host, donor and settings
 build           `graft_layer` in memory, `save_graft` in a folder
-card            the model card
+graft_facts     the facts of the model card
 adapters        peft adapters (LoRA and others) on a graft
 devices         placement of the parts on devices
 gate            the gate of residual="gated"

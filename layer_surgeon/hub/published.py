@@ -14,10 +14,9 @@ from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon._text import markdown, without_secrets_in
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.errors import GraftError
+from layer_surgeon.hub.rendering import PLACE_IN_CARD
 from layer_surgeon.workspace import short_name
 
-# The model's path in the examples of a model card, until it has a repo id.
-PLACE_IN_CARD = "path/to/this/folder"
 # Files next to a model that are never uploaded: training state, partly written files, and logs, which also contain the
 # names of the machine, its user and its folders.
 PRIVATE = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from layer_surgeon._format import format_count
 from layer_surgeon.study.tables import Comparison, Row, Summary
 from layer_surgeon.study.verdict import say_p
 
@@ -65,10 +66,7 @@ def say_effect(comparison: Comparison) -> str:
 
 def say_count(count: float) -> str:
     """Return a rounded number, such as `23.2 M`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:g}"
+    return format_count(count, ".3g")
 
 
 def say_time(seconds: float) -> str:

@@ -22,6 +22,6 @@ CAUSAL_LM = Task(
         text=("text", "content", "document", "sentence", "review", "story", "article", "body"), only_text=True
     ),
     unit="blocks",
-    example="Once upon a time",
+    example=("Once upon a time",),
     shown={"written": "written", "text": "text"},
 )

@@ -49,7 +49,7 @@ class Task:
         one_label_per_text: Whether an example is a text, or a pair, with one label. A study prepares such data itself,
             records which examples are correct, and can have a model write texts for each label.
         data_kinds: Other words for the task in the list of data sets -> the Hub's name for each.
-        example: An input for `predict`, for model cards.
+        example: The text, or the two texts, of an input for `predict`, for model cards.
         shown: Column titles of a table of predictions -> attributes of a prediction.
     """
 
@@ -79,13 +79,8 @@ class Task:
     one_label_per_text: bool = False
     data_kinds: Mapping[str, str] = field(default_factory=dict)
     # For readers
-    example: str | tuple[str, str] = "A text."
+    example: tuple[str, ...] = ("A text.",)
     shown: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def example_code(self) -> str:
-        """The example as Python code: one string, or two with a comma."""
-        return ", ".join(f'"{text}"' for text in ([self.example] if isinstance(self.example, str) else self.example))
 
     @property
     def score_names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from layer_surgeon.checkpoint.sources.fsspec_files import FsspecFiles
 from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.checkpoint.sources.retry import HubLimits
 from tests.support.checkpoints import TINY, write_sparse_checkpoint
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.url_checkpoints import FOLDER

@@ -16,7 +16,7 @@ from layer_surgeon import open_checkpoint
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.checkpoint.sources.retry import HubLimits
 from layer_surgeon.checkpoint.sources.shards import parts_of
 from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
 from tests.support.gguf_models import write_gguf, write_model

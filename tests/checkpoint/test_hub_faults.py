@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from layer_surgeon.checkpoint.sources import CHUNK_BYTES, hub_errors
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES, retry
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.errors import SourceChangedError, SourceError
 from tests.support import hub_faults
@@ -197,7 +197,7 @@ def test_waits_after_a_503_with_retry_after(hub: LoopbackHub, source: HubSource,
 
 
 def test_waits_double_up_to_a_limit(hub: LoopbackHub, source: HubSource, sleeps: list[float]) -> None:
-    source._files._limits = hub_errors.HubLimits(base_wait=1, max_wait=5)
+    source._files._limits = retry.HubLimits(base_wait=1, max_wait=5)
     hub.faults.add(status(500), server="cdn", times=-1)
     with pytest.raises(SourceError):
         source.read_range(SHARD_FILE, 0, 100)

@@ -9,7 +9,6 @@ import time
 import pytest
 
 from layer_surgeon_cli.main import COMMANDS
-from layer_surgeon_cli.ui import format_bytes, format_count, format_seconds
 from tests.support.command_line import SURGEON, surgeon
 
 
@@ -120,15 +119,3 @@ def test_datasets(tmp_path):
     assert document["sst2"]["hub_id"] == "SetFit/sst2"
     assert {"sst2", "imdb", "tweet_sentiment", "tweet_offensive", "cola", "mnli", "snli", "cr"} <= set(document)
     assert "SetFit/sst2" in surgeon("datasets", cwd=tmp_path).out
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (436_224_000, "436.2 MB"), (141e9, "141.0 GB")]
-)
-def test_format_bytes(value, text):
-    assert format_bytes(value) == text
-
-
-def test_format_count_and_seconds():
-    assert format_count(218_112_000) == "218.1 M"
-    assert [format_seconds(value) for value in (0.84, 42, 185, 7265)] == ["0.8 s", "42 s", "3 min 05 s", "2 h 01 min"]

@@ -15,7 +15,7 @@ import pytest
 from layer_surgeon import LayerArtifact, extract_layer
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.checkpoint.sources.retry import HubLimits
 from layer_surgeon.errors import LayerSurgeonError, SourceChangedError, SourceError
 from layer_surgeon.extract import copy as copy_module
 from layer_surgeon.extract import plan as plan_module

@@ -45,14 +45,14 @@ def test_files_next_to_an_artifact_are_not_deleted(donor, tmp_path, name):
 def test_what_comes_during_the_extraction_stays(donor, tmp_path, monkeypatch, force):
     from layer_surgeon.extract import extract
 
-    write = extract.write_card
+    card = extract.LayerCard
 
-    def write_card(*arguments):
+    def make_card(**facts):
         (tmp_path / "out").mkdir()
         (tmp_path / "out/notes.md").write_text("mine")
-        return write(*arguments)
+        return card(**facts)
 
-    monkeypatch.setattr(extract, "write_card", write_card)
+    monkeypatch.setattr(extract, "LayerCard", make_card)
     with pytest.raises(ArtifactError, match="already exists and is not a layer artifact"):
         extract_layer(donor, 0, tmp_path / "out", force=force)
     assert all_files(tmp_path / "out") == {"notes.md": b"mine"}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from layer_surgeon import extract_layer, open_checkpoint, plan_extraction
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.checkpoint.sources.retry import HubLimits
 from layer_surgeon.errors import CheckpointError, SourceError
 from layer_surgeon.extract import copy as copy_module
 from layer_surgeon.extract import permute

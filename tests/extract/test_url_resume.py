@@ -17,7 +17,7 @@ from layer_surgeon import LayerArtifact, extract_layer
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, open_source
 from layer_surgeon.checkpoint.sources.fsspec_files import FsspecFiles
 from layer_surgeon.checkpoint.sources.http_files import HttpFiles
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits
+from layer_surgeon.checkpoint.sources.retry import HubLimits
 from layer_surgeon.checkpoint.sources.url import UrlSource
 from layer_surgeon.errors import SourceError
 from layer_surgeon.extract import copy as copy_module

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from layer_surgeon.finetune import finetune_model, predict
-from layer_surgeon.finetune.card import data_origins, make_card
 from layer_surgeon.finetune.registry import DATASETS
+from layer_surgeon.finetune.run_facts import data_origins, make_card
 from layer_surgeon.graft import SurgeonGraftConfig
 from layer_surgeon.hub.published import published_files
 from layer_surgeon_cli.main import app

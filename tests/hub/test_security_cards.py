@@ -19,7 +19,7 @@ HOSTILE = "x](http://evil) <img src=x onerror=alert(1)> **b** `c` | cell\n\n# He
 
 def tags(text):
     """The HTML tags of a rendered card."""
-    body = text.split("---\n", 2)[2]
+    body = text.split("\n---\n", 1)[1]
     return re.findall(r"<(\w+)", MarkdownIt("gfm-like", {"linkify": False}).render(body))
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from layer_surgeon.checkpoint.sources import hub as hub_module
-from layer_surgeon.checkpoint.sources import hub_errors
+from layer_surgeon.checkpoint.sources import retry
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from tests.support.loopback_hub import LoopbackHub
 
@@ -20,7 +20,7 @@ def read_from(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def note_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The list to which each wait of a reader, in seconds, is added instead of being made."""
     waited: list[float] = []
-    monkeypatch.setattr(hub_errors, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waited.append))
     return waited
 
 

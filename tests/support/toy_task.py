@@ -33,7 +33,7 @@ STAR_RATING = Task(
     columns=ColumnRoles(titles=("review", "text_pair", "stars"), text=("review",), label=("stars",)),
     unit="reviews",
     one_label_per_text=True,
-    example="It was good.",
+    example=("It was good.",),
     shown={"stars": "label", "probability": "score", "review": "text"},
 )
 

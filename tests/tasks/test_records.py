@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 # Files other than the record that name a task, each with its reason.
 MAY_NAME = {
     "layer_surgeon/finetune/registry.py": "named data sets, and the task that each is for",
-    "layer_surgeon/extract/card.py": "an example for readers",
 }
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import fsspec  # type: ignore[import-untyped]  # it has no types
 from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # it has no types
 
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits, TroubleError
+from layer_surgeon.checkpoint.sources.retry import HubLimits, TroubleError
 from layer_surgeon.checkpoint.sources.shards import without_other_models
 from layer_surgeon.checkpoint.sources.url import Stat, changed
 from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceError, SourceNotFoundError

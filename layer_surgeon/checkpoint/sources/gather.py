@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
-from layer_surgeon.checkpoint.sources.hub_errors import TroubleError
+from layer_surgeon.checkpoint.sources.retry import TroubleError
 
 
 def gather(

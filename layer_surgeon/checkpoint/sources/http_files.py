@@ -13,8 +13,9 @@ from huggingface_hub import get_session
 
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint.sources.gather import gather
-from layer_surgeon.checkpoint.sources.hub_errors import (
-    CLIENT_ERROR,
+from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
+from layer_surgeon.checkpoint.sources.hub_ranges import plain_etag
+from layer_surgeon.checkpoint.sources.retry import (
     HubLimits,
     Tries,
     TroubleError,
@@ -22,7 +23,6 @@ from layer_surgeon.checkpoint.sources.hub_errors import (
     retried,
     trouble_of_status,
 )
-from layer_surgeon.checkpoint.sources.hub_ranges import plain_etag
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, MAX_INDEX_BYTES, parts_of, shards_of_index
 from layer_surgeon.checkpoint.sources.url import Stat, changed
 from layer_surgeon.errors import LayerSurgeonError, SourceAccessError, SourceError, SourceNotFoundError

@@ -11,8 +11,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.sources.hub_cache import CachedFiles, CachedHubSource, part_of_repo
-from layer_surgeon.checkpoint.sources.hub_errors import Asker, HubLimits, Tries, retried
+from layer_surgeon.checkpoint.sources.hub_errors import Asker
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile, HubFiles
+from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, retried
 from layer_surgeon.errors import SourceAccessError, SourceError, SourceNotFoundError
 
 

@@ -13,14 +13,8 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.checkpoint.sources.gather import gather
-from layer_surgeon.checkpoint.sources.hub_errors import (
-    Asker,
-    HubLimits,
-    Tries,
-    TroubleError,
-    is_transient,
-    trouble_of_status,
-)
+from layer_surgeon.checkpoint.sources.hub_errors import Asker
+from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError, is_transient, trouble_of_status
 from layer_surgeon.errors import SourceChangedError, SourceError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk
-from layer_surgeon.checkpoint.sources.hub_errors import HubLimits, Tries, TroubleError, retried
+from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError, retried
 from layer_surgeon.errors import SourceChangedError, SourceError, SourceNotFoundError
 
 

@@ -1,0 +1,42 @@
+"""Format numbers, sizes and lists of names for people."""
+
+from collections.abc import Sequence
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Format a size, such as `436.2 MB`. Units are powers of 1000, as in file systems and on the Hub."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(num_bytes) < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def format_count(count: float, spec: str = ".1f", units: Sequence[str] = ("k", "M", "B")) -> str:
+    """Format a number of parameters or operations, such as `218.1 M`.
+
+    Args:
+        count: The number.
+        spec: Format of the digits before a unit.
+        units: The units for 1000, 1000**2 and 1000**3.
+    """
+    for power in (3, 2, 1):
+        if abs(count) >= 1000**power:
+            return f"{count / 1000**power:{spec}} {units[power - 1]}"
+    return f"{count:g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration, such as `0.8 s`, `42 s` or `3 min 05 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole_seconds:02d} s"
+
+
+def list_names(names: Sequence[str], most: int = 3) -> str:
+    """Format names for a message: the first ones, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
