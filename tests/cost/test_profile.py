@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, BertConfig, LlamaConfig
 
+from layer_surgeon.cost import Workload, profile_graft
 from layer_surgeon.cost.flops import Macs
-from layer_surgeon.cost.measure import Workload, example_inputs, new_model
-from layer_surgeon.cost.profile import profile_graft
+from layer_surgeon.cost.measure import example_inputs, new_model
 from layer_surgeon.cost.shapes import graft_config, shape_of, without_donor
 from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError
 from layer_surgeon.graft.build import graft_layer
