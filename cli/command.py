@@ -172,7 +172,7 @@ def _settings_options(settings: type, without: Collection[str], panel: str) -> l
             continue
         # None means that the option was not set, so it does not override the configuration file.
         option = typer.Option(help=_help_text(field), rich_help_panel=panel, show_default=False)
-        annotation: Any = Annotated[_option_type(hints[field.name]) | None, option]
+        annotation: Any = Annotated[_option_type(field, hints[field.name]) | None, option]
         options.append(_parameter(field.name, annotation, None))
     return options
 
@@ -189,8 +189,10 @@ def _alternatives(hint: Any) -> list[Any]:
     return [kind for kind in typing.get_args(hint) if kind is not type(None)]
 
 
-def _option_type(hint: Any) -> Any:
+def _option_type(field: "Field[Any]", hint: Any) -> Any:
     """The type that typer parses for a field: text for all types that have no simple form on a command line."""
+    if field.metadata.get("choices") is not None:
+        return typing.Literal[field.metadata["choices"]()]
     alternatives = _alternatives(hint)
     if len(alternatives) == 1:
         only = alternatives[0]

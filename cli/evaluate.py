@@ -8,6 +8,7 @@ import typer
 from layer_surgeon._format import format_seconds
 from layer_surgeon.errors import DataError, WorkspaceError
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, MODEL_SETTINGS, FinetuneConfig
+from layer_surgeon.tasks import score_title
 
 from .command import DonorOption, command, new_app, usage
 from .ui import Ui
@@ -54,13 +55,11 @@ def evaluate(
     result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **settings)
     metrics = result.metrics
     if not ui.as_json:
-        from layer_surgeon.finetune.metrics import TITLES
-
         ui.facts(
             {
                 "model": folder,
                 "data": f"{result.data}, {metrics.examples:,} examples ({result.num_truncated:,} truncated)",
-                **{TITLES[score]: f"{value:.4f}" for score, value in metrics.scores.items()},
+                **{score_title(score): f"{value:.4f}" for score, value in metrics.scores.items()},
                 "time": format_seconds(result.seconds),
             }
         )

@@ -12,6 +12,7 @@ from layer_surgeon._format import format_bytes, format_count, format_seconds
 from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import LayerSurgeonError, SourceError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.tasks import score_title
 
 from .command import DonorOption, command, new_app, usage
 from .errors import UsageError
@@ -240,10 +241,8 @@ def _number(value: Any) -> Any:
 
 
 def _show(result: "FinetuneResult", ui: Ui) -> None:
-    from layer_surgeon.finetune.metrics import TITLES
-
     scores = list(result.validation.scores)
-    titles = [TITLES[score] for score in scores]
+    titles = [score_title(score) for score in scores]
     rows = [
         (
             f"{epoch.epoch:g}" + (" (kept)" if number == result.best_epoch else ""),

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from layer_surgeon._io import write_text
 from layer_surgeon._text import csv_cell
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.tasks import get_task
 
 from .command import DonorOption, command, new_app, usage
 from .errors import UsageError
@@ -61,65 +62,37 @@ def predict(
     from layer_surgeon import finetune
     from layer_surgeon.finetune.evaluation import load_texts, trained_task
 
-    task = trained_task(folder, config)
+    task = get_task(trained_task(folder, config))
     inputs: Sequence[Any]
     if input:
-        inputs = load_texts(input, config, task)
+        inputs = load_texts(input, config, task.name)
     else:
         inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
-        if task == "question-answering":
-            inputs = [_split_question(text) for text in inputs]
+        if task.columns.pair:
+            inputs = [_split_pair(text, *task.columns.titles[:2]) for text in inputs]
     predictions = finetune.predict(folder, inputs, donor=donor, progress=ui.progress, **settings)
     if output is not None:
         _write(predictions, output)
         ui.progress.notice(f"{len(predictions):,} predictions are in {output}.")
     elif not ui.as_json:
-        ui.table(*_TABLES[task](predictions))
+        rows = [tuple(_cell(getattr(prediction, name)) for name in task.shown.values()) for prediction in predictions]
+        ui.table(tuple(task.shown), rows)
     return [prediction.as_row() for prediction in predictions]
 
 
-def _split_question(text: str) -> tuple[str, str]:
-    question, tab, context = text.partition("\t")
-    if not tab:
+def _split_pair(text: str, first: str, second: str) -> tuple[str, str]:
+    """Split an input at its tab. `first` and `second` are the task's words for the two texts."""
+    parts = text.partition("\t")
+    if not parts[1]:
         raise UsageError(
-            f"{text!r} has no tab. Write the question, a tab, and the text that has the answer; or use --input with a "
-            "file that has the columns question and context."
+            f"{text!r} has no tab. Write the {first}, a tab, and the {second}; or use --input with a file that has the "
+            f"columns {first} and {second}."
         )
-    return question, context
+    return parts[0], parts[2]
 
 
-_Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
-
-
-def _class_table(predictions: Sequence[Any]) -> _Table:
-    rows = [
-        (p.label, f"{p.score:.4f}", p.text if p.text_pair is None else f"{p.text} | {p.text_pair}") for p in predictions
-    ]
-    return ("class", "probability", "text"), rows
-
-
-def _tag_table(predictions: Sequence[Any]) -> _Table:
-    return ("text with labels",), [
-        (" ".join(f"{word}/{label or '-'}" for word, label in zip(p.words, p.labels, strict=True)),)
-        for p in predictions
-    ]
-
-
-def _answer_table(predictions: Sequence[Any]) -> _Table:
-    return ("answer", "question"), [(p.answer or "(none)", p.question) for p in predictions]
-
-
-def _written_table(predictions: Sequence[Any]) -> _Table:
-    return ("written", "text"), [(p.written, p.text) for p in predictions]
-
-
-_TABLES: dict[str, Callable[[Sequence[Any]], _Table]] = {
-    "text-classification": _class_table,
-    "token-classification": _tag_table,
-    "question-answering": _answer_table,
-    "seq2seq": _written_table,
-    "causal-lm": _written_table,
-}
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else value or "(none)"
 
 
 def _write(predictions: Sequence[Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Take one layer out of a large language model and graft it into a small one.
 
+tasks       KNOW   what each task needs: hosts, columns, scores, an example     (one record per task)
 checkpoint  READ   which tensors a checkpoint has, and where their bytes are    open_checkpoint
 hub         SHARE  a folder -> a repo on the Hub                                (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer

@@ -88,11 +88,13 @@ def _register_configs() -> None:
 
 def _register_models() -> None:
     auto = import_module(_MODELS)
-    donor = import_module("layer_surgeon.donor")
-    graft_config, graft_classes = import_module("layer_surgeon.graft").AUTO_CLASSES
+    donor, graft = import_module("layer_surgeon.donor"), import_module("layer_surgeon.graft")
     auto.AutoModel.register(donor.SurgeonDonorConfig, donor.DonorLayer, exist_ok=True)
-    for name, model in graft_classes.items():
-        getattr(auto, name).register(graft_config, model, exist_ok=True)
+    # If several tasks have the same Auto class, the first task gets it.
+    for task in reversed(list(import_module("layer_surgeon.tasks").TASKS.values())):
+        getattr(auto, task.auto).register(graft.SurgeonGraftConfig, task.load_model_class(), exist_ok=True)
+    # AutoModel loads all tasks: GraftedModel.from_pretrained chooses the class by the config's task.
+    auto.AutoModel.register(graft.SurgeonGraftConfig, graft.GraftedModel, exist_ok=True)
 
 
 def install() -> None:

@@ -27,6 +27,7 @@ def modules_after(code, cwd):
     [
         ("import layer_surgeon", {"torch", "transformers", "numpy", "huggingface_hub", "typer", "rich"}),
         ("import layer_surgeon.extract", {"torch", "transformers", "numpy", "huggingface_hub"}),
+        ("import layer_surgeon.tasks", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("import layer_surgeon.graft.config, layer_surgeon.finetune.config", {"torch", "transformers"}),
         ("import layer_surgeon.cost, layer_surgeon.hub.layer_card", {"torch", "transformers", "huggingface_hub"}),
         ("import layer_surgeon.hub.push, layer_surgeon.hub.run_card", {"torch", "transformers"}),

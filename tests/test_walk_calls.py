@@ -25,7 +25,7 @@ MAY_LOAD = {
     ("layer_surgeon/cost/shapes.py", "auto.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/donor/files.py", "SurgeonDonorConfig.get_config_dict"): "reads a config.json of our own class",
     ("layer_surgeon/donor/tensors.py", "family.from_pretrained"): "given None: weights come as tensors, not from files",
-    ("layer_surgeon/graft/modeling.py", "super().from_pretrained"): "our own class, whose config was checked before",
+    ("layer_surgeon/graft/storage.py", "super().from_pretrained"): "our own class, whose config was checked before",
 }
 
 # What starts another program or process, or runs text or bytes as code.

@@ -5,7 +5,7 @@ A test checks that the page is up to date.
 
 import types
 import typing
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ versions, the result is identical bit for bit.
 """
 
 
-def kind_of(hint: Any) -> str:
+def kind_of(field: "Field[Any]", hint: Any) -> str:
     """Describe the type of a setting in words."""
+    if field.metadata["choices"] is not None:
+        return ", ".join(f"`{choice}`" for choice in field.metadata["choices"]())
     alternatives = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kind = next(alternative for alternative in alternatives if alternative is not type(None))
     if typing.get_origin(kind) is typing.Literal:
@@ -43,7 +45,7 @@ def page() -> str:
     for field in fields(FinetuneConfig):
         default = "" if field.default is None else str(field.default)
         default = default.lower() if isinstance(field.default, bool) else default
-        rows.append(f"| `{field.name}` | {kind_of(hints[field.name])} | {default} | {field.metadata['help']} |")
+        rows.append(f"| `{field.name}` | {kind_of(field, hints[field.name])} | {default} | {field.metadata['help']} |")
     paths = ["| key | description |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in PLACES.items())]
     intro = "A configuration file may also name the model, the data and the output folder:"
     return "\n".join([HEAD, "## Settings", "", *rows, "", "## Model, data and output", "", intro, "", *paths, ""])

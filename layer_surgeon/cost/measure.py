@@ -22,6 +22,7 @@ from layer_surgeon.cost.flops import training_loss
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.tasks import get_task
 
 _WARM_UP = 1
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -87,16 +88,14 @@ def example_inputs(
     shape = (workload.batch, workload.length)
     ids = torch.ones(shape, dtype=torch.long, device=device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    task = str(model.config.task)
-    if task == "seq2seq":
-        inputs["labels"] = ids
-    elif labels and task == "question-answering":
-        inputs |= dict.fromkeys(("start_positions", "end_positions"), ids[:, 0])
-    elif labels and task in ("token-classification", "causal-lm"):
-        inputs["labels"] = torch.zeros_like(ids)
-    elif labels and task == "text-classification":
-        dtype = torch.float32 if model.config.num_labels == 1 else torch.long
-        inputs["labels"] = torch.zeros(workload.batch, dtype=dtype, device=device)
+    task = get_task(model.config.task)
+    # A decoder reads the targets too.
+    if labels or task.is_encoder_decoder:
+        for name, per_token in task.targets.items():
+            # With one label, transformers learns a number per text.
+            is_number = task.labels and not per_token and model.config.num_labels == 1
+            target = torch.zeros_like(ids if per_token else ids[:, 0])
+            inputs[name] = target.float() if is_number else target
     return inputs
 
 

@@ -15,10 +15,10 @@ from layer_surgeon.cost.measure import Measurement, Workload, example_inputs, me
 from layer_surgeon.cost.shapes import DonorShape, Target, graft_config, shape_of, without_donor
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.donor.int8 import count_bytes
-from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import describe
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
-import transformers
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
 from layer_surgeon._loading import load_config, read_config
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
 from layer_surgeon.extract import LayerArtifact
-from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.hosts import auto_class
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.translate import hub_errors
 
 Target: TypeAlias = "str | os.PathLike[str] | PretrainedConfig"
@@ -78,7 +77,7 @@ def shape_of(config: SurgeonGraftConfig, dtype: str = "float32") -> GraftedModel
 
 def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: GraftConfig) -> SurgeonGraftConfig:
     """Create a graft's config on the meta device, with the code that makes real grafts."""
-    auto = getattr(transformers, TASKS[settings.task].auto) if TASKS[settings.task].generates else AutoModel
+    auto = auto_class(settings.task)
     if type(host) not in auto._model_mapping:
         raise GraftError(
             f"The host ({host.model_type}) doesn't support {settings.task}. Choose another host or another task."

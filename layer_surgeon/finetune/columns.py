@@ -9,49 +9,9 @@ from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.sources import Table
+from layer_surgeon.tasks import ColumnRoles
 
 _ROLES = ("text", "text_pair", "label")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnRoles:
-    """The names that data sets commonly use for a task's columns, best first.
-
-    Names are compared in lower case and without spaces, hyphens and underscores.
-
-    Attributes:
-        titles: The task's words for text, text pair and label, for messages.
-        text: Names of the text column.
-        pair: Names of the second text column; empty unless the task requires one.
-        label: Names of the label column; empty for a task that learns from the text itself.
-        pairs: Pairs of names that mean text and text pair or, with `learns_pair`, text and label.
-        learns_pair: The second column of `pairs` is the label.
-        only_text: If no name matches, use the only column with sentences as the text.
-    """
-
-    titles: tuple[str, str, str] = ("text", "text_pair", "label")
-    text: tuple[str, ...]
-    pair: tuple[str, ...] = ()
-    label: tuple[str, ...] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
-    learns_pair: bool = False
-    only_text: bool = False
-
-
-CLASSIFICATION = ColumnRoles(
-    text=("text", "sentence", "review", "content", "document", "comment", "tweet", "message", "body", "question"),
-    label=("label", "labels", "labelid", "class", "target", "category", "sentiment", "intent", "y"),
-    pairs=(
-        ("premise", "hypothesis"),
-        ("sentence1", "sentence2"),
-        ("sentencea", "sentenceb"),
-        ("question1", "question2"),
-        ("text1", "text2"),
-        ("question", "sentence"),
-        ("text", "textpair"),
-    ),
-    only_text=True,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +51,7 @@ def choose_columns(
     record: DatasetRecord | None = None,
     *,
     with_label: bool = True,
-    roles: ColumnRoles = CLASSIFICATION,
+    roles: ColumnRoles,
 ) -> ColumnChoice:
     """Choose the columns of a table.
 

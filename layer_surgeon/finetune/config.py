@@ -2,19 +2,18 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from layer_surgeon.errors import ConfigError
+from layer_surgeon.tasks import DEFAULT_TASK, finetuned_tasks, selection_names
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Optimizer = Literal["adam", "adamw"]
 HostTraining = Literal["full", "frozen", "lora"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "linear", "cosine"]
-Selection = Literal["accuracy", "macro_f1", "f1", "exact_match", "bleu", "rouge_l", "meteor", "loss"]
-TaskName = Literal["text-classification", "token-classification", "question-answering", "seq2seq", "causal-lm"]
 
 EXTRA_METRICS = ("bert_score", "bart_score")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -35,9 +34,9 @@ MODEL_SETTINGS = ("task", "max_length", *OTHER_TASKS_SETTINGS)
 _T = TypeVar("_T")
 
 
-def _option(default: _T, help_text: str) -> _T:
-    """Make a field with its help text, which the command line and docs/configuration.md show."""
-    value: _T = field(default=default, metadata={"help": help_text})
+def _option(default: _T, help_text: str, choices: Callable[[], tuple[str, ...]] | None = None) -> _T:
+    """Make a field with its help text and choices, which the command line and docs/configuration.md show."""
+    value: _T = field(default=default, metadata={"help": help_text, "choices": choices})
     return value
 
 
@@ -49,9 +48,10 @@ class FinetuneConfig:
         ConfigError: A value has the wrong type or is out of range.
     """
 
-    task: TaskName | None = _option(
+    task: str | None = _option(
         None,
-        "Task to train for. Default: the graft's task, else the data set's task, else text-classification.",
+        f"Task to train for. Default: the graft's task, else the data set's task, else {DEFAULT_TASK}.",
+        finetuned_tasks,
     )
     # Training
     num_epochs: float = _option(3.0, "Number of passes over the training data.")
@@ -74,8 +74,10 @@ class FinetuneConfig:
     warmup_ratio: float = _option(0.0, "Fraction of the steps used for a linear warm-up of the learning rate.")
     max_grad_norm: float = _option(5.0, "Clip gradients to this norm; 0 disables clipping.")
     label_smoothing: float = _option(0.05, "Label smoothing in the training loss.")
-    select_by: Selection | None = _option(
-        None, "Validation metric that selects the best epoch. Default, by task: accuracy, F1, BLEU or loss."
+    select_by: str | None = _option(
+        None,
+        "Validation metric that selects the best epoch. Default, by task: accuracy, F1, BLEU or loss.",
+        selection_names,
     )
     early_stopping_patience: int | None = _option(None, "Stop after this many epochs without improvement.")
     checkpoint_steps: int | None = _option(
@@ -232,9 +234,13 @@ def _field_types() -> Mapping[str, tuple[Any, bool]]:
 
 
 def _check_types(config: FinetuneConfig) -> None:
+    choices = {setting.name: setting.metadata["choices"] for setting in fields(config)}
     for name, (kind, optional) in _field_types().items():
         value = getattr(config, name)
         valid, expected = _fits(value, kind)
+        if value is not None and choices[name] is not None:
+            allowed = choices[name]()
+            valid, expected = value in allowed, f"one of {', '.join(allowed)}"
         if name.endswith("_column"):
             expected = "a column name"
         _check(config, name, valid or (optional and value is None), expected)

@@ -12,9 +12,12 @@ from layer_surgeon.finetune.examples import ExampleSet, hold_out, is_empty, subs
 from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask
+from layer_surgeon.finetune.tasks import FinetuneTask, finetune_task
 from layer_surgeon.finetune.train_stream import TrainStream
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.tasks import DEFAULT_TASK
+
+_DEFAULT = finetune_task(DEFAULT_TASK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def prepare_data(
     test: DataLike | None,
     config: FinetuneConfig,
     *,
-    task: FinetuneTask = FINETUNE_TASKS["text-classification"],
+    task: FinetuneTask = _DEFAULT,
     model_names: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> TaskData:
@@ -133,7 +136,7 @@ def prepare_evaluation(
     config: FinetuneConfig,
     *,
     split: str | None = None,
-    task: FinetuneTask = FINETUNE_TASKS["text-classification"],
+    task: FinetuneTask = _DEFAULT,
     known_columns: Mapping[str, str | None] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> tuple[str, Any]:
@@ -181,7 +184,7 @@ def settle_columns(
     Raises:
         DataError: As `choose_columns`.
     """
-    columns = choose_columns(table, config, record, roles=task.roles)
+    columns = choose_columns(table, config, record, roles=task.record.columns)
     if columns.guessed:
         progress.notice(f"Guessed columns of {table.location}: {columns}.")
     return columns
@@ -219,7 +222,7 @@ class SplitReader:
         table, columns = separate_data.choose(), self.columns
         # Use the training columns if the table has them; another file may use other names.
         if separate_data.record is not None or not all(name in table.columns for name in columns.used):
-            columns = choose_columns(table, self.config, separate_data.record, roles=self.task.roles)
+            columns = choose_columns(table, self.config, separate_data.record, roles=self.task.record.columns)
         return self.examples(drop_unusable(table, columns, separate_data.record, self.progress), columns)
 
 

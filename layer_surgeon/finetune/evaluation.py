@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import choose_columns
-from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig, TaskName
+from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig
 from layer_surgeon.finetune.data import prepare_evaluation
 from layer_surgeon.finetune.examples import check_filled
 from layer_surgeon.finetune.inference import run_model
@@ -26,9 +26,10 @@ from layer_surgeon.finetune.models import (
 )
 from layer_surgeon.finetune.results import RESULTS, read_results
 from layer_surgeon.finetune.sources import DataLike, Table, load_data, task_of_data
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
+from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext, finetune_task
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.tasks import DEFAULT_TASK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Evaluation:
         seconds: Duration of the forward passes.
     """
 
-    task: TaskName
+    task: str
     data: str
     metrics: Any
     num_truncated: int
@@ -130,14 +131,14 @@ def predict(
         return []
     with quiet():
         config, _ = _settings_of(model_or_path, config, settings)
-        examples = FINETUNE_TASKS[find_task(model_or_path, config.task)].inputs(texts)
+        examples = finetune_task(find_task(model_or_path, config.task)).inputs(texts)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, None, donor)
         dataset = task.tokenize(examples, context, training=False)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
 
 
-def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> TaskName:
+def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> str:
     """Find the task of a model: from its run, its graft, or its model class.
 
     Raises:
@@ -149,9 +150,7 @@ def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None)
         return find_task(model_or_path, run_config.task)
 
 
-def load_texts(
-    files: Sequence[str | os.PathLike[str]], config: FinetuneConfig, task: TaskName = "text-classification"
-) -> list[Any]:
+def load_texts(files: Sequence[str | os.PathLike[str]], config: FinetuneConfig, task: str = DEFAULT_TASK) -> list[Any]:
     """Read the texts to predict on: one per line of a .txt file, else from the text column or columns.
 
     Raises:
@@ -168,14 +167,14 @@ def load_texts(
                 raise DataError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
             texts += [line for line in lines if line.strip()]
         else:
-            texts += _texts_of(load_data(path, task=task).train, config, FINETUNE_TASKS[task])
+            texts += _texts_of(load_data(path, task=task).train, config, finetune_task(task))
     if not texts:
         raise DataError(f"There is no text in {', '.join(map(str, files))}. Add at least one text.")
     return texts
 
 
 def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask) -> list[Any]:
-    columns = choose_columns(table, config, with_label=False, roles=task.roles)
+    columns = choose_columns(table, config, with_label=False, roles=task.record.columns)
     for name in columns.texts:
         check_filled(table.columns[name], f"{table.location}, column {name!r}")
     if columns.text_pair is None:
@@ -214,11 +213,11 @@ def _read_run(model_or_path: ModelLike) -> dict[str, Any] | None:
 
 
 def _load_task_and_model(
-    model_or_path: ModelLike, tokenizer: Any, config: FinetuneConfig, of_data: TaskName | None, donor: DonorInput
+    model_or_path: ModelLike, tokenizer: Any, config: FinetuneConfig, of_data: str | None, donor: DonorInput
 ) -> tuple[FinetuneTask, TaskContext]:
     device = check_machine(config)
-    task = FINETUNE_TASKS[find_task(model_or_path, config.task, of_data)]
+    task = finetune_task(find_task(model_or_path, config.task, of_data))
     model = load_model(model_or_path, task.name, donor=donor)
     tokenizer = load_tokenizer(model_or_path, model, tokenizer)
-    names = label_names_of(model) if task.has_classes else ()
+    names = label_names_of(model) if task.record.labels else ()
     return task, TaskContext(tokenizer=tokenizer, model=model.to(device), config=config, label_names=names)

@@ -8,26 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-# Titles of the scores in tables and messages.
-TITLES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "exact_match": "exact match",
-    "bleu": "BLEU",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "rouge_l_sum": "ROUGE-Lsum",
-    "meteor": "METEOR",
-    "bert_score": "BERTScore",
-    "bart_score": "BARTScore",
-    "perplexity": "perplexity",
-    "loss": "loss",
-}
-
 
 class Metrics(Protocol):
     """The metrics of one set, for any task."""
@@ -38,7 +18,7 @@ class Metrics(Protocol):
 
     @property
     def scores(self) -> Mapping[str, float]:
-        """The scores by name, the most important one first. `TITLES` has all names."""
+        """The scores by name, the most important one first. The task's record has all names."""
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain JSON types."""

@@ -4,17 +4,13 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import datasets.utils.logging as datasets_logging
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 from layer_surgeon._loading import load_config
 from layer_surgeon._loading import load_model as load_any_model
@@ -22,12 +18,12 @@ from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
 from layer_surgeon._model_types import GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
-from layer_surgeon.finetune.config import Device, FinetuneConfig, TaskName
+from layer_surgeon.finetune.config import Device, FinetuneConfig
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.quiet import quiet_transformers
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.tasks import DEFAULT_TASK, TASKS, Task, get_task
 
 ModelLike = str | os.PathLike[str] | Any
 
@@ -47,9 +43,7 @@ def quiet() -> Iterator[None]:
             datasets_logging.enable_progress_bar()
 
 
-def load_model(
-    model_or_path: ModelLike, task: TaskName, *, num_labels: int | None = None, donor: DonorInput = None
-) -> Any:
+def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = None, donor: DonorInput = None) -> Any:
     """Load a model for a task, with weights in float32. A model that is already loaded is returned as it is.
 
     Args:
@@ -66,7 +60,7 @@ def load_model(
     if not isinstance(model_or_path, str | os.PathLike):
         if not hasattr(model_or_path, "config") or not hasattr(model_or_path.config, "id2label"):
             raise GraftError(
-                f"A {type(model_or_path).__name__} is not a transformers {_TASK_TITLES.get(task, task)} model. Pass a "
+                f"A {type(model_or_path).__name__} is not a transformers {task} model. Pass a "
                 "folder, a repo id or a loaded model."
             )
         if donor is not None:
@@ -84,30 +78,26 @@ def load_model(
             label_options: dict[str, Any] = (
                 {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
             )
-            loader = getattr(transformers, TASKS[task].auto)
+            loader = getattr(transformers, get_task(task).auto)
             return load_any_model(loader, name, dtype=torch.float32, **label_options)
     except (ValueError, KeyError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
         reason = first_line(error)
-        raise GraftError(f"{name} can't be loaded as a {_TASK_TITLES.get(task, task)} model: {reason}") from error
+        raise GraftError(f"{name} can't be loaded as a {task} model: {reason}") from error
 
 
-# Tasks that messages call by another name.
-_TASK_TITLES: dict[str, str] = {"text-classification": "classification"}
-
-
-def _checked_graft(model: Any, task: TaskName) -> Any:
+def _checked_graft(model: Any, task: str) -> Any:
     if isinstance(model, GraftedModel) and model.config.task != task:
         raise GraftError(_wrong_task_message(model.config.task, task))
     return model
 
 
-def _wrong_task_message(graft_task: str, task: TaskName) -> str:
+def _wrong_task_message(graft_task: str, task: str) -> str:
     return f"The graft is for {graft_task}, not for {task}. Make a graft for {task}: surgeon graft HOST --task {task}"
 
 
-def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskName | None = None) -> TaskName:
+def find_task(model_or_path: ModelLike, wanted: str | None, of_data: str | None = None) -> str:
     """Find the task: the graft's task, else `wanted`, else the data set's task, else the model class's task.
 
     Args:
@@ -134,28 +124,20 @@ def find_task(model_or_path: ModelLike, wanted: TaskName | None, of_data: TaskNa
         model_classes = (type(model_or_path).__name__,)
     graft_task = getattr(config, "task", None) if getattr(config, "model_type", "") == GRAFT else None
     if graft_task is not None:
-        if graft_task not in get_args(TaskName):
+        if get_task(graft_task).finetune_class is None:
             raise GraftError(
                 f"The graft is for {graft_task}, which can't be fine-tuned. Make a graft for another task: "
-                f"surgeon graft HOST --task {_DEFAULT_TASK}"
+                f"surgeon graft HOST --task {DEFAULT_TASK}"
             )
         if wanted is not None and wanted != graft_task:
             raise GraftError(_wrong_task_message(graft_task, wanted))
-        return cast(TaskName, graft_task)
-    class_task = next(
-        (task for task, names in _CLASS_NAMES.items() if any(name in names for name in model_classes)), None
-    )
-    return wanted or of_data or class_task or _DEFAULT_TASK
+        return str(graft_task)
+    class_task = next((name for name, task in TASKS.items() if not _plain_models(task).isdisjoint(model_classes)), None)
+    return wanted or of_data or class_task or DEFAULT_TASK
 
 
-_DEFAULT_TASK: TaskName = "text-classification"
-# Tasks by the model class in the stored config. Causal language models are left out: most decoders on the Hub are
-# stored as such, and are just as often fine-tuned for classification.
-_CLASS_NAMES: dict[TaskName, frozenset[str]] = {
-    "token-classification": frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
-    "question-answering": frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
-    "seq2seq": frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
-}
+def _plain_models(task: Task) -> frozenset[str]:
+    return frozenset() if task.plain_models is None else frozenset(getattr(modeling_auto, task.plain_models).values())
 
 
 def _checked_name(model_or_path: str | os.PathLike[str]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.config import FinetuneConfig, TaskName
+from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft import GraftedModel, adapter_settings
+from layer_surgeon.tasks import Task
 
 HOST, PROJECTIONS, HEAD, DONOR = "host", "projections", "head", "donor"
 _PART_OF = {
@@ -19,16 +20,9 @@ _PART_OF = {
     "residual_gate": PROJECTIONS,
     "donor": DONOR,
 }
-_PEFT_TASKS: dict[TaskName, str] = {
-    "text-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
-    "question-answering": "QUESTION_ANS",
-    "seq2seq": "SEQ_2_SEQ_LM",
-    "causal-lm": "CAUSAL_LM",
-}
 
 
-def choose_trained(model: Any, config: FinetuneConfig, task: TaskName) -> Any:
+def choose_trained(model: Any, config: FinetuneConfig, task: Task) -> Any:
     """Prepare the model for training: freeze the host or add LoRA, and turn on gradient checkpointing.
 
     Raises:
@@ -106,7 +100,7 @@ def _method(model: Any, name: str) -> Any:
     return getattr(model, f"activation_checkpointing_{name}", None) or getattr(model, f"gradient_checkpointing_{name}")
 
 
-def _with_lora(model: Any, config: FinetuneConfig, task: TaskName) -> Any:
+def _with_lora(model: Any, config: FinetuneConfig, task: Task) -> Any:
     try:
         # Imported here because the import takes a second, and only LoRA needs it.
         peft: Any = importlib.import_module("peft")
@@ -115,13 +109,13 @@ def _with_lora(model: Any, config: FinetuneConfig, task: TaskName) -> Any:
     if isinstance(model, GraftedModel):
         settings = adapter_settings(model)
     else:
-        settings = {"target_modules": "all-linear", "task_type": _PEFT_TASKS[task]}
+        settings = {"target_modules": "all-linear", "task_type": task.peft_type}
         head_modules = [
             name
             for name, part in model.named_children()
             if name != model.base_model_prefix and any(True for _ in part.parameters())
         ]
-        if task not in ("seq2seq", "causal-lm") and head_modules:
+        if not task.generates and head_modules:
             settings["modules_to_save"] = head_modules
     lora = peft.LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, **settings

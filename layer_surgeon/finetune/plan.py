@@ -150,7 +150,7 @@ def _activations(run: Preparation) -> int:
         is_pooled = getattr(model.config.settings, "pooling", None) not in (None, "none")
         donor_tokens = config.batch_size if is_pooled else tokens
         kept += donor_tokens * donor.hidden_size * _KEPT_PER_WIDTH * bytes_each // _HALF
-    if run.data.task.name in ("seq2seq", "causal-lm"):
+    if run.data.task.record.generates:
         # Logits in float32, and their gradient.
         kept += 2 * tokens * host.vocab_size * 4
     return int(kept)

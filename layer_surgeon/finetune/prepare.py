@@ -4,13 +4,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import set_seed
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.config import FinetuneConfig, Selection
+from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData, prepare_data
 from layer_surgeon.finetune.models import (
     ModelLike,
@@ -26,7 +26,7 @@ from layer_surgeon.finetune.parts import choose_trained
 from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
 from layer_surgeon.finetune.sources import task_of_data
 from layer_surgeon.finetune.summary import summary
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, FinetuneTask, TaskContext
+from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext, finetune_task
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from layer_surgeon.finetune.tracking import check_trackers
 from layer_surgeon.finetune.train_stream import StreamedDataset
@@ -97,14 +97,14 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
     model_or_path, train = sources["graft"], sources["dataset"]
     device = check_machine(config)
     check_trackers(config)
-    task = FINETUNE_TASKS[find_task(model_or_path, config.task, task_of_data(train))]
+    task = finetune_task(find_task(model_or_path, config.task, task_of_data(train)))
     config = _resolve_for_task(config, task)
     opened = begin_stream(train, config, task, progress) if config.streaming else None
     set_seed(config.seed)  # A host without a head gets a new one.
     donor = sources["donor"]
     model = load_model(model_or_path, task.name, donor=donor)
     tokenizer = load_tokenizer(model_or_path, model, sources["tokenizer"])
-    model_names = label_names_of(model) if task.has_classes else ()
+    model_names = label_names_of(model) if task.record.labels else ()
     others = sources["validation"], sources["test"], config
     common: dict[str, Any] = {"task": task, "model_names": model_names, "progress": progress}
     if opened is None:
@@ -113,13 +113,13 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
         data = prepare_stream(opened, *others, **common)
     config = task.resolve(config, data.train)
     set_seed(config.seed)
-    if task.has_classes:
+    if task.record.labels:
         if _needs_new_head(model_or_path, model, data):
             model = load_model(model_or_path, task.name, num_labels=len(data.label_names))
         set_labels(model, data.label_names)
     task.prepare_model(model)
     name = _model_name(model_or_path, model)
-    model = choose_trained(model, config, task.name)
+    model = choose_trained(model, config, task.record)
     context = TaskContext(tokenizer=tokenizer, model=model, config=config, label_names=data.label_names)
     sets = _tokenize_all(data, context, progress)
     return Preparation(context=context, data=data, sets=sets, device=device, model_name=name, sources=sources)
@@ -138,12 +138,12 @@ def _resolve_for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneCon
     Raises:
         ConfigError: `select_by` is not a score of this task.
     """
-    select_by = config.select_by or task.selections[0]
-    if select_by not in task.selections:
+    select_by = config.select_by or task.record.selections[0]
+    if select_by not in task.record.selections:
         raise ConfigError(
-            f"select_by is {select_by!r}; for {task.name} it must be one of {', '.join(task.selections)}."
+            f"select_by is {select_by!r}; for {task.name} it must be one of {', '.join(task.record.selections)}."
         )
-    return replace(config, task=task.name, select_by=cast(Selection, select_by))
+    return replace(config, task=task.name, select_by=select_by)
 
 
 def _needs_new_head(model_or_path: ModelLike, model: Any, data: TaskData) -> bool:

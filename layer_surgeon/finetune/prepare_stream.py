@@ -184,17 +184,17 @@ def _add_classes(
     if source.num_rows is not None:
         bounds.append(max(0, source.num_rows - len(stream.held_out.rows)))
     rows = min(bounds) if bounds else None
-    labels = declared_label_map(declared) if task.has_classes and declared else None
+    labels = declared_label_map(declared) if task.record.labels and declared else None
     counts: Counter[Any] = Counter()
-    if (task.has_classes and labels is None) or (rows is None and config.max_steps is None):
+    if (task.record.labels and labels is None) or (rows is None and config.max_steps is None):
         counted = (
-            f"the classes in column {stream.columns.label!r}" if labels is None and task.has_classes else "its rows"
+            f"the classes in column {stream.columns.label!r}" if labels is None and task.record.labels else "its rows"
         )
         progress.notice(f"Reading all of {source.location} once to count {counted}.")
         rows, counts = stream.count()
         if rows == 0:
             raise DataError(f"{source.location} has no rows left for training. Add rows.")
-    if task.has_classes and labels is None:
+    if task.record.labels and labels is None:
         # Count held-out rows too: a class may have no other rows.
         held_out_counts = Counter[Any]() if held_out is None else stream.count_labels(held_out)
         labels = counted_label_map(counts + held_out_counts, source.location, model_names)

@@ -6,20 +6,9 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from layer_surgeon.errors import DataError
-from layer_surgeon.finetune.config import TaskName
-
-DatasetTask = Literal["text-classification", "question-answering", "translation", "summarisation"]
-_TRAINED_AS: Mapping[DatasetTask, TaskName] = MappingProxyType(
-    {
-        "text-classification": "text-classification",
-        "question-answering": "question-answering",
-        "translation": "seq2seq",
-        "summarisation": "seq2seq",
-    }
-)
+from layer_surgeon.tasks import DEFAULT_TASK, TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +16,12 @@ class DatasetRecord:
     """The source, columns and labels of a named data set.
 
     `train`, `validation` and `test` are names of splits. If `validation` is None, 20 % of the training split is held
-    out. If `test` is None, there is no test set. `label_names` are ordered by label id.
+    out. If `test` is None, there is no test set. `label_names` are ordered by label id. `task` is the name of a task,
+    or another word for one (`data_kinds` of its record).
     """
 
     name: str
-    task: DatasetTask
+    task: str = DEFAULT_TASK
     description: str
     hub_id: str | None = None
     subset: str | None = None
@@ -55,11 +45,11 @@ class DatasetRecord:
         return "comes with layer_surgeon" if self.packaged_file else "no public copy known"
 
     @property
-    def trained_as(self) -> TaskName:
+    def trained_as(self) -> str:
         """The fine-tuning task for this data set."""
-        return _TRAINED_AS[self.task]
+        return next(name for name, task in TASKS.items() if self.task in (name, *task.data_kinds))
 
-    def check(self, task: TaskName) -> None:
+    def check(self, task: str) -> None:
         """Check that the data set can be loaded for a task.
 
         Raises:
@@ -86,7 +76,6 @@ _NLI = ("entailment", "neutral", "contradiction")
 _RECORDS = (
     DatasetRecord(
         name="sst2",
-        task="text-classification",
         description="movie review sentences, sentiment (the paper's split: 6,920 / 872 / 1,821)",
         hub_id="SetFit/sst2",
         validation="validation",
@@ -95,7 +84,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="imdb",
-        task="text-classification",
         description="movie reviews, sentiment",
         hub_id="stanfordnlp/imdb",
         test="test",
@@ -103,7 +91,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="tweet_sentiment",
-        task="text-classification",
         description="tweets, sentiment in three classes",
         hub_id="cardiffnlp/tweet_eval",
         subset="sentiment",
@@ -113,7 +100,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="tweet_offensive",
-        task="text-classification",
         description="tweets, offensive language or not",
         hub_id="cardiffnlp/tweet_eval",
         subset="offensive",
@@ -123,7 +109,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="cola",
-        task="text-classification",
         description="sentences, grammatically acceptable or not",
         hub_id="nyu-mll/glue",
         subset="cola",
@@ -135,7 +120,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="mnli",
-        task="text-classification",
         description="sentence pairs, inference in three classes",
         hub_id="nyu-mll/glue",
         subset="mnli",
@@ -147,7 +131,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="snli",
-        task="text-classification",
         description="sentence pairs, inference in three classes",
         hub_id="stanfordnlp/snli",
         validation="validation",
@@ -160,7 +143,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="cr",
-        task="text-classification",
         description="customer reviews, sentiment",
         hub_id="SetFit/CR",
         test="test",
@@ -169,7 +151,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="nsmc",
-        task="text-classification",
         description="Korean movie reviews, sentiment",
         hub_id="e9t/nsmc",
         revision="refs/convert/parquet",
@@ -180,7 +161,6 @@ _RECORDS = (
     ),
     DatasetRecord(
         name="filmstarts",
-        task="text-classification",
         description="German movie reviews, sentiment",
         label_names=_SENTIMENT,
         note="No copy on the Hub is known to us. Get it from its authors (Guhr et al. 2020) and name the file.",
@@ -188,7 +168,6 @@ _RECORDS = (
     *(
         DatasetRecord(
             name=f"sentences-{domain}",
-            task="text-classification",
             description=f"1,000 sentences from {reviews}, sentiment (Kotzias et al. 2015, CC BY 4.0)",
             packaged_file=f"{domain}.csv",
             label_names=_SENTIMENT,

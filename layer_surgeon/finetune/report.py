@@ -7,9 +7,9 @@ from typing import Any
 from layer_surgeon._charts import draw_png
 from layer_surgeon._io import write_bytes, write_json, write_text
 from layer_surgeon.finetune.confusion import draw_confusion
-from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, RESULTS, FinetuneResult
 from layer_surgeon.finetune.run_facts import LOSS_CURVE, make_card
+from layer_surgeon.tasks import score_title
 
 
 def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> None:
@@ -50,7 +50,7 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
         for epoch in result.history
     ]
     lower = _chart(scores).encode(
-        x=x.title("optimizer steps"), y=_from_data("score", f"validation {TITLES[name]}"), color=color
+        x=x.title("optimizer steps"), y=_from_data("score", f"validation {score_title(name)}"), color=color
     )
     kept = lower.transform_filter("datum.text")
     late = best.step > 0.6 * last

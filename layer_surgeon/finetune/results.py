@@ -8,8 +8,9 @@ from typing import Any
 
 from layer_surgeon._io import read_json
 from layer_surgeon._version import __version__
-from layer_surgeon.finetune.config import FinetuneConfig, TaskName
-from layer_surgeon.finetune.metrics import TITLES, Metrics
+from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.metrics import Metrics
+from layer_surgeon.tasks import all_scores
 
 RESULTS = "results.json"
 CONFUSION_MATRIX = "confusion_matrix.png"
@@ -75,7 +76,7 @@ class FinetuneResult:
     """
 
     path: Path
-    task: TaskName
+    task: str
     validation: Any
     test: Any
     history: tuple[EpochResult, ...]
@@ -136,7 +137,7 @@ class FinetuneResult:
 def read_history(log: Sequence[Mapping[str, Any]]) -> tuple[tuple[EpochResult, ...], tuple[tuple[int, float], ...]]:
     """Read the epochs, and the training losses by step, from the trainer's log."""
     steps = tuple((int(record["step"]), float(record["loss"])) for record in log if "loss" in record)
-    log_keys = {name: f"eval_{name}" for name in TITLES} | {"loss": "eval_cross_entropy"}
+    log_keys = {name: f"eval_{name}" for name in all_scores()} | {"loss": "eval_cross_entropy"}
     history: list[EpochResult] = []
     for record in log:
         if "eval_cross_entropy" not in record:

@@ -14,7 +14,6 @@ import pyarrow
 
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError
-from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.files import READERS, Row, check_streamable, count_rows, iterate_file, rows_to_columns
 from layer_surgeon.finetune.registry import DatasetRecord, find_dataset
 from layer_surgeon.finetune.sources import (
@@ -30,6 +29,7 @@ from layer_surgeon.finetune.sources import (
     no_such_data,
 )
 from layer_surgeon.progress import Progress
+from layer_surgeon.tasks import DEFAULT_TASK
 from layer_surgeon.workspace import short_name
 
 
@@ -91,7 +91,7 @@ class StreamedData(DataSplits[RowStream]):
     """A data set whose rows have not been read yet."""
 
 
-def open_stream(data: DataLike, progress: Progress, *, task: TaskName = "text-classification") -> StreamedData:
+def open_stream(data: DataLike, progress: Progress, *, task: str = DEFAULT_TASK) -> StreamedData:
     """Find a data set without reading its rows.
 
     Args:
@@ -131,7 +131,7 @@ def opens_on_hub(data: DataLike) -> bool:
     return is_hub_id(name) if record is None else record.hub_id is not None
 
 
-def _from_name(name: str, progress: Progress, task: TaskName) -> StreamedData:
+def _from_name(name: str, progress: Progress, task: str) -> StreamedData:
     path = Path(name).expanduser()
     record = find_dataset(name) if not path.is_file() else None
     if record is not None:

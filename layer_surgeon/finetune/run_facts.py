@@ -5,29 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon.finetune.metrics import TITLES, Metrics
+from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.finetune.results import CONFUSION_MATRIX, FinetuneResult
-from layer_surgeon.graft.graft_facts import graft_origin, usage_of
+from layer_surgeon.graft.graft_facts import graft_origin
 from layer_surgeon.graft.hosts import read_licence
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.hub.origin import Origin, SourceModel, repo_ids
 from layer_surgeon.hub.published import is_local_path
 from layer_surgeon.hub.run_card import DataOrigin, DataSplit, Epoch, Measured, RunCard, Stream
+from layer_surgeon.tasks import get_task
 
 LOSS_CURVE = "loss_curve.png"
-# The Hub's names for tasks, if they differ from ours.
-_PIPELINE_TAGS = {"translation": "translation", "summarisation": "summarization"}
 _ON_THE_HUB = "https://huggingface.co/datasets/"
-# Example inputs of `predict`, as Python code.
-_PREDICT = {
-    "text-classification": '"A text."',
-    "token-classification": '"A text."',
-    "question-answering": '("A question?", "A text with the answer.")',
-    "seq2seq": '"A text."',
-    "causal-lm": '"The beginning of a text"',
-}
 
 
 def make_card(result: FinetuneResult, model_config: Any) -> str:
@@ -38,21 +28,19 @@ def make_card(result: FinetuneResult, model_config: Any) -> str:
         model_config: The config of the trained model.
     """
     record = DATASETS.get(str(result.data["name"]))
-    tag = _PIPELINE_TAGS.get(str(record.task) if record is not None else "", TASKS[result.task].pipeline_tag)
+    task = get_task(result.task)
+    tag = task.pipeline_tag if record is None else task.data_kinds.get(record.task, task.pipeline_tag)
     stream = result.data.get("stream")
     card = RunCard(
         name=result.path.name,
         origin=_model_origin(model_config),
-        usage=usage_of(result.task),
-        predict_input=_PREDICT[result.task],
-        task=result.task,
+        task=task,
         pipeline_tag=tag,
         data=result.data["name"],
         columns=result.data["columns"],
         splits=_splits(result),
         stream=None if stream is None else Stream(rows=stream["rows"], steps=result.config.max_steps or 0),
         labels=result.label_names,
-        titles=TITLES,
         measured={name: _measured(metrics) for name, metrics in result.measured.items()},
         epochs=[
             Epoch(epoch=epoch.epoch, training_loss=epoch.training_loss, scores=epoch.scores) for epoch in result.history

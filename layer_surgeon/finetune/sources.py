@@ -14,10 +14,10 @@ import datasets.exceptions
 from layer_surgeon._loading import load_dataset
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import DataError
-from layer_surgeon.finetune.config import TaskName
 from layer_surgeon.finetune.files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
 from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset, similar_names
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.tasks import DEFAULT_TASK
 from layer_surgeon.workspace import short_name
 
 # A name, a file, several files, rows, a dict of splits, or an object of the datasets library (Any: untyped here).
@@ -112,7 +112,7 @@ class RawData(DataSplits[Table]):
     """A data set in memory."""
 
 
-def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskName = "text-classification") -> RawData:
+def load_data(data: DataLike, progress: Progress | None = None, *, task: str = DEFAULT_TASK) -> RawData:
     """Find a data set and load it into memory.
 
     Args:
@@ -146,7 +146,7 @@ def load_data(data: DataLike, progress: Progress | None = None, *, task: TaskNam
     return RawData(name="data", spec=(), splits={"train": _rows_table(data, "the given rows")})
 
 
-def task_of_data(data: DataLike) -> TaskName | None:
+def task_of_data(data: DataLike) -> str | None:
     """The task that the registry lists for a named data set; None for all other data."""
     names = [data] if isinstance(data, str) else data if isinstance(data, Sequence) else []
     if len(names) != 1 or not isinstance(names[0], str) or Path(names[0]).is_file():
@@ -155,7 +155,7 @@ def task_of_data(data: DataLike) -> TaskName | None:
     return record.trained_as if record is not None else None
 
 
-def _from_name(name: str, progress: Progress, task: TaskName) -> RawData:
+def _from_name(name: str, progress: Progress, task: str) -> RawData:
     record = find_dataset(name) if not Path(name).is_file() else None
     if record is not None:
         record.check(task)

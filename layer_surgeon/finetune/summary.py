@@ -29,9 +29,9 @@ def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: Finetu
     for name, part in sets.items():
         if cut := part.num_truncated:
             kind = {"train": "training"}.get(name, name)
-            first = "the first " if name == "train" and data.stream is not None else ""
+            unit, first = data.task.record.unit, "the first " if name == "train" and data.stream is not None else ""
             lines.append(
-                f"{cut:,} of {first}{len(part):,} {kind} {data.task.unit} ({cut / len(part):.1%}) are longer than "
+                f"{cut:,} of {first}{len(part):,} {kind} {unit} ({cut / len(part):.1%}) are longer than "
                 f"{part.cut_at} and will be truncated."
             )
     return lines

@@ -167,7 +167,7 @@ class TrainStream:
         rows, counts = 0, Counter[Any]()
         for number, row in self.rows():
             rows += 1
-            if self.task.has_classes:
+            if self.task.record.labels:
                 self._count_cell(row[str(self.columns.label)], number, counts)
             if len(counts) > _MOST_LABELS:
                 raise DataError(

@@ -31,6 +31,7 @@ from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
 from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
 from layer_surgeon.finetune.watching import LOGGED
 from layer_surgeon.graft import GraftedModel
+from layer_surgeon.tasks import get_task
 
 # Number of points on the loss curve. Reading the loss waits for the device, so it is not logged at every step.
 _LOGS_PER_RUN = 200
@@ -346,7 +347,7 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model=LOGGED.get(str(config.select_by), config.select_by),
-        greater_is_better=config.select_by != "loss",
+        greater_is_better=not get_task(str(config.task)).score(str(config.select_by)).lower_is_better,
         logging_strategy="steps",
         logging_steps=max(1, total // _LOGS_PER_RUN),
         # By default, the trainer replaces a NaN loss in the log with the mean of the losses before it.

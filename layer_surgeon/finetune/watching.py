@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from layer_surgeon.cost.measure import STATUS, status_bytes
 from layer_surgeon.errors import TrainingError
-from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.progress import Progress
+from layer_surgeon.tasks import all_scores, score_title
 
 # The loss needs another name in the log: the trainer uses `eval_loss` for a mean over batches.
 LOGGED = {"loss": "cross_entropy"}
@@ -19,7 +19,7 @@ LOGGED = {"loss": "cross_entropy"}
 
 def validation_scores(logs: dict[str, float]) -> dict[str, float]:
     """Get the validation scores from a record of the trainer's log, under our names."""
-    keys = {name: f"eval_{LOGGED.get(name, name)}" for name in TITLES}
+    keys = {name: f"eval_{LOGGED.get(name, name)}" for name in all_scores()}
     return {name: logs[key] for name, key in keys.items() if key in logs}
 
 
@@ -117,8 +117,9 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
     def _show_validation(
         self, args: TrainingArguments, state: TrainerState, values: dict[str, float], scores: dict[str, float]
     ) -> None:
-        self._progress.metrics({f"val {TITLES[name]}": value for name, value in list(scores.items())[:3]})
-        score_texts = [f"{TITLES[name]} {value:.4f}" for name, value in scores.items()]
+        titled = {score_title(name): value for name, value in scores.items()}
+        self._progress.metrics({f"val {title}": value for title, value in list(titled.items())[:3]})
+        score_texts = [f"{title} {value:.4f}" for title, value in titled.items()]
         training = f"training loss {sum(self._losses) / len(self._losses):.4f}, " if self._losses else ""
         best = " (best so far)" if _is_best(args, state, values) else ""
         self._progress.notice(f"Epoch {state.epoch:.4g}: {training}validation {', '.join(score_texts)}{best}.")

@@ -37,7 +37,7 @@ def check_adapters(model: "GraftedModel") -> None:
     if not getattr(model, "peft_config", None):
         return
     advice = "LoraConfig(..., **layer_surgeon.graft.adapter_settings(model))"
-    if model.donor is not None and not model.config.settings.train_donor:
+    if model.donor is not None and model.config.frozen_donor is not None:
         trained = [name for name, parameter in model.donor.named_parameters() if parameter.requires_grad]
         if trained:
             raise GraftError(

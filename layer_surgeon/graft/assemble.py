@@ -9,14 +9,14 @@ from transformers import PreTrainedModel
 
 from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectureError
-from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput, open_donor
 from layer_surgeon.graft.hosts import OpenedHost, host_kind, host_width, open_host
 from layer_surgeon.graft.matching import match_projections
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, graft_fields
+from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.sites import resolve_site
-from layer_surgeon.graft.tasks import TASKS
+from layer_surgeon.tasks import get_task
 
 Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
@@ -48,7 +48,7 @@ def assemble(
         **labels,
     )
     model = opened_host.model
-    grafted = GraftedModel._class_for(settings.task)(config, host=model, donor_follows=True).to(model.dtype)
+    grafted = GraftedModel._class_for(settings.task)(config, host=model, with_donor=False).to(model.dtype)
     if opened_donor is not None:
         grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
     grafted = grafted.to(model.device).eval()
@@ -69,9 +69,10 @@ def _resolve(settings: GraftConfig, host: OpenedHost) -> GraftConfig:
     """Fill in the settings that depend on the task and the kind of the host."""
     kind = host_kind(host.config)
     pooling: str | None = settings.pooling
-    if pooling is None and TASKS[settings.task].pools:
+    task = get_task(settings.task)
+    if pooling is None and task.pools:
         by_kind = {"encoder": "cls", "decoder": "last", "encoder-decoder": "mean"}
-        pooling = "mean" if settings.task == "feature-extraction" else by_kind[kind]
+        pooling = task.default_pooling or by_kind[kind]
     if pooling == "cls" and kind == "decoder":
         raise GraftError(
             f"pooling is 'cls', but the host ({host.config.model_type}) is a decoder, whose first token sees nothing "

@@ -15,15 +15,16 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
-from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.files import check_graft_place
 from layer_surgeon.graft.matching import LOUD, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.tasks import DEFAULT_TASK
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
 
 
@@ -67,7 +68,7 @@ class GraftResult:
 def graft_layer(
     host: Host,
     donor: DonorInput,
-    task: str = "text-classification",
+    task: str = DEFAULT_TASK,
     *,
     config: GraftConfig | None = None,
     **settings: Any,

@@ -1,39 +1,20 @@
 """Language modelling: the graft between a decoder and its language head."""
 
-import copy
-import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
-from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.generation import GeneratingModel
 
 
-class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
+class GraftedModelForCausalLM(GeneratingModel):
     """A grafted model that continues a text.
 
     The states of all tokens go from the decoder's last layer through the graft to the host's language head. The donor
     layer attends causally and has no cache, so each new token needs a pass over the whole text so far.
     """
-
-    task = "causal-lm"
-
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        if host is not None:
-            self.generation_config = copy.deepcopy(host.generation_config)
-        self.post_init()
 
     def forward(
         self,
@@ -60,11 +41,11 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
         Raises:
             GraftError: You passed a cache that holds tokens.
         """
-        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+        if position_ids is None:
             position_ids = self._positions(attention_mask)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if self._graft_in_host and "use_cache" in inspect.signature(self.host.forward).parameters:
+        if "use_cache" in self._host_inputs:
             kwargs["use_cache"] = False
         return self.host(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
@@ -83,13 +64,4 @@ class GraftedModelForCausalLM(GraftedModel, GenerationMixin):  # type: ignore[mi
                     "computed from the whole text so far."
                 )
             kwargs["use_cache"] = False
-        self.host.generation_config = self.generation_config
-        return self.host.generate(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare inputs as the host does."""
-        return self.host.prepare_inputs_for_generation(*args, **kwargs)
-
-    def get_output_embeddings(self) -> Any:
-        """Return the host's language head."""
-        return self.host.get_output_embeddings()
+        return super().generate(*args, **kwargs)

@@ -3,14 +3,11 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.graft.head import ClassificationHead, check_labels
-from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 
@@ -23,20 +20,11 @@ class GraftedModelForSequenceClassification(GraftedModel):
     through the graft, and pooling comes after the host's remaining layers.
     """
 
-    task = "text-classification"
+    head: ClassificationHead
 
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        settings = config.settings
-        self.pooling = str(settings.pooling)
-        self.head = ClassificationHead(config.hidden_size, config.num_labels, settings.dropout)
-        self.post_init()
+    def build_head(self) -> ClassificationHead:
+        """Build the paper's head, with one output per label."""
+        return ClassificationHead(self.config.hidden_size, self.config.num_labels, self.config.settings.dropout)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(

@@ -1,13 +1,13 @@
 """The settings of a graft, with the paper's defaults. They are validated on creation. Imports no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from layer_surgeon._limits import MAX_LABELS, check_size
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.graft.tasks import TASKS, Task
+from layer_surgeon.tasks import DEFAULT_TASK, TASKS, get_task, task_names
 
 Pooling = Literal["cls", "mean", "mean_with_padding", "last", "none"]
 Attention = Literal["bidirectional", "causal"]
@@ -23,9 +23,9 @@ _DROPOUT = 0.2
 _T = TypeVar("_T")
 
 
-def _option(default: _T, text: str) -> _T:
-    """Return a dataclass field with its documentation, which the command line shows as help."""
-    value: _T = field(default=default, metadata={"help": text})
+def _option(default: _T, text: str, choices: Callable[[], tuple[str, ...]] | None = None) -> _T:
+    """Return a dataclass field with its documentation and choices, which the command line shows as help."""
+    value: _T = field(default=default, metadata={"help": text, "choices": choices})
     return value
 
 
@@ -37,7 +37,7 @@ class GraftConfig:
         ConfigError: A value has the wrong type or is out of range, or two settings contradict each other.
     """
 
-    task: Task = _option("text-classification", "What the grafted model does.")
+    task: str = _option(DEFAULT_TASK, "What the grafted model does.", task_names)
     num_labels: int | None = _option(None, "Number of labels; default: as many as id2label has, and 2 without it.")
     id2label: Mapping[int, str] | None = _option(None, 'Names of the labels, as JSON: {"0": "bad", "1": "good"}.')
     pooling: Pooling | None = _option(
@@ -70,6 +70,8 @@ class GraftConfig:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.task, str) or self.task not in TASKS:
+            raise ConfigError(f"task is {self.task!r}; it must be one of {', '.join(TASKS)}.")
         for name, literal in _CHOICES.items():
             value, choices = getattr(self, name), get_args(literal)
             optional = name in ("pooling", "attention")
@@ -106,7 +108,7 @@ class GraftConfig:
 
         Empty for a task without labels.
         """
-        if not TASKS[self.task].labels:
+        if not get_task(self.task).labels:
             return ()
         if self.id2label is not None:
             return tuple(self.id2label[index] for index in range(len(self.id2label)))
@@ -140,27 +142,27 @@ class GraftConfig:
 
     def _check_task(self) -> None:
         """Refuse settings that the task doesn't use, instead of ignoring them."""
-        traits = TASKS[self.task]
-        if self.pooling == "none" and self.task == "text-classification":
+        task = get_task(self.task)
+        if self.pooling == "none" and task.needs_text_vector:
             raise ConfigError(
                 f"pooling is 'none', but {self.task} needs one vector per text. Choose cls, mean, mean_with_padding "
                 "or last."
             )
-        if self.pooling not in (None, "none") and not traits.pools:
+        if self.pooling not in (None, "none") and not task.pools:
             raise ConfigError(
                 f"pooling is {self.pooling!r}, but {self.task} works on single tokens and pools nothing. Leave pooling "
                 "out."
             )
-        if not traits.labels and (self.num_labels is not None or self.id2label is not None):
+        if not task.labels and (self.num_labels is not None or self.id2label is not None):
             raise ConfigError(f"You passed labels, but {self.task} has none. Leave out num_labels and id2label.")
-        if not traits.head and self.dropout != _DROPOUT:
+        if not task.head and self.dropout != _DROPOUT:
             raise ConfigError(
                 f"dropout is {self.dropout}, but dropout is only used in the graft's own head, and {self.task} has "
                 "none. Leave dropout out."
             )
-        if self.task == "causal-lm" and self.attention == "bidirectional":
+        if task.causal and self.attention == "bidirectional":
             raise ConfigError(
-                "attention is 'bidirectional', but with causal-lm a token must not see later tokens. "
+                f"attention is 'bidirectional', but with {self.task} a token must not see later tokens. "
                 "Leave attention out, or choose causal."
             )
         if self.site == EMBEDDINGS and self.attention == "causal" and self.pooling == "cls":
@@ -191,7 +193,6 @@ class GraftConfig:
 
 
 _CHOICES: dict[str, Any] = {
-    "task": Task,
     "pooling": Pooling,
     "attention": Attention,
     "residual": Residual,

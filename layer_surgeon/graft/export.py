@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from layer_surgeon._text import first_line
 from layer_surgeon._version import __version__
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
-from layer_surgeon.graft.auto import GraftedModel
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_config
+from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.progress import NullProgress, Progress
+from layer_surgeon.tasks import TASKS, get_task
 from layer_surgeon.workspace import short_name
 
 ExportFormat = Literal["onnx", "torch"]
@@ -33,13 +33,6 @@ SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
 # Relative and absolute; float32 kernels of two runtimes differ by about 1e-7 on models of a few layers.
 TOLERANCE = 1e-4
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-# The outputs of each task, and whether they are per token. Per-token outputs at padding are not compared.
-_OUTPUTS: dict[str, dict[str, bool]] = {
-    "text-classification": {"logits": False},
-    "token-classification": {"logits": True},
-    "question-answering": {"start_logits": True, "end_logits": True},
-    "feature-extraction": {"last_hidden_state": True, "pooler_output": False},
-}
 # Logits at padding are the lowest number of their dtype; next to it, all other differences would vanish.
 _LOWEST = -1e6
 
@@ -75,9 +68,10 @@ class _TensorsOnly(nn.Module):
     def __init__(self, model: GraftedModel) -> None:
         super().__init__()
         self.model = model
-        names = _OUTPUTS[model.config.task]
+        task = get_task(model.config.task)
+        is_pooled = model.config.settings.pooling != "none"
         self.output_names = tuple(
-            name for name in names if name != "pooler_output" or model.config.settings.pooling != "none"
+            name for name, per_token in task.outputs.items() if per_token or is_pooled or not task.pools
         )
         has_segments = getattr(model.config.get_text_config(), "type_vocab_size", 0) > 1
         self.input_names = ("input_ids", "attention_mask", *(["token_type_ids"] if has_segments else []))
@@ -130,10 +124,10 @@ def export_model(
     old_weights = _check_target(target, format, force=force)
     hub_settings: dict[str, Any] = {"revision": revision, "token": token}
     config = read_graft_config(name, {key: value for key, value in hub_settings.items() if value is not None})
-    if TASKS[config.task].generates:
+    if get_task(config.task).generates:
         raise GraftError(
             f"The task of {name} is {config.task}, which generates text step by step and can't be exported as a single "
-            f"program. Tasks that can be exported: {', '.join(_OUTPUTS)}."
+            f"program. Tasks that can be exported: {', '.join(name for name, task in TASKS.items() if task.outputs)}."
         )
     progress.begin(f"Exporting to {format}", 3, "steps")
     if format == "onnx":
@@ -282,7 +276,7 @@ def _compare(
     Raises:
         GraftError: A difference is above the tolerance.
     """
-    per_token = _OUTPUTS[exported.model.config.task]
+    per_token = get_task(exported.model.config.task).outputs
     largest, worst_ratio = 0.0, 0.0
     for batch, graft_outputs, program_outputs in zip(batches, expected, actual, strict=True):
         for output_name, wanted, result in zip(exported.output_names, graft_outputs, program_outputs, strict=True):

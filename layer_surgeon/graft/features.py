@@ -3,12 +3,9 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.pooling import check_mask, find_padding, pool
 
@@ -19,19 +16,6 @@ class GraftedModelForFeatureExtraction(GraftedModel):
     All tokens go through the graft. `last_hidden_state` has the result, as in every base model of transformers, and
     `pooler_output` has one vector per text, unless pooling is none.
     """
-
-    task = "feature-extraction"
-
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        self.pooling = config.settings.pooling
-        self.post_init()
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(
@@ -71,7 +55,7 @@ class GraftedModelForFeatureExtraction(GraftedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        pooled = None if self.pooling in (None, "none") else pool(states, attention_mask, self.pooling)
+        pooled = None if self.pooling == "none" else pool(states, attention_mask, self.pooling)
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
             pooler_output=pooled,

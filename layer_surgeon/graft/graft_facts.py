@@ -4,17 +4,9 @@ from pathlib import Path
 
 from layer_surgeon._io import write_text
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.hub.graft_card import GraftCard
-from layer_surgeon.hub.origin import GraftedLayer, Origin, SourceModel, Usage
-
-# Example inputs for tasks with a transformers pipeline; for other tasks, the card shows the Auto class.
-_EXAMPLES = {
-    "text-classification": "A text.",
-    "token-classification": "A text.",
-    "feature-extraction": "A text.",
-    "causal-lm": "Once upon a time",
-}
+from layer_surgeon.hub.origin import GraftedLayer, Origin, SourceModel
+from layer_surgeon.tasks import get_task
 
 
 def write_card(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]], folder: Path) -> None:
@@ -27,7 +19,7 @@ def write_card(config: SurgeonGraftConfig, counts: dict[str, tuple[int, int]], f
     """
     card = GraftCard(
         origin=graft_origin(config),
-        usage=usage_of(config.task),
+        task=get_task(config.task),
         parts=counts,
         settings=config.graft,
         labels=config.settings.labels,
@@ -50,15 +42,7 @@ def graft_origin(config: SurgeonGraftConfig) -> Origin:
             random=config.graft["donor_init"] == "random",
             trained=config.graft["train_donor"],
         )
-    return Origin(models=tuple(models), layer=layer, is_graft=True, has_head=TASKS[config.task].head)
-
-
-def usage_of(task: str) -> Usage:
-    """Return how a model of a task is loaded and called."""
-    traits = TASKS[task]
-    return Usage(
-        pipeline_tag=traits.pipeline_tag, auto=traits.auto, generates=traits.generates, example=_EXAMPLES.get(task)
-    )
+    return Origin(models=tuple(models), layer=layer, is_graft=True, has_head=get_task(config.task).head)
 
 
 def _licence(model: dict[str, object]) -> str | None:

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import hf_hub_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -29,14 +27,14 @@ from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 from layer_surgeon.graft.quiet import quiet_transformers
-from layer_surgeon.graft.tasks import TASKS, HostKind
 from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.tasks import DEFAULT_TASK, TASKS, HostKind, get_task
 
-_CLASSIFICATION = "text-classification"
-# Tasks that need the host's language head: the Auto class that loads it, and transformers' table of such models.
-_WITH_HEAD: dict[str, tuple[Any, Any]] = {
-    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-    "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+# Of each kind, one that is known well.
+_EXAMPLES: dict[HostKind, str] = {
+    "encoder": "bert-base-uncased",
+    "decoder": "HuggingFaceTB/SmolLM2-135M",
+    "encoder-decoder": "t5-base",
 }
 
 
@@ -96,7 +94,7 @@ def host_width(config: PretrainedConfig) -> int:
 
 def open_host(
     host: str | os.PathLike[str] | PreTrainedModel,
-    task: str = _CLASSIFICATION,
+    task: str = DEFAULT_TASK,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -120,7 +118,7 @@ def open_host(
 
 def load_host(
     source: str | os.PathLike[str],
-    task: str = _CLASSIFICATION,
+    task: str = DEFAULT_TASK,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -186,13 +184,13 @@ def _quantisation_errors(config: PretrainedConfig, name: str) -> Iterator[None]:
         ) from error
 
 
-def new_host(config: PretrainedConfig, task: str = _CLASSIFICATION) -> PreTrainedModel:
+def new_host(config: PretrainedConfig, task: str = DEFAULT_TASK) -> PreTrainedModel:
     """Create the module that `open_host` returns, but with new weights."""
     loader, keywords = _loader(config, task)
     return _needed_part(loader.from_config(config, trust_remote_code=False, **keywords), task)
 
 
-def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrainedModel:
+def bare_host(model: PreTrainedModel, task: str = DEFAULT_TASK) -> PreTrainedModel:
     """Return a loaded model without its head and pooler. It shares the parameters; the caller's object is unchanged.
 
     For tasks that generate text, the whole model is returned.
@@ -206,9 +204,9 @@ def bare_host(model: PreTrainedModel, task: str = _CLASSIFICATION) -> PreTrained
         )
     base = model.base_model
     _check_host(base.config, base.config.name_or_path or type(model).__name__, task)
-    if task in _WITH_HEAD:
-        loader, table = _WITH_HEAD[task]
-        if type(model) is not table.get(type(model.config), None):
+    if get_task(task).generates:
+        loader = auto_class(task)
+        if type(model) is not loader._model_mapping.get(type(model.config), None):
             raise GraftError(
                 f"The host is a {type(model).__name__}, which lacks the language head that {task} needs. "
                 f"Load it with {loader.__name__}."
@@ -247,16 +245,22 @@ def mark_loaded(part: PreTrainedModel) -> None:
             module._is_hf_initialized = True
 
 
+def auto_class(task: str) -> Any:
+    """Return the transformers Auto class that loads the host of a task: with its language head if the task needs it."""
+    record = get_task(task)
+    return getattr(transformers, record.auto) if record.generates else AutoModel
+
+
 def _loader(config: PretrainedConfig, task: str) -> tuple[Any, dict[str, Any]]:
     """Return the Auto class that loads the host of a task, and its keyword arguments."""
-    if task in _WITH_HEAD:
-        return _WITH_HEAD[task][0], {}
-    return AutoModel, {"add_pooling_layer": False} if _takes_pooling_flag(config) else {}
+    loader = auto_class(task)
+    is_bare = loader is AutoModel and _takes_pooling_flag(config)
+    return loader, {"add_pooling_layer": False} if is_bare else {}
 
 
 def _needed_part(model: PreTrainedModel, task: str) -> PreTrainedModel:
     """Return the encoder of an encoder-decoder model if the task generates nothing; else the whole model."""
-    if task in _WITH_HEAD or host_kind(model.config) != "encoder-decoder":
+    if get_task(task).generates or host_kind(model.config) != "encoder-decoder":
         return model
     return model.get_encoder()
 
@@ -285,14 +289,14 @@ def _check_host(config: PretrainedConfig, name: str, task: str) -> None:
             f"The host {name!r} is a {config.model_type} model, which doesn't read text. Choose a text model, such as "
             "bert-base-uncased."
         )
-    kind, kinds = host_kind(config), TASKS[task].hosts
-    table = _WITH_HEAD[task][1] if task in _WITH_HEAD else MODEL_MAPPING
-    if kind not in kinds or type(config) not in table:
+    kind, record = host_kind(config), get_task(task)
+    if kind not in record.hosts or type(config) not in auto_class(task)._model_mapping:
         tasks = ", ".join(other for other, traits in TASKS.items() if kind in traits.hosts and other != task)
-        example = {"encoder-decoder": "t5-base", "decoder": "HuggingFaceTB/SmolLM2-135M"}[kinds[0]]
+        head = " with a language head" if record.generates else ""
         raise GraftError(
-            f"The host {name!r} ({config.model_type}) is of kind {kind}, but {task} needs a host of kind {kinds[0]} "
-            f"with a language head, such as {example}. Choose such a host, or another task: {tasks}."
+            f"The host {name!r} ({config.model_type}) is of kind {kind}, but {task} needs a host of kind "
+            f"{record.hosts[0]}{head}, such as {_EXAMPLES[record.hosts[0]]}. Choose such a host, or another task: "
+            f"{tasks}."
         )
 
 

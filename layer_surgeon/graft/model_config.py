@@ -1,6 +1,8 @@
 """The config.json of a grafted model: host, donor, settings of the graft, labels."""
 
 import contextlib
+import functools
+import json
 import os
 from dataclasses import field, fields
 from pathlib import Path
@@ -13,8 +15,8 @@ from layer_surgeon._loading import read_config
 from layer_surgeon._model_types import GRAFT
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.graft.translate import config_errors, hub_errors
+from layer_surgeon.tasks import get_task
 
 # Labels are stored at the top level, as in every transformers config.
 _LABEL_FIELDS = ("num_labels", "id2label")
@@ -50,24 +52,31 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
         attention = getattr(self.host_config, "_attn_implementation", None)
         # Generation and its data collators read this. For all other tasks, a graft is a single stack.
-        self.is_encoder_decoder = self.task == "seq2seq"
+        self.is_encoder_decoder = get_task(self.task).is_encoder_decoder
         super().__post_init__(**kwargs)
         # transformers resets this to None for the host, but a loaded host has already chosen an implementation.
         if attention is not None and self._attn_implementation is None:
             self.host_config._attn_implementation = attention
+        # Validate once more, now with the labels.
+        _ = self.settings
 
     @property
     def settings(self) -> GraftConfig:
         """The settings of the graft, with the labels."""
         labels = None
         # transformers gives every config two labels by default.
-        if TASKS[self.task].labels and self.id2label is not None:
+        if get_task(self.task).labels and self.id2label is not None:
             labels = {int(key): name for key, name in self.id2label.items()}
-        return GraftConfig.from_settings(None, {**self.graft, "id2label": labels})
+        return _validated(json.dumps({**self.graft, "id2label": labels}))
+
+    @property
+    def frozen_donor(self) -> dict[str, Any] | None:
+        """The donor, if it is frozen and so not in the graft's own weights; else None."""
+        return None if self.graft["train_donor"] else self.donor
 
     @property
     def task(self) -> str:
-        """What the model does, such as `text-classification`."""
+        """What the model does: the name of a task."""
         return str(self.graft["task"])
 
     @property
@@ -89,6 +98,15 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         if self.host_config is None:
             return self
         return self.host_config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+@functools.lru_cache
+def _validated(settings: str) -> GraftConfig:
+    """Validate settings in JSON.
+
+    The result is cached by value. A config can't keep it, because callers change its fields in place.
+    """
+    return GraftConfig.from_settings(None, json.loads(settings))
 
 
 def _check_donor(donor: Any) -> None:

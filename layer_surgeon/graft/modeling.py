@@ -1,47 +1,31 @@
 """`GraftedModel`: a host, two projections, a donor layer and a head in one transformers model."""
 
 import inspect
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layer_surgeon._io import usual_modes
-from layer_surgeon._loading import check_weights
-from layer_surgeon._model_types import DONOR_FOLDER
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
-from layer_surgeon.graft.devices import place_donor, plan_devices
-from layer_surgeon.graft.donor_loading import DonorInput, new_donor, open_donor
-from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
-from layer_surgeon.graft.files import check_donor_place
+from layer_surgeon.graft.donor_loading import new_donor
 from layer_surgeon.graft.gate import Gate
-from layer_surgeon.graft.graft_facts import write_card
+from layer_surgeon.graft.head import ClassificationHead
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
-from layer_surgeon.graft.model_config import SurgeonGraftConfig, open_graft_config
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.pooling import check_mask, count_positions
 from layer_surgeon.graft.projection import new_projection
-from layer_surgeon.graft.sites import checkpoints_hooks, find_reader, hidden_of, prepare_host, with_hidden
-from layer_surgeon.graft.tasks import TASKS
-from layer_surgeon.graft.translate import config_errors, hub_errors
-from layer_surgeon.hub.push import push_model, upload
-
-# Keyword arguments of save_pretrained that are only used for uploads.
-_PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
-# Keyword arguments of from_pretrained that say where the files are.
-_HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+from layer_surgeon.graft.sites import SiteHooks, checkpoints_hooks, find_reader, prepare_host
+from layer_surgeon.graft.storage import StoredModel
+from layer_surgeon.tasks import get_task
 
 
-class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
+class GraftedModel(StoredModel):
     """A small model with a grafted layer of a large model.
 
     For hidden states h of the host, [batch, seq, host_hidden], the graft is proj_out(donor(proj_in(h))), of the same
-    shape (paper, section 3.1). Each task has a subclass, which defines the graft's input and what follows the graft.
+    shape (paper, section 3.1). Each task names a subclass, which defines the graft's input and what follows the graft.
 
     Attributes:
         host: The small model without head and pooler; for an encoder-decoder model, its encoder. For tasks that
@@ -50,15 +34,16 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         donor: The `DonorLayer`. None in the control arm, which is the host alone with the same head.
         proj_out: Linear, donor_hidden -> host_hidden (L_out in the paper). None without a donor.
         residual_gate: The module that adds the graft to the host if residual="gated"; else None.
+        head: The task's own head. None for tasks that keep the host's language head, or have no head.
+        pooling: How the states of a text become one vector; `none` for tasks that don't pool them.
 
     Args:
         config: The config.
         host: The loaded host; None creates one with new weights.
-        donor: The loaded donor layer; None creates one with random weights if the config names a donor.
-        donor_follows: Leave the donor out for now; `attach_donor` sets it later.
+        with_donor: Create the donor layer that the config names, with random weights. Without it, `attach_donor` has
+            to add one.
     """
 
-    config_class = SurgeonGraftConfig
     base_model_prefix = "host"
     # If the model is spread over several devices, the donor layer stays on one of them.
     _no_split_modules = ["DonorLayer"]
@@ -71,158 +56,53 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
     # forward ignores the number of items in a batch, so Trainer must average over accumulated steps itself.
     accepts_loss_kwargs = False
 
-    task: ClassVar[str | None] = None
-    # Any, because transformers evaluates the annotations while the class is created.
-    _task_classes: ClassVar[dict[str, Any]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if cls.__dict__.get("task") is not None:
-            GraftedModel._task_classes[cls.__dict__["task"]] = cls
+    host: PreTrainedModel
+    proj_in: nn.Linear | None
+    proj_out: nn.Linear | None
+    residual_gate: Gate | None
+    head: ClassificationHead | None
 
     def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
+        self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
     ) -> None:
         super().__init__(config)
         settings = config.settings
+        self.pooling = settings.pooling or "none"
         self.host_kind = host_kind(config.host_config)
         self.host, target = prepare_host(
             new_host(config.host_config, config.task) if host is None else host, self.host_kind, settings
         )
         self.supports_gradient_checkpointing = self.host.supports_gradient_checkpointing
-        self._graft_in_host = target is not None
-        self._mask: Tensor | None = None
         self._host_inputs = frozenset(inspect.signature(self.host.forward).parameters)
         self._is_causal = settings.attention == "causal"
-        self.proj_in: nn.Linear | None = None
-        self.proj_out: nn.Linear | None = None
-        self.donor: DonorLayer | None = None
-        self.residual_gate: Gate | None = None
-        self._donor_folder: Path | None = None
+        self.proj_in = self.donor = self.proj_out = self.residual_gate = None
         if config.donor is not None:
             width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
             self.proj_in = new_projection(width, donor_width, settings)
             self.proj_out = new_projection(donor_width, width, settings)
             if settings.residual == "gated":
                 self.residual_gate = Gate()
-            if not donor_follows:
-                self.attach_donor(new_donor(config.donor, settings) if donor is None else donor)
-            if target is not None:
-                self._set_hooks(target)
+            if with_donor:
+                self.attach_donor(new_donor(config.donor, settings))
+        self._site_hooks = None if target is None else self._hook_site(target)
+        self.head = self.build_head()
         if host is not None:
             mark_loaded(self.host)
+        self.post_init()
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *model_args: Any,
-        donor: DonorInput = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a grafted model from a folder or a Hub repo, with the arguments of any transformers model.
-
-        Args:
-            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or a repo id.
-            model_args: Passed to transformers.
-            donor: The donor layer, if the graft was saved without it: a folder, a repo id, a `LayerArtifact` or a
-                `DonorLayer`. Default: the graft's own donor layer, or one with the same sha256 in the workspace.
-            kwargs: Passed to transformers. `dtype` applies to host, projections and head; the donor layer keeps its
-                `donor_dtype`.
-
-        Returns:
-            A model of the task's class, in eval mode.
-
-        Raises:
-            GraftError: The donor layer was not found, or differs from the one that the graft was made with.
-            SourceError: A repo can't be read.
-        """
-        hub_settings = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
-        config = open_graft_config(kwargs.get("config"), os.fspath(pretrained_model_name_or_path), hub_settings)
-        task_class = cls._class_for(config.task)
-        if task_class is not cls:
-            return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
-        reference, settings = config.donor, config.settings
-        if donor is not None and (reference is None or settings.train_donor):
-            problem = (
-                "this graft has none"
-                if reference is None
-                else "this graft's donor layer was trained too and is in the graft's own weights"
-            )
-            raise GraftError(f"You passed a donor layer, but {problem}. Load the graft without donor=...")
-        # A trained donor is stored and loaded together with the other trained weights.
-        frozen = None if settings.train_donor else reference
-        donor_device = None
-        if frozen is not None:
-            kwargs, donor_device = plan_devices(cls, config, kwargs | {"donor_follows": True})
-        subject = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
-        with config_errors(subject), hub_errors(subject):
-            check_weights(
-                pretrained_model_name_or_path, **{**hub_settings, "subfolder": hub_settings.get("subfolder") or ""}
-            )
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if frozen is not None:
-            if donor is None:
-                donor = find_stored_donor(frozen, pretrained_model_name_or_path, **hub_settings)
-            opened = open_donor(donor, settings, token=hub_settings.get("token"), expected=frozen)
-            model.attach_donor(opened.layer, folder=opened.folder)
-            place_donor(model, donor_device)
-        return loaded
-
-    @classmethod
-    def _from_config(cls, config: SurgeonGraftConfig, **kwargs: Any) -> Any:
-        task_class = cls._class_for(config.task)
-        if task_class is not cls:
-            return task_class._from_config(config, **kwargs)
-        return super()._from_config(config, **kwargs)
-
-    @classmethod
-    def _class_for(cls, task: str) -> type["GraftedModel"]:
-        """Return the class for a task: this class if it is for that task, else the registered one."""
-        if cls.task == task:
-            return cls
-        if cls.task is not None or task not in GraftedModel._task_classes:
-            known = ", ".join(sorted(GraftedModel._task_classes))
-            raise GraftError(
-                f"{cls.__name__} can't load a graft whose task is {task!r}. Use the class for that task. Known tasks: "
-                f"{known}."
-            )
-        return GraftedModel._task_classes[task]  # type: ignore[no-any-return]  # the classes are Any, see above
-
-    def attach_donor(self, donor: DonorLayer, *, folder: Path | None = None) -> Self:
-        """Set the donor layer.
-
-        Args:
-            donor: The layer; it is frozen unless train_donor is set.
-            folder: The layer artifact that holds exactly these weights, if there is one.
-
-        Raises:
-            GraftError: The layer's width doesn't match the projections, or there are no projections.
-        """
+    def _hook_site(self, target: nn.Module) -> SiteHooks:
+        """Let the graft replace the output of a module of the host."""
         if self.proj_in is None:
-            raise GraftError(
-                "This model is a host alone, without projections, so a donor layer can't be attached. Make a graft "
-                "with a donor instead."
-            )
-        if donor.hidden_size != self.proj_in.out_features:
-            raise GraftError(
-                f"The donor layer is {donor.hidden_size} wide, but the projections expect "
-                f"{self.proj_in.out_features}. Use the layer that the graft was made with, or make a new graft."
-            )
-        if self.config.settings.train_donor:
-            donor.unfreeze()
-        else:
-            donor.freeze()
-            # Frozen weights go neither into training checkpoints nor into the trained weights. Trainer reads this too.
-            self._keys_to_ignore_on_save = {f"donor.{key}" for key in donor.state_dict()}
-        self.donor = donor
-        self._donor_folder = folder
-        return self
+            # A host alone, or with a block of a study that sees each position separately: it needs no mask.
+            return SiteHooks(self.graft, target, reader=None)
+        reader = find_reader(self.host, self.host_kind)
+        if target is not reader and checkpoints_hooks(target):
+            self.supports_gradient_checkpointing = False
+        return SiteHooks(self.graft, target, reader)
+
+    def build_head(self) -> ClassificationHead | None:
+        """Build the task's own head; None if it has none."""
+        return None
 
     def run_host(
         self,
@@ -235,7 +115,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         **kwargs: Any,
     ) -> Any:
         """Run the host and return its own output; `last_hidden_state` is [batch, seq, host_hidden]."""
-        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+        if position_ids is None:
             position_ids = self._positions(attention_mask)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
@@ -251,11 +131,18 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             host_inputs["use_cache"] = False
         return self.host(**host_inputs, **kwargs, return_dict=True)
 
+    def _positions(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Return positions that don't count padding, so padding on the left doesn't change a decoder's result."""
+        takes_positions = self.host_kind == "decoder" and "position_ids" in self._host_inputs
+        if attention_mask is None or attention_mask.dim() != 2 or not takes_positions:
+            return None
+        return count_positions(attention_mask)
+
     def read(self, attention_mask: Tensor | None, **inputs: Any) -> tuple[Any, Tensor]:
         """Return the host's own output, and the states of all tokens after the graft, [batch, seq, host_hidden]."""
         outputs = self.run_host(attention_mask=attention_mask, **inputs)
         hidden = outputs.last_hidden_state
-        return outputs, hidden if self._graft_in_host else self.graft(hidden, attention_mask)
+        return outputs, self.graft(hidden, attention_mask) if self._site_hooks is None else hidden
 
     def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Send hidden states through the graft; without a donor, return them unchanged.
@@ -303,36 +190,13 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             check_adapters(self)
         return super().train(mode)  # type: ignore[no-any-return]  # transformers is untyped here
 
-    def _set_hooks(self, target: nn.Module) -> None:
-        """Register hooks that replace the output of a host module with the graft's."""
-        reader = find_reader(self.host, self.host_kind)
-        if target is not reader and checkpoints_hooks(target):
-            self.supports_gradient_checkpointing = False
-        reader.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
-        target.register_forward_hook(self._replace_output)
-
-    def _keep_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Keep the mask for the graft, because layers inside the host don't get it."""
-        # The name of the cache argument depends on the version of transformers.
-        caches = [value for value in kwargs.values() if hasattr(value, "get_seq_length")]
-        if any(cache.get_seq_length() > 0 for cache in caches):
-            raise GraftError(
-                "The cache holds tokens, but the donor layer has no cache and needs the whole text. Pass all input_ids "
-                "and no cache, as model.generate does."
-            )
-        self._mask = kwargs.get("attention_mask")
-        check_mask(self._mask)
-
-    def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return with_hidden(output, self.graft(hidden_of(output), self._mask))
-
     def parts(self) -> dict[str, nn.Module]:
         """Return the model's parts in the order of the data flow: host, proj_in, donor, proj_out, gate, head.
 
         Parts that the model lacks are left out.
         """
         graft = {"proj_in": self.proj_in, "donor": self.donor, "proj_out": self.proj_out, "gate": self.residual_gate}
-        parts = {"host": self.host, **graft, "head": getattr(self, "head", None)}
+        parts = {"host": self.host, **graft, "head": self.head}
         return {name: part for name, part in parts.items() if part is not None}
 
     def parameter_counts(self) -> dict[str, tuple[int, int]]:
@@ -343,42 +207,6 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             counts[name] = (sum(parameter.numel() for parameter in part.parameters()), trained)
         return counts
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, include_donor: bool = True, **kwargs: Any
-    ) -> None:
-        """Save config.json, model.safetensors (the trained weights), donor/ and, if there is none yet, README.md.
-
-        Args:
-            save_directory: The folder; created if it is missing.
-            args: As in transformers.
-            include_donor: Store the frozen donor layer too, as a hard link if it is on the same disk. Without it,
-                loading looks for the layer by its sha256 in the workspace, unless you pass donor=...
-            kwargs: As in transformers. push_to_hub=True also uploads the folder, with repo_id, private, token,
-                revision and commit_message.
-        """
-        folder = Path(save_directory)
-        push = kwargs.pop("push_to_hub", False) and kwargs.get("is_main_process", True)
-        push_settings = {name: kwargs.pop(name) for name in _PUSH_KEYWORDS if push and name in kwargs}
-        if self.donor is not None and not self.config.settings.train_donor and kwargs.get("is_main_process", True):
-            if include_donor:
-                check_donor_place(folder / DONOR_FOLDER)
-                stored_folder, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
-                self._donor_folder = self._donor_folder or stored_folder
-                self.config.donor = {**self.config.donor, "sha256": sha256}
-            # Earlier versions stored the layer's path on this machine.
-            self.config.donor = {key: value for key, value in self.config.donor.items() if key != "path"}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        usual_modes(folder)
-        if include_donor and not (folder / "README.md").exists():
-            write_card(self.config, self.parameter_counts(), folder)
-        if push:
-            repo_id = push_settings.pop("repo_id", folder.name)
-            upload(folder, repo_id, message=push_settings.pop("commit_message", None), **push_settings)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Save and upload the model with its donor layer and model card; the arguments are those of transformers."""
-        return push_model(self, repo_id, **kwargs)
-
     def set_labels(self, names: Sequence[str]) -> None:
         """Name the labels, in the order of their ids. If their number changes, the head's last layer is re-initialised.
 
@@ -386,7 +214,7 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
             ConfigError: The list is empty, a name is not a non-empty string, two names are equal, or the task has no
                 labels.
         """
-        if not TASKS[self.config.task].labels:
+        if self.head is None or not get_task(self.config.task).labels:
             raise ConfigError(f"You passed labels, but {self.config.task} has none. Leave them out.")
         if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
             raise ConfigError(f"Labels are {list(names)!r}; pass at least one, each a different non-empty string.")
@@ -412,8 +240,3 @@ class GraftedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is un
         """
         if isinstance(module, nn.Linear | Gate):
             module.reset_parameters()
-
-    def _positions(self, attention_mask: Tensor) -> Tensor | None:
-        """Return positions that don't count padding, so padding on the left doesn't change a decoder's result."""
-        takes_positions = self.host_kind == "decoder" and "position_ids" in self._host_inputs
-        return count_positions(attention_mask) if takes_positions else None

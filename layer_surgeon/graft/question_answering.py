@@ -4,13 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.utils import can_return_tuple
 
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.graft.head import ClassificationHead
-from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 
@@ -21,18 +18,11 @@ class GraftedModelForQuestionAnswering(GraftedModel):
     logits of the answer's start and end (table 20: 0.592 M parameters). Padding can be neither.
     """
 
-    task = "question-answering"
+    head: ClassificationHead
 
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        self.head = ClassificationHead(config.hidden_size, 2, config.settings.dropout)
-        self.post_init()
+    def build_head(self) -> ClassificationHead:
+        """Build the paper's head, with one output for the start and one for the end."""
+        return ClassificationHead(self.config.hidden_size, 2, self.config.settings.dropout)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(

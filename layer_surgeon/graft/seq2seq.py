@@ -1,38 +1,20 @@
 """Translation and summarisation: the graft between encoder and decoder."""
 
-import copy
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from layer_surgeon.donor import DonorLayer
-from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.generation import GeneratingModel
 
 
-class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
+class GraftedModelForSeq2SeqLM(GeneratingModel):
     """A grafted model that generates a text from a text.
 
     All tokens of the source go through the graft, and the decoder attends to the result (paper, section 3.2). The host
     keeps its decoder and language head and runs its own code; only the output of its encoder is replaced. Generation
     runs the graft once per text, and supports beams, sampling and cache like the host.
     """
-
-    task = "seq2seq"
-
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        if host is not None:
-            self.generation_config = copy.deepcopy(host.generation_config)
-        self.post_init()
 
     def forward(
         self,
@@ -77,15 +59,6 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
         }
         return self.host(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate text with the host's own `generate`, whose encoder ends in the graft."""
-        self.host.generation_config = self.generation_config
-        return self.host.generate(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare inputs as the host does."""
-        return self.host.prepare_inputs_for_generation(*args, **kwargs)
-
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift the target by one, as the host's decoder expects."""
         return self.host.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[no-any-return]  # as above
@@ -93,7 +66,3 @@ class GraftedModelForSeq2SeqLM(GraftedModel, GenerationMixin):  # type: ignore[m
     def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
         """Return the host's encoder, whose output already went through the graft."""
         return self.host.get_encoder(*args, **kwargs)
-
-    def get_output_embeddings(self) -> Any:
-        """Return the host's language head."""
-        return self.host.get_output_embeddings()

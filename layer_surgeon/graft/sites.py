@@ -1,4 +1,4 @@
-"""Find the module of a host that a graft follows, from the host's structure.
+"""Find the module of a host that a graft follows, from the host's structure, and apply the graft there.
 
 A graft after the host's last layer is applied to the host's output. At every other site (after another layer; between
 encoder and decoder; between a decoder and its language head) it is a hook that replaces the output of a module. The
@@ -7,6 +7,7 @@ host's own code then runs unchanged, with its `generate`.
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from transformers.utils import ModelOutput
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT, GraftConfig
-from layer_surgeon.graft.tasks import TASKS, HostKind
+from layer_surgeon.graft.pooling import check_mask
+from layer_surgeon.tasks import HostKind, get_task
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
@@ -85,31 +87,60 @@ def prepare_host(
         host.get_submodule(path).get_submodule(parent)._modules[name] = nn.ModuleList()
     if isinstance(settings.site, int):
         path = f"{path}.{find_layers(reader)[0]}.{settings.site}".lstrip(".")
-    elif not TASKS[settings.task].generates:
+    elif not get_task(settings.task).generates:
         return host, None
     host = _copy_along(host, path)
     return host, host.get_submodule(path)
 
 
-def hidden_of(output: Any) -> Tensor:
-    """Return the hidden states in the output of a layer or a model."""
-    if isinstance(output, ModelOutput):
-        return cast(Tensor, output.last_hidden_state)
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+class SiteHooks:
+    """The hooks of a graft inside a host: one replaces the output of the module at the graft site with the graft's.
 
+    The graft also needs the mask, which the module at the site doesn't get. So a second hook takes the mask from the
+    arguments of the reader, and it is kept until the reader's next pass. It must outlive the pass: FSDP's activation
+    checkpointing runs the module, and its hook, again in the backward pass.
 
-def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """Return the output with its hidden states replaced."""
-    if isinstance(output, ModelOutput):
-        return type(output)(**{**output, "last_hidden_state": hidden})
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    Args:
+        graft: Called with the hidden states at the site, [batch, seq, host_hidden], and the mask, [batch, seq] or None;
+            returns the states that replace them.
+        target: The module at the site.
+        reader: The part of the host that gets the mask. None if the graft needs no mask.
+    """
+
+    def __init__(
+        self, graft: Callable[[Tensor, Tensor | None], Tensor], target: nn.Module, reader: nn.Module | None
+    ) -> None:
+        self._graft = graft
+        self._mask: Tensor | None = None
+        if reader is not None:
+            reader.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
+        target.register_forward_hook(self._replace_output)
+
+    def _keep_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        # The name of the cache argument depends on the version of transformers.
+        caches = [value for value in kwargs.values() if hasattr(value, "get_seq_length")]
+        if any(cache.get_seq_length() > 0 for cache in caches):
+            raise GraftError(
+                "The cache holds tokens, but the donor layer has no cache and needs the whole text. Pass all input_ids "
+                "and no cache, as model.generate does."
+            )
+        self._mask = kwargs.get("attention_mask")
+        check_mask(self._mask)
+
+    def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, ModelOutput):
+            hidden = self._graft(cast(Tensor, output.last_hidden_state), self._mask)
+            return type(output)(**{**output, "last_hidden_state": hidden})
+        if isinstance(output, tuple):
+            return (self._graft(output[0], self._mask), *output[1:])
+        return self._graft(output, self._mask)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:
     """Whether gradient checkpointing runs a layer's hooks again in the backward pass.
 
-    transformers did that until 5.17, because it checkpointed `__call__`. In the backward pass, the stored mask may
-    already belong to another batch.
+    transformers did that until 5.17, because it checkpointed `__call__`. In the backward pass, the mask that
+    `SiteHooks` keeps may already belong to another batch.
     """
     return type(layer).__call__ is not nn.Module.__call__
 

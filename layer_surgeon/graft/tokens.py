@@ -3,13 +3,10 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils import can_return_tuple
 
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.graft.head import ClassificationHead, check_labels
-from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
 
@@ -20,18 +17,11 @@ class GraftedModelForTokenClassification(GraftedModel):
     as for its other tasks.
     """
 
-    task = "token-classification"
+    head: ClassificationHead
 
-    def __init__(
-        self,
-        config: SurgeonGraftConfig,
-        host: PreTrainedModel | None = None,
-        donor: DonorLayer | None = None,
-        donor_follows: bool = False,
-    ) -> None:
-        super().__init__(config, host=host, donor=donor, donor_follows=donor_follows)
-        self.head = ClassificationHead(config.hidden_size, config.num_labels, config.settings.dropout)
-        self.post_init()
+    def build_head(self) -> ClassificationHead:
+        """Build the paper's head, with one output per label."""
+        return ClassificationHead(self.config.hidden_size, self.config.num_labels, self.config.settings.dropout)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(

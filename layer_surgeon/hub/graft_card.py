@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layer_surgeon.hub.origin import Origin, Usage
+from layer_surgeon.hub.origin import Origin
 from layer_surgeon.hub.rendering import render_card
+from layer_surgeon.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,14 +15,14 @@ class GraftCard:
 
     Attributes:
         origin: The models it was made from.
-        usage: How it is loaded and called.
+        task: The task, which says how the model is loaded and called.
         parts: Number of parameters of each part: (all, trained).
         settings: The graft's settings by name.
         labels: Names of the labels; empty for a task without labels.
     """
 
     origin: Origin
-    usage: Usage
+    task: Task
     parts: Mapping[str, tuple[int, int]]
     settings: Mapping[str, Any]
     labels: Sequence[str]
@@ -35,7 +36,7 @@ class GraftCard:
         """Return the text of README.md."""
         metadata = {
             "library_name": "transformers",
-            "pipeline_tag": self.usage.pipeline_tag,
+            "pipeline_tag": self.task.pipeline_tag,
             "tags": ["layer-surgeon"],
             **self.origin.metadata,
         }

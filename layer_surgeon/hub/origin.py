@@ -80,23 +80,6 @@ class Origin:
         return {**fields, "license": names[0]} if names else fields
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """How a model is loaded and called.
-
-    Attributes:
-        pipeline_tag: The Hub's name for the task.
-        auto: The transformers Auto class that loads the model.
-        generates: Whether it generates text.
-        example: Input for a transformers pipeline; None if the task has no pipeline.
-    """
-
-    pipeline_tag: str
-    auto: str
-    generates: bool
-    example: str | None
-
-
 def repo_ids(names: Iterable[str | None]) -> list[str]:
     """Return the names that can be repo ids and are not local paths."""
     return [name for name in names if isinstance(name, str) and _REPO_ID.fullmatch(name) and not Path(name).exists()]

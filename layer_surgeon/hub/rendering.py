@@ -8,6 +8,7 @@ from layer_surgeon._text import code, markdown
 from layer_surgeon._version import __version__
 from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.hub.origin import shown_name
+from layer_surgeon.tasks import score_title
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -54,7 +55,9 @@ def _environment() -> "Environment":
     environment.filters |= {
         "code": lambda value: Markup(code(value)),  # can't break out of the span
         "commas": lambda values: Markup(", ".join(map(_escape, values))),
+        "strings": lambda values: Markup(", ".join(f'"{_escape(value)}"' for value in values)),
         "shown_name": shown_name,
+        "score_title": score_title,
         "thousands": "{:,}".format,
         "score": "{:.4f}".format,
     }

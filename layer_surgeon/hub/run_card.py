@@ -7,8 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from layer_surgeon._yaml import dump_yaml
-from layer_surgeon.hub.origin import Origin, Usage
+from layer_surgeon.hub.origin import Origin
 from layer_surgeon.hub.rendering import render_card
+from layer_surgeon.tasks import Task, score_title
 
 # The Hub's names for metrics, if they differ from ours.
 _HUB_METRICS = {"macro_f1": "f1"}
@@ -82,16 +83,13 @@ class RunCard:
     Attributes:
         name: The run's name.
         origin: The models that the trained model was made from.
-        usage: How it is loaded and called.
-        predict_input: Example input for `predict`, as Python code.
-        task: The task of fine-tuning.
+        task: The task, which says how the model is loaded and called.
         pipeline_tag: The Hub's name for what the data teaches.
         data: Name of the data set.
         columns: Column names by role.
         splits: The splits of the data by name, train first.
         stream: Facts about streamed training data.
         labels: Class names; empty for a task without classes.
-        titles: Titles of the scores by name.
         measured: The scores by split, validation first.
         epochs: All epochs.
         best_epoch: The epoch that was kept, counted from 1.
@@ -107,16 +105,13 @@ class RunCard:
 
     name: str
     origin: Origin
-    usage: Usage
-    predict_input: str
-    task: str
+    task: Task
     pipeline_tag: str
     data: str
     columns: Mapping[str, str | None]
     splits: Mapping[str, DataSplit]
     stream: Stream | None
     labels: Sequence[str]
-    titles: Mapping[str, str]
     measured: Mapping[str, Measured]
     epochs: Sequence[Epoch]
     best_epoch: int
@@ -147,7 +142,7 @@ def _metadata(card: RunCard) -> ModelCardData:
             dataset_config=origins[name].subset,
             dataset_split=origins[name].split or name,
             metric_type=_HUB_METRICS.get(score, score),
-            metric_name=card.titles[score][:1].upper() + card.titles[score][1:],
+            metric_name=score_title(score)[:1].upper() + score_title(score)[1:],
             metric_value=round(float(value), 6),
         )
         for name, measured in card.measured.items()

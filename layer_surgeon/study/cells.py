@@ -30,6 +30,7 @@ from layer_surgeon.study.records import (
 )
 from layer_surgeon.study.tables import FailedCell
 from layer_surgeon.study.testing import measure_cell
+from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import Workspace
 
 
@@ -96,7 +97,7 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
     config = FinetuneConfig(**{**cell.finetune, "task": cell.task, **settings})
     train: Any
     validation: Any = None
-    if cell.task == "text-classification":
+    if get_task(cell.task).one_label_per_text:
         data = PreparedData.open(folder.data(cell.data))
         config = FinetuneConfig.from_settings(config, data.columns)
         train, validation = data.part("train"), data.part("validation")

@@ -1,18 +1,16 @@
 """Controls that train a block in the donor's place: does the layer's knowledge help, or only the weights around it?"""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import functools
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.graft import GraftedModel, SurgeonGraftConfig, graft_layer
+from layer_surgeon.graft import SurgeonGraftConfig, graft_layer
 from layer_surgeon.graft.hosts import host_width, mark_loaded, open_host
-from layer_surgeon.graft.sites import find_layers, find_reader
-from layer_surgeon.graft.tasks import TASKS
 from layer_surgeon.study.arms import Control
+from layer_surgeon.tasks import get_task
 
 
 class ControlModel:
@@ -36,28 +34,17 @@ class ControlModel:
             activation,
             nn.Linear(config.control_width, width, bias=config.settings.projection_bias),
         )
-        self._place_block()
         self.post_init()  # type: ignore[attr-defined]  # defined by the task's class
-
-    def _place_block(self: Any) -> None:
-        """If the graft site is inside the host, make the block replace that module's output."""
-        reader, site = find_reader(self.host, self.host_kind), self.config.settings.site
-        if isinstance(site, int):
-            find_layers(reader)[1][site].register_forward_hook(self._replace_output)
-        elif TASKS[self.config.task].generates:
-            reader.register_forward_hook(self._replace_output)
 
     def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Apply the block to [..., host_hidden]."""
         return self.block(hidden)  # type: ignore[no-any-return]  # torch's call is untyped
 
 
+@functools.cache
 def _class_for(task: str) -> Any:
-    base = GraftedModel._task_classes[task]
+    base = get_task(task).load_model_class()
     return type(f"Control{base.__name__.removeprefix('GraftedModel')}", (ControlModel, base), {})
-
-
-_CLASSES: Mapping[str, Any] = MappingProxyType({task: _class_for(task) for task in TASKS})
 
 
 def control_model(host: Any, control: Control, donor_width: int, *, task: str, **settings: Any) -> Any:
@@ -89,4 +76,4 @@ def control_model(host: Any, control: Control, donor_width: int, *, task: str, *
     config = graft_layer(opened.model, None, task=task, **settings).config
     config.control, config.control_width = control, donor_width
     mark_loaded(opened.model)
-    return _CLASSES[task](config, host=opened.model).to(opened.model.dtype).eval()
+    return _class_for(task)(config, host=opened.model).to(opened.model.dtype).eval()

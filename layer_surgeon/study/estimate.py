@@ -17,6 +17,7 @@ from layer_surgeon.study.preload_client import SUPPORTED
 from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_file
 from layer_surgeon.study.rehearsal import rehearsal
 from layer_surgeon.study.testing import find_test_source
+from layer_surgeon.tasks import get_task
 
 _STEPS = 4
 # Starting Python, importing torch and transformers and loading a model takes 8 s on one core of a laptop. A fork of a
@@ -111,7 +112,7 @@ def _count_steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
 
 def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping[str, int], int]:
     """Return the number of examples in each part of a cell's data, and in all of its test sets together."""
-    if cell.task == "text-classification":
+    if get_task(cell.task).one_label_per_text:
         counts = dict(PreparedData.open(folder.data(cell.data)).examples)
         if cell.arm.synthetic is not None:
             with synthetic_file(cell.arm, cell.data, folder).open(encoding="utf-8") as file:

@@ -17,21 +17,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from layer_surgeon import _yaml
 from layer_surgeon._io import write_text
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.config import FinetuneConfig, TaskName
+from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.study.arms import Arm, is_called
 from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
 from layer_surgeon.study.data import DataSpec, check_name, parse_data, spec_key
 from layer_surgeon.study.plan_parts import (
-    METRICS,
     as_number,
     check_keys,
+    check_task,
     check_unique,
     listed,
     mapping,
@@ -40,10 +40,10 @@ from layer_surgeon.study.plan_parts import (
     read_tests,
     read_yaml,
 )
+from layer_surgeon.tasks import DEFAULT_TASK, get_task
 from layer_surgeon.workspace import short_name
 
 SEEDS = (2023, 2024, 2025, 2026, 2027)
-_LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 def digest_of(content: Any) -> str:
@@ -74,11 +74,12 @@ class Cell:
     seed: int
     tests: tuple[str, ...]
     finetune: Mapping[str, Any]
-    task: TaskName
+    task: str
     keep_model: bool
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_task(self.task)
         for name in (self.data, *self.tests):
             check_name(name, "data set")
         if len(self.id) > MAX_NAME:
@@ -128,7 +129,7 @@ class StudyPlan:
 
     name: str
     title: str
-    task: TaskName
+    task: str
     arms: tuple[Arm, ...]
     data: tuple[DataSpec, ...]
     tests: Mapping[str, tuple[str, ...]]
@@ -143,6 +144,7 @@ class StudyPlan:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_task(self.task)
         check_name(self.name, "study")
         self._check_data()
         self._check_numbers()
@@ -150,7 +152,8 @@ class StudyPlan:
         for key, name in (("reference", self.reference), ("focus", self.focus)):
             known = name is None or any(is_called(name, arm.name) for arm in self.arms)
             check(known, key, name, f"an arm of the study: {', '.join(arm.name for arm in self.arms)}")
-        check(self.metric in METRICS[self.task], "metric", self.metric, f"one of {', '.join(METRICS[self.task])}")
+        metrics = get_task(self.task).score_names
+        check(self.metric in metrics, "metric", self.metric, f"one of {', '.join(metrics)}")
         for arm in self.arms:
             self._check_arm(arm)
 
@@ -179,7 +182,7 @@ class StudyPlan:
     def _check_arm(self, arm: Arm) -> None:
         GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
         FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
-        if arm.synthetic is not None and self.task != "text-classification":
+        if arm.synthetic is not None and not get_task(self.task).one_label_per_text:
             raise ConfigError(
                 f"The arm {arm.name} trains on texts that a model writes for each label, but {self.task} has no "
                 "labels. Leave the arm out."
@@ -198,8 +201,8 @@ class StudyPlan:
             ConfigError: A key is unknown, or a value is invalid.
         """
         check_keys(content)
-        task = content.get("task", "text-classification")
-        check(task in get_args(TaskName), "task", task, f"one of {', '.join(get_args(TaskName))}")
+        task = content.get("task", DEFAULT_TASK)
+        check_task(task)
         arms = read_arms(content)
         data = tuple(parse_data(value) for value in listed(content, "data", ["sst2"]))
         finetune = mapping(content, "finetune")
@@ -294,4 +297,4 @@ class StudyPlan:
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher value of the compared score is better."""
-        return self.metric not in _LOWER_IS_BETTER
+        return not get_task(self.task).score(self.metric).lower_is_better

@@ -11,10 +11,10 @@ from typing import Any
 from layer_surgeon import _yaml
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.config import EXTRA_METRICS
 from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
 from layer_surgeon.study.checked import check
 from layer_surgeon.study.data import DataSpec
+from layer_surgeon.tasks import finetuned_tasks, get_task
 
 _KEYS = (
     *("name", "title", "task", "host", "hosts", "donor", "donors", "arms", "data", "tests", "fractions", "seeds"),
@@ -22,14 +22,6 @@ _KEYS = (
 )
 _POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
 _NONE: list[DonorSpec | None] = [None]
-# The scores that each task measures on a test part. A study compares the first one by default.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "text-classification": ("accuracy", "macro_f1", "loss"),
-    "token-classification": ("f1", "precision", "recall", "accuracy", "loss"),
-    "question-answering": ("f1", "exact_match", "loss"),
-    "seq2seq": ("bleu", "rouge_1", "rouge_2", "rouge_l", "rouge_l_sum", "meteor", "loss", *EXTRA_METRICS),
-    "causal-lm": ("perplexity", "loss"),
-}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -131,7 +123,7 @@ def read_comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) 
     host_arms = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
     reference = content.get("reference") or next(host_arms, names[0])
     focus = content.get("focus", "graft" if "graft" in names else None)
-    return {"reference": reference, "focus": focus, "metric": content.get("metric", METRICS[task][0])}
+    return {"reference": reference, "focus": focus, "metric": content.get("metric", get_task(task).score_names[0])}
 
 
 def listed(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
@@ -153,6 +145,16 @@ def check_keys(content: Mapping[str, Any]) -> None:
             close_names = get_close_matches(str(name), _KEYS, n=1)
             hint = f"Did you mean {close_names[0]}?" if close_names else f"The keys are: {', '.join(_KEYS)}."
             raise ConfigError(f"The plan of the study has the unknown key {name!r}. {hint}")
+
+
+def check_task(task: Any) -> None:
+    """Reject a task that can't be learned.
+
+    Raises:
+        ConfigError: There is no such task, or it can't be fine-tuned.
+    """
+    tasks = finetuned_tasks()
+    check(task in tasks, "task", task, f"one of {', '.join(tasks)}")
 
 
 def mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import declared_names, prepare_evaluation
 from layer_surgeon.finetune.examples import Examples, hold_out
 from layer_surgeon.finetune.sources import RawData, load_data
+from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
@@ -26,6 +27,7 @@ from layer_surgeon.study.layout import read_json as read_ours
 from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
+from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import short_name
 
 
@@ -37,16 +39,16 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
         DataError: A data set can't be used.
         SourceError, CheckpointError, ArtifactError: A host or a layer can't be read.
     """
-    if plan.task == "text-classification":
+    if get_task(plan.task).one_label_per_text:
         for spec in plan.data:
-            prepare_data_set(spec, folder.data(spec.name), plan.test_fraction, progress)
+            prepare_data_set(spec, folder.data(spec.name), plan.test_fraction, progress, task=plan.task)
     prepare_hosts((arm.host for arm in plan.arms), folder, progress)
     prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)
     prepare_synthetic(plan, folder, progress)
 
 
-def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progress: Progress) -> None:
-    """Write a data set for classification as train.jsonl, validation.jsonl, test.jsonl and data.json.
+def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progress: Progress, *, task: str) -> None:
+    """Write a data set with one label per text as train.jsonl, validation.jsonl, test.jsonl and data.json.
 
     Raises:
         DataError: The data set can't be used.
@@ -57,7 +59,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    parts = {name: _read(spec, name, progress) for name in ("train", "validation", "test")}
+    parts = {name: _read(spec, name, task, progress) for name in ("train", "validation", "test")}
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
     train = parts["train"]
     if parts["test"] is None and train:
@@ -74,28 +76,31 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     write_json(folder / INFO, {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts})
 
 
-def _read(spec: DataSpec, part: str, progress: Progress) -> list[dict[str, Any]] | None:
+def _read(spec: DataSpec, part: str, task: str, progress: Progress) -> list[dict[str, Any]] | None:
     """Return the rows of a part, or None if there are none.
 
     They are from the sources that the plan names for the part, or else from that split of the training sources.
     """
     sources: Sequence[str] = getattr(spec, part)
     if sources:
-        return [row for source in sources for row in _rows(spec, source, part if part == "train" else None, progress)]
+        split_part = part if part == "train" else None
+        return [row for source in sources for row in _rows(spec, source, split_part, task, progress)]
     if part == "train" or not spec.train:
         return None
-    raws = [load_data(source, progress) for source in spec.train]
+    raws = [load_data(source, progress, task=task) for source in spec.train]
     if not all((raw.validation if part == "validation" else raw.test) is not None for raw in raws):
         return None
-    return [row for source in spec.train for row in _rows(spec, source, part, progress)]
+    return [row for source in spec.train for row in _rows(spec, source, part, task, progress)]
 
 
-def _rows(spec: DataSpec, source: str, part: str | None, progress: Progress) -> list[dict[str, Any]]:
-    raw = load_data(source, progress)
+def _rows(spec: DataSpec, source: str, part: str | None, task: str, progress: Progress) -> list[dict[str, Any]]:
+    raw = load_data(source, progress, task=task)
     config = FinetuneConfig.from_settings(None, spec.columns)
     split = None if part is None else _split_name(raw, part)
-    label_names = _label_names(raw, split, config)
-    _, examples = prepare_evaluation(source, label_names, config, split=split, progress=progress)
+    label_names = _label_names(raw, split, config, task)
+    _, examples = prepare_evaluation(
+        source, label_names, config, split=split, task=finetune_task(task), progress=progress
+    )
     rows = _as_rows(examples, label_names)
     if spec.labels:
         unknown_labels = sorted(set(spec.labels) - set(label_names))
@@ -113,9 +118,9 @@ def _split_name(raw: RawData, part: str) -> str:
     return next(name for name, other in raw.splits.items() if other is table)
 
 
-def _label_names(raw: RawData, split: str | None, config: FinetuneConfig) -> tuple[str, ...]:
+def _label_names(raw: RawData, split: str | None, config: FinetuneConfig, task: str) -> tuple[str, ...]:
     table = raw.choose(split)
-    columns = choose_columns(table, config, raw.record)
+    columns = choose_columns(table, config, raw.record, roles=get_task(task).columns)
     return declared_names(raw, table, columns) or tuple(
         sorted({str(value).strip() for value in table.columns[str(columns.label)]})
     )

@@ -19,6 +19,7 @@ from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
+from layer_surgeon.tasks import DEFAULT_TASK
 
 Place = Literal["donor", "head"]
 _BATCH = 64
@@ -31,6 +32,7 @@ def probe_arm(
     labels: Sequence[str],
     folder: StudyFolder,
     *,
+    task: str = DEFAULT_TASK,
     seeds: Sequence[int],
     max_length: int = 100,
     place: Place = "donor",
@@ -47,6 +49,7 @@ def probe_arm(
         texts: Texts, or pairs as tuples.
         labels: The classes of the texts.
         folder: The study's folder.
+        task: A task with one label per text.
         seeds: Seeds of the projections and of the five folds.
         max_length: Longest input in tokens.
         place: Where the features are taken. donor: the output of the layer, for grafts after the whole host. head: the
@@ -57,7 +60,7 @@ def probe_arm(
     Returns:
         The cross-validated accuracy, as a mean over the seeds.
     """
-    model = build_model(arm, "text-classification", seeds[0], folder)
+    model = build_model(arm, task, seeds[0], folder)
     source, device = host_source(arm.host, folder), choose_device("auto")
     model = model.to(device).eval()
     key = (arm.host, model.pooling)

@@ -39,6 +39,7 @@ from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
 from layer_surgeon.study.records import read_cell, write_selection
 from layer_surgeon.study.selection_result import Margin, Rung, Selection
+from layer_surgeon.tasks import TASKS, get_task
 
 _PROBE_TEXTS = 512
 _QUARTER = 0.25
@@ -73,10 +74,11 @@ def select_arm(
     """
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
     candidates = [arm for arm in plan.arms if arm.donor is not None]
-    if len(candidates) < 2 or len(plan.data) != 1 or plan.task != "text-classification":
+    if len(candidates) < 2 or len(plan.data) != 1 or not get_task(plan.task).one_label_per_text:
+        tasks = " or ".join(name for name, task in TASKS.items() if task.one_label_per_text)
         raise ConfigError(
             f"The plan has {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}. A "
-            "selection needs at least two layers, one data set, and the task text-classification."
+            f"selection needs at least two layers, one data set, and the task {tasks}."
         )
     if len(plan.fractions) != 1:
         raise ConfigError(
@@ -221,7 +223,15 @@ def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progr
         try:
             if not _is_score(stored_scores.get(key)):
                 stored_scores[key] = probe_arm(
-                    arm, texts, labels, folder, seeds=plan.seeds, max_length=length, place=place, known=vectors
+                    arm,
+                    texts,
+                    labels,
+                    folder,
+                    task=plan.task,
+                    seeds=plan.seeds,
+                    max_length=length,
+                    place=place,
+                    known=vectors,
                 )
                 write_json(path, stored_scores)
             scores[arm.name] = float(stored_scores[key])

@@ -8,13 +8,14 @@ from layer_surgeon.finetune.data import prepare_evaluation
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.models import label_names_of, load_tokenizer, quiet
 from layer_surgeon.finetune.sources import load_data
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS, TaskContext
+from layer_surgeon.finetune.tasks import TaskContext, finetune_task
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.data import DataSpec, PreparedData
 from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.records import TestScores
+from layer_surgeon.tasks import get_task
 
 
 def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, TestScores]:
@@ -27,7 +28,7 @@ def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progr
     Raises:
         DataError: A test set has other labels than the model, or has no part for testing.
     """
-    if cell.task == "text-classification":
+    if get_task(cell.task).one_label_per_text:
         return _classify(cell, trained, folder, progress)
     specs = {spec.name: spec for spec in StudyPlan.read(folder.plan).data}
     measured = {name: _measure(cell, trained, specs[name], folder, progress) for name in cell.tests}
@@ -37,7 +38,7 @@ def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progr
 
 
 def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress: Progress) -> dict[str, TestScores]:
-    task = FINETUNE_TASKS[cell.task]
+    task = finetune_task(cell.task)
     tests: dict[str, TestScores] = {}
     with quiet():
         tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)

@@ -10,8 +10,11 @@ from tests.support.tiny_models import save_artifact, tiny_llama
 _LOAD_MODEL = "print(type(AutoModel.from_pretrained(folder)).__name__)"
 _LOAD_CONFIG = "print(type(AutoConfig.from_pretrained(folder)).__name__)"
 _GRAFT = (
-    "from layer_surgeon.graft import AUTO_CLASSES as graft; import transformers; "
-    "print(all(graft[1][name] is getattr(transformers, name)._model_mapping[graft[0]] for name in graft[1]))"
+    "from layer_surgeon.graft import GraftedModel, SurgeonGraftConfig; from layer_surgeon.tasks import TASKS; "
+    "import transformers; "
+    "classes = {task.auto: task.load_model_class() for task in TASKS.values()} | {'AutoModel': GraftedModel}; "
+    "table = lambda auto: getattr(transformers, auto)._model_mapping; "
+    "print(all(table(auto)[SurgeonGraftConfig] is model for auto, model in classes.items()))"
 )
 
 

@@ -11,7 +11,7 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, predict
 from layer_surgeon.finetune.data import prepare_data
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS
+from layer_surgeon.finetune.tasks import finetune_task
 from tests.support.finetune_tasks import (
     bert,
     context_of,
@@ -27,7 +27,7 @@ from tests.support.finetune_tasks import (
 
 def test_labels_are_at_first_tokens():
     tokenizer = task_tokenizer()
-    task, model = FINETUNE_TASKS["token-classification"], bert(BertForTokenClassification)
+    task, model = finetune_task("token-classification"), bert(BertForTokenClassification)
     data = prepare_data(
         [*tagged_rows(9), {"tokens": ["anna", "saw?and", "rome"], "ner_tags": ["B-PER", "O", "B-LOC"]}],
         None,
@@ -84,7 +84,7 @@ def test_bad_rows_of_a_tagger(row, says, workspace):
 
 
 def windows(rows, **settings):
-    task, model = FINETUNE_TASKS["question-answering"], bert(BertForQuestionAnswering)
+    task, model = finetune_task("question-answering"), bert(BertForQuestionAnswering)
     data = prepare_data(rows, rows[:1], None, FinetuneConfig(), task=task)
     return data.train, task.tokenize(data.train, context_of(model, **settings), training=True)
 
@@ -116,7 +116,7 @@ def test_answers_are_mapped_back_to_the_text(workspace):
     """By hand: the logits point at two words; the text between them, including spaces, is the answer."""
     rows = [{"question": "where ?", "context": "the  day anna   went to rome .", "answers": "anna   went"}]
     examples, dataset = windows(rows * 2, max_length=30)
-    task, (window, _) = FINETUNE_TASKS["question-answering"], dataset.alignments
+    task, (window, _) = finetune_task("question-answering"), dataset.alignments
     assert examples.contexts[0][window.offsets[window.start][0] : window.offsets[window.end][1]] == "anna   went"
     outputs = np.zeros((2, 2, len(window.offsets)), dtype=np.float32)
     outputs[0, :, window.start], outputs[1, :, window.end] = 9, 9
@@ -137,7 +137,7 @@ def test_answers_are_mapped_back_to_the_text(workspace):
 def test_best_answer_of_several_windows():
     rows = [{"question": "where ?", "context": "anna went to rome . bob went to paris .", "answers": "paris"}]
     examples, dataset = windows(rows * 2, max_length=13, doc_stride=2)
-    task = FINETUNE_TASKS["question-answering"]
+    task = finetune_task("question-answering")
     mine = [index for index, w in enumerate(dataset.alignments) if w.example == 0]
     assert len(mine) > 1
     outputs = np.zeros((2, len(dataset), 13), dtype=np.float32)
@@ -148,7 +148,7 @@ def test_best_answer_of_several_windows():
 
 def test_questions_on_one_text_stay_together():
     rows = [row | {"context": row["context"], "id": str(i)} for i in range(3) for row in question_rows(20)]
-    data = prepare_data(rows, None, None, FinetuneConfig(), task=FINETUNE_TASKS["question-answering"])
+    data = prepare_data(rows, None, None, FinetuneConfig(), task=finetune_task("question-answering"))
     assert not set(data.train.contexts) & set(data.validation.contexts)
     assert len(data.train) + len(data.validation) == 60
     assert 6 <= len(data.validation) <= 20
@@ -173,7 +173,7 @@ def test_reader_learns(workspace):
 def test_loss_of_spans_is_the_models_without_smoothing():
     model = bert(BertForQuestionAnswering).eval()
     examples, dataset = windows(question_rows(6), max_length=40)
-    task = FINETUNE_TASKS["question-answering"]
+    task = finetune_task("question-answering")
     batch = dict(task.collator(context_of(model))([dataset[index] for index in range(len(dataset))]))
     labels = batch.pop("labels")
     with torch.no_grad():

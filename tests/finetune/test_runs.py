@@ -169,7 +169,7 @@ def test_no_such_model(workspace, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceNotFoundError, match=r"has no config\.json"):
         train(str(tmp_path / "empty"), workspace)
-    with pytest.raises(GraftError, match="A dict is not a transformers classification model"):
+    with pytest.raises(GraftError, match="A dict is not a transformers text-classification model"):
         finetune_model({}, TRAIN, workspace=workspace)
 
 

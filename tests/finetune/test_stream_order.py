@@ -8,7 +8,7 @@ from accelerate.data_loader import IterableDatasetShard
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import ColumnChoice
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS
+from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.finetune.tasks.text_classification import TextClassification
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from tests.support.classification import rows
@@ -115,7 +115,7 @@ def test_later_epoch_starts_at_its_position(kind):
         "causal-lm": (rows(50), ColumnChoice(text="text", text_pair=None, label=None, guessed=False)),
     }[kind]
     settings = {
-        "task": FINETUNE_TASKS[kind],
+        "task": finetune_task(kind),
         "columns": columns,
         "eval_steps": 4,
         "shuffle_buffer": 7,

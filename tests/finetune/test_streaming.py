@@ -16,7 +16,7 @@ from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuni
 from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
 from layer_surgeon.finetune.row_stream import RowStream, open_stream
 from layer_surgeon.finetune.sources import load_data
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS
+from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.workspace import Workspace
@@ -31,7 +31,7 @@ from tests.support.finetune_tasks import (
     translated_rows,
 )
 
-CLASSIFICATION = FINETUNE_TASKS["text-classification"]
+CLASSIFICATION = finetune_task("text-classification")
 LABELS = ("bad", "good")
 
 
@@ -117,7 +117,7 @@ def test_held_out_rows_are_never_trained_on_and_lose_nothing(tmp_path):
 def test_questions_on_one_text_are_held_out_together(tmp_path):
     made = [row | {"question": f"{row['question']} {i}"} for i, row in enumerate(question_rows(60) * 2)]
     path = write(tmp_path / "a.jsonl", made)
-    data = prepare(path, task=FINETUNE_TASKS["question-answering"], max_steps=4, max_eval_samples=5)
+    data = prepare(path, task=finetune_task("question-answering"), max_steps=4, max_eval_samples=5)
     trained = {row["context"] for _, row in data.stream.rows()}
     assert len(data.validation) == 5
     assert not trained & set(data.validation.contexts)

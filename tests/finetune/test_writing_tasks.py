@@ -8,7 +8,7 @@ import torch
 
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, predict
 from layer_surgeon.finetune.data import prepare_data
-from layer_surgeon.finetune.tasks import FINETUNE_TASKS
+from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.graft import GraftedModel, graft_layer
 from tests.support.classification import Recorder
 from tests.support.finetune_tasks import (
@@ -59,7 +59,7 @@ def test_written_text_equals_generate():
 def test_prefix_is_put_before_sources(workspace):
     result = train(tiny_bart(), workspace, translated_rows(20), max_steps=1, source_prefix="the day ", num_beams=1)
     assert json.loads((result.path / "results.json").read_text())["config"]["source_prefix"] == "the day "
-    task = FINETUNE_TASKS["seq2seq"]
+    task = finetune_task("seq2seq")
     features = task.tokenize(task.inputs(["one"]), context_of(result.model, source_prefix="the day "), training=False)
     assert task_tokenizer().decode(features.features[0]["input_ids"]) == "[CLS] the day one [SEP]"
 
@@ -93,7 +93,7 @@ def test_one_column_is_not_enough(workspace):
 
 
 def test_blocks_lose_nothing():
-    task, tokenizer = FINETUNE_TASKS["causal-lm"], task_tokenizer()
+    task, tokenizer = finetune_task("causal-lm"), task_tokenizer()
     rows = [{"text": row["de"]} for row in translated_rows(10)]
     data = prepare_data(rows, rows[:1], None, FinetuneConfig(), task=task)
     dataset = task.tokenize(data.train, context_of(tiny_gpt2(), max_length=7), training=True)
@@ -132,7 +132,7 @@ def test_language_model_learns(workspace):
 
 def test_training_loss_of_a_language_model_is_moved_by_one(artifact):
     model = graft_layer(tiny_gpt2(), artifact, task="causal-lm").eval()
-    task = FINETUNE_TASKS["causal-lm"]
+    task = finetune_task("causal-lm")
     ids = torch.tensor([[1, 5, 9, 2], [1, 7, 2, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     labels = ids.masked_fill(mask == 0, -100)

@@ -1,5 +1,6 @@
 """Graft settings: the paper's defaults, and values that are refused."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from tests.graft.conftest import host_model
 from tests.support.tiny_models import save_artifact, tiny_llama
@@ -153,3 +155,25 @@ def test_settings_work_together(residual, projection_bias, donor, tmp_path):
     assert loaded.config.settings == model.config.settings
     assert torch.isfinite(loaded(**inputs).logits).all()
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_settings_are_validated_once_and_follow_changes(artifact, monkeypatch):
+    config = graft_layer(host_model("bert"), artifact, dropout=0.1, id2label={0: "no", 1: "yes"}).config
+    settings = config.settings
+    with monkeypatch.context() as patch:
+        patch.setattr(GraftConfig, "__post_init__", lambda _: pytest.fail("validated again"))
+        assert config.settings == copy.deepcopy(config).settings == settings
+    config.graft["dropout"] = 0.3
+    config.id2label = {0: "bad", 1: "good"}
+    assert (config.settings.dropout, config.settings.labels) == (0.3, ("bad", "good"))
+    assert SurgeonGraftConfig.from_dict(config.to_dict()).settings == config.settings
+    assert settings.labels == ("no", "yes")
+    config.graft["dropout"] = 3
+    with pytest.raises(ConfigError, match="dropout is 3"):
+        _ = config.settings
+
+
+def test_labels_are_validated_when_the_config_is_made(artifact):
+    config = graft_layer(host_model("bert"), artifact).config
+    with pytest.raises(ConfigError, match="id2label is .*each name once"):
+        SurgeonGraftConfig.from_dict({**config.to_dict(), "id2label": {"0": "same", "1": "same"}})

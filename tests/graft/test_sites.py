@@ -1,10 +1,12 @@
 """Grafts inside the host, and after its embeddings without any layer of the host."""
 
 import copy
+import io
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -269,6 +271,43 @@ def test_gradient_checkpointing(site, artifact):
     assert plain.keys() == checkpointed.keys()
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, msg=name)
+
+
+def test_checkpointing_by_modules(artifact):
+    """FSDP's checkpointing runs the site and its hook again in the backward pass, with the mask of that batch."""
+
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        model = graft_layer(host_model("bert"), artifact, "token-classification", site=0, dropout=0.0)
+        if checkpointing:
+            layers = set(model.host.encoder.layer)
+            apply_activation_checkpointing(model.host, check_fn=lambda module: module in layers)
+        model.train()
+        for inputs in (padded_inputs(), make_inputs()):
+            model(**inputs, labels=torch.ones(3, 9, dtype=torch.long)).loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in grads.items()}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("site", [0, "encoder_output"])
+def test_copies_apply_their_own_graft(site, artifact):
+    model = graft_layer(host_model("bart", auto=AutoModelForSeq2SeqLM), artifact, "seq2seq", site=site)
+    inputs = {**padded_inputs(), "decoder_input_ids": make_inputs(length=5)["input_ids"]}
+    expected = model(**inputs).logits
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(twin(**inputs).logits, expected)
+        twin.proj_out.weight.zero_()
+        assert not torch.equal(twin(**inputs).logits, expected)
+    assert torch.equal(model(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize(

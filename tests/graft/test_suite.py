@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, pipeline
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import GraftedModel, graft_layer
 from layer_surgeon.graft.hosts import host_kind
-from layer_surgeon.graft.tasks import TASKS as TRAITS
+from layer_surgeon.tasks import TASKS as TRAITS
 from tests.graft.conftest import word_tokenizer
 from tests.support.graft_reference import tokens_of
 from tests.support.graft_suite import (

@@ -44,9 +44,9 @@ CLASSES = {
 def outputs(model, inputs):
     """All outputs of a task for each token, [batch, seq, number]."""
     out = model(**inputs)
-    if model.task == QUESTION:
+    if model.config.task == QUESTION:
         return torch.stack([out.start_logits, out.end_logits], dim=-1)
-    return out.logits if model.task == TOKEN else out.last_hidden_state
+    return out.logits if model.config.task == TOKEN else out.last_hidden_state
 
 
 def host_states(host, inputs):

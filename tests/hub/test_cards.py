@@ -9,11 +9,12 @@ import yaml
 
 from layer_surgeon.hub.graft_card import GraftCard
 from layer_surgeon.hub.layer_card import LayerCard
-from layer_surgeon.hub.origin import GraftedLayer, Origin, SourceModel, Usage
+from layer_surgeon.hub.origin import GraftedLayer, Origin, SourceModel
 from layer_surgeon.hub.run_card import DataOrigin, DataSplit, Epoch, Measured, RunCard, Stream
+from layer_surgeon.tasks import get_task
 from tests.hub.test_security_cards import HOSTILE, tags
 
-USAGE = Usage(pipeline_tag="text-classification", auto="AutoModel", generates=False, example="A text.")
+TASK = get_task("text-classification")
 
 
 def layer_card(text):
@@ -43,7 +44,7 @@ def origin(text):
 def graft_card(text):
     return GraftCard(
         origin=origin(text),
-        usage=USAGE,
+        task=TASK,
         parts={"host": (10, 10), "donor": (2000, 0)},
         settings={"site": text, "train_donor": False},
         labels=[text, "good"],
@@ -57,16 +58,13 @@ def run_card(text):
     return RunCard(
         name=text,
         origin=origin(text),
-        usage=USAGE,
-        predict_input='"A text."',
-        task="text-classification",
+        task=TASK,
         pipeline_tag="text-classification",
         data=text,
         columns={"text": text, "text_pair": None},
         splits={"train": split, "validation": split},
         stream=None,
         labels=[text, "good"],
-        titles={"accuracy": "accuracy"},
         measured={"validation": measured},
         epochs=[Epoch(epoch=1, training_loss=0.7, scores={"accuracy": 0.5})],
         best_epoch=1,

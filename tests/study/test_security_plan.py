@@ -10,11 +10,9 @@ import pytest
 
 from layer_surgeon._yaml import dump_yaml, parse_yaml
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.metrics import TITLES
 from layer_surgeon.study.arms import Arm, DonorSpec
 from layer_surgeon.study.data import DataSpec
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.plan_parts import METRICS
 from layer_surgeon.study.preset import scale_down
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 
@@ -232,14 +230,6 @@ def test_a_source_is_shown_without_its_secret():
     spec = DonorSpec(source=SIGNED, revision="main")
     assert (spec.name, spec.text) == ("llm-L-1", "https://models.example/llm.safetensors (revision main)")
     assert not [secret for secret in SECRETS if secret in json.dumps(DataSpec(name="d", train=(SIGNED,)).as_dict())]
-
-
-@pytest.mark.parametrize("task", METRICS)
-def test_metrics_are_those_that_the_tasks_have(task):
-    from layer_surgeon.finetune.tasks import FINETUNE_TASKS
-
-    assert set(METRICS[task]) <= set(TITLES)
-    assert set(FINETUNE_TASKS[task].selections) <= set(METRICS[task])
 
 
 JUNK = (None, True, 0, -1, 10**30, 0.5, float("nan"), float("inf"), "", "x", "../x", [], [[]], ["x"], [1], {}, {"x": 1})

@@ -1,16 +1,20 @@
-"""The tasks that can be fine-tuned, one module per task."""
+"""What the tasks that can be fine-tuned do, one module per task."""
 
-from layer_surgeon.finetune.config import TaskName
+import functools
+
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
-from layer_surgeon.finetune.tasks.causal_lm import CausalLM
-from layer_surgeon.finetune.tasks.question_answering import QuestionAnswering
-from layer_surgeon.finetune.tasks.seq2seq import Seq2Seq
-from layer_surgeon.finetune.tasks.text_classification import TextClassification
-from layer_surgeon.finetune.tasks.token_classification import TokenClassification
+from layer_surgeon.tasks import get_task
 
-__all__ = ["FINETUNE_TASKS", "FinetuneTask", "Outputs", "TaskContext"]
+__all__ = ["FinetuneTask", "Outputs", "TaskContext", "finetune_task"]
 
-FINETUNE_TASKS: dict[TaskName, FinetuneTask] = {
-    task.name: task
-    for task in (TextClassification(), TokenClassification(), QuestionAnswering(), Seq2Seq(), CausalLM())
-}
+
+@functools.cache
+def finetune_task(name: str) -> FinetuneTask:
+    """Return a task by its name; all runs share one instance.
+
+    Raises:
+        ConfigError: There is no such task, or it can't be fine-tuned.
+    """
+    record = get_task(name)
+    task: FinetuneTask = record.load_finetune_class()(record)
+    return task

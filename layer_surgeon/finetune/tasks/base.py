@@ -10,14 +10,15 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from layer_surgeon.finetune.columns import CLASSIFICATION, ColumnChoice, ColumnRoles
-from layer_surgeon.finetune.config import FinetuneConfig, TaskName
+from layer_surgeon.finetune.columns import ColumnChoice
+from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet
 from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from layer_surgeon.progress import Progress
+from layer_surgeon.tasks import Task
 
 # The outputs of a model for a set, in the set's order: [features, ...]. Short rows are padded with -100.
 Outputs: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -42,20 +43,21 @@ class TaskContext:
 
 
 class FinetuneTask(ABC):
-    """A task. Instances are stateless, so all runs share one instance of each task."""
+    """What a task does. Instances are stateless, so all runs share one instance of each task.
 
-    name: ClassVar[TaskName]
-    # The scores that can select the best epoch; the first is the default.
-    selections: ClassVar[tuple[str, ...]]
-    roles: ClassVar[ColumnRoles] = CLASSIFICATION
-    # Whether the model gets the class names of the data.
-    has_classes: ClassVar[bool] = False
-    # The word for examples in messages.
-    unit: ClassVar[str] = "texts"
+    Attributes:
+        record: What other packages need to know about the task.
+        name: The name of the task.
+    """
+
     # Whether every row becomes exactly one feature. The number of rows then determines the steps per pass.
     one_feature_each: ClassVar[bool] = True
     # Whether rows with the same second text must be held out together.
     keeps_pairs_together: ClassVar[bool] = False
+
+    def __init__(self, record: Task) -> None:
+        self.record = record
+        self.name = record.name
 
     # ---- data
 

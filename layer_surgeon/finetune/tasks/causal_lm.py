@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq
 
 from layer_surgeon.errors import DataError
-from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
+from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
@@ -62,12 +62,6 @@ class LanguageMetrics:
 class CausalLM(FinetuneTask):
     """Causal language modelling on all texts, joined with end tokens and split into blocks of the maximum length."""
 
-    name = "causal-lm"
-    selections = ("loss",)
-    roles = ColumnRoles(
-        text=("text", "content", "document", "sentence", "review", "story", "article", "body"), only_text=True
-    )
-    unit = "blocks"
     one_feature_each = False
 
     def label_map(

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding
 
 from layer_surgeon._io import parse_json
 from layer_surgeon.errors import ConfigError, DataError
-from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
+from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
@@ -90,15 +90,6 @@ class AnswerPrediction:
 class QuestionAnswering(FinetuneTask):
     """Predicts where in the text the answer starts and ends. Long texts are read in overlapping windows."""
 
-    name = "question-answering"
-    selections = ("f1", "exact_match", "loss")
-    roles = ColumnRoles(
-        titles=("question", "context", "answers"),
-        text=("question", "query"),
-        pair=("context", "passage", "paragraph", "document", "text"),
-        label=("answers", "answer", "answertext"),
-    )
-    unit = "questions"
     one_feature_each = False
     keeps_pairs_together = True
 

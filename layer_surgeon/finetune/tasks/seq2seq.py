@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq
 
-from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
+from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.scorers import extra_scores
@@ -49,25 +49,6 @@ class TextPrediction:
 
 class Seq2Seq(FinetuneTask):
     """Trains with teacher forcing; generates text with beam search for validation and test."""
-
-    name = "seq2seq"
-    selections = ("bleu", "rouge_l", "meteor", "loss")
-    roles = ColumnRoles(
-        titles=("source", "text_pair", "target"),
-        text=("source", "src", "input", "article", "document", "dialogue", "text", "en"),
-        label=("target", "tgt", "output", "highlights", "summary", "translation", "de"),
-        pairs=(
-            ("source", "target"),
-            ("src", "tgt"),
-            ("input", "output"),
-            ("article", "highlights"),
-            ("document", "summary"),
-            ("dialogue", "summary"),
-            ("text", "summary"),
-            ("en", "de"),
-        ),
-        learns_pair=True,
-    )
 
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]

@@ -38,6 +38,11 @@ class Prediction:
     score: float
     probabilities: dict[str, float]
 
+    @property
+    def whole_text(self) -> str:
+        """The text, or both texts of a pair."""
+        return self.text if self.text_pair is None else f"{self.text} | {self.text_pair}"
+
     def as_row(self) -> dict[str, Any]:
         """Convert to plain JSON types, for a line of output."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
@@ -52,10 +57,6 @@ class Prediction:
 
 class TextClassification(FinetuneTask):
     """Predicts one class per text, or per pair of texts."""
-
-    name = "text-classification"
-    selections = ("accuracy", "macro_f1", "loss")
-    has_classes = True
 
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]

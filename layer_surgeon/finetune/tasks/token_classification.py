@@ -17,7 +17,7 @@ from transformers import DataCollatorForTokenClassification
 
 from layer_surgeon._io import parse_json
 from layer_surgeon.errors import ConfigError, DataError
-from layer_surgeon.finetune.columns import ColumnChoice, ColumnRoles
+from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.examples import ExampleSet, check_filled, is_empty, listed
 from layer_surgeon.finetune.labels import LabelMap, labels_of_model, make_label_map
 from layer_surgeon.finetune.metrics import ClassScores
@@ -87,6 +87,11 @@ class TagPrediction:
     labels: tuple[str | None, ...]
     scores: tuple[float, ...]
 
+    @property
+    def labelled_text(self) -> str:
+        """The words, each with its label."""
+        return " ".join(f"{word}/{label or '-'}" for word, label in zip(self.words, self.labels, strict=True))
+
     def as_row(self) -> dict[str, Any]:
         """Convert to plain JSON types, for a line of output."""
         return {
@@ -98,15 +103,6 @@ class TagPrediction:
 
 class TokenClassification(FinetuneTask):
     """Predicts one class per word, at the word's first token."""
-
-    name = "token-classification"
-    selections = ("f1", "accuracy", "loss")
-    roles = ColumnRoles(
-        titles=("words", "text_pair", "tags"),
-        text=("tokens", "words", "token", "word", "text", "sentence"),
-        label=("nertags", "tags", "ner", "labels", "postags", "pos", "chunktags", "label"),
-    )
-    has_classes = True
 
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]

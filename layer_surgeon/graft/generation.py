@@ -1,0 +1,33 @@
+"""What the tasks that generate text share: the whole host stays, and generates with its own code."""
+
+import copy
+from typing import Any
+
+from transformers import GenerationMixin, PreTrainedModel
+
+from layer_surgeon.graft.model_config import SurgeonGraftConfig
+from layer_surgeon.graft.modeling import GraftedModel
+
+
+class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
+    """A grafted model that keeps the host's language head. The graft is inside the host."""
+
+    def __init__(
+        self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
+    ) -> None:
+        super().__init__(config, host=host, with_donor=with_donor)
+        if host is not None:
+            self.generation_config = copy.deepcopy(host.generation_config)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate text with the host's own `generate`."""
+        self.host.generation_config = self.generation_config
+        return self.host.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare inputs as the host does."""
+        return self.host.prepare_inputs_for_generation(*args, **kwargs)
+
+    def get_output_embeddings(self) -> Any:
+        """Return the host's language head."""
+        return self.host.get_output_embeddings()
