@@ -67,7 +67,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         # transformers gives every config two labels by default.
         if get_task(self.task).labels and self.id2label is not None:
             labels = {int(key): name for key, name in self.id2label.items()}
-        return _validated(json.dumps({**self.graft, "id2label": labels}))
+        return _validated(json.dumps({**self.graft, "id2label": labels}, default=repr))
 
     @property
     def frozen_donor(self) -> dict[str, Any] | None:

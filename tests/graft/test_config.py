@@ -168,9 +168,10 @@ def test_settings_are_validated_once_and_follow_changes(artifact, monkeypatch):
     assert (config.settings.dropout, config.settings.labels) == (0.3, ("bad", "good"))
     assert SurgeonGraftConfig.from_dict(config.to_dict()).settings == config.settings
     assert settings.labels == ("no", "yes")
-    config.graft["dropout"] = 3
-    with pytest.raises(ConfigError, match="dropout is 3"):
-        _ = config.settings
+    for value, message in ((3, "dropout is 3"), (torch.tensor(0.1), "dropout is 'tensor")):
+        config.graft["dropout"] = value
+        with pytest.raises(ConfigError, match=message):
+            _ = config.settings
 
 
 def test_labels_are_validated_when_the_config_is_made(artifact):
