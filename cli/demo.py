@@ -108,16 +108,16 @@ def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
             for comparison in table.comparisons
         ],
     )
+    seeds = summary.tables[0].rows[0].seeds
+    basis = "seeds and sentences" if len(seeds) > 1 else "the sentences, for this one seed"
     ui.line(
-        "The interval of an accuracy is over the sentences. The interval and the p of a difference are over seeds and "
-        "sentences.\n"
+        f"The interval of an accuracy is over the sentences. The interval and the p of a difference are over {basis}.\n"
     )
     ui.headline(summary.verdict)
-    seeds = summary.tables[0].rows[0].seeds
     exceptions = f", except {', '.join(f'{name} = {value}' for name, value in changed.items())}" if changed else ""
     ui.facts(
         {
-            "settings": f"the paper's{exceptions}; seeds {', '.join(map(str, seeds))}",
+            "settings": f"the paper's{exceptions}",
             "trainings": f"{result.done} done, {result.ran} of them now"
             + (f". To repeat all of them, delete {result.path} first" if result.ran < result.done else ""),
             "time": format_seconds(result.seconds),
@@ -136,11 +136,11 @@ def _describe(result: "StudyResult") -> tuple[str, ...]:
     layer = ", ".join(map(str, artifact.layer_indices))
     trained = {row.arm: counts.trained for row in table.rows if (counts := summary.parameters(row.arm)) is not None}
     return (
-        f"Put layer {layer} of Gemma-3-270M ({format_bytes(artifact.num_bytes)}) into all-MiniLM-L6-v2, frozen and "
-        "between two projections.",
+        f"Put layer {layer} of Gemma-3-270M ({format_bytes(artifact.num_bytes)}) into all-MiniLM-L6-v2. The layer is "
+        "frozen, between two trained projections.",
         f"Trained MiniLM alone (host, {format_count(trained['host'])} trained parameters) and with the layer (graft, "
-        f"{format_count(trained['graft'])}) on {table.rows[0].train_examples} sentences of film reviews, with "
-        f"{len(table.rows[0].seeds)} seeds each.",
-        f"Tested all {result.done} models on {table.examples} other sentences of film reviews (imdb), and on sentences "
+        f"{format_count(trained['graft'])}) on {table.rows[0].train_examples} sentences of film reviews, once with "
+        f"each seed ({', '.join(map(str, table.rows[0].seeds))}).",
+        f"Tested all models on {table.examples} other sentences of film reviews (imdb), and on sentences "
         "about products (amazon) and restaurants (yelp).",
     )
