@@ -13,7 +13,7 @@ import layer_surgeon as ls
 from layer_surgeon.report.load import load_report
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.plan import StudyPlan
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 
 FIXTURES = Path(__file__).parent / "fixtures/made_by_04c75f7"
 
@@ -69,6 +69,6 @@ def test_a_study_is_read_and_has_nothing_left_to_run(folder, expected):
 
 
 def test_the_commands_take_them(folder, expected):
-    (prediction,) = surgeon("predict", expected["text"], "--model", "run", "--json", cwd=folder).document()
+    (prediction,) = surgeon_here("predict", expected["text"], "--model", "run", "--json", cwd=folder).document()
     assert prediction["label"] in ("negative", "positive")
-    assert surgeon("report", "study", "--json", cwd=folder).document()["path"]
+    assert surgeon_here("report", "study", "--json", cwd=folder).document()["path"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 
 BERT = {
     "model_type": "bert",
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_document(folder):
-    result = surgeon(
+    result = surgeon_here(
         "profile", "host", "--donor", "llm", "--batch", 2, "--length", 5, "--donor-dtype", "bfloat16", "--json",
         cwd=folder,
     )  # fmt: skip
@@ -58,24 +58,24 @@ def test_document(folder):
 
 
 def test_table(folder):
-    result = surgeon("profile", "host", "-d", "llm", "--layer", "0", "--pooling", "mean", cwd=folder)
+    result = surgeon_here("profile", "host", "-d", "llm", "--layer", "0", "--pooling", "mean", cwd=folder)
     assert result.code == 0, result.err
     for text in ("layer 0 of llm", "32 x 100 tokens", "proj_in", "host alone", "every token", "ratio", "--measure"):
         assert text in result.out
 
 
 def test_a_host_alone(folder):
-    result = surgeon("profile", "host", cwd=folder)
+    result = surgeon_here("profile", "host", cwd=folder)
     assert result.code == 0, result.err
     assert "none: the host alone" in result.out
     assert "ratio" not in result.out
-    assert surgeon("profile", "host", "--json", cwd=folder).document()["graft"] is None
+    assert surgeon_here("profile", "host", "--json", cwd=folder).document()["graft"] is None
 
 
 @pytest.mark.slow
 def test_measured(folder):
-    result = surgeon("profile", "host", "-d", "llm", "--batch", 1, "--length", 4, "--repeats", 1, "--measure", "--json",
-                     cwd=folder)  # fmt: skip
+    arguments = ("--batch", 1, "--length", 4, "--repeats", 1, "--measure", "--json")
+    result = surgeon_here("profile", "host", "-d", "llm", *arguments, cwd=folder)
     assert result.code == 0, result.err
     measured = result.document()["grafted"]["measured"]
     assert measured["repeats"] == 1
@@ -95,7 +95,7 @@ def test_measured(folder):
     ],
 )
 def test_bad_input(arguments, code, message, folder):
-    result = surgeon(*arguments, cwd=folder)
+    result = surgeon_here(*arguments, cwd=folder)
     assert result.code == code
     assert message in " ".join(result.err.split())
     assert "Traceback" not in result.err

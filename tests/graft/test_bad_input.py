@@ -9,7 +9,7 @@ import torch
 from layer_surgeon.errors import ArtifactError, ConfigError, DataError, GraftError, LayerSurgeonError, SourceError
 from layer_surgeon.graft import GraftedModel, graft_layer
 from tests.graft.conftest import host_model, make_inputs
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 
 TOKENS = "token-classification"
 
@@ -125,7 +125,7 @@ def test_donors_of_stored_grafts(stored, artifact, tmp_path, monkeypatch):
 
 
 def test_from_the_command_line(host_folder, artifact, tmp_path):
-    result = surgeon("graft", host_folder("bert"), "--donor", artifact, "--site", "7", cwd=tmp_path)
+    result = surgeon_here("graft", host_folder("bert"), "--donor", artifact, "--site", "7", cwd=tmp_path)
     assert result.code == 1
     assert result.err.strip().endswith("error: site is 7, but the host has 2 layers: choose 0 to 1.")
     assert "Traceback" not in result.err

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft import GraftedModel, export, export_model, graft_layer
 from tests.graft.conftest import host_model, make_inputs, word_tokenizer
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 
 pytestmark = [
     # torch 2.11 says so where transformers compiles parts of DeBERTa.
@@ -204,7 +204,7 @@ def test_tasks_that_generate_text_cant_be_exported(model_type, task, artifact, t
 
 def test_the_command(stored, artifact, tmp_path):
     folder = stored("bert", id2label={"0": "bad", "1": "good"})
-    result = surgeon("export", folder, "--json", cwd=tmp_path)
+    result = surgeon_here("export", folder, "--json", cwd=tmp_path)
     assert result.code == 0, result.err
     document = result.document()
     assert (document["path"], document["outputs"]) == ("graft.onnx", ["logits"])
@@ -214,10 +214,10 @@ def test_the_command(stored, artifact, tmp_path):
     with torch.no_grad():
         expected = GraftedModel.from_pretrained(folder)(**tokens).logits
     torch.testing.assert_close(run_onnx(tmp_path / "graft.onnx", tokens)["logits"], expected, rtol=1e-5, atol=1e-5)
-    again = surgeon("export", folder, cwd=tmp_path)
+    again = surgeon_here("export", folder, cwd=tmp_path)
     assert again.code == 1
     assert "graft.onnx already exists. Replace it with --force" in again.err
-    shown = surgeon("export", folder, "--format", "torch", "--output", "p.pt2", cwd=tmp_path)
+    shown = surgeon_here("export", folder, "--format", "torch", "--output", "p.pt2", cwd=tmp_path)
     assert shown.code == 0, shown.err
     assert "largest difference from the graft" in shown.out
     assert "Traceback" not in shown.err

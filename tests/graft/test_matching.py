@@ -12,7 +12,7 @@ from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
 from layer_surgeon.graft.matching import match_projections, matching_batch, measure_loudness
 from tests.graft.conftest import host_config, host_model, make_inputs
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 from tests.support.tiny_models import save_artifact, tiny_model
 
 needs_torchao = pytest.mark.skipif(not int8.is_available(), reason="needs the int8 extra")
@@ -151,9 +151,11 @@ def test_loud_graft_prints_a_notice(loud, artifact, host_folder, tmp_path):
     assert gated.loudness == pytest.approx(result.loudness)
     assert not gated.is_loud
     assert save_graft(host, None, output=tmp_path / "alone").loudness is None
-    told = surgeon("graft", host, "--donor", loud, "--output", "told", cwd=tmp_path)
+    told = surgeon_here("graft", host, "--donor", loud, "--output", "told", cwd=tmp_path)
     assert f"is {result.loudness:,.0f} times as large as the host's (RMS)" in " ".join(told.out.split())
-    quiet = surgeon("graft", host, "--donor", loud, "--projection-init", "matched", "-o", "x", "--json", cwd=tmp_path)
+    quiet = surgeon_here(
+        "graft", host, "--donor", loud, "--projection-init", "matched", "-o", "x", "--json", cwd=tmp_path
+    )
     assert json.loads(quiet.out)["loudness"] == pytest.approx(1, rel=0.2)
 
 

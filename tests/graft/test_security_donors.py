@@ -19,7 +19,7 @@ from layer_surgeon.finetune import evaluate_model, finetune_model, predict
 from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model, make_inputs
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny_models import cut_artifact
 
@@ -191,10 +191,10 @@ def test_python_functions_take_the_donor(without, layer, tmp_path):
 def test_commands_take_the_donor(command, without, layer, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in ROWS))
     edit(without, path=str(layer))
-    refused = surgeon(*command, "--json", cwd=tmp_path)
+    refused = surgeon_here(*command, "--json", cwd=tmp_path)
     assert refused.code == 1, refused.err
     assert f"--donor {layer}" in refused.document()["error"]["message"]
-    accepted = surgeon(*command, "--json", "--donor", layer, cwd=tmp_path)
+    accepted = surgeon_here(*command, "--json", "--donor", layer, cwd=tmp_path)
     assert accepted.code == 0, accepted.err
 
 

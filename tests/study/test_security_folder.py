@@ -27,7 +27,7 @@ from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.report import write_sweep_picture
 from layer_surgeon_cli.ui import Ui
 from tests.support.classification import Recorder
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 from tests.support.http_folder import Answer, Asked, HttpFolder
 from tests.support.made_up_studies import made_up_study
 from tests.support.studies import tiny_parts, tiny_plan
@@ -113,7 +113,7 @@ def test_a_picture_and_a_report_replace_links(tmp_path):
     (tmp_path / "study/report/figures").unlink()
     (tmp_path / "study/report").rmdir()
     (tmp_path / "study/report").symlink_to(pictures)
-    refused = surgeon("report", "study", cwd=tmp_path)
+    refused = surgeon_here("report", "study", cwd=tmp_path)
     assert (refused.code, "not in the study's folder" in refused.err) == (1, True), refused.err
     assert [path.name for path in pictures.iterdir()] == ["scores.png"]
 
@@ -138,7 +138,7 @@ def test_a_complete_plan_overwrites_nothing(tmp_path):
     plan["data"][0]["name"] = str(victim)
     plan["tests"] = {str(victim): [str(victim)]}
     (tmp_path / "plan.yaml").write_text(dump_yaml(plan))
-    result = surgeon("compare", "-c", "plan.yaml", "--dry-run", cwd=tmp_path)
+    result = surgeon_here("compare", "-c", "plan.yaml", "--dry-run", cwd=tmp_path)
     assert (result.code, "A name has at most" in result.err) == (2, True), result.err
     assert {path.name: path.read_text() for path in victim.iterdir()} == {"train.jsonl": "precious"}
 
@@ -174,7 +174,7 @@ def test_a_dry_run_uses_what_a_running_study_has_prepared_and_leaves_it(parts, t
 def test_a_dry_sweep_writes_nothing(parts, tmp_path):
     arguments = ("--host", parts["host"], "--dataset", parts["data"][0], "--num-seeds", 1)
     arguments = (*arguments, "--set", "finetune.max_length=16")
-    result = surgeon(
+    result = surgeon_here(
         *("sweep", parts["donor"]["source"], "--layers", "0,1", "--candidates", "sites", *arguments),
         *("--output", "study", "--dry-run", "--json"),
         cwd=tmp_path,

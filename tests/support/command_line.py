@@ -1,5 +1,6 @@
-"""Runs the installed `surgeon` command as a person would: another process, another folder."""
+"""Runs `surgeon` as a person would in another process and folder, or in this process, which saves its imports."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,6 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from typer.testing import CliRunner
+
+from layer_surgeon_cli.main import app
 
 SURGEON = Path(sys.executable).with_name("surgeon")
 
@@ -40,3 +46,14 @@ def surgeon(*arguments: object, cwd: Path, env: dict[str, str] | None = None, st
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def surgeon_here(*arguments: object, cwd: Path) -> Result:
+    """Run `surgeon` with arguments in a folder and in this process, where torch is already imported.
+
+    Not for commands that read from stdin or the Hub, or that tests of processes are about.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SURGEON_")}
+    with contextlib.chdir(cwd), patch.dict(os.environ, environment, clear=True):
+        done = CliRunner().invoke(app, [*map(str, arguments)])
+    return Result(done.exit_code, done.stdout, done.stderr)
