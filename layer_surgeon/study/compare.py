@@ -105,11 +105,11 @@ def run_study(
         try:
             with contextlib.closing(outcomes):
                 for cell, reason in outcomes:
-                    if reason is None:
-                        progress.notice(_describe_result(cell, read_cell(folder.result(cell.id)), plan.metric))
-                    else:
+                    if reason is not None:
                         failed[cell.id] = reason
                         progress.notice(f"Failed: {_describe(cell)}: {reason}")
+                    elif folder.result(cell.id).exists():
+                        progress.notice(_describe_result(cell, read_cell(folder.result(cell.id)), plan.metric))
                     progress.advance(1)
         finally:
             progress.end()
