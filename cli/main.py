@@ -1,7 +1,6 @@
 """The `surgeon` command: a table of commands, each imported only when it is called."""
 
 import importlib
-import logging
 from typing import Any
 
 import typer
@@ -54,8 +53,6 @@ class LazyGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
-
 # This one page has no rich markup: importing the renderer takes as long as the rest of `surgeon --help`.
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -78,9 +75,6 @@ def root(
 
 def main() -> None:
     """Run the command line. This is the entry point of the `surgeon` script."""
-    # transformers imports torchao if it is installed, and both of these then print four warnings on each start.
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="surgeon")
 
 

@@ -99,7 +99,6 @@ def sweep_plan(
     """Make the plan of a sweep: the host alone, and a graft for each layer, pair or site."""
     from layer_surgeon.study.arms import DonorSpec
     from layer_surgeon.study.plan import StudyPlan
-    from layer_surgeon.study.rehearsal import rehearsal
     from layer_surgeon.study.sweep import choose_layers, count_layers, with_candidates
 
     overrides: dict[str, Any] = {"host": host, "data": data, "arms": ["host", "graft"]}
@@ -118,8 +117,6 @@ def sweep_plan(
         )
     spec = DonorSpec.parse(content["donor"])
     layer_range = layers or ("-1" if candidates == "sites" else "all")
-    # Dry runs make the plan too, and the study's lock is not held yet. So nothing is written into the study's folder.
-    with rehearsal(folder) as scratch:
-        chosen = choose_layers(layer_range, count_layers(spec, scratch, ui.progress))
-        with usage():
-            return StudyPlan.from_dict({**with_candidates(content, chosen, candidates, scratch), "name": folder.name})
+    chosen = choose_layers(layer_range, count_layers(spec))
+    with usage():
+        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

@@ -52,16 +52,17 @@ from typing import Any
 import torch
 
 from benchmarks.machine import ROOT, heading, machine, save, say, versions
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.cost.flops import count_macs, count_training_macs, shapes_only, training_loss
 from layer_surgeon.cost.measure import Workload, example_inputs, peak_of
 from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import quiet
 from layer_surgeon.progress import NullProgress
-from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec, parse_arm
-from layer_surgeon.study.hosts import prepare_hosts
+from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.prepare import prepare_layers
+from layer_surgeon.workspace import PACKAGED, short_name
 from research.tables import efficiency_table
 
 HOSTS = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")
@@ -99,7 +100,7 @@ class Pair:
     def prepare(self) -> None:
         """Unpack the host and take out the layer, where that is not done yet."""
         progress = NullProgress()
-        prepare_hosts([self.host], self.folder, progress)
+        local_model(self.host, progress)
         prepare_layers([DonorSpec(source=self.donor)], self.folder, progress)
 
 
@@ -227,7 +228,7 @@ def measure_pair(pair: Pair, batch: int, rounds: int, peak: Callable[[Pair, str,
     work = {arm: work_of(models.pop(arm)) for arm in ARMS}
     # The processes that follow share the machine's memory with this one.
     gc.collect()
-    names = {"host": pair.host.removeprefix(PACKAGED), "donor": pair.donor.removeprefix(PACKAGED)}
+    names = {"host": short_name(pair.host), "donor": short_name(pair.donor)}
     return [
         {**names, "arm": arm, **facts[arm], **work[arm], **times[arm], "peak_memory_bytes": peak(pair, arm, batch)}
         for arm in ARMS

@@ -25,7 +25,6 @@ from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import load_tokenizer, quiet
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import StudyPlan
@@ -50,7 +49,7 @@ def measure_start(
     for arm in arms:
         with quiet():
             model = build(arm, "text-classification", seed, folder).eval()
-            tokenizer = load_tokenizer(host_source(arm.host, folder), model)
+            tokenizer = load_tokenizer(arm.host, model)
         batch = tokenizer(
             [row["text"] for row in rows], padding=True, truncation=True, max_length=100, return_tensors="pt"
         )

@@ -32,12 +32,12 @@ from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from layer_surgeon._io import write_json
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study import compare
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.executors import run_process
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.plan import Cell
 from layer_surgeon.study.prepare import prepare_study
@@ -62,7 +62,7 @@ def prepare(data: Path, work: Path) -> None:
                 csv.writer(file).writerows([("text", "label"), *take(rows, wanted)])
     host = work / "host"
     if not host.is_dir():
-        shutil.copytree(host_source(HOST, StudyFolder(root=work)), host)
+        shutil.copytree(local_model(HOST), host)
         config = json.loads((host / "config.json").read_text(encoding="utf-8"))
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         (host / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -95,13 +95,8 @@ ALLOWED = {
         "unlink": "the description of a cell that was run",
     },
     "layer_surgeon/study/preload_server.py": {"os.open": "the same log, in a forked child"},
-    "layer_surgeon/study/prepare.py": {
-        "unlink": "a packaged donor that was put together for the extraction, by its name",
-        "rmdir": "its folder, if it is empty",
-    },
     "layer_surgeon/study/rehearsal.py": {
         "symlink_to": "links to a study's files, in a temporary folder",
-        "copytree": "an unpacked host, into that folder",
     },
 }
 

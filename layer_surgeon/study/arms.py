@@ -24,7 +24,6 @@ from layer_surgeon.study.checked import MAX_NAME, check_types, shown
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.workspace import layer_name, short_name
 
-PACKAGED = "packaged:"
 Control = Literal["projections-only", "wide-head"]
 _NO_DONOR: Mapping[str, Any] = MappingProxyType({"donor": None})
 
@@ -106,7 +105,7 @@ class DonorSpec:
     """The donor layers of an arm: a model and some of its layers.
 
     Attributes:
-        source: A source that `surgeon extract` takes, the folder of a layer artifact, or `packaged:NAME`. Messages and
+        source: A source that `surgeon extract` takes, or the folder of a layer artifact. Messages and
             files show `shown_source` instead, which has no passwords or signatures.
         layers: Indices; negative ones count from the end.
         revision: Branch, tag or commit.
@@ -166,7 +165,7 @@ class DonorSpec:
     @property
     def name(self) -> str:
         """The folder name, such as `Llama-3.1-8B-L-1`."""
-        return layer_name(self.shown_source.removeprefix(PACKAGED), self.layers)
+        return layer_name(self.shown_source, self.layers)
 
     @property
     def text(self) -> str:
@@ -196,7 +195,7 @@ class Arm:
     Attributes:
         name: The name in tables.
         kind: The built-in arm that this arm is, or is based on.
-        host: A host that `surgeon graft` takes, or `packaged:NAME`.
+        host: A host that `surgeon graft` takes.
         donor: The donor layers; None for the host alone.
         graft: Fields of `GraftConfig`.
         finetune: Fields of `FinetuneConfig`, which override the study's.
@@ -255,7 +254,7 @@ class Arm:
     @property
     def host_name(self) -> str:
         """The host's name for tables."""
-        return short_name(without_secrets(self.host).removeprefix(PACKAGED))
+        return short_name(without_secrets(self.host))
 
 
 def _check_lora(arm: str, settings: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_mode
 from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import Cell, StudyPlan
@@ -115,7 +114,7 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         "config": config,
         "output": run_folder,
         "workspace": Workspace(workspace),
-        "tokenizer": host_source(cell.arm.host, folder),
+        "tokenizer": cell.arm.host,
         "progress": progress,
     }
     try:

@@ -59,7 +59,7 @@ PLAN, SUMMARY = "study.yaml", "summary.json"
 # The files of a sweep or a selection. They are named here because the code that writes them imports torch, which a
 # report doesn't need.
 SELECTION, PROBES, SWEEP = "selection.json", "probes.json", "sweep.png"
-_FOLDERS = ("cells", "logs", "data", "layers", "hosts", "runs", "donors")
+_FOLDERS = ("cells", "logs", "data", "layers", "runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +154,6 @@ class StudyFolder:
         for path in folder.iterdir() if folder.is_dir() else ():
             self._check_link(path)
         return folder
-
-    @property
-    def hosts(self) -> Path:
-        """The folder of unpacked hosts."""
-        return self.path("hosts")
 
     def layer(self, name: str) -> Path:
         """Return the folder of an extracted layer."""

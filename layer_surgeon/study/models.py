@@ -10,7 +10,6 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.controls import control_model
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.prepare import open_layer
 
@@ -22,7 +21,6 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
         ConfigError: The arm can't be built, or a package is missing.
         GraftError, ArtifactError, SourceError: As in `graft_layer`.
     """
-    host = host_source(arm.host, folder)
     set_seed(seed)
     if arm.control is not None:
         if arm.donor is None:
@@ -30,9 +28,9 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
                 f"The control {arm.name} takes its width from a donor, and has none. Name a donor in the plan."
             )
         width = int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
-        return control_model(host, arm.control, width, task=task, **arm.graft)
+        return control_model(arm.host, arm.control, width, task=task, **arm.graft)
     donor = None if arm.donor is None else open_layer(arm.donor, folder)
-    model = graft_layer(host, donor, task=task, **arm.graft)
+    model = graft_layer(arm.host, donor, task=task, **arm.graft)
     if arm.lora is not None:
         _add_lora(model, dict(arm.lora))
     return model

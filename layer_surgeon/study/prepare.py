@@ -1,6 +1,5 @@
 """Prepares what all trainings of a study share, once, before the first one: data, hosts, layers, synthetic texts."""
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from layer_surgeon._io import parse_json, read_json, write_json
 from layer_surgeon._model_types import LAYER
-from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
-from layer_surgeon.checkpoint.packaged import PARTED, packaged_gguf
+from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import ConfigError, DataError, SourceError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
@@ -19,9 +18,8 @@ from layer_surgeon.finetune.examples import Examples, hold_out
 from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.progress import Progress
-from layer_surgeon.study.arms import PACKAGED, Arm, DonorSpec
+from layer_surgeon.study.arms import Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
-from layer_surgeon.study.hosts import prepare_hosts
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.layout import read_json as read_ours
 from layer_surgeon.study.plan import StudyPlan, digest_of
@@ -42,7 +40,8 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
     if get_task(plan.task).one_label_per_text:
         for spec in plan.data:
             prepare_data_set(spec, folder.data(spec.name), plan.test_fraction, progress, task=plan.task)
-    prepare_hosts((arm.host for arm in plan.arms), folder, progress)
+    for host in dict.fromkeys(arm.host for arm in plan.arms):
+        local_model(host, progress)  # An archive is unpacked before the first training.
     prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)
     prepare_synthetic(plan, folder, progress)
 
@@ -145,17 +144,6 @@ def _hold_out(
     return [rows[int(text)] for text in kept.texts], [rows[int(text)] for text in held_out.texts]
 
 
-def open_donor(source: str, revision: str | None, folder: StudyFolder, progress: Progress) -> Checkpoint:
-    """Open the checkpoint of a donor. If the donor is spread over Python packages, it is assembled in the folder first.
-
-    Raises:
-        SourceError, CheckpointError: The checkpoint can't be read.
-    """
-    if source.startswith(PACKAGED):
-        source = str(packaged_gguf(source.removeprefix(PACKAGED), folder.path("donors"), progress))
-    return open_checkpoint(source, revision=revision)
-
-
 def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: Progress) -> None:
     """Extract the layers that are still missing, and open each checkpoint only once for all of its layers.
 
@@ -168,7 +156,7 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
     missing = [donor for donor in extracted_donors if not (folder.layer(donor.name) / "config.json").is_file()]
     for source, revision in dict.fromkeys((donor.source, donor.revision) for donor in missing):
         same_checkpoint = [donor for donor in missing if (donor.source, donor.revision) == (source, revision)]
-        checkpoint = open_donor(source, revision, folder, progress)
+        checkpoint = open_checkpoint(source, revision=revision)
         for donor in same_checkpoint:
             # Written before the layer: an interrupted extraction is resumed later, and must be from the same donor.
             write_json(_origin_file(donor, folder), {"origin": donor.text})
@@ -179,11 +167,6 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
                 dtype=donor.dtype,
                 progress=progress,
             )
-    # The assembled donors take hundreds of MB, and from now on the study only needs the layers.
-    for model in PARTED.values():
-        folder.path("donors", model.file).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # The folder does not exist, or has files of the user.
-        folder.path("donors").rmdir()
 
 
 def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[DonorSpec]:
@@ -228,7 +211,7 @@ def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:
 
 def _is_artifact(donor: DonorSpec) -> bool:
     path = Path(donor.source).expanduser()
-    if donor.source.startswith(PACKAGED) or not (path / "config.json").is_file():
+    if not (path / "config.json").is_file():
         return False
     try:
         config = read_json(path / "config.json")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from layer_surgeon.finetune.models import choose_device, load_tokenizer, quiet
 from layer_surgeon.graft.matching import match_projections
 from layer_surgeon.study.arms import Arm
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.tasks import DEFAULT_TASK
@@ -61,12 +60,11 @@ def probe_arm(
         The cross-validated accuracy, as a mean over the seeds.
     """
     model = build_model(arm, task, seeds[0], folder)
-    source, device = host_source(arm.host, folder), choose_device("auto")
-    model = model.to(device).eval()
+    model = model.to(choose_device("auto")).eval()
     key = (arm.host, model.pooling)
     known = {} if known is None else known
     if place == "donor" and key not in known:
-        known[key] = _capture(model.proj_in, lambda: _run_model(model, source, texts, max_length))
+        known[key] = _capture(model.proj_in, lambda: _run_model(model, arm.host, texts, max_length))
     scores = []
     for seed in seeds:
         if seed != seeds[0]:
@@ -78,7 +76,7 @@ def probe_arm(
         if place == "donor":
             features = _capture(model.proj_out, lambda: _run_graft(model, known[key]))
         else:
-            features = _capture(model.head, lambda: _run_model(model, source, texts, max_length))
+            features = _capture(model.head, lambda: _run_model(model, arm.host, texts, max_length))
         scores.append(_accuracy(features.double().numpy(), np.asarray(labels), seed))
     return statistics.fmean(scores)
 

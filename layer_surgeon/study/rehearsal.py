@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from layer_surgeon.study.layout import StudyFolder
 
 @contextlib.contextmanager
 def rehearsal(study: Path) -> Iterator[StudyFolder]:
-    """Create a temporary folder with links to the data sets and layers of a study, and copies of its hosts.
+    """Create a temporary folder with links to the data sets and layers of a study.
 
     Args:
         study: The study's folder, which does not have to exist.
@@ -25,11 +24,6 @@ def rehearsal(study: Path) -> Iterator[StudyFolder]:
         folder = StudyFolder(root=Path(root), prepared=study)
         # Link single files, because a file that has to be made again replaces its link.
         _link_files(original.path("data"), folder.path("data"))
-        if original.path("hosts").is_dir():
-            # Copy hosts, because links in a host's folder are refused.
-            shutil.copytree(
-                original.path("hosts"), folder.path("hosts"), symlinks=True, ignore=shutil.ignore_patterns("*.lock")
-            )
         layers = original.path("layers")
         for name in sorted(path.name for path in layers.iterdir()) if layers.is_dir() else ():
             path = original.path("layers", name)

@@ -6,14 +6,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from layer_surgeon._loading import load_config
+from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
 from layer_surgeon.graft.translate import hub_errors
-from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import DonorSpec
-from layer_surgeon.study.hosts import host_source
-from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.prepare import open_donor
 
 Candidates = Literal["layers", "pairs", "sites"]
 
@@ -59,30 +56,29 @@ def choose_layers(text: str, count: int) -> list[int]:
     return sorted(set(layers))
 
 
-def count_layers(donor: DonorSpec, folder: StudyFolder, progress: Progress) -> int:
+def count_layers(donor: DonorSpec) -> int:
     """Return the number of a donor's layers. Only its config and headers are read.
 
     Raises:
         SourceError, CheckpointError: The donor can't be read.
     """
-    return open_donor(donor.source, donor.revision, folder, progress).num_layers
+    return open_checkpoint(donor.source, revision=donor.revision).num_layers
 
 
-def host_sites(host: str, folder: StudyFolder) -> list[str | int]:
+def host_sites(host: str) -> list[str | int]:
     """Return the possible sites of a graft in a host: after the embeddings, after each layer, and after the whole host.
 
     The number of the last layer and `encoder_output` are different sites. With the number, the graft sees all tokens;
     with `encoder_output`, it sees the pooled vector of the text.
 
     Args:
-        host: A host that `surgeon graft` takes, or `packaged:NAME`. Only its config is read.
-        folder: The study's folder, in which a host from an archive is unpacked.
+        host: A host that `surgeon graft` takes. Only its config is read.
 
     Raises:
         SourceError: The host can't be read.
     """
     with hub_errors(f"The host {host!r}"):
-        config = load_config(host_source(host, folder))
+        config = load_config(host)
     return [EMBEDDINGS, *range(config.get_text_config().num_hidden_layers), ENCODER_OUTPUT]
 
 
@@ -107,9 +103,7 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
     }
 
 
-def with_candidates(
-    plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates, folder: StudyFolder
-) -> dict[str, Any]:
+def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates) -> dict[str, Any]:
     """Turn a plan into a sweep over layers, pairs of layers, or sites, for `StudyPlan.from_dict`.
 
     Args:
@@ -117,7 +111,6 @@ def with_candidates(
         layers: Layers of the donor, in order.
         candidates: What is compared. layers: the layers; pairs: each layer together with the next one in `layers`;
             sites: every layer at every site, see `host_sites`.
-        folder: As in `host_sites`.
 
     Raises:
         ConfigError: The plan does not have a donor, or a single layer is to make pairs.
@@ -130,7 +123,7 @@ def with_candidates(
         return with_layers(plan, pairs)
     content = with_layers(plan, layers)
     if candidates == "sites":
-        sites = host_sites(str(content.get("host", "bert-base-uncased")), folder)
+        sites = host_sites(str(content.get("host", "bert-base-uncased")))
         grafts = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in sites]
         content["arms"] = ["host", *grafts]
     return content

