@@ -4,6 +4,7 @@ config     `SurgeonDonorConfig`: the donor's own config, and the indices of its 
 family     find the family's config class, model class and list of layers from the donor's config
 scaffold   the family's model without all weights but one layer's; it prepares that layer's masks and positions
 probe      run the scaffold to find out what it passes to its layer, and whether the layer can run causally
+cache      the layers' cache, and whether they run exactly with it
 influence  find the outputs that don't matter with one position per sequence
 one_key    linear maps that skip those outputs
 int8       8-bit integer weights

@@ -10,10 +10,11 @@ from typing import Any, Self
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layer_surgeon._io import new_path
+from layer_surgeon.donor.cache import is_exact_with_cache, new_cache_layer
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.files import (
     choose_dtype,
@@ -89,6 +90,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         self.scaffolds = nn.ModuleList(scaffolds)
         self.weights_file: Path | None = None
         self._traits: tuple[Traits, ...] | None = None
+        self._can_cache: bool | None = None
         self._frozen = True
         self.post_init()
         self.requires_grad_(False)
@@ -171,42 +173,55 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         causal: bool = True,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Run the layers on hidden states, with the same result as inside their model.
 
         Args:
             hidden_states: [batch, seq, donor_hidden]. They are converted to the element type of the weights.
-            attention_mask: [batch, seq], 1 for tokens and 0 for padding.
-            position_ids: [batch, seq]. None means 0 to seq - 1, padding included, as in the donor's own forward.
+            attention_mask: [batch, seq], 1 for tokens and 0 for padding. With a cache, [batch, cached + seq].
+            position_ids: [batch, seq]. None means 0 to seq - 1, padding included, as in the donor's own forward. With a
+                cache, they start at the number of cached positions.
             causal: True: each position attends to itself and earlier positions, as in the donor, and the donor's
                 sliding window applies if the layer has one. False: each position attends to every position that is not
                 padding. A sliding window does not apply then, because it only limits how far back a layer looks.
+            cache: From `new_cache`. It holds the positions of earlier calls, which the new ones attend to, and receives
+                the new ones. Only with causal=True.
 
         Returns:
             [batch, seq, donor_hidden], in the element type of `hidden_states`. Values at padding are undefined.
 
         Raises:
             UnsupportedArchitectureError: The family can't run bidirectionally, or doesn't accept position_ids.
-            ValueError: A shape is wrong.
+            ValueError: A shape is wrong, or there is a cache with causal=False.
         """
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.hidden_size:
             raise ValueError(
                 f"hidden_states has shape {list(hidden_states.shape)}, but must have shape [batch, seq, "
                 f"{self.hidden_size}]. Project them to the donor's width first."
             )
-        if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
+        if cache is not None and not causal:
+            raise ValueError("A cache needs causal=True: cached positions can't attend to new ones.")
+        batch, length, _ = hidden_states.shape
+        mask_shape, axes = [batch, length], "seq"
+        if cache is not None and (cached := cache.get_seq_length()):
+            mask_shape, axes = [batch, cached + length], "cached + seq"
+        if attention_mask is not None and list(attention_mask.shape) != mask_shape:
             raise ValueError(
-                f"attention_mask has shape {list(attention_mask.shape)}, but must have shape [batch, seq] = "
-                f"{list(hidden_states.shape[:2])}, with 1 for tokens and 0 for padding."
+                f"attention_mask has shape {list(attention_mask.shape)}, but must have shape [batch, {axes}] = "
+                f"{mask_shape}, with 1 for tokens and 0 for padding."
             )
         states = hidden_states.to(self.dtype)
         mask = attention_mask if causal else bidirectional_mask(states, attention_mask)
-        for layer, scaffold, traits in zip(self.layers, self.scaffolds, self.probe(), strict=True):
+        cache_layers = [None] * len(self.layers) if cache is None else cache.layers
+        for layer, scaffold, traits, cache_layer in zip(
+            self.layers, self.scaffolds, self.probe(), cache_layers, strict=True
+        ):
             _check_supported(scaffold, traits, causal=causal, has_position_ids=position_ids is not None)
             positions = position_ids
             if positions is None and not causal and traits.takes_position_ids:
                 positions = count_positions(states)
-            run = Run(layer=layer, hidden_states=states, extras=traits.extras)
+            run = Run(layer=layer, hidden_states=states, extras=traits.extras, cache_layer=cache_layer)
             output = run_scaffold(scaffold, run, mask, positions).output
             if not isinstance(output, Tensor):
                 raise UnsupportedArchitectureError(f"{type(layer).__name__} returned no hidden states.")
@@ -227,6 +242,31 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             for scaffold, layer, traits in zip(self.scaffolds, self.layers, self._traits, strict=True):
                 shorten(scaffold, layer, traits.extras, self.hidden_size)
         return self._traits
+
+    def new_cache(self) -> Cache | None:
+        """Make an empty cache for a text that is passed in pieces: transformers' own, with one layer per donor layer.
+
+        None if the result wouldn't be exact, because the family has no cache or the layer keeps another state. The
+        first call finds that out by running the layers.
+        """
+        can_cache = self._can_cache
+        if can_cache is None:
+            can_cache = all(
+                is_exact_with_cache(scaffold, layer, index, traits, self.hidden_size)
+                for scaffold, layer, index, traits in zip(
+                    self.scaffolds, self.layers, self.layer_indices, self.probe(), strict=True
+                )
+            )
+            if not self.training:  # Dropout would hide what is found.
+                self._can_cache = can_cache
+        if not can_cache:
+            return None
+        return Cache(
+            layers=[
+                new_cache_layer(scaffold, index)
+                for scaffold, index in zip(self.scaffolds, self.layer_indices, strict=True)
+            ]
+        )
 
     @property
     def one_key_shortcut(self) -> bool:

@@ -19,6 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from layer_surgeon.donor.scaffold import has_cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
@@ -48,7 +50,7 @@ class OneKeyLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [batch, seq, in] to [batch, seq, out], with zeros for the skipped outputs."""
-        if self.one_key and is_one_key(input):
+        if self.one_key and is_one_key(input) and not has_cache():
             return _compute(input, self.weight, self.bias, self.needed)
         return self.full_class.forward(self, input)
 
@@ -62,13 +64,13 @@ class OneKeyConv1D(Conv1D):  # type: ignore[misc]  # transformers is untyped her
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, seq, in] to [batch, seq, out], with zeros for the skipped outputs."""
-        if self.one_key and is_one_key(x):
+        if self.one_key and is_one_key(x) and not has_cache():
             return _compute(x, self.weight.T, self.bias, self.needed)
         return self.full_class.forward(self, x)  # type: ignore[no-any-return]  # see above
 
 
 def is_one_key(states: Tensor) -> bool:
-    """Whether [batch, seq, width] has one position per sequence, and therefore one key: the donor has no cache."""
+    """Whether [batch, seq, width] has one position per sequence, and therefore one key if there is no cache."""
     return states.ndim == 3 and states.shape[1] == 1
 
 

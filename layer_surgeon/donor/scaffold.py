@@ -14,11 +14,12 @@ Only buffers remain, such as rotary embeddings: the scaffold of a 70B model take
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from layer_surgeon.donor.family import find_stack, model_class
 
@@ -33,6 +34,8 @@ class Run:
         extras: How a skipped layer returns its hidden states. None: as a tensor. n: as the first element of a tuple of
             n + 1 elements.
         filler: The value of the other elements of that tuple.
+        cache_layer: The layer's cache, one of `Cache.layers` of transformers. It receives the keys and values of this
+            pass. None: run without cache.
         arrived: The hidden states that the scaffold's own forward passed to the entrance; the probe checks them.
         result: The layer's return value; None before the call.
     """
@@ -41,6 +44,7 @@ class Run:
     hidden_states: Tensor
     extras: int | None = None
     filler: Any = None
+    cache_layer: Any = None
     arrived: Any = None
     result: Any = None
 
@@ -52,7 +56,7 @@ class Run:
 
 
 # A module attribute would not work: several threads may run one model, and DataParallel copies modules.
-_CURRENT: ContextVar[Run] = ContextVar("layer_surgeon_run")
+_CURRENT: ContextVar[Run | None] = ContextVar("layer_surgeon_run", default=None)
 
 
 class _Traced:
@@ -64,9 +68,21 @@ class _Traced:
 _TRACED = _Traced()
 
 
+def _find_current() -> Run | None:
+    return _TRACED.run if torch.compiler.is_dynamo_compiling() else _CURRENT.get()
+
+
 def _current() -> Run:
-    run = _TRACED.run if torch.compiler.is_dynamo_compiling() else None
-    return _CURRENT.get() if run is None else run
+    run = _find_current()
+    if run is None:
+        raise RuntimeError("A scaffold was called outside of run_scaffold, which sets the run.")
+    return run
+
+
+def has_cache() -> bool:
+    """Whether the layer that is running has a cache."""
+    run = _find_current()
+    return run is not None and run.cache_layer is not None
 
 
 class _Stub(nn.Module):
@@ -128,6 +144,9 @@ class _LeftOut(_Stub):
         if self.is_embedding:  # opt also passes the mask to its position embedding, so put integers first
             tensors.sort(key=Tensor.is_floating_point)
         reference = tensors[0] if tensors else _current().hidden_states
+        if self.is_embedding and has_cache():
+            # That mask also covers the cached positions, which opt cuts off itself.
+            reference = reference[..., -_current().hidden_states.shape[1] :]
         if self.width is None:
             shape = reference.shape
         else:
@@ -205,6 +224,13 @@ def take_layer(scaffold: PreTrainedModel, index: int) -> nn.Module:
     return layer  # type: ignore[no-any-return]  # transformers is untyped here
 
 
+def cache_argument(scaffold: PreTrainedModel) -> str | None:
+    """The name of the argument of the family's forward that takes a cache; None if it takes none."""
+    parameters = signature(scaffold.forward).parameters
+    # transformers 5.24 renamed past_key_values to cache.
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)
+
+
 def run_scaffold(
     scaffold: PreTrainedModel,
     run: Run,
@@ -217,7 +243,7 @@ def run_scaffold(
         scaffold: A scaffold after `take_layer`.
         run: The layer and its input. Receives the layer's return value.
         attention_mask: [batch, seq], 1 for tokens and 0 for padding; or [batch, 1, seq, seq], which is added to the
-            attention scores.
+            attention scores. With a cache, [batch, cached + seq].
         position_ids: [batch, seq].
 
     Returns:
@@ -231,6 +257,10 @@ def run_scaffold(
         arguments["attention_mask"] = attention_mask
     if position_ids is not None:
         arguments["position_ids"] = position_ids
+    if run.cache_layer is not None and (cache_name := cache_argument(scaffold)) is not None:
+        # Only one layer runs. Masks and positions are derived from the cache of any layer, so it stands in for all.
+        arguments[cache_name] = Cache(layers=[run.cache_layer] * scaffold.config.num_hidden_layers)
+        arguments["use_cache"] = True
     if torch.compiler.is_dynamo_compiling():
         _TRACED.run = run
         scaffold(**arguments)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
@@ -94,11 +94,15 @@ class GraftedModel(StoredModel):
         """Let the graft replace the output of a module of the host."""
         if self.proj_in is None:
             # A host alone, or with a block of a study that sees each position separately: it needs no mask.
-            return SiteHooks(self.graft, target, reader=None)
+            return SiteHooks(self.graft, target, None, self.new_donor_cache)
         reader = find_reader(self.host, self.host_kind)
         if target is not reader and checkpoints_hooks(target):
             self.supports_gradient_checkpointing = False
-        return SiteHooks(self.graft, target, reader)
+        return SiteHooks(self.graft, target, reader, self.new_donor_cache)
+
+    def new_donor_cache(self) -> Cache | None:
+        """Make an empty cache for the donor; None for tasks that pass a text through the donor only once."""
+        return None
 
     def build_head(self) -> ClassificationHead | None:
         """Build the task's own head; None if it has none."""
@@ -144,12 +148,14 @@ class GraftedModel(StoredModel):
         hidden = outputs.last_hidden_state
         return outputs, self.graft(hidden, attention_mask) if self._site_hooks is None else hidden
 
-    def graft(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def graft(self, hidden: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Send hidden states through the graft; without a donor, return them unchanged.
 
         Args:
             hidden: [batch, seq, host_hidden].
-            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding. With a cache, it also covers
+                the cached positions.
+            cache: The donor's cache, which holds earlier positions and receives these. None: run without cache.
 
         Returns:
             [batch, seq, host_hidden].
@@ -170,8 +176,10 @@ class GraftedModel(StoredModel):
         positions = None
         if attention_mask is not None and all(traits.takes_position_ids for traits in self.donor.probe()):
             # Padding is not counted, so a text gives the same result with and without padding on the left.
-            positions = count_positions(attention_mask)
-        donor_output = self.donor(donor_input, attention_mask=attention_mask, position_ids=positions, causal=causal)
+            positions = count_positions(attention_mask)[:, -hidden.shape[1] :]
+        donor_output = self.donor(
+            donor_input, attention_mask=attention_mask, position_ids=positions, causal=causal, cache=cache
+        )
         out = self.proj_out(donor_output)
         return out if self.residual_gate is None else self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
 

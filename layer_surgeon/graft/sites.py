@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT, GraftConfig
+from layer_surgeon.graft.generation_cache import follow_cache
 from layer_surgeon.graft.pooling import check_mask
 from layer_surgeon.tasks import HostKind, get_task
 
@@ -96,44 +97,52 @@ def prepare_host(
 class SiteHooks:
     """The hooks of a graft inside a host: one replaces the output of the module at the graft site with the graft's.
 
-    The graft also needs the mask, which the module at the site doesn't get. So a second hook takes the mask from the
-    arguments of the reader, and it is kept until the reader's next pass. It must outlive the pass: FSDP's activation
-    checkpointing runs the module, and its hook, again in the backward pass.
+    The graft also needs the mask and the cache, which the module at the site doesn't get. So a second hook takes them
+    from the arguments of the reader. The mask is kept until the reader's next pass. It must outlive the pass: FSDP's
+    activation checkpointing runs the module, and its hook, again in the backward pass.
 
     Args:
-        graft: Called with the hidden states at the site, [batch, seq, host_hidden], and the mask, [batch, seq] or None;
-            returns the states that replace them.
+        graft: Called with the hidden states at the site, [batch, seq, host_hidden], the mask, [batch, seq] or None, and
+            the donor's cache or None; returns the states that replace them.
         target: The module at the site.
         reader: The part of the host that gets the mask. None if the graft needs no mask.
+        new_donor_cache: Makes an empty cache for the donor, or returns None if the donor can't have one.
     """
 
     def __init__(
-        self, graft: Callable[[Tensor, Tensor | None], Tensor], target: nn.Module, reader: nn.Module | None
+        self,
+        graft: Callable[[Tensor, Tensor | None, Cache | None], Tensor],
+        target: nn.Module,
+        reader: nn.Module | None,
+        new_donor_cache: Callable[[], Cache | None],
     ) -> None:
         self._graft = graft
+        self._new_donor_cache = new_donor_cache
         self._mask: Tensor | None = None
+        self._donor_cache: Cache | None = None
         if reader is not None:
-            reader.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
+            reader.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
         target.register_forward_hook(self._replace_output)
 
-    def _keep_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _keep_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         # The name of the cache argument depends on the version of transformers.
-        caches = [value for value in kwargs.values() if hasattr(value, "get_seq_length")]
-        if any(cache.get_seq_length() > 0 for cache in caches):
-            raise GraftError(
-                "The cache holds tokens, but the donor layer has no cache and needs the whole text. Pass all input_ids "
-                "and no cache, as model.generate does."
-            )
+        cache = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
+        self._donor_cache = follow_cache(cache, self._new_donor_cache)
         self._mask = kwargs.get("attention_mask")
         check_mask(self._mask)
 
     def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, ModelOutput):
-            hidden = self._graft(cast(Tensor, output.last_hidden_state), self._mask)
+            hidden = self._run_graft(cast(Tensor, output.last_hidden_state))
             return type(output)(**{**output, "last_hidden_state": hidden})
         if isinstance(output, tuple):
-            return (self._graft(output[0], self._mask), *output[1:])
-        return self._graft(output, self._mask)
+            return (self._run_graft(output[0]), *output[1:])
+        return self._run_graft(output)
+
+    def _run_graft(self, hidden: Tensor) -> Tensor:
+        # The cache is for one pass, and must not stay in memory after it.
+        donor_cache, self._donor_cache = self._donor_cache, None
+        return self._graft(hidden, self._mask, donor_cache)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:

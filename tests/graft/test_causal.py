@@ -7,13 +7,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
-    DynamicCache,
     Trainer,
     TrainingArguments,
     pipeline,
 )
 
-from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import GraftedModel, graft_layer, save_graft
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import DECODERS, host_model, make_inputs, word_tokenizer
@@ -103,24 +101,6 @@ def test_identity_graft_generates_like_its_host(model_type, artifact):
             texts.append(each.generate(**inputs, max_new_tokens=STEPS, pad_token_id=0, **settings))
         assert torch.equal(texts[0], texts[1]), settings
         assert torch.equal(texts[0], texts[2]), settings
-
-
-@torch.no_grad()
-def test_cache_is_refused(artifact):
-    host = whole_host("llama")
-    model = graft_layer(host, artifact, TASK)
-    inputs = make_inputs()
-    with pytest.raises(GraftError, match="use_cache is true, but the donor layer has no cache. Leave use_cache"):
-        model.generate(**inputs, use_cache=True, max_new_tokens=2)
-    assert not [value for value in model(**inputs, use_cache=True).values() if hasattr(value, "get_seq_length")]
-    cache = DynamicCache(config=host.config)
-    name = next(key for key, value in host(**inputs, use_cache=True).items() if hasattr(value, "get_seq_length"))
-    host(**inputs, use_cache=True, **{name: cache})
-    assert cache.get_seq_length() == 9
-    with pytest.raises(GraftError, match="The cache holds tokens, but the donor layer has no cache.*Pass all inp"):
-        model(input_ids=inputs["input_ids"][:, :1], **{name: cache})
-    # The control arm is the host, cache and all.
-    assert graft_layer(host, None, TASK).generate(**inputs, use_cache=True, max_new_tokens=2).shape == (3, 11)
 
 
 def test_loss(artifact):
