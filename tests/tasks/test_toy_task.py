@@ -101,6 +101,7 @@ def test_it_is_fine_tuned_and_predicts(parts, tmp_path):
     assert 0 <= measured.scores["stars_off"] < 4
 
 
+@pytest.mark.slow
 def test_it_is_compared(parts, tmp_path, plugin):
     """Each training is a process of its own, which knows the task only because a package lists it."""
     plan = StudyPlan.from_dict(
@@ -124,6 +125,7 @@ def test_it_is_compared(parts, tmp_path, plugin):
     assert [len(cell.tests["reviews"].correct) for cell in cells] == [table.examples] * 3
 
 
+@pytest.mark.slow
 def test_the_shell_knows_it(parts, tmp_path, plugin):
     assert TASK in surgeon("graft", "--help", cwd=tmp_path, env={"COLUMNS": "300"}).out
     done = surgeon("graft", parts["host"], "--task", "translation", cwd=tmp_path)
