@@ -2,13 +2,14 @@
 
 tasks       KNOW   what each task needs: hosts, columns, scores, an example     (one record per task)
 checkpoint  READ   which tensors a checkpoint has, and where their bytes are    open_checkpoint
-hub         SHARE  a folder -> a repo on the Hub                                (the `surgeon push` command)
+hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
-study       COMPARE host alone against grafted host                             (the `surgeon` command)
+study       COMPARE host alone against grafted host, with statistics            (the `surgeon compare` command)
+report      SHOW   a study as a page, tables and figures                        (the `surgeon report` command)
 """
 
 import importlib
