@@ -10,7 +10,9 @@ This page lists the transformers families whose layers can be extracted. `tools/
 together with the table that the code reads. The script covers every causal language model of transformers
 {transformers}, and the text part of every multimodal model: {total} families. For each family it builds a small random
 model, saves it, extracts layers from the checkpoint, and compares them with the same layers inside the whole model:
-without padding, with left padding and with right padding.
+without padding, with left padding and with right padding. Where transformers writes other names than its model has,
+such as one tensor for each expert, a checkpoint with the model's own names (`save_original_format=False`) is tested
+too.
 
 - **{exact} families are exact**: every difference is 0.
 - {refused} families are refused, for the reasons below.
@@ -45,6 +47,7 @@ tested when they are loaded.
 |---|---|
 """
 ENCODER = "encoder family: needs `is_decoder` in its config"
+OWN_NAMES_REFUSED = "refused with the model's own names"
 # Not useful on the page: which layer to take instead, and transformers' list of all its families.
 ADVICE = re.compile(r" (Take|Extract the layer again|Model type should be)\b.*")
 
@@ -57,7 +60,9 @@ def page(table: dict[str, Any]) -> str:
     for name, family in sorted(families.items()):
         path = ".".join(filter(None, (family["base_prefix"], family["stack"], "0")))
         bidirectional = "yes" if family["bidirectional"] else "no"
-        text += f"| `{name}` | `{path}` | {bidirectional} | {ENCODER if family.get('needs_is_decoder') else ''} |\n"
+        notes = [ENCODER] if family.get("needs_is_decoder") else []
+        notes += [OWN_NAMES_REFUSED] if family.get("own_names_refused") else []
+        text += f"| `{name}` | `{path}` | {bidirectional} | {'; '.join(notes)} |\n"
     by_reason: dict[str, list[str]] = {}
     for name, reason in sorted(refused.items()):
         by_reason.setdefault(reason, []).append(name)

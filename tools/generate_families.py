@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from layer_surgeon.donor import DonorLayer  # noqa: E402
 from layer_surgeon.donor.family import find_stack, model_class  # noqa: E402
 from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
+from layer_surgeon.extract import extract_layer  # noqa: E402
 from tests.support.exactness import difference  # noqa: E402
 from tests.support.tiny_models import cut_artifact, layers_prefix, model_from, save_quietly, tiny_config  # noqa: E402
 from tools.families_page import page  # noqa: E402
@@ -152,14 +153,17 @@ def compare(model: Any) -> dict[str, Any]:
         except Exception as error:
             raise UntestedError(f"saving: {shorten(error)}") from error
         with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
-            whole = layers_prefix(list(file.keys())).rstrip(".")
+            names = list(file.keys())
+        whole = layers_prefix(names).rstrip(".")
         served = check(model, checkpoint)
+        own_names = check_own_names(model, names, Path(folder) / "own-names")
     return {
         "stack": stack if whole.endswith(stack) else whole,
         "num_layers": type(model.config).attribute_map.get("num_hidden_layers", "num_hidden_layers"),
         "base_prefix": whole.removesuffix(stack).rstrip(".") if whole.endswith(stack) else "",
         "kind": "causal",
         "bidirectional": all(not traits.not_bidirectional for traits in served),
+        **({} if own_names else {"own_names_refused": True}),
     }
 
 
@@ -210,6 +214,28 @@ def check(model: Any, checkpoint: Path) -> list[Any]:
     if len(refusals) > len(served):
         raise RefusedError(shorten(refusals[0])) from refusals[0]
     return served
+
+
+def check_own_names(model: Any, original_names: list[str], checkpoint: Path) -> bool:
+    """Compare the last layer from a checkpoint with the names of the model, such as fused experts.
+
+    `save_pretrained(save_original_format=False)` writes such checkpoints.
+
+    Returns:
+        False if such a checkpoint is refused. True if it is exact, or has the same names as the original format.
+    """
+    save_quietly(model, checkpoint, save_original_format=False)
+    with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
+        if set(file.keys()) == set(original_names):
+            return True
+    try:
+        donor = DonorLayer.from_pretrained(extract_layer(checkpoint, -1, checkpoint / "layer").path)
+    except LayerSurgeonError:
+        return False
+    largest_difference = difference(model, donor, model.config.num_hidden_layers - 1, "left")
+    if largest_difference != 0:
+        raise RefusedError(f"with the model's own names, its last layer differs by {largest_difference:.2g}")
+    return True
 
 
 def shorten(error: Exception) -> str:

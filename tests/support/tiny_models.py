@@ -117,10 +117,10 @@ def save_artifact(model: PreTrainedModel, layer_indices: Sequence[int], folder: 
     return cut_artifact(checkpoint, layer_indices, folder, dtype)
 
 
-def save_quietly(model: PreTrainedModel, folder: Path) -> None:
+def save_quietly(model: PreTrainedModel, folder: Path, **options: Any) -> None:
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **options)
     finally:
         logging.enable_progress_bar()
 
