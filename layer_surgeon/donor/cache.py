@@ -19,8 +19,12 @@ from layer_surgeon.donor.scaffold import Run, cache_argument, run_scaffold
 _PIECES = (3, 1, 1, 2)
 _LENGTH = sum(_PIECES)
 _PADDING = 2
-# Relative to the largest output. The order of summation differs between a long and a short pass.
-_MAX_DIFFERENCE = 1e-5  # in float32
+# Small states, so that what the layer adds isn't lost next to what it receives. Its norms scale them up first.
+_SCALE = 0.1
+# Root mean square of the difference, relative to the output. The order of summation differs between a long and a short
+# pass: with real layers of Gemma 3, the difference is up to 2e-6 in float32 and 3e-3 in bfloat16. A missed change of
+# RoPE (longrope) makes 3e-2.
+_MAX_DIFFERENCE = 1e-5  # In float32; in half precision, twice the dtype's rounding.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ def is_exact_with_cache(
         return False
     reference = next(layer.parameters())
     ramp = torch.arange(2 * _LENGTH * hidden_size, device=reference.device, dtype=torch.float32)
-    states = (ramp * 0.7).sin().reshape(2, _LENGTH, hidden_size).to(reference.dtype)
+    states = (_SCALE * (ramp * 0.7).sin()).reshape(2, _LENGTH, hidden_size).to(reference.dtype)
     with torch.no_grad():
         try:
             return all(
@@ -113,15 +117,14 @@ def _is_exact(
         return output
 
     whole = run(0, _LENGTH, None)
-    pieces = []
+    tolerance = _MAX_DIFFERENCE if whole.dtype == torch.float32 else 2 * torch.finfo(whole.dtype).eps
     stop = 0
     for length in _PIECES:
         start, stop = stop, stop + length
-        pieces.append(run(start, stop, cache_layer))
-        if cache_layer.get_seq_length() != stop:
+        is_token = text.mask[:, start:stop].bool()
+        expected = whole[:, start:stop][is_token].float()
+        difference = run(start, stop, cache_layer)[is_token].float() - expected
+        # A layer that ignores the cache leaves it empty.
+        if cache_layer.get_seq_length() != stop or not difference.norm() <= tolerance * expected.norm():
             return False
-    is_token = text.mask.bool()
-    expected = whole[is_token].float()
-    tolerance = _MAX_DIFFERENCE if whole.dtype == torch.float32 else 4 * torch.finfo(whole.dtype).eps
-    difference = (torch.cat(pieces, dim=1)[is_token].float() - expected).abs().max()
-    return bool(difference <= tolerance * expected.abs().max())
+    return True

@@ -252,7 +252,8 @@ def test_donor_that_keeps_another_state(donor_of):
     assert_cache_changes_nothing(attention, GREEDY)
 
 
-def test_donor_whose_positions_depend_on_the_length(donor_of):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_donor_whose_positions_depend_on_the_length(dtype, donor_of):
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -262,7 +263,9 @@ def test_donor_whose_positions_depend_on_the_length(donor_of):
         "long_factor": [3.0] * 4,
     }
     longrope = donor_of("phi3", rope_parameters=rope, original_max_position_embeddings=16)
-    assert_runs_without_cache(graft_layer(whole_host("llama"), longrope, TASK), "the donor layer has no cache")
+    model = graft_layer(whole_host("llama"), longrope, TASK, donor_dtype=dtype)
+    assert_runs_without_cache(model, "the donor layer has no cache")
+    assert graft_layer(whole_host("llama"), donor_of("phi3"), TASK, donor_dtype=dtype).new_donor_cache() is not None
 
 
 def test_host_with_a_cache_of_its_own(donor_of, monkeypatch):
