@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 import yaml
+from huggingface_hub import constants
 from markdown_it import MarkdownIt
 
 from layer_surgeon._text import code, markdown
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.hub.published import published_files
 from tests.graft.conftest import host_model
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon_here
 
 HOSTILE = "x](http://evil) <img src=x onerror=alert(1)> **b** `c` | cell\n\n# Head\n```\n---\nlicense: mit\n---"
 
@@ -79,14 +80,15 @@ def test_stored_graft_has_no_passwords(artifact, tmp_path):
     ],
     ids=lambda command: " ".join(part for part in command if part != URL),
 )
-def test_errors_and_notices_have_no_passwords(command, host_folder, artifact, tmp_path):
+def test_errors_and_notices_have_no_passwords(command, host_folder, artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     shutil.copytree(host_folder("bert"), tmp_path / "bert")
     shutil.copytree(artifact, tmp_path / "layer")
     shutil.copytree(host_folder("bert"), tmp_path / "graft")
     graft_layer(tmp_path / "bert", artifact).save_pretrained(tmp_path / "graft")
     shutil.rmtree(tmp_path / "graft/donor")
     (tmp_path / "rows.csv").write_text("text,label\n" + "a film,0\nthe plot,1\n" * 8)
-    result = surgeon(*command, "--json", cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
+    result = surgeon_here(*command, "--json", cwd=tmp_path)
     assert result.code in (1, 2), result.err
     assert "Traceback" not in result.err
     assert "example.org/model" in "".join((result.out + result.err).split())

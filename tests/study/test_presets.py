@@ -207,11 +207,8 @@ def test_small_scale_runs_with_tiny_models(name, parts, tmp_path, in_this_proces
 
 @pytest.mark.slow
 @pytest.mark.real_weights
-@pytest.mark.parametrize("name", RUN)
-def test_small_scale_runs(name, tmp_path, in_this_process):
-    """Runs two steps with the packaged weights."""
-    if name == "table-18":
-        pytest.importorskip("peft")
-    content = preset(name, "small")
+def test_small_scale_runs_with_the_packaged_weights(tmp_path, in_this_process):
+    """Runs two steps of the preset with most arms. The test above runs all presets, which have the same models."""
+    content = preset("table-5", "small")
     content |= {"seeds": [2023], "finetune": {"max_steps": 2, "batch_size": 4, "max_eval_samples": 8, "max_length": 16}}
     check(StudyPlan.from_dict(content), tmp_path, 200)
