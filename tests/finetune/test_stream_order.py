@@ -11,6 +11,7 @@ from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.finetune.tasks.text_classification import TextClassification
 from layer_surgeon.finetune.tokenization import TokenizedDataset
+from layer_surgeon.tasks import get_task
 from tests.support.classification import rows
 from tests.support.finetune_tasks import (
     question_rows,
@@ -71,7 +72,7 @@ def test_memory_does_not_grow_with_the_stream():
         Row.alive = Row.most = 0
         data = features_of(
             lambda: (Row(kinds[i % 10]) for i in range(count)),
-            task=OneToken(),
+            task=OneToken(get_task("text-classification")),
             shuffle_buffer=50,
             max_steps=steps,
             eval_steps=steps,
