@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from layer_surgeon._loading import load_dataset
+from layer_surgeon.checkpoint.sources.http_files import HttpFiles
+from layer_surgeon.checkpoint.sources.retry import HubLimits
 from tests.support.command_line import surgeon, surgeon_here
 from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
 from tests.support.loopback_hub import LoopbackHub
@@ -171,7 +173,8 @@ class TestSecrets:
         ],
         ids=" ".join,
     )
-    def test_no_command_shows_them(self, tmp_path, command):
+    def test_no_command_shows_them(self, tmp_path, command, monkeypatch):
+        monkeypatch.setattr(HttpFiles, "limits", HubLimits(base_wait=0.001, max_wait=0.002))
         shutil.copytree(FIXTURES / "tiny-bert", tmp_path / "tiny-bert")
         shutil.copy(FIXTURES / "films.jsonl", tmp_path)
         for url in ("http://ann:s3cret@127.0.0.1:1x/m.gguf?sig=s3cret", "http://ann:s3cret@127.0.0.1:1/m?sig=s3cret"):
