@@ -60,7 +60,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "inkling2_loop_text": {"unpadded_vocab_size": 96},
     "inkling2_text": {"unpadded_vocab_size": 96},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": {"layer_types": HYBRID},
+    # Its defaults, 32 heads of 128, take a second per layer without its kernels.
+    "kimi_linear": {"layer_types": HYBRID, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "reformer": {"axial_pos_embds": False},
