@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from safetensors import SafetensorError
 
@@ -20,6 +21,12 @@ from layer_surgeon.errors import (
     SourceAccessError,
     SourceError,
     SourceNotFoundError,
+)
+
+# What transformers raises for an invalid value, depending on the family and the version.
+_INVALID_VALUE_ERRORS = (
+    *(AttributeError, LookupError, TypeError, ValueError, ArithmeticError, AssertionError),
+    StrictDataclassError,
 )
 
 
@@ -54,7 +61,7 @@ def config_errors(subject: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
+    except _INVALID_VALUE_ERRORS as error:
         if isinstance(error, LayerSurgeonError):
             raise
         raise GraftError(
