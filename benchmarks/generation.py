@@ -83,7 +83,7 @@ def generate(model: Any, prompt: torch.Tensor, new_tokens: int, *, use_cache: bo
     """Generate greedily; no token ends the text."""
     settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     mask = torch.ones_like(prompt)
-    return model.generate(prompt, attention_mask=mask, use_cache=use_cache, **settings)  # type: ignore[no-any-return]
+    return model.generate(prompt, attention_mask=mask, use_cache=use_cache, **settings)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import torch
 from transformers import BertConfig, BertModel
 
 from benchmarks.machine import heading, machine, versions
-from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.cost.flops import training_loss
 from layer_surgeon.cost.measure import Workload, example_inputs, measure, new_model
 from layer_surgeon.cost.shapes import graft_config, without_donor
@@ -113,7 +112,7 @@ def compare_formats() -> None:
     torch.manual_seed(0)
     print(f"\n{'Gemma 3 270M, last layer':26} {'largest error':>14} {'mean error':>11}")
     with tempfile.TemporaryDirectory() as folder:
-        artifact = extract_layer(packaged_gguf("gemma-3-270m", Path(folder)), -1, Path(folder, "layer"))
+        artifact = extract_layer("packaged:gemma-3-270m", -1, Path(folder, "layer"))
         reference = DonorLayer.from_pretrained(artifact.path, dtype="float32")
         states = torch.randn(8, 32, reference.hidden_size) * 10  # about as large as the hidden states of this model
         with torch.no_grad():

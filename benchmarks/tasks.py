@@ -26,7 +26,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from benchmarks.machine import heading, machine, save, say, table, versions
-from layer_surgeon.checkpoint.packaged import packaged_folder, packaged_gguf
 
 PACKAGES = ("layer-surgeon", "torch", "transformers", "datasets", "sacrebleu", "rouge-score", "nltk", "scikit-learn")
 VOCABULARY = 8000
@@ -126,11 +125,7 @@ def surgeon(folder: Path, *arguments: str, threads: int) -> dict[str, Any]:
 
 def run_task(name: str, task: Task, data: Path, folder: Path, threads: int) -> dict[str, Any]:
     """Graft and train, and return the results."""
-    host = (
-        packaged_folder("all-MiniLM-L6-v2")
-        if task.host is None
-        else task.host(data / task.files["dataset"], folder / "t5")
-    )
+    host = "packaged:all-MiniLM-L6-v2" if task.host is None else task.host(data / task.files["dataset"], folder / "t5")
     graft = ["graft", str(host), "--donor", str(folder / "donor"), "--task", task.task, "--output", f"graft-{name}"]
     surgeon(folder, *graft, *task.graft, threads=threads)
     files = [argument for split, file in task.files.items() for argument in (f"--{split}", str(data / file))]
@@ -188,8 +183,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        llm = packaged_gguf("gemma-3-270m", folder / "llm")
-        surgeon(folder, "extract", str(llm), "--output", "donor", threads=arguments.threads)
+        surgeon(folder, "extract", "packaged:gemma-3-270m", "--output", "donor", threads=arguments.threads)
         for name in arguments.only:
             runs.append(run_task(name, TASKS[name], (arguments.data / name).resolve(), folder, arguments.threads))
             say(json.dumps(runs[-1]))

@@ -56,8 +56,8 @@ class StudyCommand(TyperCommand):
             flag = getattr(error, "option_name", None)
             replacement = None if flag is None else _replacement(flag)
             if replacement is not None:
-                error.message = f"No such option: {flag}. Use --set {replacement}"  # type: ignore[attr-defined]
-                error.possibilities = None  # type: ignore[attr-defined]
+                error.message = f"No such option: {flag}. Use --set {replacement}"  # type: ignore[attr-defined]  # see above
+                error.possibilities = None  # type: ignore[attr-defined]  # see above
             raise
 
 

@@ -44,7 +44,7 @@ class _Watcher(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             # Patch the loader instead of wrapping it: resources and sources are read through it, so it must keep its
             # class.
-            spec.loader.exec_module = partial(self.exec_module, spec.loader.exec_module)  # type: ignore[method-assign]
+            spec.loader.exec_module = partial(self.exec_module, spec.loader.exec_module)  # type: ignore[method-assign]  # on purpose
         return spec
 
     def exec_module(self, execute: Any, module: ModuleType) -> None:

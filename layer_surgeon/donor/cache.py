@@ -102,7 +102,7 @@ def _is_exact(
 ) -> bool:
     cache_layer = new_cache_layer(scaffold, index)
 
-    def run(start: int, stop: int, cache_layer: Any) -> Tensor:
+    def run_piece(start: int, stop: int, cache_layer: Any) -> Tensor:
         # Not `layer` itself: hooks on it are for the caller's own passes.
         run = Run(
             layer=layer.forward,
@@ -116,14 +116,14 @@ def _is_exact(
             raise TypeError("the layer returned no hidden states")
         return output
 
-    whole = run(0, _LENGTH, None)
+    whole = run_piece(0, _LENGTH, None)
     tolerance = _MAX_DIFFERENCE if whole.dtype == torch.float32 else 2 * torch.finfo(whole.dtype).eps
     stop = 0
     for length in _PIECES:
         start, stop = stop, stop + length
         is_token = text.mask[:, start:stop].bool()
         expected = whole[:, start:stop][is_token].float()
-        difference = run(start, stop, cache_layer)[is_token].float() - expected
+        difference = run_piece(start, stop, cache_layer)[is_token].float() - expected
         # A layer that ignores the cache leaves it empty.
         if cache_layer.get_seq_length() != stop or not difference.norm() <= tolerance * expected.norm():
             return False

@@ -55,6 +55,8 @@ class Run:
         return output
 
 
+# The argument of a model's forward that takes a cache, since transformers 5.24 and before.
+CACHE_ARGUMENTS = ("cache", "past_key_values")
 # A module attribute would not work: several threads may run one model, and DataParallel copies modules.
 _CURRENT: ContextVar[Run | None] = ContextVar("layer_surgeon_run", default=None)
 
@@ -224,11 +226,10 @@ def take_layer(scaffold: PreTrainedModel, index: int) -> nn.Module:
     return layer  # type: ignore[no-any-return]  # transformers is untyped here
 
 
-def cache_argument(scaffold: PreTrainedModel) -> str | None:
-    """The name of the argument of the family's forward that takes a cache; None if it takes none."""
-    parameters = signature(scaffold.forward).parameters
-    # transformers 5.24 renamed past_key_values to cache.
-    return next((name for name in ("cache", "past_key_values") if name in parameters), None)
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """Return the name of the argument of a model's forward that takes a cache; None if it takes none."""
+    parameters = signature(model.forward).parameters
+    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 def run_scaffold(
@@ -258,7 +259,8 @@ def run_scaffold(
     if position_ids is not None:
         arguments["position_ids"] = position_ids
     if run.cache_layer is not None and (cache_name := cache_argument(scaffold)) is not None:
-        # Only one layer runs. Masks and positions are derived from the cache of any layer, so it stands in for all.
+        # Only one layer runs, but the family's model may derive masks and positions from the cache of any layer. So
+        # all of them get that layer's cache.
         arguments[cache_name] = Cache(layers=[run.cache_layer] * scaffold.config.num_hidden_layers)
         arguments["use_cache"] = True
     if torch.compiler.is_dynamo_compiling():

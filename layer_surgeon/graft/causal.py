@@ -6,11 +6,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from layer_surgeon.donor.scaffold import CACHE_ARGUMENTS, cache_argument
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import EMBEDDINGS
 from layer_surgeon.graft.generation import GeneratingModel
 
-_CACHE_NAMES = ("cache", "past_key_values")  # Since transformers 5.24, and before.
 # The settings with which transformers makes a `DynamicCache`.
 _DYNAMIC = (None, "dynamic", "dynamic_full", "offloaded")
 
@@ -84,10 +84,10 @@ class GraftedModelForCausalLM(GeneratingModel):
 
     def _choose_cache(self, use_cache: bool | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the host's arguments for a pass: `use_cache`, and an empty cache that the donor's can join."""
-        has_cache = any(kwargs.get(name) is not None for name in _CACHE_NAMES)
+        has_cache = any(kwargs.get(name) is not None for name in CACHE_ARGUMENTS)
         if has_cache or not use_cache or self.donor is None:
             return {"use_cache": has_cache if use_cache is None else use_cache}
-        name = next((name for name in _CACHE_NAMES if name in self._host_inputs), None)
+        name = cache_argument(self.host)
         if name is None or self._why_no_cache() is not None:
             return {"use_cache": False}
         return {"use_cache": True, name: self._new_host_cache()}

@@ -126,7 +126,7 @@ class RunCard:
 
     def render(self) -> str:
         """Return the text of README.md."""
-        metadata: dict[str, Any] = _metadata(self).to_dict()  # type: ignore[no-untyped-call]
+        metadata: dict[str, Any] = _metadata(self).to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types here
         # YAML shows long texts on several lines.
         settings = {name: dump_yaml(value).split("\n")[0] for name, value in self.settings.items()}
         return render_card("run.md.jinja", metadata, card=self, origin=self.origin, settings=settings)

@@ -30,7 +30,7 @@ def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progr
     if get_task(cell.task).one_label_per_text:
         return _classify(cell, trained, folder, progress)
     specs = {spec.name: spec for spec in StudyPlan.read(folder.plan).data}
-    measured = {name: _measure(cell, trained, specs[name], folder, progress) for name in cell.tests}
+    measured = {name: _measure(cell, trained, specs[name], progress) for name in cell.tests}
     return {
         name: TestScores(examples=metrics.examples, scores=dict(metrics.scores)) for name, metrics in measured.items()
     }
@@ -60,7 +60,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     return tests
 
 
-def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress) -> Any:
+def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, progress: Progress) -> Any:
     tests_own_data = spec.name == cell.data and not spec.test
     if tests_own_data and trained.config.max_eval_samples is None:
         return trained.test or trained.validation
