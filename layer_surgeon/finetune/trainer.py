@@ -230,6 +230,17 @@ class SurgeonTrainer(ShardedTrainer):
             )
 
 
+def _restore_on_cpu(storage: Any, location: str) -> Any:
+    """Load a tensor onto the CPU also if it is called `cpu:0`, as accelerate does for several processes without a GPU.
+
+    torch.load only knows `cpu`.
+    """
+    return storage if location.startswith("cpu:") else None
+
+
+torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
+
+
 @contextmanager
 def _reading_checkpoint() -> Iterator[None]:
     """Raise errors of transformers and torch for an unreadable checkpoint as `TrainingError`."""
