@@ -36,7 +36,6 @@ from layer_surgeon.cost.flops import training_loss
 from layer_surgeon.cost.measure import Workload, example_inputs, measure, new_model
 from layer_surgeon.cost.shapes import graft_config, without_donor
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
-from layer_surgeon.donor.int8 import is_available
 from layer_surgeon.extract import extract_layer
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
@@ -45,7 +44,7 @@ from tests.support.checkpoints import LLAMA_8B
 
 MAX_STEP_RATIO = 1.10
 MAX_LOADING_RATIO = 1.15
-FORMATS = ("float32", "bfloat16", "int8") if is_available() else ("float32", "bfloat16")
+FORMATS = ("float32", "bfloat16")
 
 
 def arms(donor_dtype: str = "float32") -> dict[str, SurgeonGraftConfig]:
@@ -118,7 +117,7 @@ def compare_formats() -> None:
         with torch.no_grad():
             expected = reference(states)
             for name in FORMATS:
-                error = (new_format(artifact.path, name)(states) - expected).abs()
+                error = (DonorLayer.from_pretrained(artifact.path, dtype=name)(states) - expected).abs()
                 added = (expected - states).abs()
                 print(f"{name:26} {error.max() / added.max():13.2%} {error.mean() / added.mean():10.2%}")
     print(f"\n{'Llama-3.1-8B, one layer':26} {'weights':>14} {'32 x 1':>11} {'4 x 100':>14}")
@@ -126,24 +125,13 @@ def compare_formats() -> None:
     with tempfile.TemporaryDirectory() as folder:
         DonorLayer.from_config(config, dtype="bfloat16").save_pretrained(folder)
         for name in FORMATS:
-            donor = new_format(Path(folder), name)
+            donor = DonorLayer.from_pretrained(folder, dtype=name)
             times = [pass_seconds(donor, torch.randn(*shape, donor.hidden_size)) for shape in ((32, 1), (4, 100))]
             print(f"{name:26} {weight_bytes(donor) / 1e6:11.1f} MB {times[0]:9.3f} s {times[1]:12.2f} s")
 
 
-def new_format(folder: Path, name: str) -> DonorLayer:
-    if name == "int8":
-        return DonorLayer.from_pretrained(folder).to_int8()
-    return DonorLayer.from_pretrained(folder, dtype=name)
-
-
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the weights, including the scales of integer weights."""
-    total = 0
-    for parameter in model.parameters():
-        parts = [parameter.qdata, parameter.scale] if hasattr(parameter, "qdata") else [parameter]
-        total += sum(part.numel() * part.element_size() for part in parts)
-    return total
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def pass_seconds(donor: DonorLayer, states: torch.Tensor) -> float:

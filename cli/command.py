@@ -202,7 +202,7 @@ def _option_type(field: "Field[Any]", hint: Any) -> Any:
 
 
 def _help_text(field: "Field[Any]") -> str:
-    # Without the backslash, rich takes [int8] for markup and removes it.
+    # Without the backslash, rich takes words in brackets for markup and removes them.
     text = str(field.metadata.get("help", "")).replace("[", r"\[")
     default = field.default if field.default is not MISSING else None
     if default is None or default is False:

@@ -13,8 +13,6 @@ from torch import nn
 from layer_surgeon.cost.flops import Macs, count_macs, count_training_macs, shapes_only
 from layer_surgeon.cost.measure import Measurement, Workload, example_inputs, measure
 from layer_surgeon.cost.shapes import DonorShape, Target, graft_config, shape_of, without_donor
-from layer_surgeon.donor import DonorLayer
-from layer_surgeon.donor.int8 import count_bytes
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import describe
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
@@ -169,8 +167,7 @@ def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> 
     model = shape_of(config, workload.dtype)
     # Count before the model runs on shapes, because its tied weights are then separate.
     counts = model.parameter_counts()
-    int8 = config.settings.donor_dtype == "int8"
-    num_bytes = {name: _num_bytes(part, int8) for name, part in model.parts().items()}
+    num_bytes = {name: _num_bytes(part) for name, part in model.parts().items()}
     with shapes_only(model):
         macs = count_macs(model, example_inputs(model, workload, labels=False), model.parts())
         # Stay in eval mode: dropout has no multiplications, and some families skip random layers in training mode.
@@ -190,9 +187,7 @@ def _profile(config: SurgeonGraftConfig, workload: Workload, measured: bool) -> 
     return ModelProfile(parts=tuple(parts), training_macs=training, measured=result)
 
 
-def _num_bytes(part: nn.Module, int8: bool) -> int:
-    if int8 and isinstance(part, DonorLayer):
-        return count_bytes(part)
+def _num_bytes(part: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in part.parameters())
 
 

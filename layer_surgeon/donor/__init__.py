@@ -7,7 +7,6 @@ probe      run the scaffold to find out what it passes to its layer, and whether
 cache      the layers' cache, and whether they run exactly with it
 influence  find the outputs that don't matter with one position per sequence
 one_key    linear maps that skip those outputs
-int8       8-bit integer weights
 tensors    convert between the artifact's tensors and weights, with the family's own conversions
 files      read and write the artifact's files
 layer      `DonorLayer`

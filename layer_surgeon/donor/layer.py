@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +24,11 @@ from layer_surgeon.donor.files import (
     read_weights,
 )
 from layer_surgeon.donor.influence import shorten
-from layer_surgeon.donor.int8 import is_quantised, quantise
 from layer_surgeon.donor.one_key import installed
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
 from layer_surgeon.donor.scaffold import Run, run_scaffold, scaffold_class, take_layer
 from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_by_layer
-from layer_surgeon.errors import ArtifactError, ConfigError, UnsupportedArchitectureError
+from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # AutoModel passes these too. Ignoring trust_remote_code is deliberate: code from a repo never runs.
@@ -282,13 +280,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             module.one_key = value
 
     def unfreeze(self) -> Self:
-        """Make the weights trainable, and let `train` switch to training mode (dropout, if the family has it).
-
-        Raises:
-            ConfigError: The weights are 8-bit integers.
-        """
-        if self.int8:
-            raise ConfigError("8-bit integers can't be trained. Load the layer with another dtype, such as float32.")
+        """Make the weights trainable, and let `train` switch to training mode (dropout, if the family has it)."""
         self._frozen = False
         self.requires_grad_(True)
         return self
@@ -298,23 +290,6 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         self._frozen = True
         self.requires_grad_(False)
         return self.eval()  # type: ignore[no-any-return]  # transformers is untyped here
-
-    @property
-    def int8(self) -> bool:
-        """Whether the weights are 8-bit integers."""
-        return is_quantised(self)
-
-    def to_int8(self) -> Self:
-        """Quantise the weights of linear maps to 8-bit integers with a scale per row; other weights become float32.
-
-        This can't be undone, and the result can't be trained or saved. The artifact keeps the original weights.
-
-        Raises:
-            ConfigError: torchao is not installed.
-        """
-        self.freeze()
-        quantise(self)
-        return self
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, but stay in eval mode if frozen."""
@@ -337,15 +312,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             is_main_process: Write nothing if False.
             push_to_hub: Also upload the artifact. `kwargs` are then passed to `push_to_hub`, such as `repo_id`.
             kwargs: Without an upload, accepted for compatibility with transformers and ignored (`max_shard_size`, ...).
-
-        Raises:
-            ArtifactError: The weights are 8-bit integers.
         """
-        if self.int8:
-            raise ArtifactError(
-                "The weights are 8-bit integers, but a layer artifact contains the original weights. "
-                "Save the layer before to_int8, or copy the artifact that it was loaded from."
-            )
         if not is_main_process:
             return
         folder = Path(save_directory)
@@ -380,8 +347,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             for name in sorted(module._non_persistent_buffers_set)
             if module._buffers.get(name) is not None
         ]
-        # An int8 donor keeps its element types: the integers can't be converted, and its other weights stay float32.
-        super()._apply(_only_moving(fn) if self.int8 else fn, recurse)
+        super()._apply(fn, recurse)
         for module, name, buffer in non_persistent:
             moved = module._buffers[name]
             if moved is not None:
@@ -393,14 +359,6 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         """Use the family's own initialisation. transformers calls this for modules whose weights were not loaded."""
         scaffold: Any = self.scaffolds[0]
         scaffold._init_weights(module)
-
-
-def _only_moving(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def move(tensor: Tensor) -> Tensor:
-        result = fn(tensor)
-        return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-    return move
 
 
 def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:

@@ -13,7 +13,7 @@ Pooling = Literal["cls", "mean", "mean_with_padding", "last", "none"]
 Attention = Literal["bidirectional", "causal"]
 Residual = Literal["none", "gated"]
 DonorInit = Literal["pretrained", "random"]
-DonorDtype = Literal["float32", "bfloat16", "float16", "int8"]
+DonorDtype = Literal["float32", "bfloat16", "float16"]
 ProjectionInit = Literal["default", "matched"]
 
 ENCODER_OUTPUT = "encoder_output"
@@ -65,9 +65,7 @@ class GraftConfig:
         "How the projections start. default: PyTorch's initial weights; matched: the same weights times a fixed scale, "
         "so that the graft's output has the same RMS as the host's vectors.",
     )
-    donor_dtype: DonorDtype = _option(
-        "float32", "Number format of the donor layer's weights in memory; int8 needs layer-surgeon[int8]."
-    )
+    donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, str) or self.task not in TASKS:
@@ -126,18 +124,6 @@ class GraftConfig:
             raise ConfigError(
                 "donor_dtype is 'float16' and train_donor is true, but small values of the optimizer become zero in "
                 "float16, and weights become NaN. Choose donor_dtype float32 or bfloat16."
-            )
-        if self.donor_dtype != "int8":
-            return
-        if self.train_donor:
-            raise ConfigError(
-                "donor_dtype is 'int8' and train_donor is true, but integers can't be trained. Choose donor_dtype "
-                "float32 or bfloat16, or leave train_donor out."
-            )
-        if self.donor_init == "random":
-            raise ConfigError(
-                "donor_dtype is 'int8' and donor_init is 'random', but int8 weights are computed from a stored layer, "
-                "and random weights are not stored. Choose donor_dtype float32 or bfloat16."
             )
 
     def _check_task(self) -> None:

@@ -17,7 +17,6 @@ from layer_surgeon._io import read_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._text import without_secrets
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
-from layer_surgeon.donor.int8 import check_available
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files, is_artifact, read_config
@@ -44,10 +43,10 @@ class OpenedDonor:
     folder: Path | None
 
 
-def dtype_of(settings: GraftConfig) -> torch.dtype | None:
-    """Return the dtype that the donor layer is loaded in; None (for int8) keeps the artifact's own."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return dtypes.get(settings.donor_dtype)
+def dtype_of(settings: GraftConfig) -> torch.dtype:
+    """Return the dtype that the donor layer is loaded in."""
+    dtype: torch.dtype = getattr(torch, settings.donor_dtype)
+    return dtype
 
 
 def open_donor(
@@ -72,12 +71,8 @@ def open_donor(
         GraftError: The layer is not the expected one.
         SourceError: The folder or repo doesn't exist or can't be read.
     """
-    dtype, int8 = dtype_of(settings), settings.donor_dtype == "int8"
-    if int8:
-        check_available()
+    dtype = dtype_of(settings)
     folder: Path | None
-    if isinstance(donor, DonorLayer) and (donor.int8 or (int8 and donor.device.type != "meta")):
-        donor = _stored_folder(donor)
     if isinstance(donor, DonorLayer):
         folder, config = _matching_folder(donor), donor.config.to_dict()
     else:
@@ -102,8 +97,6 @@ def open_donor(
             config["sha256"] = None
     else:
         layer = DonorLayer.from_pretrained(str(folder), dtype=dtype)
-        if int8:
-            layer.to_int8()
     reference = _reference(config, layer)
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
         # In the Hub's cache, a snapshot's folder is named after its commit.
@@ -127,10 +120,7 @@ def _check_expected(donor: Any, sha256: str | None, expected: dict[str, Any]) ->
 
 def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
     """Create a layer of the same shape as a graft's donor, with random weights (none on the meta device)."""
-    layer = _random(reference["config"], dtype_of(settings))
-    if settings.donor_dtype == "int8" and layer.device.type != "meta":
-        layer.to_int8()
-    return layer
+    return _random(reference["config"], dtype_of(settings))
 
 
 def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
@@ -173,23 +163,11 @@ def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
     }
 
 
-def _random(config: dict[str, Any], dtype: torch.dtype | None) -> DonorLayer:
+def _random(config: dict[str, Any], dtype: torch.dtype) -> DonorLayer:
     shape = SurgeonDonorConfig(donor_config=config["donor_config"], layer_indices=config["layer_indices"])
     if torch.empty(0).device.type == "meta":
-        return DonorLayer(shape).to(dtype or torch.float32)  # type: ignore[no-any-return]  # transformers is untyped here
+        return DonorLayer(shape).to(dtype)  # type: ignore[no-any-return]  # transformers is untyped here
     return DonorLayer.from_config(shape, dtype=dtype)
-
-
-def _stored_folder(layer: DonorLayer) -> Path:
-    """Return the artifact that a layer was loaded from; int8 weights are computed from the stored ones."""
-    # int8 weights can't be compared with the stored ones. They can't be trained either, so they haven't changed.
-    folder = _recorded_folder(layer) if layer.int8 else _matching_folder(layer)
-    if folder is None:
-        raise GraftError(
-            "int8 weights are computed from a stored layer, but no existing layer artifact holds this layer's weights. "
-            "Save the layer first (donor.save_pretrained), and pass the folder."
-        )
-    return folder
 
 
 def _matching_folder(layer: DonorLayer) -> Path | None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import logging
 import os
 from dataclasses import field, fields
 from pathlib import Path
@@ -20,6 +21,8 @@ from layer_surgeon.tasks import get_task
 
 # Labels are stored at the top level, as in every transformers config.
 _LABEL_FIELDS = ("num_labels", "id2label")
+
+logger = logging.getLogger(__name__)
 
 
 class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is untyped here
@@ -49,7 +52,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         _check_donor(self.donor)
         if isinstance(self.host_config, dict):
             self.host_config = _config_from_dict(self.host_config)
-        self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
+        self.graft = graft_fields(GraftConfig.from_settings(None, _without_int8(self.graft)))
         attention = getattr(self.host_config, "_attn_implementation", None)
         # Generation and its data collators read this. For all other tasks, a graft is a single stack.
         self.is_encoder_decoder = get_task(self.task).is_encoder_decoder
@@ -107,6 +110,17 @@ def _validated(settings: str) -> GraftConfig:
     The result is cached by value. A config can't keep it, because callers change its fields in place.
     """
     return GraftConfig.from_settings(None, json.loads(settings))
+
+
+def _without_int8(settings: Any) -> Any:
+    """Replace a donor dtype that earlier versions had. Files never held the integers, only the setting."""
+    if isinstance(settings, dict) and settings.get("donor_dtype") == "int8":
+        logger.warning(
+            "This graft was saved with donor_dtype int8, which has been removed because it used more memory than "
+            "bfloat16. Its donor layer is loaded in bfloat16."
+        )
+        return {**settings, "donor_dtype": "bfloat16"}
+    return settings
 
 
 def _check_donor(donor: Any) -> None:

@@ -58,7 +58,7 @@ def test_labels_come_from_json_too():
         ({"residual": True}, "none, gated"),
         ({"donor_init": "zeros"}, "pretrained, random"),
         ({"donor_dtype": "float16", "train_donor": True}, "weights become NaN. Choose donor_dtype float32 or bfloat16"),
-        ({"donor_dtype": "int4"}, "float32, bfloat16, float16, int8"),
+        ({"donor_dtype": "int8"}, "must be one of float32, bfloat16, float16"),
         ({"train_donor": 1}, "train_donor is 1; it must be true or false"),
         ({"projection_bias": None}, "true or false"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),

@@ -1,7 +1,6 @@
 """Generation with a cache for the donor layer gives the same text as without, and computes each token once."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -128,12 +127,6 @@ def test_settings_of_the_graft(donor_of):
     trained = graft_layer(whole_host("llama"), donor_of("gpt2"), TASK, train_donor=True)
     assert_cache_changes_nothing(trained.train().eval(), GREEDY, BEAMS)
     assert_cache_changes_nothing(copy.deepcopy(gated), GREEDY, BEAMS)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
-def test_int8(donor_of):
-    model = graft_layer(whole_host("llama"), donor_of("llama"), TASK, donor_dtype="int8")
-    assert_cache_changes_nothing(model, GREEDY, BEAMS)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "phi3", "gpt_neox"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from layer_surgeon.donor import DonorLayer, int8
+from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
 from layer_surgeon.graft.matching import match_projections, matching_batch, measure_loudness
@@ -15,7 +15,6 @@ from tests.graft.conftest import host_config, host_model, make_inputs
 from tests.support.command_line import surgeon_here
 from tests.support.tiny_models import save_artifact, tiny_model
 
-needs_torchao = pytest.mark.skipif(not int8.is_available(), reason="needs the int8 extra")
 # By DeBERTa, of the oldest transformers that is supported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -96,7 +95,6 @@ def test_every_site(host_type, site, artifact):
         {"train_donor": True},
         {"donor_dtype": "bfloat16"},
         {"donor_dtype": "float16"},
-        pytest.param({"donor_dtype": "int8"}, marks=needs_torchao),
         {"projection_bias": True},
         {"pooling": "mean"},
         {"dtype": torch.bfloat16},

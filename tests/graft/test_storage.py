@@ -49,6 +49,17 @@ def tensor_names(folder):
         return set(file.keys())
 
 
+def test_graft_saved_with_int8_loads_in_bfloat16(artifact, tmp_path, caplog):
+    graft_layer(host_model("bert"), artifact, donor_dtype="bfloat16").save_pretrained(tmp_path / "graft")
+    expected = logits(GraftedModel.from_pretrained(tmp_path / "graft"))
+    path = tmp_path / "graft" / "config.json"
+    path.write_text(path.read_text().replace('"donor_dtype": "bfloat16"', '"donor_dtype": "int8"'))
+    loaded = GraftedModel.from_pretrained(tmp_path / "graft")
+    assert loaded.donor.dtype == torch.bfloat16
+    assert torch.equal(logits(loaded), expected)
+    assert "saved with donor_dtype int8" in caplog.text
+
+
 @pytest.mark.parametrize("model_type", ["bert", "deberta", "llama", "t5"])
 def test_loading_logs_nothing(model_type, artifact, tmp_path, caplog):
     model = graft_layer(host_model(model_type), artifact)
