@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
@@ -360,6 +359,9 @@ def load_dataset(
             another repo, or anywhere on the web.
         OSError, RuntimeError, DatasetsError: As datasets raises them.
     """
+    # The import takes a second, and models are loaded without it.
+    import datasets
+
     if Path(hub_id).exists():
         raise ValueError(f"{hub_id} is a local folder or file; name its files, or ./{hub_id}")
     # The two steps of `datasets.load_dataset`, to check the file names in between.
