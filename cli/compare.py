@@ -65,6 +65,13 @@ def compare(
         list[float] | None, typer.Option("--fraction", help="Share of the training data. Repeat it for several.")
     ] = None,
     num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="Runs of each arm. [dim](default: 5)[/]")] = None,
+    equivalence: Annotated[
+        float | None,
+        typer.Option(
+            help="Also test whether arms are equivalent within this margin: points of a score that is shown as a "
+            "percentage, else in its unit."
+        ),
+    ] = None,
     assignments: SetOption = None,
     output: OutputOption = None,
     workers: WorkersOption = 1,
@@ -80,6 +87,8 @@ def compare(
     of a study is enough: surgeon compare --output FOLDER.
     """
     overrides: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
+    if equivalence is not None:
+        overrides["equivalence"] = equivalence
     if donor is not None or layer is not None:
         overrides["donor"] = {"source": donor, "layer": layer}
     with usage():
@@ -291,14 +300,15 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
         place = say_place(table.test, table.data, table.fraction)
         ui.table(("arm", "seeds", plan.metric, "deviation", "trained"), rows, title=place)
         ui.table(
-            ("comparison", "difference", "95 % interval", "p (Holm)", ""),
+            ("comparison", "difference", "95 % interval", "p", "p (Holm)", ""),
             [
                 (
                     f"{comparison.arm} - {comparison.against}",
                     difference_in_words(comparison.mean, plan.metric),
                     _format_interval(comparison),
+                    "" if comparison.p is None else say_p(comparison.p),
                     "" if comparison.p_holm is None else say_p(comparison.p_holm),
-                    _format_outcome(comparison),
+                    result.summary.outcome(comparison) or "no test possible",
                 )
                 for comparison in table.comparisons
             ],
@@ -317,12 +327,6 @@ def _format_deviation(value: float | None) -> str:
 def _format_interval(comparison: "Comparison") -> str:
     interval = comparison.interval
     return "" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
-
-
-def _format_outcome(comparison: "Comparison") -> str:
-    if comparison.p_holm is None:
-        return "no test possible"
-    return "significant" if comparison.significant else "not significant"
 
 
 def _format_trained(result: "StudyResult", arm: str) -> str:

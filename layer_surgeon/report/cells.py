@@ -122,6 +122,7 @@ def differences_table(table: Table, summary: Summary) -> ReportTable:
     columns = [
         Column(name="comparison"),
         *_numbers("difference", "95 % interval", "p", "p (Holm)", "effect size", "p (t-test)", "p (permutation)"),
+        *([] if summary.equivalence is None else _numbers("p (equivalence)")),
         *_numbers("seeds"),
         Column(name="verdict"),
         Column(name="in words", long=True),
@@ -141,6 +142,7 @@ def _difference_cells(comparison: Comparison, summary: Summary) -> list[Cell]:
         Cell(text=say.say_effect(comparison), value=comparison.effect_size),
         _number(comparison.t_test, say.say_optional_p),
         _number(comparison.permutation, say.say_optional_p),
+        *([] if summary.equivalence is None else [_number(comparison.p_equivalence, say.say_optional_p)]),
         _number(len(comparison.seeds), lambda value: f"{value:g}"),
         _outcome(summary.outcome(comparison), "no test possible"),
         Cell(text=comparison.words),

@@ -54,6 +54,7 @@ def comparisons_csv(report: StudyReport) -> str:
     columns = (
         *("study", "data", "fraction", "test", "examples", "metric", "arm", "against", "seeds"),
         *("difference", "deviation", "effect_size", "low", "high", "basis", "p", "p_holm", "significant", "better"),
+        *("p_equivalence", "equivalent"),
         *("seed_low", "seed_high", "example_low", "example_high", "both_low", "both_high", "t_test", "permutation"),
         "words",
     )
@@ -76,6 +77,8 @@ def comparisons_csv(report: StudyReport) -> str:
             "p_holm": comparison.p_holm,
             "significant": comparison.significant,
             "better": summary.is_better(comparison),
+            "p_equivalence": comparison.p_equivalence,
+            "equivalent": comparison.equivalent,
             "t_test": comparison.t_test,
             "permutation": comparison.permutation,
             "words": comparison.words,

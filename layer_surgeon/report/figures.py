@@ -180,7 +180,7 @@ class Figures:
                 **self.style.around_mean(point.row),
                 singles=self._singles(point.row.by_seed),
                 ringed=point.best,
-                filled=point.outcome != "not significant",
+                filled=point.outcome not in ("not significant", "equivalent"),
                 details={
                     sweep.axis: point.label,
                     self.style.metric: say.say_mean(point.row, self.summary),

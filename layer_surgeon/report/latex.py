@@ -136,6 +136,7 @@ def _comparisons(tables: Sequence[Table], summary: Summary, common: str) -> str:
             "--"
             if comparison.interval is None
             else f"[{', '.join(_signed(say.say_gain(end, summary, 2)) for end in comparison.interval)}]",
+            _p(comparison.p),
             _p(comparison.p_holm),
             _signed(say.say_effect(comparison)) or "--",
         )
@@ -147,11 +148,11 @@ def _comparisons(tables: Sequence[Table], summary: Summary, common: str) -> str:
     test_text = "each test set" if several else escape(tables[0].test)
     unit = " in points" if summary.is_share else ""
     caption = (
-        f"Differences{unit} on {test_text}{common}, with 95\\,\\% intervals. $p$ has Holm's correction over all "
-        "comparisons on a test set."
+        f"Differences{unit} on {test_text}{common}, with 95\\,\\% intervals. $p_H$ is $p$ after Holm's correction over "
+        "all comparisons on a test set."
     )
-    header = [*(["Test set"] if several else []), "Comparison", "Difference", r"95\,\%", "$p$", "Effect size"]
-    return _float("l" * (2 if several else 1) + "rrrr", header, rows, caption)
+    header = [*(["Test set"] if several else []), "Comparison", "Difference", r"95\,\%", "$p$", "$p_H$", "Effect size"]
+    return _float("l" * (2 if several else 1) + "rrrrr", header, rows, caption)
 
 
 def _signed(text: str) -> str:

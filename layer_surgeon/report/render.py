@@ -18,6 +18,7 @@ from layer_surgeon.report import words as say
 from layer_surgeon.report.load import StudyReport
 from layer_surgeon.report.series import layer_sweeps, learning_curves, place_of, shift_matrices
 from layer_surgeon.study.tables import Table
+from layer_surgeon.study.verdict import say_equivalence
 
 if TYPE_CHECKING:
     from layer_surgeon.report.figure_style import Panel
@@ -97,10 +98,11 @@ def html(report: StudyReport) -> str:
         "svg": _StaticCharts().draw,
         "kind": _KINDS[report.kind],
         "metric": say.first_upper(report.summary.metric.replace("_", " ")),
+        "margin": say_equivalence(report.summary.equivalence, report.summary.metric),
         "headline_facts": _headline_facts(report),
         "plan": yaml.safe_dump(report.plan.as_dict(), sort_keys=False, allow_unicode=True),
         "looks": {name: glyph(figures.style.number_of(name)) for name in report.summary.arms},
-        "tags": {**dict.fromkeys(("not significant", "not run yet"), ""), **_TAGS},
+        "tags": {**dict.fromkeys(("not significant", "equivalent", "not run yet"), ""), **_TAGS},
         "version": __version__,
     }
     names = _section_names(context)

@@ -22,6 +22,8 @@ from scipy import stats
 
 Matrix = npt.NDArray[np.float64]
 ALPHA = 0.05
+# From this number of seeds on, a difference is judged by the scatter of its own two arms alone.
+ENOUGH_SEEDS = 5
 _RESAMPLES = 2000
 # Numbers in memory at the same time: 8 MB.
 _AT_ONCE = 1_000_000
@@ -107,10 +109,12 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     variance without repetition, with Satterthwaite's degrees of freedom. This is the quasi-F test of Clark (1973) for
     one contrast. If this variance is smaller than the one from seeds or examples alone, the larger of those is used.
 
-    The variance over seeds is taken from all arms (`pooled`), unless it is larger between the two compared arms. In
-    that case theirs is used and, with fewer than five seeds, the t-test over the seeds decides if its p is larger:
-    Satterthwaite's approximation is too optimistic with two or three degrees of freedom. In simulated studies of four
-    equal arms, this test calls a difference significant in 1 to 6 % of them, after Holm's correction (docs/compare.md).
+    The variance over seeds is that of the two compared arms from five seeds on. An arm that scatters does not hide
+    the differences of the others. With fewer seeds, their variance is poorly known. If it is below that of all arms
+    (`pooled`), a weighted mean of the two is used, in which the latter has 5 - seeds times the weight of its degrees of
+    freedom. If it is not, the t-test over the seeds decides if its p is larger: Satterthwaite's approximation is too
+    optimistic with two or three degrees of freedom. docs/compare.md has the false alarms and the power in simulated
+    studies, which `python -m research.power` repeats.
 
     Args:
         differences: [seeds, examples], the score of one arm minus that of the other; at least two of each.
@@ -123,14 +127,25 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     if seeds < 2 or examples < 2:
         raise ValueError(f"{seeds} seeds x {examples} examples: the test needs at least two of each")
     own_variance = SeedVariance(mean_square=float(examples * differences.mean(axis=1).var(ddof=1)), df=seeds - 1)
+    if seeds >= ENOUGH_SEEDS:
+        return _quasi_f(differences, own_variance)
     if pooled is not None and own_variance.mean_square < pooled.mean_square * (1 - 1e-9):
-        return _quasi_f(differences, pooled)
+        return _quasi_f(differences, _shrink(own_variance, pooled, seeds))
     result = _quasi_f(differences, own_variance)
     p_of_seeds = _t_test(differences.mean(axis=1))
-    if own_variance.df >= 4 or p_of_seeds is None or p_of_seeds <= result.p:
+    if p_of_seeds is None or p_of_seeds <= result.p:
         return result
     error = math.sqrt(own_variance.mean_square / (seeds * examples))
     return _outcome(result.mean, error, own_variance.df)
+
+
+def _shrink(own: SeedVariance, pooled: SeedVariance, seeds: int) -> SeedVariance:
+    """Return the weighted mean of two variances, with Satterthwaite's degrees of freedom."""
+    weight = (ENOUGH_SEEDS - seeds) * pooled.df
+    own_part, pooled_part = own.df * own.mean_square, weight * pooled.mean_square
+    total = own_part + pooled_part
+    df = total**2 / (own_part**2 / own.df + pooled_part**2 / pooled.df)
+    return SeedVariance(mean_square=total / (own.df + weight), df=df)
 
 
 def _quasi_f(differences: Matrix, seed_variance: SeedVariance) -> CrossedTest:
@@ -161,6 +176,22 @@ def _outcome(mean: float, error: float, df: float) -> CrossedTest:
     half_width = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, df))
     return CrossedTest(mean=mean, error=error, df=df, p=p, interval=Interval(mean - half_width, mean + half_width))
+
+
+def equivalence_test(mean: float, error: float, df: float, margin: float) -> float:
+    """Return p of the two one-sided t-tests (Schuirmann 1987) that a difference is between -margin and +margin.
+
+    It is below 0.05 if the 90 % interval of the difference lies within the margin.
+
+    Args:
+        mean: The mean difference.
+        error: Its standard error.
+        df: The degrees of freedom of the error.
+        margin: The margin, positive, in the unit of the difference.
+    """
+    if error < 1e-12:
+        return 0.0 if abs(mean) < margin else 1.0
+    return float(stats.t.sf((margin - abs(mean)) / error, df))
 
 
 def sign_permutation(differences: Sequence[float], seed: int = 0) -> float:

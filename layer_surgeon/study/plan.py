@@ -14,6 +14,7 @@ graft: {}
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -123,6 +124,8 @@ class StudyPlan:
         reference: The arm that every other arm is compared with.
         focus: A second arm that every other arm is compared with; None for no second arm.
         metric: The score that is compared.
+        equivalence: Margin within which two arms count as equivalent: points if the metric is a share, else in units of
+            the metric. None: equivalence is not tested.
         test_fraction: Share that is held out as the test part if a data set has none.
         keep_models: Keep the trained models in the folder.
     """
@@ -139,6 +142,7 @@ class StudyPlan:
     reference: str = "host"
     focus: str | None = None
     metric: str = "accuracy"
+    equivalence: float | None = None
     test_fraction: float = 0.2
     keep_models: bool = False
 
@@ -175,6 +179,8 @@ class StudyPlan:
         for seed in self.seeds:
             check(0 <= seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
         check_unique([str(seed) for seed in self.seeds], "seed")
+        if self.equivalence is not None:
+            check(0 < self.equivalence < math.inf, "equivalence", self.equivalence, "a positive number")
         for key, values in (("fractions", self.fractions), ("test_fraction", (self.test_fraction,))):
             for value in values:
                 check(0 < value <= 1, key, value, "above 0 and at most 1")

@@ -18,7 +18,7 @@ from layer_surgeon.tasks import finetuned_tasks, get_task
 
 _KEYS = (
     *("name", "title", "task", "host", "hosts", "donor", "donors", "arms", "data", "tests", "fractions", "seeds"),
-    *("finetune", "graft", "reference", "focus", "metric", "test_fraction", "keep_models", "layers"),
+    *("finetune", "graft", "reference", "focus", "metric", "equivalence", "test_fraction", "keep_models", "layers"),
 )
 _POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
 _NONE: list[DonorSpec | None] = [None]
@@ -117,13 +117,19 @@ def read_tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...
 
 
 def read_comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) -> dict[str, Any]:
-    """Return the plan's reference, focus and metric."""
+    """Return the plan's reference, focus, metric and margin of equivalence."""
     # Names without @host: with several hosts, each arm is compared with the reference on its own host.
     names = [arm.name.partition("@")[0] for arm in arms]
     host_arms = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
     reference = content.get("reference") or next(host_arms, names[0])
     focus = content.get("focus", "graft" if "graft" in names else None)
-    return {"reference": reference, "focus": focus, "metric": content.get("metric", get_task(task).score_names[0])}
+    margin = content.get("equivalence")
+    return {
+        "reference": reference,
+        "focus": focus,
+        "metric": content.get("metric", get_task(task).score_names[0]),
+        "equivalence": None if margin is None else as_number(margin),
+    }
 
 
 def listed(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:

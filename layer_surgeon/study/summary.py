@@ -4,6 +4,7 @@ summary.json has the field `format`, followed by the fields of `tables.Summary`:
 trainings, the arms, and one table per test set.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,10 +17,12 @@ from layer_surgeon.study.paired import (
     CrossedTest,
     Interval,
     Matrix,
+    ScoreDifference,
     SeedVariance,
     bootstrap,
     compare_scores,
     crossed_test,
+    equivalence_test,
     holm,
     pooled_seed_variance,
     seed_interval_of_mean,
@@ -27,6 +30,7 @@ from layer_surgeon.study.paired import (
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.records import CellResult, read_cell, read_failures
 from layer_surgeon.study.tables import (
+    SHARES,
     ArmSummary,
     Basis,
     CellCounts,
@@ -78,6 +82,7 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
         reference=plan.reference,
         focus=plan.focus,
         alpha=ALPHA,
+        equivalence=plan.equivalence,
         verdict=say_study(tables, plan, missing=len(ids) - len(results)),
         cells=CellCounts(
             planned=len(ids), done=len(results), missing=len(ids) - len(results) - len(failed), failed=failed
@@ -154,12 +159,28 @@ def _compare_arms(plan: StudyPlan, test: str, by_arm: ByArm) -> tuple[Comparison
         if (comparison := _compare(plan, test, (by_arm[arm], by_arm[against]), pooled)) is not None:
             comparisons.append(comparison)
     # Holm's correction covers all comparisons of a table, since together they make one claim about a test set.
-    adjusted = iter(holm([comparison.p for comparison in comparisons if comparison.p is not None]))
-    return tuple(_decide(c, None if c.p is None else next(adjusted), plan) for c in comparisons)
+    differences = _correct([comparison.p for comparison in comparisons])
+    equivalences = _correct([comparison.p_equivalence for comparison in comparisons])
+    return tuple(
+        _decide(comparison, p, p_equivalence, plan)
+        for comparison, p, p_equivalence in zip(comparisons, differences, equivalences, strict=True)
+    )
 
 
-def _decide(comparison: Comparison, p_holm: float | None, plan: StudyPlan) -> Comparison:
-    decided = replace(comparison, p_holm=p_holm, significant=p_holm is not None and p_holm < ALPHA)
+def _correct(values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values after Holm's correction, with None for those that are None."""
+    adjusted = iter(holm([value for value in values if value is not None]))
+    return [None if value is None else next(adjusted) for value in values]
+
+
+def _decide(comparison: Comparison, p_holm: float | None, p_equivalence: float | None, plan: StudyPlan) -> Comparison:
+    decided = replace(
+        comparison,
+        p_holm=p_holm,
+        significant=p_holm is not None and p_holm < ALPHA,
+        p_equivalence=p_equivalence,
+        equivalent=p_equivalence is not None and p_equivalence < ALPHA,
+    )
     return replace(decided, words=say_comparison(decided, plan))
 
 
@@ -233,8 +254,21 @@ def _compare(
         p=difference.t_test if examples is None else examples.p,
         p_holm=None,
         significant=False,
+        p_equivalence=_test_equivalence(plan, difference, None if examples is None else examples.crossed),
+        equivalent=False,
         words="",
     )
+
+
+def _test_equivalence(plan: StudyPlan, difference: ScoreDifference, crossed: CrossedTest | None) -> float | None:
+    """Return p of the test that a difference is within the plan's margin; None without a margin or a deviation."""
+    if plan.equivalence is None or difference.deviation is None:
+        return None
+    margin = plan.equivalence / 100 if plan.metric in SHARES else plan.equivalence
+    if crossed is not None:
+        return equivalence_test(crossed.mean, crossed.error, crossed.df, margin)
+    seeds = len(difference.by_seed)
+    return equivalence_test(difference.mean, difference.deviation / math.sqrt(seeds), seeds - 1, margin)
 
 
 def _test_examples(differences: Matrix, pooled: SeedVariance | None) -> _ExampleTests:

@@ -68,6 +68,9 @@ class Comparison:
         p: p of the deciding test.
         p_holm: `p` after Holm's correction over all comparisons of the table.
         significant: Whether `p_holm` is below alpha.
+        p_equivalence: p of the two one-sided tests that the difference is within the plan's margin, after Holm's
+            correction; None without a margin, or with one seed.
+        equivalent: Whether `p_equivalence` is below alpha.
         words: The verdict as a phrase.
     """
 
@@ -88,6 +91,8 @@ class Comparison:
     p: float | None
     p_holm: float | None
     significant: bool
+    p_equivalence: float | None
+    equivalent: bool
     words: str
 
     @property
@@ -181,6 +186,7 @@ class Summary:
         reference: The arm that all other arms are compared with.
         focus: A second arm that all other arms are compared with; None for no second arm.
         alpha: Significance level of the tests.
+        equivalence: Margin within which two arms count as equivalent, as in the plan; None for no test of that.
         verdict: The result in one or two sentences.
         cells: Counts of the trainings.
         arms: Name -> description, for all arms of the plan.
@@ -195,6 +201,7 @@ class Summary:
     reference: str
     focus: str | None
     alpha: float
+    equivalence: float | None
     verdict: str
     cells: CellCounts
     arms: Mapping[str, ArmSummary]
@@ -231,5 +238,5 @@ class Summary:
         if comparison is None or comparison.p_holm is None:
             return None
         if not comparison.significant:
-            return "not significant"
+            return "equivalent" if comparison.equivalent else "not significant"
         return "better" if self.is_better(comparison) else "worse"

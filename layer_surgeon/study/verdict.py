@@ -18,11 +18,25 @@ def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
     p = comparison.p_holm
     if comparison.p is None or p is None:
         return f"{arm} and {against}: {size}; one seed without single examples can't be tested"
-    significance = f"p {say_p(p) if p < _SMALLEST else f'= {say_p(p)}'}, {_basis(comparison)}"
+    significance = f"{_p_is(p)}, {_basis(comparison)}"
+    if comparison.p_equivalence is not None and comparison.equivalent and not comparison.significant:
+        margin = say_equivalence(plan.equivalence, plan.metric)
+        reason = f"a difference of {size}, {_p_is(comparison.p_equivalence)}, {_basis(comparison)}"
+        return f"{arm} and {against} are equivalent within {margin} ({reason})"
     if not comparison.significant:
         return f"{arm} and {against}: the difference of {size} is not significant ({significance})"
     better = (delta > 0) == plan.higher_is_better
     return f"{arm} is {'better' if better else 'worse'} than {against} by {size.lstrip('+-')} ({significance})"
+
+
+def say_equivalence(margin: float | None, metric: str) -> str:
+    """Return a margin of equivalence, such as `±1 point`."""
+    unit = "" if metric not in SHARES else " point" if margin == 1 else " points"
+    return f"±{margin or 0:g}{unit}"
+
+
+def _p_is(p: float) -> str:
+    return f"p {say_p(p)}" if p < _SMALLEST else f"p = {say_p(p)}"
 
 
 def difference_in_words(delta: float, metric: str) -> str:

@@ -1,6 +1,7 @@
 """The page of a report as text: its content, and that names from users can't break it."""
 
 import base64
+import csv
 import hashlib
 import itertools
 import re
@@ -11,10 +12,11 @@ import pytest
 
 from layer_surgeon._charts import DARK, LIGHT, chart_config, glyph
 from layer_surgeon._io import write_json
+from layer_surgeon.report.csv_files import comparisons_csv
 from layer_surgeon.report.export import write_report
 from layer_surgeon.report.figures import Figures
 from layer_surgeon.report.load import load_report
-from layer_surgeon.report.render import html
+from layer_surgeon.report.render import html, markdown
 from layer_surgeon.report.words import say_count, say_time
 from layer_surgeon.study import paired
 from tests.support.made_up_studies import HOSTILE, made_up_study
@@ -88,6 +90,19 @@ def test_the_content_of_the_page(tmp_path):
     # Without scripts, the charts are there as SVG.
     assert page.tags.count("svg") == page.tags.count("noscript") == 6
     assert f"{100 * summary.tables[0].rows[1].mean:.1f}" in page.drawn
+
+
+def test_equivalence_is_on_the_page_and_in_every_file(tmp_path):
+    report, text = page_of(tmp_path, {"host": 0.7, "graft": 0.7, "random": 0.2}, equivalence=20)
+    same, worse = report.summary.tables[0].comparisons[:2]
+    assert (same.equivalent, worse.equivalent) == (True, False)
+    page = Parsed(text)
+    assert f"{same.arm} and {same.against} are equivalent within ±20 points (a difference of" in page.text
+    assert "p (equivalence)" in page.text
+    assert "within the margin of ±20 points" in page.text
+    assert "| equivalent |" in markdown(report, {})
+    (row,) = [row for row in csv.DictReader(comparisons_csv(report).splitlines()) if row["words"] == same.words]
+    assert (row["equivalent"], float(row["p_equivalence"])) == ("true", pytest.approx(same.p_equivalence))
 
 
 def test_the_page_loads_nothing_and_its_policy_allows_nothing_else(tmp_path):

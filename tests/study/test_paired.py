@@ -13,6 +13,7 @@ from layer_surgeon.study.paired import (
     bootstrap,
     compare_scores,
     crossed_test,
+    equivalence_test,
     holm,
     pooled_seed_variance,
     sign_permutation,
@@ -194,6 +195,28 @@ def test_no_difference_at_all():
     assert (test.mean, test.p, tuple(test.interval)) == (0.0, 1.0, (0.0, 0.0))
     with pytest.raises(ValueError, match="1 seeds"):
         crossed_test(np.zeros((1, 20)))
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    differences = np.random.default_rng(0).normal(0.1, 1.0, 40)
+    error = differences.std(ddof=1) / np.sqrt(40)
+    for margin in (0.1, 0.3, 0.6):
+        below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+        above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+        assert equivalence_test(differences.mean(), error, 39, margin) == pytest.approx(max(below, above))
+    assert equivalence_test(0.0, 0.0, 4, 0.1) == 0
+    assert equivalence_test(0.2, 0.0, 4, 0.1) == 1
+
+
+@pytest.mark.parametrize(("shift", "most", "least"), [(0.0, 100, 80), (0.05, 7, 0)])
+def test_equal_arms_are_equivalent_and_arms_at_the_margin_are_rarely_called_so(shift, most, least):
+    """The margin is 5 points. At a true difference of 5 points, at most 7 of 100 studies say "equivalent"."""
+    rng, count = np.random.default_rng(1), 0
+    for _ in range(100):
+        right = rng.random((2, 10, 1000)) < np.array([0.7, 0.7 + shift])[:, None, None]
+        test = crossed_test(right[1].astype(float) - right[0])
+        count += equivalence_test(test.mean, test.error, test.df, 0.05) < 0.05
+    assert least <= count <= most
 
 
 def test_permutation_is_exact_for_few_seeds():
