@@ -1,6 +1,7 @@
 """Read the committed evidence back: the tables that `surgeon compare` makes, computed from the single trainings."""
 
 import functools
+import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from benchmarks.machine import ROOT
@@ -205,6 +207,17 @@ class Study:
             )
         return gaps[arm, against]
 
+    def validation(self, arm: str, seed: int) -> list[float]:
+        """The accuracy on the validation part after each epoch, in the first training of an arm with a seed.
+
+        Raises:
+            ConfigError: There is no such training.
+        """
+        for cell in self.cells:
+            if (cell["arm"], cell["seed"]) == (arm, seed):
+                return [epoch["accuracy"] for epoch in cell["history"]]
+        raise ConfigError(f"{self.name} has no training of {arm} with seed {seed}.")
+
     @functools.cached_property
     def sweep(self) -> LayerSweep:
         """The study's layers.
@@ -321,6 +334,44 @@ class Evidence:
             raise ConfigError(f"research/measured/layers.json does not have {name}.")
         return correlate([gains[arm] for arm in sweep.labels], list(sweep.means.values()))
 
+    def loudness_given_depth(self, name: str) -> Mapping[str, float]:
+        """Rank correlations of a sweep's gains: with the layers' numbers, `with_depth`; and with accuracy, given these.
+
+        The latter is the partial correlation `rho`, with `p` from t with layers - 3 degrees of freedom.
+
+        Raises:
+            ConfigError: As in `loudness_correlation`.
+        """
+        self.loudness_correlation(name)  # with its errors
+        sweep, gains = self.study(name).sweep, self.gains(name)
+        depths = [int(label) for label in sweep.labels.values()]
+        layer_gains = [gains[arm] for arm in sweep.labels]
+        with_depth = float(stats.spearmanr(layer_gains, depths).statistic)
+        return {"with_depth": with_depth, **correlate_given(layer_gains, list(sweep.means.values()), depths)}
+
+    def average_gap(self, tables: Sequence[tuple[str, str]], arm: str, against: str) -> Gap:
+        """The difference between two arms, averaged over tables with the same seeds; interval and p over the seeds.
+
+        Args:
+            tables: A study and one of its data sets, tested on itself, for each.
+            arm: The first arm.
+            against: The arm that is subtracted from it.
+
+        Raises:
+            ConfigError: A study does not make the comparison.
+        """
+        gaps = [self.study(study).gap(data, data, arm, against).by_seed for study, data in tables]
+        by_seed = [statistics.fmean(of_seed) for of_seed in zip(*gaps, strict=True)]
+        interval = seed_interval_of_mean(by_seed)
+        return Gap(
+            arm=arm,
+            against=against,
+            mean=statistics.fmean(by_seed),
+            interval=None if interval is None else (interval.low, interval.high),
+            p=compare_scores([0.0] * len(by_seed), by_seed).t_test,
+            by_seed=tuple(by_seed),
+        )
+
 
 def correlate(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
     """Spearman's rank correlation `rho`, with the two-sided `p` of a permutation test, and the number of `layers`."""
@@ -335,6 +386,15 @@ def correlate(first: Sequence[float], second: Sequence[float]) -> dict[str, floa
         rng=0,
     )
     return {"rho": float(result.statistic), "p": float(result.pvalue), "layers": len(first)}
+
+
+def correlate_given(first: Sequence[float], second: Sequence[float], given: Sequence[float]) -> dict[str, float]:
+    """Partial rank correlation `rho` of two lists given a third, with `p` from t with n - 3 degrees of freedom."""
+    ranks = np.array([stats.rankdata(values) for values in (first, second, given)])
+    ((_, both, with_first), (_, _, with_second), _) = np.corrcoef(ranks)
+    rho = float((both - with_first * with_second) / math.sqrt((1 - with_first**2) * (1 - with_second**2)))
+    df = len(first) - 3
+    return {"rho": rho, "p": float(2 * stats.t.sf(abs(rho) * math.sqrt(df / (1 - rho**2)), df))}
 
 
 def load_plans(folder: Path = PLANS) -> dict[str, StudyPlan]:

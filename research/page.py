@@ -10,6 +10,10 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
     domains_table(STUDY), domains(STUDY)      the table over all domains; its differences: domains(...).graft.own
     sweep_table(STUDY), sweep(STUDY)          the layers; a `LayerSweep`: best, last, means, lag, anova
     anova(STUDY), correlation(STUDY)          F(17, 36) = 1.69, p = 0.093; rho = -0.67, p = 0.003, 18 layers
+    given_depth(STUDY)                        that correlation given the layer's number: rho = -0.36, p = 0.15; and the
+                                              correlation of loudness with the number: given_depth(STUDY).with_depth
+    validation(STUDY, ARM, SEED)              the accuracy on the validation part after each epoch
+    average_gap([[STUDY, DATA], ...], ARM, AGAINST)    a `Gap`, averaged over tables
     selection_table(SELECTION, STUDY)         what `surgeon select` chose, in the sweep
     has(STUDY)                                whether there is anything to show
     figure(NAME)                              a figure of `research.figures`
@@ -87,6 +91,9 @@ def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> di
         "has": evidence.has,
         "figure": figure,
         "correlation": correlation,
+        "given_depth": evidence.loudness_given_depth,
+        "average_gap": evidence.average_gap,
+        "validation": of_study(lambda study, *arguments: study.validation(*arguments)),
         "gap": of_study(lambda study, *arguments: study.gap(*arguments)),
         "row": of_study(lambda study, *arguments: study.row(*arguments)),
         "mean": of_study(lambda study, *arguments: f"{numbers.percent(study.row(*arguments)['mean'])} %"),

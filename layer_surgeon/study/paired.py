@@ -112,8 +112,8 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     The variance over seeds is that of the two compared arms from five seeds on. An arm that scatters does not hide
     the differences of the others. With fewer seeds, their variance is poorly known. If it is below that of all arms
     (`pooled`), a weighted mean of the two is used, in which the latter has 5 - seeds times the weight of its degrees of
-    freedom. If it is not, the t-test over the seeds decides if its p is larger: Satterthwaite's approximation is too
-    optimistic with two or three degrees of freedom. docs/compare.md has the false alarms and the power in simulated
+    freedom. In all other cases, the t-test over the seeds decides if its p is larger: Satterthwaite's approximation is
+    too optimistic with few degrees of freedom. docs/compare.md has the false alarms and the power in simulated
     studies, which `python -m research.power` repeats.
 
     Args:
@@ -127,9 +127,7 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     if seeds < 2 or examples < 2:
         raise ValueError(f"{seeds} seeds x {examples} examples: the test needs at least two of each")
     own_variance = SeedVariance(mean_square=float(examples * differences.mean(axis=1).var(ddof=1)), df=seeds - 1)
-    if seeds >= ENOUGH_SEEDS:
-        return _quasi_f(differences, own_variance)
-    if pooled is not None and own_variance.mean_square < pooled.mean_square * (1 - 1e-9):
+    if seeds < ENOUGH_SEEDS and pooled is not None and own_variance.mean_square < pooled.mean_square * (1 - 1e-9):
         return _quasi_f(differences, _shrink(own_variance, pooled, seeds))
     result = _quasi_f(differences, own_variance)
     p_of_seeds = _t_test(differences.mean(axis=1))

@@ -19,7 +19,7 @@ from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
 from research.collect import pack_bits
-from research.evidence import Gap, correlate, load_plans, unpack_bits
+from research.evidence import Gap, correlate, correlate_given, load_plans, unpack_bits
 from research.figures import draw_domains
 from research.hypotheses import for_all, for_any, judge_gain, judge_gate
 from research.numbers import fixed, interval_points, p_value, three_digits
@@ -186,6 +186,37 @@ def test_layers_are_shown_with_their_loudness(desk):
     expected = stats.spearmanr([3, 2, 1], list(desk.load().study("e-gemma").sweep.means.values())).statistic
     assert desk.render("{{ correlation('e-gemma') }}").startswith(f"rho = {expected:.2f}, p = ")
     assert desk.render("{{ correlation('e-gemma') }}").endswith(", 3 layers")
+
+
+def test_partial_rank_correlation_is_that_of_the_residuals():
+    first, second, given = np.random.default_rng(0).normal(size=(3, 12))
+    second += given
+    ranks = [stats.rankdata(values) for values in (first, second, given)]
+    residuals = [values - np.polyval(np.polyfit(ranks[2], values, 1), ranks[2]) for values in ranks[:2]]
+    result = correlate_given(first, second, given)
+    assert result["rho"] == pytest.approx(np.corrcoef(residuals)[0, 1])
+    assert result["p"] == pytest.approx(stats.pearsonr(*residuals).pvalue, abs=0.05)
+
+
+def test_an_average_over_tables_is_taken_seed_by_seed(desk):
+    desk.train("d-domains")
+    desk.collect()
+    evidence = desk.load()
+    gap = evidence.average_gap([("d-domains", "sst2"), ("d-domains", "cr")], "graft", "host")
+    assert gap.by_seed == pytest.approx(evidence.study("d-domains").domains["graft"]["own"].by_seed)
+    assert gap.interval == pytest.approx(evidence.study("d-domains").domains["graft"]["own"].interval)
+
+
+def test_validation_scores_of_a_training(desk):
+    desk.train("d-domains")
+    desk.collect()
+    study = desk.load().study("d-domains")
+    assert study.validation("graft", 1) == [
+        epoch["accuracy"]
+        for epoch in next(cell for cell in study.cells if (cell["arm"], cell["seed"]) == ("graft", 1))["history"]
+    ]
+    with pytest.raises(ConfigError, match="no training of graft with seed 99"):
+        study.validation("graft", 99)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
