@@ -85,12 +85,7 @@ def extract_layer(
     progress = progress or NullProgress()
     workspace = workspace or Workspace()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
-    with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
-        # The licence is read at the same time as the headers, which saves round trips over a network.
-        licence = pool.submit(read_licence, checkpoint)
-        licence_files = pool.submit(read_licence_files, checkpoint)
-        plan = plan_extraction(checkpoint, layer, dtype=dtype)
-        papers = _Papers(licence=licence.result(), files=licence_files.result())
+    plan = plan_extraction(checkpoint, layer, dtype=dtype)
     for note in checkpoint.table.notes:
         progress.notice(note)
     if output is None:
@@ -99,7 +94,7 @@ def extract_layer(
         folder = Path(output)
     artifact = _check_place(folder, checkpoint, plan, force)
     if artifact is None:
-        artifact = _extract(checkpoint, plan, papers, folder, force, progress)
+        artifact = _extract(checkpoint, plan, folder, force, progress)
     else:
         progress.notice(f"{folder} already holds this layer; nothing was read.")
     if output is None:
@@ -143,7 +138,7 @@ def _another_layer(folder: Path) -> ArtifactError:
 
 
 def _extract(
-    checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers, folder: Path, force: bool, progress: Progress
+    checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, force: bool, progress: Progress
 ) -> LayerArtifact:
     staging = Staging(folder, plan.num_out_bytes)
     try:
@@ -155,7 +150,12 @@ def _extract(
                 where = (checkpoint.source.name, versions)
                 journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
             progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
-            digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
+            with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
+                # While the weights arrive, the licence costs no time. Earlier, it would delay the headers.
+                licence = pool.submit(read_licence, checkpoint)
+                licence_files = pool.submit(read_licence_files, checkpoint)
+                digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
+                papers = _Papers(licence=licence.result(), files=licence_files.result())
             progress.end()
             config = _describe(checkpoint, plan, digests, papers.licence)
             card = _card(checkpoint, plan, papers).render()

@@ -92,7 +92,7 @@ class Row:
         server: Which server has the fault: `cdn` (weights) or `hub` (their URLs).
         method: The method of the affected requests.
         path: A pattern for the paths of the affected requests.
-        skip: How many such requests succeed first. For the CDN, these are the two for a file's header.
+        skip: How many such requests succeed first. For the CDN, this is the one for the header of the file.
         waits: Seconds that the server asks the client to wait.
         timeout: Read timeout in seconds.
     """
@@ -103,7 +103,7 @@ class Row:
     server: str = "cdn"
     method: str = "GET"
     path: str = r"\.safetensors"
-    skip: int = 2
+    skip: int = 1
     waits: float | None = None
     timeout: float = 60.0
 

@@ -256,7 +256,7 @@ class HubFiles:
         )
 
     def _on_hub(self, url: str) -> bool:
-        return _origin(url) == _origin(self._asker.endpoint)
+        return same_origin(url, self._asker.endpoint)
 
 
 def _bad_answer(location: _Location, problem: str) -> TroubleError:
@@ -283,6 +283,11 @@ def _start_of_body(response: Any) -> str:
 def plain_etag(etag: str | None) -> str | None:
     """Strip the weak marker and the quotes from an ETag: here it is only used to notice changes."""
     return etag.removeprefix("W/").strip('"') if etag else None
+
+
+def same_origin(url: str, other_url: str) -> bool:
+    """Return True if two URLs have the same scheme, host and port."""
+    return _origin(url) == _origin(other_url)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
