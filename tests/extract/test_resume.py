@@ -78,7 +78,7 @@ def test_notice_says_how_to_continue(hub, tmp_path):
 
 def test_failure_before_the_first_byte_leaves_nothing(hub, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    hub.faults.add(status(503), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    hub.faults.add(status(503), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=1)
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "new" / "out")
     assert sorted(tmp_path.rglob("*")) == before
