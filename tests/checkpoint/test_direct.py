@@ -1,12 +1,14 @@
 """Large bodies are read straight from the socket, and further ranges over the same connection."""
 
 import os
+from collections.abc import Generator
 
 import pytest
 from huggingface_hub import get_session
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, direct
 from layer_surgeon.checkpoint.sources.direct import DirectReader, DirectResponse
+from layer_surgeon.checkpoint.sources.hub import HubSource
 from tests.support.hub_faults import Fault, cut, redirect, reset, resize_body, status
 from tests.support.loopback_hub import LoopbackHub
 
@@ -40,6 +42,18 @@ def test_further_ranges_use_the_connection_of_the_first_large_one(hub: LoopbackH
         connections = len(hub.connections)
         assert read(reader, url, start, stop) == (SHARD[start:stop], is_direct)
         assert not is_direct or len(hub.connections) == connections
+
+
+def test_a_reader_that_stops_at_its_last_byte_keeps_the_connection(hub: LoopbackHub, url: str) -> None:
+    source = HubSource("owner/name", endpoint=hub.endpoint)
+    opened = []
+    for _ in range(3):
+        stream = source.stream_range("model.safetensors", 0, 2 * CHUNK_BYTES)
+        assert isinstance(stream, Generator)
+        assert bytes(next(stream)) + bytes(next(stream)) == SHARD[: 2 * CHUNK_BYTES]
+        stream.close()
+        opened.append(len(hub.connections))
+    assert opened[0] == opened[2]
 
 
 @pytest.mark.parametrize("fault", [status(503), status(403), reset(), redirect(), resize_body(0, with_length=False)])

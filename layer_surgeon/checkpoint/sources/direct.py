@@ -70,14 +70,13 @@ class DirectReader:
             response = line.open(self._client(), url, headers, timeout)
         try:
             yield response, line.read_into
-        except BaseException:
-            line.close()
-            raise
-        if line.is_idle():
-            with self._lock:
-                self._idle[origin].append(line)
-        else:
-            line.close()
+        finally:
+            # Also after GeneratorExit: a reader that has all its bytes doesn't ask for the end of the body.
+            if line.is_idle():
+                with self._lock:
+                    self._idle[origin].append(line)
+            else:
+                line.close()
 
     def _idle_line(self, origin: _Origin) -> "_Line | None":
         with self._lock:
