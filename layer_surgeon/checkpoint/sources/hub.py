@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants
+# Not HfApi: importing it takes 0.04 s and 5 MB.
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+    build_hf_headers,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint.sources.base import Source
@@ -90,14 +96,13 @@ class HubSource:
             endpoint=self.endpoint, repo_id=repo_id, revision=revision, has_token="authorization" in headers
         )
         with EarlyFiles(self._asker, headers, self.limits, early_files) as self._early:
-            info = self._ask_for_repo(headers)
-        self.commit: str | None = info.sha
-        listed = {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or []}
+            commit, listed = self._ask_for_repo(headers)
+        self.commit: str | None = commit
         self._listed = {name: listed[file] for name, file in part_of_repo(listed, path).items()}
         if path and not self._listed:
             raise self._not_found(path)
-        self._cached = CachedFiles(repo_id, info.sha)
-        self._files = HubFiles(self._asker, info.sha, headers, self.limits)
+        self._cached = CachedFiles(repo_id, commit)
+        self._files = HubFiles(self._asker, commit, headers, self.limits)
 
     def list_files(self) -> dict[str, int | None]:
         """Return the sizes of all files of the commit, as listed by the constructor."""
@@ -173,33 +178,32 @@ class HubSource:
             f"Its files are listed at {self._asker.url}/tree/{self.commit}."
         )
 
-    def _ask_for_repo(self, headers: dict[str, str]) -> Any:
+    def _ask_for_repo(self, headers: dict[str, str]) -> tuple[str, dict[str, HubFile]]:
         """Return the repo's commit and files, from one request."""
-        api = HfApi(
-            endpoint=self.endpoint,
-            token=headers.get("authorization", "").removeprefix("Bearer ") or False,
-            library_name="layer_surgeon",
-            library_version=__version__,
-        )
+        asker = self._asker
+        url = f"{self.endpoint}/api/models/{asker.repo_id}"
+        if asker.revision is not None:
+            url += f"/revision/{quote(asker.revision, safe='')}"
 
         def ask() -> Any:
-            with self._asker.asking_for(f"The repo {self._asker.repo_id}"):
-                return api.model_info(
-                    self._asker.repo_id,
-                    revision=self._asker.revision,
-                    timeout=self.limits.read_timeout,
-                    files_metadata=True,
-                )
+            with asker.asking_for(f"The repo {asker.repo_id}"):
+                timeout = self.limits.read_timeout
+                response = get_session().get(url, headers=headers, params={"blobs": True}, timeout=timeout)
+                hf_raise_for_status(response)
+                return response.json()
 
         try:
-            info = retried(Tries(f"The repo {self._asker.repo_id}", self.limits, self.limits.contact_tries), ask)
+            validate_repo_id(asker.repo_id)
+            info = retried(Tries(f"The repo {asker.repo_id}", self.limits, self.limits.contact_tries), ask)
+            files = {sibling["rfilename"]: _hub_file(sibling) for sibling in info.get("siblings") or []}
+            commit = info["sha"]
         except HFValidationError as error:
-            raise SourceNotFoundError(f"{self._asker.repo_id!r} is not a valid repo id: {error}") from error
+            raise SourceNotFoundError(f"{asker.repo_id!r} is not a valid repo id: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._not_a_hub() from error
-        if not info.sha:
+        if not isinstance(commit, str) or not commit:
             raise self._not_a_hub()
-        return info
+        return commit, files
 
     def _not_a_hub(self) -> SourceError:
         return SourceError(
@@ -223,11 +227,10 @@ def _headers(token: str | bool | None) -> dict[str, str]:
     return headers
 
 
-def _hub_file(sibling: Any) -> HubFile:
-    lfs = sibling.lfs
+def _hub_file(sibling: dict[str, Any]) -> HubFile:
     return HubFile(
-        name=sibling.rfilename,
-        size=sibling.size,
-        blob_id=sibling.blob_id,
-        sha256=lfs.sha256 if lfs is not None else None,
+        name=sibling["rfilename"],
+        size=sibling.get("size"),
+        blob_id=sibling.get("blobId"),
+        sha256=(sibling.get("lfs") or {}).get("sha256"),
     )

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urljoin
 
-from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub import get_session
 
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR, Asker
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile, same_origin
@@ -57,8 +57,8 @@ class EarlyFiles:
     def _read(self, file: str) -> bytes | None:
         """Return the content of a file; None if it doesn't exist or can't be read."""
         asker = self._asker
+        url = asker.file_url(file, asker.revision or "main")
         try:
-            url = hf_hub_url(asker.repo_id, file, revision=asker.revision, endpoint=asker.endpoint)
             for _ in range(1 + _MAX_REDIRECTS):
                 with get_session().stream(
                     "GET", url, headers=self._headers, timeout=self._limits.timeout, follow_redirects=False

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub import get_session
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
 from layer_surgeon._text import printable, without_secrets_in
@@ -129,7 +129,7 @@ class HubFiles:
 
     def _resolve(self, file: HubFile) -> _Location:
         asker = self._asker
-        url = hf_hub_url(asker.repo_id, file.name, revision=self._commit, endpoint=asker.endpoint)
+        url = asker.file_url(file.name, self._commit)
         if file.in_git and file.size is not None:
             return _Location(file=file, url=url, size=file.size, host="the Hub")
         head = self._head(file, url)
