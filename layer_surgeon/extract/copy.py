@@ -2,7 +2,7 @@
 
 Readers write with `pwrite`. Another thread reads the written bytes back and hashes them. The digests therefore describe
 what the file really holds, and hashing only costs time if it is slower than reading. Memory stays at a few buffers of
-1 MiB, regardless of the size of the layer.
+512 KiB, regardless of the size of the layer.
 """
 
 import errno
@@ -132,7 +132,7 @@ class _Copy:
             if done:
                 self.front.add(segment, written)
             while done < segment.length:
-                # A conversion holds several copies of a chunk, so limit the chunk to 1 MiB or one block.
+                # A conversion holds several copies of a chunk, so limit the chunk to 512 KiB or one block.
                 blocks = chunks.take(min(segment.length - done, max(block, CHUNK_BYTES // block * block)), block)
                 result = segment.codec.convert(blocks, segment.first_block + done // block)
                 write_all(self.descriptor, result, segment.offset + written)
