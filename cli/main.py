@@ -1,5 +1,7 @@
 """The `surgeon` command: a table of commands, each imported only when it is called."""
 
+import atexit
+import gc
 import importlib
 from typing import Any
 
@@ -75,6 +77,10 @@ def root(
 
 def main() -> None:
     """Run the command line. This is the entry point of the `surgeon` script."""
+    # Almost everything that imports create lives until the end. Looking for garbage in it took 0.05 s of the 0.4 s of
+    # processor time of `surgeon extract --dry-run`, and another 0.11 s at the end, where all memory is freed anyway.
+    gc.set_threshold(50_000, 20, 20)
+    atexit.register(gc.freeze)
     app(prog_name="surgeon")
 
 

@@ -1,8 +1,8 @@
 """Read the pieces of a plan in parallel, write each at its final position, and hash the file as it grows.
 
-Readers write with `pwrite`. Two followers read the written bytes back, one for the sha256 of the whole file and one for
-the sha256 of each tensor. The digests therefore describe what the file really holds, and hashing only costs time if it
-is slower than reading. Memory stays at a few buffers of 1 MiB, regardless of the size of the layer.
+Readers write with `pwrite`. Another thread reads the written bytes back and hashes them. The digests therefore describe
+what the file really holds, and hashing only costs time if it is slower than reading. Memory stays at a few buffers of
+512 KiB, regardless of the size of the layer.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import Any
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
 from layer_surgeon.errors import ArtifactError
-from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_file, hash_tensors
+from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_written
 from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
 from layer_surgeon.extract.plan import ExtractionPlan, Piece
 from layer_surgeon.progress import Progress
@@ -77,26 +77,25 @@ def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progre
     if any(verified):
         progress.notice(f"Resuming: {sum(verified):,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
-    with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
-        # Submit the followers first: each needs a thread from the start.
-        file_digest = pool.submit(hash_file, descriptor, plan, copy.front)
-        tensor_digests = pool.submit(hash_tensors, descriptor, plan, copy.front)
+    with ThreadPoolExecutor(readers + 1, thread_name_prefix="extract") as pool:
+        # Submitted first, because it needs a thread from the start.
+        hashing = pool.submit(hash_written, descriptor, plan, copy.front)
         reads = [pool.submit(copy.piece, index, piece, verified[index]) for index, piece in enumerate(plan.pieces)]
         try:
-            _wait_for_all([file_digest, tensor_digests, *reads])
+            _wait_for_all([hashing, *reads])
         except BaseException:
             copy.front.stop()
             for future in reads:
                 future.cancel()
             raise
-        return Digests(file=file_digest.result(), tensors=tensor_digests.result())
+        return hashing.result()
 
 
 def _wait_for_all(futures: Sequence[Future[Any]]) -> None:
     """Wait until all futures are done, or raise the error of the first that fails."""
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     failures = [error for future in done if (error := future.exception()) is not None]
-    # A stopped follower is only a consequence: raise the reader's error, which is the cause.
+    # A stopped thread is only a consequence: raise the reader's error, which is the cause.
     for error in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise error
 
@@ -133,7 +132,7 @@ class _Copy:
             if done:
                 self.front.add(segment, written)
             while done < segment.length:
-                # A conversion holds several copies of a chunk, so limit the chunk to 1 MiB or one block.
+                # A conversion holds several copies of a chunk, so limit the chunk to 512 KiB or one block.
                 blocks = chunks.take(min(segment.length - done, max(block, CHUNK_BYTES // block * block)), block)
                 result = segment.codec.convert(blocks, segment.first_block + done // block)
                 write_all(self.descriptor, result, segment.offset + written)

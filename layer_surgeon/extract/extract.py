@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
 from layer_surgeon.hub.layer_card import LayerCard
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, layer_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Papers:
-    """The licence that a donor states, and its licence files."""
-
-    licence: dict[str, str]
-    files: dict[str, bytes]
 
 
 def extract_layer(
@@ -85,12 +76,7 @@ def extract_layer(
     progress = progress or NullProgress()
     workspace = workspace or Workspace()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
-    with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
-        # The licence is read at the same time as the headers, which saves round trips over a network.
-        licence = pool.submit(read_licence, checkpoint)
-        licence_files = pool.submit(read_licence_files, checkpoint)
-        plan = plan_extraction(checkpoint, layer, dtype=dtype)
-        papers = _Papers(licence=licence.result(), files=licence_files.result())
+    plan = plan_extraction(checkpoint, layer, dtype=dtype)
     for note in checkpoint.table.notes:
         progress.notice(note)
     if output is None:
@@ -99,7 +85,7 @@ def extract_layer(
         folder = Path(output)
     artifact = _check_place(folder, checkpoint, plan, force)
     if artifact is None:
-        artifact = _extract(checkpoint, plan, papers, folder, force, progress)
+        artifact = _extract(checkpoint, plan, folder, force, progress)
     else:
         progress.notice(f"{folder} already holds this layer; nothing was read.")
     if output is None:
@@ -143,7 +129,7 @@ def _another_layer(folder: Path) -> ArtifactError:
 
 
 def _extract(
-    checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers, folder: Path, force: bool, progress: Progress
+    checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, force: bool, progress: Progress
 ) -> LayerArtifact:
     staging = Staging(folder, plan.num_out_bytes)
     try:
@@ -155,12 +141,13 @@ def _extract(
                 where = (checkpoint.source.name, versions)
                 journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
             progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
-            digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
+            with ThreadPoolExecutor(1, thread_name_prefix="texts") as pool:
+                # While the weights arrive, the texts cost no time. Earlier, they would delay the headers.
+                writing_texts = pool.submit(_write_texts, checkpoint, plan, staging.path)
+                digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
+                licence = writing_texts.result()
             progress.end()
-            config = _describe(checkpoint, plan, digests, papers.licence)
-            card = _card(checkpoint, plan, papers).render()
-            for name, content in {**papers.files, README_FILE: card.encode()}.items():
-                write_bytes(staging.path / name, content)
+            config = _describe(checkpoint, plan, digests, licence)
             write_json(staging.path / CONFIG_FILE, config)
             if is_artifact(folder) and not force:
                 if read_config(folder).get("sha256") != digests.file:
@@ -190,13 +177,18 @@ def _base_model(checkpoint: Checkpoint) -> str | None:
     return "/".join(source.name.split("/")[:2]) if source.kind == "hub" else None
 
 
-def _card(checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers) -> LayerCard:
-    return LayerCard(
+def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path) -> dict[str, str]:
+    """Write the model card, and copy the donor's licence files. Return the licence that the donor states."""
+    with ThreadPoolExecutor(1, thread_name_prefix="licence") as pool:
+        reading_files = pool.submit(read_licence_files, checkpoint)
+        licence = read_licence(checkpoint)
+        licence_files = reading_files.result()
+    card = LayerCard(
         model=checkpoint.source.name,
         base_model=_base_model(checkpoint),
         commit=checkpoint.source.commit,
-        licence=papers.licence,
-        licence_files=tuple(papers.files),
+        licence=licence,
+        licence_files=tuple(licence_files),
         layer_indices=plan.layer_indices,
         num_layers=checkpoint.num_layers,
         family=checkpoint.model_type,
@@ -206,6 +198,9 @@ def _card(checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers) -> Laye
         files=plan.files,
         format=checkpoint.format,
     )
+    for name, content in {**licence_files, README_FILE: card.render().encode()}.items():
+        write_bytes(folder / name, content)
+    return licence
 
 
 def _describe(

@@ -1,10 +1,10 @@
-"""Hash a file while readers still write it: followers read back each byte once everything before it is written."""
+"""Hash a file while readers still write it: each byte is read back once everything before it is written."""
 
 import hashlib
-import os
 import threading
-from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.extract.plan import ExtractionPlan, Segment
@@ -23,7 +23,7 @@ class StoppedError(Exception):
 
 
 class Front:
-    """Tracks up to which position the file is written without gaps, and lets followers wait for more."""
+    """Tracks up to which position the file is written without gaps, and lets another thread wait for more."""
 
     def __init__(self, plan: ExtractionPlan) -> None:
         self._changed = threading.Condition()
@@ -45,6 +45,7 @@ class Front:
             if self._stopped:
                 raise StoppedError
             self._written[segment.offset] = written
+            position = self._position
             while self._next < len(self._order):
                 offset, length = self._order[self._next]
                 segment_written = self._written.get(offset, 0)
@@ -52,7 +53,8 @@ class Front:
                 if segment_written < length:
                     break
                 self._next += 1
-            self._changed.notify_all()
+            if self._position > position:
+                self._changed.notify_all()
 
     def wait_beyond(self, position: int) -> int:
         """Wait until the file is written without gaps beyond `position`; return how far it is.
@@ -73,31 +75,56 @@ class Front:
             self._changed.notify_all()
 
 
-def hash_file(descriptor: int, plan: ExtractionPlan, front: Front) -> str:
-    """Compute the sha256 of the whole file while it is written."""
-    digest = hashlib.sha256()
-    for chunk in _follow(descriptor, front, 0, plan.num_out_bytes):
-        digest.update(chunk)
-    return digest.hexdigest()
+def hash_written(descriptor: int, plan: ExtractionPlan, front: Front) -> Digests:
+    """Compute the sha256 of the whole file and of each tensor while the file is written.
+
+    This thread reads each byte back once and hashes the file; a second thread hashes the tensors from the same buffers.
+
+    Raises:
+        StoppedError: The front was stopped.
+    """
+    file_digest, tensor_digests = hashlib.sha256(), _TensorDigests(plan)
+    buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(2)]
+    hashing: list[Future[None]] = []
+    with (
+        FileIO(descriptor, "rb", closefd=False) as file,
+        ThreadPoolExecutor(1, thread_name_prefix="tensors") as pool,
+    ):
+        position = file.seek(0)
+        while position < plan.num_out_bytes:
+            written_end = front.wait_beyond(position)
+            while position < written_end:
+                if len(hashing) == len(buffers):
+                    # The chunk before the last one is in the buffer that is needed next.
+                    hashing.pop(0).result()
+                buffers.reverse()
+                count = file.readinto(buffers[0][: written_end - position])
+                chunk = buffers[0][:count]
+                hashing.append(pool.submit(tensor_digests.update, position, chunk))
+                file_digest.update(chunk)
+                position += count
+        for future in hashing:
+            future.result()
+    return Digests(file=file_digest.hexdigest(), tensors=tensor_digests.hexdigests)
 
 
-def hash_tensors(descriptor: int, plan: ExtractionPlan, front: Front) -> dict[str, str]:
-    """Compute the sha256 of each tensor, by name, while the file is written."""
-    digests = {}
-    for tensor in plan.planned:
-        digest = hashlib.sha256()
-        for chunk in _follow(descriptor, front, tensor.offset, tensor.num_bytes):
-            digest.update(chunk)
-        digests[tensor.name] = digest.hexdigest()
-    return digests
+class _TensorDigests:
+    """Hashes the tensors of a file that is passed in chunks, in the order of the file."""
 
+    def __init__(self, plan: ExtractionPlan) -> None:
+        self._tensors = iter(sorted(plan.planned, key=lambda tensor: tensor.offset))
+        self._digest = hashlib.sha256()
+        self._tensor = next(self._tensors, None)
+        self.hexdigests: dict[str, str] = {}
 
-def _follow(descriptor: int, front: Front, start: int, length: int) -> Iterator[bytes]:
-    """Yield a range of the file in chunks, each as soon as it is written."""
-    position, end = start, start + length
-    while position < end:
-        written_end = min(front.wait_beyond(position), end)
-        while position < written_end:
-            chunk = os.pread(descriptor, min(CHUNK_BYTES, written_end - position), position)
-            yield chunk
-            position += len(chunk)
+    def update(self, position: int, chunk: memoryview) -> None:
+        """Hash the bytes at `position` of the file."""
+        end = position + len(chunk)
+        while self._tensor is not None and self._tensor.offset <= end:
+            tensor_end = self._tensor.offset + self._tensor.num_bytes
+            self._digest.update(chunk[max(self._tensor.offset - position, 0) : max(tensor_end - position, 0)])
+            if tensor_end > end:
+                break
+            self.hexdigests[self._tensor.name] = self._digest.hexdigest()
+            self._digest = hashlib.sha256()
+            self._tensor = next(self._tensors, None)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import sqrt
 
 from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
 from layer_surgeon.checkpoint.licence import read_base_model
@@ -22,10 +23,11 @@ from layer_surgeon.extract.selection import LayerSelection, select_layers
 # with a signed URL.
 MAX_GAP_BYTES = 1 << 10
 # At 80 ms per request and 50 MB/s per connection, smaller pieces cost more in requests than parallel reads gain.
-MIN_PIECE_BYTES = 8 << 20
-# On the same link, a request costs less than 15 % of the time of a piece of this size. Larger pieces would leave less
-# to hash while bytes arrive.
-MAX_PIECE_BYTES = 32 << 20
+MIN_PIECE_BYTES = 6 << 20
+# Each connection reads a few pieces in turn, each a third as long as the one before. Hashing goes through the file in
+# order, about twice as fast as 16 such connections, and needs whole pieces. So it keeps up with shrinking pieces, and
+# only the last ones, at most 100 MB together, are left to hash after the last byte.
+_SHRINK = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,28 +258,55 @@ def _cut(planned: tuple[PlannedTensor, ...], connections: int) -> tuple[Piece, .
             runs[-1].append(tensor)
         else:
             runs.append([tensor])
-    total_bytes = sum(tensor.source.num_bytes for tensor in planned)
-    piece_bytes = total_bytes if connections == 1 else _piece_bytes(total_bytes, connections)
-    return tuple(piece for run in runs for piece in _split(run, piece_bytes))
+    if connections == 1:
+        return tuple(piece for run in runs for piece in _split(run, [run[-1].source.end]))
+    lengths = [run[-1].source.end - run[0].source.offset for run in runs]
+    ends = _piece_ends(sum(lengths), connections)
+    pieces: list[Piece] = []
+    start = 0
+    for run, length in zip(runs, lengths, strict=True):
+        cuts = _cuts(ends, start, start + length)
+        pieces += _split(run, [run[0].source.offset + cut - start for cut in cuts])
+        start += length
+    return tuple(pieces)
 
 
-def _piece_bytes(total_bytes: int, connections: int) -> int:
-    """Approximate length of a piece, chosen for each connection to read several pieces of equal length in turn."""
-    # Hashing goes through the file in order. With one piece per connection, all pieces end at the same time, and
-    # hashing 436 MB takes 0.25 s afterwards. With two, half of the file is hashed while the second half arrives, at the
-    # cost of one more request (80 ms).
-    rounds = max(2, -(-total_bytes // (connections * MAX_PIECE_BYTES)))
-    return max(MIN_PIECE_BYTES, -(-total_bytes // (connections * rounds)))
+def _piece_ends(total_bytes: int, connections: int) -> list[int]:
+    """Return where the pieces would end if all bytes were one run."""
+    # All pieces have at least MIN_PIECE_BYTES. So a small layer uses fewer connections.
+    each = max(total_bytes / connections, MIN_PIECE_BYTES)
+    lengths = [float(MIN_PIECE_BYTES)]
+    while sum(lengths) * sqrt(_SHRINK) < each:
+        lengths.insert(0, lengths[0] * _SHRINK)
+    ends = [0.0]
+    for length in lengths:
+        for _ in range(max(1, min(connections, round(total_bytes / each)))):
+            ends.append(ends[-1] + length)
+    return [round(end * total_bytes / ends[-1]) for end in ends]
 
 
-def _split(run: list[PlannedTensor], piece_bytes: int) -> list[Piece]:
-    """Split a run of neighbouring tensors, between two blocks, into pieces of about `piece_bytes` source bytes."""
-    begin = run[0].source.offset
-    length = run[-1].source.end - begin
-    num_pieces = max(1, round(length / piece_bytes))
+def _cuts(ends: Sequence[int], start: int, stop: int) -> list[int]:
+    """Return where to cut the run from `start` to `stop`; the last cut is `stop`.
+
+    The run gets the pieces from the end that is nearest to `start` to the one nearest to `stop`, stretched to fit.
+    """
+    first, last = (min(range(len(ends)), key=lambda index: abs(ends[index] - at)) for at in (start, stop))
+    planned_length = ends[last] - ends[first]
+    return [*(start + (end - ends[first]) * (stop - start) // planned_length for end in ends[first + 1 : last]), stop]
+
+
+def _split(run: list[PlannedTensor], cuts: Sequence[int]) -> list[Piece]:
+    """Split a run of neighbouring tensors at source positions, each moved forward to the end of a block.
+
+    Args:
+        run: The tensors.
+        cuts: The positions in ascending order; the last one is the end of the run.
+    """
     pieces: list[Piece] = []
     segments: list[Segment] = []
-    start = position = begin
+    start = position = run[0].source.offset
+    remaining_cuts = iter(cuts)
+    cut = next(remaining_cuts)
     for tensor in run:
         if segments and position < tensor.source.offset:
             segments.append(_gap(tensor, tensor.source.offset - position))
@@ -286,14 +315,13 @@ def _split(run: list[PlannedTensor], piece_bytes: int) -> list[Piece]:
         position = tensor.source.offset
         done, block = 0, tensor.codec.block_bytes
         while done < tensor.source.num_bytes:
-            # The cuts are evenly spaced, each moved forward to the end of a block.
-            cut = begin - (-length * (len(pieces) + 1) // num_pieces)
             segment_bytes = min(tensor.source.num_bytes - done, max(1, -(-(cut - position) // block)) * block)
             segments.append(_segment(tensor, done, segment_bytes))
             done, position = done + segment_bytes, position + segment_bytes
             if position >= cut:
                 pieces.append(_piece(tensor.source.file, start, segments))
                 start, segments = position, []
+                cut = next((cut for cut in remaining_cuts if cut > position), position)
     return pieces
 
 

@@ -79,10 +79,16 @@ def test_llama_shapes(tmp_path, config, num_bytes):
     checkpoint.source.connections = 16
     split = plan_extraction(checkpoint, -1)
     assert split.num_bytes == num_bytes
-    # At least two rounds per connection, and more if a piece would be larger than 32 MiB.
-    rounds = 2 if num_bytes < 1e9 else 4
-    assert rounds * 16 - 1 <= split.num_requests <= rounds * 16 + 2
-    assert max(piece.range.length for piece in split.pieces) <= 1.3 * num_bytes / (rounds * 16)
+    # Each connection reads pieces that shrink, and all connections read equally much.
+    rounds = 2 if num_bytes < 1e9 else 3
+    lengths = [piece.range.length for piece in split.pieces]
+    assert len(lengths) == rounds * 16
+    rounded_lengths = [round(length, -6) for length in lengths]
+    assert rounded_lengths == sorted(rounded_lengths, reverse=True)
+    assert max(lengths) < 0.8 * num_bytes / 16
+    assert sum(lengths[-16:]) < 140_000_000
+    read_by_connection = [sum(lengths[connection::16]) for connection in range(16)]
+    assert max(read_by_connection) < 1.02 * num_bytes / 16
 
 
 def test_wide_elements_are_aligned(tmp_path):

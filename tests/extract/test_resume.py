@@ -44,7 +44,7 @@ def extract_expected(tmp_path):
 
 def cut_off(hub, tmp_path, after=1_500_000):
     """Run an extraction in which every connection breaks after some bytes."""
-    hub.faults.add(cut(after), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    hub.faults.add(cut(after), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=1)
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "out")
     hub.faults.clear()
@@ -70,7 +70,7 @@ def test_continues_after_a_network_failure(hub, tmp_path):
 
 def test_notice_says_how_to_continue(hub, tmp_path):
     progress = Recorder()
-    hub.faults.add(cut(1_500_000), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    hub.faults.add(cut(1_500_000), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=1)
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "out", progress=progress)
     assert any("goes on from there" in notice for notice in progress.notices)
@@ -78,7 +78,7 @@ def test_notice_says_how_to_continue(hub, tmp_path):
 
 def test_failure_before_the_first_byte_leaves_nothing(hub, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    hub.faults.add(status(503), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=2)
+    hub.faults.add(status(503), server="cdn", method="GET", path=r"\.safetensors", times=-1, skip=1)
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "new" / "out")
     assert sorted(tmp_path.rglob("*")) == before

@@ -5,9 +5,9 @@ from typing import Protocol
 
 Chunk = bytes | bytearray | memoryview
 
-# Larger chunks are no faster: the standard library copies 1.7 GB in 0.64 s with 1 MiB chunks and with 8 MiB chunks.
-# With 1 MiB, a process that copies 141 GB of shards needs hardly more memory than its interpreter.
-CHUNK_BYTES = 1 << 20
+# Larger chunks are no faster: with 512 KiB and 1 MiB, extracting 436 MB takes equally much processor time. Each of the
+# up to 16 connections has a buffer of this size.
+CHUNK_BYTES = 512 << 10
 
 
 class Source(Protocol):

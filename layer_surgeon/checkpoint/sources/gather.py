@@ -1,21 +1,22 @@
-"""Gather the pieces of a response body into chunks of equal size, and check the total number of bytes."""
+"""Read a response body in chunks of equal size, and check the total number of bytes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.direct import ReadInto
 from layer_surgeon.checkpoint.sources.retry import TroubleError
 
 
 def gather(
-    length: int, pieces: Iterable[bytes], sender: object, bad_answer: Callable[[str], TroubleError]
+    length: int, read_into: ReadInto, sender: object, bad_answer: Callable[[str], TroubleError]
 ) -> Iterator[memoryview]:
-    """Gather `pieces` into chunks of CHUNK_BYTES that share one buffer.
+    """Read a body in chunks of CHUNK_BYTES that share one buffer.
 
     The last chunk is only yielded once the body has ended.
 
     Args:
         length: The expected number of bytes.
-        pieces: The body, as it arrives.
+        read_into: Reads the body.
         sender: The host that sends it, used as the subject of error messages.
         bad_answer: Builds the error for an answer that breaks the protocol, from a description.
 
@@ -23,30 +24,25 @@ def gather(
         TroubleError: The body has more or fewer bytes than expected.
         Exception: Any exception that the client raises while the body arrives.
     """
-    buffer = bytearray(min(CHUNK_BYTES, length))
-    view = memoryview(buffer)
+    view = memoryview(bytearray(min(CHUNK_BYTES, length)))
+    spare = memoryview(bytearray(1))
     filled = done = 0
-    remaining_pieces = iter(pieces)
     while True:
         try:
-            piece = next(remaining_pieces, None)
+            count = read_into(view[filled : length - done] or spare)
         except Exception:
             # The body was cut off, but the bytes so far are good and need not be requested again.
             if filled:
                 yield view[:filled]
             raise
-        if piece is None:
+        if not count:
             break
-        if done + filled + len(piece) > length:
+        if done + filled == length:
             raise bad_answer(f"it sent more than the {length} bytes that were requested")
-        unread = memoryview(piece)
-        while unread:
-            if filled == len(buffer):
-                yield view
-                done, filled = done + filled, 0
-            count = min(len(unread), len(buffer) - filled)
-            view[filled : filled + count] = unread[:count]
-            filled, unread = filled + count, unread[count:]
+        filled += count
+        if filled == len(view) and done + filled < length:
+            yield view
+            done, filled = done + filled, 0
     if filled:
         yield view[:filled]
     if done + filled < length:

@@ -1,20 +1,30 @@
 """Read checkpoints in a repo on the Hugging Face Hub in ranges, at one commit, without downloading them."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants
+# Not HfApi: importing it takes 0.04 s and 5 MB.
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+    build_hf_headers,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint.sources.base import Source
-from layer_surgeon.checkpoint.sources.hub_cache import CachedFiles, CachedHubSource, part_of_repo
+from layer_surgeon.checkpoint.sources.hub_cache import CachedFiles, CachedHubSource, HubCache, part_of_repo
+from layer_surgeon.checkpoint.sources.hub_early import EarlyFiles, has_listed_hash
 from layer_surgeon.checkpoint.sources.hub_errors import Asker
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile, HubFiles
 from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, retried
+from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, WEIGHTS
 from layer_surgeon.errors import SourceAccessError, SourceError, SourceNotFoundError
+
+# The files that most checkpoints have, and that are read first.
+_EARLY_FILES = ("config.json", INDEX_FILES[0])
 
 
 def open_hub(repo_id: str, *, revision: str | None = None, token: str | bool | None = None, path: str = "") -> Source:
@@ -33,7 +43,10 @@ def open_hub(repo_id: str, *, revision: str | None = None, token: str | bool | N
     """
     if constants.HF_HUB_OFFLINE:
         return CachedHubSource(repo_id, revision=revision, path=path)
-    return HubSource(repo_id, revision=revision, token=token, path=path)
+    early_files: tuple[str, ...] = ()
+    if not path.endswith(WEIGHTS) and not HubCache(repo_id).root.is_dir():
+        early_files = tuple(f"{path}/{file}" if path else file for file in _EARLY_FILES)
+    return HubSource(repo_id, revision=revision, token=token, path=path, early_files=early_files)
 
 
 class HubSource:
@@ -51,6 +64,7 @@ class HubSource:
         token: An access token; None or True takes the one that is logged in, False sends none.
         endpoint: The Hub's URL; None is HF_ENDPOINT's, or https://huggingface.co.
         path: A subfolder of the repo, or a checkpoint file in it; empty for all of the repo.
+        early_files: Paths of small files that are requested at the same time as the commit. They need not exist.
 
     Raises:
         SourceNotFoundError: The repo, revision or path does not exist.
@@ -73,6 +87,7 @@ class HubSource:
         token: str | bool | None = None,
         endpoint: str | None = None,
         path: str = "",
+        early_files: Sequence[str] = (),
     ) -> None:
         self.name = f"{repo_id}/{path}" if path else repo_id
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
@@ -80,14 +95,14 @@ class HubSource:
         self._asker = Asker(
             endpoint=self.endpoint, repo_id=repo_id, revision=revision, has_token="authorization" in headers
         )
-        info = self._ask_for_repo(headers)
-        self.commit: str | None = info.sha
-        listed = {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or []}
+        with EarlyFiles(self._asker, headers, self.limits, early_files) as self._early:
+            commit, listed = self._ask_for_repo(headers)
+        self.commit: str | None = commit
         self._listed = {name: listed[file] for name, file in part_of_repo(listed, path).items()}
         if path and not self._listed:
             raise self._not_found(path)
-        self._cached = CachedFiles(repo_id, info.sha)
-        self._files = HubFiles(self._asker, info.sha, headers, self.limits)
+        self._cached = CachedFiles(repo_id, commit)
+        self._files = HubFiles(self._asker, commit, headers, self.limits)
 
     def list_files(self) -> dict[str, int | None]:
         """Return the sizes of all files of the commit, as listed by the constructor."""
@@ -112,11 +127,13 @@ class HubSource:
                 "Check that it is the right file."
             )
         cached = self._cached.find(listed)
+        if cached is None and (early_content := self._early.take(listed)) is not None:
+            return early_content
         if cached is None and listed.in_git:
             content = self._files.whole(listed)
         else:
             content = self.read_range(file, 0, size)
-        if not _has_listed_hash(listed, content):
+        if (listed.sha256 or listed.blob_id) and not has_listed_hash(listed, content):
             if cached is not None:
                 raise SourceError(
                     f"{cached.root / listed.name} in the local Hub cache is damaged: its hash differs from "
@@ -161,33 +178,32 @@ class HubSource:
             f"Its files are listed at {self._asker.url}/tree/{self.commit}."
         )
 
-    def _ask_for_repo(self, headers: dict[str, str]) -> Any:
+    def _ask_for_repo(self, headers: dict[str, str]) -> tuple[str, dict[str, HubFile]]:
         """Return the repo's commit and files, from one request."""
-        api = HfApi(
-            endpoint=self.endpoint,
-            token=headers.get("authorization", "").removeprefix("Bearer ") or False,
-            library_name="layer_surgeon",
-            library_version=__version__,
-        )
+        asker = self._asker
+        url = f"{self.endpoint}/api/models/{asker.repo_id}"
+        if asker.revision is not None:
+            url += f"/revision/{quote(asker.revision, safe='')}"
 
         def ask() -> Any:
-            with self._asker.asking_for(f"The repo {self._asker.repo_id}"):
-                return api.model_info(
-                    self._asker.repo_id,
-                    revision=self._asker.revision,
-                    timeout=self.limits.read_timeout,
-                    files_metadata=True,
-                )
+            with asker.asking_for(f"The repo {asker.repo_id}"):
+                timeout = self.limits.read_timeout
+                response = get_session().get(url, headers=headers, params={"blobs": True}, timeout=timeout)
+                hf_raise_for_status(response)
+                return response.json()
 
         try:
-            info = retried(Tries(f"The repo {self._asker.repo_id}", self.limits, self.limits.contact_tries), ask)
+            validate_repo_id(asker.repo_id)
+            info = retried(Tries(f"The repo {asker.repo_id}", self.limits, self.limits.contact_tries), ask)
+            files = {sibling["rfilename"]: _hub_file(sibling) for sibling in info.get("siblings") or []}
+            commit = info["sha"]
         except HFValidationError as error:
-            raise SourceNotFoundError(f"{self._asker.repo_id!r} is not a valid repo id: {error}") from error
+            raise SourceNotFoundError(f"{asker.repo_id!r} is not a valid repo id: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._not_a_hub() from error
-        if not info.sha:
+        if not isinstance(commit, str) or not commit:
             raise self._not_a_hub()
-        return info
+        return commit, files
 
     def _not_a_hub(self) -> SourceError:
         return SourceError(
@@ -211,22 +227,10 @@ def _headers(token: str | bool | None) -> dict[str, str]:
     return headers
 
 
-def _hub_file(sibling: Any) -> HubFile:
-    lfs = sibling.lfs
+def _hub_file(sibling: dict[str, Any]) -> HubFile:
     return HubFile(
-        name=sibling.rfilename,
-        size=sibling.size,
-        blob_id=sibling.blob_id,
-        sha256=lfs.sha256 if lfs is not None else None,
+        name=sibling["rfilename"],
+        size=sibling.get("size"),
+        blob_id=sibling.get("blobId"),
+        sha256=(sibling.get("lfs") or {}).get("sha256"),
     )
-
-
-def _has_listed_hash(file: HubFile, content: bytes) -> bool:
-    """Return True if `content` has the hash that the Hub lists, or if the Hub lists none."""
-    if file.sha256 is not None:
-        return hashlib.sha256(content).hexdigest() == file.sha256
-    if file.blob_id is not None:
-        blob_hash = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
-        blob_hash.update(content)
-        return blob_hash.hexdigest() == file.blob_id
-    return True

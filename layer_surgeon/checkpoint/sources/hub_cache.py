@@ -6,7 +6,6 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile
 from layer_surgeon.checkpoint.sources.local import COMMIT, FolderSource
@@ -30,7 +29,7 @@ class HubCache:
     """
 
     def __init__(self, repo_id: str) -> None:
-        self.root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+        self.root = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
 
     def snapshot(self, commit: str) -> Path | None:
         """Return the folder with the downloaded files of a commit, or None if there is none."""

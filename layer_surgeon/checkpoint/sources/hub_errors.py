@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -41,6 +42,10 @@ class Asker:
     def url(self) -> str:
         """The URL of the repo's page, where users accept its conditions."""
         return f"{self.endpoint}/{self.repo_id}"
+
+    def file_url(self, file: str, revision: str) -> str:
+        """Return the URL of a file at a branch, tag or commit."""
+        return f"{self.url}/resolve/{quote(revision, safe='')}/{quote(file)}"
 
     @contextmanager
     def asking_for(self, subject: str) -> Iterator[None]:

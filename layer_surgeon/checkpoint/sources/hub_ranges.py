@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub import get_session
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
 from layer_surgeon._text import printable, without_secrets_in
+from layer_surgeon.checkpoint.sources.direct import DirectReader
 from layer_surgeon.checkpoint.sources.gather import gather
 from layer_surgeon.checkpoint.sources.hub_errors import Asker
 from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError, is_transient, trouble_of_status
@@ -75,6 +76,7 @@ class HubFiles:
         self._asker, self._commit, self._limits = asker, commit, limits
         # A CDN that may compress can answer a range with the whole file (huggingface_hub#3778).
         self._headers = headers | {"accept-encoding": "identity"}
+        self._reader = DirectReader(get_session)
         self._locations: dict[str, _Location] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._etags: dict[tuple[str, str], str] = {}
@@ -127,7 +129,7 @@ class HubFiles:
 
     def _resolve(self, file: HubFile) -> _Location:
         asker = self._asker
-        url = hf_hub_url(asker.repo_id, file.name, revision=self._commit, endpoint=asker.endpoint)
+        url = asker.file_url(file.name, self._commit)
         if file.in_git and file.size is not None:
             return _Location(file=file, url=url, size=file.size, host="the Hub")
         head = self._head(file, url)
@@ -178,13 +180,11 @@ class HubFiles:
             headers.pop("authorization", None)
         with (
             self._asker.asking_for(f"{location.file.name} of {self._asker.repo_id}"),
-            get_session().stream(
-                "GET", location.url, headers=headers, timeout=self._limits.timeout, follow_redirects=True
-            ) as response,
+            self._reader.get(location.url, headers, self._limits.timeout) as (response, read_into),
         ):
             self._check_status(location, response, 206 if ranged else 200)
             self._check_headers(location, response, start, length, ranged=ranged)
-            yield from gather(length, response.iter_raw(), location, partial(_bad_answer, location))
+            yield from gather(length, read_into, location, partial(_bad_answer, location))
 
     def _check_status(self, location: _Location, response: Any, expected_status: int) -> None:
         status = response.status_code
@@ -256,7 +256,7 @@ class HubFiles:
         )
 
     def _on_hub(self, url: str) -> bool:
-        return _origin(url) == _origin(self._asker.endpoint)
+        return same_origin(url, self._asker.endpoint)
 
 
 def _bad_answer(location: _Location, problem: str) -> TroubleError:
@@ -283,6 +283,11 @@ def _start_of_body(response: Any) -> str:
 def plain_etag(etag: str | None) -> str | None:
     """Strip the weak marker and the quotes from an ETag: here it is only used to notice changes."""
     return etag.removeprefix("W/").strip('"') if etag else None
+
+
+def same_origin(url: str, other_url: str) -> bool:
+    """Return True if two URLs have the same scheme, host and port."""
+    return _origin(url) == _origin(other_url)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
