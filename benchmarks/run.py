@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import heading, machine, save, say, table, versions
@@ -77,7 +78,14 @@ def make_gemma(folder: Path) -> None:
         with whole.open("wb") as target:
             for chunk in source.source.stream_range(file, 0, source.source.size(file)):
                 target.write(chunk)
-        AutoModelForCausalLM.from_pretrained(parts, gguf_file=whole.name, dtype="float32").save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(parts, gguf_file=whole.name, dtype="float32")
+    folder.mkdir(parents=True)
+    # save_pretrained refuses a model that was read from GGUF. The head is the table of tokens.
+    weights = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     load_checkpoint_tokenizer(source).save_pretrained(folder)
 
 
