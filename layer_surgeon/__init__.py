@@ -5,6 +5,7 @@ checkpoint  READ   which tensors a checkpoint has, and where their bytes are    
 hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
+run         RUN    any decoder, one layer at a time -> hidden states of texts   run_layers
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
     from layer_surgeon.graft import GraftConfig, GraftedModel, SurgeonGraftConfig, graft_layer
     from layer_surgeon.progress import NullProgress, Progress
+    from layer_surgeon.run import HiddenStates, RunConfig, run_layers
     from layer_surgeon.workspace import Workspace
 
 _HOME = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
     "donor": ("DonorLayer", "SurgeonDonorConfig"),
+    "run": ("HiddenStates", "RunConfig", "run_layers"),
     "graft": ("GraftConfig", "GraftedModel", "SurgeonGraftConfig", "graft_layer"),
     "finetune": ("FinetuneConfig", "FinetuneResult", "finetune_model"),
     "errors": (
@@ -77,11 +80,13 @@ __all__ = [
     "GraftConfig",
     "GraftError",
     "GraftedModel",
+    "HiddenStates",
     "LayerArtifact",
     "LayerNotFoundError",
     "LayerSurgeonError",
     "NullProgress",
     "Progress",
+    "RunConfig",
     "SourceError",
     "SurgeonDonorConfig",
     "SurgeonGraftConfig",
@@ -96,6 +101,7 @@ __all__ = [
     "graft_layer",
     "open_checkpoint",
     "plan_extraction",
+    "run_layers",
 ]
 
 

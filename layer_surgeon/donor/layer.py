@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layer_surgeon._io import new_path
@@ -26,8 +27,8 @@ from layer_surgeon.donor.files import (
 from layer_surgeon.donor.influence import shorten
 from layer_surgeon.donor.one_key import installed
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
-from layer_surgeon.donor.scaffold import Run, run_scaffold, scaffold_class, take_layer
-from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_by_layer
+from layer_surgeon.donor.scaffold import Run, run_scaffold, take_layer
+from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, random_scaffold, split_by_layer
 from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -72,7 +73,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             UnsupportedArchitectureError: The donor's family is not supported.
         """
         if scaffolds is None:
-            scaffolds = [_random_scaffold(config, index) for index in config.layer_indices]
+            scaffolds = [random_scaffold(_family(config), index) for index in config.layer_indices]
         if not scaffolds:
             raise ArtifactError(
                 "The config has no layer_indices, so it doesn't describe a donor layer. Load it from a layer artifact, "
@@ -132,19 +133,35 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         settings["dtype"] = choose_dtype(dtype, config, tensors)
         if config._attn_implementation is not None:
             settings.setdefault("attn_implementation", config._attn_implementation)
-        tensors_by_layer = split_by_layer(tensors, list(config.layer_indices))
-        scaffolds = [
-            load_scaffold(config.family_config(), index, layer_tensors, position, **settings)
-            for position, (index, layer_tensors) in enumerate(zip(config.layer_indices, tensors_by_layer, strict=True))
-        ]
-        config.dtype = settings["dtype"]
         config.name_or_path = path
-        donor = cls(config, scaffolds)
+        donor = cls.from_tensors(config, split_by_layer(tensors, list(config.layer_indices)), **settings)
         donor.weights_file = file
         donor.probe()
         if output_loading_info:
             return donor, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         return donor
+
+    @classmethod
+    def from_tensors(
+        cls, config: SurgeonDonorConfig, tensors_by_layer: Sequence[Mapping[str, Tensor]], **settings: Any
+    ) -> Self:
+        """Make the layers from tensors in memory, frozen and in eval mode.
+
+        Args:
+            config: The donor's config and the indices of the layers. Its dtype is set.
+            tensors_by_layer: The tensors of each layer. Names are as in the donor's checkpoint, relative to the layer.
+            settings: Arguments for the family's `from_pretrained`. `dtype` is required.
+
+        Raises:
+            ArtifactError: The tensors don't match the config.
+            UnsupportedArchitectureError: The donor's family is not supported.
+        """
+        scaffolds = [
+            load_scaffold(config.family_config(), index, tensors, position, **settings)
+            for position, (index, tensors) in enumerate(zip(config.layer_indices, tensors_by_layer, strict=True))
+        ]
+        config.dtype = settings["dtype"]
+        return cls(config, scaffolds)
 
     @classmethod
     def from_config(cls, config: SurgeonDonorConfig, dtype: torch.dtype | str | None = None) -> Self:
@@ -226,17 +243,22 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             states = output
         return states.to(hidden_states.dtype)
 
-    def probe(self) -> tuple[Traits, ...]:
+    def probe(self, *, causal_only: bool = False) -> tuple[Traits, ...]:
         """Find out how to run each layer. The first call runs the layers, so they must have their weights by then.
+
+        Args:
+            causal_only: Don't find out whether they can run bidirectionally; they then can't. It takes less time.
 
         Raises:
             UnsupportedArchitectureError: A layer can't run by itself.
         """
         if self._traits is None:
             self._traits = tuple(
-                probe_layer(scaffold, layer, self.hidden_size)
+                probe_layer(scaffold, layer, self.hidden_size, causal_only=causal_only)
                 for scaffold, layer in zip(self.scaffolds, self.layers, strict=True)
             )
+            if causal_only:
+                return self._traits
             for scaffold, layer, traits in zip(self.scaffolds, self.layers, self._traits, strict=True):
                 shorten(scaffold, layer, traits.extras, self.hidden_size)
         return self._traits
@@ -361,21 +383,11 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         scaffold._init_weights(module)
 
 
-def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:
-    """Make a scaffold that contains a layer with random weights; under `torch.device("meta")`, without any weights.
-
-    The whole model is only created on the meta device: one layer of a 70B model has 1.7 GB, the model has 141 GB.
-    """
+def _family(config: SurgeonDonorConfig) -> PretrainedConfig:
     family = config.family_config()
     if config._attn_implementation is not None:
         family._attn_implementation = config._attn_implementation
-    device = torch.empty(0).device
-    with torch.device("meta"):
-        scaffold = scaffold_class(family, index)(family)
-    if device.type != "meta":
-        scaffold.to_empty(device=device)
-        scaffold.initialize_weights()
-    return scaffold
+    return family
 
 
 def _check_supported(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, has_position_ids: bool) -> None:

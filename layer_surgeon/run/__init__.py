@@ -1,0 +1,35 @@
+"""RUN: any decoder, one layer at a time: all texts through layer 0, then all through layer 1 -> hidden states.
+
+settings     `RunConfig`
+text_list    read texts from files, the Hub or a list
+tokenizing   load the tokenizer of a checkpoint, and split texts into tokens
+batches      sort the texts by length, and put them into batches
+state_files  the states of each depth on disk, and the file of kept states
+fetching     fetch the next layer while the current one computes
+walk         `walk_layers`: all batches through one layer after another; `LayerObserver` sees the states
+inputs       `prepare_run` finds out what a walk needs, and `walk_inputs` walks
+run_folder   the folder that a run is written in, and which an interrupted run goes on in
+states       `HiddenStates`, the result
+running      `run_layers`, which combines all of these
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layer_surgeon.run.running import run_layers
+    from layer_surgeon.run.settings import RunConfig
+    from layer_surgeon.run.states import HiddenStates
+
+_MODULE_OF = {"HiddenStates": "states", "RunConfig": "settings", "run_layers": "running"}
+
+__all__ = ["HiddenStates", "RunConfig", "run_layers"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'layer_surgeon.run' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"layer_surgeon.run.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
