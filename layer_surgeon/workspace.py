@@ -4,6 +4,7 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 ├── workspace.json              the latest layer, graft and run
 ├── layers/Llama-3.1-8B-L31/
 ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
+├── models/Llama-3.1-8B-L0-15/
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
 """
 
@@ -16,16 +17,17 @@ from typing import Literal
 from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
 
-Kind = Literal["layer", "graft", "run"]
+Kind = Literal["layer", "graft", "run", "model"]
 
 DEFAULT_WORKSPACE = "surgery"
 # Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
 PACKAGED = "packaged:"
-_FOLDERS: dict[Kind, str] = {"layer": "layers", "graft": "grafts", "run": "runs"}
+_FOLDERS: dict[Kind, str] = {"layer": "layers", "graft": "grafts", "run": "runs", "model": "models"}
 _HOW_TO_MAKE: dict[Kind, str] = {
     "layer": "Extract one from a model first: surgeon extract meta-llama/Llama-3.1-8B --layer -1",
     "graft": "Make one first: surgeon graft bert-base-uncased",
     "run": "Train one first: surgeon finetune",
+    "model": "Assemble one first: surgeon assemble meta-llama/Llama-3.1-8B --keep 0:16",
 }
 
 

@@ -51,6 +51,12 @@ def _families_table() -> dict[str, Any]:
     return table
 
 
+def family_record(model_type: str) -> Mapping[str, Any] | None:
+    """Return what `families.json` knows about a family; None if it is unknown."""
+    record: Mapping[str, Any] | None = _families_table()["families"].get(model_type)
+    return record
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config of the language model, which is a separate section in multimodal models."""
     for name in ("text_config", "llm_config", "language_config"):

@@ -5,6 +5,7 @@ the sha256 of each tensor. The digests therefore describe what the file really h
 is slower than reading. Memory stays at a few buffers of 1 MiB, regardless of the size of the layer.
 """
 
+import contextlib
 import errno
 import os
 import threading
@@ -13,21 +14,36 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Chunk
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_file, hash_tensors
 from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
-from layer_surgeon.extract.plan import ExtractionPlan, Piece
+from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
 
 # Errors that the user can fix by choosing another folder, unlike a failing disk.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Ranges(Protocol):
+    """What a copy needs of a `Source`."""
+
+    connections: int
+
+    def stream_range(self, file: str, start: int, length: int) -> Iterator[Chunk]:
+        """Yield exactly `length` bytes from `start`, in chunks."""
+
+
 def copy_tensors(
-    source: Source, plan: ExtractionPlan, path: Path, progress: Progress, *, journal: tuple[Path, str] | None = None
+    source: Ranges,
+    plan: CopyPlan,
+    path: Path,
+    progress: Progress,
+    *,
+    journal: tuple[Path, str] | None = None,
+    whole_file: bool = True,
 ) -> Digests:
     """Write the planned file of weights and hash it.
 
@@ -37,34 +53,57 @@ def copy_tensors(
         path: The file to write. If it exists, the parts that the journal confirms are reused.
         progress: Receives the number of source bytes as they arrive.
         journal: Path and identity of the journal, which lets an interrupted copy continue. None keeps no journal.
+        whole_file: Hash the whole file too, and not only each tensor.
 
     Raises:
         SourceError: The source can't be read.
         ArtifactError: The disk is full.
     """
-    try:
+    with disk_errors(path, plan.num_out_bytes):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             os.ftruncate(descriptor, plan.num_out_bytes)
             write_all(descriptor, plan.header, 0)
             opened = None if journal is None else Journal(*journal, plan, descriptor)
             try:
-                return _run(source, plan, descriptor, progress, opened)
+                return _run(source, plan, descriptor, progress, opened, whole_file)
             finally:
                 if opened is not None:
                     opened.close()
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
+    """Explain a full disk.
+
+    Args:
+        path: The file that is written.
+        num_bytes: Its size when it is complete.
+
+    Raises:
+        ArtifactError: The disk is full.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise ArtifactError(
-                f"The disk of {path.parent} is full ({error.strerror}); the layer takes {plan.num_out_bytes:,} bytes. "
+                f"The disk of {path.parent} is full ({error.strerror}); {path.name} takes {num_bytes:,} bytes. "
                 "Free some space, or choose another folder with --output or --workspace."
             ) from error
         raise
 
 
-def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progress, journal: Journal | None) -> Digests:
+def _run(
+    source: Ranges,
+    plan: CopyPlan,
+    descriptor: int,
+    progress: Progress,
+    journal: Journal | None,
+    whole_file: bool,
+) -> Digests:
     copy = _Copy(
         source=source,
         descriptor=descriptor,
@@ -79,17 +118,18 @@ def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progre
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
         # Submit the followers first: each needs a thread from the start.
-        file_digest = pool.submit(hash_file, descriptor, plan, copy.front)
+        file_digest = pool.submit(hash_file, descriptor, plan, copy.front) if whole_file else None
         tensor_digests = pool.submit(hash_tensors, descriptor, plan, copy.front)
         reads = [pool.submit(copy.piece, index, piece, verified[index]) for index, piece in enumerate(plan.pieces)]
         try:
-            _wait_for_all([file_digest, tensor_digests, *reads])
+            _wait_for_all([*([] if file_digest is None else [file_digest]), tensor_digests, *reads])
         except BaseException:
             copy.front.stop()
             for future in reads:
                 future.cancel()
             raise
-        return Digests(file=file_digest.result(), tensors=tensor_digests.result())
+        file = None if file_digest is None else file_digest.result()
+        return Digests(file=file, tensors=tensor_digests.result())
 
 
 def _wait_for_all(futures: Sequence[Future[Any]]) -> None:
@@ -105,7 +145,7 @@ def _wait_for_all(futures: Sequence[Future[Any]]) -> None:
 class _Copy:
     """State that the reader threads share."""
 
-    source: Source
+    source: Ranges
     descriptor: int
     front: Front
     progress: Progress

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
-from layer_surgeon.extract.plan import ExtractionPlan, Segment
+from layer_surgeon.extract.plan import CopyPlan, Segment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digests:
-    """sha256 of a file of weights, and of each tensor in it by name, as hex."""
+    """sha256 of a file of weights (None if only the tensors were hashed), and of each tensor in it by name, as hex."""
 
-    file: str
+    file: str | None
     tensors: dict[str, str]
 
 
@@ -25,7 +25,7 @@ class StoppedError(Exception):
 class Front:
     """Tracks up to which position the file is written without gaps, and lets followers wait for more."""
 
-    def __init__(self, plan: ExtractionPlan) -> None:
+    def __init__(self, plan: CopyPlan) -> None:
         self._changed = threading.Condition()
         self._stopped = False
         self._written: dict[int, int] = {}
@@ -73,7 +73,7 @@ class Front:
             self._changed.notify_all()
 
 
-def hash_file(descriptor: int, plan: ExtractionPlan, front: Front) -> str:
+def hash_file(descriptor: int, plan: CopyPlan, front: Front) -> str:
     """Compute the sha256 of the whole file while it is written."""
     digest = hashlib.sha256()
     for chunk in _follow(descriptor, front, 0, plan.num_out_bytes):
@@ -81,7 +81,7 @@ def hash_file(descriptor: int, plan: ExtractionPlan, front: Front) -> str:
     return digest.hexdigest()
 
 
-def hash_tensors(descriptor: int, plan: ExtractionPlan, front: Front) -> dict[str, str]:
+def hash_tensors(descriptor: int, plan: CopyPlan, front: Front) -> dict[str, str]:
     """Compute the sha256 of each tensor, by name, while the file is written."""
     digests = {}
     for tensor in plan.planned:

@@ -1,0 +1,110 @@
+"""Refuse sources whose layers can't work together: other families, widths, vocabularies or dtypes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from layer_surgeon._format import list_names
+from layer_surgeon._io import parse_json
+from layer_surgeon.assemble.model_source import ModelSource
+from layer_surgeon.checkpoint import TensorInfo
+from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES
+from layer_surgeon.checkpoint.stack import text_config
+from layer_surgeon.errors import AssemblyError
+from layer_surgeon.extract.dtypes import NAME_OF_CODE
+
+_WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+# Files that hold the whole vocabulary, the most precise one first.
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def check_models(base: ModelSource, others: Sequence[ModelSource]) -> None:
+    """Refuse sources of another family, width or vocabulary than the base.
+
+    Raises:
+        AssemblyError: They differ; the message names the values.
+        SourceError: A tokenizer can't be read.
+    """
+    for other in others:
+        base_type, other_type = (str(text_config(source.config)["model_type"]) for source in (base, other))
+        if base_type != other_type:
+            raise AssemblyError(
+                f"{base.name} is a {base_type} model and {other.name} a {other_type} model. Layers of different "
+                "families can't be combined. Take all layers from models of one family."
+            )
+        for key in _WIDTH_KEYS:
+            values = [text_config(source.config).get(key) for source in (base, other)]
+            if values[0] != values[1]:
+                raise AssemblyError(
+                    f"{base.name} has the {key} {values[0]}, and {other.name} {values[1]}. Layers can only be combined "
+                    "if their hidden states have the same width."
+                )
+        _check_vocabulary(base, other)
+
+
+def check_dtypes(layers: Iterable[tuple[ModelSource, Sequence[TensorInfo]]]) -> None:
+    """Refuse layers of several dtypes: a config can only name one, and transformers would convert the others.
+
+    Args:
+        layers: The source and the tensors of each layer.
+
+    Raises:
+        AssemblyError: Layers of two sources have different dtypes.
+    """
+    first: tuple[ModelSource, str] | None = None
+    for source, tensors in layers:
+        dtype = max(tensors, key=lambda info: info.num_bytes).dtype
+        if source.checkpoint.format == "gguf":
+            dtype = "F32"
+        if first is None:
+            first = source, dtype
+        elif source is not first[0] and dtype != first[1]:
+            names = [NAME_OF_CODE.get(code, code) for code in (first[1], dtype)]
+            raise AssemblyError(
+                f"The layers of {first[0].name} are {names[0]}, and those of {source.name} {names[1]}. Choose one "
+                f"dtype for all, such as --dtype {names[0]} (in Python: dtype={names[0]!r})."
+            )
+
+
+def _check_vocabulary(base: ModelSource, other: ModelSource) -> None:
+    files = [set(source.checkpoint.source.list_files()) for source in (base, other)]
+    file = next((name for name in _VOCABULARY_FILES if all(name in names for names in files)), None)
+    if file is None:
+        sizes = [text_config(source.config).get("vocab_size") for source in (base, other)]
+        if sizes[0] != sizes[1]:
+            raise AssemblyError(
+                f"{base.name} has a vocabulary of {sizes[0]} tokens, and {other.name} one of {sizes[1]}. Their layers "
+                "can only be combined if both models have the same vocabulary."
+            )
+        return
+    # Hash first: parsing two vocabularies of 256,000 tokens takes 200 MB.
+    contents = [source.checkpoint.source.read_file(file, MAX_COMPANION_BYTES) for source in (base, other)]
+    if sha256(contents[0]).digest() == sha256(contents[1]).digest():
+        return
+    vocabularies = [_vocabulary(content, file, source) for content, source in zip(contents, (base, other), strict=True)]
+    if vocabularies[0] != vocabularies[1]:
+        raise AssemblyError(
+            f"{base.name} and {other.name} have different tokenizers{_example(*vocabularies)}. Their layers can only "
+            "be combined if both models have the same vocabulary. Added tokens may differ."
+        )
+
+
+def _vocabulary(content: bytes, file: str, source: ModelSource) -> Any:
+    """Return the vocabulary in a tokenizer's file, without tokens that were added later. Other files count whole."""
+    if not file.endswith(".json"):
+        return content
+    try:
+        parsed = parse_json(content)
+    except ValueError as error:
+        raise AssemblyError(f"{file} of {source.name} can't be read: {error}. Get it again.") from error
+    if file != "tokenizer.json":
+        return parsed
+    model = parsed.get("model") if isinstance(parsed, Mapping) else None
+    return model.get("vocab") if isinstance(model, Mapping) else parsed
+
+
+def _example(first: Any, second: Any) -> str:
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        return ""
+    tokens = [repr(token) for token in [*first, *second] if first.get(token) != second.get(token)]
+    return f": they number {list_names(list(dict.fromkeys(tokens)))} differently"
