@@ -248,6 +248,10 @@ def _record(plan: AssemblyPlan, papers: _Papers, digests: Mapping[str, str]) -> 
         "head": plan.head.name,
         "layers": layers,
         "dtype": plan.dtype,
+        "changed": plan.changed,
+        "num_parameters": plan.num_parameters,
+        "num_bytes_read": plan.num_bytes_read,
+        "num_source_bytes": plan.num_source_bytes,
         "sha256": dict(digests),
     }
 
