@@ -160,9 +160,7 @@ def check_replaceable(
     if not folder.is_dir() or not is_ours(folder):
         raise error(f"{folder} already exists and is not {noun}. Choose another folder with --output.")
     if not force:
-        raise error(
-            f"{folder} already holds {noun}. Replace it with --force, or choose another folder with --output."
-        )
+        raise error(f"{folder} already holds {noun}. Replace it with --force, or choose another folder with --output.")
     foreign = foreign_files(folder, ours)
     if foreign:
         raise error(

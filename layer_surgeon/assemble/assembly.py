@@ -20,8 +20,7 @@ from layer_surgeon.assemble.assembled_model import (
     is_assembled_model,
 )
 from layer_surgeon.assemble.assembly_plan import AssemblyPlan, Recipe, as_recipe, plan_assembly
-from layer_surgeon.assemble.model_source import ModelSource
-from layer_surgeon.assemble.several_sources import SeveralSources, own_name
+from layer_surgeon.assemble.several_sources import SeveralSources, joint_name, own_name
 from layer_surgeon.assemble.shards import ShardPlan
 from layer_surgeon.checkpoint.companions import read_companions
 from layer_surgeon.checkpoint.licence import README_FILE, read_licence, read_licence_files
@@ -29,7 +28,7 @@ from layer_surgeon.checkpoint.safetensors import INDEX_FILE
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import CONFIG_FILE
-from layer_surgeon.extract.copy import copy_tensors, disk_errors, write_all
+from layer_surgeon.extract.copy import copy_tensors, fill_range
 from layer_surgeon.extract.journal import plan_identity
 from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
 from layer_surgeon.hub.assembly_card import AssemblyCard, CardSource
@@ -128,14 +127,14 @@ def _write_weights(plan: AssemblyPlan, folder: Path, progress: Progress) -> dict
     """Write all files of weights. Returns the sha256 of every tensor, in the order of the files."""
     source = SeveralSources([source.checkpoint.source for source in plan.sources])
     versions = _versions(plan)
+    unversioned = {file for file, version in versions.items() if version is None}
+    names = [source.name for source in plan.sources]
     digests: dict[str, str] = {}
     progress.begin(f"{len(plan.layers)} layers", plan.num_bytes_read, "bytes")
     for number, shard in enumerate(plan.shards, 1):
-        journal = None
-        if None not in versions.values():
-            # A source that doesn't show whether it changed must be read in one run.
-            journal = folder / f"{JOURNAL_FILE}-{number:05}", plan_identity((shard.file, versions), shard)
-        copied = copy_tensors(source, shard, folder / shard.file, progress, journal=journal, whole_file=False)
+        journal = folder / f"{JOURNAL_FILE}-{number:05}", plan_identity((shard.file, names, versions), shard)
+        path = folder / shard.file
+        copied = copy_tensors(source, shard, path, progress, journal=journal, whole_file=False, unversioned=unversioned)
         digests |= copied.tensors
     progress.end()
     offsets = {tensor.name: (shard, tensor.offset) for shard in plan.shards for tensor in shard.written}
@@ -148,28 +147,15 @@ def _fill(
     shard: ShardPlan, folder: Path, offsets: Mapping[str, tuple[ShardPlan, int]], digests: dict[str, str]
 ) -> None:
     """Write the tensors that are zeros, or copies of tensors that are already written."""
-    if not shard.filled:
-        return
-    with disk_errors(folder / shard.file, shard.num_out_bytes), (folder / shard.file).open("r+b") as target:
-        for filled in shard.filled:
-            tensor = filled.tensor
-            if filled.copy_of is None:
-                digests[tensor.name] = _digest_of_zeros(tensor.num_bytes)
-                _copy(None, 0, target.fileno(), tensor.offset, tensor.num_bytes)
-                continue
+    for filled in shard.filled:
+        tensor, origin = filled.tensor, None
+        if filled.copy_of is None:
+            digests[tensor.name] = _digest_of_zeros(tensor.num_bytes)
+        else:
             digests[tensor.name] = digests[filled.copy_of]
-            origin, offset = offsets[filled.copy_of]
-            with (folder / origin.file).open("rb") as source:
-                _copy(source.fileno(), offset, target.fileno(), tensor.offset, tensor.num_bytes)
-
-
-def _copy(source: int | None, start: int, target: int, offset: int, length: int) -> None:
-    zeros = bytes(min(CHUNK_BYTES, length)) if source is None else b""
-    while length:
-        size = min(CHUNK_BYTES, length)
-        chunk = zeros[:size] if source is None else os.pread(source, size, start)
-        write_all(target, chunk, offset)
-        start, offset, length = start + len(chunk), offset + len(chunk), length - len(chunk)
+            origin_shard, offset = offsets[filled.copy_of]
+            origin = folder / origin_shard.file, offset
+        fill_range(folder / shard.file, tensor.offset, tensor.num_bytes, origin)
 
 
 @cache
@@ -183,19 +169,19 @@ def _digest_of_zeros(length: int) -> str:
 
 
 def _versions(plan: AssemblyPlan) -> dict[str, str | None]:
-    """Return the version of every file that tensors come from, including those with scales that the plan has read."""
-    files = {(source.number, file) for shard in plan.shards for source, file in _shard_files(plan, shard)}
+    """Return the version of every file that tensors come from, by its name among those of all sources.
+
+    These are also the files with scales that the plan has read.
+    """
+    files = {file for shard in plan.shards for file in shard.files}
     for source in plan.sources:
         used = {layer.layer for layer in plan.layers if layer.source == source.name}
-        files |= {(source.number, info.file) for index in used for info in source.layer_tensors(index)}
-    return {
-        f"{number} {plan.sources[number].name} {file}": plan.sources[number].checkpoint.source.version(file)
-        for number, file in sorted(files)
-    }
-
-
-def _shard_files(plan: AssemblyPlan, shard: ShardPlan) -> list[tuple[ModelSource, str]]:
-    return [(plan.sources[number], file) for number, file in map(own_name, shard.files)]
+        files |= {joint_name(source.number, info.file) for index in used for info in source.layer_tensors(index)}
+    versions = {}
+    for joint in sorted(files):
+        number, file = own_name(joint)
+        versions[joint] = plan.sources[number].checkpoint.source.version(file)
+    return versions
 
 
 def _index(plan: AssemblyPlan) -> dict[str, Any]:

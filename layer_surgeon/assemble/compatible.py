@@ -1,13 +1,12 @@
 """Refuse sources whose layers can't work together: other families, widths, vocabularies or dtypes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from layer_surgeon._format import list_names
 from layer_surgeon._io import parse_json
 from layer_surgeon.assemble.model_source import ModelSource
-from layer_surgeon.checkpoint import TensorInfo
 from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES
 from layer_surgeon.checkpoint.stack import text_config
 from layer_surgeon.errors import AssemblyError
@@ -42,27 +41,23 @@ def check_models(base: ModelSource, others: Sequence[ModelSource]) -> None:
         _check_vocabulary(base, other)
 
 
-def check_dtypes(layers: Iterable[tuple[ModelSource, Sequence[TensorInfo]]]) -> None:
-    """Refuse layers of several dtypes: a config can only name one, and transformers would convert the others.
+def check_dtypes(dtypes: Mapping[str, str]) -> None:
+    """Refuse sources of several dtypes: a config can only name one, and transformers would convert the others.
 
     Args:
-        layers: The source and the tensors of each layer.
+        dtypes: The safetensors code of most bytes that are taken from each source, by the source's name, the base
+            first.
 
     Raises:
-        AssemblyError: Layers of two sources have different dtypes.
+        AssemblyError: They differ.
     """
-    first: tuple[ModelSource, str] | None = None
-    for source, tensors in layers:
-        dtype = max(tensors, key=lambda info: info.num_bytes).dtype
-        if source.checkpoint.format == "gguf":
-            dtype = "F32"
-        if first is None:
-            first = source, dtype
-        elif source is not first[0] and dtype != first[1]:
-            names = [NAME_OF_CODE.get(code, code) for code in (first[1], dtype)]
+    (base, base_code), *others = dtypes.items()
+    for name, code in others:
+        if code != base_code:
+            base_dtype, dtype = (NAME_OF_CODE.get(code, code) for code in (base_code, code))
             raise AssemblyError(
-                f"The layers of {first[0].name} are {names[0]}, and those of {source.name} {names[1]}. Choose one "
-                f"dtype for all, such as --dtype {names[0]} (in Python: dtype={names[0]!r})."
+                f"The weights of {base} are {base_dtype}, and those of {name} {dtype}. Choose one dtype for all, such "
+                f"as --dtype {base_dtype} (in Python: dtype={base_dtype!r})."
             )
 
 

@@ -18,14 +18,14 @@ class ModelSource:
         number: Its number among the sources of the assembly, from 0.
         checkpoint: The checkpoint.
         config: Its config.json, or that of the language model in it.
-        rename: Returns the name of a tensor in a checkpoint of the language model alone; None for tensors of other
+        new_name: Returns the name of a tensor in a checkpoint of the language model alone; None for tensors of other
             parts.
     """
 
     number: int
     checkpoint: Checkpoint
     config: Mapping[str, Any]
-    rename: Callable[[str], str | None]
+    new_name: Callable[[str], str | None]
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class ModelSource:
     def stack_prefix(self) -> str:
         """The prefix of the names of all layers in the new model, such as `model.layers.`."""
         prefix = self.checkpoint.layer_prefix(0).removesuffix("0.")
-        renamed = self.rename(prefix)
+        renamed = self.new_name(prefix)
         if renamed is None:
             raise ValueError(f"the layers {prefix}* are not part of the language model")
         return renamed
@@ -57,7 +57,7 @@ class ModelSource:
         return tuple(
             name
             for name in self.checkpoint.table.files()
-            if name not in in_layers and not _is_numbered(name, prefix) and self.rename(name) is not None
+            if name not in in_layers and not _is_numbered(name, prefix) and self.new_name(name) is not None
         )
 
     @cached_property
@@ -81,15 +81,15 @@ def model_source(number: int, checkpoint: Checkpoint, *, text_only: bool) -> Mod
         UnsupportedArchitectureError: It is a vision-language checkpoint, and `text_only` is false.
     """
     if not is_multimodal(checkpoint.config):
-        return ModelSource(number=number, checkpoint=checkpoint, config=checkpoint.config, rename=lambda name: name)
+        return ModelSource(number=number, checkpoint=checkpoint, config=checkpoint.config, new_name=lambda name: name)
     if not text_only:
         raise UnsupportedArchitectureError(
             f"{checkpoint.source.name} ({checkpoint.config.get('model_type')}) is a vision-language checkpoint. Only "
             f"its language model ({checkpoint.model_type}) can be assembled: add --text-only (in Python: "
             "text_only=True)."
         )
-    config, rename = text_model(checkpoint)
-    return ModelSource(number=number, checkpoint=checkpoint, config=config, rename=rename)
+    config, new_name = text_model(checkpoint)
+    return ModelSource(number=number, checkpoint=checkpoint, config=config, new_name=new_name)
 
 
 def _is_numbered(name: str, prefix: str) -> bool:

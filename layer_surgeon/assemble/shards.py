@@ -1,6 +1,7 @@
 """The tensors of the new model, and the files of weights that they are written to."""
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -125,14 +126,22 @@ def model_tensors(
     for source, names in other_names:
         infos = source.checkpoint.table.tensors(names)
         for info, codec in choose_codecs(source.checkpoint, infos, code):
-            name = source.rename(info.name)
+            name = source.new_name(info.name)
             assert name is not None
             tensors.append(ModelTensor(name=name, source=_joint(source, info), codec=codec))
-    if dtype is None:
-        check_dtypes((layer.source, layer.source.layer_tensors(layer.layer)) for layer in layers)
     for position, layer in enumerate(layers):
         tensors += _layer_tensors(layer, f"{base.stack_prefix}{position}.", code)
+    names = {source.number: source.name for source in (base, head, *(layer.source for layer in layers))}
+    check_dtypes({names[number]: code for number, code in sorted(_main_codes(tensors).items())})
     return tensors, notes
+
+
+def _main_codes(tensors: Iterable[ModelTensor]) -> dict[int, str]:
+    """Return the dtype of most bytes of each source, by its number."""
+    num_bytes: dict[int, Counter[str]] = defaultdict(Counter)
+    for tensor in tensors:
+        num_bytes[own_name(tensor.source.file)[0]][tensor.codec.dtype] += tensor.source.num_bytes
+    return {number: counter.most_common(1)[0][0] for number, counter in num_bytes.items()}
 
 
 def plan_shards(tensors: Iterable[ModelTensor], connections: Sequence[int], max_bytes: int) -> tuple[ShardPlan, ...]:
@@ -229,8 +238,8 @@ def _other_names(base: ModelSource, head: ModelSource) -> list[tuple[ModelSource
         )
     after = {source: [name for name in source.other_names if not _is_before(name, source)] for source in (base, head)}
     differing = sorted(
-        {source.rename(name) or name for source in (base,) for name in after[source]}
-        ^ {source.rename(name) or name for source in (head,) for name in after[source]}
+        {source.new_name(name) or name for source in (base,) for name in after[source]}
+        ^ {source.new_name(name) or name for source in (head,) for name in after[source]}
     )
     if differing:
         raise AssemblyError(

@@ -38,7 +38,7 @@ def text_model(checkpoint: Checkpoint) -> tuple[dict[str, Any], Callable[[str], 
         )
     base = f"{family['base_prefix']}." if family["base_prefix"] else ""
 
-    def rename(name: str) -> str | None:
+    def new_name(name: str) -> str | None:
         if name.startswith(f"{root}."):
             return f"{base}{name.removeprefix(f'{root}.')}"
         head = name.removeprefix("language_model.")
@@ -49,6 +49,6 @@ def text_model(checkpoint: Checkpoint) -> tuple[dict[str, Any], Callable[[str], 
             config[key] = checkpoint.config[key]
     if "tie_word_embeddings" not in config:
         # Without it, transformers would use the default of the family, which may be another one.
-        has_head = any((rename(name) or "").startswith(_HEAD) for name in checkpoint.table.files())
+        has_head = any((new_name(name) or "").startswith(_HEAD) for name in checkpoint.table.files())
         config["tie_word_embeddings"] = checkpoint.config.get("tie_word_embeddings", not has_head)
-    return config, rename
+    return config, new_name

@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ def copy_tensors(
     *,
     journal: tuple[Path, str] | None = None,
     whole_file: bool = True,
+    unversioned: Collection[str] = (),
 ) -> Digests:
     """Write the planned file of weights and hash it.
 
@@ -54,19 +55,20 @@ def copy_tensors(
         progress: Receives the number of source bytes as they arrive.
         journal: Path and identity of the journal, which lets an interrupted copy continue. None keeps no journal.
         whole_file: Hash the whole file too, and not only each tensor.
+        unversioned: Files of sources that don't show whether they changed. They are always read from the start.
 
     Raises:
         SourceError: The source can't be read.
         ArtifactError: The disk is full.
     """
-    with disk_errors(path, plan.num_out_bytes):
+    with _disk_errors(path, plan.num_out_bytes):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             os.ftruncate(descriptor, plan.num_out_bytes)
             write_all(descriptor, plan.header, 0)
             opened = None if journal is None else Journal(*journal, plan, descriptor)
             try:
-                return _run(source, plan, descriptor, progress, opened, whole_file)
+                return _run(source, plan, descriptor, progress, opened, whole_file, unversioned)
             finally:
                 if opened is not None:
                     opened.close()
@@ -74,17 +76,36 @@ def copy_tensors(
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
-    """Explain a full disk.
+def fill_range(path: Path, offset: int, length: int, origin: tuple[Path, int] | None) -> None:
+    """Write bytes of another file of weights, or zeros, into a file of weights.
 
     Args:
-        path: The file that is written.
-        num_bytes: Its size when it is complete.
+        path: The file to write into.
+        offset: Absolute position of the first byte to write.
+        length: The number of bytes.
+        origin: The file to copy from, and the position there; None for zeros.
 
     Raises:
         ArtifactError: The disk is full.
     """
+    with _disk_errors(path, length), contextlib.ExitStack() as opened:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        opened.callback(os.close, descriptor)
+        source, start = None, 0
+        if origin is not None:
+            source, start = os.open(origin[0], os.O_RDONLY | os.O_NOFOLLOW), origin[1]
+            opened.callback(os.close, source)
+        done = 0
+        while done < length:
+            size = min(CHUNK_BYTES, length - done)
+            chunk = bytes(size) if source is None else os.pread(source, size, start + done)
+            write_all(descriptor, chunk, offset + done)
+            done += len(chunk)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
+    """Explain a full disk. `num_bytes` is what is written to `path`."""
     try:
         yield
     except OSError as error:
@@ -103,6 +124,7 @@ def _run(
     progress: Progress,
     journal: Journal | None,
     whole_file: bool,
+    unversioned: Collection[str],
 ) -> Digests:
     copy = _Copy(
         source=source,
@@ -110,6 +132,7 @@ def _run(
         front=Front(plan),
         progress=progress,
         journal=journal,
+        unversioned=unversioned,
         lock=threading.Lock(),
     )
     verified = (0,) * len(plan.pieces) if journal is None else journal.verified
@@ -150,6 +173,7 @@ class _Copy:
     front: Front
     progress: Progress
     journal: Journal | None
+    unversioned: Collection[str]
     lock: threading.Lock
 
     def piece(self, index: int, piece: Piece, verified: int) -> None:
@@ -166,6 +190,7 @@ class _Copy:
 
     def _write(self, index: int, piece: Piece, verified: int, chunks: "_Chunks") -> None:
         position, journaled, crc = 0, verified, 0
+        journal = None if piece.range.file in self.unversioned else self.journal
         for segment in piece.segments:
             block, out_block = segment.codec.block_bytes, segment.codec.out_block_bytes
             done = min(max(verified - position, 0), segment.length)
@@ -178,10 +203,10 @@ class _Copy:
                 result = segment.codec.convert(blocks, segment.first_block + done // block)
                 write_all(self.descriptor, result, segment.offset + written)
                 written, done = written + len(result), done + len(blocks)
-                if self.journal is not None:
+                if journal is not None:
                     crc = zlib.crc32(result, crc)
                     if position + done - journaled >= STRETCH_BYTES or position + done == piece.range.length:
-                        self.journal.add(index, journaled, position + done, crc)
+                        journal.add(index, journaled, position + done, crc)
                         journaled, crc = position + done, 0
                 self.front.add(segment, written)
                 self._report(len(blocks))
