@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._io import read_json
+from layer_surgeon._model_types import ASSEMBLY_FILE, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.checkpoint.companions import GENERATION_FILE, TOKENIZER_FILES
 from layer_surgeon.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, parse_index, read_local_header
@@ -23,14 +24,13 @@ from layer_surgeon.errors import ArtifactError, CheckpointError
 from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS
 from layer_surgeon.extract.staging import JOURNAL_FILE, StagedFiles
 
-RECORD_FILE = "assembly.yaml"
 SHARD_PATTERN = "model-*-of-*.safetensors"
 MODEL_FILES = (
     CONFIG_FILE,
     SINGLE_FILE,
     SHARD_PATTERN,
     INDEX_FILE,
-    RECORD_FILE,
+    ASSEMBLY_FILE,
     GENERATION_FILE,
     *TOKENIZER_FILES,
     *PAPERS,
@@ -43,8 +43,6 @@ STAGED_FILES = StagedFiles(
     kept=(SINGLE_FILE, SHARD_PATTERN, f"{JOURNAL_FILE}-*"),
     replaceable=REPLACEABLE_FILES,
 )
-# The digests of DeepSeek-V3's 91,991 tensors take 13 MB.
-_MAX_RECORD_CHARACTERS = 50_000_000
 _HOW_TO_MAKE = "Make one with: surgeon assemble MODEL --keep 0:16"
 
 
@@ -75,8 +73,8 @@ class AssembledModel:
             raise ArtifactError(
                 f"{folder} is not an assembled model: {CONFIG_FILE}: {reason}. {_HOW_TO_MAKE}"
             ) from error
-        if not isinstance(config, dict) or not (folder / RECORD_FILE).is_file():
-            raise ArtifactError(f"{folder} is not an assembled model: it has no {RECORD_FILE}. {_HOW_TO_MAKE}")
+        if not isinstance(config, dict) or not (folder / ASSEMBLY_FILE).is_file():
+            raise ArtifactError(f"{folder} is not an assembled model: it has no {ASSEMBLY_FILE}. {_HOW_TO_MAKE}")
         return cls(folder, config)
 
     def __repr__(self) -> str:
@@ -92,9 +90,9 @@ class AssembledModel:
         Raises:
             ArtifactError: It can't be read, or is not such a record.
         """
-        path = self.path / RECORD_FILE
+        path = self.path / ASSEMBLY_FILE
         try:
-            content = parse_yaml(path.read_text(encoding="utf-8"), max_characters=_MAX_RECORD_CHARACTERS)
+            content = parse_yaml(path.read_text(encoding="utf-8"), max_characters=MAX_ASSEMBLY_CHARACTERS)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} can't be read: {error}. Assemble the model again.") from error
         if not isinstance(content, dict) or not isinstance(content.get("sha256"), dict):
@@ -128,8 +126,8 @@ class AssembledModel:
         differing = sorted({tensor.name for tensor in tensors} ^ set(digests))
         if differing:
             raise ArtifactError(
-                f"{self.path}: only one of {RECORD_FILE} and the files of weights has the tensor {differing[0]!r}. The "
-                "files were changed. Assemble the model again, with --force."
+                f"{self.path}: only one of {ASSEMBLY_FILE} and the files of weights has the tensor {differing[0]!r}. "
+                "The files were changed. Assemble the model again, with --force."
             )
         for tensor in tensors:
             with (self.path / tensor.file).open("rb") as file:
@@ -140,8 +138,8 @@ class AssembledModel:
                     remaining -= len(chunk)
             if digest.hexdigest() != digests[tensor.name]:
                 raise ArtifactError(
-                    f"{self.path / tensor.file}: the sha256 of {tensor.name!r} differs from the one in {RECORD_FILE}. "
-                    "The file was changed or damaged. Assemble the model again, with --force."
+                    f"{self.path / tensor.file}: the sha256 of {tensor.name!r} differs from the one in "
+                    f"{ASSEMBLY_FILE}. The file was changed or damaged. Assemble the model again, with --force."
                 )
 
     def _files(self) -> list[str]:
@@ -154,4 +152,4 @@ class AssembledModel:
 
 def is_assembled_model(folder: Path) -> bool:
     """Whether a folder has the record of an assembled model."""
-    return (folder / RECORD_FILE).is_file()
+    return (folder / ASSEMBLY_FILE).is_file()

@@ -10,10 +10,10 @@ from typing import Any
 
 from layer_surgeon._folders import check_replaceable
 from layer_surgeon._io import write_bytes, write_json, write_text
+from layer_surgeon._model_types import ASSEMBLY_FILE
 from layer_surgeon._version import __version__
 from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.assemble.assembled_model import (
-    RECORD_FILE,
     REPLACEABLE_FILES,
     STAGED_FILES,
     AssembledModel,
@@ -113,7 +113,7 @@ def _assemble(plan: AssemblyPlan, papers: _Papers, folder: Path, force: bool, pr
             card = _card(plan, papers).render().encode()
             for name, content in {**papers.companions, **papers.licence_files, README_FILE: card}.items():
                 write_bytes(staging.path / name, content)
-            write_text(staging.path / RECORD_FILE, dump_yaml(_record(plan, papers, digests), width=10_000))
+            write_text(staging.path / ASSEMBLY_FILE, dump_yaml(_record(plan, papers, digests), width=10_000))
             # Check again: somebody may have put files there in the meantime.
             _check_output(folder, force)
             staging.put_in_place()

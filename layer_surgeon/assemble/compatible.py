@@ -7,7 +7,7 @@ from typing import Any
 from layer_surgeon._format import list_names
 from layer_surgeon._io import parse_json
 from layer_surgeon.assemble.model_source import ModelSource
-from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES
+from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES, companion_files
 from layer_surgeon.checkpoint.stack import text_config
 from layer_surgeon.errors import AssemblyError
 from layer_surgeon.extract.dtypes import NAME_OF_CODE
@@ -62,7 +62,7 @@ def check_dtypes(dtypes: Mapping[str, str]) -> None:
 
 
 def _check_vocabulary(base: ModelSource, other: ModelSource) -> None:
-    files = [set(source.checkpoint.source.list_files()) for source in (base, other)]
+    files = [set(companion_files(source.checkpoint)) for source in (base, other)]
     file = next((name for name in _VOCABULARY_FILES if all(name in names for names in files)), None)
     if file is None:
         sizes = [text_config(source.config).get("vocab_size") for source in (base, other)]

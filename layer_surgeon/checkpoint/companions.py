@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources.together import read_files
+from layer_surgeon.checkpoint.sources.url import UrlSource
 
 # All file names in `vocab_files_names` of the tokenizers in transformers 5.24.
 TOKENIZER_FILES = (
@@ -44,8 +45,14 @@ MAX_COMPANION_BYTES = 100_000_000
 
 
 def companion_files(checkpoint: Checkpoint) -> list[str]:
-    """Return the names of the tokenizer's files and of the generation settings."""
+    """Return the names of the tokenizer's files and of the generation settings.
+
+    Raises:
+        SourceError: A web server can't be asked for them.
+    """
     patterns = (*TOKENIZER_FILES, GENERATION_FILE)
+    if isinstance(checkpoint.source, UrlSource):
+        checkpoint.source.look_for(pattern for pattern in patterns if "*" not in pattern)
     return [
         name
         for name in checkpoint.source.list_files()
