@@ -256,7 +256,7 @@ def _card(plan: AssemblyPlan, papers: _Papers) -> AssemblyCard:
         sources.append(
             CardSource(
                 name=source.name,
-                is_repo=source.checkpoint.source.kind == "hub",
+                repo_id=source.checkpoint.repo_id,
                 commit=source.checkpoint.commit,
                 num_layers=source.checkpoint.num_layers,
                 parts=tuple(parts),

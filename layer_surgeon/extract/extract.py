@@ -184,16 +184,10 @@ def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | N
     return {file: checkpoint.source.version(file) for file in sorted(files.union(plan.files))}
 
 
-def _base_model(checkpoint: Checkpoint) -> str | None:
-    """Return the repo id of a donor on the Hub; None for other sources. A subfolder is named `owner/name/folder`."""
-    source = checkpoint.source
-    return "/".join(source.name.split("/")[:2]) if source.kind == "hub" else None
-
-
 def _card(checkpoint: Checkpoint, plan: ExtractionPlan, papers: _Papers) -> LayerCard:
     return LayerCard(
         model=checkpoint.source.name,
-        base_model=_base_model(checkpoint),
+        base_model=checkpoint.repo_id,
         commit=checkpoint.source.commit,
         licence=papers.licence,
         licence_files=tuple(papers.files),
@@ -235,7 +229,7 @@ def _describe(
             **({"quantization": checkpoint.quantization} if checkpoint.quantization else {}),
             "files": list(plan.files),
             "layer_prefix": checkpoint.layer_prefix(plan.layer_indices[0]),
-            "base_model": _base_model(checkpoint),
+            "base_model": checkpoint.repo_id,
             "license": licence.get("license"),
             "tool_version": __version__,
             "tensors": tensors,

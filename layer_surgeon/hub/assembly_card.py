@@ -14,7 +14,7 @@ class CardSource:
 
     Attributes:
         name: Its repo id, path or URL.
-        is_repo: Whether it is a repo on the Hub.
+        repo_id: Its repo on the Hub; None if it is not there.
         commit: Its commit.
         num_layers: Number of its layers.
         parts: What was taken from it, such as `layers 0-15`.
@@ -22,7 +22,7 @@ class CardSource:
     """
 
     name: str
-    is_repo: bool
+    repo_id: str | None
     commit: str | None
     num_layers: int
     parts: Sequence[str]
@@ -66,7 +66,8 @@ class AssemblyCard:
         models = tuple(
             SourceModel(
                 part="donor" if number else "model",
-                name=source.name if source.is_repo else f"the model {source.name}",
+                # No repo id has spaces.
+                name=source.repo_id or f"the model {source.name}",
                 licence=source.licence.get("license"),
             )
             for number, source in enumerate(self.sources)
