@@ -131,8 +131,8 @@ def model_tensors(
             tensors.append(ModelTensor(name=name, source=_joint(source, info), codec=codec))
     for position, layer in enumerate(layers):
         tensors += _layer_tensors(layer, f"{base.stack_prefix}{position}.", code)
-    names = {source.number: source.name for source in (base, head, *(layer.source for layer in layers))}
-    check_dtypes({names[number]: code for number, code in sorted(_main_codes(tensors).items())})
+    source_names = {source.number: source.name for source in (base, head, *(layer.source for layer in layers))}
+    check_dtypes({source_names[number]: code for number, code in sorted(_main_codes(tensors).items())})
     return tensors, notes
 
 

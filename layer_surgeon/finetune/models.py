@@ -76,7 +76,7 @@ def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = 
             if donor is not None:
                 raise GraftError(f"A donor layer was passed, but {name} is not a graft. Omit the donor.")
             if _is_assembled_decoder(name, config) and get_task(task).pools:
-                labels = {} if num_labels is None else {"num_labels": num_labels}
+                labels: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
                 return graft_layer(name, None, task, pooling="mean", **labels)
             # Always train in float32: weights in half precision would lose Adam's small updates.
             label_options: dict[str, Any] = (
