@@ -7,9 +7,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from layer_surgeon._format import format_bytes, format_count
-from layer_surgeon.assemble import AssembledModel, AssemblyPlan, assemble_model, plan_assembly
+from layer_surgeon._text import first_line
+from layer_surgeon.assemble import AssembledModel, AssemblyPlan, plan_assembly
+from layer_surgeon.assemble.assembly import write_model
 from layer_surgeon.assemble.assembly_plan import Recipe
 from layer_surgeon.assemble.recipe_files import read_recipe
+from layer_surgeon.checkpoint.companions import companion_files
+from layer_surgeon.checkpoint.gguf import GgufTable
 
 from .command import command, new_app
 from .errors import UsageError
@@ -98,21 +102,18 @@ def assemble(
         "text_only": text_only or None,
         "dtype": dtype,
     }
-    recipe = _recipe(source, config)
+    plan = plan_assembly(_recipe(source, config), max_shard_size=max_shard_size, token=token, **settings)
     if dry_run:
-        plan = plan_assembly(recipe, max_shard_size=max_shard_size, token=token, **settings)
         if not ui.as_json:
             _show_plan(ui, plan)
         return _plan_document(plan)
-    model = assemble_model(
-        recipe,
+    model = write_model(
+        plan,
         output,
-        max_shard_size=max_shard_size,
-        token=token,
+        companions=_gguf_tokenizer(ui, plan),
         progress=ui.progress,
         workspace=ui.workspace,
         force=force,
-        **settings,
     )
     if not ui.as_json:
         _show(ui, model)
@@ -126,6 +127,20 @@ def _recipe(source: str | None, config: Path | None) -> Recipe:
             "surgeon assemble google/gemma-3-270m --keep 0:9"
         )
     return read_recipe(config) if config is not None else str(source)
+
+
+def _gguf_tokenizer(ui: Ui, plan: AssemblyPlan) -> dict[str, bytes]:
+    """Make the tokenizer's files from the header of a GGUF file, if there are none next to it."""
+    checkpoint = plan.sources[0].checkpoint
+    if not isinstance(checkpoint.table, GgufTable) or "tokenizer.json" in companion_files(checkpoint):
+        return {}
+    from layer_surgeon._loading import gguf_tokenizer_files  # imports transformers and torch
+
+    try:
+        return gguf_tokenizer_files(checkpoint.table)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        ui.progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
+        return {}
 
 
 def _verify(ui: Ui, folder: str | None) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, short_name
 
 _MAX_NAME_CHARACTERS = 60
+# At least one file of each tokenizer's starts with one of these.
+_TOKENIZER_STARTS = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "source.spm", "bpe", "spm", "dict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +86,49 @@ def assemble_model(
         SourceError: A source can't be read.
         ArtifactError: The output folder is in use or holds something else, or the disk is full.
     """
-    progress = progress or NullProgress()
     recipe = as_recipe(recipe, settings)
     if output is not None:
         _check_output(Path(output), force)
     plan = plan_assembly(recipe, max_shard_size=max_shard_size, token=token)
+    return write_model(plan, output, progress=progress, workspace=workspace, force=force)
+
+
+def write_model(
+    plan: AssemblyPlan,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    companions: Mapping[str, bytes] | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    force: bool = False,
+) -> AssembledModel:
+    """Write a planned model, as `assemble_model` does.
+
+    Args:
+        plan: The plan.
+        output: The folder. None is a folder in the workspace.
+        companions: More small files for the folder, by name, such as a tokenizer's.
+        progress: Reports the bytes as they arrive.
+        workspace: Used if `output` is None.
+        force: Replace another assembled model in the output folder.
+
+    Raises:
+        CheckpointError: A checkpoint is damaged.
+        SourceError: A source can't be read.
+        ArtifactError: The output folder is in use or holds something else, or the disk is full.
+    """
+    progress = progress or NullProgress()
     for note in plan.notes:
         progress.notice(note)
     folder = (workspace or Workspace()).folder("model", _model_name(plan)) if output is None else Path(output)
     _check_output(folder, force)
-    return _assemble(plan, _read_papers(plan), folder, force, progress)
+    papers = _read_papers(plan, companions or {})
+    if not any(name.startswith(_TOKENIZER_STARTS) for name in papers.companions):
+        progress.notice(
+            f"{plan.sources[0].name} has no tokenizer files, so the new model has none. Copy those of the original "
+            "model into its folder."
+        )
+    return _assemble(plan, papers, folder, force, progress)
 
 
 def _check_output(folder: Path, force: bool) -> None:
@@ -193,7 +228,7 @@ def _index(plan: AssemblyPlan) -> dict[str, Any]:
     }
 
 
-def _read_papers(plan: AssemblyPlan) -> _Papers:
+def _read_papers(plan: AssemblyPlan, companions: Mapping[str, bytes]) -> _Papers:
     base, *others = plan.sources
     licence_files = dict(read_licence_files(base.checkpoint))
     for other in others:
@@ -206,7 +241,7 @@ def _read_papers(plan: AssemblyPlan) -> _Papers:
     return _Papers(
         licences=tuple(read_licence(source.checkpoint) for source in plan.sources),
         licence_files=licence_files,
-        companions=read_companions(base.checkpoint),
+        companions=read_companions(base.checkpoint) | dict(companions),
     )
 
 
