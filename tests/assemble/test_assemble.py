@@ -115,7 +115,9 @@ class TestWhatComesOut:
         changed = [name for name in tensors if tensors[name] != originals[name]]
         assert changed == ["model.layers.2.self_attn.o_proj.weight", "model.layers.2.mlp.down_proj.weight"]
         for name in changed:
-            values, plain = (torch.frombuffer(bytearray(raw[name][2]), dtype=torch.float32) for raw in (tensors, originals))
+            values, plain = (
+                torch.frombuffer(bytearray(raw[name][2]), dtype=torch.float32) for raw in (tensors, originals)
+            )
             assert torch.equal(values, plain * 0.5)
         model.verify()
 
@@ -139,7 +141,10 @@ class TestWhatComesOut:
 
     def test_the_folder_is_complete(self, siblings, tmp_path):
         recipe = AssemblyRecipe(
-            slices=(LayerSlice(source=siblings / "base", layers="0:2"), LayerSlice(source=siblings / "other", layers=3)),
+            slices=(
+                LayerSlice(source=siblings / "base", layers="0:2"),
+                LayerSlice(source=siblings / "other", layers=3),
+            ),
             head=siblings / "other",
         )
         model = assemble_model(recipe, tmp_path / "out", max_shard_size="50KB")
@@ -284,7 +289,9 @@ class TestRefusals:
         assemble_model(base, tmp_path / "out", **settings)
         first, second, *_ = tokenizer["model"]["vocab"]
         swapped = tokenizer["model"]["vocab"] | {first: 1, second: 0}
-        (other / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": tokenizer["model"] | {"vocab": swapped}}))
+        (other / "tokenizer.json").write_text(
+            json.dumps(tokenizer | {"model": tokenizer["model"] | {"vocab": swapped}})
+        )
         with pytest.raises(AssemblyError, match="have different tokenizers: they number"):
             assemble_model(base, tmp_path / "another", **settings)
         (other / "tokenizer.json").write_text("{")
