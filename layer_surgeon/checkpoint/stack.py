@@ -172,6 +172,10 @@ def count_layers(config: Mapping[str, Any]) -> int:
         count = language_config.get(name)
         if type(count) is int and 0 < count < 100_000:
             return count
+    # nemotron_h: newer versions of transformers only write the kind of each layer.
+    kinds = language_config.get("layers_block_type")
+    if isinstance(kinds, list) and 0 < len(kinds) < 100_000:
+        return len(kinds)
     raise CheckpointError(
         f"config.json does not state the number of layers (as {', '.join(_LAYER_COUNT_NAMES)}). "
         "Use a checkpoint in the format of the transformers library."
