@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from layer_surgeon._limits import MAX_LAYERS, check_size
-from layer_surgeon.assemble.compatible import check_models
 from layer_surgeon.assemble.model_source import ModelSource, model_source
 from layer_surgeon.assemble.recipe import AssemblyRecipe, LayerSlice, SourceRef
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
@@ -24,13 +23,12 @@ class SelectedLayer:
 
 
 def open_sources(recipe: AssemblyRecipe, token: str | bool | None) -> tuple[dict[SourceRef, ModelSource], ModelSource]:
-    """Open every source of a recipe once, and check that their layers fit together.
+    """Open every source of a recipe once.
 
     Returns:
         The sources by the names in the recipe, the base first, and the source of the head.
 
     Raises:
-        AssemblyError: They don't fit together.
         UnsupportedArchitectureError: A source can't be used.
         CheckpointError: A checkpoint is damaged.
         SourceError: A source can't be read.
@@ -48,8 +46,6 @@ def open_sources(recipe: AssemblyRecipe, token: str | bool | None) -> tuple[dict
             else open_checkpoint(reference, revision=revision, token=token)
         )
         sources[reference] = model_source(len(sources), checkpoint, text_only=recipe.text_only)
-    base, *others = sources.values()
-    check_models(base, others)
     return sources, sources[head]
 
 

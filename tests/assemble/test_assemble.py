@@ -260,8 +260,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"model_type": "mistral"}, "is a llama model and .* a mistral model"),
-            ({"hidden_size": 32, "num_attention_heads": 2}, "has the hidden_size 64, and .* 32"),
+            ({"model_type": "mistral"}, "A layer of mistral can't be a layer of llama"),
+            ({"hidden_size": 32, "num_attention_heads": 2}, "The sources differ in hidden_size: 64 and 32"),
             ({"vocab_size": 120}, "vocabulary of 100 tokens, and .* one of 120"),
         ],
         ids=["family", "width", "vocabulary"],
