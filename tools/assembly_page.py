@@ -19,8 +19,8 @@ hidden state goes through the original model's layer at its own number. The larg
 logit, is 10^-6^ in float32.
 
 - **{all_four} families do all four**: keep the first layers, drop some, stack some twice, and swap one for a sibling's.
-- {expand} families accept copies that add nothing (`--expand`). For {exact} of them, the logits are the same to the last
-  bit.
+- {expand} families accept copies that add nothing (`--expand`). For {exact} of them, the logits stay the same to the
+  last bit.
 - {scale} families can scale what a layer adds (`--scale`).
 
 ## What each family does

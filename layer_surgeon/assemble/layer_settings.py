@@ -27,16 +27,22 @@ _SAVE_ADVICE = (
     "AutoConfig.from_pretrained(SOURCE).save_pretrained(FOLDER)."
 )
 # Settings that don't change what a layer computes, or that don't have to be equal.
+# fmt: off
 _NOT_COMPARED = frozenset(
-    "_name_or_path architectures auto_map dtype torch_dtype transformers_version use_cache vocab_size bos_token_id "
-    "eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
-    "tie_word_embeddings tie_weights max_position_embeddings n_positions n_ctx model_max_length max_seq_len "
-    "initializer_range initializer_factor attention_dropout hidden_dropout dropout activation_dropout layerdrop "
-    "attention_probs_dropout_prob hidden_dropout_prob classifier_dropout embd_pdrop resid_pdrop attn_pdrop "
-    "output_attentions output_hidden_states return_dict id2label label2id problem_type task_specific_params "
-    "pretraining_tp chunk_size_feed_forward is_encoder_decoder gradient_checkpointing model_type quantization_config "
-    "torchscript output_router_logits router_aux_loss_coef _attn_implementation_autoset _attn_implementation".split()
+    {
+        "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache",
+        "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
+        "unk_token_id", "decoder_start_token_id", "tie_word_embeddings", "tie_weights", "max_position_embeddings",
+        "n_positions", "n_ctx", "model_max_length", "max_seq_len", "initializer_range", "initializer_factor",
+        "attention_dropout", "hidden_dropout", "dropout", "activation_dropout", "layerdrop",
+        "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout", "embd_pdrop", "resid_pdrop",
+        "attn_pdrop", "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id",
+        "problem_type", "task_specific_params", "pretraining_tp", "chunk_size_feed_forward", "is_encoder_decoder",
+        "gradient_checkpointing", "model_type", "quantization_config", "torchscript", "output_router_logits",
+        "router_aux_loss_coef", "_attn_implementation_autoset", "_attn_implementation",
+    }
 )
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)

