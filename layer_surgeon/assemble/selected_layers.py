@@ -57,7 +57,10 @@ def select(recipe: AssemblyRecipe, sources: Mapping[SourceRef, ModelSource]) -> 
         ConfigError: A selection is malformed or selects nothing, or a position is beyond the new model.
         UnsupportedArchitectureError: A layer is quantised in an unsupported way, or FP8 without a dtype.
     """
-    layers = [layer for part in recipe.slices for layer in _slice_layers(part, sources[part.source])]
+    layers: list[SelectedLayer] = []
+    for part in recipe.slices:
+        layers += _slice_layers(part, sources[part.source])
+        check_size(len(layers), MAX_LAYERS, "layers", ConfigError)
     if not layers:
         raise ConfigError("The recipe drops every layer, so the model would have none. Keep at least one layer.")
     for position, (reference, index) in recipe.replace.items():
@@ -91,6 +94,7 @@ def _indices(parts: str | int | Sequence[int | str], source: ModelSource) -> lis
                 f"{part!r} selects no layer of {source.name}. A slice is FIRST:END, and includes FIRST but not END."
             )
         indices += selected
+        check_size(len(indices), MAX_LAYERS, "layers", ConfigError)
     return indices
 
 

@@ -243,6 +243,8 @@ class TestRefusals:
             ({"scale": "9=2"}, ConfigError, "scale names layer 9 of the new model, which has 4 layers"),
             ({"expand": "often"}, ConfigError, "must be every:N"),
             ({"expand": 5}, ConfigError, "every 5 layers, but there are only 4"),
+            ({"layers": "0:4," * 2501}, ConfigError, "10,004 layers were requested; at most 10,000"),
+            ({"layers": ",".join(["0:4"] * 2500), "expand": 1}, ConfigError, "20,000 layers were requested"),
             ({"text_only": "yes"}, ConfigError, "text_only is 'yes'"),
             ({"max_shard_size": "big"}, ConfigError, "max_shard_size is 'big'"),
             ({"max_shard_size": 0}, ConfigError, "max_shard_size is 0"),
