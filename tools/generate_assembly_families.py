@@ -433,6 +433,8 @@ class Study:
         for name, value in self.overrides.items():
             if isinstance(value, list) and len(value) == LAYERS and number != LAYERS:
                 settings[name] = [value[index % LAYERS] for index in range(number)]
+            elif name == "attention_types":
+                settings[name] = [[value[0][0], number // len(value[0][0])]]
         settings = {name: value for name, value in {**settings, **overrides}.items() if value is not ABSENT}
         if self.model_type == "nemotron_h":
             settings.pop(self.count, None)
@@ -467,7 +469,7 @@ class Study:
 
     def find_lists(self) -> dict[str, Any]:
         """Find the settings with one value per layer."""
-        configs = {number: self.written(number) for number in (LAYERS, LAYERS + 1)}
+        configs = {number: self.written(number) for number in (LAYERS, LAYERS + 2)}
         lists: dict[str, Any] = {}
         for name, value in configs[LAYERS].items():
             if all(
@@ -502,6 +504,9 @@ class Study:
         for name, details in family["lists"].items():
             if details.get("form") in ("groups", "cycle"):
                 details["rule"] = None if details["form"] == "groups" else self.word(name)
+                continue
+            if groups := [other for other, form in family["lists"].items() if form.get("form") == "groups"]:
+                details["copy_of"] = groups[0]
                 continue
             forced = {
                 json.dumps(values[-1])
@@ -557,7 +562,7 @@ class Study:
 
     def word(self, name: str) -> dict[str, Any] | None:
         """Find a rule without settings: some first values, then a repeated pattern, then perhaps a last value."""
-        lists = {number: self.derived(name, number) for number in (*range(3, 14), 24, 31, 40)}
+        lists = {number: self.derived(name, number) for number in (*range(4, 14), 24, 31, 40)}
         if any(values is None for values in lists.values()) or self.drivers(name):
             return None
         longest = lists[40] or []
@@ -648,7 +653,7 @@ class Study:
         """Note the settings of a rule that old configs have, and the default values of these."""
         for condition in rule["when"]:
             for name in condition[1:]:
-                if isinstance(name, str) and condition[0] in ("every", "from", "until"):
+                if isinstance(name, str) and condition[0] in ("every", "from", "until", "before"):
                     family.setdefault("periods", [])
                     if name not in family["periods"]:
                         family["periods"].append(name)
@@ -872,6 +877,7 @@ def fit(
 def conditions(drivers: Sequence[str], samples: Sequence[Any], per_layer: set[str]) -> Iterator[list[Any]]:
     """Return all conditions that may be part of a rule."""
     yield ["last"]
+    yield from (["every", 2, 0, 1], ["every", 2, 1, 1])
     for name in drivers:
         values = [overrides[name] for _, overrides, _ in samples]
         if name in per_layer:
@@ -883,7 +889,7 @@ def conditions(drivers: Sequence[str], samples: Sequence[Any], per_layer: set[st
         elif any(isinstance(value, bool) for value in values):
             yield ["true", name]
         else:
-            yield from (["from", name], ["until", name], ["every", name, 0, 1], ["every", name, 1, 1])
+            yield from (["from", name], ["until", name], ["before", name], ["every", name, 0, 1], ["every", name, 1, 1])
             for other in drivers:
                 if other != name and all(type(overrides[other]) is int for _, overrides, _ in samples):
                     yield from (["every", name, other, 1], ["every", name, other, -1])

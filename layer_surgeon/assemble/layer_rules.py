@@ -7,7 +7,8 @@ A rule is one of:
 
 Both may have `last`: the value of the last layer. A condition is a list:
 
-    ["from", K]  ["until", K]      the layer's number is at least, or at most, the setting K
+    ["from", K]                    the layer's number is at least the setting K
+    ["until", K]  ["before", K]    it is at most K, or less than K
     ["every", P, S, F]             the number plus F times the setting S is a multiple of the setting P
     ["in", K]  ["not_in", K]       the number is, or is not, one of the list K
     ["true", K]  ["set", K]        the setting K is true, or is not null, for all layers
@@ -67,8 +68,8 @@ def solve_rule(rule: Rule, settings: Mapping[str, Any], wanted: Sequence[Any]) -
         kind, names = condition[0], condition[1:]
         if kind == "from" and isinstance(names[0], str):
             solved[names[0]] = hits[0] if hits else len(wanted)
-        elif kind == "until" and isinstance(names[0], str):
-            solved[names[0]] = hits[-1] if hits else 0
+        elif kind in ("until", "before") and isinstance(names[0], str):
+            solved[names[0]] = hits[-1] + (kind == "before") if hits else 0
         elif kind == "every" and isinstance(names[0], str):
             periods.append(condition)
         elif kind in ("in", "not_in"):
@@ -105,6 +106,8 @@ def _met(condition: Condition, settings: Settings, num_layers: int) -> list[bool
             return [index >= _number(arguments[0]) for index in numbers]
         case "until":
             return [index <= _number(arguments[0]) for index in numbers]
+        case "before":
+            return [index < _number(arguments[0]) for index in numbers]
         case "every":
             period, shift = _number(arguments[0]), arguments[2] * _number(arguments[1])
             return [period != 0 and (index + shift) % period == 0 for index in numbers]

@@ -141,7 +141,12 @@ class _Settings:
             if self.text.get(name) == self.num_layers:
                 self.text[name] = number
         for name, exponent in self.family.get("scaled_by_count", {}).items():
-            self.text[name] = self.value(name) * (number / self.num_layers) ** exponent
+            value = self.value(name)
+            if not isinstance(value, int | float):
+                raise CheckpointError(
+                    f"config.json has the {name} {value!r}, but needs a number. Get the config again."
+                )
+            self.text[name] = value * (number / self.num_layers) ** exponent
         self.num_layers = number
 
     def stated(self, name: str) -> Any:
@@ -178,6 +183,8 @@ class _Settings:
         """
         stated, form = self.stated(name), self.family["lists"][name].get("form", "values")
         if stated in (None, [], ()):
+            if (original := self.family["lists"][name].get("copy_of")) is not None:
+                return self.values(original)
             rule = self.family["lists"][name].get("rule")
             if rule is None or any(self.text.get(other) for other in self.family.get("void", ())):
                 raise UnsupportedArchitectureError(
@@ -287,26 +294,33 @@ def _rewrite_lists(assembled: _Settings, chosen: Chosen) -> None:
     for name, wanted in wanted_values.items():
         details = assembled.family["lists"][name]
         _check_values(assembled.model_type, name, wanted, details)
-        if assembled.stated(name) in (None, [], ()):
-            if _derived(assembled, name) == wanted:
-                continue
+        stated = assembled.stated(name)
+        if stated in (None, [], ()) and ("copy_of" in details or _derived(assembled, name) == wanted):
+            continue
+        assembled.write(name, _collapse(wanted, details.get("form", "values"), stated))
+        if "when" in (details.get("rule") or {}):
             _update_pattern(assembled, details["rule"], wanted)
-        assembled.write(name, _collapse(wanted, details.get("form", "values"), assembled.stated(name)))
 
 
 def _update_pattern(assembled: _Settings, rule: Rule, wanted: Sequence[Any]) -> None:
-    """Change the settings of a pattern that is written as a list now, so that other readers are not misled.
+    """Change the settings of a pattern next to a list, so that readers of the pattern are not misled.
 
     If no values describe the list, the settings are removed.
     """
-    names = [name for name in rule_settings(rule) if name in assembled.family.get("periods", ())]
-    if not any(name in assembled.text for name in names):
+    names = [
+        name
+        for kind, *arguments in rule["when"]
+        if kind in ("from", "until", "before", "every", "in", "not_in")
+        for name in arguments
+        if isinstance(name, str) and assembled.text.get(name) is not None
+    ]
+    if not names or assembled.rule_values(rule) == list(wanted):
         return
     solved = solve_rule(rule, {name: assembled.value(name) for name in rule_settings(rule)}, wanted)
     for name in names:
         if solved is None or name not in solved:
-            assembled.text.pop(name, None)
-        elif name in assembled.text:
+            del assembled.text[name]
+        else:
             assembled.text[name] = solved[name]
 
 
@@ -371,9 +385,11 @@ def _rewrite_map(assembled: _Settings, chosen: Chosen) -> None:
         return
     numbered = {}
     for index, (source, layer) in enumerate(chosen):
-        overrides = {int(number): values for number, values in (source.text.get(_MAP) or {}).items()}
-        if layer in overrides:
-            numbered[str(index).zfill(len(str(len(chosen) - 1)))] = deepcopy(overrides[layer])
+        overrides = source.text.get(_MAP)
+        for number, values in overrides.items() if isinstance(overrides, Mapping) else ():
+            # transformers pads the numbers with zeros.
+            if str(number).lstrip("0") == str(layer).lstrip("0"):
+                numbered[str(index).zfill(len(str(len(chosen) - 1)))] = deepcopy(values)
     assembled.text[_MAP] = numbered
 
 
@@ -386,15 +402,19 @@ def _expand(stated: Any, form: str, num_layers: int) -> list[Any] | None:
     if form == "cycle":
         return [stated[index % len(stated)] for index in range(num_layers)]
     if form == "groups":
-        try:
-            return [value for pattern, repeats in stated for value in list(pattern) * repeats][: num_layers + 1]
-        except (TypeError, ValueError):
-            return None
+        values: list[Any] = []
+        for group in stated:
+            if not isinstance(group, list | tuple) or len(group) != 2 or not isinstance(group[0], list | tuple):
+                return None
+            if type(group[1]) is not int or group[1] > num_layers:
+                return None
+            values += list(group[0]) * group[1]
+        return values
     return list(stated)
 
 
 def _collapse(values: list[Any], form: str, stated: Any) -> Any:
-    if isinstance(stated, str):
+    if isinstance(stated, str) and all(isinstance(value, str) and len(value) == 1 for value in values):
         return "".join(values)
     return [[values, 1]] if form == "groups" else values
 
@@ -412,7 +432,8 @@ def _comparable(settings: _Settings) -> dict[str, Any]:
         if name not in per_layer and name not in _NOT_COMPARED and value is not None
     }
     for name, exponent in family.get("scaled_by_count", {}).items():
-        values[name] = settings.value(name) / settings.num_layers**exponent
+        if isinstance(value := settings.value(name), int | float):
+            values[name] = value / settings.num_layers**exponent
     rope = values.pop("rope_parameters", None) or values.pop("rope_scaling", None)
     values.pop("rope_scaling", None)
     if isinstance(rope, Mapping):

@@ -47,6 +47,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"]
     },
     "llama4_text": {"interleave_moe_layer_step": 2},
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 3},
     "qwen2_moe": {"mlp_only_layers": [1]},
     "qwen3_moe": {"mlp_only_layers": [1]},
     "qwen3_next": {"mlp_only_layers": [1]},
@@ -111,6 +112,8 @@ class Family:
         self.models = [model_from(deepcopy(config), seed=seed) for seed in (0, 1)]
         self.folders = [folder / name for name in ("model", "sibling")]
         for model, path in zip(self.models, self.folders, strict=True):
+            if config.tie_word_embeddings and (head := model.get_output_embeddings()) is not None:
+                head.weight = model.get_input_embeddings().weight  # from_config does not tie those of all families
             save_quietly(model, path)
         self.config: dict[str, Any] = json.loads((self.folders[0] / "config.json").read_text())
         self.input_ids = torch.arange(3, 22)[None]
