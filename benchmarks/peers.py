@@ -136,7 +136,7 @@ def peer_versions() -> dict[str, str]:
     return version_of
 
 
-def _in_safetensors(path: Path, prefix: str) -> Iterator[StoredTensor]:
+def in_safetensors(path: Path, prefix: str) -> Iterator[StoredTensor]:
     """Yield the tensors of a file whose names start with `prefix`, without the prefix."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -147,12 +147,14 @@ def _in_safetensors(path: Path, prefix: str) -> Iterator[StoredTensor]:
             yield name.removeprefix(prefix), path, 8 + length + begin, end - begin
 
 
-def _copy_command(job: Job) -> list[str]:
+def copy_command(job: Job) -> list[str]:
+    """Make the command line of a copy with a sha256, with only the standard library."""
     ranges = [[str(path), start, length] for _, path, start, length in job.tensors]
     return [sys.executable, str(SCRIPTS / "copy_and_hash.py"), json.dumps(ranges), str(job.output)]
 
 
-def _copied(job: Job) -> Iterator[StoredTensor]:
+def copied(job: Job) -> Iterator[StoredTensor]:
+    """Yield the tensors that this copy has written."""
     position = 0
     for name, _, _, length in job.tensors:
         yield name, job.output, position, length
@@ -178,12 +180,13 @@ def _grabbed(job: Job) -> Iterator[StoredTensor]:
     subprocess.run(_script("as_safetensors.py", str(job.output), str(converted)), check=True)
     job.output.unlink()
     converted.rename(job.output)
-    yield from _in_safetensors(job.output, "")
+    yield from in_safetensors(job.output, "")
 
 
-def _mergekit_command(job: Job) -> list[str]:
+def mergekit_command(job: Job, layer_range: list[int]) -> list[str]:
+    """Make the command line with which mergekit writes a model of these layers, embeddings and head."""
     config = job.output.with_suffix(".yaml")
-    source = {"model": str(job.checkpoint), "layer_range": [job.index, job.index + 1]}
+    source = {"model": str(job.checkpoint), "layer_range": layer_range}
     # mergekit reads YAML, and JSON is valid YAML.
     config.write_text(
         json.dumps({"slices": [{"sources": [source]}], "merge_method": "passthrough", "dtype": "bfloat16"})
@@ -191,28 +194,32 @@ def _mergekit_command(job: Job) -> list[str]:
     return [str(PEERS / "mergekit-yaml"), str(config), str(job.output), "--no-copy-tokenizer", "--quiet"]
 
 
+def _mergekit_command(job: Job) -> list[str]:
+    return mergekit_command(job, [job.index, job.index + 1])
+
+
 def _merged(job: Job) -> Iterator[StoredTensor]:
     for path in job.output.glob("*.safetensors"):
-        yield from _in_safetensors(path, "model.layers.0.")
+        yield from in_safetensors(path, "model.layers.0.")
 
 
 ROWS = {
-    "copy": Row(title="copy + sha256 (standard library)", command=_copy_command, tensors=_copied, peer=False),
+    "copy": Row(title="copy + sha256 (standard library)", command=copy_command, tensors=copied, peer=False),
     "surgeon": Row(
         title="surgeon extract",
         command=_surgeon_command,
-        tensors=lambda job: _in_safetensors(job.output / "model.safetensors", "layers.0."),
+        tensors=lambda job: in_safetensors(job.output / "model.safetensors", "layers.0."),
         peer=False,
     ),
     "safe_open": Row(
         title="safe_open by hand",
         command=lambda job: _script("by_safe_open.py", str(job.checkpoint), job.prefix, str(job.output)),
-        tensors=lambda job: _in_safetensors(job.output, ""),
+        tensors=lambda job: in_safetensors(job.output, ""),
     ),
     "from_pretrained": Row(
         title="from_pretrained, keep one layer",
         command=lambda job: _script("by_from_pretrained.py", str(job.checkpoint), str(job.output)),
-        tensors=lambda job: _in_safetensors(job.output, ""),
+        tensors=lambda job: in_safetensors(job.output, ""),
     ),
     "grabber": Row(title="safetensors-layer-grabber", command=_grabber_command, tensors=_grabbed),
     "mergekit": Row(title="mergekit passthrough", command=_mergekit_command, tensors=_merged),

@@ -15,6 +15,7 @@ import layer_surgeon
 COMMANDS = {
     "inspect": "Show a checkpoint's layers, dtypes, sizes and licence.",
     "extract": "Extract layers from a checkpoint, reading only their bytes.",
+    "assemble": "Make a model out of layers of other models, reading only their bytes.",
     "run": "Compute hidden states of texts, one layer of the model at a time.",
     "graft": "Put a donor layer into a small model.",
     "profile": "Show what a graft costs: parameters, computation, memory, time.",
@@ -27,7 +28,7 @@ COMMANDS = {
     "report": "Write the report of a study: a page with verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.",
     "synthesize": "Write training texts for each label with a language model.",
     "export": "Export a graft for other runtimes.",
-    "push": "Upload a graft, a run or a layer to the Hub.",
+    "push": "Upload a graft, a run, a layer or an assembled model to the Hub.",
     "datasets": "List the built-in names of data sets.",
     "demo": "Run the whole workflow on real weights, without the Hub.",
     "env": "Show versions, devices and the workspace, for bug reports.",

@@ -1,4 +1,4 @@
-"""`surgeon push`: upload a graft, a run or a layer to the Hub."""
+"""`surgeon push`: upload a graft, a run, a layer or an assembled model to the Hub."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,10 @@ app = new_app()
 def push(
     repo: Annotated[str, typer.Argument(help="The repo, such as me/my-graft. Created if it does not exist.")],
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of a graft, a run or a layer artifact (default: the latest run).")
+        Path | None,
+        typer.Argument(
+            help="Folder of a graft, a run, a layer artifact or an assembled model (default: the latest run)."
+        ),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repo public instead of private.")] = False,
     without_donor: Annotated[
@@ -33,7 +36,7 @@ def push(
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Upload a graft, a run or a layer to the Hub.
+    """Upload a graft, a run, a layer or an assembled model to the Hub.
 
     The model card names the models it was made from, their licences and how to use it. For a run, it also has the data,
     settings and scores. Training state, logs and local paths are not uploaded.
@@ -59,7 +62,7 @@ def show_push(result: "PushResult", folder: Path, ui: Ui) -> None:
     """Show what was uploaded, and the licence of the donor model."""
     if result.holds_donor:
         terms = f"its licence is {result.terms}" if result.terms else "its licence is not stated"
-        ui.progress.notice(f"The repo has weights of the donor model; {terms}. Check that you may share them.")
+        ui.progress.notice(f"The repo has weights of other models; {terms}. Check that you may share them.")
     if not ui.as_json:
         ui.facts(
             {

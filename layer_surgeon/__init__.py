@@ -4,6 +4,7 @@ tasks       KNOW   what each task needs: hosts, columns, scores, an example     
 checkpoint  READ   which tensors a checkpoint has, and where their bytes are    open_checkpoint
 hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
+assemble    BUILD  layers of checkpoints, in any order -> a whole checkpoint   plan_assembly, assemble_model
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
 run         RUN    any decoder, one layer at a time -> hidden states of texts   run_layers
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
@@ -20,10 +21,19 @@ from layer_surgeon import _auto
 from layer_surgeon._version import __version__
 
 if TYPE_CHECKING:
+    from layer_surgeon.assemble import (
+        AssembledModel,
+        AssemblyPlan,
+        AssemblyRecipe,
+        LayerSlice,
+        assemble_model,
+        plan_assembly,
+    )
     from layer_surgeon.checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
     from layer_surgeon.errors import (
         ArtifactError,
+        AssemblyError,
         CheckpointError,
         ConfigError,
         DataError,
@@ -45,12 +55,14 @@ if TYPE_CHECKING:
 _HOME = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
+    "assemble": ("AssembledModel", "AssemblyPlan", "AssemblyRecipe", "LayerSlice", "assemble_model", "plan_assembly"),
     "donor": ("DonorLayer", "SurgeonDonorConfig"),
     "run": ("HiddenStates", "RunConfig", "run_layers"),
     "graft": ("GraftConfig", "GraftedModel", "SurgeonGraftConfig", "graft_layer"),
     "finetune": ("FinetuneConfig", "FinetuneResult", "finetune_model"),
     "errors": (
         "ArtifactError",
+        "AssemblyError",
         "CheckpointError",
         "ConfigError",
         "DataError",
@@ -69,6 +81,10 @@ _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 
 __all__ = [
     "ArtifactError",
+    "AssembledModel",
+    "AssemblyError",
+    "AssemblyPlan",
+    "AssemblyRecipe",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
@@ -83,6 +99,7 @@ __all__ = [
     "HiddenStates",
     "LayerArtifact",
     "LayerNotFoundError",
+    "LayerSlice",
     "LayerSurgeonError",
     "NullProgress",
     "Progress",
@@ -96,10 +113,12 @@ __all__ = [
     "Workspace",
     "WorkspaceError",
     "__version__",
+    "assemble_model",
     "extract_layer",
     "finetune_model",
     "graft_layer",
     "open_checkpoint",
+    "plan_assembly",
     "plan_extraction",
     "run_layers",
 ]

@@ -154,18 +154,17 @@ def check_replaceable(
     """
     if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
         return
+    noun = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
     if folder.is_symlink():
         raise error(f"{folder} is a symbolic link. Name the folder itself with --output.")
     if not folder.is_dir() or not is_ours(folder):
-        raise error(f"{folder} already exists and is not a {kind}. Choose another folder with --output.")
+        raise error(f"{folder} already exists and is not {noun}. Choose another folder with --output.")
     if not force:
-        raise error(
-            f"{folder} already holds a {kind}. Replace it with --force, or choose another folder with --output."
-        )
+        raise error(f"{folder} already holds {noun}. Replace it with --force, or choose another folder with --output.")
     foreign = foreign_files(folder, ours)
     if foreign:
         raise error(
-            f"{folder} holds a {kind}, but also files that are not part of one: {list_names(foreign)}. Replacing it "
+            f"{folder} holds {noun}, but also files that are not part of one: {list_names(foreign)}. Replacing it "
             "would delete them. Move them elsewhere, or choose another folder with --output."
         )
 

@@ -7,6 +7,7 @@ from outside the folder, or to load another model that an adapter's config names
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
 from layer_surgeon._folders import check_links
-from layer_surgeon._io import MAX_JSON_BYTES, read_json
+from layer_surgeon._io import MAX_JSON_BYTES, read_json, write_bytes
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
+from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
 from layer_surgeon.errors import GraftError, LayerSurgeonError
@@ -297,6 +299,20 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         raise ValueError(str(error) or type(error).__name__) from error
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
+
+
+def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
+    """Make the tokenizer's files from the header of a GGUF file, by name.
+
+    Raises:
+        ValueError, OSError, KeyError, TypeError, ImportError: As `load_gguf_tokenizer`.
+        SourceError: The header can't be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
+        folder = Path(name)
+        write_bytes(folder / "header.gguf", table.header_bytes())
+        load_gguf_tokenizer(folder / "header.gguf").save_pretrained(folder / "tokenizer")
+        return {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir() if file.is_file()}
 
 
 @contextlib.contextmanager

@@ -4,3 +4,7 @@ LAYER = "surgeon_donor"
 GRAFT = "surgeon_graft"
 # In a graft's folder: the layer artifact of a frozen donor.
 DONOR_FOLDER = "donor"
+
+# The record in the folder of an assembled model. The digests of DeepSeek-V3's 91,991 tensors take 13 MB.
+ASSEMBLY_FILE = "assembly.yaml"
+MAX_ASSEMBLY_CHARACTERS = 50_000_000

@@ -15,8 +15,23 @@ MAX_CHARACTERS = 1_000_000
 _FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
 
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def _without_base_60(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(rf"(?!.*:)(?:{pattern.pattern})", pattern.flags)
+
+
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is untyped here
-    """YAML without aliases: nine lines of aliases can expand to billions of values."""
+    """YAML without aliases: nine lines of aliases can expand to billions of values.
+
+    Numbers in base 60, which YAML 1.2 no longer has, are text: `8:24` is a slice of layers, and not 504.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, _without_base_60(pattern) if tag in _NUMBER_TAGS else pattern) for tag, pattern in resolvers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -34,14 +49,14 @@ class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml is untyped he
         return True
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, max_characters: int = MAX_CHARACTERS) -> Any:
     """Parse YAML text. Tags for Python objects and aliases are refused.
 
     Raises:
-        ValueError: It is not plain YAML, has an alias, is nested too deeply, or has over `MAX_CHARACTERS`.
+        ValueError: It is not plain YAML, has an alias, is nested too deeply, or has over `max_characters`.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read")
+    if len(text) > max_characters:
+        raise ValueError(f"{len(text):,} characters of YAML; at most {max_characters:,} are read")
     try:
         loader = _PlainLoader(text)
     except yaml.YAMLError as error:  # a character that YAML doesn't allow

@@ -8,7 +8,8 @@
     │   └── SourceChangedError                     the files changed between two reads
     ├── LayerNotFoundError (IndexError)            the checkpoint has no such layer
     ├── UnsupportedArchitectureError (ValueError)  the model family is not supported
-    ├── ArtifactError (ValueError)                 a folder is not a layer artifact, is damaged, or is in use
+    ├── ArtifactError (ValueError)                 a folder is not what it should be, is damaged, or is in use
+    ├── AssemblyError (ValueError)                 layers of different models don't fit together
     ├── GraftError (ValueError)                    host, donor and settings don't fit together
     ├── ConfigError (ValueError)                   a setting has an invalid value
     ├── DataError (ValueError)                     a data set can't be used as it is
@@ -67,6 +68,10 @@ class UnsupportedArchitectureError(LayerSurgeonError, ValueError):
 
 class ArtifactError(LayerSurgeonError, ValueError):
     """A folder is not a complete layer artifact, or is in use."""
+
+
+class AssemblyError(LayerSurgeonError, ValueError):
+    """Layers of different models don't fit together in one model."""
 
 
 class GraftError(LayerSurgeonError, ValueError):

@@ -5,6 +5,7 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 ├── layers/Llama-3.1-8B-L31/
 ├── states/Llama-3.1-8B-texts/
 ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
+├── models/Llama-3.1-8B-L0-15/
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
 """
 
@@ -17,17 +18,24 @@ from typing import Literal
 from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
 
-Kind = Literal["layer", "states", "graft", "run"]
+Kind = Literal["layer", "states", "graft", "run", "model"]
 
 DEFAULT_WORKSPACE = "surgery"
 # Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
 PACKAGED = "packaged:"
-_FOLDERS: dict[Kind, str] = {"layer": "layers", "states": "states", "graft": "grafts", "run": "runs"}
+_FOLDERS: dict[Kind, str] = {
+    "layer": "layers",
+    "states": "states",
+    "graft": "grafts",
+    "run": "runs",
+    "model": "models",
+}
 _HOW_TO_MAKE: dict[Kind, str] = {
     "layer": "Extract one from a model first: surgeon extract meta-llama/Llama-3.1-8B --layer -1",
     "states": "Compute some first: surgeon run meta-llama/Llama-3.1-8B --texts texts.txt",
     "graft": "Make one first: surgeon graft bert-base-uncased",
     "run": "Train one first: surgeon finetune",
+    "model": "Assemble one first: surgeon assemble meta-llama/Llama-3.1-8B --keep 0:16",
 }
 
 

@@ -166,6 +166,7 @@ class TestSecrets:
             ("finetune",),
             ("predict", "A film.", "--model"),
             ("extract",),
+            ("assemble",),
             ("inspect",),
             ("graft",),
             ("profile",),

@@ -80,6 +80,12 @@ class Checkpoint:
         return self.source.commit
 
     @property
+    def repo_id(self) -> str | None:
+        """The repo on the Hub, `owner/name`; None for other sources."""
+        # The source of a folder in a repo is named `owner/name/folder`.
+        return "/".join(self.source.name.split("/")[:2]) if self.source.kind == "hub" else None
+
+    @property
     def format(self) -> str:
         """`safetensors`, `torch` or `gguf`."""
         return self.table.format

@@ -51,6 +51,12 @@ def _families_table() -> dict[str, Any]:
     return table
 
 
+def family_record(model_type: str) -> Mapping[str, Any] | None:
+    """Return what `families.json` knows about a family; None if it is unknown."""
+    record: Mapping[str, Any] | None = _families_table()["families"].get(model_type)
+    return record
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config of the language model, which is a separate section in multimodal models."""
     for name in ("text_config", "llm_config", "language_config"):
@@ -166,6 +172,10 @@ def count_layers(config: Mapping[str, Any]) -> int:
         count = language_config.get(name)
         if type(count) is int and 0 < count < 100_000:
             return count
+    # nemotron_h: newer versions of transformers only write the kind of each layer.
+    kinds = language_config.get("layers_block_type")
+    if isinstance(kinds, list) and 0 < len(kinds) < 100_000:
+        return len(kinds)
     raise CheckpointError(
         f"config.json does not state the number of layers (as {', '.join(_LAYER_COUNT_NAMES)}). "
         "Use a checkpoint in the format of the transformers library."

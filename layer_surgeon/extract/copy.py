@@ -5,29 +5,46 @@ what the file really holds, and hashing only costs time if it is slower than rea
 512 KiB, regardless of the size of the layer.
 """
 
+import contextlib
 import errno
 import os
 import threading
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
+from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Chunk
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_written
 from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
-from layer_surgeon.extract.plan import ExtractionPlan, Piece
+from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
 
 # Errors that the user can fix by choosing another folder, unlike a failing disk.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Ranges(Protocol):
+    """What a copy needs of a `Source`."""
+
+    connections: int
+
+    def stream_range(self, file: str, start: int, length: int) -> Iterator[Chunk]:
+        """Yield exactly `length` bytes from `start`, in chunks."""
+
+
 def copy_tensors(
-    source: Source, plan: ExtractionPlan, path: Path, progress: Progress, *, journal: tuple[Path, str] | None = None
+    source: Ranges,
+    plan: CopyPlan,
+    path: Path,
+    progress: Progress,
+    *,
+    journal: tuple[Path, str] | None = None,
+    whole_file: bool = True,
+    unversioned: Collection[str] = (),
 ) -> Digests:
     """Write the planned file of weights and hash it.
 
@@ -37,40 +54,85 @@ def copy_tensors(
         path: The file to write. If it exists, the parts that the journal confirms are reused.
         progress: Receives the number of source bytes as they arrive.
         journal: Path and identity of the journal, which lets an interrupted copy continue. None keeps no journal.
+        whole_file: Hash the whole file too, and not only each tensor.
+        unversioned: Files of sources that don't show whether they changed. They are always read from the start.
 
     Raises:
         SourceError: The source can't be read.
         ArtifactError: The disk is full.
     """
-    try:
+    with _disk_errors(path, plan.num_out_bytes):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             os.ftruncate(descriptor, plan.num_out_bytes)
             write_all(descriptor, plan.header, 0)
             opened = None if journal is None else Journal(*journal, plan, descriptor)
             try:
-                return _run(source, plan, descriptor, progress, opened)
+                return _run(source, plan, descriptor, progress, opened, whole_file, unversioned)
             finally:
                 if opened is not None:
                     opened.close()
         finally:
             os.close(descriptor)
+
+
+def fill_range(path: Path, offset: int, length: int, origin: tuple[Path, int] | None) -> None:
+    """Write bytes of another file of weights, or zeros, into a file of weights.
+
+    Args:
+        path: The file to write into.
+        offset: Absolute position of the first byte to write.
+        length: The number of bytes.
+        origin: The file to copy from, and the position there; None for zeros.
+
+    Raises:
+        ArtifactError: The disk is full.
+    """
+    with _disk_errors(path, length), contextlib.ExitStack() as opened:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        opened.callback(os.close, descriptor)
+        source, start = None, 0
+        if origin is not None:
+            source, start = os.open(origin[0], os.O_RDONLY | os.O_NOFOLLOW), origin[1]
+            opened.callback(os.close, source)
+        done = 0
+        while done < length:
+            size = min(CHUNK_BYTES, length - done)
+            chunk = bytes(size) if source is None else os.pread(source, size, start + done)
+            write_all(descriptor, chunk, offset + done)
+            done += len(chunk)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
+    """Explain a full disk. `num_bytes` is what is written to `path`."""
+    try:
+        yield
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise ArtifactError(
-                f"The disk of {path.parent} is full ({error.strerror}); the layer takes {plan.num_out_bytes:,} bytes. "
+                f"The disk of {path.parent} is full ({error.strerror}); {path.name} takes {num_bytes:,} bytes. "
                 "Free some space, or choose another folder with --output or --workspace."
             ) from error
         raise
 
 
-def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progress, journal: Journal | None) -> Digests:
+def _run(
+    source: Ranges,
+    plan: CopyPlan,
+    descriptor: int,
+    progress: Progress,
+    journal: Journal | None,
+    whole_file: bool,
+    unversioned: Collection[str],
+) -> Digests:
     copy = _Copy(
         source=source,
         descriptor=descriptor,
         front=Front(plan),
         progress=progress,
         journal=journal,
+        unversioned=unversioned,
         lock=threading.Lock(),
     )
     verified = (0,) * len(plan.pieces) if journal is None else journal.verified
@@ -79,7 +141,7 @@ def _run(source: Source, plan: ExtractionPlan, descriptor: int, progress: Progre
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 1, thread_name_prefix="extract") as pool:
         # Submitted first, because it needs a thread from the start.
-        hashing = pool.submit(hash_written, descriptor, plan, copy.front)
+        hashing = pool.submit(hash_written, descriptor, plan, copy.front, whole_file=whole_file)
         reads = [pool.submit(copy.piece, index, piece, verified[index]) for index, piece in enumerate(plan.pieces)]
         try:
             _wait_for_all([hashing, *reads])
@@ -104,11 +166,12 @@ def _wait_for_all(futures: Sequence[Future[Any]]) -> None:
 class _Copy:
     """State that the reader threads share."""
 
-    source: Source
+    source: Ranges
     descriptor: int
     front: Front
     progress: Progress
     journal: Journal | None
+    unversioned: Collection[str]
     lock: threading.Lock
 
     def piece(self, index: int, piece: Piece, verified: int) -> None:
@@ -125,6 +188,7 @@ class _Copy:
 
     def _write(self, index: int, piece: Piece, verified: int, chunks: "Chunks") -> None:
         position, journaled, crc = 0, verified, 0
+        journal = None if piece.range.file in self.unversioned else self.journal
         for segment in piece.segments:
             block, out_block = segment.codec.block_bytes, segment.codec.out_block_bytes
             done = min(max(verified - position, 0), segment.length)
@@ -137,10 +201,10 @@ class _Copy:
                 result = segment.codec.convert(blocks, segment.first_block + done // block)
                 write_all(self.descriptor, result, segment.offset + written)
                 written, done = written + len(result), done + len(blocks)
-                if self.journal is not None:
+                if journal is not None:
                     crc = zlib.crc32(result, crc)
                     if position + done - journaled >= STRETCH_BYTES or position + done == piece.range.length:
-                        self.journal.add(index, journaled, position + done, crc)
+                        journal.add(index, journaled, position + done, crc)
                         journaled, crc = position + done, 0
                 self.front.add(segment, written)
                 self._report(len(blocks))

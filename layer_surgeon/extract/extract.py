@@ -171,12 +171,6 @@ def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | N
     return {file: checkpoint.source.version(file) for file in sorted(files.union(plan.files))}
 
 
-def _base_model(checkpoint: Checkpoint) -> str | None:
-    """Return the repo id of a donor on the Hub; None for other sources. A subfolder is named `owner/name/folder`."""
-    source = checkpoint.source
-    return "/".join(source.name.split("/")[:2]) if source.kind == "hub" else None
-
-
 def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path) -> dict[str, str]:
     """Write the model card, and copy the donor's licence files. Return the licence that the donor states."""
     with ThreadPoolExecutor(1, thread_name_prefix="licence") as pool:
@@ -185,7 +179,7 @@ def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path) -> 
         licence_files = reading_files.result()
     card = LayerCard(
         model=checkpoint.source.name,
-        base_model=_base_model(checkpoint),
+        base_model=checkpoint.repo_id,
         commit=checkpoint.source.commit,
         licence=licence,
         licence_files=tuple(licence_files),
@@ -230,7 +224,7 @@ def _describe(
             **({"quantization": checkpoint.quantization} if checkpoint.quantization else {}),
             "files": list(plan.files),
             "layer_prefix": checkpoint.layer_prefix(plan.layer_indices[0]),
-            "base_model": _base_model(checkpoint),
+            "base_model": checkpoint.repo_id,
             "license": licence.get("license"),
             "tool_version": __version__,
             "tensors": tensors,

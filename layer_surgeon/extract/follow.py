@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from io import FileIO
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
-from layer_surgeon.extract.plan import ExtractionPlan, Segment
+from layer_surgeon.extract.plan import CopyPlan, Segment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digests:
-    """sha256 of a file of weights, and of each tensor in it by name, as hex."""
+    """sha256 of a file of weights (None if only the tensors were hashed), and of each tensor in it by name, as hex."""
 
-    file: str
+    file: str | None
     tensors: dict[str, str]
 
 
@@ -25,7 +25,7 @@ class StoppedError(Exception):
 class Front:
     """Tracks up to which position the file is written without gaps, and lets another thread wait for more."""
 
-    def __init__(self, plan: ExtractionPlan) -> None:
+    def __init__(self, plan: CopyPlan) -> None:
         self._changed = threading.Condition()
         self._stopped = False
         self._written: dict[int, int] = {}
@@ -75,8 +75,8 @@ class Front:
             self._changed.notify_all()
 
 
-def hash_written(descriptor: int, plan: ExtractionPlan, front: Front) -> Digests:
-    """Compute the sha256 of the whole file and of each tensor while the file is written.
+def hash_written(descriptor: int, plan: CopyPlan, front: Front, *, whole_file: bool) -> Digests:
+    """Compute the sha256 of the whole file (unless it isn't wanted) and of each tensor while the file is written.
 
     This thread reads each byte back once and hashes the file; a second thread hashes the tensors from the same buffers.
 
@@ -101,17 +101,18 @@ def hash_written(descriptor: int, plan: ExtractionPlan, front: Front) -> Digests
                 count = file.readinto(buffers[0][: written_end - position])
                 chunk = buffers[0][:count]
                 hashing.append(pool.submit(tensor_digests.update, position, chunk))
-                file_digest.update(chunk)
+                if whole_file:
+                    file_digest.update(chunk)
                 position += count
         for future in hashing:
             future.result()
-    return Digests(file=file_digest.hexdigest(), tensors=tensor_digests.hexdigests)
+    return Digests(file=file_digest.hexdigest() if whole_file else None, tensors=tensor_digests.hexdigests)
 
 
 class _TensorDigests:
     """Hashes the tensors of a file that is passed in chunks, in the order of the file."""
 
-    def __init__(self, plan: ExtractionPlan) -> None:
+    def __init__(self, plan: CopyPlan) -> None:
         self._tensors = iter(sorted(plan.planned, key=lambda tensor: tensor.offset))
         self._digest = hashlib.sha256()
         self._tensor = next(self._tensors, None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from layer_surgeon._io import parse_json
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
-from layer_surgeon.extract.plan import ExtractionPlan, Piece
+from layer_surgeon.extract.plan import CopyPlan, Piece
 
 # Source bytes per line of the journal. After a kill, up to this much is read again for each connection.
 STRETCH_BYTES = 4 << 20
@@ -35,7 +35,7 @@ class Journal:
         verified: For each piece, how many of its source bytes, from its start, are already in the file.
     """
 
-    def __init__(self, path: Path, identity: str, plan: ExtractionPlan, descriptor: int) -> None:
+    def __init__(self, path: Path, identity: str, plan: CopyPlan, descriptor: int) -> None:
         self._lock = threading.Lock()
         lines = _read_lines(path)
         verified = [0] * len(plan.pieces)
@@ -63,7 +63,7 @@ class Journal:
             os.write(self._file, line)
 
 
-def plan_identity(where: object, plan: ExtractionPlan) -> str:
+def plan_identity(where: object, plan: CopyPlan) -> str:
     """Hash the source and the whole plan. A run can only continue another run with the same identity."""
     pieces = [(piece.range.file, piece.range.start, piece.range.length) for piece in plan.pieces]
     return sha256(repr((where, plan.header, pieces)).encode()).hexdigest()
@@ -110,7 +110,7 @@ def _read_lines(path: Path) -> list[Any]:
     return lines
 
 
-def _apply(line: Any, plan: ExtractionPlan, verified: list[int], descriptor: int) -> None:
+def _apply(line: Any, plan: CopyPlan, verified: list[int], descriptor: int) -> None:
     """Extend `verified` by one line of the journal, if the bytes in the file have the CRC of that line."""
     if not isinstance(line, dict) or not all(type(line.get(key)) is int for key in ("piece", "start", "end", "crc")):
         return

@@ -81,25 +81,23 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionPlan:
-    """What an extraction will read and write.
+class CopyPlan:
+    """What to read, and where to write it in one file of weights.
 
     Attributes:
-        layer_indices: The layers, counted from 0, in the order in which they will run.
-        planned: The tensors, in the order of the artifact's file.
+        planned: The tensors to read, in the order of the file.
         pieces: The reads. They cover exactly the wanted bytes, except over a network: there they also cover gaps of up
             to 1 KiB between two tensors if that saves a request.
-        header: The safetensors header, which is the start of the artifact's file.
+        header: The safetensors header, which is the start of the file.
     """
 
-    layer_indices: tuple[int, ...]
     planned: tuple[PlannedTensor, ...]
     pieces: tuple[Piece, ...]
     header: bytes
 
     @cached_property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """The tensors in the checkpoint, in the order of the artifact's file."""
+        """The tensors in the checkpoint, in the order of the file."""
         return tuple(tensor.source for tensor in self.planned)
 
     @cached_property
@@ -112,9 +110,9 @@ class ExtractionPlan:
         """Bytes that the requests ask for: the weights, and the gaps between them."""
         return sum(piece.range.length for piece in self.pieces)
 
-    @cached_property
+    @property
     def num_out_bytes(self) -> int:
-        """Size of the artifact's file of weights in bytes, including its header."""
+        """Size of the file of weights in bytes, including its header."""
         return len(self.header) + sum(tensor.num_bytes for tensor in self.planned)
 
     @property
@@ -127,13 +125,21 @@ class ExtractionPlan:
         """The files to read, sorted by name."""
         return tuple(sorted({info.file for info in self.tensors}))
 
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionPlan(CopyPlan):
+    """What an extraction will read and write.
+
+    Attributes:
+        layer_indices: The layers, counted from 0, in the order in which they will run.
+    """
+
+    layer_indices: tuple[int, ...]
+
     @cached_property
     def dtype(self) -> str:
         """The torch name of the dtype with the most bytes in the artifact."""
-        bytes_of_code: dict[str, int] = {}
-        for tensor in self.planned:
-            bytes_of_code[tensor.codec.dtype] = bytes_of_code.get(tensor.codec.dtype, 0) + tensor.num_bytes
-        return NAME_OF_CODE.get(max(bytes_of_code, key=lambda code: bytes_of_code[code]), "unknown")
+        return main_dtype(self.planned)
 
 
 def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype: str | None = None) -> ExtractionPlan:
@@ -155,15 +161,15 @@ def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype
     if dtype is not None and dtype not in CODE_OF_NAME:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
     indices = select_layers(checkpoint, layer)
-    _check_quantization(checkpoint, indices, dtype)
+    check_quantization(checkpoint, indices, dtype)
     code = None if dtype is None else CODE_OF_NAME[dtype]
     parts = []
     for position, index in enumerate(indices):
         prefix = checkpoint.layer_prefix(index)
-        for info, codec in _codecs(checkpoint, checkpoint.layer_tensors(index), code):
+        for info, codec in choose_codecs(checkpoint, checkpoint.layer_tensors(index), code):
             parts.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info, codec))
-    planned, header = _lay_out(parts)
-    pieces = _cut(planned, checkpoint.source.connections)
+    planned, header = lay_out(parts)
+    pieces = cut_pieces(planned, checkpoint.source.connections)
     return ExtractionPlan(layer_indices=indices, planned=planned, pieces=pieces, header=header)
 
 
@@ -181,11 +187,11 @@ def plan_tensors(checkpoint: Checkpoint, names: Mapping[str, str], *, dtype: str
     """
     infos = checkpoint.table.tensors(dict.fromkeys(names.values()))
     code = None if dtype is None else CODE_OF_NAME[dtype]
-    parts_of = {info.name: (info, codec) for info, codec in _codecs(checkpoint, infos, code)}
+    parts_of = {info.name: (info, codec) for info, codec in choose_codecs(checkpoint, infos, code)}
     parts = [(name, *parts_of[source_name]) for name, source_name in names.items()]
-    planned, header = _lay_out(parts)
+    planned, header = lay_out(parts)
     return ExtractionPlan(
-        layer_indices=(), planned=planned, pieces=_cut(planned, checkpoint.source.connections), header=header
+        layer_indices=(), planned=planned, pieces=cut_pieces(planned, checkpoint.source.connections), header=header
     )
 
 
@@ -227,9 +233,9 @@ def plan_rows(checkpoint: Checkpoint, name: str, rows: Sequence[int], *, dtype: 
         )
         shifted = codec if start == 0 else Shifted(codec, start * row_bytes // codec.block_bytes)
         parts.append((f"{name}[{start}:{stop}]", stretch, shifted))
-    planned, header = _lay_out(parts)
+    planned, header = lay_out(parts)
     connections = checkpoint.source.connections
-    pieces = _cut(planned, connections, MAX_LOCAL_ROW_GAP_BYTES if connections == 1 else MAX_ROW_GAP_BYTES)
+    pieces = cut_pieces(planned, connections, MAX_LOCAL_ROW_GAP_BYTES if connections == 1 else MAX_ROW_GAP_BYTES)
     return ExtractionPlan(layer_indices=(), planned=planned, pieces=pieces, header=header)
 
 
@@ -242,7 +248,12 @@ def _stretches(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
             begin = index
 
 
-def _check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: str | None) -> None:
+def check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: str | None) -> None:
+    """Refuse quantised weights that can't be taken out, or only with a dtype.
+
+    Raises:
+        UnsupportedArchitectureError: The weights are quantised in an unsupported way, or FP8 without a `dtype`.
+    """
     method = checkpoint.quantization
     if method is not None and not is_fp8(checkpoint.config):
         base = read_base_model(checkpoint)
@@ -265,22 +276,31 @@ def _has_fp8(infos: Iterable[TensorInfo]) -> bool:
     return any(info.dtype in FP8_CODES for info in infos)
 
 
-def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedTensor, ...], bytes]:
-    """Assign each tensor its position in the artifact's file, and make the file's header."""
+def main_dtype(planned: Iterable[PlannedTensor]) -> str:
+    """Return the torch name of the dtype with the most bytes."""
+    bytes_of_code: dict[str, int] = {}
+    for tensor in planned:
+        bytes_of_code[tensor.codec.dtype] = bytes_of_code.get(tensor.codec.dtype, 0) + tensor.num_bytes
+    return NAME_OF_CODE.get(max(bytes_of_code, key=lambda code: bytes_of_code[code]), "unknown")
+
+
+def lay_out(parts: Iterable[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedTensor, ...], bytes]:
+    """Assign each tensor its position in a file of weights, and make the file's header.
+
+    Args:
+        parts: The name of each tensor in the file, the tensor in the checkpoint, and the codec for its bytes.
+
+    Raises:
+        CheckpointError: A tensor is not a whole number of its codec's blocks.
+    """
     # Put wide elements first, as the safetensors library does: each tensor then starts at a multiple of its element
     # size. Otherwise keep the order of the source, which makes one read one write.
-    parts.sort(key=lambda part: (-DTYPE_BITS[part[2].dtype], part[1].file, part[1].offset))
+    ordered = sorted(parts, key=lambda part: (-DTYPE_BITS[part[2].dtype], part[1].file, part[1].offset))
     header_fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     sizes = []
-    for name, info, codec in parts:
-        blocks, excess_bytes = divmod(info.num_bytes, codec.block_bytes)
-        if excess_bytes:
-            raise CheckpointError(
-                f"The tensor {info.name!r} has {info.num_bytes:,} bytes, which is not a multiple of the "
-                f"{codec.block_bytes:,} bytes of a block of {info.dtype}. Download the checkpoint again."
-            )
-        sizes.append(blocks * codec.out_block_bytes)
+    for name, info, codec in ordered:
+        sizes.append(converted_bytes(info, codec))
         offsets = [position, position + sizes[-1]]
         header_fields[name] = {"dtype": codec.dtype, "shape": list(info.shape), "data_offsets": offsets}
         position = offsets[1]
@@ -289,14 +309,41 @@ def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedT
     header = len(text).to_bytes(LENGTH_BYTES, "little") + text
     planned = []
     offset = len(header)
-    for (name, info, codec), size in zip(parts, sizes, strict=True):
+    for (name, info, codec), size in zip(ordered, sizes, strict=True):
         planned.append(PlannedTensor(name=name, source=info, codec=codec, offset=offset, num_bytes=size))
         offset += size
     return tuple(planned), header
 
 
-def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -> Iterator[tuple[TensorInfo, Codec]]:
-    """Yield the tensors to write, each with its codec."""
+def converted_bytes(info: TensorInfo, codec: Codec) -> int:
+    """Return the size of a tensor in bytes after its codec has converted it.
+
+    Raises:
+        CheckpointError: The tensor is not a whole number of the codec's blocks.
+    """
+    blocks, excess_bytes = divmod(info.num_bytes, codec.block_bytes)
+    if excess_bytes:
+        raise CheckpointError(
+            f"The tensor {info.name!r} has {info.num_bytes:,} bytes, which is not a multiple of the "
+            f"{codec.block_bytes:,} bytes of a block of {info.dtype}. Download the checkpoint again."
+        )
+    return blocks * codec.out_block_bytes
+
+
+def choose_codecs(
+    checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None
+) -> Iterator[tuple[TensorInfo, Codec]]:
+    """Yield the tensors to write, each with its codec.
+
+    Args:
+        checkpoint: The checkpoint that the tensors are in.
+        infos: The tensors, and the scales of those that are 8-bit floats.
+        code: The safetensors code to convert to; None keeps the bytes.
+
+    Raises:
+        CheckpointError: A tensor can't be converted.
+        SourceError: The scales of a tensor can't be read.
+    """
     if checkpoint.format == "gguf":
         # gguf_codec imports gguf and numpy, which are not needed to copy plain bytes.
         from layer_surgeon.extract.gguf_codec import gguf_codec
@@ -324,7 +371,7 @@ def _number_codec(info: TensorInfo, code: str | None) -> Codec:
     return Permuted(info, codec) if isinstance(info, PermutedTensorInfo) else codec
 
 
-def _cut(planned: tuple[PlannedTensor, ...], connections: int, max_gap: int | None = None) -> tuple[Piece, ...]:
+def cut_pieces(planned: tuple[PlannedTensor, ...], connections: int, max_gap: int | None = None) -> tuple[Piece, ...]:
     """Merge neighbouring tensors into one read, and split long reads across the connections."""
     if max_gap is None:
         # On a local disk, a second read costs nothing.

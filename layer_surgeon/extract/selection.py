@@ -27,13 +27,19 @@ def select_layers(checkpoint: Checkpoint, layer: LayerSelection) -> tuple[int, .
     parts = [layer] if isinstance(layer, int | str) else list(layer)
     indices: list[int] = []
     for part in parts:
-        indices += _select(checkpoint, part)
+        indices += select_part(checkpoint, part)
     if not indices or len(set(indices)) != len(indices):
         raise ConfigError(f"layer is {layer!r}; it must name at least one layer, and no layer twice.")
     return tuple(indices)
 
 
-def _select(checkpoint: Checkpoint, part: int | str) -> list[int]:
+def select_part(checkpoint: Checkpoint, part: int | str) -> list[int]:
+    """Resolve one index or slice to layer indices, counted from 0.
+
+    Raises:
+        LayerNotFoundError: There is no such layer.
+        ConfigError: A string is neither a number nor a slice.
+    """
     if isinstance(part, int):
         return [checkpoint.layer_index(part)]
     text = part.strip()

@@ -7,6 +7,9 @@ Its name is fixed, so that a later run can continue in it. Its lock keeps two ru
 """
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,13 +23,37 @@ from layer_surgeon.extract.artifact import REPLACEABLE_FILES
 
 JOURNAL_FILE = ".journal"
 _LOCK_FILE = ".lock"
-_KEPT = (SINGLE_FILE, JOURNAL_FILE, _LOCK_FILE)
-# The last pattern matches leftovers of a kill while a small file was being written.
-_WRITTEN = (*REPLACEABLE_FILES, JOURNAL_FILE, ".*.tmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedFiles:
+    """The files that a temporary folder may hold.
+
+    Attributes:
+        noun: The thing that they form, for messages, such as `layer`.
+        maker: The command that makes it, such as `extraction`, for messages.
+        kept: Patterns of the files that a later run continues with: weights and journals.
+        replaceable: Patterns of all files of the finished folder.
+    """
+
+    noun: str
+    maker: str
+    kept: tuple[str, ...]
+    replaceable: tuple[str, ...]
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Patterns of all files. The last one matches leftovers of a kill while a small file was being written."""
+        return (*self.replaceable, *self.kept, _LOCK_FILE, ".*.tmp")
+
+
+LAYER_FILES = StagedFiles(
+    noun="layer", maker="extraction", kept=(SINGLE_FILE, JOURNAL_FILE), replaceable=REPLACEABLE_FILES
+)
 
 
 class Staging:
-    """Context manager in which an artifact is written.
+    """Context manager in which an artifact, or another folder with weights, is written.
 
     Leaving it with an error removes everything that was written. After a network failure or an interruption, the folder
     stays if its journal records progress, and the next run continues from it.
@@ -34,6 +61,7 @@ class Staging:
     Args:
         folder: The artifact's final folder.
         num_bytes: Bytes that the artifact needs on disk.
+        files: The files that it consists of.
 
     Attributes:
         path: The temporary folder to write into.
@@ -42,8 +70,9 @@ class Staging:
         ArtifactError: The folder can't be written, the disk has too little space, or another process is writing there.
     """
 
-    def __init__(self, folder: Path, num_bytes: int) -> None:
+    def __init__(self, folder: Path, num_bytes: int, files: StagedFiles = LAYER_FILES) -> None:
         self._folder = folder
+        self._files = files
         self._num_bytes = num_bytes
         self.path = folder.with_name(f".{folder.name}.partial")
         self.kept = False
@@ -73,14 +102,15 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         can_go_on = isinstance(error, SourceError | KeyboardInterrupt) and not isinstance(error, SourceChangedError)
-        self.kept = can_go_on and _has_progress(self.path / JOURNAL_FILE)
+        self.kept = can_go_on and any(_has_progress(journal) for journal in self._journals())
         self._leave(remove=error is not None and not self.kept)
         if isinstance(error, OSError) and not isinstance(error, LayerSurgeonError):
             raise _explain(error, self._folder) from error
 
     def put_in_place(self) -> None:
         """Rename the finished folder to its final path. An existing artifact is replaced."""
-        (self.path / JOURNAL_FILE).unlink(missing_ok=True)
+        for journal in self._journals():
+            journal.unlink(missing_ok=True)
         put_in_place(self.path, self._folder)
         # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)
@@ -91,35 +121,38 @@ class Staging:
 
     def _check_contents(self) -> None:
         """Refuse files that no extraction creates: they could redirect writes, or become part of the artifact."""
-        foreign = foreign_files(self.path, _WRITTEN)
-        foreign += [name for name in _KEPT if _has_second_name(self.path / name)]
+        written, kept = self._files.written, (*self._files.kept, _LOCK_FILE)
+        foreign = foreign_files(self.path, written)
+        foreign += [path.name for pattern in kept for path in self.path.glob(pattern) if path.lstat().st_nlink > 1]
         if foreign:
             raise ArtifactError(
-                f"The temporary folder {self.path} holds files or links that no extraction has made: "
+                f"The temporary folder {self.path} holds files or links that no {self._files.maker} has made: "
                 f"{list_names(foreign)}. Delete that folder, or name another one with --output."
             )
-        remove_ours(self.path, [pattern for pattern in _WRITTEN if pattern not in _KEPT])
+        for path in list(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_file() and not any(fnmatchcase(name, pattern) for pattern in kept):
+                path.unlink()
 
     def _check_space(self) -> None:
         staged_bytes = sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
         free = shutil.disk_usage(self.path).free + staged_bytes
         if free < self._num_bytes:
             raise ArtifactError(
-                f"The layer takes {self._num_bytes:,} bytes, but the disk of {self._folder.parent} has {free:,} left. "
-                "Free some space, or choose another place with --output or --workspace."
+                f"The {self._files.noun} takes {self._num_bytes:,} bytes, but the disk of {self._folder.parent} has "
+                f"{free:,} left. Free some space, or choose another place with --output or --workspace."
             )
+
+    def _journals(self) -> Iterator[Path]:
+        return self.path.glob(f"{JOURNAL_FILE}*")
 
     def _leave(self, *, remove: bool) -> None:
         if remove:
-            remove_ours(self.path, _WRITTEN)
+            remove_ours(self.path, self._files.written)
             for parent in self._made:
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
         self._lock.release()
-
-
-def _has_second_name(path: Path) -> bool:
-    return path.exists() and path.stat().st_nlink > 1
 
 
 def _has_progress(journal: Path) -> bool:

@@ -15,12 +15,13 @@ from transformers.models.auto import modeling_auto
 from layer_surgeon._loading import load_config
 from layer_surgeon._loading import load_model as load_any_model
 from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
-from layer_surgeon._model_types import GRAFT
+from layer_surgeon._model_types import ASSEMBLY_FILE, GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig
-from layer_surgeon.graft import GraftedModel
+from layer_surgeon.graft import GraftedModel, graft_layer
 from layer_surgeon.graft.donor_loading import DonorInput
+from layer_surgeon.graft.hosts import host_kind
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, Task, get_task
@@ -74,6 +75,9 @@ def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = 
                 return _checked_graft(GraftedModel.from_pretrained(name, donor=donor), task)
             if donor is not None:
                 raise GraftError(f"A donor layer was passed, but {name} is not a graft. Omit the donor.")
+            if _is_assembled_decoder(name, config) and get_task(task).pools:
+                labels: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
+                return graft_layer(name, None, task, pooling="mean", **labels)
             # Always train in float32: weights in half precision would lose Adam's small updates.
             label_options: dict[str, Any] = (
                 {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
@@ -85,6 +89,15 @@ def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = 
             raise
         reason = first_line(error)
         raise GraftError(f"{name} can't be loaded as a {task} model: {reason}") from error
+
+
+def _is_assembled_decoder(name: str, config: Any) -> bool:
+    """Whether a folder is an assembled model, which has no head for texts yet.
+
+    It gets our head with the mean over all tokens. transformers' own classifiers read the last token, but the layers
+    that gather a text there may have been cut.
+    """
+    return (Path(name) / ASSEMBLY_FILE).is_file() and host_kind(config) == "decoder"
 
 
 def _checked_graft(model: Any, task: str) -> Any:

@@ -5,43 +5,11 @@ from pathlib import Path
 from layer_surgeon._folders import check_replaceable
 from layer_surgeon._io import read_json
 from layer_surgeon._model_types import DONOR_FOLDER
+from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 
-# All file names in `vocab_files_names` of the tokenizers in transformers 5.24.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "vocab-src.json",
-    "vocab-tgt.json",
-    "target_vocab.json",
-    "entity_vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "byte_maps.json",
-    "dict.txt",
-    "emoji.json",
-    "normalizer.json",
-    "word_shape.json",
-    "word_pronunciation.json",
-    "prophetnet.tokenizer",
-    "sentencepiece.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "spm.model",
-    "spm_char.model",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-)
 # Files that `save_graft` and `GraftedModel.save_pretrained` write.
 GRAFT_FILES = (
     "config.json",
@@ -50,7 +18,7 @@ GRAFT_FILES = (
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "README.md",
-    *_TOKENIZER_FILES,
+    *TOKENIZER_FILES,
     *(f"{DONOR_FOLDER}/{name}" for name in REPLACEABLE_FILES),
 )
 

@@ -10,7 +10,7 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 
 from layer_surgeon._folders import check_links
 from layer_surgeon._io import parse_json
-from layer_surgeon._model_types import DONOR_FOLDER
+from layer_surgeon._model_types import ASSEMBLY_FILE, DONOR_FOLDER, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._text import markdown, without_secrets_in
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.errors import GraftError
@@ -25,11 +25,12 @@ PRIVATE = (
     *("runs/*", "logs/*", "*tfevents*", "wandb/*", "mlruns/*", "trackio/*"),
 )
 # Files, in addition to model cards, that can contain local paths, and the keys that hold them.
-_FILES_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json", "run.yaml")
+_FILES_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json", "run.yaml", ASSEMBLY_FILE)
 _PATH_KEYS = frozenset(
     {
         *("name", "path", "base_model", "_name_or_path", "name_or_path"),
         *("graft", "dataset", "validation", "test", "tokenizer", "spec", "validation_spec", "test_spec"),
+        *("source", "embeddings", "head"),
     }
 )
 
@@ -37,7 +38,7 @@ _PATH_KEYS = frozenset(
 def published_files(folder: Path, repo_id: str, ignored: list[str] | None = None) -> dict[str, Path | bytes]:
     """Return what to upload, by path in the repo: the path of a local file, or changed content as bytes.
 
-    Local paths are shortened to `./<last part>` in the configs, in results.json, in run.yaml and in model cards.
+    Local paths are shortened to `./<last part>` in the configs, in the records of runs and assemblies, and in cards.
     Passwords and signatures are removed from URLs in all of these except the cards. The examples in the cards get the
     repo id. The folder itself doesn't change. Files in it that we didn't write are uploaded too, but nothing from
     outside it.
@@ -98,7 +99,7 @@ def _paths_in(file: Path) -> Iterator[str]:
         return
     try:
         text = _read(file)
-        content = parse_yaml(text) if file.suffix == ".yaml" else parse_json(text)
+        content = parse_yaml(text, MAX_ASSEMBLY_CHARACTERS) if file.suffix == ".yaml" else parse_json(text)
     except ValueError as error:
         if isinstance(error, GraftError):
             raise

@@ -1,4 +1,4 @@
-"""Upload grafts, runs and layer artifacts to the Hub."""
+"""Upload grafts, runs, layer artifacts and assembled models to the Hub."""
 
 import os
 import tempfile
@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, metadata_save
 
 from layer_surgeon._io import read_json
-from layer_surgeon._model_types import DONOR_FOLDER, GRAFT, LAYER
-from layer_surgeon._yaml import front_matter
+from layer_surgeon._model_types import ASSEMBLY_FILE, DONOR_FOLDER, GRAFT, LAYER, MAX_ASSEMBLY_CHARACTERS
+from layer_surgeon._yaml import front_matter, parse_yaml
 from layer_surgeon.errors import GraftError
 from layer_surgeon.hub.access import upload_errors
 from layer_surgeon.hub.published import published_files
@@ -31,8 +31,9 @@ class PushResult:
         private: Whether a private repo was requested.
         files: Paths of the uploaded files in the repo.
         num_bytes: Total size of the files.
-        holds_donor: Whether the files include weights of a donor model.
-        terms: The licence of the donor model, if the files include its weights; None if it is not stated.
+        holds_donor: Whether the files include weights of a donor model, or of the models that a model was assembled
+            from.
+        terms: The licence of these models, if the files include their weights; None if it is not stated.
     """
 
     repo_id: str
@@ -55,7 +56,7 @@ def push_graft(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> PushResult:
-    """Upload the folder of a graft, a run or a layer artifact, in one commit.
+    """Upload the folder of a graft, a run, a layer artifact or an assembled model, in one commit.
 
     Training state and logs are not uploaded. Local paths in the configs, in results.json, in run.yaml and in model
     cards are shortened to their last part. The folder itself doesn't change.
@@ -70,7 +71,7 @@ def push_graft(
         token: Hub token with write access.
 
     Raises:
-        GraftError: The folder is neither a graft nor a run nor a layer artifact, or lacks some of its files.
+        GraftError: The folder is none of these, or lacks some of its files.
         ConfigError: The repo id is invalid.
         SourceError: The Hub can't be reached, or rejects the upload.
     """
@@ -88,7 +89,11 @@ def push_graft(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )
     random = bool(donor) and graft.get("donor_init") == "random" and frozen
-    holds_donor = config["model_type"] == LAYER or (bool(donor) and not random and (include_donor or not frozen))
+    is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
+    holds_donor = (
+        is_assembled or config["model_type"] == LAYER or (bool(donor) and not random and (include_donor or not frozen))
+    )
+    terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
     return PushResult(
         repo_id=str(commit.repo_url.repo_id),
         url=str(commit.repo_url),
@@ -97,7 +102,7 @@ def push_graft(
         files=tuple(files),
         num_bytes=sum(files.values()),
         holds_donor=holds_donor,
-        terms=(donor.get("license") or source.get("license")) if holds_donor else None,
+        terms=terms if holds_donor else None,
     )
 
 
@@ -163,18 +168,32 @@ def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _assembly_terms(folder: Path) -> str | None:
+    """Return the licences of the models that a model was assembled from; None if one of them states none."""
+    path = folder / ASSEMBLY_FILE
+    try:
+        record = parse_yaml(path.read_text(encoding="utf-8"), MAX_ASSEMBLY_CHARACTERS)
+        licences = {source.get("license") for source in record["sources"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GraftError(
+            f"{path} doesn't list the sources of the model, as surgeon assemble writes it. Assemble the model again."
+        ) from error
+    return " and ".join(sorted(map(str, licences))) if None not in licences else None
+
+
 def _read(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
         config = None
     is_ours = isinstance(config, dict) and (
-        config.get("model_type") in (GRAFT, LAYER) or ("model_type" in config and (folder / _RESULTS).is_file())
+        config.get("model_type") in (GRAFT, LAYER)
+        or ("model_type" in config and any((folder / name).is_file() for name in (_RESULTS, ASSEMBLY_FILE)))
     )
     if not isinstance(config, dict) or not is_ours:
         raise GraftError(
-            f"{folder} is neither a graft nor a run nor a layer artifact. Name a folder that surgeon graft, finetune "
-            "or extract has made. Upload other folders with: hf upload REPO FOLDER"
+            f"{folder} is not a graft, a run, a layer artifact or an assembled model. Name a folder that surgeon "
+            "graft, finetune, extract or assemble has made. Upload other folders with: hf upload REPO FOLDER"
         )
     if not any(folder.glob("model*.safetensors")):
         raise GraftError(f"{folder} holds no weights (model.safetensors), so it is incomplete. Make it again.")

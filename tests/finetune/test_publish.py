@@ -53,7 +53,7 @@ def hub(place, graft):
         done = train(graft, *data, "--output", "run", "--push-to-hub", "me/run", "--public")
         assert done.exit_code == 0, done.output
         assert f"{server.endpoint}/me/run" in done.stdout
-        assert "has weights of the donor model; its licence is not stated" in done.stderr
+        assert "has weights of other models; its licence is not stated" in done.stderr
         done = train(place / "plain", *data, "--output", "plain-run", "--push-to-hub", "me/plain", "--public", "--json")
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["pushed"]["repo_id"] == "me/plain"

@@ -54,7 +54,7 @@ def test_push_uploads_the_folder(hub, settings, stored, tmp_path):
         True,
         "private",
     )
-    assert "has weights of the donor model; its licence is not stated" in result.err
+    assert "has weights of other models; its licence is not stated" in result.err
     # Again, to a branch, without the donor layer.
     arguments = ("push", "me/graft", stored, "--without-donor", "--revision", "small", "--public")
     result = surgeon(*arguments, cwd=tmp_path, env=settings)
@@ -85,8 +85,8 @@ def test_what_is_refused(hub, settings, stored, artifact, tmp_path):
         assert "Traceback" not in result.err
         return result.err
 
-    assert "neither a graft nor a run nor a layer artifact. Name a folder" in fails("me/x", artifact.parent / "llm")
-    assert "neither a graft" in fails("me/x", tmp_path / "nowhere")
+    assert "not a graft, a run, a layer artifact or an assembled model. Name" in fails("me/x", artifact.parent / "llm")
+    assert "not a graft" in fails("me/x", tmp_path / "nowhere")
     assert "holds no run yet" in fails("me/x")
     assert "'a b c' is not a repo id. Choose one such as me/my-graft" in fails("a b c", stored)
     error = fails("me/x", stored, env={"HF_TOKEN": "hf_other"})

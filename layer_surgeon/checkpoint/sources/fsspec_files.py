@@ -1,7 +1,7 @@
 """Read folders in object stores and other file systems through fsspec: s3://, gs://, abfs://, sftp://, ..."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import fsspec  # type: ignore[import-untyped]  # it has no types
@@ -97,6 +97,10 @@ class FsspecFiles:
         if file not in sizes:
             raise SourceNotFoundError(f"There is no file {file} in {self._protocol}://{self._root}. Check the URL.")
         return without_other_models(sizes, file)
+
+    def find(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return nothing: `list_files` lists the whole folder."""
+        return {}
 
     def stat(self, file: str) -> Stat:
         """Request the size and version of a file, without any cache."""

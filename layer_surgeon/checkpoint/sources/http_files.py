@@ -2,7 +2,7 @@
 
 import atexit
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -64,8 +64,7 @@ class HttpFiles:
     def list_files(self, file: str | None) -> dict[str, int | None]:
         """Return the sizes of the usual checkpoint files that exist, and the shards that the index names."""
         names = (file, *_TEXT_FILES) if file is not None else (*_WEIGHT_FILES, *INDEX_FILES, *_TEXT_FILES)
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="list") as pool:
-            answers = dict(zip(names, pool.map(self._probe, names), strict=True))
+        answers = self._probe_all(names)
         stats = {name: answer for name, answer in answers.items() if isinstance(answer, Stat)}
         candidate_weights = (file,) if file is not None else (*_WEIGHT_FILES, *INDEX_FILES)
         if not any(name in stats for name in candidate_weights):
@@ -79,6 +78,10 @@ class HttpFiles:
                 for shard in shards_of_index(b"".join(map(bytes, self.read(index, 0, stat.size, stat)))):
                     sizes.setdefault(shard, None)
         return sizes
+
+    def find(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return the sizes of those of the named files that exist."""
+        return {name: found.size for name, found in self._probe_all(tuple(names)).items() if isinstance(found, Stat)}
 
     def stat(self, file: str) -> Stat:
         """Request the size and version of a file.
@@ -129,6 +132,10 @@ class HttpFiles:
             if (announced := response.headers.get("content-length", str(length))) != str(length):
                 raise self._bad_answer(file, f"it announced {announced} bytes, but {length} were requested")
             yield from gather(length, read_into, f"{self._host}", partial(self._bad_answer, file))
+
+    def _probe_all(self, names: Sequence[str]) -> dict[str, Stat | LayerSurgeonError]:
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="list") as pool:
+            return dict(zip(names, pool.map(self._probe, names), strict=True))
 
     def _probe(self, file: str) -> Stat | LayerSurgeonError:
         """Return the size and version of a file that may exist, or the error if it doesn't."""

@@ -1,7 +1,7 @@
 """Read checkpoints at a URL: a folder, or one file with its config next to it. Files are read in ranges and checked."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,6 +43,9 @@ class Remote(Protocol):
         With `file`, leave out the weights of other checkpoints.
         """
 
+    def find(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return the sizes of those of the named files that exist, if `list_files` may have left them out."""
+
     def stat(self, file: str) -> Stat:
         """Return the size and version of a file."""
 
@@ -83,6 +86,11 @@ class UrlSource:
     def list_files(self) -> dict[str, int | None]:
         """Return the files that a checkpoint can use, as listed by the constructor."""
         return dict(sorted(self._listed_sizes.items()))
+
+    def look_for(self, names: Iterable[str]) -> None:
+        """Add those of the named files that exist to the listing: most web servers don't list folders."""
+        missing = [name for name in names if name not in self._listed_sizes]
+        self._listed_sizes = {**self._listed_sizes, **self._remote.find(missing)}
 
     def size(self, file: str) -> int:
         """Return the size of `file` in bytes."""

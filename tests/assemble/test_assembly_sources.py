@@ -1,0 +1,122 @@
+"""Assembling from every format and place that `extract` reads, and from vision-language checkpoints."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+
+from layer_surgeon import assemble_model, plan_assembly
+from layer_surgeon.checkpoint.sources import hub as hub_module
+from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.errors import UnsupportedArchitectureError
+from tests.assemble.test_assemble import IDS, logits, raw_tensors
+from tests.extract.test_formats_and_places import FORMATS, make
+from tests.support.http_folder import HttpFolder
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.tiny_models import save_quietly, tiny_llama
+
+
+@pytest.fixture
+def remote(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, str]]:
+    """A checkpoint of one format on this disk, and the same in another place. Each format has a place of its own."""
+    form = request.param
+    folder, file = make(form, tmp_path / "model")
+    for name in ("LICENSE", "tokenizer.json", "chat_template.jinja"):
+        (folder / name).write_text(f'"{name}"')
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    memory = fsspec.filesystem("memory")
+    with LoopbackHub() as hub, HttpFolder({f"m/{name}": content for name, content in files.items()}) as web:
+        monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint, token=False))
+        hub.add_repo("owner/flat", folder)
+        hub.add_repo("owner/deep", {f"sub/{name}": content for name, content in files.items()})
+        for name, content in files.items():
+            memory.pipe_file(f"/assembly/{name}", content)
+        places = {
+            "safetensors": f"{web.url}/m",
+            "safetensors, sharded": "hf://owner/deep/sub",
+            "PyTorch `.bin`": f"memory://assembly/{file}",
+            "PyTorch `.bin`, sharded": f"{web.url}/m",
+            "GGUF": f"{web.url}/m/{file}",
+            "GGUF, split": "owner/flat",
+        }
+        yield folder / file, places[form]
+    memory.rm("/assembly", recursive=True)
+
+
+@pytest.mark.parametrize("remote", FORMATS, indirect=True)
+def test_every_format(remote: tuple[Path, str], tmp_path: Path) -> None:
+    local, address = remote
+    settings = {"layers": "1,0,1", "expand": 3}
+    model = assemble_model(address, tmp_path / "out", **settings)
+    model.verify()
+    assert raw_tensors(model.path) == raw_tensors(assemble_model(local, tmp_path / "local", **settings).path)
+    for name in ("LICENSE", "tokenizer.json", "chat_template.jinja"):
+        assert (model.path / name).read_text() == f'"{name}"'
+
+
+def test_gguf_becomes_what_transformers_loads(tmp_path: Path) -> None:
+    folder, file = make("GGUF", tmp_path / "model")
+    model = assemble_model(folder / file, tmp_path / "out", dtype="bfloat16")
+    assert model.config["dtype"] == "bfloat16"
+    expected = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file).state_dict()
+    actual = AutoModelForCausalLM.from_pretrained(model.path).state_dict()
+    assert set(actual) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor.to(torch.bfloat16)), name
+    whole = assemble_model(folder / file, tmp_path / "whole")
+    assert torch.equal(
+        logits(whole.path), AutoModelForCausalLM.from_pretrained(folder, gguf_file=file).eval()(IDS).logits
+    )
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision-language model with the same llama as `tiny_llama` in it."""
+    folder = tmp_path_factory.mktemp("llava") / "model"
+    vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16}
+    config = LlavaConfig(vision_config=vision, text_config=tiny_llama().config.to_dict(), tie_word_embeddings=False)
+    model = LlavaForConditionalGeneration(config)
+    text = tiny_llama()
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.lm_head.load_state_dict(text.lm_head.state_dict())
+    save_quietly(model, folder)
+    return folder
+
+
+def test_vision_language_model_is_refused_by_name(llava: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=r"\(llava\) is a vision-language checkpoint.*--text-only"):
+        assemble_model(llava, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_language_model_alone(llava: Path, tmp_path: Path) -> None:
+    model = assemble_model(llava, tmp_path / "out", text_only=True)
+    assert model.config["model_type"] == "llama"
+    with torch.no_grad():
+        expected = tiny_llama()(IDS).logits
+    loaded, report = AutoModelForCausalLM.from_pretrained(model.path, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(loaded.eval()(IDS).logits, expected)
+    cut = assemble_model(llava, tmp_path / "cut", text_only=True, keep="0:2")
+    assert AutoModelForCausalLM.from_pretrained(cut.path).config.num_hidden_layers == 2
+    swapped = plan_assembly(llava, text_only=True, replace={0: (tmp_path / "cut", 1)})
+    assert swapped.layers[0].source == str(tmp_path / "cut")
+
+
+def test_language_model_that_is_none_on_its_own(llava: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llava, folder)
+    config = json.loads((llava / "config.json").read_text())
+    config["text_config"]["model_type"] = "novel"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedArchitectureError, match=r"novel\) can't be taken out"):
+        assemble_model(folder, tmp_path / "out", text_only=True)
