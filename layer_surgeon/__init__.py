@@ -5,6 +5,7 @@ checkpoint  READ   which tensors a checkpoint has, and where their bytes are    
 hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
+run         RUN    compare two checkpoints, tensor by tensor                     diff_checkpoints
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
     from layer_surgeon.graft import GraftConfig, GraftedModel, SurgeonGraftConfig, graft_layer
     from layer_surgeon.progress import NullProgress, Progress
+    from layer_surgeon.run import CheckpointDifference, diff_checkpoints
     from layer_surgeon.workspace import Workspace
 
 _HOME = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
     "donor": ("DonorLayer", "SurgeonDonorConfig"),
+    "run": ("CheckpointDifference", "diff_checkpoints"),
     "graft": ("GraftConfig", "GraftedModel", "SurgeonGraftConfig", "graft_layer"),
     "finetune": ("FinetuneConfig", "FinetuneResult", "finetune_model"),
     "errors": (
@@ -67,6 +70,7 @@ _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 __all__ = [
     "ArtifactError",
     "Checkpoint",
+    "CheckpointDifference",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -91,6 +95,7 @@ __all__ = [
     "Workspace",
     "WorkspaceError",
     "__version__",
+    "diff_checkpoints",
     "extract_layer",
     "finetune_model",
     "graft_layer",

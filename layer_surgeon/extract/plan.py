@@ -154,7 +154,7 @@ def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype
     parts = []
     for position, index in enumerate(indices):
         prefix = checkpoint.layer_prefix(index)
-        for info, codec in _codecs(checkpoint, checkpoint.layer_tensors(index), code):
+        for info, codec in tensor_codecs(checkpoint, checkpoint.layer_tensors(index), code):
             parts.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info, codec))
     planned, header = _lay_out(parts)
     pieces = _cut(planned, checkpoint.source.connections)
@@ -172,14 +172,14 @@ def _check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: s
         )
     if dtype is not None or checkpoint.format == "gguf":
         return
-    if method is not None or any(_has_fp8(checkpoint.layer_tensors(index)) for index in indices):
+    if method is not None or any(has_fp8(checkpoint.layer_tensors(index)) for index in indices):
         raise UnsupportedArchitectureError(
             f"{checkpoint.source.name} is quantised ({method or 'FP8'}): its weights are 8-bit floats with separate "
             "scales. Choose a dtype to convert them to, such as --dtype bfloat16 (in Python: dtype='bfloat16')."
         )
 
 
-def _has_fp8(infos: Iterable[TensorInfo]) -> bool:
+def has_fp8(infos: Iterable[TensorInfo]) -> bool:
     """Whether any weights are 8-bit floats. The config doesn't always say so: modelopt uses a separate file."""
     return any(info.dtype in FP8_CODES for info in infos)
 
@@ -214,15 +214,27 @@ def _lay_out(parts: list[tuple[str, TensorInfo, Codec]]) -> tuple[tuple[PlannedT
     return tuple(planned), header
 
 
-def _codecs(checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None) -> Iterator[tuple[TensorInfo, Codec]]:
-    """Yield the tensors to write, each with its codec."""
+def tensor_codecs(
+    checkpoint: Checkpoint, infos: list[TensorInfo], code: str | None
+) -> Iterator[tuple[TensorInfo, Codec]]:
+    """Yield tensors with the codecs that convert them. The scales of FP8 weights are not yielded, but read.
+
+    Args:
+        checkpoint: The checkpoint that has the tensors.
+        infos: The tensors, with the scales of FP8 weights.
+        code: The safetensors code to convert to: F32, BF16 or F16. None keeps the bytes; GGUF then becomes F32.
+
+    Raises:
+        CheckpointError: A tensor can't be converted, or an FP8 weight has no scale.
+        SourceError: Scales can't be read.
+    """
     if checkpoint.format == "gguf":
         # gguf_codec imports gguf and numpy, which are not needed to copy plain bytes.
         from layer_surgeon.extract.gguf_codec import gguf_codec
 
         for info in infos:
             yield info, gguf_codec(info, code)
-    elif code is not None and _has_fp8(infos):
+    elif code is not None and has_fp8(infos):
         for info, scale in pair_scales(infos):
             if scale is None:
                 yield info, _number_codec(info, code)
