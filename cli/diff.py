@@ -43,9 +43,6 @@ def diff(
             "--hashes/--no-hashes", help="Don't read tensors that are equal according to the Hub or a layer artifact."
         ),
     ] = True,
-    exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 1 if the checkpoints differ, as `git diff` does.")
-    ] = False,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
@@ -66,12 +63,7 @@ def diff(
         _draw(difference, output)
     if not ui.as_json:
         _show(ui, difference, tensors, output)
-    document = asdict(difference) | {"equal": difference.equal, "picture": output}
-    if exit_code and not difference.equal:
-        if ui.as_json:
-            ui.document(document)
-        raise typer.Exit(1)
-    return document
+    return asdict(difference) | {"equal": difference.equal, "picture": output}
 
 
 def _show(ui: Ui, difference: "CheckpointDifference", with_tensors: bool, output: Path | None) -> None:
@@ -119,11 +111,10 @@ def _row(group: "GroupDifference") -> tuple[str, ...]:
 
 
 def _numbers(result: "GroupDifference | TensorDifference") -> tuple[str, str, str]:
-    return (
-        _MISSING if result.relative_l2 is None else f"{result.relative_l2:.3g}",
-        _MISSING if result.cosine is None else f"{result.cosine:.6f}",
-        _MISSING if result.max_abs is None else f"{result.max_abs:.3g}",
-    )
+    missing = "not finite" if result.was_compared else _MISSING
+    values = ((result.relative_l2, ".3g"), (result.cosine, ".6f"), (result.max_abs, ".3g"))
+    relative_l2, cosine, max_abs = (missing if value is None else format(value, spec) for value, spec in values)
+    return relative_l2, cosine, max_abs
 
 
 def _change(values: tuple[str | None, str | None]) -> str:
@@ -144,7 +135,7 @@ def _draw(difference: "CheckpointDifference", path: Path) -> None:
             row=tensor.name,
             column=_name(group),
             value=tensor.relative_l2,
-            sign={"only in A": "A", "only in B": "B", "different shape": "×"}.get(tensor.status, ""),
+            sign={"only in A": "A", "only in B": "B", "different shape": "#"}.get(tensor.status, ""),
         )
         for group in difference.groups
         for tensor in group.tensors

@@ -12,7 +12,7 @@ from layer_surgeon._charts import draw_png, draw_svg
 from layer_surgeon._io import write_bytes
 from layer_surgeon._text import printable
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.report.encodings import inline_data
+from layer_surgeon.report.encodings import LayeredChart, inline_data
 
 FILE_TYPES = (".html", ".svg", ".png")
 
@@ -49,7 +49,7 @@ def check_picture(path: Path) -> None:
 
 def layer_heat_map(
     tiles: Sequence[LayerTile], rows: Sequence[str], columns: Sequence[str], *, title: str, legend: str, log: bool
-) -> alt.LayerChart:
+) -> LayeredChart:
     """Draw a heat map of a quantity.
 
     Args:
@@ -94,12 +94,13 @@ def layer_heat_map(
         parts.append(base.transform_filter("datum.filled").mark_rect(cornerRadius=2, stroke=None).encode(color=color))
     if any(record["sign"] for record in records):
         parts.append(base.mark_text(fontSize=12).encode(text=alt.Text(field="sign", type="nominal")))
-    return alt.layer(*parts, data=inline_data(records)).properties(
+    layers = alt.layer(*parts, data=inline_data(records))
+    return layers.properties(
         width=max(_TILE_WIDTH * len(columns), 280), height=_TILE_HEIGHT * len(rows), title=_one_line(title)
     )
 
 
-def write_picture(chart: alt.LayerChart, path: Path, *, title: str) -> None:
+def write_picture(chart: LayeredChart, path: Path, *, title: str) -> None:
     """Write a chart as `.html`, `.svg` or `.png`. The page has no scripts and loads nothing.
 
     Raises:

@@ -54,6 +54,11 @@ class TensorDifference:
     dtypes: tuple[str | None, str | None]
     shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
 
+    @property
+    def was_compared(self) -> bool:
+        """Whether both sides have this tensor with the same shape."""
+        return self.compared is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupDifference:
@@ -74,6 +79,11 @@ class GroupDifference:
     cosine: float | None
     max_abs: float | None
     tensors: tuple[TensorDifference, ...]
+
+    @property
+    def was_compared(self) -> bool:
+        """Whether any of its tensors was compared."""
+        return any(tensor.was_compared for tensor in self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

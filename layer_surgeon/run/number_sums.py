@@ -14,6 +14,9 @@ _Numbers = npt.NDArray[Any]
 
 # With 65,536 numbers, all arrays of one block stay in the cache: 16,384 take 1.7 times as long, 262,144 are no faster.
 BLOCK_NUMBERS = 1 << 16
+# A float32 dot product of 65,536 numbers is off by up to 1e-6, which is much for a cosine near 1. A sum of dot products
+# of 2,048 numbers is off by 1e-9, and takes 3 us more.
+_DOT_NUMBERS = 1 << 11
 _INTEGERS = {
     "BOOL": "u1",
     "U8": "u1",
@@ -122,10 +125,10 @@ class Comparison:
         """Add numbers of A that are known to equal B's."""
         numbers, _ = self._decode(block_a, None)
         with np.errstate(invalid="ignore", over="ignore"):
-            squares = float(numbers @ numbers)
+            squares = _dot(numbers, numbers)
             if not math.isfinite(squares):
                 wide = numbers.astype(np.float64)
-                squares = float(wide @ wide)
+                squares = _dot(wide, wide)
         self.sums.add(Sums(squares_a=squares, squares_b=squares, products=squares))
 
     def _decode(self, block_a: Buffer, block_b: Buffer | None) -> tuple[_Numbers, _Numbers]:
@@ -170,13 +173,19 @@ def _block_sums(numbers_a: _Numbers, numbers_b: _Numbers) -> Sums:
     # Two reductions are faster than one of np.abs, which makes an array. Both return NaN if there is one.
     max_abs = np.maximum(difference.max(), -difference.min())
     return Sums(
-        squares_a=float(numbers_a @ numbers_a),
-        squares_b=float(numbers_b @ numbers_b),
-        products=float(numbers_a @ numbers_b),
-        squared_differences=float(difference @ difference),
+        squares_a=_dot(numbers_a, numbers_a),
+        squares_b=_dot(numbers_b, numbers_b),
+        products=_dot(numbers_a, numbers_b),
+        squared_differences=_dot(difference, difference),
         max_abs=float(max_abs),
         equal=bool(max_abs == 0),
     )
+
+
+def _dot(numbers_a: _Numbers, numbers_b: _Numbers) -> float:
+    whole = len(numbers_a) // _DOT_NUMBERS * _DOT_NUMBERS
+    rows, columns = numbers_a[:whole].reshape(-1, 1, _DOT_NUMBERS), numbers_b[:whole].reshape(-1, _DOT_NUMBERS, 1)
+    return float((rows @ columns).sum(dtype=np.float64)) + float(numbers_a[whole:] @ numbers_b[whole:])
 
 
 def _is_accurate(sums: Sums) -> bool:
