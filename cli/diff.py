@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 app = new_app()
 
 _MISSING = "-"
+# In the heat map. An exclamation mark means that a number isn't finite.
+_SIGNS = {"only in A": "A", "only in B": "B", "different shape": "#"}
 
 
 @command(app)
@@ -135,7 +137,7 @@ def _draw(difference: "CheckpointDifference", path: Path) -> None:
             row=tensor.name,
             column=_name(group),
             value=tensor.relative_l2,
-            sign={"only in A": "A", "only in B": "B", "different shape": "#"}.get(tensor.status, ""),
+            sign=_SIGNS.get(tensor.status, "!" if tensor.was_compared and tensor.relative_l2 is None else ""),
         )
         for group in difference.groups
         for tensor in group.tensors
