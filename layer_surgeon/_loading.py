@@ -280,6 +280,26 @@ def load_tokenizer(
     return checked
 
 
+def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in the header of a GGUF file. It is built from the header alone, so no code can run.
+
+    Args:
+        file: The file, or one with only its header.
+
+    Raises:
+        ValueError: There is no tokenizer that transformers can read.
+        OSError, KeyError, TypeError, ImportError: As transformers raises them.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, LayerSurgeonError):
+        raise
+    except Exception as error:  # The Rust tokenizers library raises plain Exception.
+        raise ValueError(str(error) or type(error).__name__) from error
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
 @contextlib.contextmanager
 def without_asking() -> Iterator[None]:
     """Make transformers refuse code from a repo instead of asking, for libraries that load models themselves.

@@ -1,8 +1,9 @@
-"""The workspace: the default folder for layers, grafts and runs, which also records the latest of each.
+"""The workspace: the default folder for layers, hidden states, grafts and runs, which also records the latest of each.
 
 surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 ├── workspace.json              the latest layer, graft and run
 ├── layers/Llama-3.1-8B-L31/
+├── states/Llama-3.1-8B-texts/
 ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
 """
@@ -16,21 +17,22 @@ from typing import Literal
 from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
 
-Kind = Literal["layer", "graft", "run"]
+Kind = Literal["layer", "states", "graft", "run"]
 
 DEFAULT_WORKSPACE = "surgery"
 # Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
 PACKAGED = "packaged:"
-_FOLDERS: dict[Kind, str] = {"layer": "layers", "graft": "grafts", "run": "runs"}
+_FOLDERS: dict[Kind, str] = {"layer": "layers", "states": "states", "graft": "grafts", "run": "runs"}
 _HOW_TO_MAKE: dict[Kind, str] = {
     "layer": "Extract one from a model first: surgeon extract meta-llama/Llama-3.1-8B --layer -1",
+    "states": "Compute some first: surgeon run meta-llama/Llama-3.1-8B --texts texts.txt",
     "graft": "Make one first: surgeon graft bert-base-uncased",
     "run": "Train one first: surgeon finetune",
 }
 
 
 class Workspace:
-    """A folder of layers, grafts and runs that records the latest of each.
+    """A folder of layers, hidden states, grafts and runs that records the latest of each.
 
     Args:
         root: The folder; default: `$SURGEON_WORKSPACE` if it is set, else `./surgery`. It is created when something is

@@ -59,6 +59,7 @@ class GgufTable:
     format = "gguf"
 
     def __init__(self, source: Source, *files: str) -> None:
+        self._source = source
         self._header: GgufHeader = read_model_header(source, files)
         self._config = read_config(self._header)
         model_tensors = describe_tensors(self._header, self._config)
@@ -105,6 +106,20 @@ class GgufTable:
             f"{self._header.file} scales its rotary positions ({unread}), but transformers does not read this scaling "
             "from GGUF files. The layer will use unscaled positions. The model's safetensors checkpoint avoids this.",
         )
+
+    def header_bytes(self) -> bytes:
+        """Read the header again, as a GGUF file that has the metadata, such as the tokenizer, and no tensors.
+
+        Raises:
+            SourceError: The file can't be read.
+        """
+        first = min(
+            (tensor.offset for tensor in self._header.tensors if tensor.file == self._header.file),
+            default=self._source.size(self._header.file),
+        )
+        header = self._source.read_range(self._header.file, 0, first)
+        # Bytes 8 to 16 are the number of tensors. What describes them is after the metadata, and then ignored.
+        return header[:8] + bytes(8) + header[16:]
 
     def files(self) -> Mapping[str, str]:
         """Return the file of every tensor, by tensor name, in the order of the model."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -134,19 +134,35 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         settings["dtype"] = choose_dtype(dtype, config, tensors)
         if config._attn_implementation is not None:
             settings.setdefault("attn_implementation", config._attn_implementation)
-        tensors_by_layer = split_by_layer(tensors, list(config.layer_indices))
-        scaffolds = [
-            load_scaffold(config.family_config(), index, layer_tensors, position, **settings)
-            for position, (index, layer_tensors) in enumerate(zip(config.layer_indices, tensors_by_layer, strict=True))
-        ]
-        config.dtype = settings["dtype"]
         config.name_or_path = path
-        donor = cls(config, scaffolds)
+        donor = cls.from_tensors(config, split_by_layer(tensors, list(config.layer_indices)), **settings)
         donor.weights_file = file
         donor.probe()
         if output_loading_info:
             return donor, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         return donor
+
+    @classmethod
+    def from_tensors(
+        cls, config: SurgeonDonorConfig, tensors_by_layer: Sequence[Mapping[str, Tensor]], **settings: Any
+    ) -> Self:
+        """Make the layers from tensors in memory, frozen and in eval mode.
+
+        Args:
+            config: The donor's config and the indices of the layers. Its dtype is set.
+            tensors_by_layer: The tensors of each layer. Names are as in the donor's checkpoint, relative to the layer.
+            settings: Arguments for the family's `from_pretrained`. `dtype` is required.
+
+        Raises:
+            ArtifactError: The tensors don't match the config.
+            UnsupportedArchitectureError: The donor's family is not supported.
+        """
+        scaffolds = [
+            load_scaffold(config.family_config(), index, tensors, position, **settings)
+            for position, (index, tensors) in enumerate(zip(config.layer_indices, tensors_by_layer, strict=True))
+        ]
+        config.dtype = settings["dtype"]
+        return cls(config, scaffolds)
 
     @classmethod
     def from_config(cls, config: SurgeonDonorConfig, dtype: torch.dtype | str | None = None) -> Self:
@@ -228,17 +244,22 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             states = output
         return states.to(hidden_states.dtype)
 
-    def probe(self) -> tuple[Traits, ...]:
+    def probe(self, *, causal_only: bool = False) -> tuple[Traits, ...]:
         """Find out how to run each layer. The first call runs the layers, so they must have their weights by then.
+
+        Args:
+            causal_only: Don't find out whether they can run bidirectionally; they then can't. It takes less time.
 
         Raises:
             UnsupportedArchitectureError: A layer can't run by itself.
         """
         if self._traits is None:
             self._traits = tuple(
-                probe_layer(scaffold, layer, self.hidden_size)
+                probe_layer(scaffold, layer, self.hidden_size, causal_only=causal_only)
                 for scaffold, layer in zip(self.scaffolds, self.layers, strict=True)
             )
+            if causal_only:
+                return self._traits
             for scaffold, layer, traits in zip(self.scaffolds, self.layers, self._traits, strict=True):
                 shorten(scaffold, layer, traits.extras, self.hidden_size)
         return self._traits

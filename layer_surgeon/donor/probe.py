@@ -80,8 +80,16 @@ def takes_position_ids(scaffold: PreTrainedModel) -> bool:
     return "position_ids" in signature(scaffold.forward).parameters
 
 
-def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int) -> Traits:
+def probe_layer(
+    scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int, *, causal_only: bool = False
+) -> Traits:
     """Find out how to run a layer. The layer must have its weights.
+
+    Args:
+        scaffold: The layer's scaffold.
+        layer: The layer.
+        hidden_size: Width of its input.
+        causal_only: Don't find out whether it can run bidirectionally.
 
     Raises:
         UnsupportedArchitectureError: The layer can't run by itself, or depends on weights outside of it.
@@ -96,7 +104,12 @@ def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int) -
     ramp = torch.arange(2 * _LENGTH * hidden_size, device=reference.device, dtype=torch.float32)
     states = (ramp * 0.7).sin().reshape(2, _LENGTH, hidden_size).to(reference.dtype)
     not_causal = _why_not(scaffold, layer, states, extras, causal=True)
-    not_bidirectional = _why_bias(scaffold, states, extras) or _why_not(scaffold, layer, states, extras, causal=False)
+    if causal_only:
+        not_bidirectional: str | None = "it was only loaded to run causally"
+    else:
+        not_bidirectional = _why_bias(scaffold, states, extras) or _why_not(
+            scaffold, layer, states, extras, causal=False
+        )
     if not_causal and not_bidirectional:
         raise UnsupportedArchitectureError(
             f"A layer of {type(scaffold).__name__} can't be run by itself: {not_causal}. "

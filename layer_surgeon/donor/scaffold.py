@@ -11,9 +11,9 @@ scaffold is that model. Its forward runs as usual, with two changes:
 Only buffers remain, such as rotary embeddings: the scaffold of a 70B model takes a few kilobytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -38,6 +38,8 @@ class Run:
             pass. None: run without cache.
         arrived: The hidden states that the scaffold's own forward passed to the entrance; the probe checks them.
         result: The layer's return value; None before the call.
+        left_out_calls: Receives the path of each left-out module that is called.
+        num_calls_before: How many of these calls came before the first layer.
     """
 
     layer: Callable[..., Any]
@@ -47,6 +49,8 @@ class Run:
     cache_layer: Any = None
     arrived: Any = None
     result: Any = None
+    left_out_calls: list[str] = field(default_factory=list)
+    num_calls_before: int = 0
 
     @property
     def output(self) -> Tensor | None:
@@ -113,8 +117,33 @@ class _Passage(_Stub):
         run = _current()
         if run.result is not None:
             return run.result
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        return hidden_states if run.extras is None else (hidden_states, *[run.filler] * run.extras)
+        return _as_layer_output(args[0] if args else kwargs["hidden_states"], run)
+
+
+def _as_layer_output(hidden_states: Any, run: Run) -> Any:
+    return hidden_states if run.extras is None else (hidden_states, *[run.filler] * run.extras)
+
+
+class _Arrival(_Stub):
+    """Replaces the first layer where only the modules before it run: keeps what arrives, and skips all layers."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run = _current()
+        run.arrived = args[0] if args else kwargs["hidden_states"]
+        run.num_calls_before = len(run.left_out_calls)
+        run.result = _as_layer_output(run.arrived, run)
+        return run.result
+
+
+class _Departure(_Stub):
+    """Replaces the first layer where only the modules after the last layer run: returns the run's hidden states."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run = _current()
+        run.arrived = args[0] if args else kwargs["hidden_states"]
+        run.num_calls_before = len(run.left_out_calls)
+        run.result = _as_layer_output(run.hidden_states, run)
+        return run.result
 
 
 class _Entrance(_Stub):
@@ -134,14 +163,16 @@ class _Entrance(_Stub):
 class _LeftOut(_Stub):
     """Replaces a module that has weights, and returns NaN in the shape of that module's output."""
 
-    def __init__(self, replaced: nn.Module) -> None:
+    def __init__(self, replaced: nn.Module, path: str) -> None:
         super().__init__(replaced)
+        self.path = path
         self.is_embedding = isinstance(replaced, nn.Embedding)
         self.width = next(
             (getattr(replaced, name) for name in ("embedding_dim", "out_features") if hasattr(replaced, name)), None
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        _current().left_out_calls.append(self.path)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if self.is_embedding:  # opt also passes the mask to its position embedding, so put integers first
             tensors.sort(key=Tensor.is_floating_point)
@@ -155,6 +186,17 @@ class _LeftOut(_Stub):
             shape = torch.Size((*(reference.shape if self.is_embedding else reference.shape[:-1]), self.width))
         dtype = reference.dtype if reference.is_floating_point() else _current().hidden_states.dtype
         return torch.full(shape, torch.nan, dtype=dtype, device=reference.device)
+
+
+class _ReadableLeftOut(_LeftOut):
+    """A left-out module whose weights can be read; they are NaN. llama4 asks its table of tokens for its device."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if isinstance(value, nn.Parameter):
+            device = _current().hidden_states.device
+            return torch.full((), torch.nan, dtype=value.dtype, device=device).expand(value.shape)
+        return value
 
 
 def scaffold_class(config: PretrainedConfig, index: int) -> type[PreTrainedModel]:
@@ -180,11 +222,53 @@ def _hollow(model: PreTrainedModel, index: int) -> None:
     for position, layer in enumerate(stack):
         if position != index:
             stack[position] = _Passage(layer)
-    layer_path = f"{path}.{index}"
-    _leave_out(model, "", layer_path)
+    _leave_out(model, "", f"{path}.{index}")
     model.all_tied_weights_keys = {}
     model.surgeon_stack_path = path
     model.surgeon_embedding_width = width
+
+
+def surroundings_class(
+    base: type[PreTrainedModel],
+    kept: Collection[str],
+    *,
+    before: bool,
+    prepare: Callable[[PreTrainedModel], None] | None = None,
+) -> type[PreTrainedModel]:
+    """Make a class whose instances have no layers, and of the other modules with weights only those in `kept`.
+
+    Args:
+        base: The family's class, with or without a head.
+        kept: Paths of the modules that keep their weights.
+        before: Keep what arrives at the first layer. False: start from hidden states after the last layer.
+        prepare: Called with a new instance, before it gets its weights.
+    """
+
+    def init(self: PreTrainedModel, config: PretrainedConfig) -> None:
+        base.__init__(self, config)
+        path = find_stack(self)
+        stack = self.get_submodule(path)
+        width = _embedding_width(self)
+        for position, layer in enumerate(stack):
+            stack[position] = _Passage(layer) if position else (_Arrival if before else _Departure)(layer)
+        _leave_out(self, "", f"{path}.0", kept, _ReadableLeftOut)
+        self.all_tied_weights_keys = {}
+        self.surgeon_stack_path = path
+        self.surgeon_embedding_width = width
+        if prepare is not None:
+            prepare(self)
+        self.__class__ = base
+
+    return type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
+
+
+def run_surroundings(model: PreTrainedModel, run: Run, **arguments: Any) -> Any:
+    """Run the forward of an instance of a `surroundings_class`, without a cache. Returns its output."""
+    token = _CURRENT.set(run)
+    try:
+        return model(**arguments, use_cache=False)
+    finally:
+        _CURRENT.reset(token)
 
 
 def _embedding_width(model: PreTrainedModel) -> int:
@@ -196,15 +280,21 @@ def _embedding_width(model: PreTrainedModel) -> int:
     return int(getattr(embedding, "embedding_dim", model.config.hidden_size))
 
 
-def _leave_out(module: nn.Module, prefix: str, layer_path: str) -> None:
+def _leave_out(
+    module: nn.Module,
+    prefix: str,
+    layer_path: str,
+    kept: Collection[str] = (),
+    left_out: type[_LeftOut] = _LeftOut,
+) -> None:
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
-        if path == layer_path:
+        if path == layer_path or path in kept:
             continue
         if child._parameters and not layer_path.startswith(f"{path}."):
-            setattr(module, name, _LeftOut(child))
+            setattr(module, name, left_out(child, path))
         else:
-            _leave_out(child, f"{path}.", layer_path)
+            _leave_out(child, f"{path}.", layer_path, kept, left_out)
     # A stub can't replace the model's own weights. Turn them into buffers, which are not counted as parameters.
     for name, parameter in list(module._parameters.items()):
         if parameter is not None:

@@ -4,7 +4,7 @@ Both directions use the family's own weight conversion in transformers, which ma
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,18 +71,48 @@ def load_scaffold(
             "layer again, from a checkpoint whose config.json is its own."
         ) from error
     state = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+    def artifact_name(key: str) -> str:
+        return key.replace(prefix, f"layers.{position}.")
+
+    return load_state(family, config, state, f"layers.{position}", f"layer {index}", artifact_name, **settings)
+
+
+def load_state(
+    family: type[PreTrainedModel],
+    config: PretrainedConfig,
+    state: Mapping[str, Tensor],
+    names: str,
+    owner: str,
+    shown: Callable[[str], str] = str,
+    **settings: Any,
+) -> PreTrainedModel:
+    """Make a model of a class with tensors from memory, through the family's own `from_pretrained`.
+
+    Args:
+        family: The class, whose instances hold exactly these weights.
+        config: The donor's config, of the family's own class.
+        state: Its tensors, by name.
+        names: What the tensors are called in error messages, such as `layers.0`.
+        owner: What they must fit, such as `layer 31`.
+        shown: Gives the name that error messages show for a tensor.
+        settings: Arguments for `from_pretrained`: dtype, attn_implementation, device_map, ...
+
+    Raises:
+        ArtifactError: A tensor is missing, unexpected, or has the wrong shape. The message names it.
+    """
     try:
         with _quiet():
-            scaffold, info = family.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True, **settings
+            model, info = family.from_pretrained(
+                None, config=config, state_dict=dict(state), output_loading_info=True, **settings
             )
     except RuntimeError as error:
         raise ArtifactError(
-            f"The tensors of layers.{position} don't fit layer {index} of {family.__name__}: {error}. "
+            f"The tensors of {names} don't fit {owner} of {family.__name__}: {error}. "
             "Extract the layer again, from a checkpoint whose config.json matches its weights."
         ) from error
     problems = [
-        f"{problem} {', '.join(sorted(str(key).replace(prefix, f'layers.{position}.') for key in info[kind]))}"
+        f"{problem} {', '.join(sorted(shown(str(key)) for key in info[kind]))}"
         for kind, problem in (
             ("missing_keys", "missing:"),
             ("unexpected_keys", "unexpected:"),
@@ -92,10 +122,10 @@ def load_scaffold(
     ]
     if problems:
         raise ArtifactError(
-            f"The tensors of layers.{position} are not those of layer {index} of {family.__name__}: "
+            f"The tensors of {names} are not those of {owner} of {family.__name__}: "
             f"{'; '.join(problems)}. Extract the layer again with the installed version of transformers."
         )
-    return scaffold
+    return model
 
 
 def artifact_tensors(scaffold: PreTrainedModel, layer: nn.Module, index: int, position: int) -> dict[str, Tensor]:

@@ -29,3 +29,15 @@ class Codec(Protocol):
             first: Index of the first block in the tensor. Only codecs whose result depends on the position in the
                 tensor need it, for example to look up the scale of a row.
         """
+
+
+class Shifted:
+    """A codec for a part of a tensor, whose first block is block `shift` of the tensor."""
+
+    def __init__(self, inner: Codec, shift: int) -> None:
+        self.dtype, self.block_bytes, self.out_block_bytes = inner.dtype, inner.block_bytes, inner.out_block_bytes
+        self._inner, self._shift = inner, shift
+
+    def convert(self, blocks: bytes | bytearray | memoryview, first: int = 0) -> bytes | bytearray | memoryview:
+        """Convert a whole number of consecutive blocks."""
+        return self._inner.convert(blocks, self._shift + first)

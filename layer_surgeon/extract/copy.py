@@ -118,13 +118,13 @@ class _Copy:
         byte_range = piece.range
         stream = self.source.stream_range(byte_range.file, byte_range.start + verified, byte_range.length - verified)
         try:
-            self._write(index, piece, verified, BlockReader(stream))
+            self._write(index, piece, verified, Chunks(stream))
         finally:
             # If another piece failed, its traceback would keep this connection open until garbage collection.
             if isinstance(stream, Generator):
                 stream.close()
 
-    def _write(self, index: int, piece: Piece, verified: int, chunks: "BlockReader") -> None:
+    def _write(self, index: int, piece: Piece, verified: int, chunks: "Chunks") -> None:
         position, journaled, crc = 0, verified, 0
         for segment in piece.segments:
             block, out_block = segment.codec.block_bytes, segment.codec.out_block_bytes
@@ -152,7 +152,7 @@ class _Copy:
             self.progress.advance(amount)
 
 
-class BlockReader:
+class Chunks:
     """Reads whole blocks from chunks of any size; copies only the blocks that span two chunks."""
 
     def __init__(self, chunks: Iterator[bytes | bytearray | memoryview]) -> None:

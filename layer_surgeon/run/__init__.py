@@ -1,8 +1,18 @@
-"""RUN: any decoder, one layer at a time.
+"""RUN: any decoder, one layer at a time: all texts through layer 0, then all through layer 1 -> hidden states.
 
-difference   `diff_checkpoints`: compare two checkpoints tensor by tensor. No torch
-sides        the tensors of one side of a comparison, by layer and name
-number_sums  the sums from which relative L2, cosine and the largest difference are computed
+settings     `RunConfig`
+text_list    read texts from files, the Hub or a list
+tokenizing   load the tokenizer of a checkpoint, and split texts into tokens
+batches      sort the texts by length, and put them into batches
+state_files  the states of each depth on disk, and the folder that a run is written in
+fetching     fetch the next layer while the current one computes
+walk         `walk_layers`: all batches through one layer after another; `LayerObserver`
+scoring      log-likelihoods, with the language head in slices of the vocabulary
+running      `run_layers`, which combines all of these
+states       `HiddenStates`, the result
+measures     `measure_layers`: what layers do to the states; layer_sums and moments have the sums
+difference   `diff_checkpoints`: compare two checkpoints tensor by tensor, without torch
+sides        the tensors of one side of a comparison; number_sums: the sums over their numbers
 """
 
 import importlib
@@ -10,11 +20,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layer_surgeon.run.difference import CheckpointDifference, diff_checkpoints
+    from layer_surgeon.run.measures import LayerMeasures, measure_layers
+    from layer_surgeon.run.running import run_layers
+    from layer_surgeon.run.settings import RunConfig
+    from layer_surgeon.run.states import HiddenStates
 
 # Lazy, because a comparison of weights must not import torch.
-_MODULE_OF = {"CheckpointDifference": "difference", "diff_checkpoints": "difference"}
+_MODULE_OF = {
+    "CheckpointDifference": "difference",
+    "HiddenStates": "states",
+    "LayerMeasures": "measures",
+    "RunConfig": "settings",
+    "diff_checkpoints": "difference",
+    "measure_layers": "measures",
+    "run_layers": "running",
+}
 
-__all__ = ["CheckpointDifference", "diff_checkpoints"]
+__all__ = [
+    "CheckpointDifference",
+    "HiddenStates",
+    "LayerMeasures",
+    "RunConfig",
+    "diff_checkpoints",
+    "measure_layers",
+    "run_layers",
+]
 
 
 def __getattr__(name: str) -> Any:

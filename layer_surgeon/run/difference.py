@@ -6,7 +6,7 @@ two layer artifacts recorded the same sha256. All others are read side by side, 
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +15,7 @@ from layer_surgeon.checkpoint import TensorInfo
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS
 from layer_surgeon.errors import CheckpointError
 from layer_surgeon.extract.codec import Codec
-from layer_surgeon.extract.copy import BlockReader
+from layer_surgeon.extract.copy import Chunks
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.number_sums import BLOCK_NUMBERS, COMPARABLE, Comparison, Sums
 from layer_surgeon.run.sides import Side, SideSource, open_side
@@ -300,15 +300,19 @@ class _Reader:
             if info is not None and codec is not None
         ]
         comparison = Comparison(streams[0].dtype, streams[-1].dtype)
-        done = 0
-        while done < part.count:
-            count = min(BLOCK_NUMBERS, *(stream.available() for stream in streams))
-            blocks = [stream.take(count) for stream in streams]
-            if len(blocks) == 1:
-                comparison.add_alone(blocks[0])
-            else:
-                comparison.add(*blocks)
-            done += count
+        try:
+            done = 0
+            while done < part.count:
+                count = min(BLOCK_NUMBERS, *(stream.available() for stream in streams))
+                blocks = [stream.take(count) for stream in streams]
+                if len(blocks) == 1:
+                    comparison.add_alone(blocks[0])
+                else:
+                    comparison.add(*blocks)
+                done += count
+        finally:
+            for stream in streams:
+                stream.close()
         return comparison.sums
 
 
@@ -326,7 +330,8 @@ class _NumberStream:
         self._next_block = start // _block_numbers(codec)
         self._remaining_bytes = count // _block_numbers(codec) * codec.block_bytes
         offset = info.offset + self._next_block * codec.block_bytes
-        self._blocks = BlockReader(side.source.stream_range(info.file, offset, self._remaining_bytes))
+        self._stream = side.source.stream_range(info.file, offset, self._remaining_bytes)
+        self._blocks = Chunks(self._stream)
         self._converted = memoryview(b"")
 
     def available(self) -> int:
@@ -345,6 +350,11 @@ class _NumberStream:
         num_bytes = count * self._item_bytes
         taken, self._converted = self._converted[:num_bytes], self._converted[num_bytes:]
         return taken
+
+    def close(self) -> None:
+        """Close the connection or file. After an error, it would otherwise stay open until garbage collection."""
+        if isinstance(self._stream, Generator):
+            self._stream.close()
 
 
 def _describe(group: _Group) -> GroupDifference:

@@ -1,0 +1,158 @@
+"""Fetch layers one after another: the next one while the current one computes.
+
+Layers of a local checkpoint are read straight into memory. Meanwhile, the operating system is asked to read the next
+one into its cache, which takes no memory of the process. Layers from elsewhere, and those that are kept, go through
+`extract_layer` into a folder on the disk. An interrupted layer is therefore continued.
+"""
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.quantization import without_quantization
+from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
+from layer_surgeon.checkpoint.sources import FolderSource
+from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.donor.files import read_weights
+from layer_surgeon.donor.tensors import split_by_layer
+from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer, plan_extraction
+from layer_surgeon.extract.dtypes import NAME_OF_CODE
+from layer_surgeon.extract.memory import read_tensors
+from layer_surgeon.progress import NullProgress
+from layer_surgeon.run.state_files import as_bytes
+from layer_surgeon.workspace import Workspace, layer_name
+
+
+def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The model's config for its layers with plain weights."""
+    return without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config)
+
+
+class ByteCounter(NullProgress):
+    """Counts bytes as they arrive."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    def advance(self, amount: int) -> None:
+        """Count bytes."""
+        self.num_bytes += amount
+
+
+def read_plan(checkpoint: Checkpoint, plan: ExtractionPlan, counter: ByteCounter) -> dict[str, Tensor]:
+    """Read the tensors of a plan into memory, by name.
+
+    Raises:
+        SourceError: The source can't be read.
+    """
+    # Each tensor gets its own memory, because its alignment selects kernels; see donor/files.py.
+    tensors = [
+        torch.empty(planned.source.shape, dtype=torch_dtype(planned.codec.dtype)) for planned in plan.planned
+    ]
+    read_tensors(checkpoint.source, plan, [as_bytes(tensor) for tensor in tensors], counter)
+    return {planned.name: tensor for planned, tensor in zip(plan.planned, tensors, strict=True)}
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """The element type of a safetensors code, such as `BF16`."""
+    dtype: torch.dtype = getattr(torch, NAME_OF_CODE[code])
+    return dtype
+
+
+class LayerFetcher:
+    """Context manager that yields the layers of a checkpoint, in order.
+
+    Args:
+        checkpoint: The checkpoint.
+        indices: The layers that will be asked for, in this order.
+        dtype: As in `plan_extraction`.
+        weights_dtype: The element type that layers compute in.
+        folder: Where layers that don't come from this machine are put until they are loaded.
+        workspace: Keep each layer as an artifact in this workspace. None: keep none.
+        counter: Counts the bytes that are read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        indices: Sequence[int],
+        *,
+        dtype: str | None,
+        weights_dtype: torch.dtype,
+        folder: Path,
+        workspace: Workspace | None,
+        counter: ByteCounter,
+    ) -> None:
+        self._checkpoint, self._dtype, self._folder, self._workspace = checkpoint, dtype, folder, workspace
+        self._weights_dtype, self._counter = weights_dtype, counter
+        self._next_of = dict(zip(indices, [*indices[1:], None], strict=False))
+        self._is_direct = workspace is None and checkpoint.source.connections == 1
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._pending: dict[int, Future[LayerArtifact]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights that were read."""
+        return self._counter.num_bytes
+
+    def load(self, index: int, device: str) -> DonorLayer:
+        """Load a layer, and begin to fetch the next one.
+
+        Raises:
+            SourceError: The source can't be read.
+            ArtifactError: The layer doesn't match the config, or the disk is full.
+            UnsupportedArchitectureError: The layer can't be run by itself.
+        """
+        tensors = self._read(index) if self._is_direct else self._take(index)
+        following = self._next_of.get(index)
+        if following is not None:
+            self._begin(following)
+        config = SurgeonDonorConfig(donor_config=plain_config(self._checkpoint), layer_indices=[index])
+        donor = DonorLayer.from_tensors(config, [tensors], dtype=self._weights_dtype)
+        tensors.clear()
+        donor.to(device)
+        donor.probe(causal_only=True)
+        return donor
+
+    def _read(self, index: int) -> dict[str, Tensor]:
+        plan = plan_extraction(self._checkpoint, index, dtype=self._dtype)
+        tensors = read_plan(self._checkpoint, plan, self._counter)
+        return split_by_layer(tensors, [index])[0]
+
+    def _take(self, index: int) -> dict[str, Tensor]:
+        self._begin(index)
+        artifact = self._pending.pop(index).result()
+        tensors = split_by_layer(read_weights(artifact.path / SINGLE_FILE), [index])[0]
+        if self._workspace is None:
+            shutil.rmtree(artifact.path)
+        return tensors
+
+    def _begin(self, index: int) -> None:
+        if self._is_direct:
+            source = self._checkpoint.source
+            if isinstance(source, FolderSource):
+                source.will_need(piece.range for piece in plan_extraction(self._checkpoint, index).pieces)
+        elif index not in self._pending:
+            self._pending[index] = self._pool.submit(self._extract, index)
+
+    def _extract(self, index: int) -> LayerArtifact:
+        if self._workspace is None:
+            output = self._folder / f"layer-{index}"
+        else:
+            output = self._workspace.folder("layer", layer_name(self._checkpoint.source.name, [index]))
+        return extract_layer(self._checkpoint, index, output, dtype=self._dtype, progress=self._counter)
