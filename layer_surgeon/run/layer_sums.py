@@ -1,7 +1,7 @@
 """The sums from which the measures of layers and blocks of layers are computed, added up batch by batch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +28,12 @@ class LayerMeasure:
             comes out (Gromov et al., https://arxiv.org/abs/2403.17887, equation 6).
         rms_in: RMS of what goes in.
         rms_added: RMS of what comes out minus what goes in.
-        loudness: RMS of what comes out divided by RMS of what goes in.
+        loudness: RMS of what comes out divided by RMS of what goes in. None if only zeros go in.
         massive_share: The share of the largest dimension in the energy (sum of squares) of what comes out.
         massive_dimension: That dimension.
         linear_r2: R² of a linear map from what goes in to what comes out, on held-out texts, as a mean over the
-            dimensions. None if it wasn't measured, or there are too few texts.
-        linear_r2_added: The same for what is added.
+            dimensions. None if it wasn't measured, or there are fewer than five texts.
+        linear_r2_added: The same for what is added. Also None if nothing is added.
     """
 
     layer: int
@@ -42,7 +42,7 @@ class LayerMeasure:
     angular_distance: float
     rms_in: float
     rms_added: float
-    loudness: float
+    loudness: float | None
     massive_share: float
     massive_dimension: int
     linear_r2: float | None
@@ -133,7 +133,7 @@ class BlockSums:
             angular_distance=self._angles / self._num_texts,
             rms_in=math.sqrt(self._squares_in / self._num_tokens / width),
             rms_added=math.sqrt(self._squares_added / self._num_tokens / width),
-            loudness=math.sqrt(squares_out / self._squares_in) if self._squares_in else math.inf,
+            loudness=math.sqrt(squares_out / self._squares_in) if self._squares_in else None,
             massive_share=float(self._energy.max()) / squares_out if squares_out else 0.0,
             massive_dimension=int(self._energy.argmax()),
             linear_r2=None if fit is None else fit.output,

@@ -52,12 +52,12 @@ class LinearFit:
     """R² of a linear map on tokens of texts that it was not fitted to.
 
     Attributes:
-        output: For the layer's output, as a mean over its dimensions.
-        added: For what the layer adds to its input (output - input).
+        output: For the layer's output, as a mean over its dimensions. None if none of them varies.
+        added: For what the layer adds to its input (output - input). None if nothing that varies is added.
     """
 
-    output: float
-    added: float
+    output: float | None
+    added: float | None
 
 
 def fit_linear(train: Moments, test: Moments) -> LinearFit | None:
@@ -67,8 +67,9 @@ def fit_linear(train: Moments, test: Moments) -> LinearFit | None:
     """
     if min(train.count, test.count) < 2:
         return None
-    output, added = (_held_out_r2(train, test), _held_out_r2(train.of_difference(), test.of_difference()))
-    return None if output is None or added is None else LinearFit(output=output, added=added)
+    return LinearFit(
+        output=_held_out_r2(train, test), added=_held_out_r2(train.of_difference(), test.of_difference())
+    )
 
 
 def _held_out_r2(train: Moments, test: Moments) -> float | None:
@@ -88,7 +89,7 @@ def _held_out_r2(train: Moments, test: Moments) -> float | None:
     squares_y = test.squares_y - 2 * mean_y * test.sum_y + count * mean_y.square()
     errors = squares_y - 2 * (weights * products_xy).sum(dim=0) + (weights * (products_xx @ weights)).sum(dim=0)
     total = test.squares_y - test.sum_y.square() / count
-    varies = total > _LEAST_VARIANCE * test.squares_y
+    varies = total > _LEAST_VARIANCE * torch.maximum(test.squares_y, test.products_xx.diagonal())
     if not bool(varies.any()):
         return None
     return float((1 - errors[varies] / total[varies]).mean())
