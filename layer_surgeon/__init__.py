@@ -5,7 +5,7 @@ checkpoint  READ   which tensors a checkpoint has, and where their bytes are    
 hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
-run         RUN    one layer at a time: measures of layers, comparisons           measure_layers, diff_checkpoints
+run         RUN    a model, one layer at a time; measures; comparisons          measure_layers, diff_checkpoints
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model

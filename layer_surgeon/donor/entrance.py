@@ -90,8 +90,9 @@ class DonorEntrance(nn.Module):
         super().__init__()
         self.plan = plan
         self.model = model.eval().requires_grad_(False)
+        self.token_ids: Tensor | None
+        self.register_buffer("token_ids", token_ids, persistent=False)
         if token_ids is not None:
-            self.register_buffer("token_ids", token_ids, persistent=False)
             _token_table(model).register_forward_pre_hook(self._to_rows)
 
     @classmethod
@@ -113,7 +114,7 @@ class DonorEntrance(nn.Module):
         """
 
         def shape_table(model: PreTrainedModel) -> None:
-            if plan.token_table in tensors:
+            if plan.token_table is not None:
                 table = _token_table(model)
                 table.weight = nn.Parameter(torch.empty(tensors[plan.token_table].shape, device="meta"))
                 table.num_embeddings = len(table.weight)
@@ -161,12 +162,12 @@ class DonorEntrance(nn.Module):
         return arrived
 
     def _to_rows(self, table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert self.token_ids is not None
         rows = torch.searchsorted(self.token_ids, args[0].contiguous())
         return (rows.clamp_(max=len(self.token_ids) - 1), *args[1:])
 
     def _check_complete(self) -> None:
-        token_ids = getattr(self, "token_ids", None)
-        first = 0 if token_ids is None else int(token_ids[0])
+        first = 0 if self.token_ids is None else int(self.token_ids[0])
         device = next(self.model.parameters()).device
         states = self(torch.full((1, _LENGTH), first, device=device))
         if states.isnan().any():

@@ -80,9 +80,7 @@ def takes_position_ids(scaffold: PreTrainedModel) -> bool:
     return "position_ids" in signature(scaffold.forward).parameters
 
 
-def probe_layer(
-    scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int, *, causal_only: bool = False
-) -> Traits:
+def probe_layer(scaffold: PreTrainedModel, layer: nn.Module, hidden_size: int, *, causal_only: bool = False) -> Traits:
     """Find out how to run a layer. The layer must have its weights.
 
     Args:

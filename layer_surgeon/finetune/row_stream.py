@@ -12,9 +12,9 @@ import datasets
 import datasets.exceptions
 import pyarrow
 
+from layer_surgeon._table_files import READERS, Row, check_streamable, count_rows, iterate_file, rows_to_columns
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError
-from layer_surgeon._table_files import READERS, Row, check_streamable, count_rows, iterate_file, rows_to_columns
 from layer_surgeon.finetune.registry import DatasetRecord, find_dataset
 from layer_surgeon.finetune.sources import (
     STDIN,

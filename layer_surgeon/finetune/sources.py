@@ -12,9 +12,9 @@ import datasets
 import datasets.exceptions
 
 from layer_surgeon._loading import load_dataset
+from layer_surgeon._table_files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import DataError
-from layer_surgeon._table_files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
 from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset, similar_names
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import DEFAULT_TASK

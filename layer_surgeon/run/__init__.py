@@ -4,12 +4,13 @@ settings     `RunConfig`
 text_list    read texts from files, the Hub or a list
 tokenizing   load the tokenizer of a checkpoint, and split texts into tokens
 batches      sort the texts by length, and put them into batches
-state_files  the states of each depth on disk, and the folder that a run is written in
+state_files  the states of each depth on disk, and the file of kept states
 fetching     fetch the next layer while the current one computes
-walk         `walk_layers`: all batches through one layer after another; `LayerObserver`
-scoring      log-likelihoods, with the language head in slices of the vocabulary
-running      `run_layers`, which combines all of these
+walk         `walk_layers`: all batches through one layer after another; `LayerObserver` sees the states
+inputs       `prepare_run` finds out what a walk needs, and `walk_inputs` walks
+run_folder   the folder that a run is written in, and which an interrupted run goes on in
 states       `HiddenStates`, the result
+running      `run_layers`, which combines all of these
 measures     `measure_layers`: what layers do to the states; layer_sums and moments have the sums
 difference   `diff_checkpoints`: compare two checkpoints tensor by tensor, without torch
 sides        the tensors of one side of a comparison; number_sums: the sums over their numbers

@@ -53,9 +53,7 @@ def read_plan(checkpoint: Checkpoint, plan: ExtractionPlan, counter: ByteCounter
         SourceError: The source can't be read.
     """
     # Each tensor gets its own memory, because its alignment selects kernels; see donor/files.py.
-    tensors = [
-        torch.empty(planned.source.shape, dtype=torch_dtype(planned.codec.dtype)) for planned in plan.planned
-    ]
+    tensors = [torch.empty(planned.source.shape, dtype=torch_dtype(planned.codec.dtype)) for planned in plan.planned]
     read_tensors(checkpoint.source, plan, [as_bytes(tensor) for tensor in tensors], counter)
     return {planned.name: tensor for planned, tensor in zip(plan.planned, tensors, strict=True)}
 

@@ -1,7 +1,7 @@
 """The folder that a run is written in, next to its final folder, and which an interrupted run goes on in.
 
-    states/.Llama-3.1-8B-texts.partial/   .identity.json, .lock, depth-<k>.bin, states.safetensors, a layer
-    states/Llama-3.1-8B-texts/            states.safetensors, texts.jsonl, run.json: always complete
+states/.Llama-3.1-8B-texts.partial/   .identity.json, .lock, depth-<k>.bin, states.safetensors, a layer
+states/Llama-3.1-8B-texts/            states.safetensors, texts.jsonl, run.json: always complete
 """
 
 import errno
@@ -150,5 +150,3 @@ class RunFolder:
         return ArtifactError(
             f"{self._folder} can't be written: {error.strerror or error}. Name another folder with --output."
         )
-
-

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,29 +11,205 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from layer_surgeon._io import write_text
 from layer_surgeon._version import __version__
-from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
+from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources import FolderSource
-from layer_surgeon.donor.checkpoint_names import checkpoint_names
-from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance
-from layer_surgeon.donor.family import family_config
-from layer_surgeon.errors import SourceNotFoundError
-from layer_surgeon.extract import plan_extraction
-from layer_surgeon.extract.memory import read_tensors
-from layer_surgeon.extract.plan import plan_rows, plan_tensors
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.run.batches import Batch, make_batches
-from layer_surgeon.run.fetching import ByteCounter, LayerFetcher, plain_config, read_plan, torch_dtype
+from layer_surgeon.run.batches import Batch
+from layer_surgeon.run.inputs import RunInputs, SourceLike, prepare_run, walk_inputs
 from layer_surgeon.run.run_folder import RunFolder
 from layer_surgeon.run.settings import RunConfig
-from layer_surgeon.run.state_files import STATES_FILE, DepthFiles, KeptStates, as_bytes
+from layer_surgeon.run.state_files import STATES_FILE, KeptStates
 from layer_surgeon.run.states import TEXTS_FILE, HiddenStates, describe_run, dtype_name
-from layer_surgeon.run.text_list import TextList, TextsLike, read_texts
-from layer_surgeon.run.tokenizing import TokenizedTexts, load_checkpoint_tokenizer, tokenize_texts
-from layer_surgeon.run.walk import LayerObserver, TokenBatches, Walk, needed_tokens, walk_layers
-from layer_surgeon.workspace import Workspace, short_name
+from layer_surgeon.run.text_list import TextsLike
+from layer_surgeon.workspace import Workspace
 
-SourceLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Checkpoint
+
+def run_layers(
+    source: SourceLike,
+    texts: TextsLike,
+    *,
+    config: RunConfig | None = None,
+    output: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> HiddenStates:
+    """Compute hidden states of texts, one layer of the model at a time.
+
+    All texts go through layer 0, then all through layer 1. Memory holds one layer and one batch, and each byte of the
+    weights is read once. After an interruption or a kill, the same call with an output folder goes on from the last
+    complete layer.
+
+    Args:
+        source: A folder, a safetensors, PyTorch or GGUF file, a Hub repo id, a URL, `packaged:NAME`, a list of the
+            parts of a GGUF model, or an open checkpoint.
+        texts: A list of texts, a file (.csv, .tsv, .jsonl, .json, .parquet; .txt with a text per line), or the id of a
+            data set on the Hub.
+        config: The settings. None: the defaults.
+        output: The folder for the states. None: a temporary folder that is deleted with the result.
+        revision: Branch, tag or commit of a Hub repo. None is its main branch.
+        token: Access token for a Hub repo. None uses the one from `hf auth login`.
+        progress: Reports the tokens that went through a layer.
+        workspace: Where layers are kept with `keep_layers`.
+        force: Replace other hidden states in the output folder.
+        settings: Fields of `RunConfig` that override `config`, such as `layers="0,6,12"` or `pool="none"`.
+
+    Raises:
+        SourceError: The source or its tokenizer can't be read.
+        CheckpointError: The checkpoint is damaged or has an unknown format.
+        LayerNotFoundError: The model has fewer layers than `layers` names.
+        UnsupportedArchitectureError: The model's layers can't be run by themselves.
+        ConfigError: A setting can't be used.
+        DataError: The texts can't be used.
+        ArtifactError: The output folder holds something else, or the disk is full.
+    """
+    config, progress = RunConfig.from_settings(config, settings), progress or NullProgress()
+    inputs = prepare_run(source, texts, config, revision=revision, token=token, progress=progress)
+    keep_in = (workspace or Workspace()) if config.keep_layers else None
+    if output is not None:
+        return _run(inputs, Path(output), keep_in, progress, force=force)
+    temporary = TemporaryDirectory(prefix="layer-surgeon-")
+    states = _run(inputs, Path(temporary.name) / "states", keep_in, progress, force=force)
+    return HiddenStates(states.path, states.info, temporary)
+
+
+def _run(
+    inputs: RunInputs, output: Path, workspace: Workspace | None, progress: Progress, *, force: bool
+) -> HiddenStates:
+    folder = RunFolder(output, run_identity(inputs), force=force)
+    existing = folder.find_existing()
+    if existing is not None:
+        progress.notice(f"{output} already holds these states; nothing was computed.")
+        return existing
+    try:
+        with folder:
+            _compute(inputs, folder, workspace, progress)
+    finally:
+        if folder.kept:
+            progress.notice(f"Complete layers are kept in {folder.path}; the same command goes on from there.")
+    return HiddenStates.open(output)
+
+
+def _compute(inputs: RunInputs, folder: RunFolder, workspace: Workspace | None, progress: Progress) -> None:
+    config = inputs.config
+    depths = config.depths(inputs.checkpoint.num_layers)
+    last_depth = inputs.checkpoint.num_layers if config.score else depths[-1]
+    files = inputs.depth_files(folder.path)
+    shapes = _kept_shapes(inputs, depths)
+    kept = KeptStates(folder.path / STATES_FILE, shapes)
+    try:
+        # The input and output of a layer, and the one before until it is deleted.
+        folder.check_space(kept.num_bytes + 3 * files.num_bytes)
+        if done := files.depths():
+            progress.notice(f"Resuming: the states after {done[-1]} of {last_depth} layers are left from a run.")
+        offsets = torch.tensor([0, *map(len, inputs.tokens.ids)]).cumsum(0)
+        kept.add("offsets", 0, offsets)
+        kept.add("token_ids", 0, torch.tensor([token for ids in inputs.tokens.ids for token in ids]))
+
+        def keep(depth: int, batch: Batch, states: Tensor) -> None:
+            if depth in depths:
+                _keep(kept, f"layer.{depth}", batch, states, config.pool, offsets)
+
+        num_bytes = walk_inputs(
+            inputs,
+            folder.path,
+            last_depth=last_depth,
+            progress=progress,
+            workspace=workspace,
+            keep=keep,
+            finish_depth=lambda _: kept.flush(),
+        )
+    finally:
+        kept.close()
+    _write_texts(inputs, folder.path)
+    folder.finish(_describe(inputs, depths, num_bytes))
+
+
+def _kept_shapes(inputs: RunInputs, depths: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    pool, num_texts = inputs.config.pool, len(inputs.tokens.ids)
+    rows = inputs.num_tokens if pool == "none" else num_texts
+    dtype = torch.float32 if pool == "mean" else inputs.dtype
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        f"layer.{depth}": (dtype, (rows, inputs.width)) for depth in depths
+    }
+    shapes["offsets"] = (torch.int64, (num_texts + 1,))
+    shapes["token_ids"] = (torch.int64, (inputs.num_tokens,))
+    return shapes
+
+
+def _keep(kept: KeptStates, name: str, batch: Batch, states: Tensor, pool: str, offsets: Tensor) -> None:
+    parts = torch.split(states, list(batch.lengths))
+    for text, part in zip(batch.texts, parts, strict=True):
+        if pool == "none":
+            kept.add(name, int(offsets[text]), part)
+        else:
+            kept.add(name, text, part[-1] if pool == "last" else part.float().mean(0))
+
+
+def _write_texts(inputs: RunInputs, folder: Path) -> None:
+    rows = (
+        {"text": text, "num_tokens": len(ids)} for text, ids in zip(inputs.texts.texts, inputs.tokens.ids, strict=True)
+    )
+    write_text(folder / TEXTS_FILE, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+
+
+def _describe(inputs: RunInputs, depths: tuple[int, ...], num_bytes: int) -> dict[str, Any]:
+    checkpoint, config = inputs.checkpoint, inputs.config
+    return describe_run(
+        source={
+            "name": checkpoint.source.name,
+            "kind": checkpoint.source.kind,
+            "commit": checkpoint.commit,
+            "format": checkpoint.format,
+            "model_type": checkpoint.model_type,
+        },
+        tokenizer=inputs.tokenizer,
+        num_layers=checkpoint.num_layers,
+        layers=list(depths),
+        width=inputs.width,
+        pool=config.pool,
+        dtype=dtype_name(inputs.dtype),
+        score=config.score,
+        texts=inputs.texts.location,
+        num_texts=len(inputs.tokens.ids),
+        num_tokens=inputs.num_tokens,
+        num_truncated=inputs.num_truncated,
+        num_bytes_read=num_bytes,
+        versions={"layer_surgeon": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+    )
+
+
+def run_identity(inputs: RunInputs) -> Mapping[str, Any]:
+    """Everything that determines the states: a run only goes on from files of a run with the same identity."""
+    config = inputs.config
+    ids = json.dumps([inputs.tokens.ids, inputs.texts.texts]).encode()
+    return {
+        "source": inputs.checkpoint.source.name,
+        "files": _file_versions(inputs.checkpoint),
+        "texts": hashlib.sha256(ids).hexdigest(),
+        "layers": list(config.depths(inputs.checkpoint.num_layers)),
+        "pool": config.pool,
+        "dtype": dtype_name(inputs.dtype),
+        "batch_tokens": config.batch_tokens,
+        "score": config.score,
+        "versions": [__version__, transformers.__version__, torch.__version__],
+    }
+
+
+def _file_versions(checkpoint: Checkpoint) -> dict[str, str]:
+    """A string per file that changes with its content: the commit, the source's own version, or size and time."""
+    source = checkpoint.source
+    versions = {}
+    for file in sorted(set(checkpoint.table.files().values())):
+        version = source.commit or source.version(file)
+        if version is None and isinstance(source, FolderSource):
+            status = (source.root / file).stat()
+            version = f"{status.st_size} {status.st_mtime_ns}"
+        versions[file] = version or f"{source.size(file)}"
+    return versions

@@ -42,9 +42,7 @@ class RunConfig:
     batch_tokens: int = _option(8192, "Most tokens in a batch, padding included. A longer text is a batch of its own.")
     dtype: Dtype | None = _option(None, "Compute in this dtype. Default: the checkpoint's; for GGUF files float32.")
     device: Device = _option("auto", "Device to compute on. Default: a GPU if there is one.")
-    max_length: int | None = _option(
-        None, "Most tokens of a text. Default: as many as the model has positions for."
-    )
+    max_length: int | None = _option(None, "Most tokens of a text. Default: as many as the model has positions for.")
     long_texts: LongTexts = _option("truncate", "Texts with more tokens: truncate or refuse.")
     text_column: str | None = _option(None, "Column with the text. Default: text, or the only column.")
     keep_layers: bool = _option(False, "Keep each layer in the workspace as a layer artifact.")

@@ -28,7 +28,7 @@ _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", to
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data  # type: ignore[no-any-return]  # of numpy
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class DepthFiles:
         states = torch.empty(batch.num_tokens, self.width, dtype=self.dtype)
         with self._path(depth).open("rb") as file:
             file.seek(batch.start * self._row_bytes)
-            count = file.readinto(as_bytes(states))  # type: ignore[attr-defined]  # of a BufferedReader
+            count = file.readinto(as_bytes(states))
         if count != states.nbytes:
             raise OSError(f"{self._path(depth)} ends too early.")
         return states

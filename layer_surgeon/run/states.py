@@ -29,9 +29,7 @@ class HiddenStates:
         info: The content of run.json: source, commit, tokenizer, layers, pooling, dtype, versions.
     """
 
-    def __init__(
-        self, path: Path, info: dict[str, Any], temporary: "TemporaryDirectory[str] | None" = None
-    ) -> None:
+    def __init__(self, path: Path, info: dict[str, Any], temporary: "TemporaryDirectory[str] | None" = None) -> None:
         self.path = path
         self.info = info
         # A temporary folder is deleted with this object.
@@ -110,7 +108,7 @@ class HiddenStates:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood over all tokens but the first of each text.
+        """The exponential of the mean negative log-likelihood over all tokens but the first of each text.
 
         Raises:
             ArtifactError: The run computed no log-likelihoods.

@@ -88,7 +88,9 @@ def _read_hub(hub_id: str, progress: Progress) -> Mapping[str, Sequence[Any]]:
             "Check the name and your network."
         ) from error
     if "train" not in splits and len(splits) != 1:
-        raise DataError(f"{hub_id} has no split 'train', but {', '.join(map(str, splits))}. Save one of them to a file.")
+        raise DataError(
+            f"{hub_id} has no split 'train', but {', '.join(map(str, splits))}. Save one of them to a file."
+        )
     split = splits["train"] if "train" in splits else next(iter(splits.values()))
     columns: Mapping[str, Sequence[Any]] = split.with_format("python").to_dict()
     return columns

@@ -110,9 +110,7 @@ def tokenize_texts(
                 f"{limit:,}{f', and {len(long_texts) - 1:,} more texts are too long' if len(long_texts) > 1 else ''}. "
                 "Shorten them, or use long_texts=truncate."
             )
-        progress.notice(
-            f"{len(long_texts):,} of {len(ids):,} texts have more than {limit:,} tokens and are truncated."
-        )
+        progress.notice(f"{len(long_texts):,} of {len(ids):,} texts have more than {limit:,} tokens and are truncated.")
     return TokenizedTexts(ids=tuple(tuple(tokens[:limit]) for tokens in ids), num_truncated=len(long_texts))
 
 

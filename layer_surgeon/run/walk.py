@@ -88,10 +88,15 @@ class Walk:
     observer: LayerObserver | None = None
 
 
-def walk_layers(walk: Walk, entrance: DonorEntrance, fetcher: LayerFetcher) -> None:
+def walk_layers(walk: Walk, entrance: DonorEntrance | None, fetcher: LayerFetcher) -> None:
     """Take all texts through the layers that are left.
 
     Depths that are complete on the disk are not computed again. An observer needs a walk from the start.
+
+    Args:
+        walk: What the walk needs.
+        entrance: What acts before the first layer. None if the states that enter it are on the disk.
+        fetcher: Fetches the layers.
 
     Raises:
         SourceError: A layer can't be read.
@@ -103,7 +108,7 @@ def walk_layers(walk: Walk, entrance: DonorEntrance, fetcher: LayerFetcher) -> N
     walk.progress.begin(f"layers 0 to {walk.last_depth - 1}", num_tokens * walk.last_depth, "tokens")
     walk.progress.advance(num_tokens * max(first - 1, 0))
     for depth in range(first, walk.last_depth + 1):
-        if depth == 0:
+        if depth == 0 and entrance is not None:
             _enter(walk, entrance)
         else:
             _run_layer(walk, depth, fetcher.load(depth - 1, walk.device), fetcher)
@@ -155,4 +160,3 @@ def _earlier(walk: Walk, depth: int, batch: Batch) -> Callable[[int], Tensor]:
 def needed_tokens(ids: Iterable[Iterable[int]], pad_id: int) -> Tensor:
     """The tokens that texts need, sorted, each once."""
     return torch.tensor(sorted({pad_id, *(token for text in ids for token in text)}))
-
