@@ -67,9 +67,7 @@ def fit_linear(train: Moments, test: Moments) -> LinearFit | None:
     """
     if min(train.count, test.count) < 2:
         return None
-    return LinearFit(
-        output=_held_out_r2(train, test), added=_held_out_r2(train.of_difference(), test.of_difference())
-    )
+    return LinearFit(output=_held_out_r2(train, test), added=_held_out_r2(train.of_difference(), test.of_difference()))
 
 
 def _held_out_r2(train: Moments, test: Moments) -> float | None:
