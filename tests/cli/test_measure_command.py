@@ -64,7 +64,12 @@ def test_heat_map(folder, tmp_path, suffix, start):
 
 def test_the_states_of_an_earlier_run(folder, document, tmp_path):
     run_layers(
-        folder / "my model", folder / "texts.txt", pool="none", output=tmp_path / "states", dtype="float32", device="cpu"
+        folder / "my model",
+        folder / "texts.txt",
+        pool="none",
+        output=tmp_path / "states",
+        dtype="float32",
+        device="cpu",
     )
     again = surgeon_here("measure", tmp_path / "states", "--json", "--quiet", cwd=folder).document()
     assert again["layers"][3]["block_influence"] == pytest.approx(document["layers"][3]["block_influence"], rel=1e-5)
