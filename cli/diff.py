@@ -42,7 +42,9 @@ def diff(
     hashes: Annotated[
         bool,
         typer.Option(
-            "--hashes/--no-hashes", help="Don't read tensors that are equal according to the Hub or a layer artifact."
+            "--hashes/--no-hashes",
+            help="Don't read tensors that are equal according to the Hub, or to the record of a layer artifact or an "
+            "assembled model.",
         ),
     ] = True,
     *,

@@ -1,7 +1,8 @@
 """`diff_checkpoints`: compare two checkpoints layer by layer and tensor by tensor, reading as little as possible.
 
 Tensors are equal without reading them if they are at the same position of files with the same sha256 on the Hub, or if
-two layer artifacts recorded the same sha256. All others are read side by side, each byte once, in bounded memory.
+layer artifacts or assembled models recorded the same sha256 for them. All others are read side by side, each byte once,
+in bounded memory.
 """
 
 import math
@@ -136,7 +137,8 @@ def diff_checkpoints(
         revision_a: Branch, tag or commit of A, if it is a Hub repo. None is the main branch.
         revision_b: The same for B.
         token: Access token for the Hub. None uses the one from `hf auth login`.
-        use_hashes: Don't read tensors that are equal according to the Hub's or a layer artifact's sha256.
+        use_hashes: Don't read tensors that are equal according to the Hub, or to the record of a layer artifact or an
+            assembled model.
         progress: Reports the bytes as they arrive.
 
     Raises:
@@ -224,8 +226,7 @@ def _pair_up(side_a: Side, side_b: Side, *, use_hashes: bool) -> list[_Group]:
 def _has_same_hash(side_a: Side, a: TensorInfo, side_b: Side, b: TensorInfo) -> bool:
     if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
         return False
-    hash_a, hash_b = side_a.sha256(a), side_b.sha256(b)
-    return hash_a is not None and hash_a == hash_b
+    return not side_a.hashes(a).isdisjoint(side_b.hashes(b))
 
 
 @dataclass(frozen=True, kw_only=True)

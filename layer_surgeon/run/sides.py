@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from layer_surgeon._yaml import MAX_CHARACTERS, parse_yaml
 from layer_surgeon.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.sources import FolderSource, Source
-from layer_surgeon.errors import UnsupportedArchitectureError
+from layer_surgeon.errors import SourceError, UnsupportedArchitectureError
 from layer_surgeon.extract.artifact import LayerArtifact, is_artifact
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import plain_codec
@@ -16,6 +18,8 @@ from layer_surgeon.extract.fp8 import pair_scales
 from layer_surgeon.extract.plan import has_fp8, tensor_codecs
 
 SourceName = str | os.PathLike[str]
+# Of an assembled model.
+_RECORD_FILE = "assembly.yaml"
 SideSource = SourceName | Sequence[SourceName] | Checkpoint
 
 
@@ -40,8 +44,8 @@ class Side(Protocol):
     def codecs(self, layer: int | None) -> Mapping[str, Codec]:
         """Return what converts the tensors of a layer, or of the rest, to numbers, by the same names."""
 
-    def sha256(self, info: TensorInfo) -> tuple[str, int] | None:
-        """Return a hash known without reading, and the tensor's position in what was hashed; None if there is none."""
+    def hashes(self, info: TensorInfo) -> set[tuple[str, int]]:
+        """Return the sha256s that are known without reading, each with the tensor's position in what was hashed."""
 
 
 def open_side(source: SideSource, *, revision: str | None = None, token: str | bool | None = None) -> Side:
@@ -89,9 +93,23 @@ class _CheckpointSide:
         code = "F32" if has_fp8(infos) else None
         return {self._short_name(info, layer): codec for info, codec in tensor_codecs(self._checkpoint, infos, code)}
 
-    def sha256(self, info: TensorInfo) -> tuple[str, int] | None:
-        digest = self.source.sha256(info.file)
-        return None if digest is None else (digest, info.offset)
+    def hashes(self, info: TensorInfo) -> set[tuple[str, int]]:
+        hash_of_file, hash_of_tensor = self.source.sha256(info.file), self._recorded.get(info.name)
+        hashes = {(hash_of_file, info.offset), (hash_of_tensor, 0)}
+        return {(digest, position) for digest, position in hashes if isinstance(digest, str)}
+
+    @cached_property
+    def _recorded(self) -> Mapping[str, Any]:
+        """The sha256 of each tensor of an assembled model, from its record; empty if there is none that can be read."""
+        if _RECORD_FILE not in self.source.list_files():
+            return {}
+        try:
+            record = parse_yaml(self.source.read_file(_RECORD_FILE, MAX_CHARACTERS).decode())
+        except (SourceError, ValueError):
+            # The tensors are then read, with the same result.
+            return {}
+        digests = record.get("sha256") if isinstance(record, dict) else None
+        return digests if isinstance(digests, dict) else {}
 
     def _group(self, layer: int | None) -> list[TensorInfo]:
         if layer not in self._infos:
@@ -133,6 +151,6 @@ class _ArtifactSide:
     def codecs(self, layer: int | None) -> Mapping[str, Codec]:
         return {name: plain_codec(info.dtype, None) for name, info in self.tensors(layer).items()}
 
-    def sha256(self, info: TensorInfo) -> tuple[str, int] | None:
+    def hashes(self, info: TensorInfo) -> set[tuple[str, int]]:
         digest = self._digests.get(info.name)
-        return (digest, 0) if isinstance(digest, str) else None
+        return {(digest, 0)} if isinstance(digest, str) else set()

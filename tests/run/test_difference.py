@@ -1,5 +1,6 @@
 """What `diff_checkpoints` finds and reads, in all formats and places."""
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -210,6 +212,20 @@ class TestHashes:
         assert compared["mlp.up_proj.weight"] == "bytes"
         assert compared["mlp.down_proj.weight"] == "hash"
         assert diff_checkpoints(tmp_path / "la", tmp_path / "la").bytes_read == 0
+
+    def test_records_of_assembled_models(self, tmp_path):
+        weights = random_weights()
+        for name, shards in (("a", 1), ("b", 3)):
+            folder = write_weights(tmp_path / name, weights, shards=shards)
+            digests = {key: hashlib.sha256(numbers.tobytes()).hexdigest() for key, numbers in weights.items()}
+            (folder / "assembly.yaml").write_text(yaml.safe_dump({"sha256": digests}))
+        extract_layer(tmp_path / "a", -1, tmp_path / "layer")
+        assert diff_checkpoints(tmp_path / "a", tmp_path / "b").bytes_read == 0
+        assert diff_checkpoints(tmp_path / "layer", tmp_path / "b").bytes_read == 0
+        for record in ("sha256: [", "- a", "sha256: 3", "sha256: {model.norm.weight: 4}"):
+            (tmp_path / "a/assembly.yaml").write_text(record)
+            result = diff_checkpoints(tmp_path / "a", tmp_path / "b")
+            assert (result.equal, result.bytes_read) == (True, 2 * num_bytes(weights))
 
     def test_a_layer_artifact_and_its_checkpoint(self, tmp_path):
         folder = write_weights(tmp_path / "a", random_weights())
