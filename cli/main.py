@@ -13,6 +13,7 @@ import layer_surgeon
 COMMANDS = {
     "inspect": "Show a checkpoint's layers, dtypes, sizes and licence.",
     "extract": "Extract layers from a checkpoint, reading only their bytes.",
+    "run": "Compute hidden states of texts, one layer of the model at a time.",
     "measure": "Measure what each layer does to the hidden states of texts.",
     "diff": "Compare two checkpoints, layer by layer and tensor by tensor.",
     "graft": "Put a donor layer into a small model.",

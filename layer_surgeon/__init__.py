@@ -5,7 +5,7 @@ checkpoint  READ   which tensors a checkpoint has, and where their bytes are    
 hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
-run         RUN    a model, one layer at a time; measures; comparisons          measure_layers, diff_checkpoints
+run         RUN    a model one layer at a time; measures; comparisons   run_layers, measure_layers, diff_checkpoints
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
@@ -39,14 +39,30 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
     from layer_surgeon.graft import GraftConfig, GraftedModel, SurgeonGraftConfig, graft_layer
     from layer_surgeon.progress import NullProgress, Progress
-    from layer_surgeon.run import CheckpointDifference, LayerMeasures, diff_checkpoints, measure_layers
+    from layer_surgeon.run import (
+        CheckpointDifference,
+        HiddenStates,
+        LayerMeasures,
+        RunConfig,
+        diff_checkpoints,
+        measure_layers,
+        run_layers,
+    )
     from layer_surgeon.workspace import Workspace
 
 _HOME = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
     "donor": ("DonorLayer", "SurgeonDonorConfig"),
-    "run": ("CheckpointDifference", "LayerMeasures", "diff_checkpoints", "measure_layers"),
+    "run": (
+        "CheckpointDifference",
+        "HiddenStates",
+        "LayerMeasures",
+        "RunConfig",
+        "diff_checkpoints",
+        "measure_layers",
+        "run_layers",
+    ),
     "graft": ("GraftConfig", "GraftedModel", "SurgeonGraftConfig", "graft_layer"),
     "finetune": ("FinetuneConfig", "FinetuneResult", "finetune_model"),
     "errors": (
@@ -81,12 +97,14 @@ __all__ = [
     "GraftConfig",
     "GraftError",
     "GraftedModel",
+    "HiddenStates",
     "LayerArtifact",
     "LayerMeasures",
     "LayerNotFoundError",
     "LayerSurgeonError",
     "NullProgress",
     "Progress",
+    "RunConfig",
     "SourceError",
     "SurgeonDonorConfig",
     "SurgeonGraftConfig",
@@ -103,6 +121,7 @@ __all__ = [
     "measure_layers",
     "open_checkpoint",
     "plan_extraction",
+    "run_layers",
 ]
 
 

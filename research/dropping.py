@@ -3,7 +3,7 @@
     python -m research.dropping        measure; continues where it stopped
 
 The model is Gemma-3-270M, from the packages of the extra [demo]. Layers are measured on the 1,000 sentences of Yelp
-that layer_surgeon has, and perplexity on the first 200 of IMDb. Layers are dropped in memory, from the model in
+that layer_surgeon has, and perplexity on the first 60 of IMDb. Layers are dropped in memory, from the model in
 transformers.
 What was expected, what came out, and the names of the numbers: research/dropping.md.
 """
@@ -31,7 +31,7 @@ RESULTS = MEASURED / "dropping.json"
 MODEL = "gemma-3-270m"
 SENTENCES = ROOT / "layer_surgeon" / "data" / "sentences"
 COUNTS = (1, 2, 4)
-NUM_DRAWS, NUM_TEXTS, BATCH = 10, 200, 16
+NUM_DRAWS, NUM_TEXTS, BATCH = 10, 60, 16
 SEED = 0
 
 

@@ -74,6 +74,13 @@ ALLOWED = {
         "replace": "the finished run appears under its name",
     },
     "layer_surgeon/finetune/sharding.py": {"torch.save": "as transformers' Trainer does, into a checkpoint"},
+    "layer_surgeon/run/fetching.py": {"rmtree": "a layer that was loaded, in the run's locked folder"},
+    "layer_surgeon/run/run_folder.py": {"unlink": "the lock of the finished folder"},
+    "layer_surgeon/run/state_files.py": {
+        "os.open": "the file of kept states, of its final size from the start, in the run's locked folder",
+        "ftruncate": "the same file",
+        "unlink": "states of a depth that are no longer needed, in the same folder",
+    },
     "layer_surgeon/donor/layer.py": {"save_file": "safetensors' own writer, at a path of `new_path`"},
     "layer_surgeon/graft/donor_store.py": {"link": "weights into a folder of `new_folder`"},
     "layer_surgeon/graft/export.py": {

@@ -16,6 +16,8 @@ def checkpoint_names(
 ) -> dict[str, str]:
     """Find the tensors of a checkpoint that hold weights outside of the layers.
 
+    A weight that is missing because it is tied to another one, such as that of a language head, is found as that one.
+
     Args:
         model: A model of the family without layers, from a `surroundings_class`.
         shapes: The weights by name, and their shapes.
@@ -33,7 +35,15 @@ def checkpoint_names(
     stored_stack = checkpoint.layer_prefix(0).removesuffix(".").removesuffix("0").rstrip(".")
     names: dict[str, str] = {}
     for name in shapes:
-        stored = _find(_candidates(model, name), stored_stack, stack_path(model), outside)
+        tied = model.surgeon_tied_weights.get(name)
+        stored = next(
+            (
+                stored
+                for alias in (name, tied)
+                if alias and (stored := _find(_candidates(model, alias), stored_stack, stack_path(model), outside))
+            ),
+            None,
+        )
         if stored is None:
             raise UnsupportedArchitectureError(
                 f"{checkpoint.source.name} has no tensor {name!r} of {type(model).__name__} under a known name, but "
@@ -54,14 +64,18 @@ def checkpoint_names(
 
 def _candidates(model: PreTrainedModel, name: str) -> list[str]:
     """The names under which a checkpoint may have a weight: as in the module, and as the family saves it."""
-    reverted: Iterable[str]
-    try:
-        reverted = revert_weight_conversion(model, {name: torch.empty(1, 1, device="meta")})
-    except (ValueError, RuntimeError, KeyError, IndexError, AttributeError, TypeError):
-        reverted = ()
     base_prefix = f"{model.base_model_prefix}."
-    names = [*reverted, name]
+    names = [*_revert(model, name), *_revert(model, base_prefix + name), name]
     return list(dict.fromkeys([*names, *(item.removeprefix(base_prefix) for item in names)]))
+
+
+def _revert(model: PreTrainedModel, name: str) -> Iterable[str]:
+    """The names under which the family saves a weight, if it renames it; also those that it makes of a part of it."""
+    try:
+        reverted: Iterable[str] = revert_weight_conversion(model, {name: torch.empty(1, 1, device="meta")})
+    except (ValueError, RuntimeError, KeyError, IndexError, AttributeError, TypeError):
+        return ()
+    return reverted
 
 
 def _find(candidates: list[str], stored_stack: str, module_stack: str, outside: list[str]) -> str | None:

@@ -43,7 +43,7 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
             "Extract from a checkpoint of the same model in bfloat16, float16 or float32."
         )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(donor_config)))
+        config = CONFIG_MAPPING[model_type].from_dict(_with_floats(dict(donor_config)))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ArtifactError(
             f"transformers {__version__} can't read the donor's config as a config of {model_type!r}: {error}. "
@@ -59,6 +59,15 @@ def family_config(donor_config: Mapping[str, Any]) -> PretrainedConfig:
     text_config.use_cache = False
     text_config.output_hidden_states = False
     return text_config
+
+
+def _with_floats(value: Any) -> Any:
+    """Copy a config, with the numbers that JSON can't hold: transformers writes {"__float__": "Infinity"} for them."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else deepcopy(value)
 
 
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from layer_surgeon._io import new_path
@@ -28,8 +28,8 @@ from layer_surgeon.donor.influence import shorten
 from layer_surgeon.donor.int8 import is_quantised, quantise
 from layer_surgeon.donor.one_key import installed
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
-from layer_surgeon.donor.scaffold import Run, run_scaffold, scaffold_class, take_layer
-from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, split_by_layer
+from layer_surgeon.donor.scaffold import Run, run_scaffold, take_layer
+from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, random_scaffold, split_by_layer
 from layer_surgeon.errors import ArtifactError, ConfigError, UnsupportedArchitectureError
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -74,7 +74,7 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             UnsupportedArchitectureError: The donor's family is not supported.
         """
         if scaffolds is None:
-            scaffolds = [_random_scaffold(config, index) for index in config.layer_indices]
+            scaffolds = [random_scaffold(_family(config), index) for index in config.layer_indices]
         if not scaffolds:
             raise ArtifactError(
                 "The config has no layer_indices, so it doesn't describe a donor layer. Load it from a layer artifact, "
@@ -424,21 +424,11 @@ def _only_moving(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return move
 
 
-def _random_scaffold(config: SurgeonDonorConfig, index: int) -> PreTrainedModel:
-    """Make a scaffold that contains a layer with random weights; under `torch.device("meta")`, without any weights.
-
-    The whole model is only created on the meta device: one layer of a 70B model has 1.7 GB, the model has 141 GB.
-    """
+def _family(config: SurgeonDonorConfig) -> PretrainedConfig:
     family = config.family_config()
     if config._attn_implementation is not None:
         family._attn_implementation = config._attn_implementation
-    device = torch.empty(0).device
-    with torch.device("meta"):
-        scaffold = scaffold_class(family, index)(family)
-    if device.type != "meta":
-        scaffold.to_empty(device=device)
-        scaffold.initialize_weights()
-    return scaffold
+    return family
 
 
 def _check_supported(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, has_position_ids: bool) -> None:

@@ -193,10 +193,11 @@ class _ReadableLeftOut(_LeftOut):
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        if isinstance(value, nn.Parameter):
-            device = _current().hidden_states.device
-            return torch.full((), torch.nan, dtype=value.dtype, device=device).expand(value.shape)
-        return value
+        run = _find_current()
+        if run is None or not isinstance(value, nn.Parameter):
+            return value
+        nan = torch.full((), torch.nan, dtype=value.dtype, device=run.hidden_states.device)
+        return nan.expand(value.shape)
 
 
 def scaffold_class(config: PretrainedConfig, index: int) -> type[PreTrainedModel]:
@@ -249,6 +250,9 @@ def surroundings_class(
         path = find_stack(self)
         stack = self.get_submodule(path)
         width = _embedding_width(self)
+        head = None if before else self.get_output_embeddings()
+        self.surgeon_head_path = next((name for name, module in self.named_modules() if module is head), None)
+        self.surgeon_tied_weights = dict(self.all_tied_weights_keys)
         for position, layer in enumerate(stack):
             stack[position] = _Passage(layer) if position else (_Arrival if before else _Departure)(layer)
         _leave_out(self, "", f"{path}.0", kept, _ReadableLeftOut)

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance
+from layer_surgeon.donor.exit import ExitPlan, plan_exit
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.extract import plan_extraction
@@ -38,6 +39,7 @@ class RunInputs:
         checkpoint: The model's checkpoint.
         config: The settings.
         entrance: What acts before the first layer.
+        exit: What acts after the last layer; None without scores.
         texts: The texts.
         tokens: Their tokens, in batches.
         num_truncated: Number of texts that were truncated.
@@ -49,6 +51,7 @@ class RunInputs:
     checkpoint: Checkpoint
     config: RunConfig
     entrance: EntrancePlan
+    exit: ExitPlan | None
     texts: TextList
     tokens: TokenBatches
     num_truncated: int
@@ -103,7 +106,10 @@ def prepare_run(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
     config.depths(checkpoint.num_layers)
     entrance = plan_entrance(family_config(plain_config(checkpoint)))
-    checkpoint_names(entrance.outline, entrance.shapes, checkpoint)
+    head = plan_exit(entrance.config) if config.score else None
+    for plan in (entrance, head):
+        if plan is not None:  # Refuse a checkpoint without these weights before the first layer.
+            checkpoint_names(plan.outline, plan.shapes, checkpoint)
     dtype = torch_dtype(_weights_code(checkpoint, config))
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     tokenized = tokenize_texts(tokenizer, text_list, entrance.config, config, progress)
@@ -114,6 +120,7 @@ def prepare_run(
         checkpoint=checkpoint,
         config=config,
         entrance=entrance,
+        exit=head,
         texts=text_list,
         tokens=TokenBatches(
             ids=tokenized.ids,
@@ -132,32 +139,30 @@ def walk_inputs(
     folder: Path,
     *,
     last_depth: int,
+    counter: ByteCounter,
     progress: Progress,
     workspace: Workspace | None = None,
     keep: Callable[[int, Batch, Tensor], None] | None = None,
     finish_depth: Callable[[int], None] | None = None,
     observer: LayerObserver | None = None,
-) -> int:
+) -> None:
     """Take the texts through the layers.
 
     Args:
         inputs: From `prepare_run`.
         folder: Where the states of the depths are written.
         last_depth: See `Walk`.
+        counter: Counts the bytes of weights that are read.
         progress: See `Walk`.
         workspace: Keep each layer as an artifact in this workspace.
         keep: See `Walk`.
         finish_depth: See `Walk`.
         observer: See `Walk`.
 
-    Returns:
-        Number of bytes of weights that were read.
-
     Raises:
         SourceError: The checkpoint can't be read.
         UnsupportedArchitectureError: A layer can't be run by itself.
     """
-    counter = ByteCounter()
     files = inputs.depth_files(folder)
     walk = Walk(
         texts=inputs.tokens,
@@ -182,7 +187,6 @@ def walk_inputs(
     with fetcher:
         entrance = load_entrance(inputs, counter).to(inputs.device) if done is None else None
         walk_layers(walk, entrance, fetcher)
-    return counter.num_bytes
 
 
 def load_entrance(inputs: RunInputs, counter: ByteCounter) -> DonorEntrance:

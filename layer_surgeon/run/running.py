@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +19,10 @@ from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources import FolderSource
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
+from layer_surgeon.run.fetching import ByteCounter
 from layer_surgeon.run.inputs import RunInputs, SourceLike, prepare_run, walk_inputs
 from layer_surgeon.run.run_folder import RunFolder
+from layer_surgeon.run.scoring import score_tokens
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import STATES_FILE, KeptStates
 from layer_surgeon.run.states import TEXTS_FILE, HiddenStates, describe_run, dtype_name
@@ -75,8 +78,13 @@ def run_layers(
     if output is not None:
         return _run(inputs, Path(output), keep_in, progress, force=force)
     temporary = TemporaryDirectory(prefix="layer-surgeon-")
-    states = _run(inputs, Path(temporary.name) / "states", keep_in, progress, force=force)
-    return HiddenStates(states.path, states.info, temporary)
+    try:
+        states = _run(inputs, Path(temporary.name) / "states", keep_in, progress, force=force)
+    except BaseException:
+        temporary.cleanup()
+        raise
+    weakref.finalize(states, temporary.cleanup)
+    return states
 
 
 def _run(
@@ -99,7 +107,7 @@ def _run(
 def _compute(inputs: RunInputs, folder: RunFolder, workspace: Workspace | None, progress: Progress) -> None:
     config = inputs.config
     depths = config.depths(inputs.checkpoint.num_layers)
-    last_depth = inputs.checkpoint.num_layers if config.score else depths[-1]
+    last_depth = depths[-1] if inputs.exit is None else inputs.checkpoint.num_layers
     files = inputs.depth_files(folder.path)
     shapes = _kept_shapes(inputs, depths)
     kept = KeptStates(folder.path / STATES_FILE, shapes)
@@ -116,19 +124,26 @@ def _compute(inputs: RunInputs, folder: RunFolder, workspace: Workspace | None, 
             if depth in depths:
                 _keep(kept, f"layer.{depth}", batch, states, config.pool, offsets)
 
-        num_bytes = walk_inputs(
+        counter = ByteCounter()
+        walk_inputs(
             inputs,
             folder.path,
             last_depth=last_depth,
+            counter=counter,
             progress=progress,
             workspace=workspace,
             keep=keep,
             finish_depth=lambda _: kept.flush(),
         )
+        scores = None
+        if inputs.exit is not None:
+            scores = score_tokens(inputs, inputs.exit, folder.path, counter, progress)
+            kept.add("log_likelihoods", 0, scores)
+        kept.flush()
     finally:
         kept.close()
-    _write_texts(inputs, folder.path)
-    folder.finish(_describe(inputs, depths, num_bytes))
+    _write_texts(inputs, scores, folder.path)
+    folder.finish(_describe(inputs, depths, counter.num_bytes))
 
 
 def _kept_shapes(inputs: RunInputs, depths: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -140,6 +155,8 @@ def _kept_shapes(inputs: RunInputs, depths: tuple[int, ...]) -> dict[str, tuple[
     }
     shapes["offsets"] = (torch.int64, (num_texts + 1,))
     shapes["token_ids"] = (torch.int64, (inputs.num_tokens,))
+    if inputs.exit is not None:
+        shapes["log_likelihoods"] = (torch.float32, (inputs.num_tokens,))
     return shapes
 
 
@@ -152,10 +169,13 @@ def _keep(kept: KeptStates, name: str, batch: Batch, states: Tensor, pool: str, 
             kept.add(name, text, part[-1] if pool == "last" else part.float().mean(0))
 
 
-def _write_texts(inputs: RunInputs, folder: Path) -> None:
-    rows = (
+def _write_texts(inputs: RunInputs, scores: Tensor | None, folder: Path) -> None:
+    rows: list[dict[str, Any]] = [
         {"text": text, "num_tokens": len(ids)} for text, ids in zip(inputs.texts.texts, inputs.tokens.ids, strict=True)
-    )
+    ]
+    if scores is not None:
+        for row, part in zip(rows, torch.split(scores, [row["num_tokens"] for row in rows]), strict=True):
+            row["log_likelihood"] = float(part[1:].double().sum())
     write_text(folder / TEXTS_FILE, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 

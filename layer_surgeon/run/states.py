@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,11 +28,9 @@ class HiddenStates:
         info: The content of run.json: source, commit, tokenizer, layers, pooling, dtype, versions.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], temporary: "TemporaryDirectory[str] | None" = None) -> None:
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
         self.path = path
         self.info = info
-        # A temporary folder is deleted with this object.
-        self._temporary = temporary
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "HiddenStates":

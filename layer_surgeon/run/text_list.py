@@ -113,6 +113,6 @@ def _check(texts: list[Any], name: str, location: str) -> TextList:
         raise DataError(f"{location} has no texts. Add at least one.")
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.strip():
-            described = "is empty" if isinstance(text, str) else f"is a {type(text).__name__}"
+            described = "is empty" if isinstance(text, str) else f"has the type {type(text).__name__}"
             raise DataError(f"Text {number} of {location} {described}; each text must be a non-empty string.")
     return TextList(texts=tuple(texts), name=name, location=location)

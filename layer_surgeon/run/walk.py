@@ -74,7 +74,7 @@ class Walk:
         device: Where layers compute.
         progress: Receives the number of tokens that went through a layer.
         keep: Called with a depth, a batch and its states, [tokens, donor_hidden], at each depth from 0 on.
-        finish_depth: Called when the states of a depth are complete.
+        finish_depth: Called when `keep` has received all states of a depth, before the depth counts as complete.
         observer: Sees the states before and after each layer.
     """
 
@@ -112,8 +112,6 @@ def walk_layers(walk: Walk, entrance: DonorEntrance | None, fetcher: LayerFetche
             _enter(walk, entrance)
         else:
             _run_layer(walk, depth, fetcher.load(depth - 1, walk.device), fetcher)
-        if walk.finish_depth is not None:
-            walk.finish_depth(depth)
     walk.progress.end()
 
 
@@ -125,6 +123,8 @@ def _enter(walk: Walk, entrance: DonorEntrance) -> None:
             writer.add(states)
             if walk.keep is not None:
                 walk.keep(0, batch, states)
+        if walk.finish_depth is not None:
+            walk.finish_depth(0)
 
 
 def _run_layer(walk: Walk, depth: int, layer: DonorLayer, fetcher: LayerFetcher) -> None:
@@ -144,6 +144,8 @@ def _run_layer(walk: Walk, depth: int, layer: DonorLayer, fetcher: LayerFetcher)
             walk.progress.advance(batch.num_tokens)
             speed = num_done / max(time.monotonic() - started, 1e-9)
             walk.progress.metrics({"layer": depth - 1, "tokens/s": speed, "bytes": fetcher.num_bytes})
+        if walk.finish_depth is not None:
+            walk.finish_depth(depth)
     if observer is not None:
         observer.finish_layer(depth - 1)
     history = 1 if observer is None else observer.history

@@ -1,0 +1,277 @@
+"""`run_layers`: pooling, depths, files, resuming, and what is read."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from layer_surgeon import HiddenStates, Workspace, run_layers
+from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.checkpoint.sources.local import FolderSource
+from layer_surgeon.errors import ArtifactError, ConfigError, LayerNotFoundError
+from layer_surgeon.progress import NullProgress
+from layer_surgeon.run.fetching import ByteCounter
+from layer_surgeon.run.inputs import prepare_run, walk_inputs
+from layer_surgeon.run.settings import RunConfig
+from tests.support.hub_reading import read_from, weight_bytes
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.recorder import Recorder
+
+
+@pytest.fixture(scope="module")
+def expected(model, tokens):
+    """The whole model's states of each text, by depth, before the final norm."""
+    last = []
+    handle = model.model.layers[-1].register_forward_hook(lambda _, args, output: last.append(output[0]))
+    states = []
+    for ids in tokens:
+        with torch.no_grad():
+            hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        states.append([*(state[0] for state in hidden[:-1]), last[-1] if last[-1].ndim == 2 else last[-1][0]])
+    handle.remove()
+    return states
+
+
+def check_close(states, expected):
+    """Unpooled states of all texts."""
+    offsets = states.offsets.tolist()
+    for index, of_text in enumerate(expected):
+        for depth in states:
+            torch.testing.assert_close(states[depth][offsets[index] : offsets[index + 1]], of_text[depth])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 8192])
+def test_pooling(source, texts, expected, batch_tokens):
+    options = {"batch_tokens": batch_tokens}
+    check_close(run_layers(source, texts, pool="none", **options), expected)
+    mean = run_layers(source, texts, **options)
+    last = run_layers(source, texts, pool="last", **options)
+    for depth in range(5):
+        torch.testing.assert_close(mean[depth], torch.stack([of_text[depth].mean(0) for of_text in expected]))
+        torch.testing.assert_close(last[depth], torch.stack([of_text[depth][-1] for of_text in expected]))
+
+
+def test_some_depths(source, texts, expected):
+    states = run_layers(source, texts, layers="0,2:4", pool="none")
+    assert states.layers == (0, 2, 3)
+    check_close(states, expected)
+    assert torch.equal(states[-2], states[3])
+    with pytest.raises(LayerNotFoundError, match="no states after 4 layers. It has those after 0, 2, 3"):
+        states[4]
+    # The last layer was not read.
+    layer_bytes = sum(tensor.num_bytes for tensor in open_checkpoint(source).layer_tensors(3))
+    whole = run_layers(source, texts)
+    assert whole.info["num_bytes_read"] == states.info["num_bytes_read"] + layer_bytes
+
+
+def test_padding_side_of_the_tokenizer_does_not_matter(source, texts, tmp_path):
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    tokenizer.save_pretrained(tmp_path)
+    assert torch.equal(run_layers(source, texts)[3], run_layers(tmp_path, texts)[3])
+
+
+def test_folder(source, texts, tokens, tmp_path):
+    states = run_layers(source, texts, output=tmp_path / "out", pool="none")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "run.json",
+        "states.safetensors",
+        "texts.jsonl",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    stored = load_file(tmp_path / "out" / "states.safetensors")
+    assert set(stored) == {*(f"layer.{depth}" for depth in range(5)), "offsets", "token_ids"}
+    assert stored["token_ids"].tolist() == [token for ids in tokens for token in ids]
+    assert states.texts() == [{"text": text, "num_tokens": len(ids)} for text, ids in zip(texts, tokens, strict=True)]
+    info = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert info["source"]["name"] == str(source)
+    assert {"tokenizer", "layers", "pool", "dtype", "versions"} <= info.keys()
+    opened = HiddenStates.open(tmp_path / "out")
+    assert torch.equal(opened[2], states[2])
+    with pytest.raises(ArtifactError, match=r"has no hidden states. Expected was a folder that `surgeon run` wrote"):
+        HiddenStates.open(tmp_path)
+    with pytest.raises(ArtifactError, match="has no log-likelihoods. Run the model again with --score"):
+        _ = opened.log_likelihoods
+
+
+def test_result_is_reused_or_replaced(source, texts, tmp_path):
+    run_layers(source, texts, output=tmp_path / "out", layers=2)
+    progress = Recorder()
+    run_layers(source, texts, output=tmp_path / "out", layers=2, progress=progress)
+    assert progress.notices == [f"{tmp_path / 'out'} already holds these states; nothing was computed."]
+    with pytest.raises(ArtifactError, match="already holds a folder of hidden states. Replace it with --force"):
+        run_layers(source, texts[:2], output=tmp_path / "out", layers=2)
+    assert len(run_layers(source, texts[:2], output=tmp_path / "out", layers=2, force=True)[2]) == 2
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"files that are not part of one: mine\.txt"):
+        run_layers(source, texts, output=tmp_path / "out", layers=2, force=True)
+
+
+class Interrupted(NullProgress):
+    """Stops a run after so many tokens went through a layer."""
+
+    def __init__(self, num_tokens):
+        self.left = num_tokens
+
+    def advance(self, amount):
+        self.left -= amount
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("num_tokens", [0, 38, 39, 100])
+def test_resuming(source, texts, expected, tmp_path, num_tokens):
+    settings = {"output": tmp_path / "out", "pool": "none", "batch_tokens": 20}
+    with pytest.raises(KeyboardInterrupt):
+        run_layers(source, texts, progress=Interrupted(num_tokens), **settings)
+    assert not (tmp_path / "out").exists()
+    progress = Recorder()
+    states = run_layers(source, texts, progress=progress, **settings)
+    check_close(states, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    done = num_tokens // 38
+    assert progress.notices == [f"Resuming: the states after {done} of 4 layers are left from a run."]
+    assert progress.done == progress.total == 4 * 38
+
+
+def test_files_of_another_run_are_not_used(source, texts, expected, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_layers(source, texts[::-1], progress=Interrupted(50), output=tmp_path / "out", pool="none")
+    progress = Recorder()
+    check_close(run_layers(source, texts, progress=progress, output=tmp_path / "out", pool="none"), expected)
+    assert progress.notices == []
+
+
+def test_error_before_the_first_layer_leaves_nothing(source, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000})())
+    with pytest.raises(ArtifactError, match=r"states take 39\.8 kB of disk, but the disk of .* has 1\d\.\d kB left"):
+        run_layers(source, texts, output=tmp_path / "out", pool="none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_keeps_complete_layers(source, texts, tmp_path, monkeypatch):
+    def full(self, states):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("layer_surgeon.run.state_files.DepthWriter.add", full)
+        with pytest.raises(ArtifactError, match="is full .No space left on device.. Free some space and run the same"):
+            run_layers(source, texts, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_in_use(source, texts, tmp_path):
+    class Second(NullProgress):
+        def advance(self, amount):
+            with pytest.raises(ArtifactError, match="Another process is writing .*out right now"):
+                run_layers(source, texts, output=tmp_path / "out")
+
+    run_layers(source, texts, output=tmp_path / "out", progress=Second())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_foreign_files_in_the_temporary_folder(source, texts, tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "mine.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds files that no run has made: mine\.txt. Delete that folder"):
+        run_layers(source, texts, output=tmp_path / "out")
+    assert (tmp_path / ".out.partial" / "mine.txt").read_text() == "mine"
+
+
+def test_hub_streams_without_keeping(source, texts, tmp_path, monkeypatch):
+    local = run_layers(source, texts)
+    with LoopbackHub() as hub:
+        hub.add_repo("owner/model", source)
+        read_from(hub.endpoint, monkeypatch)
+        states = run_layers("owner/model", texts, output=tmp_path / "out")
+        num_bytes = weight_bytes(hub)
+    assert all(torch.equal(states[depth], local[depth]) for depth in range(5))
+    layers = sum(t.num_bytes for layer in range(4) for t in open_checkpoint(source).layer_tensors(layer))
+    # Each byte of the layers once, and the part of the token table from the first to the last needed token.
+    assert layers <= num_bytes <= layers + 96 * 32 * 4
+    assert states.info["source"]["commit"] is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_layers_are_kept(source, texts, tmp_path):
+    local = run_layers(source, texts)
+    workspace = Workspace(tmp_path / "surgery")
+    states = run_layers(source, texts, keep_layers=True, workspace=workspace)
+    assert all(torch.equal(states[depth], local[depth]) for depth in range(5))
+    assert sorted(path.name for path in (tmp_path / "surgery" / "layers").iterdir()) == [
+        f"model-L{k}" for k in range(4)
+    ]
+
+
+def test_each_byte_is_read_once(source, texts, monkeypatch):
+    ranges = []
+    stream_range = FolderSource.stream_range
+
+    def counting(self, file, start, length):
+        ranges.append((file, start, start + length))
+        return stream_range(self, file, start, length)
+
+    monkeypatch.setattr(FolderSource, "stream_range", counting)
+    states = run_layers(source, texts)
+    ranges.sort()
+    assert all(a[0] != b[0] or a[2] <= b[1] for a, b in pairwise(ranges))
+    assert sum(end - start for _, start, end in ranges) == states.info["num_bytes_read"]
+
+
+class Watching:
+    """An observer that checks that what it sees fits together."""
+
+    history = 3
+
+    def __init__(self):
+        self.layers, self.num_tokens = [], 0
+
+    def observe(self, layer, before, after, earlier):
+        assert torch.equal(earlier(1), before)
+        assert before.shape == after.shape == (len(before), 32)
+        self.num_tokens += len(before)
+        self.states = earlier(min(3, layer + 1))
+
+    def finish_layer(self, layer):
+        self.layers.append(layer)
+
+
+def test_observer(source, texts, expected, tmp_path):
+    observer = Watching()
+    inputs = prepare_run(source, texts, RunConfig(), progress=NullProgress())
+    walk_inputs(inputs, tmp_path, last_depth=3, counter=ByteCounter(), progress=NullProgress(), observer=observer)
+    assert observer.layers == [0, 1, 2]
+    assert observer.num_tokens == 3 * 38
+    order = [text for batch in inputs.tokens.batches for text in batch.texts]
+    torch.testing.assert_close(observer.states, torch.cat([expected[text][0] for text in order]))
+
+
+def test_dtype(source, texts):
+    states = run_layers(source, texts, dtype="bfloat16", pool="last")
+    assert states[2].dtype == torch.bfloat16
+    wide = run_layers(source, texts, pool="last")
+    assert (states[2] - wide[2]).abs().max() < 0.1 * wide[2].abs().max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"layers": 5}, LayerNotFoundError, r"has 4 layers, so there are no states after 5. Choose 0 .* to 4, or -1"),
+        ({"layers": "2:9"}, LayerNotFoundError, "no states after 9"),
+        ({"layers": "2:1"}, ConfigError, "selects nothing"),
+        ({"layers": "some"}, ConfigError, "layers has 'some'; write all, numbers of layers"),
+        ({"pool": "max"}, ConfigError, "pool is 'max'; it must be one of mean, last, none"),
+        ({"dtype": "int8"}, ConfigError, "dtype is 'int8'; it must be one of float32, bfloat16, float16"),
+        ({"batch_tokens": 0}, ConfigError, "batch_tokens is 0; it must be a whole number of at least 1"),
+        ({"layer": 3}, ConfigError, "There is no setting 'layer'. The settings are: batch_tokens, "),
+        ({"device": "mps"}, ConfigError, "device is 'mps', but torch finds no such device"),
+    ],
+)
+def test_settings_are_refused(source, texts, settings, error, message, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(error, match=message):
+        run_layers(source, texts, **settings)
