@@ -87,7 +87,14 @@ def layer_heat_map(
         field="value",
         type="quantitative",
         scale=scale,
-        legend=alt.Legend(title=legend, orient="bottom", gradientLength=260, tickCount=4, format=".1~e" if log else ""),
+        legend=alt.Legend(
+            title=legend,
+            orient="bottom",
+            gradientLength=260,
+            titleLimit=400,
+            tickCount=4,
+            format=".1~e" if log else "",
+        ),
     )
     parts = [base.mark_rect(stroke="#e4e7ea", strokeWidth=1, fillOpacity=0, strokeOpacity=1)]
     if any(record["filled"] for record in records):
