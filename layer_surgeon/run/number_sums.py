@@ -115,7 +115,6 @@ class Comparison:
         with np.errstate(invalid="ignore", over="ignore"):
             block_sums = _block_sums(numbers_a, numbers_b)
             if not _is_accurate(block_sums):
-                numbers_a, numbers_b = self._decode(block_a, block_b)
                 block_sums = _block_sums(numbers_a.astype(np.float64), numbers_b.astype(np.float64))
         if self._dtype_a == self._dtype_b:
             block_sums.equal = False
