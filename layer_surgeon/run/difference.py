@@ -204,6 +204,8 @@ class _Group:
 def _pair_up(side_a: Side, side_b: Side, *, use_hashes: bool) -> list[_Group]:
     """Match the tensors of both sides by name: a group for each layer, and one for the rest, which is the last."""
     if side_a.is_whole and side_b.is_whole:
+        side_a.read_headers()
+        side_b.read_headers()
         layers: list[int | None] = [*range(max(len(side_a.layers), len(side_b.layers))), None]
     else:
         partial = [set(side.layers) for side in (side_a, side_b) if not side.is_whole]
