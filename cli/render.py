@@ -38,8 +38,10 @@ def _format_values(values: Mapping[str, float]) -> str:
 
 
 def _format_value(name: str, value: float) -> str:
-    if name == "memory":
+    if name in ("memory", "read"):
         return format_bytes(value)
+    if name == "layer":
+        return f"{value:.0f}"
     if name.endswith("/s"):
         return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
     return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"

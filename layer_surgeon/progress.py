@@ -21,7 +21,7 @@ class Progress(Protocol):
         """Count `amount` more units of the current step as done. A negative amount undoes a failed attempt."""
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show the latest named values, such as the loss, next to the current step. `memory` is in bytes."""
+        """Show the latest named values, such as the loss, next to the step. `memory` and `read` are in bytes."""
 
     def end(self) -> None:
         """Finish the current step."""

@@ -5,8 +5,10 @@ one into its cache, which takes no memory of the process. Layers from elsewhere,
 `extract_layer` into a folder on the disk. An interrupted layer is therefore continued.
 """
 
+import gc
 import shutil
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from layer_surgeon.checkpoint.sources import FolderSource
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.files import read_weights
 from layer_surgeon.donor.tensors import split_by_layer
+from layer_surgeon.errors import SourceError
 from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer, plan_extraction
 from layer_surgeon.extract.dtypes import NAME_OF_CODE
 from layer_surgeon.extract.memory import read_tensors
@@ -36,14 +39,25 @@ def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 class ByteCounter(NullProgress):
-    """Counts bytes as they arrive."""
+    """Counts bytes as they arrive, and can stop whatever reads them."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
+        self._is_stopped = False
 
     def advance(self, amount: int) -> None:
-        """Count bytes."""
+        """Count bytes.
+
+        Raises:
+            SourceError: After `stop`.
+        """
+        if self._is_stopped:
+            raise SourceError("The run was stopped.")
         self.num_bytes += amount
+
+    def stop(self) -> None:
+        """Stop reading at the next bytes. What an extraction has read is kept, as after a network failure."""
+        self._is_stopped = True
 
 
 def read_plan(checkpoint: Checkpoint, plan: ExtractionPlan, counter: ByteCounter) -> dict[str, Tensor]:
@@ -62,6 +76,10 @@ def torch_dtype(code: str) -> torch.dtype:
     """The element type of a safetensors code, such as `BF16`."""
     dtype: torch.dtype = getattr(torch, NAME_OF_CODE[code])
     return dtype
+
+
+def _no_donor() -> None:
+    return None
 
 
 class LayerFetcher:
@@ -94,6 +112,7 @@ class LayerFetcher:
         self._is_direct = workspace is None and checkpoint.source.connections == 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._pending: dict[int, Future[LayerArtifact]] = {}
+        self._last_donor: Callable[[], DonorLayer | None] = _no_donor
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +120,8 @@ class LayerFetcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._counter.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property
@@ -116,6 +137,9 @@ class LayerFetcher:
             ArtifactError: The layer doesn't match the config, or the disk is full.
             UnsupportedArchitectureError: The layer can't be run by itself.
         """
+        if self._last_donor() is not None:
+            # Modules of some families, such as mamba, are in reference cycles. Don't hold two layers.
+            gc.collect()
         tensors = self._read(index) if self._is_direct else self._take(index)
         following = self._next_of.get(index)
         if following is not None:
@@ -125,6 +149,7 @@ class LayerFetcher:
         tensors.clear()
         donor.to(device)
         donor.probe(causal_only=True)
+        self._last_donor = weakref.ref(donor)
         return donor
 
     def _read(self, index: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import STATES_FILE, KeptStates
 from layer_surgeon.run.states import TEXTS_FILE, HiddenStates, describe_run, dtype_name
 from layer_surgeon.run.text_list import TextsLike
-from layer_surgeon.workspace import Workspace
+from layer_surgeon.workspace import PACKAGED, Workspace
 
 
 def run_layers(
@@ -223,13 +224,18 @@ def run_identity(inputs: RunInputs) -> Mapping[str, Any]:
 
 
 def _file_versions(checkpoint: Checkpoint) -> dict[str, str]:
-    """A string per file that changes with its content: the commit, the source's own version, or size and time."""
+    """A string per file that changes with its content: the commit, the source's own version, or size and time.
+
+    If nothing shows whether a file changed, the string is different each time. The packages of `packaged:NAME` are
+    checked by hash.
+    """
     source = checkpoint.source
+    unknown = "checked" if source.name.startswith(PACKAGED) else secrets.token_hex(8)
     versions = {}
     for file in sorted(set(checkpoint.table.files().values())):
         version = source.commit or source.version(file)
         if version is None and isinstance(source, FolderSource):
             status = (source.root / file).stat()
             version = f"{status.st_size} {status.st_mtime_ns}"
-        versions[file] = version or f"{source.size(file)}"
+        versions[file] = version or unknown
     return versions

@@ -75,7 +75,7 @@ def _read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start} can't be decoded). Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
-    return [line for line in content.splitlines() if line.strip()]
+    return [line for line in content.split("\n") if line.strip()]
 
 
 def _read_hub(hub_id: str, progress: Progress) -> Mapping[str, Sequence[Any]]:

@@ -143,7 +143,7 @@ def _run_layer(walk: Walk, depth: int, layer: DonorLayer, fetcher: LayerFetcher)
             num_done += batch.num_tokens
             walk.progress.advance(batch.num_tokens)
             speed = num_done / max(time.monotonic() - started, 1e-9)
-            walk.progress.metrics({"layer": depth - 1, "tokens/s": speed, "bytes": fetcher.num_bytes})
+            walk.progress.metrics({"layer": depth - 1, "tokens/s": speed, "read": fetcher.num_bytes})
         if walk.finish_depth is not None:
             walk.finish_depth(depth)
     if observer is not None:

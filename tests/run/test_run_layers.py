@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from layer_surgeon import HiddenStates, Workspace, run_layers
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.checkpoint.sources.local import FolderSource
-from layer_surgeon.errors import ArtifactError, ConfigError, LayerNotFoundError
+from layer_surgeon.errors import ArtifactError, ConfigError, LayerNotFoundError, SourceError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run.fetching import ByteCounter
 from layer_surgeon.run.inputs import prepare_run, walk_inputs
@@ -195,6 +195,30 @@ def test_hub_streams_without_keeping(source, texts, tmp_path, monkeypatch):
     assert layers <= num_bytes <= layers + 96 * 32 * 4
     assert states.info["source"]["commit"] is not None
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_interrupted_fetch_stops_and_goes_on(source, texts, tmp_path, monkeypatch):
+    """Ctrl-C doesn't wait for the layer that is being fetched, and its bytes are kept."""
+    local = run_layers(source, texts)
+    with LoopbackHub(bytes_per_second=200_000) as hub:
+        hub.add_repo("owner/model", source)
+        read_from(hub.endpoint, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            run_layers("owner/model", texts, output=tmp_path / "out", progress=Interrupted(40))
+        first = weight_bytes(hub)
+        hub.reset_log()
+        states = run_layers("owner/model", texts, output=tmp_path / "out")
+    assert all(torch.equal(states[depth], local[depth]) for depth in range(5))
+    assert first > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_stopped_counter_stops_reading(source, texts, tmp_path):
+    counter = ByteCounter()
+    counter.stop()
+    inputs = prepare_run(source, texts, RunConfig(), progress=NullProgress())
+    with pytest.raises(SourceError, match="The run was stopped"):
+        walk_inputs(inputs, tmp_path, last_depth=1, counter=counter, progress=NullProgress())
 
 
 def test_layers_are_kept(source, texts, tmp_path):
