@@ -12,6 +12,7 @@ from torch import Tensor
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
+from layer_surgeon.run.fetching import ByteCounter
 from layer_surgeon.run.inputs import SourceLike, prepare_run, walk_inputs
 from layer_surgeon.run.layer_sums import BlockSums, LayerMeasure
 from layer_surgeon.run.settings import RunConfig
@@ -122,7 +123,14 @@ def measure_layers(
     num_layers = inputs.checkpoint.num_layers
     observer = MeasureObserver(num_layers, inputs.tokens.batches, block=block, linear=linear)
     with TemporaryDirectory(prefix="layer-surgeon-") as folder:
-        walk_inputs(inputs, Path(folder), last_depth=num_layers, progress=progress, observer=observer)
+        walk_inputs(
+            inputs,
+            Path(folder),
+            last_depth=num_layers,
+            counter=ByteCounter(),
+            progress=progress,
+            observer=observer,
+        )
     return observer.result(inputs.checkpoint.source.name)
 
 
