@@ -74,7 +74,8 @@ def _show(ui: Ui, difference: "CheckpointDifference", with_tensors: bool, output
     differing = [group for group in difference.groups if not group.equal]
     rows = [_row(group) for group in differing]
     if rows:
-        ui.table(("layer", "relative L2", "cosine", "largest difference", "tensors"), rows)
+        header = ("layer", "relative L2", "cosine", "largest difference", "tensors", "most changed tensor")
+        ui.table(header, rows)
     if with_tensors and differing:
         tensor_rows = [
             (_name(group), tensor.name, tensor.status, *_numbers(tensor), _change(tensor.dtypes), _shapes(tensor))
@@ -82,8 +83,8 @@ def _show(ui: Ui, difference: "CheckpointDifference", with_tensors: bool, output
             for tensor in group.tensors
             if tensor.status != "equal"
         ]
-        header = ("layer", "tensor", "status", "relative L2", "cosine", "largest difference", "dtype", "shape")
-        ui.table(header, tensor_rows)
+        columns = ("layer", "tensor", "status", "relative L2", "cosine", "largest difference", "dtype", "shape")
+        ui.table(columns, tensor_rows)
     ui.headline(_sentence(difference))
     facts = {"A": difference.a, "B": difference.b, "read": format_bytes(difference.bytes_read)}
     ui.facts(facts | ({} if output is None else {"picture": output}))
@@ -111,7 +112,14 @@ def _name(group: "GroupDifference") -> str:
 
 def _row(group: "GroupDifference") -> tuple[str, ...]:
     counts = Counter(tensor.status for tensor in group.tensors)
-    return (_name(group), *_numbers(group), ", ".join(f"{count} {status}" for status, count in counts.items()))
+    changes = [(tensor.relative_l2, tensor.name) for tensor in group.tensors if tensor.relative_l2]
+    most_changed = "{1} ({0:.3g})".format(*max(changes)) if changes else _MISSING
+    return (
+        _name(group),
+        *_numbers(group),
+        ", ".join(f"{counts[status]} {status}" for status in sorted(counts)),
+        most_changed,
+    )
 
 
 def _numbers(result: "GroupDifference | TensorDifference") -> tuple[str, str, str]:

@@ -27,7 +27,7 @@ def test_table_and_sentence(folder):
     result = surgeon_here("diff", "a", "b", "--quiet", cwd=folder)
     assert result.code == 0
     assert "1 of 3 layers differ (layer 1); the rest is equal." in result.out
-    assert "8 equal, 1 different" in result.out
+    assert "1 different, 8 equal   mlp.up_proj.weight (0.5)" in result.out
     assert result.err == ""
 
 
