@@ -31,7 +31,7 @@ RESULTS = MEASURED / "dropping.json"
 MODEL = "gemma-3-270m"
 SENTENCES = ROOT / "layer_surgeon" / "data" / "sentences"
 COUNTS = (2, 4)
-NUM_DRAWS, NUM_TEXTS, BATCH = 10, 40, 16
+NUM_DRAWS, NUM_TEXTS, BATCH = 10, 40, 4
 SEED = 0
 
 
