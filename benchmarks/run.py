@@ -2,9 +2,10 @@
 
     python -m benchmarks.run                           Gemma-3-270M over 1,000 sentences, in float32
     python -m benchmarks.run --shape 8B --folder DIR   Llama-3.1-8B's shape with random weights on the disk (16 GB)
+    python -m benchmarks.run --shape 70B --layers 4    the first 4 layers of the 70B shape (11 GB)
 
 Each row is a process of its own. The time is processor time after the imports, so other programs on the machine matter
-less. With `--shape 8B`, the whole model is offloaded to the disk by accelerate.
+less. For the large shapes, the whole model is offloaded to the disk by accelerate.
 """
 
 import argparse
@@ -25,11 +26,12 @@ from benchmarks.process import measure
 from layer_surgeon._format import format_bytes
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.run.tokenizing import load_checkpoint_tokenizer
-from tests.support.checkpoints import LLAMA_8B, llama_shapes, pad_header
+from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, llama_shapes, pad_header
 from tests.support.numbered_texts import as_text, random_tokens, save_numbered_tokenizer
 
 SENTENCES = Path(__file__).parent.parent / "layer_surgeon" / "data" / "sentences"
-WAYS = {"270M": ("whole", "layers"), "8B": ("offload", "layers")}
+SHAPES = {"8B": LLAMA_8B, "70B": LLAMA_70B}
+WAYS = {"270M": ("whole", "layers"), "8B": ("offload", "layers"), "70B": ("layers",)}
 NAMES = {"whole": "whole model in memory", "offload": "accelerate, offloaded to disk", "layers": "one layer at a time"}
 _BLOCK = 16 << 20
 
@@ -37,8 +39,9 @@ _BLOCK = 16 << 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=WAYS, default="270M")
-    parser.add_argument("--texts", type=int, default=1000, help="number of texts (8B: at most 64)")
-    parser.add_argument("--tokens", type=int, default=16, help="8B: tokens of the longest text")
+    parser.add_argument("--texts", type=int, default=1000, help="number of texts (large shapes: at most 64)")
+    parser.add_argument("--tokens", type=int, default=16, help="large shapes: tokens of the longest text")
+    parser.add_argument("--layers", type=int, help="large shapes: number of layers (default: all)")
     parser.add_argument("--rows", nargs="+", choices=NAMES, help="only these rows")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="folder of the checkpoint, which is kept (default: temporary)")
@@ -49,8 +52,11 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         model = folder / options.shape
         if not model.is_dir():
-            (make_gemma if options.shape == "270M" else make_8b)(model)
-        texts = folder / "texts.txt"
+            if options.shape == "270M":
+                make_gemma(model)
+            else:
+                make_llama(model, SHAPES[options.shape], options.layers)
+        texts = folder / f"texts-{options.shape}.txt"
         texts.write_text("\n".join(sentences(options.texts) if options.shape == "270M" else numbered(options)))
         results = run_rows(options, model, texts, Path(temporary))
     say(heading(facts, versions("torch", "transformers", "accelerate")))
@@ -89,13 +95,14 @@ def make_gemma(folder: Path) -> None:
     load_checkpoint_tokenizer(source).save_pretrained(folder)
 
 
-def make_8b(folder: Path) -> None:
-    """Write a checkpoint of Llama-3.1-8B's shape with random bfloat16 weights, as 32 files and one for the rest."""
+def make_llama(folder: Path, config: dict[str, Any], num_layers: int | None) -> None:
+    """Write a Llama checkpoint with random bfloat16 weights: a file per layer, and one for the rest."""
+    config = config | {"num_hidden_layers": num_layers or config["num_hidden_layers"]}
     folder.mkdir(parents=True)
     block = (torch.randn(_BLOCK // 2, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     content = block.view(torch.uint8).numpy().tobytes()
     shards: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in llama_shapes(LLAMA_8B).items():
+    for name, shape in llama_shapes(config).items():
         parts = name.split(".")
         shards.setdefault(f"model-{parts[2]}.safetensors" if parts[1] == "layers" else "model-rest.safetensors", {})[
             name
@@ -115,7 +122,7 @@ def make_8b(folder: Path) -> None:
                     start = 0
     weight_map = {name: file for file, shapes in shards.items() for name in shapes}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+    (folder / "config.json").write_text(json.dumps(config))
     save_numbered_tokenizer(folder)
 
 
