@@ -21,6 +21,7 @@ bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/ben
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.assemble
 	$(BIN)/python -m benchmarks.gguf
+	$(BIN)/python -m benchmarks.diff
 	$(BIN)/python -m benchmarks.network
 	$(BIN)/python -m benchmarks.graft
 results: .venv/.ready  ## the results pages, their figures and the README's result, from the evidence in research/

@@ -17,6 +17,8 @@ COMMANDS = {
     "extract": "Extract layers from a checkpoint, reading only their bytes.",
     "assemble": "Make a model out of layers of other models, reading only their bytes.",
     "run": "Compute hidden states of texts, one layer of the model at a time.",
+    "measure": "Measure what each layer does to the hidden states of texts.",
+    "diff": "Compare two checkpoints, layer by layer and tensor by tensor.",
     "graft": "Put a donor layer into a small model.",
     "profile": "Show what a graft costs: parameters, computation, memory, time.",
     "finetune": "Train a grafted model.",

@@ -6,7 +6,7 @@ hub         SHARE  model cards; a folder -> a repo on the Hub                   
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 assemble    BUILD  layers of checkpoints, in any order -> a whole checkpoint   plan_assembly, assemble_model
 donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
-run         RUN    any decoder, one layer at a time -> hidden states of texts   run_layers
+run         RUN    a model one layer at a time; measures; comparisons   run_layers, measure_layers, diff_checkpoints
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
 finetune    TRAIN  transformers.Trainer with the paper's defaults               finetune_model
@@ -49,7 +49,15 @@ if TYPE_CHECKING:
     from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
     from layer_surgeon.graft import GraftConfig, GraftedModel, SurgeonGraftConfig, graft_layer
     from layer_surgeon.progress import NullProgress, Progress
-    from layer_surgeon.run import HiddenStates, RunConfig, run_layers
+    from layer_surgeon.run import (
+        CheckpointDifference,
+        HiddenStates,
+        LayerMeasures,
+        RunConfig,
+        diff_checkpoints,
+        measure_layers,
+        run_layers,
+    )
     from layer_surgeon.workspace import Workspace
 
 _HOME = {
@@ -57,7 +65,15 @@ _HOME = {
     "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
     "assemble": ("AssembledModel", "AssemblyPlan", "AssemblyRecipe", "LayerSlice", "assemble_model", "plan_assembly"),
     "donor": ("DonorLayer", "SurgeonDonorConfig"),
-    "run": ("HiddenStates", "RunConfig", "run_layers"),
+    "run": (
+        "CheckpointDifference",
+        "HiddenStates",
+        "LayerMeasures",
+        "RunConfig",
+        "diff_checkpoints",
+        "measure_layers",
+        "run_layers",
+    ),
     "graft": ("GraftConfig", "GraftedModel", "SurgeonGraftConfig", "graft_layer"),
     "finetune": ("FinetuneConfig", "FinetuneResult", "finetune_model"),
     "errors": (
@@ -86,6 +102,7 @@ __all__ = [
     "AssemblyPlan",
     "AssemblyRecipe",
     "Checkpoint",
+    "CheckpointDifference",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -98,6 +115,7 @@ __all__ = [
     "GraftedModel",
     "HiddenStates",
     "LayerArtifact",
+    "LayerMeasures",
     "LayerNotFoundError",
     "LayerSlice",
     "LayerSurgeonError",
@@ -114,9 +132,11 @@ __all__ = [
     "WorkspaceError",
     "__version__",
     "assemble_model",
+    "diff_checkpoints",
     "extract_layer",
     "finetune_model",
     "graft_layer",
+    "measure_layers",
     "open_checkpoint",
     "plan_assembly",
     "plan_extraction",

@@ -111,7 +111,8 @@ def heat_steps() -> int:
 def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, Any]:
     """Convert a theme to a Vega-Lite config.
 
-    The ranges `category` and `symbol` are for arms; `diverging` and `ordinal` are for heat maps.
+    The ranges `category` and `symbol` are for arms; `diverging` and `ordinal` are for heat maps around zero, and `ramp`
+    for heat maps of quantities.
     """
     axis = {
         "domain": False,
@@ -164,6 +165,7 @@ def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, An
             "category": _color_series(theme, "c"),
             "diverging": _color_series(theme, "h"),
             "ordinal": _color_series(theme, "t"),
+            "ramp": [theme[name] for name in ("h4", "h5", "h6", "h7", "h8")],
             "symbol": list(_SHAPES),
         },
     }
@@ -177,6 +179,17 @@ def draw_png(spec: Mapping[str, Any]) -> bytes:
     """Render a Vega-Lite chart as PNG on a white background."""
     import vl_convert
 
-    config = chart_config(LIGHT, background="white") | {"padding": 16}
-    png: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2, config=config)
+    png: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2, config=_file_config())
     return png
+
+
+def draw_svg(spec: Mapping[str, Any]) -> str:
+    """Render a Vega-Lite chart as SVG on a white background. It has no scripts, and all text is escaped."""
+    import vl_convert
+
+    svg: str = vl_convert.vegalite_to_svg(dict(spec), config=_file_config())
+    return svg
+
+
+def _file_config() -> dict[str, Any]:
+    return chart_config(LIGHT, background="white") | {"padding": 16}

@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks import assemble, by_hand, extract, gguf, network
+from benchmarks import assemble, by_hand, diff, extract, gguf, network
 from benchmarks.command import SMALL, SURGEON
 from benchmarks.fetching import Bench, find_layer
 from benchmarks.link import REPO, Link
 from benchmarks.machine import ROOT, spread, table
 from benchmarks.peers import ROWS, Job, digest_of, drop_from_cache, find_job
 from benchmarks.process import HAS_PROC, Usage, measure
+from layer_surgeon import diff_checkpoints
 from tests.support.checkpoints import write_sparse_checkpoint
 
 TINY = SMALL | {"hidden_size": 64, "intermediate_size": 128}
@@ -158,6 +159,16 @@ def test_the_gguf_benchmark_runs_and_writes_its_results(tmp_path, capsys):
     rows = json.loads(target.read_text())["rows"]
     assert len(rows) == 6
     assert all(len(usages) == 1 and usages[0]["cpu_seconds"] > 0 for usages in rows.values())
+
+
+def test_the_models_of_the_diff_benchmark_are_equal_and_different(tmp_path, capsys):
+    a, copy, b = diff.write_models(tmp_path, TINY | {"num_hidden_layers": 2})
+    assert diff_checkpoints(a, copy).equal
+    groups = diff_checkpoints(a, b).groups
+    assert all(0.05 < group.relative_l2 < 0.2 for group in groups)
+    reading = measure([sys.executable, str(diff._READ), str(a), str(b)])
+    diff.show({"read both": [reading], "surgeon diff": [reading]})
+    assert "| surgeon diff |" in capsys.readouterr().out
 
 
 def test_row_that_writes_different_bytes_is_detected(checkpoint, tmp_path, monkeypatch):

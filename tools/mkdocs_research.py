@@ -13,6 +13,7 @@ PATTERNS = (
     "results.md",
     "plan.md",
     "loudness.md",
+    "dropping.md",
     "figures/*.svg",
     "plans/*.yaml",
     "evidence/*.json",

@@ -264,14 +264,14 @@ def check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: st
         )
     if dtype is not None or checkpoint.format == "gguf":
         return
-    if method is not None or any(_has_fp8(checkpoint.layer_tensors(index)) for index in indices):
+    if method is not None or any(has_fp8(checkpoint.layer_tensors(index)) for index in indices):
         raise UnsupportedArchitectureError(
             f"{checkpoint.source.name} is quantised ({method or 'FP8'}): its weights are 8-bit floats with separate "
             "scales. Choose a dtype to convert them to, such as --dtype bfloat16 (in Python: dtype='bfloat16')."
         )
 
 
-def _has_fp8(infos: Iterable[TensorInfo]) -> bool:
+def has_fp8(infos: Iterable[TensorInfo]) -> bool:
     """Whether any weights are 8-bit floats. The config doesn't always say so: modelopt uses a separate file."""
     return any(info.dtype in FP8_CODES for info in infos)
 
@@ -350,7 +350,7 @@ def choose_codecs(
 
         for info in infos:
             yield info, gguf_codec(info, code)
-    elif code is not None and _has_fp8(infos):
+    elif code is not None and has_fp8(infos):
         for info, scale in pair_scales(infos):
             if scale is None:
                 yield info, _number_codec(info, code)

@@ -11,19 +11,41 @@ inputs       `prepare_run` finds out what a walk needs, and `walk_inputs` walks
 run_folder   the folder that a run is written in, and which an interrupted run goes on in
 states       `HiddenStates`, the result
 running      `run_layers`, which combines all of these
+measures     `measure_layers`: what layers do to the states; layer_sums and moments have the sums
+difference   `diff_checkpoints`: compare two checkpoints tensor by tensor, without torch
+sides        the tensors of one side of a comparison; number_sums: the sums over their numbers
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layer_surgeon.run.difference import CheckpointDifference, diff_checkpoints
+    from layer_surgeon.run.measures import LayerMeasures, measure_layers
     from layer_surgeon.run.running import run_layers
     from layer_surgeon.run.settings import RunConfig
     from layer_surgeon.run.states import HiddenStates
 
-_MODULE_OF = {"HiddenStates": "states", "RunConfig": "settings", "run_layers": "running"}
+# Lazy, because a comparison of weights must not import torch.
+_MODULE_OF = {
+    "CheckpointDifference": "difference",
+    "HiddenStates": "states",
+    "LayerMeasures": "measures",
+    "RunConfig": "settings",
+    "diff_checkpoints": "difference",
+    "measure_layers": "measures",
+    "run_layers": "running",
+}
 
-__all__ = ["HiddenStates", "RunConfig", "run_layers"]
+__all__ = [
+    "CheckpointDifference",
+    "HiddenStates",
+    "LayerMeasures",
+    "RunConfig",
+    "diff_checkpoints",
+    "measure_layers",
+    "run_layers",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,9 @@ class Source(Protocol):
         unchanged.
         """
 
+    def sha256(self, file: str) -> str | None:
+        """Return the sha256 of `file` as hex if the Hub has listed it, without reading the file; otherwise None."""
+
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """Return the whole content of a small file (config.json, an index, a licence).
 

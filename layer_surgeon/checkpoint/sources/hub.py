@@ -118,6 +118,10 @@ class HubSource:
         listed = self._listed_file(file)
         return f"{self.commit} {listed.sha256 or listed.blob_id or ''}".strip()
 
+    def sha256(self, file: str) -> str | None:
+        """Return the sha256 that the Hub lists for the file; None for a file stored in git."""
+        return self._listed_file(file).sha256
+
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """Return the whole content of a small file, checked against the hash that the Hub lists."""
         listed = self._listed_file(file)

@@ -15,11 +15,11 @@ from layer_surgeon._text import printable, without_secrets_in
 from layer_surgeon.checkpoint.sources.direct import DirectReader
 from layer_surgeon.checkpoint.sources.gather import gather
 from layer_surgeon.checkpoint.sources.hub_errors import Asker
+from layer_surgeon.checkpoint.sources.local import SHA256
 from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError, is_transient, trouble_of_status
 from layer_surgeon.errors import SourceChangedError, SourceError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # What S3 and Azure say of a signed URL that has expired.
 _EXPIRED = re.compile(r"\bexpired\b", re.IGNORECASE)
 _MAX_SHOWN_BYTES = 300
@@ -136,7 +136,7 @@ class HubFiles:
         self._check_commit(file, head.headers.get("x-repo-commit"))
         etag = plain_etag(head.headers.get("x-linked-etag") or head.headers.get("etag"))
         # The ETag of a mirror may not be the sha256. Then it can only be compared with later ETags of the mirror.
-        known_etag = file.sha256 if _SHA256.fullmatch(etag or "") else None
+        known_etag = file.sha256 if SHA256.fullmatch(etag or "") else None
         self._check_etag(file, "the Hub", etag, known_etag=known_etag)
         redirect_url = head.headers.get("location")
         reported_size = head.headers.get("x-linked-size") or (

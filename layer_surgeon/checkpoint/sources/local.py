@@ -13,6 +13,7 @@ from layer_surgeon.checkpoint.types import ByteRange
 from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceError, SourceNotFoundError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class FolderSource:
@@ -60,6 +61,13 @@ class FolderSource:
     def version(self, file: str) -> str | None:
         """Return None: reading a local file again is faster than checking what was already read of it."""
         return None
+
+    def sha256(self, file: str) -> str | None:
+        """Return the name of the blob for a file in the Hub's cache, which is its sha256 on the Hub; otherwise None."""
+        if self._blobs is None:
+            return None
+        target = self._path_of(file).resolve()
+        return target.name if target.parent == self._blobs.resolve() and SHA256.fullmatch(target.name) else None
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """Return the whole content of a small file."""

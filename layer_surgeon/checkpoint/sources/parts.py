@@ -56,6 +56,10 @@ class PartsSource:
         """Return the version that the part's own source reports."""
         return self._source_of(file).version(file)
 
+    def sha256(self, file: str) -> str | None:
+        """Return the sha256 that the part's own source knows."""
+        return self._source_of(file).sha256(file)
+
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """Return the whole content of a small file."""
         return self._source_of(file).read_file(file, max_bytes)
@@ -119,6 +123,10 @@ class CutSource:
         versions = [source.version(part) for source, part in self._parts]
         known = [version for version in versions if version is not None]
         return " ".join(known) if len(known) == len(versions) else None
+
+    def sha256(self, file: str) -> str | None:
+        """Return None for the whole file, of which only the pieces have hashes."""
+        return None if file == self.file else self._first.sha256(file)
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """Return the whole content of a small file next to the pieces."""

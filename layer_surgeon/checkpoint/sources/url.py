@@ -101,6 +101,10 @@ class UrlSource:
         stat = self._stat(file)
         return None if stat.lasting is None else f"{stat.size} {stat.lasting}"
 
+    def sha256(self, file: str) -> str | None:
+        """Return None: servers list no hashes that are known to be a sha256 of the content."""
+        return None
+
     def read_file(self, file: str, max_bytes: int) -> bytes:
         """Return the whole content of a small file."""
         if (size := self.size(file)) > max_bytes:

@@ -1,0 +1,50 @@
+"""The numbers on the pages about measures and comparisons are those of the committed results, and fit together."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from layer_surgeon.run.measures import format_layers
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "research" / "measured" / "dropping.json"
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads(RESULTS.read_text())
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (ROOT / "docs" / "measure.md").read_text()
+
+
+def test_the_table_of_measures_gives_the_suggested_layers(page, results):
+    rows = re.findall(r"^ +(\d+) +([\d.]+) +[\d.]+ +[\d.]+ ", page, re.MULTILINE)
+    influences = {int(layer): float(influence) for layer, influence in rows}
+    assert list(influences) == list(range(18))
+    for layer, influence in enumerate(results["choices"]["block_influence"]):
+        assert influences[layer] == pytest.approx(influence, rel=1e-3)
+    for count, layers in results["choices"]["influence"].items():
+        assert sorted(sorted(influences, key=influences.__getitem__)[: int(count)]) == layers
+    command = f"--drop {format_layers(results['choices']['influence']['4'])}"
+    assert f"surgeon assemble packaged:gemma-3-270m {command}" in page
+
+
+@pytest.mark.parametrize("name", ["docs/measure.md", "research/dropping.md"])
+def test_the_tables_of_perplexities_are_those_of_the_results(name, results):
+    text = (ROOT / name).read_text()
+    whole = next(entry["perplexity"] for entry in results["perplexity"] if entry["arm"] == "none")
+    assert f"| none | 0 | {whole:.1f} |" in text
+    for count in (2, 4):
+        values = {entry["arm"]: entry["perplexity"] for entry in results["perplexity"] if entry["count"] == count}
+        draws = sorted(value for arm, value in values.items() if arm.startswith("random"))
+        assert len(draws) == 10
+        for arm in ("influence", "block", "last"):
+            assert f"| {arm} | {count} | {values[arm]:.1f} |" in text
+        span = f"{statistics.median(draws):.1f} ({draws[0]:.1f} to {draws[-1]:,.1f})"
+        assert f"| random, ten draws | {count} | {span} |" in text
