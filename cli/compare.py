@@ -222,7 +222,7 @@ def make_content(
         content[section] = {**mapping(content, section), **values}
     check_settings(content, list(settings))
     if not content.get("donor") and not content.get("donors"):
-        content["donor"] = str(ui.workspace.latest("layer"))
+        content["donor"] = str(ui.latest("layer"))
     return content
 
 

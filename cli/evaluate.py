@@ -47,7 +47,7 @@ def evaluate(
     """
     with usage():
         FinetuneConfig(**settings)
-    folder = model or str(ui.workspace.latest("run"))
+    folder = model or str(ui.latest("run"))
 
     from layer_surgeon.finetune import evaluate_model
 

@@ -117,7 +117,7 @@ def finetune(
     sources |= {name: value for name, value in options.items() if value}
     with usage():
         finetune_config = FinetuneConfig(**(file_settings | settings))
-    model = sources.get("graft") or ui.workspace.latest("graft")
+    model = sources.get("graft") or ui.latest("graft")
 
     _check_options(seeds=seeds, resume=resume, push_to_hub=push_to_hub, public=public)
     if push_to_hub is not None and is_main():

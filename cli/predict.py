@@ -57,7 +57,7 @@ def predict(
         raise UsageError('Give either texts (surgeon predict "A text.") or files (--input), or - for stdin.')
     if output is not None and output.suffix.lower() not in _FORMATS:
         raise UsageError(f"--output {output}: the suffix must be one of {', '.join(_FORMATS)}.")
-    folder = model or str(ui.workspace.latest("run"))
+    folder = model or str(ui.latest("run"))
 
     from layer_surgeon import finetune
     from layer_surgeon.finetune.evaluation import load_texts, trained_task

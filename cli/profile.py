@@ -53,7 +53,7 @@ def profile(
     """
     with usage():
         config = GraftConfig(**settings) if settings else None
-    target = model or str(ui.workspace.latest("graft"))
+    target = model or str(ui.latest("graft"))
 
     from layer_surgeon.cost.measure import Workload  # torch and transformers take seconds; --help must not
     from layer_surgeon.cost.profile import profile_graft

@@ -116,7 +116,7 @@ class GraftProfile:
         return sum((part.macs for part in self.grafted.parts if part.name in _GRAFT), Macs())
 
 
-_GRAFT = ("proj_in", "donor", "proj_out", "gate")
+_GRAFT = ("proj_in", "donor", "proj_out", "proj_out_norm", "gate")
 
 
 def profile_graft(
@@ -228,7 +228,8 @@ class _Graft(nn.Module):
 
     def __init__(self, model: GraftedModel) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(part for part in (model.proj_in, model.donor, model.proj_out) if part is not None)
+        parts = (model.proj_in, model.donor, model.proj_out, model.proj_out_norm)
+        self.parts = nn.ModuleList(part for part in parts if part is not None)
         self._graft = model.graft
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,9 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         _check_donor(self.donor)
         if isinstance(self.host_config, dict):
             self.host_config = _config_from_dict(self.host_config)
+        # A stored graft has its scales, or none: auto is only for new ones. Grafts of earlier versions name no value.
+        if self.graft.get("projection_init", "auto") == "auto":
+            self.graft = {**self.graft, "projection_init": "default"}
         self.graft = graft_fields(GraftConfig.from_settings(None, self.graft))
         attention = getattr(self.host_config, "_attn_implementation", None)
         # Generation and its data collators read this. For all other tasks, a graft is a single stack.
