@@ -25,7 +25,7 @@ from .studies import (
     ScaleOption,
     WorkersOption,
 )
-from .ui import Ui
+from .ui import Ui, escape_text
 
 if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
@@ -79,6 +79,12 @@ def compare(
     Each training runs in its own process. If a study is stopped, run the same command again to continue it. The folder
     of a study is enough: surgeon compare --output FOLDER.
     """
+    if preset is not None and (commands := _profile_commands(preset, scale)):
+        if not ui.as_json:
+            ui.line(f"{escape_text(preset)} is measured without training. These commands measure its rows:\n")
+            for line in commands:
+                ui.line(escape_text(line))
+        return {"preset": preset, "commands": commands}
     overrides: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
     if donor is not None or layer is not None:
         overrides["donor"] = {"source": donor, "layer": layer}
@@ -95,6 +101,15 @@ def compare(
         )
     folder = output or ui.workspace.root / "studies" / plan.name
     return run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
+
+
+def _profile_commands(name: str, scale: Scale) -> list[str]:
+    """Return the commands that make a table that needs no training; empty for all other presets."""
+    from layer_surgeon.study.preset import preset, profile_commands
+
+    with usage():
+        content = preset(name, scale)
+    return profile_commands(content) if content.get("kind") == "profile" else []
 
 
 def make_plan(

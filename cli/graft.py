@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.tasks import get_task
 
 from .command import command, new_app, usage
 from .errors import UsageError
@@ -85,7 +86,13 @@ def _show(ui: Ui, result: "GraftResult") -> None:
             'Such grafts were worse than the host alone. [bold]--projection-init matched[/] helps: see "When the donor '
             'is loud" in docs/graft.md.'
         )
-    ui.line("Next: [bold]surgeon finetune[/]")
+    record = get_task(result.settings.task)
+    if record.finetune_class is None:
+        ui.line("Next: train it with sentence-transformers: docs/embeddings.md")
+    elif record.labels and len(result.settings.labels) == 1:
+        ui.line("Next: train it with transformers' Trainer: docs/trainer.md (one label is regression)")
+    else:
+        ui.line("Next: [bold]surgeon finetune[/]")
 
 
 def _document(result: "GraftResult") -> dict[str, Any]:

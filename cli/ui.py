@@ -50,7 +50,9 @@ class Ui:
             return NullProgress()
         from .render import LineProgress, RichProgress  # takes time to import, and is only needed to show progress
 
-        return RichProgress(self.err) if self.err.is_terminal else LineProgress(self.err)
+        # A cell with `!surgeon` looks like a terminal, but can't move its cursor: a panel would appear again and again.
+        in_notebook = "JPY_PARENT_PID" in os.environ
+        return RichProgress(self.err) if self.err.is_terminal and not in_notebook else LineProgress(self.err)
 
     def latest(self, kind: Kind) -> Path:
         """Return the latest layer, graft or run, and say which it is.

@@ -123,7 +123,7 @@ def profile_graft(
     target: Target,
     donor: DonorShape = None,
     *,
-    layer: int = -1,
+    layer: int | None = None,
     config: GraftConfig | None = None,
     workload: Workload | None = None,
     measured: bool = False,
@@ -133,9 +133,10 @@ def profile_graft(
 
     Args:
         target: A graft or a host: a folder, a Hub repo id or a loaded config.
-        donor: For a host, the layer: a layer artifact, or a whole language model (as folder, repo id, config, or the
-            content of its config.json). None: the host alone.
-        layer: Index of the layer in a language model; negative numbers count from the end.
+        donor: For a host, the layer: a layer artifact, or a whole language model (as folder, repo id, GGUF file,
+            `packaged:NAME`, config, or the content of its config.json). None: the host alone.
+        layer: Index of the layer in a language model; negative numbers count from the end. None: the last one, or the
+            layers of an artifact.
         config: Settings of the graft, if target is a host; default: the paper's.
         workload: Batch, length, number format; default: 32 texts of 100 tokens in float32.
         measured: Also measure time and peak memory, each model in a new process with random weights.

@@ -31,7 +31,7 @@ def check_available() -> None:
     if not is_available():
         raise ConfigError(
             "int8 weights need the package torchao, which is not installed. Install it with "
-            "pip install layer-surgeon[int8], or choose bfloat16."
+            "pip install torchao, or choose bfloat16."
         )
 
 

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -298,7 +299,11 @@ def _neighbours(path: Path) -> str:
     """Describe the folder of a missing file, for an error message."""
     if not path.parent.is_dir():
         return f"The folder {path.parent} does not exist either."
-    names = [file.name for file in find_files(path.parent)][:8]
+    names = [file.name for file in find_files(path.parent)]
+    similar = get_close_matches(path.name, names, n=1)
+    if similar:
+        return f"Did you mean {similar[0]}?"
+    names = names[:8]
     contents = f"contains {', '.join(names)}" if names else "contains no data files"
     return f"The folder {path.parent} {contents}."
 

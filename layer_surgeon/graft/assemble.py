@@ -49,10 +49,12 @@ def assemble(
         host={"name": _shown(opened_host.name), "commit": opened_host.commit, "license": opened_host.license},
         donor=None if opened_donor is None else opened_donor.reference,
         graft=graft_fields(settings),
+        untrained=True,
         **labels,
     )
     model, loudness = opened_host.model, None
     grafted = GraftedModel._class_for(settings.task)(config, host=model, with_donor=False).to(model.dtype)
+    grafted.host_source = None if opened_host.name is None else (opened_host.name, opened_host.commit)
     if opened_donor is not None:
         grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
     grafted = grafted.to(model.device).eval()

@@ -71,7 +71,7 @@ class GraftConfig:
     )
     proj_out_norm: bool = _option(False, "Put a trained LayerNorm after proj_out.")
     donor_dtype: DonorDtype = _option(
-        "float32", "Number format of the donor layer's weights in memory; int8 needs layer-surgeon[int8]."
+        "float32", "Number format of the donor layer's weights in memory; int8 needs the package torchao."
     )
 
     def __post_init__(self) -> None:

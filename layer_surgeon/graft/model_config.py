@@ -32,6 +32,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
             its weights file, `hidden_size`, and `config`, from which a layer of the same shape can be built. None for
             the control arm, a host alone.
         graft: The fields of `GraftConfig`, except the labels; `pooling` and `attention` are never None here.
+        untrained: The graft is new, and no training has begun.
     """
 
     model_type = GRAFT
@@ -41,6 +42,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     host: dict[str, Any] | None = None
     donor: dict[str, Any] | None = None
     graft: dict[str, Any] = field(default_factory=dict)
+    untrained: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Check the sizes before anything is built, because the file may be untrusted.

@@ -63,6 +63,9 @@ class GraftedModel(StoredModel):
     proj_out_norm: nn.LayerNorm | None
     residual_gate: Gate | None
     head: ClassificationHead | None
+    # Where the host came from, as the caller of `graft_layer` named it, and its commit: its tokenizer is there too.
+    # Not stored, because a file must not decide which repos are read.
+    host_source: tuple[str, str | None] | None = None
 
     def __init__(
         self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
@@ -202,6 +205,7 @@ class GraftedModel(StoredModel):
         """
         if mode:
             check_adapters(self)
+            self.config.untrained = False
         return super().train(mode)  # type: ignore[no-any-return]  # transformers is untyped here
 
     def parts(self) -> dict[str, nn.Module]:

@@ -47,8 +47,11 @@ def hub_errors(subject: str) -> Iterator[None]:
     except (SafetensorError, RuntimeError) as error:
         reason = first_line(error)
         if "ignore_mismatched_sizes" in str(error):
-            # The original message recommends a transformers setting that doesn't apply here.
-            reason = "their shapes don't match its config.json."
+            raise GraftError(
+                f"{subject} has weights whose shapes don't match its config. If you passed num_labels or other "
+                "settings to from_pretrained, pass ignore_mismatched_sizes=True too, or call model.set_labels([...]) "
+                "after loading. Otherwise its files are damaged: get them again."
+            ) from error
         raise GraftError(f"{subject} has weights that can't be loaded: {reason} Get them again.") from error
 
 

@@ -46,7 +46,7 @@ def _add_lora(model: Any, settings: dict[str, Any]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
     except ImportError as error:
-        raise ConfigError('The arm lora needs peft: pip install "layer-surgeon[study]"') from error
+        raise ConfigError("The arm lora needs peft: pip install peft") from error
     if "target_modules" not in settings:
         # peft's default for the family (for BERT: query and value, as in the LoRA paper).
         family = model_type_to_module_name(model.host.config.model_type)

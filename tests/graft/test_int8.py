@@ -137,7 +137,7 @@ def test_settings_that_contradict_integers_are_refused(setting, value):
 
 def test_missing_torchao_message(artifact, monkeypatch):
     monkeypatch.setattr(int8, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"pip install layer-surgeon\[int8\]"):
+    with pytest.raises(ConfigError, match=r"pip install torchao"):
         graft_layer(host_model("bert"), artifact, donor_dtype="int8")
-    with pytest.raises(ConfigError, match=r"pip install layer-surgeon\[int8\]"):
+    with pytest.raises(ConfigError, match=r"pip install torchao"):
         DonorLayer.from_pretrained(artifact).to_int8()
