@@ -311,7 +311,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                 (
                     f"{comparison.arm} - {comparison.against}",
                     difference_in_words(comparison.mean, plan.metric),
-                    _format_interval(comparison),
+                    _format_interval(comparison, plan.metric),
                     "" if comparison.p_holm is None else say_p(comparison.p_holm),
                     _format_outcome(comparison),
                 )
@@ -329,9 +329,14 @@ def _format_deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _format_interval(comparison: "Comparison") -> str:
-    interval = comparison.interval
-    return "" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
+def _format_interval(comparison: "Comparison", metric: str) -> str:
+    """Format an interval in the unit of the difference: points if the metric is a share."""
+    from layer_surgeon.study.tables import SHARES
+
+    if comparison.interval is None:
+        return ""
+    low, high = comparison.interval.low, comparison.interval.high
+    return f"{100 * low:+.1f} to {100 * high:+.1f}" if metric in SHARES else f"{low:+.3g} to {high:+.3g}"
 
 
 def _format_outcome(comparison: "Comparison") -> str:

@@ -23,6 +23,7 @@ from layer_surgeon.graft.matching import is_loud, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
+from layer_surgeon.graft.sentence_files import write_sentence_files
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import DEFAULT_TASK
@@ -160,7 +161,7 @@ def save_graft(
     tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
     _set_padding_token(tokenizer, model.config)
     progress.advance(1)
-    _write(model, tokenizer, target, force=force)
+    _write(model, tokenizer, target, host=os.fspath(host), token=token, force=force)
     progress.advance(1)
     progress.end()
     workspace.set_latest("graft", target)
@@ -242,11 +243,21 @@ def _set_padding_token(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftC
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path, *, force: bool) -> None:
+def _write(
+    model: GraftedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    *,
+    host: str,
+    token: str | bool | None,
+    force: bool,
+) -> None:
     try:
         with new_folder(target, replace=force) as folder, quiet_transformers():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            if model.config.task == "feature-extraction":
+                write_sentence_files(folder, model.config, host, token)
             # Check again: making a graft takes long, and someone may have put files there.
             check_graft_place(target, force=force)
     except (OSError, SafetensorError) as error:

@@ -8,6 +8,7 @@ from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
+from layer_surgeon.graft.sentence_files import SENTENCE_FILES
 
 # All file names in `vocab_files_names` of the tokenizers in transformers 5.24.
 _TOKENIZER_FILES = (
@@ -51,6 +52,7 @@ GRAFT_FILES = (
     "model.safetensors.index.json",
     "README.md",
     *_TOKENIZER_FILES,
+    *SENTENCE_FILES,
     *(f"{DONOR_FOLDER}/{name}" for name in REPLACEABLE_FILES),
 )
 

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 import layer_surgeon as ls
@@ -250,3 +253,40 @@ def test_a_profiled_table_of_the_paper_shows_its_commands(tmp_path):
     commands = [line for line in shown.out.splitlines() if line.startswith("surgeon profile ")]
     assert len(commands) == 15
     assert surgeon_here("compare", "--preset", "table-20", "--json", cwd=tmp_path).document()["commands"] == commands
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_an_untrained_gated_graft_equals_its_host_in_sentence_transformers(desk, tmp_path, pooling):
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    host = tmp_path / "host"
+    shutil.copytree(desk / "bert", host)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(zip(("", "1_Pooling", "2_Normalize"), kinds, strict=True))
+    ]
+    (host / "modules.json").write_text(json.dumps(modules))
+    (host / "sentence_bert_config.json").write_text('{"max_seq_length": 7, "do_lower_case": false}')
+    (host / "1_Pooling").mkdir()
+    mode = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
+    other = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": False}
+    (host / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 16, **other, mode: True}))
+    command = ("graft", "host", "--donor", desk / "layer", "--task", "feature-extraction", "--residual", "gated")
+    for _ in range(2):  # --force must know all the files
+        made = surgeon_here(*command, "--pooling", pooling, "-o", "embedder", "--force", cwd=tmp_path)
+        assert made.code == 0, made.err
+    texts = ["the film was good and the plot of it is very fine", "a dull end"]
+    own, grafted = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("host", "embedder"))
+    assert grafted.max_seq_length == own.max_seq_length == 7
+    vectors = torch.tensor(grafted.encode(texts))
+    torch.testing.assert_close(vectors, torch.tensor(own.encode(texts)))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_differences_and_intervals_have_one_unit():
+    from layer_surgeon.study.paired import Interval
+    from layer_surgeon_cli.compare import _format_interval
+
+    comparison = SimpleNamespace(interval=Interval(low=-0.1021, high=-0.008))
+    assert _format_interval(comparison, "accuracy") == "-10.2 to -0.8"
+    assert _format_interval(comparison, "bleu") == "-0.102 to -0.008"
