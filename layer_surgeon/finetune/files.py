@@ -1,4 +1,4 @@
-"""Read rows from local CSV, TSV, JSON Lines and Parquet files.
+"""Read rows from local CSV, TSV, JSON Lines, Parquet and CoNLL files.
 
 Files are read directly and not through `datasets`, whose cache can return old rows of an edited file. This also leaves
 nothing in a cache folder, and errors can name the bad line by its number.
@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from layer_surgeon._io import write_bytes
 from layer_surgeon.errors import DataError
+from layer_surgeon.finetune.conll import SUFFIXES, conll_rows
 
 Columns = dict[str, list[Any]]
 Row = dict[str, Any]
@@ -29,7 +30,8 @@ _PARQUET_ROWS = 1000
 
 
 def read_file(path: Path) -> Columns:
-    """Read the columns of a file. The suffix decides the format: .csv, .tsv, .jsonl, .ndjson, .json or .parquet.
+    """Read the columns of a file. The suffix decides the format: .csv, .tsv, .jsonl, .ndjson, .json,
+    .parquet, or .conll, .bio or .iob.
 
     Raises:
         DataError: The file is missing, empty, unreadable, has no rows, or has an unknown suffix.
@@ -224,6 +226,10 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
+def _read_conll(path: Path) -> Columns:
+    return rows_to_columns(list(conll_rows(path)), str(path))
+
+
 def _read_json(path: Path) -> Columns:
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("{"):
@@ -315,6 +321,7 @@ READERS: dict[str, Callable[[Path], Columns]] = {
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    **dict.fromkeys(SUFFIXES, _read_conll),
 }
 
 # Formats that can be read row by row.
@@ -324,4 +331,5 @@ ITERATORS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
     ".parquet": _parquet_rows,
+    **dict.fromkeys(SUFFIXES, conll_rows),
 }
