@@ -174,8 +174,9 @@ def runs(page, block):
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """The pages that failed, with the message, from one process for all pages."""
+def outcome(request, tmp_path_factory):
+    """The pages that failed, with the message, from one process for all selected pages."""
+    selected = {item.callspec.params.get("page") for item in request.session.items if hasattr(item, "callspec")}
     root = tmp_path_factory.mktemp("pages")
     (root / "files").mkdir()
     write_reader_files(root / "files")
@@ -183,7 +184,7 @@ def outcome(tmp_path_factory):
     jobs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for page in PAGES:
+        for page in selected & set(PAGES):
             blocks = [block for block in blocks_of(text_of(page)) if runs(page, block)]
             if blocks and (HAS_WEIGHTS or page not in PACKAGED):
                 folder = root / page.replace("/", "-")
@@ -210,7 +211,7 @@ def outcome(tmp_path_factory):
             text=True,
             check=False,
         )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-4000:]
     return jobs, json.loads((root / "problems.json").read_text())
 
 
@@ -220,7 +221,7 @@ def test_the_blocks_of_a_page_run(outcome, page):
     jobs, problems = outcome
     assert page not in problems, problems[page]
     if page in ("README.md", "docs/graft.md", "docs/finetune.md", "docs/examples.md", "docs/trainer.md"):
-        assert page in jobs
+        assert len(jobs[page][1]) > 5
 
 
 def test_each_exception_is_of_a_block_that_exists():

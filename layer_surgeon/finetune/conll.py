@@ -1,4 +1,4 @@
-"""Read files in CoNLL's format: one word per line, with its label in the last column, and a blank line between texts."""
+"""Read files in CoNLL's format: one word per line, its label in the last column, a blank line between texts."""
 
 from collections.abc import Iterator
 from pathlib import Path

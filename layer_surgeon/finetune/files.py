@@ -30,8 +30,7 @@ _PARQUET_ROWS = 1000
 
 
 def read_file(path: Path) -> Columns:
-    """Read the columns of a file. The suffix decides the format: .csv, .tsv, .jsonl, .ndjson, .json,
-    .parquet, or .conll, .bio or .iob.
+    """Read the columns of a file. The suffix decides the format, as in `READERS`.
 
     Raises:
         DataError: The file is missing, empty, unreadable, has no rows, or has an unknown suffix.

@@ -33,7 +33,6 @@ def write_sentence_files(folder: Path, config: SurgeonGraftConfig, host: str, to
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if _normalizes(read_optional_json(host, MODULES, **hub)):
         modules.append(("2_Normalize", "Normalize"))
-    (folder / POOLING).parent.mkdir(exist_ok=True)
     write_json(folder / POOLING, {"word_embedding_dimension": config.hidden_size, key: True})
     transformer = read_optional_json(host, TRANSFORMER, **hub)
     length = transformer.get("max_seq_length") if isinstance(transformer, dict) else None

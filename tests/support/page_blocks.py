@@ -73,6 +73,7 @@ def run_block(block: Block, names: dict[str, object]) -> None:
 
 def _main() -> None:
     """Run the blocks of {page: [folder, blocks]} on stdin; write {page: message} of those that failed to a file."""
+    import gc
     import os
     import time
     import traceback
@@ -91,7 +92,9 @@ def _main() -> None:
                 problems[page] = f"{text}\n{traceback.format_exc()}"
                 break
         print(f"{page}: {time.process_time() - start:.1f} s", file=sys.stderr)
-    Path(sys.argv[1]).write_text(json.dumps(problems))
+        Path(sys.argv[1]).write_text(json.dumps(problems))
+        names.clear()
+        gc.collect()
 
 
 if __name__ == "__main__":
