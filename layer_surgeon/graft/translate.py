@@ -46,13 +46,15 @@ def hub_errors(subject: str) -> Iterator[None]:
         raise _explain(error, subject) from error
     except (SafetensorError, RuntimeError) as error:
         reason = first_line(error)
+        hint = "Get them again."
         if "ignore_mismatched_sizes" in str(error):
-            raise GraftError(
-                f"{subject} has weights whose shapes don't match its config. If you passed num_labels or other "
-                "settings to from_pretrained, pass ignore_mismatched_sizes=True too, or call model.set_labels([...]) "
-                "after loading. Otherwise its files are damaged: get them again."
-            ) from error
-        raise GraftError(f"{subject} has weights that can't be loaded: {reason} Get them again.") from error
+            reason = "their shapes don't match its config.json."
+            if subject.startswith("The graft"):
+                hint += (
+                    " If you passed num_labels or other settings to from_pretrained, pass ignore_mismatched_sizes=True "
+                    "too, or call model.set_labels([...]) after loading."
+                )
+        raise GraftError(f"{subject} has weights that can't be loaded: {reason} {hint}") from error
 
 
 @contextmanager
