@@ -30,6 +30,8 @@ from transformers import (
 import layer_surgeon
 from layer_surgeon.checkpoint.packaged import FOLDERS, PARTED
 from layer_surgeon.graft import GraftConfig, save_graft
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.plan_parts import read_yaml
 from tests.cli.test_three_lines import make_data
 from tests.support import page_blocks
 from tests.support.gguf_models import write_model
@@ -238,6 +240,13 @@ def test_kinds_of_blocks():
     assert blocks[1] == Block("command", "surgeon push    x")
     with pytest.raises(AssertionError, match="a yaml block needs a file name"):
         list(blocks_of("```yaml\nb: 1\n```\n"))
+
+
+def test_the_plan_of_a_study_is_valid(tmp_path):
+    (plan,) = [block.text for block in blocks_of(PAGES["docs/compare.md"].read_text()) if block.kind == "file"]
+    name, _, content = plan.partition("\n")
+    (tmp_path / name).write_text(content)
+    assert len(StudyPlan.from_dict(read_yaml(tmp_path / "my.yaml")).arms) == 6
 
 
 @pytest.mark.real_weights
