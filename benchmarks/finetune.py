@@ -97,7 +97,7 @@ def run_arm(arm: str, seed: int, parts: Parts, folder: Path) -> dict[str, Any]:
     set_seed(seed)
     clock = Clock()
     result = finetune_model(
-        graft_layer(parts.host, None if arm == HOST_ALONE else parts.donor),
+        graft_layer(parts.host, None if arm == HOST_ALONE else parts.donor, projection_init="default"),
         parts.train,
         parts.validation,
         config=FinetuneConfig.from_settings(parts.config, {"seed": seed, "group_by_length": arm != FIXED}),

@@ -5,13 +5,12 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from layer_surgeon._io import parse_json
 from layer_surgeon._text import printable
@@ -21,6 +20,7 @@ from layer_surgeon.workspace import Workspace
 from .errors import UsageError, as_document, describe, format_traceback
 from .library_logs import hide_library_warnings
 from .processes import is_main
+from .surgeon_command import SurgeonCommand
 from .ui import Ui
 
 _COMMON_PANEL = "Common options"
@@ -54,7 +54,8 @@ DonorOption = Annotated[
 
 def new_app() -> typer.Typer:
     """Make the typer application for the one command of a module."""
-    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    # Without rich, whose tables cut the names of options at 80 columns.
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def command(
@@ -63,7 +64,7 @@ def command(
     settings: type | None = None,
     without: Collection[str] = (),
     panel: str = "Settings",
-    command_class: type[TyperCommand] = TyperCommand,
+    command_class: type[SurgeonCommand] = SurgeonCommand,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a command.
 
@@ -116,6 +117,15 @@ def command(
         return function
 
     return decorate
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Say after Ctrl-C that nothing was written, for commands that can't be continued."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise TrainingError("Interrupted. Nothing was written.") from error
 
 
 class usage:  # noqa: N801  # used as `with usage():`

@@ -25,7 +25,7 @@ from .studies import (
     ScaleOption,
     WorkersOption,
 )
-from .ui import Ui
+from .ui import Ui, escape_text
 
 if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
@@ -86,6 +86,12 @@ def compare(
     Each training runs in its own process. If a study is stopped, run the same command again to continue it. The folder
     of a study is enough: surgeon compare --output FOLDER.
     """
+    if preset is not None and (commands := _profile_commands(preset, scale)):
+        if not ui.as_json:
+            ui.line(f"{escape_text(preset)} is measured without training. These commands measure its rows:\n")
+            for line in commands:
+                ui.line(escape_text(line))
+        return {"preset": preset, "commands": commands}
     overrides: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
     if equivalence is not None:
         overrides["equivalence"] = equivalence
@@ -104,6 +110,15 @@ def compare(
         )
     folder = output or ui.workspace.root / "studies" / plan.name
     return run_plan(plan, folder, workers=workers, executor=executor, address=address, dry_run=dry_run, ui=ui)
+
+
+def _profile_commands(name: str, scale: Scale) -> list[str]:
+    """Return the commands that make a table that needs no training; empty for all other presets."""
+    from layer_surgeon.study.preset import preset, profile_commands
+
+    with usage():
+        content = preset(name, scale)
+    return profile_commands(content) if content.get("kind") == "profile" else []
 
 
 def make_plan(
@@ -231,7 +246,7 @@ def make_content(
         content[section] = {**mapping(content, section), **values}
     check_settings(content, list(settings))
     if not content.get("donor") and not content.get("donors"):
-        content["donor"] = str(ui.workspace.latest("layer"))
+        content["donor"] = str(ui.latest("layer"))
     return content
 
 
@@ -305,7 +320,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                 (
                     f"{comparison.arm} - {comparison.against}",
                     difference_in_words(comparison.mean, plan.metric),
-                    _format_interval(comparison),
+                    _format_interval(comparison, plan.metric),
                     "" if comparison.p is None else say_p(comparison.p),
                     "" if comparison.p_holm is None else say_p(comparison.p_holm),
                     result.summary.outcome(comparison) or "no test possible",
@@ -324,9 +339,14 @@ def _format_deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _format_interval(comparison: "Comparison") -> str:
-    interval = comparison.interval
-    return "" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
+def _format_interval(comparison: "Comparison", metric: str) -> str:
+    """Format an interval in the unit of the difference: points if the metric is a share."""
+    from layer_surgeon.study.tables import SHARES
+
+    if comparison.interval is None:
+        return ""
+    low, high = comparison.interval.low, comparison.interval.high
+    return f"{100 * low:+.1f} to {100 * high:+.1f}" if metric in SHARES else f"{low:+.3g} to {high:+.3g}"
 
 
 def _format_trained(result: "StudyResult", arm: str) -> str:

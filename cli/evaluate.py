@@ -10,7 +10,7 @@ from layer_surgeon.errors import DataError, WorkspaceError
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, MODEL_SETTINGS, FinetuneConfig
 from layer_surgeon.tasks import score_title
 
-from .command import DonorOption, command, new_app, usage
+from .command import DonorOption, command, new_app, nothing_kept, usage
 from .ui import Ui
 
 app = new_app()
@@ -47,12 +47,13 @@ def evaluate(
     """
     with usage():
         FinetuneConfig(**settings)
-    folder = model or str(ui.workspace.latest("run"))
+    folder = model or str(ui.latest("run"))
 
     from layer_surgeon.finetune import evaluate_model
 
     data = dataset or _test_data(folder)
-    result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **settings)
+    with nothing_kept():
+        result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **settings)
     metrics = result.metrics
     if not ui.as_json:
         ui.facts(
@@ -92,6 +93,7 @@ def _show_classes(metrics: Any, ui: Ui) -> None:
 def _test_data(folder: str) -> list[str]:
     from pathlib import Path
 
+    from layer_surgeon.finetune.moved import find_moved
     from layer_surgeon.finetune.results import read_results
 
     run = read_results(Path(folder))
@@ -104,4 +106,4 @@ def _test_data(folder: str) -> list[str]:
             f"The run {folder} had no test data ({run['data']['name']} has no test split). Choose the data with "
             "--dataset."
         )
-    return list(run["data"]["test_spec"])
+    return find_moved(list(run["data"]["test_spec"]), Path(folder))

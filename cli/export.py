@@ -42,7 +42,7 @@ def export(
     The program takes batches of any size and length. It is run and compared with the graft before it is kept. Tasks
     that write text are not supported. ONNX needs the packages of the extra named export.
     """
-    folder = graft or str(ui.workspace.latest("graft"))
+    folder = graft or str(ui.latest("graft"))
 
     from layer_surgeon.graft.export import export_model  # torch and transformers take seconds; --help must not
 

@@ -64,6 +64,8 @@ def extract(
         workspace=ui.workspace,
         force=force,
     )
+    # A folder of the user's own is the latest layer too, as with `graft` and `finetune`.
+    ui.workspace.set_latest("layer", artifact.path)
     if not ui.as_json:
         _show(ui, artifact)
     return _document(artifact)

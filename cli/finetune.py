@@ -117,7 +117,7 @@ def finetune(
     sources |= {name: value for name, value in options.items() if value}
     with usage():
         finetune_config = FinetuneConfig(**(file_settings | settings))
-    model = sources.get("graft") or ui.workspace.latest("graft")
+    model = sources.get("graft") or ui.latest("graft")
 
     _check_options(seeds=seeds, resume=resume, push_to_hub=push_to_hub, public=public)
     if push_to_hub is not None and is_main():
@@ -205,6 +205,8 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if path is None:
         return {}, {}
+    from layer_surgeon.finetune.moved import find_moved
+
     content = read_yaml(path)
     known = (*PLACES, *(field.name for field in fields(FinetuneConfig)))
     content = {name.replace("-", "_"): value for name, value in content.items()}
@@ -217,6 +219,8 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     sources = {name: content.pop(name) for name in PLACES if content.get(name) is not None}
     for name, value in sources.items():
         _check_source(path, name, value)
+        found = find_moved(value if isinstance(value, list) else [value], path.parent)
+        sources[name] = found if isinstance(value, list) else found[0]
     return sources, {name: value for name, value in content.items() if name not in PLACES}
 
 

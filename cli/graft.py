@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.tasks import get_task
 
 from .command import command, new_app, usage
-from .ui import Ui
+from .errors import UsageError
+from .ui import Ui, escape_text
 
 if TYPE_CHECKING:
     from layer_surgeon.graft.build import GraftResult
@@ -30,6 +32,10 @@ def graft(
     seed: Annotated[int, typer.Option(help="Seed of the initial weights of projections and head.")] = 2023,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the host's repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
+    recipe: Annotated[
+        Literal["standard", "paper"],
+        typer.Option(help="paper: exactly the paper's graft, with projection_init default."),
+    ] = "standard",
     force: Annotated[bool, typer.Option("--force", help="Replace the contents of the output folder.")] = False,
     *,
     settings: dict[str, Any],
@@ -39,9 +45,14 @@ def graft(
 
     The result is an ordinary transformers model of host, projections, frozen layer and head. Train it next.
     """
+    if recipe == "paper" and settings.setdefault("projection_init", "default") != "default":
+        raise UsageError(
+            f"--recipe is paper, and --projection-init is {settings['projection_init']}, but the paper's "
+            "initialisation is default. Leave one of the two options out."
+        )
     with usage():
         config = GraftConfig(**settings)
-    donor_folder = donor or ui.workspace.latest("layer")
+    donor_folder = donor or ui.latest("layer")
 
     from layer_surgeon.graft.build import save_graft  # torch and transformers take seconds; --help must not
 
@@ -67,13 +78,21 @@ def _show(ui: Ui, result: "GraftResult") -> None:
     rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in result.parameters.items()]
     rows.append(("all", f"{result.num_parameters:,}", f"{result.num_trained_parameters:,}"))
     ui.table(("part", "parameters", "trained"), rows)
+    if result.notice is not None:
+        ui.line(escape_text(result.notice))
     if result.is_loud:
         ui.line(
             f"Before training, the output of this graft is {result.loudness:,.0f} times as large as the host's (RMS). "
             'Such grafts were worse than the host alone. [bold]--projection-init matched[/] helps: see "When the donor '
             'is loud" in docs/graft.md.'
         )
-    ui.line("Next: [bold]surgeon finetune[/]")
+    record = get_task(result.settings.task)
+    if record.finetune_class is None:
+        ui.line("Next: train it with sentence-transformers: docs/embeddings.md")
+    elif record.labels and len(result.settings.labels) == 1:
+        ui.line("Next: train it with transformers' Trainer: docs/trainer.md (one label is regression)")
+    else:
+        ui.line("Next: [bold]surgeon finetune[/]")
 
 
 def _document(result: "GraftResult") -> dict[str, Any]:
@@ -83,6 +102,7 @@ def _document(result: "GraftResult") -> dict[str, Any]:
         "donor": result.donor,
         "settings": asdict(result.settings),
         "loudness": result.loudness,
+        "loudness_unmatched": result.loudness_unmatched,
         "num_parameters": result.num_parameters,
         "num_trained_parameters": result.num_trained_parameters,
         "parameters": {

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import importlib
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -43,6 +44,14 @@ class LazyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, in the table's order."""
         return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names; for an unknown one, fail with a suggestion."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            similar = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"Did you mean {similar[0]}?" if similar else "See surgeon --help."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import the module of a command. For an unknown name it returns None, and the caller reports the error."""

@@ -15,7 +15,7 @@ from layer_surgeon._text import csv_cell
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.tasks import get_task
 
-from .command import DonorOption, command, new_app, usage
+from .command import DonorOption, command, new_app, nothing_kept, usage
 from .errors import UsageError
 from .evaluate import WITHOUT
 from .ui import Ui
@@ -57,7 +57,7 @@ def predict(
         raise UsageError('Give either texts (surgeon predict "A text.") or files (--input), or - for stdin.')
     if output is not None and output.suffix.lower() not in _FORMATS:
         raise UsageError(f"--output {output}: the suffix must be one of {', '.join(_FORMATS)}.")
-    folder = model or str(ui.workspace.latest("run"))
+    folder = model or str(ui.latest("run"))
 
     from layer_surgeon import finetune
     from layer_surgeon.finetune.evaluation import load_texts, trained_task
@@ -70,7 +70,8 @@ def predict(
         inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
         if task.columns.pair:
             inputs = [_split_pair(text, *task.columns.titles[:2]) for text in inputs]
-    predictions = finetune.predict(folder, inputs, donor=donor, progress=ui.progress, **settings)
+    with nothing_kept():
+        predictions = finetune.predict(folder, inputs, donor=donor, progress=ui.progress, **settings)
     if output is not None:
         _write(predictions, output)
         ui.progress.notice(f"{len(predictions):,} predictions are in {output}.")

@@ -30,7 +30,9 @@ def profile(
             "--donor", "-d", help="The layer to put into a small model: a layer artifact or a language model."
         ),
     ] = None,
-    layer: Annotated[int, typer.Option(help="Which layer of a language model; -1 is the last.")] = -1,
+    layer: Annotated[
+        int | None, typer.Option(help="Which layer of a language model; -1 is the last. [dim](default: -1)[/]")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Texts in a batch.")] = 32,
     length: Annotated[int, typer.Option(help="Tokens of each text.")] = 100,
     dtype: Annotated[
@@ -53,7 +55,7 @@ def profile(
     """
     with usage():
         config = GraftConfig(**settings) if settings else None
-    target = model or str(ui.workspace.latest("graft"))
+    target = model or str(ui.latest("graft"))
 
     from layer_surgeon.cost.measure import Workload  # torch and transformers take seconds; --help must not
     from layer_surgeon.cost.profile import profile_graft

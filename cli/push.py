@@ -41,7 +41,7 @@ def push(
     The model card names the models it was made from, their licences and how to use it. For a run, it also has the data,
     settings and scores. Training state, logs and local paths are not uploaded.
     """
-    source = folder or ui.workspace.latest("run")
+    source = folder or ui.latest("run")
 
     from layer_surgeon.hub.push import push_graft  # huggingface_hub takes a while; --help must not
 

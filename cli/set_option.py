@@ -6,12 +6,12 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
 
 from .errors import UsageError
+from .surgeon_command import SurgeonCommand
 
 # The sections of a plan that `--set` can change.
 _SECTIONS: dict[str, type[FinetuneConfig] | type[GraftConfig]] = {"finetune": FinetuneConfig, "graft": GraftConfig}
@@ -40,7 +40,7 @@ SetOption = Annotated[
 ]
 
 
-class StudyCommand(TyperCommand):
+class StudyCommand(SurgeonCommand):
     """A command that takes settings with `--set`, and says so if it is called with a flag such as `--learning-rate`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The output of a command: results on stdout, everything else on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from layer_surgeon._text import printable, printable_json
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace
+from layer_surgeon.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,19 @@ class Ui:
             return NullProgress()
         from .render import LineProgress, RichProgress  # takes time to import, and is only needed to show progress
 
-        return RichProgress(self.err) if self.err.is_terminal else LineProgress(self.err)
+        # A cell with `!surgeon` looks like a terminal, but can't move its cursor: a panel would appear again and again.
+        in_notebook = "JPY_PARENT_PID" in os.environ
+        return RichProgress(self.err) if self.err.is_terminal and not in_notebook else LineProgress(self.err)
+
+    def latest(self, kind: Kind) -> Path:
+        """Return the latest layer, graft or run, and say which it is.
+
+        Raises:
+            WorkspaceError: As in `Workspace.latest`.
+        """
+        folder = self.workspace.latest(kind)
+        self.progress.notice(f"Using the latest {kind}: {os.path.relpath(folder)}")
+        return folder
 
     def error(self, message: str) -> None:
         """Show why the command failed."""

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer, plan_extraction
     from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
     from layer_surgeon.graft import GraftConfig, GraftedModel, SurgeonGraftConfig, graft_layer
-    from layer_surgeon.progress import NullProgress, Progress
+    from layer_surgeon.progress import NullProgress, Progress, ProgressBar
     from layer_surgeon.run import (
         CheckpointDifference,
         HiddenStates,
@@ -90,7 +90,7 @@ _HOME = {
         "UnsupportedArchitectureError",
         "WorkspaceError",
     ),
-    "progress": ("NullProgress", "Progress"),
+    "progress": ("NullProgress", "Progress", "ProgressBar"),
     "workspace": ("Workspace",),
 }
 _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
@@ -121,6 +121,7 @@ __all__ = [
     "LayerSurgeonError",
     "NullProgress",
     "Progress",
+    "ProgressBar",
     "RunConfig",
     "SourceError",
     "SurgeonDonorConfig",

@@ -27,7 +27,9 @@ def format_count(count: float, spec: str = ".1f", units: Sequence[str] = ("k", "
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration, such as `0.8 s`, `42 s` or `3 min 05 s`."""
+    """Format a duration, such as `4.2 us`, `12 ms`, `0.8 s`, `42 s` or `3 min 05 s`."""
+    if 0 < seconds < 0.1:
+        return f"{seconds * 1e3:.2g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2g} us"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

@@ -179,6 +179,17 @@ def check_indexes(folder: Path) -> None:
         _check_index(index, str(index))
 
 
+def read_optional_json(name: str, file_name: str, **hub: Any) -> Any:
+    """Read a JSON file of a model, by `name` as in `load_config`; None if there is none, or it can't be read."""
+    name = local_model(name)
+    folder = Path(name).expanduser()
+    path = folder / file_name if folder.is_dir() else _fetch(name, file_name, "", hub)
+    try:
+        return read_json(path) if path is not None and path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
 def _fetch(repo_id: str, file_name: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path | None:
     """Get a file of a repo, or None if it has no such file. The loader reports any other problem with the repo."""
     if file_name is None:

@@ -1,4 +1,4 @@
-"""Read rows from local CSV, TSV, JSON Lines and Parquet files.
+"""Read rows from local CSV, TSV, JSON Lines, Parquet and CoNLL files.
 
 Files are read directly and not through `datasets`, whose cache can return old rows of an edited file. This also leaves
 nothing in a cache folder, and errors can name the bad line by its number.
@@ -9,12 +9,14 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
 
+from layer_surgeon._conll import SUFFIXES, conll_rows
 from layer_surgeon._io import write_bytes
 from layer_surgeon.errors import DataError
 
@@ -28,7 +30,7 @@ _PARQUET_ROWS = 1000
 
 
 def read_file(path: Path) -> Columns:
-    """Read the columns of a file. The suffix decides the format: .csv, .tsv, .jsonl, .ndjson, .json or .parquet.
+    """Read the columns of a file. The suffix decides the format, as in `READERS`.
 
     Raises:
         DataError: The file is missing, empty, unreadable, has no rows, or has an unknown suffix.
@@ -223,6 +225,10 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
+def _read_conll(path: Path) -> Columns:
+    return rows_to_columns(list(conll_rows(path)), str(path))
+
+
 def _read_json(path: Path) -> Columns:
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("{"):
@@ -298,7 +304,11 @@ def _neighbours(path: Path) -> str:
     """Describe the folder of a missing file, for an error message."""
     if not path.parent.is_dir():
         return f"The folder {path.parent} does not exist either."
-    names = [file.name for file in find_files(path.parent)][:8]
+    names = [file.name for file in find_files(path.parent)]
+    similar = get_close_matches(path.name, names, n=1)
+    if similar:
+        return f"Did you mean {similar[0]}?"
+    names = names[:8]
     contents = f"contains {', '.join(names)}" if names else "contains no data files"
     return f"The folder {path.parent} {contents}."
 
@@ -310,6 +320,7 @@ READERS: dict[str, Callable[[Path], Columns]] = {
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    **dict.fromkeys(SUFFIXES, _read_conll),
 }
 
 # Formats that can be read row by row.
@@ -319,4 +330,5 @@ ITERATORS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
     ".parquet": _parquet_rows,
+    **dict.fromkeys(SUFFIXES, conll_rows),
 }

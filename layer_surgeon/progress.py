@@ -1,11 +1,15 @@
 """The protocol by which long operations report their progress.
 
-The library calls a `Progress`. The command line has one that renders with rich. `NullProgress`, the default, does
-nothing.
+The library calls a `Progress`. `ProgressBar` shows bars in a notebook or on a terminal. The command line has one that
+renders with rich. `NullProgress`, the default, does nothing.
 """
 
+import sys
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
+
+from layer_surgeon._format import format_bytes
+from layer_surgeon._text import printable
 
 
 class Progress(Protocol):
@@ -47,3 +51,46 @@ class NullProgress:
 
     def notice(self, message: str) -> None:
         """Ignore a message."""
+
+
+class ProgressBar:
+    """A `Progress` for Python: one bar per step, as a widget in notebooks with ipywidgets, and as text elsewhere.
+
+    Pass it as `progress=ProgressBar()` to `extract_layer`, `finetune_model` and other long operations.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def begin(self, description: str, total: int | None, unit: str) -> None:
+        """Open a bar."""
+        self.end()
+        from tqdm.auto import tqdm  # only needed to show progress
+
+        is_bytes = unit == "bytes"
+        self._bar = tqdm(
+            desc=printable(description), total=total, unit="B" if is_bytes else f" {unit}", unit_scale=is_bytes
+        )
+
+    def advance(self, amount: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(amount)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Show values behind the bar."""
+        if self._bar is not None:
+            texts = {name: format_bytes(n) if name == "memory" else f"{n:.4g}" for name, n in values.items()}
+            self._bar.set_postfix(texts, refresh=False)
+
+    def end(self) -> None:
+        """Close the bar, which stays visible."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def notice(self, message: str) -> None:
+        """Print one line to stderr, above the bar."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(printable(message), file=sys.stderr)

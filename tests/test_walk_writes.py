@@ -55,6 +55,7 @@ ONLY_OF = {
 OURS = {"write_text", "write_bytes"}
 
 ALLOWED = {
+    "cli/surgeon_command.py": {"write_text": "of the formatter of help pages, which writes to a text in memory"},
     "layer_surgeon/extract/copy.py": {
         "os.open": "the growing file of weights: ranges from several threads, in a locked folder without links",
         "ftruncate": "the same file",

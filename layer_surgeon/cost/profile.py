@@ -114,14 +114,14 @@ class GraftProfile:
         return sum((part.macs for part in self.grafted.parts if part.name in _GRAFT), Macs())
 
 
-_GRAFT = ("proj_in", "donor", "proj_out", "gate")
+_GRAFT = ("proj_in", "donor", "proj_out", "proj_out_norm", "gate")
 
 
 def profile_graft(
     target: Target,
     donor: DonorShape = None,
     *,
-    layer: int = -1,
+    layer: int | None = None,
     config: GraftConfig | None = None,
     workload: Workload | None = None,
     measured: bool = False,
@@ -131,9 +131,10 @@ def profile_graft(
 
     Args:
         target: A graft or a host: a folder, a Hub repo id or a loaded config.
-        donor: For a host, the layer: a layer artifact, or a whole language model (as folder, repo id, config, or the
-            content of its config.json). None: the host alone.
-        layer: Index of the layer in a language model; negative numbers count from the end.
+        donor: For a host, the layer: a layer artifact, or a whole language model (as folder, repo id, GGUF file,
+            `packaged:NAME`, config, or the content of its config.json). None: the host alone.
+        layer: Index of the layer in a language model; negative numbers count from the end. None: the last one, or the
+            layers of an artifact.
         config: Settings of the graft, if target is a host; default: the paper's.
         workload: Batch, length, number format; default: 32 texts of 100 tokens in float32.
         measured: Also measure time and peak memory, each model in a new process with random weights.
@@ -223,7 +224,8 @@ class _Graft(nn.Module):
 
     def __init__(self, model: GraftedModel) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(part for part in (model.proj_in, model.donor, model.proj_out) if part is not None)
+        parts = (model.proj_in, model.donor, model.proj_out, model.proj_out_norm)
+        self.parts = nn.ModuleList(part for part in parts if part is not None)
         self._graft = model.graft
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,14 @@
 import copy
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from transformers import PretrainedConfig
 
 from layer_surgeon._loading import load_config, read_config
+from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
@@ -19,6 +21,7 @@ from layer_surgeon.graft.hosts import auto_class
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.translate import hub_errors
+from layer_surgeon.workspace import PACKAGED
 
 Target: TypeAlias = "str | os.PathLike[str] | PretrainedConfig"
 DonorShape: TypeAlias = "str | os.PathLike[str] | LayerArtifact | PretrainedConfig | Mapping[str, Any] | None"
@@ -30,7 +33,7 @@ def graft_config(
     target: Target,
     donor: DonorShape = None,
     *,
-    layer: int = -1,
+    layer: int | None = None,
     config: GraftConfig | None = None,
     token: str | bool | None = None,
 ) -> SurgeonGraftConfig:
@@ -89,7 +92,7 @@ def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: Graf
     return result
 
 
-def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> DonorLayer | None:
+def _donor_layer(donor: DonorShape, layer: int | None, token: str | bool | None) -> DonorLayer | None:
     """Create a layer on the meta device, with the shape of an artifact or of a language model's layer."""
     if donor is None:
         return None
@@ -99,13 +102,13 @@ def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> Don
         name, values = donor.name_or_path or None, donor.to_dict()
     else:
         name = os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor)
-        with hub_errors(f"The donor {name!r}"):
-            values = read_config(name, token=token)
+        values = _read_donor(name, token)
     if values.get("model_type") == SurgeonDonorConfig.model_type:
+        _check_holds(values["layer_indices"], layer, name)
         shape = SurgeonDonorConfig(donor_config=values["donor_config"], layer_indices=values["layer_indices"])
         shape.source = values.get("source") or {"name": name}
     else:
-        num_layers = family_config(values).num_hidden_layers
+        layer, num_layers = -1 if layer is None else layer, family_config(values).num_hidden_layers
         if not -num_layers <= layer < num_layers:
             raise LayerNotFoundError(
                 f"layer is {layer}, but the donor has {num_layers} layers: choose 0 to {num_layers - 1}, or "
@@ -114,6 +117,22 @@ def _donor_layer(donor: DonorShape, layer: int, token: str | bool | None) -> Don
         shape = SurgeonDonorConfig(donor_config=values, layer_indices=[layer % num_layers], source={"name": name})
     with _META:
         return DonorLayer(shape)
+
+
+def _read_donor(name: str, token: str | bool | None) -> dict[str, Any]:
+    """Read the config of a layer artifact or of a language model. For a file, this reads its header."""
+    if name.startswith(PACKAGED) or Path(name).expanduser().is_file():
+        return dict(open_checkpoint(name, token=token).config)
+    with hub_errors(f"The donor {name!r}"):
+        return read_config(name, token=token)
+
+
+def _check_holds(indices: list[int], layer: int | None, name: str | None) -> None:
+    if layer is not None and layer not in indices:
+        raise LayerNotFoundError(
+            f"{name or 'The layer artifact'} holds layer {', '.join(map(str, indices))} and not layer {layer}. Leave "
+            "layer out, or name the language model."
+        )
 
 
 def _read_config(target: Target, token: str | bool | None) -> PretrainedConfig:

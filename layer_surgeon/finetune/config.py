@@ -147,7 +147,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "report_to", _joined(self.report_to))
         _check_types(self)
-        for name in ("num_epochs", "lora_alpha", *_RATES):
+        for name in ("num_epochs", "lora_alpha", *RATES):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0, "a positive number")
         for name, (kind, optional) in _field_types().items():
@@ -220,7 +220,7 @@ def _joined(names: Any) -> Any:
     return None if tuple(unique_names) in ((), ("none",)) else ",".join(unique_names)
 
 
-_RATES = ("learning_rate", "host_learning_rate", "projection_learning_rate", "head_learning_rate")
+RATES = ("learning_rate", "host_learning_rate", "projection_learning_rate", "head_learning_rate")
 
 
 @functools.cache

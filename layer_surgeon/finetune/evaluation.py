@@ -27,6 +27,7 @@ from layer_surgeon.finetune.models import (
 from layer_surgeon.finetune.results import RESULTS, read_results
 from layer_surgeon.finetune.sources import DataLike, Table, load_data, task_of_data
 from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext, finetune_task
+from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import DEFAULT_TASK
@@ -83,6 +84,7 @@ def evaluate_model(
     with quiet():
         config, columns = _settings_of(model_or_path, config, settings)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, task_of_data(data), donor)
+        _notice_if_untrained(model_or_path, context.model, progress)
         data_name, examples = prepare_evaluation(
             data, context.label_names, config, split=split, task=task, known_columns=columns, progress=progress
         )
@@ -133,9 +135,23 @@ def predict(
         config, _ = _settings_of(model_or_path, config, settings)
         examples = finetune_task(find_task(model_or_path, config.task)).inputs(texts)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, None, donor)
+        _notice_if_untrained(model_or_path, context.model, progress or NullProgress())
         dataset = task.tokenize(examples, context, training=False)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
+
+
+def _notice_if_untrained(model_or_path: ModelLike, model: Any, progress: Progress) -> None:
+    if not isinstance(model, GraftedModel) or not model.config.untrained:
+        return
+    if model.head is None and model.config.settings.residual == "gated":
+        return  # It equals its host.
+    name = model_or_path if isinstance(model_or_path, str | os.PathLike) else "The model"
+    part = "projections have" if model.head is None else "head has"
+    progress.notice(
+        f"{name} is an untrained graft: its {part} random weights, so its results mean nothing. Train it first: "
+        f"surgeon finetune {name if isinstance(model_or_path, str | os.PathLike) else 'GRAFT'}"
+    )
 
 
 def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> str:

@@ -65,7 +65,7 @@ def normalize(values: Sequence[Any], location: str) -> list[Label]:
     if fraction := next((value for value in values if isinstance(value, float) and not value.is_integer()), None):
         raise DataError(
             f"{location} has the label {fraction}, which is not a class. Classification needs class names or whole "
-            "numbers."
+            "numbers. To predict numbers, see docs/trainer.md."
         )
     return [str(value).strip() for value in values]
 
@@ -111,7 +111,8 @@ def make_label_map(
     if len(distinct) > _MOST_CLASSES or (len(labels) >= 20 and len(distinct) * _FEWEST_ROWS_PER_CLASS > len(labels)):
         raise DataError(
             f"{location} has {len(distinct)} different labels in {len(labels)} rows, so they are probably not classes. "
-            "Choose the label column with --label-column."
+            "If these are not the labels, choose the column with --label-column. To predict numbers, see "
+            "docs/trainer.md."
         )
     named = tuple(name for name in model_names if not _UNNAMED.fullmatch(name))
     if named and set(named) == {str(label) for label in distinct}:

@@ -177,11 +177,13 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
     """
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         model_source = model_or_path if isinstance(model_or_path, str | os.PathLike) else model.name_or_path
-        tokenizer_source = tokenizer or model_source
+        tokenizer_source, commit = tokenizer or model_source, None
+        if not tokenizer_source and isinstance(model, GraftedModel) and model.host_source is not None:
+            tokenizer_source, commit = model.host_source
         if not tokenizer_source:
             raise ConfigError("The model was built in memory, so its tokenizer can't be loaded. Pass tokenizer=...")
         try:
-            tokenizer = load_any_tokenizer(tokenizer_source)
+            tokenizer = load_any_tokenizer(tokenizer_source, revision=commit)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ConfigError(
                 f"There is no usable tokenizer at {tokenizer_source} ({first_line(error)}). Pass tokenizer=..."

@@ -17,6 +17,7 @@ _PART_OF = {
     "host": HOST,
     "proj_in": PROJECTIONS,
     "proj_out": PROJECTIONS,
+    "proj_out_norm": PROJECTIONS,
     "residual_gate": PROJECTIONS,
     "donor": DONOR,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData, prepare_data
 from layer_surgeon.finetune.models import (
@@ -103,6 +103,12 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
     set_seed(config.seed)  # A host without a head gets a new one.
     donor = sources["donor"]
     model = load_model(model_or_path, task.name, donor=donor)
+    if task.record.labels and isinstance(model, GraftedModel) and model.config.num_labels == 1:
+        raise GraftError(
+            "The graft has one output (num_labels is 1), which is regression, but surgeon finetune trains classes. For "
+            "classes, make the graft without num_labels. For regression, train it with transformers' Trainer: "
+            "docs/trainer.md has an example."
+        )
     tokenizer = load_tokenizer(model_or_path, model, sources["tokenizer"])
     model_names = label_names_of(model) if task.record.labels else ()
     others = sources["validation"], sources["test"], config

@@ -21,7 +21,7 @@ def write_report(result: FinetuneResult, model_config: Any, folder: Path) -> Non
         title = f"{result.path.name}: {metrics.examples:,} {name} examples"
         draw_confusion(confusion, result.label_names, title, folder / CONFUSION_MATRIX)
     write_text(folder / "README.md", make_card(result, model_config))
-    write_json(folder / RESULTS, result.as_dict())
+    write_json(folder / RESULTS, result.as_dict() | {"folder": str(result.path.resolve())})
 
 
 def draw_curve(result: FinetuneResult, path: Path) -> None:

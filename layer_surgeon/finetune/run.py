@@ -81,7 +81,8 @@ def finetune_model(
         test: Test data, in any form that `train` accepts. Default: the data set's test split, if it has one.
         progress: Receives steps, losses and metrics.
         workspace: Contains the default output folder, and remembers this run as the latest one.
-        tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model.
+        tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model; for a graft that
+            `graft_layer` made in memory, the one of its host.
         donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
         resume: Continue an unfinished run with the same settings, data and folder.
         settings: Fields of `FinetuneConfig` that override `config`.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from layer_surgeon._format import list_names
-from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.config import RATES, FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 
@@ -12,6 +12,8 @@ _RARE = 0.05
 _MOST_CLASSES = 12
 # If at least this many first rows have one class, that is not by chance.
 _ENOUGH = 50
+# Outside of this range, fine-tuning learns nothing or ends in NaN.
+_LOWEST_RATE, _HIGHEST_RATE = 1e-6, 1e-2
 
 
 def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: FinetuneConfig) -> list[str]:
@@ -25,6 +27,7 @@ def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: Finetu
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     lines = [f"{data.name}: {sizes} examples{held_out}{classes}."]
     lines += _balance(data)
+    lines += _implausible_rates(config)
     lines += _warn_if_sorted(data, config)
     for name, part in sets.items():
         if cut := part.num_truncated:
@@ -35,6 +38,16 @@ def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: Finetu
                 f"{part.cut_at} and will be truncated."
             )
     return lines
+
+
+def _implausible_rates(config: FinetuneConfig) -> list[str]:
+    """Point out learning rates that are probably typing errors, such as 5e5 for 5e-5."""
+    rates = {name: getattr(config, name) for name in RATES}
+    return [
+        f"{name} is {rate:g}. Fine-tuning usually needs {_LOWEST_RATE:g} to {_HIGHEST_RATE:g}; is that a typing error?"
+        for name, rate in rates.items()
+        if rate is not None and not _LOWEST_RATE <= rate <= _HIGHEST_RATE
+    ]
 
 
 def _size(data: TaskData) -> str:

@@ -12,7 +12,7 @@ from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectur
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput, open_donor
 from layer_surgeon.graft.hosts import OpenedHost, host_kind, host_width, open_host
-from layer_surgeon.graft.matching import match_projections
+from layer_surgeon.graft.matching import match_if_loud, match_projections
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, graft_fields
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.sites import resolve_site
@@ -23,9 +23,13 @@ Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
 def assemble(
     host: Host, donor: DonorInput, settings: GraftConfig, *, revision: str | None, token: str | bool | None
-) -> GraftedModel:
-    """Open host and donor, and combine them; see `graft_layer`."""
-    if donor is None and settings.projection_init != "default":
+) -> tuple[GraftedModel, float | None]:
+    """Open host and donor, and combine them; see `graft_layer`.
+
+    Returns:
+        The model; and, if `projection_init="auto"` matched its projections, its loudness before that, else None.
+    """
+    if donor is None and settings.projection_init == "matched":
         raise ConfigError(
             f"projection_init is {settings.projection_init!r}, which needs a donor. Leave projection_init out, or name "
             "a donor."
@@ -45,10 +49,12 @@ def assemble(
         host={"name": _shown(opened_host.name), "commit": opened_host.commit, "license": opened_host.license},
         donor=None if opened_donor is None else opened_donor.reference,
         graft=graft_fields(settings),
+        untrained=True,
         **labels,
     )
-    model = opened_host.model
+    model, loudness = opened_host.model, None
     grafted = GraftedModel._class_for(settings.task)(config, host=model, with_donor=False).to(model.dtype)
+    grafted.host_source = None if opened_host.name is None else (opened_host.name, opened_host.commit)
     if opened_donor is not None:
         grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
     grafted = grafted.to(model.device).eval()
@@ -57,7 +63,9 @@ def assemble(
         # On the meta device there are no weights to scale; stored weights, already scaled, are loaded later.
         if settings.projection_init == "matched":
             match_projections(grafted)
-    return grafted  # type: ignore[no-any-return]  # transformers is untyped here
+        elif settings.projection_init == "auto":
+            loudness = match_if_loud(grafted)
+    return grafted, loudness
 
 
 def _shown(name: str | None) -> str | None:

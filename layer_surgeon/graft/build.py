@@ -1,7 +1,8 @@
 """Make grafts: `graft_layer` in memory, `save_graft` in a folder."""
 
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.files import check_graft_place
-from layer_surgeon.graft.matching import LOUD, measure_loudness
+from layer_surgeon.graft.matching import is_loud, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
+from layer_surgeon.graft.sentence_files import write_sentence_files
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import DEFAULT_TASK
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
+
+_SEED = 2023
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class GraftResult:
         parameters: Number of parameters of each part: (all, trained).
         loudness: RMS of the graft's output divided by the RMS of the host's vectors, before training. None for a host
             alone, or if it can't be measured.
+        loudness_unmatched: The same with the paper's initialisation, if `projection_init="auto"` found that too large
+            and scaled the projections; else None.
     """
 
     path: Path
@@ -48,11 +54,17 @@ class GraftResult:
     settings: GraftConfig
     parameters: dict[str, tuple[int, int]]
     loudness: float | None = None
+    loudness_unmatched: float | None = None
 
     @property
     def is_loud(self) -> bool:
         """Whether the graft replaces the host's vectors and has a loudness of more than 10."""
-        return self.settings.residual == "none" and self.loudness is not None and self.loudness > LOUD
+        return is_loud(self.settings, self.loudness)
+
+    @property
+    def notice(self) -> str | None:
+        """What the user should know: that `projection_init="auto"` scaled the projections; else None."""
+        return None if self.loudness_unmatched is None else _matched_notice(self.loudness_unmatched)
 
     @property
     def num_parameters(self) -> int:
@@ -88,7 +100,8 @@ def graft_layer(
         settings: Fields of `GraftConfig`, which override `config`.
 
     Returns:
-        A model in eval mode, as after `from_pretrained`.
+        A model in eval mode, as after `from_pretrained`. If `projection_init="auto"` scaled its projections, a
+        `UserWarning` says so.
 
     Raises:
         ConfigError: A setting has an invalid value.
@@ -97,7 +110,10 @@ def graft_layer(
         SourceError: A folder or repo can't be read.
     """
     graft_settings = GraftConfig.from_settings(config, settings if config is not None else {"task": task, **settings})
-    return assemble(host, donor, graft_settings, revision=None, token=None)
+    model, loudness = assemble(host, donor, graft_settings, revision=None, token=None)
+    if loudness is not None:
+        warnings.warn(_matched_notice(loudness), UserWarning, stacklevel=2)
+    return model
 
 
 def save_graft(
@@ -106,7 +122,7 @@ def save_graft(
     *,
     config: GraftConfig | None = None,
     output: str | os.PathLike[str] | None = None,
-    seed: int = 2023,
+    seed: int = _SEED,
     revision: str | None = None,
     token: str | bool | None = None,
     force: bool = False,
@@ -119,7 +135,7 @@ def save_graft(
         host: The small model: a folder, a Hub repo id or `packaged:NAME`.
         donor: As in `graft_layer`.
         config: Settings; default: the paper's.
-        output: The folder; default: in the workspace, named after host and layer.
+        output: The folder; default: in the workspace, named after host, layer, and the settings that are not defaults.
         seed: Seed of the new weights. torch's random state doesn't change.
         revision: Branch, tag or commit of the host's repo.
         token: Hub token.
@@ -133,17 +149,19 @@ def save_graft(
         ConfigError, GraftError, SourceError: As in `graft_layer`.
     """
     workspace, progress = workspace or Workspace(), progress or NullProgress()
-    target = Path(output) if output is not None else workspace.folder("graft", _default_name(host, donor))
+    config = config or GraftConfig()
+    name = _default_name(host, donor) + _settings_suffix(config, seed)
+    target = Path(output) if output is not None else workspace.folder("graft", name)
     check_graft_place(target, force=force)
     progress.begin("Grafting", 3, "steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = assemble(host, donor, config or GraftConfig(), revision=revision, token=token)
+        model, loudness_unmatched = assemble(host, donor, config, revision=revision, token=token)
     progress.advance(1)
     tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
     _set_padding_token(tokenizer, model.config)
     progress.advance(1)
-    _write(model, tokenizer, target, force=force)
+    _write(model, tokenizer, target, host=os.fspath(host), token=token, force=force)
     progress.advance(1)
     progress.end()
     workspace.set_latest("graft", target)
@@ -156,6 +174,16 @@ def save_graft(
         settings=model.config.settings,
         parameters=model.parameter_counts(),
         loudness=loudness,
+        loudness_unmatched=loudness_unmatched,
+    )
+
+
+def _matched_notice(loudness: float) -> str:
+    return (
+        f"With the paper's initialisation, the output of this graft would be {loudness:,.0f} times as large as the "
+        "host's vectors (RMS). Such grafts were worse than the host alone, so the projections were scaled "
+        '(projection_init is now matched): see "When the donor is loud" in docs/graft.md. For the paper\'s '
+        "initialisation, set projection_init to default."
     )
 
 
@@ -167,6 +195,24 @@ def _default_name(host: str | os.PathLike[str], donor: DonorInput) -> str:
         source = donor.config.source or {}
         return graft_name(name, layer_name(source.get("name") or "layer", donor.config.layer_indices))
     return graft_name(name, os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor))
+
+
+def _settings_suffix(config: GraftConfig, seed: int) -> str:
+    """Name the settings that are not defaults, so that grafts of one host and layer can be next to each other."""
+    words = []
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if value == setting.default:
+            continue
+        if setting.name == "id2label":
+            words.append(f"{len(value)}-labels")
+        elif isinstance(value, bool) or value == "default":
+            words.append(setting.name.replace("_", "-"))
+        else:
+            words.append(value if isinstance(value, str) else f"{setting.name.replace('_', '-')}-{value}")
+    if seed != _SEED:
+        words.append(f"seed-{seed}")
+    return "".join(f"-{word}" for word in words)
 
 
 def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase:
@@ -197,11 +243,21 @@ def _set_padding_token(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftC
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _write(model: GraftedModel, tokenizer: PreTrainedTokenizerBase, target: Path, *, force: bool) -> None:
+def _write(
+    model: GraftedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    *,
+    host: str,
+    token: str | bool | None,
+    force: bool,
+) -> None:
     try:
         with new_folder(target, replace=force) as folder, quiet_transformers():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            if model.config.task == "feature-extraction":
+                write_sentence_files(folder, model.config, host, token)
             # Check again: making a graft takes long, and someone may have put files there.
             check_graft_place(target, force=force)
     except (OSError, SafetensorError) as error:

@@ -14,7 +14,7 @@ Attention = Literal["bidirectional", "causal"]
 Residual = Literal["none", "gated"]
 DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16"]
-ProjectionInit = Literal["default", "matched"]
+ProjectionInit = Literal["auto", "default", "matched"]
 
 ENCODER_OUTPUT = "encoder_output"
 EMBEDDINGS = "embeddings"
@@ -31,7 +31,10 @@ def _option(default: _T, text: str, choices: Callable[[], tuple[str, ...]] | Non
 
 @dataclass(frozen=True, kw_only=True)
 class GraftConfig:
-    """Settings of one graft. The defaults are the paper's (section 3.1, table 20 and its published code).
+    """Settings of one graft.
+
+    The defaults are the paper's (section 3.1, table 20 and its published code), except `projection_init`, which is
+    `default` in the paper.
 
     Raises:
         ConfigError: A value has the wrong type or is out of range, or two settings contradict each other.
@@ -61,10 +64,12 @@ class GraftConfig:
     dropout: float = _option(_DROPOUT, "Dropout in the head.")
     projection_bias: bool = _option(False, "Give the two projections a bias.")
     projection_init: ProjectionInit = _option(
-        "default",
-        "How the projections start. default: PyTorch's initial weights; matched: the same weights times a fixed scale, "
-        "so that the graft's output has the same RMS as the host's vectors.",
+        "auto",
+        "How the projections start. default: PyTorch's initial weights, as in the paper; matched: the same weights "
+        "times a fixed scale, so that the graft's output has the same RMS as the host's vectors; auto: matched if the "
+        "output would be more than ten times as large, with a notice, else default.",
     )
+    proj_out_norm: bool = _option(False, "Put a trained LayerNorm after proj_out.")
     donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
 
     def __post_init__(self) -> None:
@@ -74,7 +79,7 @@ class GraftConfig:
             value, choices = getattr(self, name), get_args(literal)
             optional = name in ("pooling", "attention")
             _check(self, name, value in choices or (optional and value is None), f"one of {', '.join(choices)}")
-        for name in ("train_donor", "projection_bias"):
+        for name in ("train_donor", "projection_bias", "proj_out_norm"):
             _check(self, name, isinstance(getattr(self, name), bool), "true or false")
         is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         _check(
@@ -82,6 +87,11 @@ class GraftConfig:
         )
         self._check_site()
         self._check_donor()
+        if self.projection_init == "matched" and self.proj_out_norm:
+            raise ConfigError(
+                "projection_init is 'matched' and proj_out_norm is true, but the norm would undo the scale of "
+                "proj_out. Choose one of the two."
+            )
         self._check_task()
         self._check_labels()
 

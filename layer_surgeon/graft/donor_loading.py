@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,14 @@ def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) 
     if isinstance(donor, os.PathLike) or name.startswith((".", "/", "~")):
         raise SourceNotFoundError(
             f"The folder {name!r} doesn't exist. Extract a layer with: surgeon extract MODEL --layer -1"
+        )
+    if "/" not in name:
+        # Asking the Hub about a mistyped folder takes long if there is no network.
+        similar = get_close_matches(name, sorted(path.name for path in Path().iterdir() if path.is_dir()), n=1)
+        hint = f"Did you mean {similar[0]}?" if similar else "Name an existing one."
+        raise ArtifactError(
+            f"There is no folder {name!r}, and a layer artifact on the Hub has a name such as owner/name. {hint} To "
+            f"extract a layer from a language model: surgeon extract {shlex.quote(name)} --layer -1"
         )
     with hub_errors(f"The donor {name!r}"):
         try:

@@ -175,7 +175,7 @@ def _check_format(format: str) -> None:
     if format == "onnx" and missing:
         raise ConfigError(
             f"Missing packages for an export to ONNX: {', '.join(missing)}. Install them with: pip install "
-            "'layer-surgeon[export]'"
+            f"{' '.join(missing)}"
         )
 
 

@@ -9,6 +9,7 @@ from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
+from layer_surgeon.graft.sentence_files import SENTENCE_FILES
 
 # Files that `save_graft` and `GraftedModel.save_pretrained` write.
 GRAFT_FILES = (
@@ -19,6 +20,7 @@ GRAFT_FILES = (
     "model.safetensors.index.json",
     "README.md",
     *TOKENIZER_FILES,
+    *SENTENCE_FILES,
     *(f"{DONOR_FOLDER}/{name}" for name in REPLACEABLE_FILES),
 )
 

@@ -1,4 +1,4 @@
-"""The loudness of a graft, and `projection_init="matched"`, which scales the projections to a loudness of 1.
+"""The loudness of a graft, and `projection_init`: auto and matched scale the projections to a loudness of 1.
 
 RMS is the root mean square of all numbers in a batch of vectors. The *loudness* of a graft is the RMS of its output
 divided by the RMS of its input h, the host's vectors. Matched projections satisfy two equations:
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_surgeon.errors import GraftError
+from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.projection import ScaledLinear
 
@@ -46,9 +47,43 @@ def measure_loudness(model: GraftedModel) -> float | None:
         hidden, donor_arguments = _capture_graft_input(model, _LOUDNESS_ROWS)
         donor, proj_in, proj_out = (cast(nn.Module, part) for part in (model.donor, model.proj_in, model.proj_out))
         out = proj_out(donor(proj_in(hidden), **donor_arguments))
+        if model.proj_out_norm is not None:
+            out = model.proj_out_norm(out)
         return _checked_rms(out, "the output of proj_out") / _checked_rms(hidden, "the output of the host")
     except GraftError:
         return None
+
+
+def is_loud(settings: GraftConfig, loudness: float | None) -> bool:
+    """Whether a graft replaces the host's vectors and has a loudness of more than `LOUD`."""
+    return settings.residual == "none" and loudness is not None and loudness > LOUD
+
+
+def match_if_loud(model: GraftedModel) -> float | None:
+    """Do what `projection_init="auto"` means: match the projections of a loud graft, and leave others unchanged.
+
+    All weights stay as they are; a loud graft gets projections with a scale, and its config says `matched`.
+
+    Args:
+        model: A graft with its donor attached and projections without a scale, in eval mode.
+
+    Returns:
+        The loudness before, if the projections were matched; else None.
+
+    Raises:
+        GraftError: As in `match_projections`.
+    """
+    settings = model.config.settings
+    if settings.residual != "none" or settings.proj_out_norm:
+        return None
+    loudness = measure_loudness(model)
+    if not is_loud(settings, loudness):
+        return None
+    for name in ("proj_in", "proj_out"):
+        setattr(model, name, ScaledLinear.from_linear(getattr(model, name)))
+    model.config.graft = {**model.config.graft, "projection_init": "matched"}
+    match_projections(model)
+    return loudness
 
 
 @torch.no_grad()

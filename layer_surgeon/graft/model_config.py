@@ -35,6 +35,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
             its weights file, `hidden_size`, and `config`, from which a layer of the same shape can be built. None for
             the control arm, a host alone.
         graft: The fields of `GraftConfig`, except the labels; `pooling` and `attention` are never None here.
+        untrained: The graft is new, and no training has begun.
     """
 
     model_type = GRAFT
@@ -44,6 +45,7 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     host: dict[str, Any] | None = None
     donor: dict[str, Any] | None = None
     graft: dict[str, Any] = field(default_factory=dict)
+    untrained: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Check the sizes before anything is built, because the file may be untrusted.
@@ -52,6 +54,9 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         _check_donor(self.donor)
         if isinstance(self.host_config, dict):
             self.host_config = _config_from_dict(self.host_config)
+        # A stored graft has its scales, or none: auto is only for new ones. Grafts of earlier versions name no value.
+        if self.graft.get("projection_init", "auto") == "auto":
+            self.graft = {**self.graft, "projection_init": "default"}
         self.graft = graft_fields(GraftConfig.from_settings(None, _without_int8(self.graft)))
         attention = getattr(self.host_config, "_attn_implementation", None)
         # Generation and its data collators read this. For all other tasks, a graft is a single stack.

@@ -33,6 +33,7 @@ class GraftedModel(StoredModel):
         proj_in: Linear, host_hidden -> donor_hidden (L_in in the paper). None without a donor.
         donor: The `DonorLayer`. None in the control arm, which is the host alone with the same head.
         proj_out: Linear, donor_hidden -> host_hidden (L_out in the paper). None without a donor.
+        proj_out_norm: The LayerNorm after proj_out, if the setting of that name is true; else None.
         residual_gate: The module that adds the graft to the host if residual="gated"; else None.
         head: The task's own head. None for tasks that keep the host's language head, or have no head.
         pooling: How the states of a text become one vector; `none` for tasks that don't pool them.
@@ -59,8 +60,12 @@ class GraftedModel(StoredModel):
     host: PreTrainedModel
     proj_in: nn.Linear | None
     proj_out: nn.Linear | None
+    proj_out_norm: nn.LayerNorm | None
     residual_gate: Gate | None
     head: ClassificationHead | None
+    # Where the host came from, as the caller of `graft_layer` named it, and its commit: its tokenizer is there too.
+    # Not stored, because a file must not decide which repos are read.
+    host_source: tuple[str, str | None] | None = None
 
     def __init__(
         self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
@@ -75,11 +80,13 @@ class GraftedModel(StoredModel):
         self.supports_gradient_checkpointing = self.host.supports_gradient_checkpointing
         self._host_inputs = frozenset(inspect.signature(self.host.forward).parameters)
         self._is_causal = settings.attention == "causal"
-        self.proj_in = self.donor = self.proj_out = self.residual_gate = None
+        self.proj_in = self.donor = self.proj_out = self.proj_out_norm = self.residual_gate = None
         if config.donor is not None:
             width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
             self.proj_in = new_projection(width, donor_width, settings)
             self.proj_out = new_projection(donor_width, width, settings)
+            if settings.proj_out_norm:
+                self.proj_out_norm = nn.LayerNorm(width)
             if settings.residual == "gated":
                 self.residual_gate = Gate()
             if with_donor:
@@ -181,6 +188,8 @@ class GraftedModel(StoredModel):
             donor_input, attention_mask=attention_mask, position_ids=positions, causal=causal, cache=cache
         )
         out = self.proj_out(donor_output)
+        if self.proj_out_norm is not None:
+            out = self.proj_out_norm(out)
         return out if self.residual_gate is None else self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
 
     @property
@@ -196,14 +205,21 @@ class GraftedModel(StoredModel):
         """
         if mode:
             check_adapters(self)
+            self.config.untrained = False
         return super().train(mode)  # type: ignore[no-any-return]  # transformers is untyped here
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the model's parts in the order of the data flow: host, proj_in, donor, proj_out, gate, head.
+        """Return the model's parts in the order of the data flow: host, proj_in, donor, proj_out, norm, gate, head.
 
         Parts that the model lacks are left out.
         """
-        graft = {"proj_in": self.proj_in, "donor": self.donor, "proj_out": self.proj_out, "gate": self.residual_gate}
+        graft = {
+            "proj_in": self.proj_in,
+            "donor": self.donor,
+            "proj_out": self.proj_out,
+            "proj_out_norm": self.proj_out_norm,
+            "gate": self.residual_gate,
+        }
         parts = {"host": self.host, **graft, "head": self.head}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -246,5 +262,5 @@ class GraftedModel(StoredModel):
 
         Linear weights are uniform within ±1/sqrt(input width), so the projection out of a wide donor starts small.
         """
-        if isinstance(module, nn.Linear | Gate):
+        if isinstance(module, nn.Linear | nn.LayerNorm | Gate):
             module.reset_parameters()

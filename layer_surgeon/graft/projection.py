@@ -1,5 +1,7 @@
 """The projections of a graft: linear layers, with or without a fixed scale."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -23,6 +25,15 @@ class ScaledLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.register_buffer("scale", torch.ones(1))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Self:
+        """Return a layer with a scale of one that shares the weights of `linear`."""
+        with torch.device("meta"):
+            scaled = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        scaled.weight, scaled.bias = linear.weight, linear.bias
+        scaled.scale = torch.ones(1, dtype=linear.weight.dtype, device=linear.weight.device)
+        return scaled
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features], in the dtype of the unscaled output."""

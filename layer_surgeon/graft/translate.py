@@ -46,10 +46,15 @@ def hub_errors(subject: str) -> Iterator[None]:
         raise _explain(error, subject) from error
     except (SafetensorError, RuntimeError) as error:
         reason = first_line(error)
+        hint = "Get them again."
         if "ignore_mismatched_sizes" in str(error):
-            # The original message recommends a transformers setting that doesn't apply here.
             reason = "their shapes don't match its config.json."
-        raise GraftError(f"{subject} has weights that can't be loaded: {reason} Get them again.") from error
+            if subject.startswith("The graft"):
+                hint += (
+                    " If you passed num_labels or other settings to from_pretrained, pass ignore_mismatched_sizes=True "
+                    "too, or call model.set_labels([...]) after loading."
+                )
+        raise GraftError(f"{subject} has weights that can't be loaded: {reason} {hint}") from error
 
 
 @contextmanager

@@ -29,7 +29,7 @@ _FILES_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json
 _PATH_KEYS = frozenset(
     {
         *("name", "path", "base_model", "_name_or_path", "name_or_path"),
-        *("graft", "dataset", "validation", "test", "tokenizer", "spec", "validation_spec", "test_spec"),
+        *("graft", "dataset", "validation", "test", "tokenizer", "spec", "validation_spec", "test_spec", "folder"),
         *("source", "embeddings", "head"),
     }
 )

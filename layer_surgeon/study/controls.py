@@ -66,7 +66,7 @@ def control_model(host: Any, control: Control, donor_width: int, *, task: str, *
             f"residual is {settings['residual']!r}, but {control} has no gate. Set it in the arms that have a donor "
             "(graft: {residual: gated}), not for the whole study."
         )
-    if settings.get("projection_init", "default") != "default":
+    if settings.get("projection_init") == "matched":
         raise ConfigError(
             f"projection_init is {settings['projection_init']!r}, but {control} has no donor to match. Set it in the "
             "arms that have a donor."

@@ -206,7 +206,7 @@ def run_ray(
     try:
         import ray
     except ImportError as error:
-        raise ConfigError('The executor ray needs Ray: pip install "layer-surgeon[ray]"') from error
+        raise ConfigError("The executor ray needs Ray: pip install ray") from error
     started = not ray.is_initialized()
     if started:
         _start_ray(ray, address)

@@ -30,7 +30,8 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
         width = int(DonorLayer.from_pretrained(str(open_layer(arm.donor, folder).path)).hidden_size)
         return control_model(arm.host, arm.control, width, task=task, **arm.graft)
     donor = None if arm.donor is None else open_layer(arm.donor, folder)
-    model = graft_layer(arm.host, donor, task=task, **arm.graft)
+    # The arms of a study are the paper's unless they say otherwise, so that arms and studies can be compared.
+    model = graft_layer(arm.host, donor, task=task, **{"projection_init": "default", **arm.graft})
     if arm.lora is not None:
         _add_lora(model, dict(arm.lora))
     return model
@@ -45,7 +46,7 @@ def _add_lora(model: Any, settings: dict[str, Any]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
     except ImportError as error:
-        raise ConfigError('The arm lora needs peft: pip install "layer-surgeon[study]"') from error
+        raise ConfigError("The arm lora needs peft: pip install peft") from error
     if "target_modules" not in settings:
         # peft's default for the family (for BERT: query and value, as in the LoRA paper).
         family = model_type_to_module_name(model.host.config.model_type)

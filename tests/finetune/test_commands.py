@@ -96,7 +96,9 @@ def test_json_of_finetune_is_the_results_file(run, graft, train_csv, tmp_path):
     done = run("finetune", graft, "--dataset", train_csv, "--output", "mine", "--json", *FAST)
     document = json.loads(done.stdout)
     assert document.pop("path") == "mine"
-    assert document == json.loads((tmp_path / "mine/results.json").read_text())
+    stored = json.loads((tmp_path / "mine/results.json").read_text())
+    assert stored.pop("folder") == str(tmp_path / "mine")
+    assert document == stored
 
 
 def test_several_files_are_one_data_set(run, graft, train_csv, test_csv):

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from layer_surgeon._table_files import read_file, read_files
+from layer_surgeon._table_files import iterate_file, read_file, read_files
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.sources import load_data
 from tests.support.classification import rows
@@ -91,8 +91,10 @@ def test_bad_files(tmp_path, name, content, says):
 
 def test_error_for_a_missing_file_lists_existing_files(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,0\n")
-    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. The folder .* contains train\.csv"):
+    with pytest.raises(DataError, match=r"There is no file .*trian\.csv\. Did you mean train\.csv\?"):
         read_file(tmp_path / "trian.csv")
+    with pytest.raises(DataError, match=r"There is no file .*x\.csv\. The folder .* contains train\.csv"):
+        read_file(tmp_path / "x.csv")
     with pytest.raises(DataError, match="The folder .* does not exist either"):
         read_file(tmp_path / "nowhere" / "train.csv")
 
@@ -191,3 +193,26 @@ def test_squad_as_it_is_published(tmp_path):
     assert columns["question"] == ["Where?", "Why?"]
     assert columns["answers"] == [found, []]
     assert columns["context"] == [context, context]
+
+
+CONLL = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n# a comment\nPeter NNP B-PER\n\n"
+
+
+def test_conll_files_are_texts_of_words_and_tags(tmp_path):
+    path = tmp_path / "train.conll"
+    path.write_text(CONLL)
+    texts = [{"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"tokens": ["Peter"], "tags": ["B-PER"]}]
+    assert read_file(path) == {name: [text[name] for text in texts] for name in ("tokens", "tags")}
+    assert list(iterate_file(path)) == texts
+    (tmp_path / "tabs.bio").write_text("New York\tB-LOC\n")
+    assert read_file(tmp_path / "tabs.bio") == {"tokens": [["New York"]], "tags": [["B-LOC"]]}
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "found"), [("EU B-ORG\nrejects\n", 2, 1), ("EU\n", 1, 1), ("a b O\n\nc O\n", 3, 2)]
+)
+def test_lines_of_conll_files_that_cant_be_read(tmp_path, content, line, found):
+    path = tmp_path / "train.conll"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"line {line}: {found} columns; expected \d: a word first and its label last"):
+        read_file(path)

@@ -35,6 +35,7 @@ def test_folder(graft, workspace):
     }
     assert [path.name for path in result.path.parent.iterdir()] == [result.path.name]
     stored = json.loads((result.path / "results.json").read_text())
+    assert stored.pop("folder") == str(result.path.resolve())
     assert stored == json.loads(json.dumps(result.as_dict()))
     assert stored["config"]["learning_rate"] == 2e-3
     assert stored["data"]["splits"]["train"]["per_class"] == {"0": 24, "1": 24}

@@ -34,7 +34,7 @@ def test_default_output_is_in_the_workspace(host_folder, artifact, workspace):
     )
     assert result.donor == "tiny-L3"
     assert result.settings == GraftConfig(
-        pooling="cls", attention="bidirectional", id2label={0: "LABEL_0", 1: "LABEL_1"}
+        pooling="cls", attention="bidirectional", id2label={0: "LABEL_0", 1: "LABEL_1"}, projection_init="default"
     )
     assert result.parameters["donor"][1] == 0
     assert result.num_parameters - result.num_trained_parameters == result.parameters["donor"][0]

@@ -32,7 +32,8 @@ def test_defaults_are_the_papers():
         "dropout": 0.2,
         "projection_bias": False,
         "donor_dtype": "float32",
-        "projection_init": "default",
+        "projection_init": "auto",
+        "proj_out_norm": False,
     }
     assert config.labels == ("LABEL_0", "LABEL_1")
 

@@ -1,6 +1,7 @@
-"""Loudness, and `projection_init="matched"`: its two equations hold, and all weights are those of the default."""
+"""Loudness and `projection_init`: matched satisfies its two equations; auto matches loud grafts and tells the user."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError, GraftError
-from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
+from layer_surgeon.finetune.parts import part_of
+from layer_surgeon.graft import GraftConfig, GraftedModel, adapter_settings, graft_layer, save_graft
 from layer_surgeon.graft.matching import match_projections, matching_batch, measure_loudness
 from tests.graft.conftest import host_config, host_model, make_inputs
 from tests.support.command_line import surgeon_here
@@ -50,6 +52,7 @@ def graft(host_type, donor, task="text-classification", *, seed=3, dtype=None, *
     auto = {"seq2seq": AutoModelForSeq2SeqLM, "causal-lm": AutoModelForCausalLM}.get(task, AutoModel)
     host = host_model(host_type, auto=auto)
     torch.manual_seed(seed)
+    settings = {"projection_init": "default", **settings}
     return graft_layer(host if dtype is None else host.to(dtype), donor, task, **settings)
 
 
@@ -141,15 +144,15 @@ def test_loudness_is_none_if_it_cant_be_measured(artifact):
 
 
 def test_loud_graft_prints_a_notice(loud, artifact, host_folder, tmp_path):
-    host = host_folder("bert")
-    result = save_graft(host, loud, output=tmp_path / "loud")
+    host, default = host_folder("bert"), GraftConfig(projection_init="default")
+    result = save_graft(host, loud, config=default, output=tmp_path / "loud")
     assert result.is_loud
     assert not save_graft(host, artifact, output=tmp_path / "quiet").is_loud
     gated = save_graft(host, loud, config=GraftConfig(residual="gated"), output=tmp_path / "gated")
     assert gated.loudness == pytest.approx(result.loudness)
     assert not gated.is_loud
     assert save_graft(host, None, output=tmp_path / "alone").loudness is None
-    told = surgeon_here("graft", host, "--donor", loud, "--output", "told", cwd=tmp_path)
+    told = surgeon_here("graft", host, "--donor", loud, "--recipe", "paper", "--output", "told", cwd=tmp_path)
     assert f"is {result.loudness:,.0f} times as large as the host's (RMS)" in " ".join(told.out.split())
     quiet = surgeon_here(
         "graft", host, "--donor", loud, "--projection-init", "matched", "-o", "x", "--json", cwd=tmp_path
@@ -216,6 +219,7 @@ def test_scales_are_stored_and_loaded(artifact, host_folder, tmp_path):
     config = GraftConfig(projection_init="matched")
     result = save_graft(host_folder("bert"), artifact, config=config, output=tmp_path / "graft")
     plain = save_graft(host_folder("bert"), artifact, output=tmp_path / "plain")
+    assert plain.settings.projection_init == "default"
     assert result.settings.projection_init == "matched"
     assert json.loads((result.path / "config.json").read_text())["graft"]["projection_init"] == "matched"
     assert "projection_init matched" in (result.path / "README.md").read_text()
@@ -247,7 +251,7 @@ def test_older_graft_without_projection_init_loads_as_default(artifact, tmp_path
 def test_what_is_refused(artifact, tmp_path):
     with pytest.raises(ConfigError, match="which needs a donor. Leave projection_init out"):
         graft_layer(host_model("bert"), None, projection_init="matched")
-    with pytest.raises(ConfigError, match="projection_init is 'xavier'; it must be one of default, matched"):
+    with pytest.raises(ConfigError, match="projection_init is 'xavier'; it must be one of auto, default, matched"):
         GraftConfig(projection_init="xavier")
     silent = tiny_model("llama")
     with torch.no_grad():
@@ -271,3 +275,87 @@ def test_meta_device_has_no_scales_to_set(artifact):
         host = AutoModel.from_config(host_config("bert"))
         model = graft_layer(host, artifact, projection_init="matched", donor_init="random")
     assert model.config.settings.projection_init == "matched"
+
+
+@pytest.mark.parametrize(("host_type", "task"), [("bert", "text-classification"), ("t5", "seq2seq")])
+def test_auto_matches_a_loud_graft_and_warns(host_type, task, loud):
+    default, matched = (graft(host_type, loud, task, projection_init=kind) for kind in ("default", "matched"))
+    with pytest.warns(UserWarning, match=f"would be {measure_loudness(default):,.0f} times as large as the host's"):
+        auto = graft(host_type, loud, task, projection_init="auto")
+    assert auto.config.settings.projection_init == "matched"
+    assert_matched(auto)
+    expected = matched.state_dict()
+    assert auto.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in auto.state_dict().items())
+
+
+def test_auto_changes_nothing_if_the_graft_is_not_loud(artifact, loud):
+    plain = graft("bert", artifact)
+    auto = graft("bert", artifact, projection_init="auto")
+    assert auto.config.settings.projection_init == "default"
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in auto.state_dict().items())
+    # These start from the host, or have a norm that fixes the size of the output.
+    for settings in ({"residual": "gated"}, {"proj_out_norm": True}):
+        assert graft("bert", loud, projection_init="auto", **settings).config.settings.projection_init == "default"
+    assert graft_layer(host_model("bert"), None).config.settings.projection_init == "default"
+
+
+def test_auto_in_a_folder_and_on_the_command_line(loud, host_folder, tmp_path):
+    host = host_folder("bert")
+    result = save_graft(host, loud, output=tmp_path / "graft")
+    assert result.settings.projection_init == "matched"
+    assert result.loudness == pytest.approx(1, rel=0.2)
+    assert result.loudness_unmatched > 10
+    assert not result.is_loud
+    assert_matched(GraftedModel.from_pretrained(result.path))
+    shown = surgeon_here("graft", host, "--donor", loud, "-o", "auto", cwd=tmp_path)
+    assert f"would be {result.loudness_unmatched:,.0f} times as large" in " ".join(shown.out.split())
+    paper = surgeon_here("graft", host, "--donor", loud, "--recipe", "paper", "-o", "paper", "--json", cwd=tmp_path)
+    assert paper.document()["settings"]["projection_init"] == "default"
+    both = ("--recipe", "paper", "--projection-init", "matched")
+    refused = surgeon_here("graft", host, "--donor", loud, *both, "-o", "x", cwd=tmp_path)
+    assert refused.code == 2
+    assert "the paper's initialisation is default. Leave one of the two options out." in refused.err
+
+
+def test_grafts_with_other_settings_are_next_to_each_other(artifact, host_folder, tmp_path):
+    host = host_folder("bert")
+    folders = {
+        Path(surgeon_here("graft", host, "--donor", artifact, *options, "--json", cwd=tmp_path).document()["path"]).name
+        for options in (
+            (),
+            ("--projection-init", "matched"),
+            ("--recipe", "paper"),
+            ("--pooling", "mean", "--residual", "gated"),
+            ("--id2label", '{"0": "a", "1": "b", "2": "c"}', "--seed", "7"),
+            ("--train-donor", "--dropout", "0.1", "--site", "0"),
+        )
+    }
+    stem = f"bert+{artifact.name}"
+    endings = ("", "-matched", "-projection-init", "-mean-gated", "-3-labels-seed-7", "-site-0-train-donor-dropout-0.1")
+    assert folders == {stem + ending for ending in endings}
+
+
+@torch.no_grad()
+def test_proj_out_norm_is_a_layer_norm_after_proj_out(artifact, tmp_path):
+    model = graft("bert", artifact, proj_out_norm=True)
+    hidden = torch.randn(2, 5, model.proj_in.in_features)
+    out = model.proj_out(model.donor(model.proj_in(hidden), attention_mask=None, causal=False))
+    expected = (out - out.mean(-1, keepdim=True)) / (out.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(model.graft(hidden), expected)
+    assert model.parameter_counts()["proj_out_norm"] == (2 * model.proj_in.in_features,) * 2
+    model.proj_out_norm.weight.normal_()
+    model.save_pretrained(tmp_path / "graft")
+    assert "LayerNorm after proj_out" in (tmp_path / "graft/README.md").read_text()
+    loaded = GraftedModel.from_pretrained(tmp_path / "graft")
+    assert torch.equal(loaded.graft(hidden), model.graft(hidden))
+
+
+def test_proj_out_norm_is_trained_and_refused_with_matched(artifact):
+    model = graft("bert", artifact, proj_out_norm=True)
+    assert "proj_out_norm" in adapter_settings(model)["modules_to_save"]
+    assert part_of("proj_out_norm.weight", model) == "projections"
+    model(**make_inputs(4), labels=torch.zeros(4, dtype=torch.long)).loss.backward()
+    assert model.proj_out_norm.weight.grad.abs().sum() > 0
+    with pytest.raises(ConfigError, match="the norm would undo the scale of proj_out. Choose one of the two"):
+        GraftConfig(projection_init="matched", proj_out_norm=True)

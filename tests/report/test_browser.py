@@ -80,6 +80,9 @@ _CHARTS = """() => {
 }"""
 _ALL_DRAWN = "() => [...document.querySelectorAll('.chart')].every((chart) => chart.querySelector('svg.marks'))"
 _OPEN_ALL = "() => document.querySelectorAll('details').forEach((part) => { part.open = true; })"
+_SCROLLING = """() => [...document.querySelectorAll(".scroll")]
+  .filter((box) => box.scrollWidth > box.clientWidth)
+  .map((box) => ({needed: box.scrollWidth, shown: box.clientWidth, text: box.textContent.slice(0, 40)}))"""
 _VALUES = "(table, column) => [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.v)"
 _NAMES = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent)"
 
@@ -137,6 +140,9 @@ def test_the_page_is_drawn_and_readable(browser, pages, name, width, scheme):
             assert chart["smallest"] >= 10.5, chart["told"]
             assert (chart["outside"], chart["touching"]) == ([], []), chart["told"]
         assert page.ask(_CONTRAST) == []
+        if width == 1200:
+            # A table scrolls sideways only if it is wider than the window.
+            assert [box for box in page.ask(_SCROLLING) if box["shown"] < width - 80] == []
 
 
 def test_the_page_and_its_charts_follow_the_theme(browser, pages):

@@ -7,7 +7,7 @@ import torch
 from transformers import BertModel
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.graft.matching import matching_batch
+from layer_surgeon.graft.matching import is_loud, matching_batch, measure_loudness
 from layer_surgeon.study import probe
 from layer_surgeon.study.controls import control_model
 from layer_surgeon.study.layout import StudyFolder
@@ -57,6 +57,20 @@ def test_matched_applies_only_to_arms_with_a_donor(content):
     changed = {name for name, value in ids(matched).items() if value != ids(plain)[name]}
     assert changed == {"graft", "random"}
     assert all("projection_init" not in arm.graft for arm in plain.arms)
+
+
+def test_arms_of_a_study_have_the_papers_initialisation(content, tmp_path):
+    """A study's results must not change with the defaults of `surgeon graft`. Warnings are errors here."""
+    llm = tiny_llama(seed=5)
+    with torch.no_grad():
+        llm.model.layers[3].mlp.down_proj.weight.mul_(20000)
+    save_quietly(llm, tmp_path / "loud")
+    folder = StudyFolder(root=tmp_path)
+    plan = StudyPlan.from_dict({**content, "donor": str(tmp_path / "loud"), "arms": ["graft"]})
+    prepare_study(plan, folder, Recorder())
+    model = build_model(plan.arms[0], "text-classification", 1, folder)
+    assert is_loud(model.config.settings, measure_loudness(model))
+    assert model.config.settings.projection_init == "default"
 
 
 def test_every_arm_of_a_matched_study_is_built(content, tmp_path):

@@ -1,0 +1,101 @@
+"""The code blocks of README and docs: which of them run, and a process that runs those of all pages.
+
+Each page gets a folder of its own, with the files that its reader is supposed to have. Its blocks run in the order of
+the page: commands, Python code (one namespace per page), and the files that blocks with a name in their first line are.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\S+\.(?:yaml|csv|jsonl|conll))\b.*\n")
+_FILES = ("yaml", "csv", "jsonl", "conll")
+_SHELL = ("surgeon", "make", "pip", "python3", "python", "torchrun", "accelerate", "cat", "tensorboard")
+
+
+class Block(NamedTuple):
+    """A block: its kind (`command`, `python`, `file` or `text`), and its text; for a file, `name\\ncontent`."""
+
+    kind: str
+    text: str
+
+
+def blocks_of(page: str) -> Iterator[Block]:
+    """The blocks of a page. Each command is a block of its own; output, drawings and trees are text."""
+    for language, body in _BLOCK.findall(page):
+        file = _FILE.match(body)
+        if language == "python":
+            yield Block("python", body)
+        elif file is not None:
+            content = body if language == "yaml" else body[file.end() :]
+            yield Block("file", f"{file[1]}\n{content}")
+        elif language == "" and body.split(maxsplit=1)[0] in _SHELL:
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.strip():
+                    yield Block("command", line)
+        else:
+            assert language not in _FILES, f"a {language} block needs a file name in its first line: {body}"
+            yield Block("text", body)
+
+
+def run_block(block: Block, names: dict[str, object]) -> None:
+    """Run a block in the current folder.
+
+    Raises:
+        AssertionError: A command failed; the message has its output.
+    """
+    import contextlib
+    import io
+
+    from typer.testing import CliRunner
+
+    from layer_surgeon_cli.main import app
+
+    if block.kind == "file":
+        name, _, content = block.text.partition("\n")
+        Path(name).write_text(content)
+    elif block.kind == "python":
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(block.text, "page", "exec"), names)  # noqa: S102 - our own pages
+    else:
+        source, _, command = block.text.rpartition("| ")
+        stdin = Path(shlex.split(source)[1]).read_text() if source else None
+        words = shlex.split(command, comments=True)
+        assert words[0] == "surgeon", block.text
+        result = CliRunner().invoke(app, words[1:], input=stdin)
+        assert result.exit_code == 0, f"{block.text}\n{result.output}"
+
+
+def _main() -> None:
+    """Run the blocks of {page: [folder, blocks]} on stdin; write {page: message} of those that failed to a file."""
+    import gc
+    import os
+    import time
+    import traceback
+    import warnings
+
+    warnings.simplefilter("ignore")
+    problems: dict[str, str] = {}
+    for page, (folder, blocks) in json.load(sys.stdin).items():
+        os.chdir(folder)
+        names: dict[str, object] = {"__name__": "page"}
+        start = time.process_time()
+        for kind, text in blocks:
+            try:
+                run_block(Block(kind, text), names)
+            except BaseException:  # noqa: BLE001  # reported, also a SystemExit
+                problems[page] = f"{text}\n{traceback.format_exc()}"
+                break
+        print(f"{page}: {time.process_time() - start:.1f} s", file=sys.stderr)
+        Path(sys.argv[1]).write_text(json.dumps(problems))
+        names.clear()
+        gc.collect()
+
+
+if __name__ == "__main__":
+    _main()
