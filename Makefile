@@ -5,12 +5,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 # The tests are many small models: one thread each and two processes beat two threads.
 WORKERS ?= 2
+test test-min fuzz: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test lint format docs bench results test-min fuzz clean
 demo: .venv/.ready  ## the main job on real weights, without the Hub
 	$(BIN)/surgeon demo
 test: lint  ## every check and every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 lint: .venv/.ready  ## style, types, the one-way rule and spelling
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/codespell
 format: .venv/.ready  ## put the code into shape
@@ -27,7 +28,7 @@ bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/ben
 results: .venv/.ready  ## the results pages, their figures and the README's result, from the evidence in research/
 	$(BIN)/python -m research.results
 test-min: .venv-min/.ready  ## the tests on the lowest supported versions
-	.venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope
+	.venv-min/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 fuzz: .venv/.ready  ## the long runs: spoiled files by the hundred thousand, kills by the hundred
 	SURGEON_FUZZ=100000 SURGEON_KILLS=50 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz tests/extract/test_kills.py tests/finetune/test_kills.py
 clean:  ## remove the environments and everything built

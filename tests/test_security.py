@@ -1,5 +1,6 @@
 """What a stranger's files must not do, through the commands as people run them. docs/security.md lists the attacks."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,14 +8,17 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import yaml
+from transformers import BertConfig, LlamaConfig
 
 from layer_surgeon._loading import load_dataset
 from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.retry import HubLimits
-from tests.support.command_line import surgeon, surgeon_here
+from tests.support.command_line import Result, surgeon, surgeon_forked, surgeon_here
 from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.preloaded import run_code
 
+ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures/made_by_04c75f7"
 # What a person might pipe into a command, and what transformers takes for consent.
 CONSENT = "y\nyes\n1\n" * 20
@@ -23,12 +27,32 @@ CONSENT = "y\nyes\n1\n" * 20
 class TestTheCurrentFolder:
     """Modules in the current folder are not ours to run."""
 
+    @pytest.mark.slow
     def test_profile_measures_without_them(self, tmp_path):
-        shutil.copytree(FIXTURES / "graft", tmp_path, dirs_exist_ok=True)
+        """And what it measures in processes of their own is plausible."""
+        sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        BertConfig(**sizes, vocab_size=20000).save_pretrained(tmp_path)
+        sizes = {"hidden_size": 2048, "intermediate_size": 4096, "num_attention_heads": 8}
+        LlamaConfig(**sizes, vocab_size=8).save_pretrained(tmp_path / "donor")
         plant_modules(tmp_path)
-        done = surgeon("profile", ".", "--measure", "--batch", "1", "--length", "4", cwd=tmp_path)
+        arguments = ("--batch", 2, "--length", 4, "--repeats", 2, "--device", "cpu", "--json")
+        done = surgeon("profile", ".", "--donor", "donor", "--measure", *arguments, cwd=tmp_path)
         assert not was_run(tmp_path)
         assert done.code == 0, done.err
+        alone, grafted = (done.document()[name] for name in ("alone", "grafted"))
+        for model in (alone, grafted):
+            measured = model["measured"]
+            parts = model["parts"].values()
+            num_bytes, trained = (sum(part[key] for part in parts) for key in ("num_bytes", "trained"))
+            assert 0 < measured["forward_seconds"] < measured["training_seconds"]
+            assert measured["forward_peak_bytes"] > 0.9 * num_bytes
+            # Gradients and AdamW's two averages of everything that is trained.
+            assert measured["training_peak_bytes"] > 0.9 * (num_bytes + 3 * 4 * trained)
+            assert measured["device"].startswith("cpu, ")
+            assert measured["repeats"] == 2
+        frozen = grafted["parts"]["donor"]["num_bytes"]
+        added = grafted["measured"]["forward_peak_bytes"] - alone["measured"]["forward_peak_bytes"]
+        assert added > 0.8 * frozen
 
     @pytest.mark.slow
     def test_compare_trains_without_them(self, tmp_path):
@@ -47,10 +71,15 @@ class TestTheCurrentFolder:
         shutil.copytree(FIXTURES / "graft", tmp_path, dirs_exist_ok=True)
         shutil.copy(FIXTURES / "films.jsonl", tmp_path)
         plant_modules(tmp_path)
-        settings = ("--num-processes", "2", "--num-epochs", "1", "--batch-size", "4", "--output", "run")
+        settings = ("--num-processes", "2", "--num-epochs", "1", "--batch-size", "4", "--output", "run", "--json")
         done = surgeon("finetune", ".", "--dataset", "films.jsonl", *settings, cwd=tmp_path)
         assert not was_run(tmp_path)
         assert done.code == 0, done.err
+        document = done.document()
+        # 19 examples, of which the processes take 8 at a time.
+        assert document["history"][0]["step"] == 3
+        assert document["device"].endswith("2 processes)")
+        assert (tmp_path / document["path"] / "model.safetensors").is_file()
 
 
 class TestCodeOfAModel:
@@ -78,7 +107,7 @@ class TestCodeOfAModel:
     def test_it_is_refused(self, model, tmp_path, command):
         shutil.copytree(FIXTURES / "layer", tmp_path / "layer")
         shutil.copy(FIXTURES / "films.jsonl", tmp_path)
-        done = surgeon(*command, cwd=tmp_path, stdin=CONSENT)
+        done = surgeon_here(*command, cwd=tmp_path, stdin=CONSENT)
         assert not was_run(model)
         assert done.code in (1, 2)
         assert "Do you wish to run" not in done.out + done.err
@@ -92,43 +121,70 @@ class TestCodeOfAModel:
         plant_model_code(folder)
         (folder / "config.json").write_text(config)
         (folder / "tokenizer.json").unlink()
-        done = surgeon("predict", "--model", "model", "A film.", cwd=tmp_path, stdin=CONSENT)
+        done = surgeon_forked("predict", "--model", "model", "A film.", cwd=tmp_path, stdin=CONSENT)
         assert not was_run(folder)
         assert done.code in (1, 2)
         assert "Do you wish to run" not in done.err
 
 
-class TestDataSets:
-    """A data set of the Hub is made of its own files."""
+_DRY_RUNS = """
+import dataclasses, json, sys
+from pathlib import Path
+from tests.support.command_line import surgeon_here
+results = {}
+for way in sys.argv[1:]:
+    done = surgeon_here("finetune", "graft", "--dataset", f"owner/{way}", "--dry-run", cwd=Path.cwd())
+    results[way] = dataclasses.asdict(done)
+print(json.dumps(results))
+"""
 
-    @pytest.mark.parametrize("way", ["path", "dots", "url", "other repo", "file chain", "local chain", "web chain"])
-    def test_its_card_can_name_no_others(self, tmp_path, way):
-        (tmp_path / "private.jsonl").write_text((FIXTURES / "films.jsonl").read_text())
-        shutil.copytree(FIXTURES / "graft", tmp_path / "graft")
-        rows = (FIXTURES / "films.jsonl").read_bytes()
-        with LoopbackHub() as hub:
-            own_file = "hf://datasets/owner/data/films.jsonl"
+
+WAYS = ("path", "dots", "url", "other-repo", "file-chain", "local-chain", "web-chain")
+
+
+@pytest.fixture(scope="module")
+def attempts(tmp_path_factory) -> dict[str, tuple[Result, list[str]]]:
+    """What the command printed for a data set of each kind, and what it asked the Hub for: in one process."""
+    folder = tmp_path_factory.mktemp("data-sets")
+    shutil.copy(FIXTURES / "films.jsonl", folder / "private.jsonl")
+    shutil.copytree(FIXTURES / "graft", folder / "graft")
+    rows = (FIXTURES / "films.jsonl").read_bytes()
+    with LoopbackHub() as hub:
+        hub.add_repo("owner/other", {"private.jsonl": rows}, kind="datasets")
+        for way in WAYS:
+            own_file = f"hf://datasets/owner/{way}/films.jsonl"
             named = {
-                "path": str(tmp_path / "private.jsonl"),
-                "dots": f"../../../../../../..{tmp_path}/private.jsonl",
+                "path": str(folder / "private.jsonl"),
+                "dots": f"../../../../../../..{folder}/private.jsonl",
                 "url": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl",
-                "other repo": "hf://datasets/owner/other/private.jsonl",
-                "file chain": f"file://{tmp_path}/private.jsonl::{own_file}",
-                "local chain": f"local://{tmp_path}/private.jsonl::{own_file}",
-                "web chain": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl::{own_file}",
+                "other-repo": "hf://datasets/owner/other/private.jsonl",
+                "file-chain": f"file://{folder}/private.jsonl::{own_file}",
+                "local-chain": f"local://{folder}/private.jsonl::{own_file}",
+                "web-chain": f"{hub.endpoint}/datasets/owner/other/resolve/main/private.jsonl::{own_file}",
             }[way]
             card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": named}]})
             files = {"README.md": f"---\n{card}---\n".encode(), "films.jsonl": rows}
-            hub.add_repo("owner/data", files, kind="datasets")
-            hub.add_repo("owner/other", {"private.jsonl": rows}, kind="datasets")
-            command = ("finetune", "graft", "--dataset", "owner/data", "--dry-run")
-            done = surgeon(*command, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
-            assert not any("private" in request.path and "resolve" in request.path for request in hub.requests)
+            hub.add_repo(f"owner/{way}", files, kind="datasets")
+        done = run_code(_DRY_RUNS, *WAYS, cwd=folder, env={"HF_ENDPOINT": hub.endpoint, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
+        requests = [request.path for request in hub.requests]
+    results = {name: Result(**result) for name, result in json.loads(done.stdout.splitlines()[-1]).items()}
+    return {way: (results[way], requests) for way in WAYS}
+
+
+class TestDataSets:
+    """A data set of the Hub is made of its own files."""
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_its_card_can_name_no_others(self, attempts, way):
+        done, requests = attempts[way]
+        assert any(f"owner/{way}/" in path for path in requests)
+        assert not any("private" in path and "resolve" in path for path in requests)
         assert (done.code, "Unexpected" in done.err, "error:" in done.err) == (1, False, True)
-        if way in ("other repo", "file chain", "local chain", "web chain"):
+        if way in ("other-repo", "file-chain", "local-chain", "web-chain"):
             # The first is what datasets says since version 5.
             assert any(
-                text in " ".join(done.err.split()) for text in ("belong to owner/data", "which is not in the repo")
+                text in " ".join(done.err.split()) for text in (f"belong to owner/{way}", "which is not in the repo")
             )
 
     @pytest.mark.parametrize(

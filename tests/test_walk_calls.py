@@ -4,6 +4,7 @@ A call elsewhere fails a test here, and each exception is listed with its reason
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,13 +50,20 @@ MAY_START = {
 }
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def calls(path: Path) -> Iterator[tuple[str, str]]:
     """The file's name and, of each call in it, what is called: `os.fork`, `super().from_pretrained`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             yield path.relative_to(ROOT).as_posix(), ast.unparse(node.func)
 
 
+@functools.cache
 def all_calls() -> list[tuple[str, str]]:
     return [call for path in FILES for call in calls(path)]
 
@@ -76,7 +84,7 @@ def test_nobody_imports_a_loader_around_it():
     names = {"load_dataset", "load_dataset_builder"}
     for path in FILES:
         file = path.relative_to(ROOT).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and node.module == "datasets" and file != LOADING:
                 assert not names & {alias.name for alias in node.names}, file
 
@@ -96,7 +104,7 @@ def test_models_made_from_a_config_run_no_code():
     made = [
         ast.unparse(node)
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in {name for _, name in MAY_LOAD if "from_config" in name}
     ]
@@ -115,7 +123,7 @@ def test_nobody_imports_a_starter_by_name(name):
     """`from subprocess import run` would go unseen."""
     modules = {starter.rpartition(".")[0] for starter in STARTERS if "." in starter}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and node.module in modules:
                 assert name not in {alias.name for alias in node.names}, path
             if isinstance(node, ast.Import):

@@ -63,7 +63,16 @@ NEEDS: dict[str, dict[str, Any]] = {
     # Its defaults, 32 heads of 128, take a second per layer without its kernels.
     "kimi_linear": {"layer_types": HYBRID, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    # The texts have 19 tokens, which is more than two chunks.
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8},
+    "nemotron_h": {
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 8,
+        "chunk_size": 8,
+        "moe_shared_expert_intermediate_size": 16,
+    },
     "reformer": {"axial_pos_embds": False},
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},

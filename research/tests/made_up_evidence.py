@@ -73,8 +73,8 @@ class Desk:
 
     def __init__(self, root, *contents):
         self.plans, self.work, self.evidence = root / "plans", root / "work", root / "evidence"
-        self.plans.mkdir()
-        self.work.mkdir()
+        self.plans.mkdir(exist_ok=True)
+        self.work.mkdir(exist_ok=True)
         self.results = root
         for content in contents:
             (self.plans / f"{content['name']}.yaml").write_text(yaml.safe_dump(content))

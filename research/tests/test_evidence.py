@@ -1,10 +1,12 @@
 """The evidence of made-up studies is collected, summed up and rendered."""
 
+import functools
 import itertools
 import json
 import math
 import random
 import re
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,12 +29,21 @@ from research.page import BEGIN, END, write_block
 from research.tests.made_up_evidence import LITTLE, OTHER, SHIFT, SWEEP, Desk
 
 
-@pytest.fixture
-def desk(tmp_path):
-    desk = Desk(tmp_path, LITTLE, OTHER, SWEEP, SHIFT)
+@pytest.fixture(scope="module")
+def clean_desk(tmp_path_factory):
+    """For tests that change nothing: plans, one of which is trained, and its evidence, which is loaded once."""
+    desk = Desk(tmp_path_factory.mktemp("desk"), LITTLE, OTHER, SWEEP, SHIFT)
     desk.train("a-gemma")
     desk.collect()
+    desk.load = functools.cache(desk.load)
     return desk
+
+
+@pytest.fixture
+def desk(clean_desk, tmp_path):
+    """A copy of it."""
+    shutil.copytree(clean_desk.results, tmp_path, dirs_exist_ok=True)
+    return Desk(tmp_path)
 
 
 @pytest.mark.parametrize("bits", ["1", "0", "0001", "10000", "0" * 9, "1" * 1821, None])
@@ -283,9 +294,9 @@ def test_a_selection_is_placed_in_its_sweep(desk):
         ("{% if has('a-qwen') %}x", "endif"),
     ],
 )
-def test_a_template_that_asks_for_what_is_not_there_is_an_error(desk, template, message):
+def test_a_template_that_asks_for_what_is_not_there_is_an_error(clean_desk, template, message):
     with pytest.raises((ConfigError, TypeError, TemplateError), match=re.escape(message)):
-        desk.render(template)
+        clean_desk.render(template)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +308,8 @@ def test_a_template_that_asks_for_what_is_not_there_is_an_error(desk, template, 
         ("{{ figure('little') }}", "![text](research/figures/little.svg)"),
     ],
 )
-def test_sections_are_shown_where_there_is_evidence(desk, template, text):
-    assert desk.render(template) == text
+def test_sections_are_shown_where_there_is_evidence(clean_desk, template, text):
+    assert clean_desk.render(template) == text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from layer_surgeon_cli.main import COMMANDS
-from tests.support.command_line import SURGEON, surgeon
+from tests.support.command_line import SURGEON, surgeon, surgeon_here
 
 
 def test_help_lists_every_command(tmp_path):
@@ -130,11 +130,11 @@ def test_env(tmp_path):
     document = surgeon("env", "--json", cwd=tmp_path).document()
     assert document["packages"]["torch"] != "not installed"
     assert document["latest"] == {"layer": None, "graft": None, "run": None}
-    assert "torch" in surgeon("env", cwd=tmp_path).out
+    assert "torch" in surgeon_here("env", cwd=tmp_path).out
 
 
 def test_datasets(tmp_path):
     document = surgeon("datasets", "--json", cwd=tmp_path).document()
     assert document["sst2"]["hub_id"] == "SetFit/sst2"
     assert {"sst2", "imdb", "tweet_sentiment", "tweet_offensive", "cola", "mnli", "snli", "cr"} <= set(document)
-    assert "SetFit/sst2" in surgeon("datasets", cwd=tmp_path).out
+    assert "SetFit/sst2" in surgeon_here("datasets", cwd=tmp_path).out

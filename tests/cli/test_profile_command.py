@@ -72,17 +72,6 @@ def test_a_host_alone(folder):
     assert surgeon_here("profile", "host", "--json", cwd=folder).document()["graft"] is None
 
 
-@pytest.mark.slow
-def test_measured(folder):
-    arguments = ("--batch", 1, "--length", 4, "--repeats", 1, "--measure", "--json")
-    result = surgeon_here("profile", "host", "-d", "llm", *arguments, cwd=folder)
-    assert result.code == 0, result.err
-    measured = result.document()["grafted"]["measured"]
-    assert measured["repeats"] == 1
-    assert measured["training_seconds"] > 0
-    assert measured["training_peak_bytes"] > 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

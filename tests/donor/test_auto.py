@@ -1,10 +1,8 @@
 """AutoConfig and AutoModel know our models after `import layer_surgeon`, in any order of imports."""
 
-import subprocess
-import sys
-
 import pytest
 
+from tests.support.preloaded import run_code
 from tests.support.tiny_models import save_artifact, tiny_llama
 
 _LOAD_MODEL = "print(type(AutoModel.from_pretrained(folder)).__name__)"
@@ -24,9 +22,7 @@ def folder(tmp_path_factory):
 
 
 def run_python(code, folder):
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_code(code, folder, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

@@ -7,14 +7,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from layer_surgeon.errors import TrainingError
 from tests.support import killed_run
+from tests.support.preloaded import run_code
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,14 +31,8 @@ def moments():
 
 def start_and_kill(model, output, step, place, *, resume=False):
     task = {"model": str(model), "output": str(output), "step": step, "place": place, "resume": resume}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_run", json.dumps(task)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = "import runpy; runpy.run_module('tests.support.killed_run', run_name='__main__')"
+    done = run_code(code, json.dumps(task), cwd=output.parent, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -64,13 +57,8 @@ def whole(graft, tmp_path_factory):
         "import sys; from pathlib import Path; from tests.support.killed_run import train; "
         "train(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
-    subprocess.run(
-        [sys.executable, "-c", code, str(graft), str(output)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    done = run_code(code, graft, output, cwd=output.parent, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     return what_counts(output)
 
 

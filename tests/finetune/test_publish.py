@@ -1,10 +1,7 @@
 """A run onto a Hub of our own: asked before training, whole, without this machine's paths, and of use to others."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +17,7 @@ from layer_surgeon_cli.main import app
 from tests.support.classification import rows, save_host
 from tests.support.hub_uploads import UploadRouter, serve_here
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.preloaded import run_code
 
 TEXTS = ["the film was good", "a dull plot and a very poor end of the story", "it is lovely"]
 
@@ -172,15 +170,7 @@ print(json.dumps({
 @pytest.mark.slow
 def test_loads_on_another_machine(hub, place, tmp_path):
     """On a machine that has neither a token nor anything of the run: the card's own examples, and the same numbers."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SURGEON_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", f"TEXTS = {TEXTS!r}\n{_ELSEWHERE}"],
-        env=kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(f"TEXTS = {TEXTS!r}\n{_ELSEWHERE}", cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     # Cut at the run's own length, which the repo's results.json says.

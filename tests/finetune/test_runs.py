@@ -15,6 +15,8 @@ from layer_surgeon.graft import GraftedModel, graft_layer
 from tests.support.classification import Recorder, classifier, rows, word_tokenizer
 from tests.support.training import TRAIN, train
 
+pytestmark = pytest.mark.charts
+
 # ---- the folder
 
 

@@ -24,6 +24,8 @@ from tests.support.finetune_tasks import (
     translated_rows,
 )
 
+pytestmark = pytest.mark.charts
+
 
 @pytest.fixture
 def hosts():

@@ -17,6 +17,8 @@ from layer_surgeon_cli.main import app
 from tests.support.classification import Recorder
 from tests.support.training import same, train, weights
 
+pytestmark = pytest.mark.charts
+
 # As much of trackio as transformers' callback uses.
 TRACKIO = """
 import contextvars

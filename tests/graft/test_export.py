@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,10 @@ import torch
 from transformers import AutoTokenizer
 
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
-from layer_surgeon.graft import GraftedModel, export, export_model, graft_layer
+from layer_surgeon.graft import GraftedModel, SurgeonGraftConfig, export, export_model, graft_layer
 from tests.graft.conftest import host_model, make_inputs, word_tokenizer
 from tests.support.command_line import surgeon_here
+from tests.support.preloaded import run_code
 
 pytestmark = [
     # torch 2.11 says so where transformers compiles parts of DeBERTa.
@@ -54,11 +53,31 @@ def run_onnx(path, inputs):
     return dict(zip([output.name for output in session.get_outputs()], map(torch.from_numpy, found), strict=True))
 
 
+@pytest.fixture(scope="module")
+def by_command(artifact, tmp_path_factory):
+    """A folder with a graft of BERT and its export to ONNX, the command's output, and the converted program."""
+    folder = tmp_path_factory.mktemp("command")
+    model = graft_layer(host_model("bert"), artifact, id2label={"0": "bad", "1": "good"})
+    model.save_pretrained(folder / "graft")
+    word_tokenizer().save_pretrained(folder / "graft")
+    convert, programs = torch.onnx.export, []
+
+    def keep(*arguments, **keywords):
+        programs.append(convert(*arguments, **keywords))
+        return programs[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", keep)
+        result = surgeon_here("export", "graft", "--json", cwd=folder)
+    assert result.code == 0, result.err
+    return folder, result.document(), programs[0]
+
+
 @pytest.mark.parametrize(
     ("model_type", "task", "settings"),
     [
-        ("bert", "text-classification", {}),
-        ("t5", "text-classification", {"pooling": "mean"}),
+        # In bfloat16 the donor is exported in float32.
+        ("t5", "text-classification", {"pooling": "mean", "donor_dtype": "bfloat16"}),
         ("llama", "token-classification", {}),
         ("deberta-v2", "question-answering", {}),
         ("modernbert", "feature-extraction", {}),
@@ -68,7 +87,9 @@ def run_onnx(path, inputs):
 @torch.no_grad()
 def test_onnx_computes_what_the_graft_computes(model_type, task, settings, stored, tmp_path):
     folder = stored(model_type, task, **settings)
-    model = GraftedModel.from_pretrained(folder)
+    config = SurgeonGraftConfig.from_pretrained(folder)
+    config.graft = {**config.graft, "donor_dtype": "float32"}
+    model = GraftedModel.from_pretrained(folder, config=config)
     if model.gate is not None:
         model.gate.fill_(0.5)
         model.save_pretrained(folder)
@@ -76,19 +97,23 @@ def test_onnx_computes_what_the_graft_computes(model_type, task, settings, store
     assert (result.path, result.task) == (tmp_path / "out/graft.onnx", task)
     assert result.max_difference < 1e-5
     assert [path.name for path in result.path.parent.iterdir()] == ["graft.onnx"]
+    compare_with_graft(model, result.path, result.outputs)
+
+
+def compare_with_graft(model, path, outputs):
     for batch, length in ((2, 9), (1, 1), (5, 20)):
-        inputs = padded(batch, length, segments=model_type == "bert")
-        expected, found = model(**inputs), run_onnx(result.path, inputs)
-        assert tuple(found) == result.outputs
+        inputs = padded(batch, length, segments=model.config.host_config.model_type == "bert")
+        expected, found = model(**inputs), run_onnx(path, inputs)
+        assert tuple(found) == tuple(outputs)
         for name, value in found.items():
             kept = inputs["attention_mask"].bool() if value.shape[:2] == (batch, length) else slice(None)
             torch.testing.assert_close(value[kept], expected[name][kept], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_metadata_of_the_onnx_file(stored, tmp_path):
-    folder = stored("bert", id2label={"0": "bad", "1": "good"})
-    session = onnxruntime.InferenceSession(str(export_model(folder, tmp_path / "graft.onnx").path))
+def test_metadata_of_the_onnx_file(by_command):
+    folder, _, _ = by_command
+    session = onnxruntime.InferenceSession(str(folder / "graft.onnx"))
     inputs = {value.name: (value.shape, value.type) for value in session.get_inputs()}
     assert inputs == {
         name: (["batch", "length"], "tensor(int64)") for name in ("input_ids", "attention_mask", "token_type_ids")
@@ -99,41 +124,38 @@ def test_metadata_of_the_onnx_file(stored, tmp_path):
     assert json.loads(said["donor"])["layer_indices"] == [3]
 
 
-@pytest.mark.parametrize("donor_dtype", ["float32", "bfloat16"])
 @torch.no_grad()
-def test_torch_export_computes_what_the_graft_computes(donor_dtype, stored, tmp_path):
-    folder = stored("llama", "token-classification", donor_dtype=donor_dtype)
+def test_torch_export_computes_what_the_graft_computes(stored, tmp_path):
+    """With a donor in bfloat16; `test_the_command` has one in float32."""
+    folder = stored("llama", "token-classification", donor_dtype="bfloat16")
     result = export_model(folder, tmp_path / "graft.pt2", format="torch")
     assert result.outputs == ("logits",)
-    program = torch.export.load(result.path).module()
-    model = GraftedModel.from_pretrained(folder)
+    compare_with_program(GraftedModel.from_pretrained(folder), result.path)
+
+
+def compare_with_program(model, path):
+    program = torch.export.load(path).module()
     for shape in ((2, 9), (1, 1), (4, 17)):
-        inputs = padded(*shape)
-        kept = inputs["attention_mask"].bool()
+        inputs = padded(*shape, segments=model.config.host_config.model_type == "bert")
+        kept = inputs["attention_mask"].bool() if model.config.task == "token-classification" else slice(None)
         (found,) = program(*inputs.values())
         torch.testing.assert_close(found[kept], model(**inputs).logits[kept], rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-def test_a_donor_in_bfloat16_is_exported_in_float32(stored, tmp_path):
-    folder = stored("bert", donor_dtype="bfloat16")
-    result = export_model(folder, tmp_path / "graft.onnx")
-    inputs = padded(3, 9, segments=True)
-    found = run_onnx(result.path, inputs)["logits"]
-    torch.testing.assert_close(found, GraftedModel.from_pretrained(folder)(**inputs).logits, rtol=0.02, atol=0.02)
-
-
-def test_large_weights_are_in_a_second_file(stored, tmp_path, monkeypatch):
+def test_large_weights_are_in_a_second_file(by_command, tmp_path, monkeypatch):
+    """The program that the command converted is written again, twice."""
     from torch.onnx._internal.exporter import _onnx_program
 
-    folder, path = stored("bert"), tmp_path / "graft.onnx"
-    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
-    result = export_model(folder, path)
+    folder, _, program = by_command
+    folder, path = folder / "graft", tmp_path / "graft.onnx"
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    with monkeypatch.context() as patch:
+        patch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
+        result = export_model(folder, path)
     assert result.files == (path, tmp_path / "graft.onnx.data")
     assert result.num_bytes == sum(file.stat().st_size for file in result.files)
     inputs = padded(2, 9, segments=True)
     before = run_onnx(path, inputs)["logits"]
-    monkeypatch.undo()
     # A later file of one piece takes the old weights along.
     assert export_model(folder, path, force=True).files == (path,)
     assert not (tmp_path / "graft.onnx.data").exists()
@@ -200,33 +222,35 @@ def test_tasks_that_generate_text_cant_be_exported(model_type, task, artifact, t
         export_model(tmp_path / "graft", tmp_path / "y.onnx")
 
 
-def test_the_command(stored, artifact, tmp_path):
-    folder = stored("bert", id2label={"0": "bad", "1": "good"})
-    result = surgeon_here("export", folder, "--json", cwd=tmp_path)
-    assert result.code == 0, result.err
-    document = result.document()
+@torch.no_grad()
+def test_the_command(by_command):
+    folder, document, _ = by_command
+    model = GraftedModel.from_pretrained(folder / "graft")
     assert (document["path"], document["outputs"]) == ("graft.onnx", ["logits"])
     assert document["max_difference"] < 1e-5
-    tokens = AutoTokenizer.from_pretrained(folder)(["a film", "the plot was good"], padding=True, return_tensors="pt")
+    compare_with_graft(model, folder / "graft.onnx", ["logits"])
+    tokens = AutoTokenizer.from_pretrained(folder / "graft")(
+        ["a film", "the plot was good"], padding=True, return_tensors="pt"
+    )
     tokens["token_type_ids"] = torch.zeros_like(tokens["input_ids"])
-    with torch.no_grad():
-        expected = GraftedModel.from_pretrained(folder)(**tokens).logits
-    torch.testing.assert_close(run_onnx(tmp_path / "graft.onnx", tokens)["logits"], expected, rtol=1e-5, atol=1e-5)
-    again = surgeon_here("export", folder, cwd=tmp_path)
+    found = run_onnx(folder / "graft.onnx", tokens)["logits"]
+    torch.testing.assert_close(found, model(**tokens).logits, rtol=1e-5, atol=1e-5)
+    again = surgeon_here("export", "graft", cwd=folder)
     assert again.code == 1
     assert "graft.onnx already exists. Replace it with --force" in again.err
-    shown = surgeon_here("export", folder, "--format", "torch", "--output", "p.pt2", cwd=tmp_path)
+    shown = surgeon_here("export", "graft", "--format", "torch", "--output", "p.pt2", cwd=folder)
     assert shown.code == 0, shown.err
     assert "largest difference from the graft" in shown.out
+    compare_with_program(model, folder / "p.pt2")
     assert "Traceback" not in shown.err
     # In a process without this package.
     script = (
         "import sys, torch; p = torch.export.load('p.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
         "print(p(i, i, i * 0)[0].shape, 'layer_surgeon' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run_code(script, cwd=folder)
     assert done.stdout.strip() == "torch.Size([2, 2]) False"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["graft.onnx", "p.pt2"]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["graft.onnx", "p.pt2"]
 
 
 def test_the_extra_is_named_as_in_the_message():

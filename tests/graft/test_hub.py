@@ -1,9 +1,6 @@
 """Hosts, donors and grafts in repos of a local Hub. Run in a new process, because HF_ENDPOINT is read at import."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ from layer_surgeon.graft import GraftedModel, save_graft
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import make_inputs
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.preloaded import run_code
 
 _SCRIPT = """
 import json, sys
@@ -78,15 +76,8 @@ def hub(host_folder, artifact, tmp_path_factory):
         server.add_repo("tiny/checkpoint", checkpoint)
         settings = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
         settings["SURGEON_WORKSPACE"] = str(folder / "there")
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SURGEON_"))}
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", _SCRIPT, str(artifact)],
-            env=inherited | settings,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        strict = "import warnings; warnings.simplefilter('error')\n"
+        done = run_code(strict + _SCRIPT, artifact, cwd=folder, env=settings)
         assert done.returncode == 0, done.stderr
         yield json.loads(done.stdout), server, model(**inputs).logits.tolist()
 

@@ -1,10 +1,7 @@
 """A graft's config.json can't make us read other files, and its sizes are limited."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model, make_inputs
 from tests.support.command_line import surgeon_here
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.preloaded import run_code
 from tests.support.tiny_models import cut_artifact
 
 ROWS = [{"text": "the film was good", "label": index % 2} for index in range(8)]
@@ -111,16 +109,8 @@ def test_donor_repo_in_the_config_is_not_fetched(recorded, without, layer, tmp_p
             **({} if recorded else {"sha256": None}),
         )
         server.add_repo("mallory/graft", without)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SURGEON_"))}
-        environment |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_good"}
-        done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT],
-            env=environment | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_good"}
+        done = run_code(_SCRIPT, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
         refused, confirmed = done.stdout.splitlines()
         assert refused.startswith("GraftError: ")

@@ -1,6 +1,5 @@
 """Uploads to a local Hub: every file once, with a card that names both models; bad input is refused."""
 
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import yaml
 from layer_surgeon.graft import GraftedModel, graft_layer
 from tests.graft.conftest import host_model, make_inputs
 from tests.support.command_line import surgeon
+from tests.support.preloaded import run_code
 
 
 @pytest.fixture
@@ -119,15 +119,7 @@ print(type(GraftedModel.from_pretrained("me/one")).__name__)
 
 def test_push_to_hub_of_a_model(hub, settings, stored, tmp_path):
     """Run in a new process, because HF_ENDPOINT is read at import."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SURGEON_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(stored)],
-        env=inherited | settings | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(_SCRIPT, stored, cwd=tmp_path, env=settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         hub.router.repos["models", "me/one"].refs["main"],

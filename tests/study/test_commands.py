@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from layer_surgeon.report.load import load_report
 from layer_surgeon.study import compare
-from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.records import read_cells
 from layer_surgeon.study.synthesis_config import SynthesisConfig
@@ -23,7 +22,7 @@ from layer_surgeon_cli.compare import make_plan
 from layer_surgeon_cli.errors import UsageError
 from layer_surgeon_cli.main import app
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
-from tests.support.studies import tiny_parts
+from tests.support.studies import run_in_this_process, tiny_parts
 from tests.support.tiny_models import save_quietly
 
 
@@ -45,12 +44,7 @@ def plan_file(parts, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    def run(cells, folder, workers, notice=None):
-        for cell in cells:
-            run_cell(cell, folder)
-            yield cell, None
-
-    monkeypatch.setattr(compare, "run_local", run)
+    monkeypatch.setattr(compare, "run_local", run_in_this_process)
 
 
 def test_the_same_options_continue_a_study_and_others_are_refused(tmp_path):
@@ -153,15 +147,16 @@ def test_synthesize_writes_texts_for_each_label(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
-def test_a_killed_study_continues(plan_file, tmp_path):
+def test_a_killed_study_continues(plan_file, here, tmp_path):
     """After kill -9 of the command and its trainings, the study continues, and its table is the same as without."""
     command = [sys.executable, "-m", "layer_surgeon_cli.main", "compare", "--config", str(plan_file), "--quiet"]
-
-    def start(place):
-        arguments = [*command, "--output", str(place)]
-        return subprocess.Popen(arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    killed = start(tmp_path / "killed")
+    killed = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "killed")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     cells = tmp_path / "killed" / "cells"
     while not any(cells.glob("*.json")):
         assert killed.poll() is None, killed.stderr.read().decode()
@@ -172,9 +167,8 @@ def test_a_killed_study_continues(plan_file, tmp_path):
     assert 1 <= len(done) < 4
 
     for place in ("killed", "whole"):
-        process = start(tmp_path / place)
-        _, said = process.communicate()
-        assert process.returncode == 0, said.decode()
+        continued = surgeon("compare", "--config", str(plan_file), "--quiet", "--output", str(tmp_path / place))
+        assert continued.exit_code == 0, continued.stderr
     assert {path: path.stat().st_mtime_ns for path in done} == done
     results = [
         {cell.id: (cell.tests, cell.history) for cell in read_cells(StudyFolder(root=tmp_path / place))}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from layer_surgeon.errors import ConfigError, WorkspaceError
+from layer_surgeon.study import compare
 from layer_surgeon.study.arms import ARMS
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
@@ -12,7 +13,7 @@ from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import prepare_study, synthetic_file
 from tests.support.classification import Recorder
-from tests.support.studies import tiny_parts, tiny_plan, write_data
+from tests.support.studies import run_in_this_process, tiny_parts, tiny_plan, write_data
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,8 @@ def test_every_arm_trains_the_right_parameters(parts, tmp_path):
         assert test.correct.count("1") / 12 == pytest.approx(test.scores["accuracy"])
 
 
-def test_a_study_continues_where_it_stopped(parts, tmp_path):
+def test_a_study_continues_where_it_stopped(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_local", run_in_this_process)
     plan = tiny_plan(parts, arms=["host", "graft"], tests="all", data=parts["data"], seeds=[1])
     result = run_study(plan, tmp_path)
     assert (result.done, result.ran, result.failed, result.missing) == (4, 4, {}, 0)

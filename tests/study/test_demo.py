@@ -6,11 +6,10 @@ from importlib import metadata
 import pytest
 from typer.testing import CliRunner
 
-from layer_surgeon.errors import LayerSurgeonError, SourceNotFoundError
+from layer_surgeon.errors import SourceNotFoundError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model
 from layer_surgeon.study import compare, run_demo
 from layer_surgeon.study import demo as demo_module
-from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.preset import preset, preset_plan
@@ -18,19 +17,11 @@ from layer_surgeon.study.records import read_cells
 from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.main import app
 from tests.support.classification import Recorder
-from tests.support.studies import tiny_parts, write_data
+from tests.support.studies import run_in_this_process, tiny_parts, write_data
+
+pytestmark = pytest.mark.charts
 
 CONFIG = FinetuneConfig(num_epochs=2, batch_size=8, learning_rate=1e-3)
-
-
-def run_in_this_process(cells, folder, workers, notice=None):
-    for cell in cells:
-        try:
-            run_cell(cell, folder)
-        except LayerSurgeonError as error:
-            yield cell, f"{type(error).__name__}: {error}"
-        else:
-            yield cell, None
 
 
 @pytest.fixture(autouse=True)

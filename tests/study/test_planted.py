@@ -13,10 +13,10 @@ import torch
 from transformers import BertModel, Qwen2Config, Qwen2ForCausalLM
 
 from layer_surgeon.study import compare
-from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.plan import StudyPlan
 from tests.support.classification import bert_config, tokenizer_of
+from tests.support.studies import run_in_this_process
 from tests.support.tiny_models import save_quietly
 
 FILLERS = ["the", "film", "was", "very", "a", "plot", "story", "with"]
@@ -95,12 +95,7 @@ def content(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_finds_that_a_planted_layer_helps(content, tmp_path, monkeypatch):
-    def run(cells, folder, workers, notice=None):
-        for cell in cells:
-            run_cell(cell, folder)
-            yield cell, None
-
-    monkeypatch.setattr(compare, "run_local", run)
+    monkeypatch.setattr(compare, "run_local", run_in_this_process)
     result = run_study(StudyPlan.from_dict(content), tmp_path / "study")
     rows = {row.arm: row.mean for row in result.summary.tables[0].rows}
     assert rows["graft"] > 0.9

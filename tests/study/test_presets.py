@@ -8,11 +8,10 @@ import pytest
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.registry import DATASETS
 from layer_surgeon.study import compare
-from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.preset import preset, preset_names, preset_plan, profile_commands
-from tests.support.studies import tiny_parts, tiny_plan
+from tests.support.studies import run_in_this_process, tiny_parts, tiny_plan
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 BERT = "google-bert/bert-base-uncased"
@@ -172,12 +171,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    def run(cells, folder, workers, notice=None):
-        for cell in cells:
-            run_cell(cell, folder)
-            yield cell, None
-
-    monkeypatch.setattr(compare, "run_local", run)
+    monkeypatch.setattr(compare, "run_local", run_in_this_process)
 
 
 def check(plan, folder, examples):

@@ -1,4 +1,4 @@
-"""Runs `surgeon` as a person would in another process and folder, or in this process, which saves its imports."""
+"""Runs `surgeon` in another folder: in a new process, in one that has imported torch already, or in this process."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ from unittest.mock import patch
 from typer.testing import CliRunner
 
 from layer_surgeon_cli.main import app
+from tests.support.preloaded import clean_environment, run_code
 
 SURGEON = Path(sys.executable).with_name("surgeon")
 
@@ -31,14 +32,11 @@ class Result:
 
 
 def surgeon(*arguments: object, cwd: Path, env: dict[str, str] | None = None, stdin: str | None = None) -> Result:
-    """Run `surgeon` with arguments in a folder. Its own workspace variable is never inherited."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SURGEON_", "HF_"))}
-    # A home of its own: neither a token nor a cache of this machine's user may help or disturb.
-    environment |= {"HF_HOME": str(cwd / ".hf"), "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """Run `surgeon` as a person would, with arguments in a folder. For commands that don't import torch."""
     done = subprocess.run(
         [str(SURGEON), *map(str, arguments)],
         cwd=cwd,
-        env=environment | (env or {}),
+        env=clean_environment(cwd) | (env or {}),
         input=stdin,
         capture_output=True,
         text=True,
@@ -48,12 +46,21 @@ def surgeon(*arguments: object, cwd: Path, env: dict[str, str] | None = None, st
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def surgeon_here(*arguments: object, cwd: Path) -> Result:
-    """Run `surgeon` with arguments in a folder and in this process, where torch is already imported.
+def surgeon_forked(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, stdin: str | None = None
+) -> Result:
+    """Run `surgeon` in a process of its own that has torch already, which saves 4 s of processor time."""
+    code = "import sys; from layer_surgeon_cli.main import app; sys.argv[0] = 'surgeon'; app()"
+    done = run_code(code, *arguments, cwd=cwd, env=env, stdin=stdin)
+    return Result(done.returncode, done.stdout, done.stderr)
 
-    Not for commands that read from stdin or the Hub, or that tests of processes are about.
+
+def surgeon_here(*arguments: object, cwd: Path, stdin: str | None = None) -> Result:
+    """Run `surgeon` with arguments in a folder and in this process, where everything is already imported.
+
+    Not for commands that read from the Hub, or that tests of processes are about.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SURGEON_")}
     with contextlib.chdir(cwd), patch.dict(os.environ, environment, clear=True):
-        done = CliRunner().invoke(app, [*map(str, arguments)])
+        done = CliRunner().invoke(app, [*map(str, arguments)], input=stdin)
     return Result(done.exit_code, done.stdout, done.stderr)

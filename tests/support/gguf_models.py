@@ -1,5 +1,7 @@
 """Tiny GGUF files of real architectures, with random weights, in any quantisation."""
 
+import math
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 NUM_TOKENS = 64
+
+# Of the file format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+_STRING, _ARRAY = 8, 9
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_ALIGNMENT = 32
 
 # Rows of 256: the K-quants have blocks of 256 numbers in a row.
 _COMMON = {
@@ -147,6 +154,73 @@ def transformers_config(path: Path) -> dict[str, Any]:
     config, _ = PreTrainedConfig.get_config_dict(path.parent, gguf_file=path.name)
     # The first is the title of the model, the second is set by some versions.
     return {key: value for key, value in config.items() if key not in ("_model_name_or_path", "_commit_hash")}
+
+
+def cut_out_layer(path: Path, target: Path, layer: int) -> Path:
+    """Write a small copy of a GGUF file: one of its layers, as layer 0, and its first 64 tokens.
+
+    gguf reads 262,144 tokens one by one, which takes 8 s, and transformers has it do so three times. All other metadata
+    and the bytes of the tensors are copied as they are, without a GGUF library: only the file format counts.
+    """
+    raw = path.read_bytes()
+    num_tensors, num_keys = struct.unpack_from("<QQ", raw, 8)
+    position = 24
+    metadata = []
+    for _ in range(num_keys):
+        start = position
+        key, position = _read_string(raw, position)
+        kind, end = _skip_value(raw, position + 4, struct.unpack_from("<I", raw, position)[0])
+        if kind == _ARRAY and struct.unpack_from("<Q", raw, position + 8)[0] > NUM_TOKENS:
+            _, cut = _skip_value(raw, position + 4, _ARRAY, NUM_TOKENS)
+            entry = raw[start : position + 8] + struct.pack("<Q", NUM_TOKENS) + raw[position + 16 : cut]
+        elif key.endswith(b".block_count"):
+            entry = raw[start : position + 4] + struct.pack("<I", 1)
+        else:
+            entry = raw[start:end]
+        metadata.append(entry)
+        position = end
+    tensors, infos, length = [], [], 0
+    for _ in range(num_tensors):
+        name, position = _read_string(raw, position)
+        num_dimensions = struct.unpack_from("<I", raw, position)[0]
+        shape = list(struct.unpack_from(f"<{num_dimensions}Q", raw, position + 4))
+        kind, offset = struct.unpack_from("<IQ", raw, position + 4 + 8 * num_dimensions)
+        position += 16 + 8 * num_dimensions
+        if name.startswith(b"blk.") and not name.startswith(b"blk.%d." % layer):
+            continue
+        if name == b"token_embd.weight":
+            shape[-1] = NUM_TOKENS
+        name = name.replace(b"blk.%d." % layer, b"blk.0.")
+        elements, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        size = math.prod(shape) // elements * num_bytes
+        tensors.append((offset, size))
+        numbers = struct.pack(f"<I{num_dimensions}QIQ", num_dimensions, *shape, kind, length)
+        infos.append(struct.pack("<Q", len(name)) + name + numbers)
+        length += size + -size % _ALIGNMENT
+    data = position + -position % _ALIGNMENT
+    header = raw[:8] + struct.pack("<QQ", len(tensors), num_keys) + b"".join(metadata) + b"".join(infos)
+    parts = [header, *(raw[data + offset :][:size] for offset, size in tensors)]
+    target.write_bytes(b"".join(part + bytes(-len(part) % _ALIGNMENT) for part in parts))
+    return target
+
+
+def _read_string(raw: bytes, position: int) -> tuple[bytes, int]:
+    """The string at a position, and the position after it."""
+    end = position + 8 + struct.unpack_from("<Q", raw, position)[0]
+    return raw[position + 8 : end], end
+
+
+def _skip_value(raw: bytes, position: int, kind: int, count: int | None = None) -> tuple[int, int]:
+    """The kind of a value, and the position after it, or after its first `count` elements."""
+    if kind == _STRING:
+        return kind, _read_string(raw, position)[1]
+    if kind != _ARRAY:
+        return kind, position + _SCALAR_BYTES[kind]
+    element, length = struct.unpack_from("<IQ", raw, position)
+    position += 12
+    for _ in range(length if count is None else count):
+        _, position = _skip_value(raw, position, element)
+    return kind, position
 
 
 def _wanted_tensors(path: Path, architecture: str, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

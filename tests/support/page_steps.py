@@ -1,14 +1,15 @@
 """The steps of a page of the documentation, as they stand there, and a process that does them one after the other."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.preloaded import run_code
+
+ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -32,17 +33,13 @@ def steps_of(text: str) -> list[Step]:
 
 
 def do(steps: list[Step], folder: Path, environment: dict[str, str]) -> list[str]:
-    """Do the steps in a folder, in one process of its own (a start takes seconds); what each of them printed."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SURGEON_", "HF_"))}
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=json.dumps(steps),
+    """Do the steps in a folder, in one process of its own; what each of them printed."""
+    # The terminal is wide, so that no table cuts what is looked for.
+    done = run_code(
+        f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')",
         cwd=folder,
-        # The terminal is wide, so that no table cuts what is looked for.
-        env=kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HOME": str(folder / ".hf")} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        env={"COLUMNS": "200", "PYTHONPATH": str(ROOT)} | environment,
+        stdin=json.dumps(steps),
     )
     assert done.returncode == 0, done.stderr
     printed: list[str] = json.loads(Path(folder / ".printed.json").read_text())
