@@ -186,7 +186,7 @@ def outcome(request, tmp_path_factory):
     jobs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for page in selected & set(PAGES):
+        for page in filter(selected.__contains__, PAGES):
             blocks = [block for block in blocks_of(text_of(page)) if runs(page, block)]
             if blocks and (HAS_WEIGHTS or page not in PACKAGED):
                 folder = root / page.replace("/", "-")
