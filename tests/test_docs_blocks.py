@@ -140,17 +140,17 @@ def make_models(folder):
 def write_reader_files(folder):
     """The tables, texts and the GGUF file that the reader of a page has."""
     texts = ("the film was good", "the plot was dull", "a very good story", "the end was bad")
-    rows = [("text", "label"), *zip(texts, ("positive", "negative") * 2, strict=True)]
+    rows = [("text", "label"), *zip(texts * 5, ("positive", "negative") * 10, strict=True)]
     for name in ("reviews", "other_reviews", "train", "train-1", "train-2", "test", "mine"):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
     lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows[1:]]
     (folder / "reviews.jsonl").write_text("".join(lines))
     (folder / "lines.txt").write_text("a good film\na dull plot\n")
-    question = {"question": "what was good", "context": "the film was good", "answers": ["the film"]}
+    question = {"question": "what was good", "context": "the film was good", "answers": "the film"}
     contexts = [question | {"context": f"the film was good {word}"} for word in WORDS.split()[:4]]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in contexts))
-    write_model(folder / "model.gguf", "llama", "Q8_0", config={"num_hidden_layers": 13})
+    write_model(folder / "model.gguf", "llama", "Q8_0", block_count=13)
 
 
 def make_grafts(folder, made):
@@ -186,7 +186,7 @@ def outcome(request, tmp_path_factory):
     jobs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for page in selected & set(PAGES):
+        for page in filter(selected.__contains__, PAGES):
             blocks = [block for block in blocks_of(text_of(page)) if runs(page, block)]
             if blocks and (HAS_WEIGHTS or page not in PACKAGED):
                 folder = root / page.replace("/", "-")
