@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from layer_surgeon.errors import DataError
 from layer_surgeon._table_files import read_file, read_files
+from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.sources import load_data
 from tests.support.classification import rows
 

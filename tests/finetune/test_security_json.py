@@ -2,8 +2,8 @@
 
 import pytest
 
-from layer_surgeon.errors import DataError
 from layer_surgeon._table_files import read_file
+from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.results import read_results
 from layer_surgeon.finetune.tasks.question_answering import _read_answers
 from layer_surgeon.finetune.tasks.token_classification import _as_list
