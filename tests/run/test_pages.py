@@ -45,6 +45,6 @@ def test_the_tables_of_perplexities_are_those_of_the_results(name, results):
         draws = sorted(value for arm, value in values.items() if arm.startswith("random"))
         assert len(draws) == 10
         for arm in ("influence", "block", "last"):
-            assert f"| {arm} | {count} | {values[arm]:.1f} |" in text
-        span = f"{statistics.median(draws):.1f} ({draws[0]:.1f} to {draws[-1]:,.1f})"
+            assert f"| {arm} | {count} | {values[arm]:,.1f} |" in text
+        span = f"{statistics.median(draws):,.1f} ({draws[0]:.1f} to {draws[-1]:.2g})"
         assert f"| random, ten draws | {count} | {span} |" in text
