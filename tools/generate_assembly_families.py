@@ -117,7 +117,7 @@ def examine(model_type: str) -> tuple[str, Any]:
         family |= find_residual(tiny)
         results = {name: check(tiny, Path(folder) / name, selection) for name, selection in SELECTIONS.items()}
         if results["swap"] is not None:
-            return "refused", results["swap"]
+            return "refused", results["swap"].removeprefix(WRONG).strip()
         if any(is_wrong(result) for result in results.values()):
             family |= find_bond(tiny, Path(folder), results)
             results = {name: check(tiny, Path(folder) / f"{name}-2", path) for name, path in SELECTIONS.items()}

@@ -53,6 +53,8 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "qwen3_next": {"mlp_only_layers": [1]},
     # Otherwise weights and hidden states are halved after each sixth layer, which changes the last bits of a result.
     "rwkv": {"rescale_every": 0},
+    # transformers sets the embedding of a padding token to zero whenever it loads a model.
+    "youtu": {"pad_token_id": None},
 }
 # Families with one kind of attention by default, and those whose last layer must have another one.
 _MIXED = (
@@ -112,8 +114,6 @@ class Family:
         self.models = [model_from(deepcopy(config), seed=seed) for seed in (0, 1)]
         self.folders = [folder / name for name in ("model", "sibling")]
         for model, path in zip(self.models, self.folders, strict=True):
-            if config.tie_word_embeddings and (head := model.get_output_embeddings()) is not None:
-                head.weight = model.get_input_embeddings().weight  # from_config does not tie those of all families
             save_quietly(model, path)
         self.config: dict[str, Any] = json.loads((self.folders[0] / "config.json").read_text())
         self.input_ids = torch.arange(3, 22)[None]
