@@ -21,6 +21,10 @@ Each setting may also be a number. `tools/generate_assembly_families.py` finds t
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+SAVE_ADVICE = (
+    "Save the config with transformers, which writes the list: "
+    "AutoConfig.from_pretrained(SOURCE).save_pretrained(FOLDER)."
+)
 Rule = Mapping[str, Any]
 Condition = Sequence[Any]
 # Gives the value of a setting. One with a value per layer is given for the number of layers.
@@ -160,3 +164,8 @@ def collapse_list(values: list[Any], form: str, stated: Any) -> Any:
     if isinstance(stated, str) and all(isinstance(value, str) and len(value) == 1 for value in values):
         return "".join(values)
     return [[values, 1]] if form == "groups" else values
+
+
+def count_names(family: Mapping[str, Any]) -> list[str]:
+    """Return the names under which a config can have the number of layers, the family's own first."""
+    return [family["num_layers"], "num_hidden_layers", "n_layer", "n_layers", "num_layers"]

@@ -18,8 +18,10 @@ from importlib import resources
 from typing import Any
 
 from layer_surgeon.assemble.layer_rules import (
+    SAVE_ADVICE,
     Rule,
     collapse_list,
+    count_names,
     expand_list,
     rule_settings,
     rule_values,
@@ -29,10 +31,6 @@ from layer_surgeon.checkpoint.stack import count_layers, text_config
 from layer_surgeon.errors import AssemblyError, CheckpointError, UnsupportedArchitectureError
 
 _MAP = "per_layer_config"
-_SAVE_ADVICE = (
-    "Save the config with transformers, which writes the list: "
-    "AutoConfig.from_pretrained(SOURCE).save_pretrained(FOLDER)."
-)
 # Settings that don't change what a layer computes, or that don't have to be equal.
 # fmt: off
 _NOT_COMPARED = frozenset(
@@ -144,7 +142,7 @@ class _Settings:
 
     def set_count(self, number: int) -> None:
         """Write the number of layers, under each of the names that the config has, and what follows from it."""
-        for name in _count_names(self.family):
+        for name in count_names(self.family):
             if self.text.get(name) == self.num_layers:
                 self.text[name] = number
         for name, exponent in self.family.get("scaled_by_count", {}).items():
@@ -196,7 +194,7 @@ class _Settings:
             if rule is None or any(self.text.get(other) for other in self.family.get("void", ())):
                 raise UnsupportedArchitectureError(
                     f"The config of this {self.model_type} doesn't state {name}, and layer_surgeon doesn't know which "
-                    f"values the family derives for it. {_SAVE_ADVICE}"
+                    f"values the family derives for it. {SAVE_ADVICE}"
                 )
             return self.rule_values(rule)
         values = expand_list(stated, form, self.num_layers)
@@ -378,8 +376,8 @@ def _rewrite_patterns(assembled: _Settings, chosen: Chosen) -> None:
         if solved is None:
             raise UnsupportedArchitectureError(
                 f"Which layers of a {assembled.model_type} are of which kind follows from their numbers "
-                f"({', '.join(names) or 'the first or the last one differs'}), and no values of these settings describe the chosen "
-                f"layers. {rule.get('advice', 'Choose layers in the order of this pattern.')}"
+                f"({', '.join(names) or 'the first or the last one differs'}), and no values of these settings describe the "
+                f"chosen layers. {rule.get('advice', 'Choose layers in the order of this pattern.')}"
             )
         for name, value in solved.items():
             if assembled.value(name) != value:
@@ -406,7 +404,7 @@ def _comparable(settings: _Settings) -> dict[str, Any]:
     per_layer = {*family.get("lists", ()), *family.get("numbers", ()), *family.get("periods", ()), _MAP}
     per_layer |= {alias for aliases in family.get("aliases", {}).values() for alias in aliases}
     per_layer |= {name for rule in family.get("patterns", ()) for name in rule_settings(rule)}
-    per_layer |= set(_count_names(family))
+    per_layer |= set(count_names(family))
     values = {
         name: value
         for name, value in {**family.get("defaults", {}), **settings.text}.items()
@@ -428,10 +426,6 @@ def _comparable(settings: _Settings) -> dict[str, Any]:
     elif "rope_theta" in values:
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     return values
-
-
-def _count_names(family: Mapping[str, Any]) -> list[str]:
-    return [family["num_layers"], "num_hidden_layers", "n_layer", "n_layers", "num_layers"]
 
 
 def _family(model_type: str) -> dict[str, Any]:
