@@ -77,13 +77,18 @@ def settings(family: dict[str, Any]) -> str:
         parts.append(f"lists: {names(lists)}")
     for rule in family.get("patterns", ()):
         used = [name for condition in rule["when"] for name in condition[1:] if isinstance(name, str)]
-        parts.append(f"pattern: {names(used)}" if used else "the last layer differs")
+        parts.append(f"pattern: {names(used)}" if used else f"the {position(rule)} layer differs")
     if scaled := family.get("scaled_by_count"):
         parts.append(f"adjusted to the number of layers: {names(scaled)}")
     for section, text in (("bound_unless", "layers keep their numbers unless"), ("refused_unless", "refused unless")):
         for name, allowed in family.get(section, {}).items():
             parts.append(f"{text} `{name}` is {escape(str(allowed[0]).lower())}")
     return "; ".join(parts)
+
+
+def position(rule: dict[str, Any]) -> str:
+    """Say which layer a rule without settings is about."""
+    return "last" if rule["when"] == [["last"]] else "first"
 
 
 def names(values: Any) -> str:

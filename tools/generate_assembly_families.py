@@ -701,6 +701,8 @@ class Study:
             explained |= set(rule_settings(rule))
             if rule not in patterns:
                 patterns.append(rule)
+        if self.first_differs(patterns, family["lists"]):
+            patterns.append({"when": [["before", 1]], "then": True, "else": False})
         family["patterns"] = patterns
         for rule in patterns:
             self.note_settings(rule, family, lambda **overrides: self.kinds(overrides))
@@ -720,6 +722,22 @@ class Study:
         }
         if refused:
             family["refused_unless"] = refused
+
+    def first_differs(self, patterns: Sequence[Rule], lists: Mapping[str, Any]) -> bool:
+        """Whether the first layer has other parts than all others, whatever the lists and patterns say."""
+        written = self.written(LAYERS)
+        for rule in patterns:
+            values = {name: written.get(name) for name in rule_settings(rule)}
+            hits = rule_values(rule, values.__getitem__, LAYERS)
+            if hits[0] not in hits[1:]:
+                return False
+        turned = {name: written[name][::-1] for name in lists if isinstance(written.get(name), list)}
+        both = [self.kinds(overrides) for overrides in ({}, turned)]
+        return all(both) and any(
+            all(kinds[0].get(key) not in [kind.get(key) for kind in kinds[1:]] for kinds in both)
+            and all(len({json.dumps(kind.get(key)) for kind in kinds[1:]}) == 1 for kinds in both)
+            for key in both[0][0].keys() | both[0][1].keys()
+        )
 
     def sizes_follow_count(self, overrides: Mapping[str, Any]) -> bool:
         """Whether weights outside of the layers have one part per layer."""

@@ -17,15 +17,20 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from layer_surgeon.assemble.layer_rules import Rule, rule_settings, rule_values, solve_rule
+from layer_surgeon.assemble.layer_rules import (
+    SAVE_ADVICE,
+    Rule,
+    collapse_list,
+    count_names,
+    expand_list,
+    rule_settings,
+    rule_values,
+    solve_rule,
+)
 from layer_surgeon.checkpoint.stack import count_layers, text_config
 from layer_surgeon.errors import AssemblyError, CheckpointError, UnsupportedArchitectureError
 
 _MAP = "per_layer_config"
-_SAVE_ADVICE = (
-    "Save the config with transformers, which writes the list: "
-    "AutoConfig.from_pretrained(SOURCE).save_pretrained(FOLDER)."
-)
 # Settings that don't change what a layer computes, or that don't have to be equal.
 # fmt: off
 _NOT_COMPARED = frozenset(
@@ -137,7 +142,7 @@ class _Settings:
 
     def set_count(self, number: int) -> None:
         """Write the number of layers, under each of the names that the config has, and what follows from it."""
-        for name in _count_names(self.family):
+        for name in count_names(self.family):
             if self.text.get(name) == self.num_layers:
                 self.text[name] = number
         for name, exponent in self.family.get("scaled_by_count", {}).items():
@@ -189,10 +194,10 @@ class _Settings:
             if rule is None or any(self.text.get(other) for other in self.family.get("void", ())):
                 raise UnsupportedArchitectureError(
                     f"The config of this {self.model_type} doesn't state {name}, and layer_surgeon doesn't know which "
-                    f"values the family derives for it. {_SAVE_ADVICE}"
+                    f"values the family derives for it. {SAVE_ADVICE}"
                 )
             return self.rule_values(rule)
-        values = _expand(stated, form, self.num_layers)
+        values = expand_list(stated, form, self.num_layers)
         if values is None or len(values) != self.num_layers:
             described = f"{len(values)} values" if values is not None else f"the value {str(stated)[:80]!r}"
             raise CheckpointError(
@@ -297,7 +302,7 @@ def _rewrite_lists(assembled: _Settings, chosen: Chosen) -> None:
         stated = assembled.stated(name)
         if stated in (None, [], ()) and ("copy_of" in details or _derived(assembled, name) == wanted):
             continue
-        assembled.write(name, _collapse(wanted, details.get("form", "values"), stated))
+        assembled.write(name, collapse_list(wanted, details.get("form", "values"), stated))
         if "when" in (details.get("rule") or {}):
             _update_pattern(assembled, details["rule"], wanted)
 
@@ -371,8 +376,9 @@ def _rewrite_patterns(assembled: _Settings, chosen: Chosen) -> None:
         if solved is None:
             raise UnsupportedArchitectureError(
                 f"Which layers of a {assembled.model_type} are of which kind follows from their numbers "
-                f"({', '.join(names) or 'the last one differs'}), and no values of these settings describe the chosen "
-                f"layers. {rule.get('advice', 'Choose layers in the order of this pattern.')}"
+                f"({', '.join(names) or 'the first or the last one differs'}), and no values of these "
+                "settings describe the chosen layers. "
+                f"{rule.get('advice', 'Choose layers in the order of this pattern.')}"
             )
         for name, value in solved.items():
             if assembled.value(name) != value:
@@ -393,39 +399,13 @@ def _rewrite_map(assembled: _Settings, chosen: Chosen) -> None:
     assembled.text[_MAP] = numbered
 
 
-def _expand(stated: Any, form: str, num_layers: int) -> list[Any] | None:
-    """Return a stated list with one value per layer; None if it has another form."""
-    if isinstance(stated, str):
-        return list(stated)
-    if not isinstance(stated, list | tuple):
-        return None
-    if form == "cycle":
-        return [stated[index % len(stated)] for index in range(num_layers)]
-    if form == "groups":
-        values: list[Any] = []
-        for group in stated:
-            if not isinstance(group, list | tuple) or len(group) != 2 or not isinstance(group[0], list | tuple):
-                return None
-            if type(group[1]) is not int or group[1] > num_layers:
-                return None
-            values += list(group[0]) * group[1]
-        return values
-    return list(stated)
-
-
-def _collapse(values: list[Any], form: str, stated: Any) -> Any:
-    if isinstance(stated, str) and all(isinstance(value, str) and len(value) == 1 for value in values):
-        return "".join(values)
-    return [[values, 1]] if form == "groups" else values
-
-
 def _comparable(settings: _Settings) -> dict[str, Any]:
     """Return what layers of two sources must have in common, in one form for older and newer configs."""
     family = settings.family
     per_layer = {*family.get("lists", ()), *family.get("numbers", ()), *family.get("periods", ()), _MAP}
     per_layer |= {alias for aliases in family.get("aliases", {}).values() for alias in aliases}
     per_layer |= {name for rule in family.get("patterns", ()) for name in rule_settings(rule)}
-    per_layer |= set(_count_names(family))
+    per_layer |= set(count_names(family))
     values = {
         name: value
         for name, value in {**family.get("defaults", {}), **settings.text}.items()
@@ -447,10 +427,6 @@ def _comparable(settings: _Settings) -> dict[str, Any]:
     elif "rope_theta" in values:
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     return values
-
-
-def _count_names(family: Mapping[str, Any]) -> list[str]:
-    return [family["num_layers"], "num_hidden_layers", "n_layer", "n_layers", "num_layers"]
 
 
 def _family(model_type: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def write_model(
 
     Vectors and convolutions stay F32, as llama.cpp leaves them. With `split`, options of `write_gguf`, the same tensors
     are also written in parts next to it. With `config`, the model has these settings, which transformers takes from the
-    tensors of a file; `general` are keys without the architecture's name. A key that is None is left out.
+    tensors of a file; `general` are other keys, written out. A key of the metadata that is None is left out.
     """
     generator = np.random.default_rng(seed)
     settings = {key: value for key, value in {**METADATA[architecture], **metadata}.items() if value is not None}
