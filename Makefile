@@ -19,6 +19,7 @@ docs: .venv/.docs-ready  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 bench: .venv/.ready .venv-peers/.ready  ## repeatable measurements; see docs/benchmarks.md
 	$(BIN)/python -m benchmarks.extract
+	$(BIN)/python -m benchmarks.assemble
 	$(BIN)/python -m benchmarks.gguf
 	$(BIN)/python -m benchmarks.network
 	$(BIN)/python -m benchmarks.graft

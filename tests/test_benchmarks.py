@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks import by_hand, extract, gguf, network
+from benchmarks import assemble, by_hand, extract, gguf, network
 from benchmarks.command import SMALL, SURGEON
 from benchmarks.fetching import Bench, find_layer
 from benchmarks.link import REPO, Link
@@ -138,6 +138,15 @@ def test_the_extraction_benchmark_runs_and_writes_its_results(tmp_path, capsys):
     rows = json.loads(target.read_text())["shapes"]["small"]["warm"]
     assert list(rows) == ["copy", "surgeon"]
     assert len(rows["surgeon"]) == 1
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_assembly_benchmark_runs_and_writes_its_results(tmp_path, capsys):
+    target = tmp_path / "assemble.json"
+    settings = ["--only", "small", "--rows", "copy", "surgeon", "--runs", "1"]
+    assemble.main([*settings, "--folder", str(tmp_path), "--json", str(target)])
+    assert "x the copy" in capsys.readouterr().out
+    assert list(json.loads(target.read_text())["rows"]) == ["copy", "surgeon"]
     assert list(tmp_path.iterdir()) == [target]
 
 

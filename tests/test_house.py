@@ -26,6 +26,7 @@ def modules_after(code, cwd):
     ("code", "absent"),
     [
         ("import layer_surgeon", {"torch", "transformers", "numpy", "huggingface_hub", "typer", "rich"}),
+        ("import layer_surgeon.assemble", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("import layer_surgeon.extract", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("import layer_surgeon.tasks", {"torch", "transformers", "numpy", "huggingface_hub"}),
         ("import layer_surgeon.graft.config, layer_surgeon.finetune.config", {"torch", "transformers"}),

@@ -2,8 +2,9 @@
 
 recipe           which layers of which sources; recipe_files reads it from YAML, also mergekit's passthrough
 model_source     one source of layers; text_only takes the language model out of a vision-language checkpoint
-compatible       refuse sources whose layers don't fit together
-layer_settings   the new config.json, from what `assembly_families.json` knows about each family
+compatible       refuse sources of other vocabularies or dtypes
+layer_settings   the new config.json, from what `assembly_families.json` knows about each family; with layer_rules
+shards           the tensors of the new model, and the files that they are written to
 assembly_plan    the shards of the new model, with every byte to read, before the first one is read
 assembly         `assemble_model`, which combines all of these with the copy of `extract`
 assembled_model  open and verify the resulting folder

@@ -22,7 +22,7 @@ from layer_surgeon.assemble.assembled_model import (
 from layer_surgeon.assemble.assembly_plan import AssemblyPlan, Recipe, as_recipe, plan_assembly
 from layer_surgeon.assemble.several_sources import SeveralSources, joint_name, own_name
 from layer_surgeon.assemble.shards import ShardPlan
-from layer_surgeon.checkpoint.companions import read_companions
+from layer_surgeon.checkpoint.companions import GENERATION_FILE, read_companions
 from layer_surgeon.checkpoint.licence import README_FILE, read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import INDEX_FILE
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
@@ -36,8 +36,6 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, short_name
 
 _MAX_NAME_CHARACTERS = 60
-# At least one file of each tokenizer's starts with one of these.
-_TOKENIZER_STARTS = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "source.spm", "bpe", "spm", "dict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +121,7 @@ def write_model(
     folder = (workspace or Workspace()).folder("model", _model_name(plan)) if output is None else Path(output)
     _check_output(folder, force)
     papers = _read_papers(plan, companions or {})
-    if not any(name.startswith(_TOKENIZER_STARTS) for name in papers.companions):
+    if all(name == GENERATION_FILE or "chat_template" in name for name in papers.companions):
         progress.notice(
             f"{plan.sources[0].name} has no tokenizer files, so the new model has none. Copy those of the original "
             "model into its folder."

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon.assemble.compatible import check_vocabularies
 from layer_surgeon.assemble.layer_settings import LayerChoice, assembled_config
 from layer_surgeon.assemble.model_source import ModelSource
 from layer_surgeon.assemble.recipe import AssemblyRecipe, SourceRef
@@ -167,6 +168,7 @@ def plan_assembly(
             for layer in layers
         ],
     )
+    check_vocabularies(base, sources[1:])
     tensors, notes = model_tensors(base, head, layers, recipe.dtype)
     shards = plan_shards(tensors, [source.checkpoint.source.connections for source in sources], shard_bytes)
     dtype = main_dtype(tensor for shard in shards for tensor in shard.written)

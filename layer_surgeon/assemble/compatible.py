@@ -1,4 +1,4 @@
-"""Refuse sources whose layers can't work together: other families, widths, vocabularies or dtypes."""
+"""Refuse sources of other vocabularies or dtypes. `layer_settings` compares all that their configs say."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -12,32 +12,18 @@ from layer_surgeon.checkpoint.stack import text_config
 from layer_surgeon.errors import AssemblyError
 from layer_surgeon.extract.dtypes import NAME_OF_CODE
 
-_WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 # Files that hold the whole vocabulary, the most precise one first.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def check_models(base: ModelSource, others: Sequence[ModelSource]) -> None:
-    """Refuse sources of another family, width or vocabulary than the base.
+def check_vocabularies(base: ModelSource, others: Sequence[ModelSource]) -> None:
+    """Refuse sources of another vocabulary than the base.
 
     Raises:
-        AssemblyError: They differ; the message names the values.
+        AssemblyError: They differ; the message names tokens or sizes.
         SourceError: A tokenizer can't be read.
     """
     for other in others:
-        base_type, other_type = (str(text_config(source.config)["model_type"]) for source in (base, other))
-        if base_type != other_type:
-            raise AssemblyError(
-                f"{base.name} is a {base_type} model and {other.name} a {other_type} model. Layers of different "
-                "families can't be combined. Take all layers from models of one family."
-            )
-        for key in _WIDTH_KEYS:
-            values = [text_config(source.config).get(key) for source in (base, other)]
-            if values[0] != values[1]:
-                raise AssemblyError(
-                    f"{base.name} has the {key} {values[0]}, and {other.name} {values[1]}. Layers can only be combined "
-                    "if their hidden states have the same width."
-                )
         _check_vocabulary(base, other)
 
 

@@ -133,3 +133,30 @@ def _number(value: Any) -> int:
     if type(value) is not int:
         raise TypeError(f"{value!r} is not an integer")
     return value
+
+
+def expand_list(stated: Any, form: str, num_layers: int) -> list[Any] | None:
+    """Return a stated list with one value per layer; None if it has another form."""
+    if isinstance(stated, str):
+        return list(stated)
+    if not isinstance(stated, list | tuple):
+        return None
+    if form == "cycle":
+        return [stated[index % len(stated)] for index in range(num_layers)]
+    if form == "groups":
+        values: list[Any] = []
+        for group in stated:
+            if not isinstance(group, list | tuple) or len(group) != 2 or not isinstance(group[0], list | tuple):
+                return None
+            if type(group[1]) is not int or group[1] > num_layers:
+                return None
+            values += list(group[0]) * group[1]
+        return values
+    return list(stated)
+
+
+def collapse_list(values: list[Any], form: str, stated: Any) -> Any:
+    """Write one value per layer in the form of a stated list: as text, as groups, or as a list."""
+    if isinstance(stated, str) and all(isinstance(value, str) and len(value) == 1 for value in values):
+        return "".join(values)
+    return [[values, 1]] if form == "groups" else values

@@ -17,7 +17,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from layer_surgeon.assemble.layer_rules import Rule, rule_settings, rule_values, solve_rule
+from layer_surgeon.assemble.layer_rules import (
+    Rule,
+    collapse_list,
+    expand_list,
+    rule_settings,
+    rule_values,
+    solve_rule,
+)
 from layer_surgeon.checkpoint.stack import count_layers, text_config
 from layer_surgeon.errors import AssemblyError, CheckpointError, UnsupportedArchitectureError
 
@@ -192,7 +199,7 @@ class _Settings:
                     f"values the family derives for it. {_SAVE_ADVICE}"
                 )
             return self.rule_values(rule)
-        values = _expand(stated, form, self.num_layers)
+        values = expand_list(stated, form, self.num_layers)
         if values is None or len(values) != self.num_layers:
             described = f"{len(values)} values" if values is not None else f"the value {str(stated)[:80]!r}"
             raise CheckpointError(
@@ -297,7 +304,7 @@ def _rewrite_lists(assembled: _Settings, chosen: Chosen) -> None:
         stated = assembled.stated(name)
         if stated in (None, [], ()) and ("copy_of" in details or _derived(assembled, name) == wanted):
             continue
-        assembled.write(name, _collapse(wanted, details.get("form", "values"), stated))
+        assembled.write(name, collapse_list(wanted, details.get("form", "values"), stated))
         if "when" in (details.get("rule") or {}):
             _update_pattern(assembled, details["rule"], wanted)
 
@@ -391,32 +398,6 @@ def _rewrite_map(assembled: _Settings, chosen: Chosen) -> None:
             if str(number).lstrip("0") == str(layer).lstrip("0"):
                 numbered[str(index).zfill(len(str(len(chosen) - 1)))] = deepcopy(values)
     assembled.text[_MAP] = numbered
-
-
-def _expand(stated: Any, form: str, num_layers: int) -> list[Any] | None:
-    """Return a stated list with one value per layer; None if it has another form."""
-    if isinstance(stated, str):
-        return list(stated)
-    if not isinstance(stated, list | tuple):
-        return None
-    if form == "cycle":
-        return [stated[index % len(stated)] for index in range(num_layers)]
-    if form == "groups":
-        values: list[Any] = []
-        for group in stated:
-            if not isinstance(group, list | tuple) or len(group) != 2 or not isinstance(group[0], list | tuple):
-                return None
-            if type(group[1]) is not int or group[1] > num_layers:
-                return None
-            values += list(group[0]) * group[1]
-        return values
-    return list(stated)
-
-
-def _collapse(values: list[Any], form: str, stated: Any) -> Any:
-    if isinstance(stated, str) and all(isinstance(value, str) and len(value) == 1 for value in values):
-        return "".join(values)
-    return [[values, 1]] if form == "groups" else values
 
 
 def _comparable(settings: _Settings) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from layer_surgeon._limits import MAX_LAYERS, check_size
-from layer_surgeon.assemble.compatible import check_models
 from layer_surgeon.assemble.model_source import ModelSource, model_source
 from layer_surgeon.assemble.recipe import AssemblyRecipe, LayerSlice, SourceRef
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
@@ -24,13 +23,12 @@ class SelectedLayer:
 
 
 def open_sources(recipe: AssemblyRecipe, token: str | bool | None) -> tuple[dict[SourceRef, ModelSource], ModelSource]:
-    """Open every source of a recipe once, and check that their layers fit together.
+    """Open every source of a recipe once.
 
     Returns:
         The sources by the names in the recipe, the base first, and the source of the head.
 
     Raises:
-        AssemblyError: They don't fit together.
         UnsupportedArchitectureError: A source can't be used.
         CheckpointError: A checkpoint is damaged.
         SourceError: A source can't be read.
@@ -48,8 +46,6 @@ def open_sources(recipe: AssemblyRecipe, token: str | bool | None) -> tuple[dict
             else open_checkpoint(reference, revision=revision, token=token)
         )
         sources[reference] = model_source(len(sources), checkpoint, text_only=recipe.text_only)
-    base, *others = sources.values()
-    check_models(base, others)
     return sources, sources[head]
 
 
@@ -61,7 +57,10 @@ def select(recipe: AssemblyRecipe, sources: Mapping[SourceRef, ModelSource]) -> 
         ConfigError: A selection is malformed or selects nothing, or a position is beyond the new model.
         UnsupportedArchitectureError: A layer is quantised in an unsupported way, or FP8 without a dtype.
     """
-    layers = [layer for part in recipe.slices for layer in _slice_layers(part, sources[part.source])]
+    layers: list[SelectedLayer] = []
+    for part in recipe.slices:
+        layers += _slice_layers(part, sources[part.source])
+        check_size(len(layers), MAX_LAYERS, "layers", ConfigError)
     if not layers:
         raise ConfigError("The recipe drops every layer, so the model would have none. Keep at least one layer.")
     for position, (reference, index) in recipe.replace.items():
@@ -95,6 +94,7 @@ def _indices(parts: str | int | Sequence[int | str], source: ModelSource) -> lis
                 f"{part!r} selects no layer of {source.name}. A slice is FIRST:END, and includes FIRST but not END."
             )
         indices += selected
+        check_size(len(indices), MAX_LAYERS, "layers", ConfigError)
     return indices
 
 

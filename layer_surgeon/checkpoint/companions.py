@@ -4,7 +4,6 @@ from fnmatch import fnmatchcase
 
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources.together import read_files
-from layer_surgeon.checkpoint.sources.url import UrlSource
 
 # All file names in `vocab_files_names` of the tokenizers in transformers 5.24.
 TOKENIZER_FILES = (
@@ -51,11 +50,16 @@ def companion_files(checkpoint: Checkpoint) -> list[str]:
         SourceError: A web server can't be asked for them.
     """
     patterns = (*TOKENIZER_FILES, GENERATION_FILE)
-    if isinstance(checkpoint.source, UrlSource):
-        checkpoint.source.look_for(pattern for pattern in patterns if "*" not in pattern)
+    source = checkpoint.source
+    if source.kind == "url":
+        # Imported only when needed: local files should not cost the import of an HTTP client.
+        from layer_surgeon.checkpoint.sources.url import UrlSource
+
+        if isinstance(source, UrlSource):
+            source.look_for(pattern for pattern in patterns if "*" not in pattern)
     return [
         name
-        for name in checkpoint.source.list_files()
+        for name in source.list_files()
         # A * must not match folders.
         if any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
     ]

@@ -243,6 +243,8 @@ class TestRefusals:
             ({"scale": "9=2"}, ConfigError, "scale names layer 9 of the new model, which has 4 layers"),
             ({"expand": "often"}, ConfigError, "must be every:N"),
             ({"expand": 5}, ConfigError, "every 5 layers, but there are only 4"),
+            ({"layers": "0:4," * 2501}, ConfigError, "10,004 layers were requested; at most 10,000"),
+            ({"layers": ",".join(["0:4"] * 2500), "expand": 1}, ConfigError, "20,000 layers were requested"),
             ({"text_only": "yes"}, ConfigError, "text_only is 'yes'"),
             ({"max_shard_size": "big"}, ConfigError, "max_shard_size is 'big'"),
             ({"max_shard_size": 0}, ConfigError, "max_shard_size is 0"),
@@ -260,8 +262,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"model_type": "mistral"}, "is a llama model and .* a mistral model"),
-            ({"hidden_size": 32, "num_attention_heads": 2}, "has the hidden_size 64, and .* 32"),
+            ({"model_type": "mistral"}, "A layer of mistral can't be a layer of llama"),
+            ({"hidden_size": 32, "num_attention_heads": 2}, "The sources differ in hidden_size: 64 and 32"),
             ({"vocab_size": 120}, "vocabulary of 100 tokens, and .* one of 120"),
         ],
         ids=["family", "width", "vocabulary"],

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from layer_surgeon.hub.assembly_card import AssemblyCard, CardSource
 from layer_surgeon.hub.graft_card import GraftCard
 from layer_surgeon.hub.layer_card import LayerCard
 from layer_surgeon.hub.origin import GraftedLayer, Origin, SourceModel
@@ -79,13 +80,30 @@ def run_card(text):
     )
 
 
-@pytest.mark.parametrize("card", [layer_card, graft_card, run_card])
+def assembly_card(text):
+    licences = ({"license": text, "license_name": text}, {})
+    sources = [
+        CardSource(name=text, repo_id=None, commit=text, num_layers=4, parts=[text, "layers 0-1"], licence=licence)
+        for licence in licences
+    ]
+    return AssemblyCard(
+        sources=sources,
+        layers=[(text, 0, False, 1.0), (text, 1, True, 1.0), (text, 2, False, 0.5)],
+        family=text,
+        num_parameters=1000,
+        dtype="bfloat16",
+        licence_files=[text],
+        changed=True,
+    )
+
+
+@pytest.mark.parametrize("card", [layer_card, graft_card, run_card, assembly_card])
 def test_hostile_texts_dont_change_the_markup(card):
     assert tags(card(HOSTILE).render()) == tags(card("name").render())
     assert len(tags(card("name").render())) > 20
 
 
-@pytest.mark.parametrize("card", [layer_card, graft_card, run_card])
+@pytest.mark.parametrize("card", [layer_card, graft_card, run_card, assembly_card])
 def test_text_is_not_a_template(card):
     assert "49" not in card("{{ 7 * 7 }}{% set x = 1 %}").render()
 

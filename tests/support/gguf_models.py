@@ -84,9 +84,10 @@ def write_gguf(
         _add(writer, f"{architecture}.{key}", value)
     for key, value in (general or {}).items():
         _add(writer, key, value)
-    writer.add_token_list([f"token{number}" for number in range(NUM_TOKENS)])
-    writer.add_eos_token_id(1)
-    writer.add_pad_token_id(0)
+    if "tokenizer.ggml.tokens" not in (general or {}):
+        writer.add_token_list([f"token{number}" for number in range(NUM_TOKENS)])
+        writer.add_eos_token_id(1)
+        writer.add_pad_token_id(0)
     for name, content, quantization in tensors:
         writer.add_tensor(name, content, raw_dtype=quantization)
     writer.write_header_to_file()
@@ -104,13 +105,14 @@ def write_model(
     seed: int = 0,
     split: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
+    general: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a whole tiny model: every tensor that transformers' model wants, random.
 
     Vectors and convolutions stay F32, as llama.cpp leaves them. With `split`, options of `write_gguf`, the same tensors
     are also written in parts next to it. With `config`, the model has these settings, which transformers takes from the
-    tensors of a file. A key of the metadata that is None is left out.
+    tensors of a file; `general` are other keys, written out. A key of the metadata that is None is left out.
     """
     generator = np.random.default_rng(seed)
     settings = {key: value for key, value in {**METADATA[architecture], **metadata}.items() if value is not None}
@@ -123,7 +125,7 @@ def write_model(
         tensors.append((name, -np.abs(content) if name.endswith("ssm_a") else content, kind))
     if split is not None:
         write_gguf(path, architecture, tensors, metadata=settings, **split)
-    return write_gguf(path, architecture, tensors, metadata=settings)
+    return write_gguf(path, architecture, tensors, metadata=settings, general=general)
 
 
 def random_content(
