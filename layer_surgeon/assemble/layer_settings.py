@@ -376,9 +376,8 @@ def _rewrite_patterns(assembled: _Settings, chosen: Chosen) -> None:
         if solved is None:
             raise UnsupportedArchitectureError(
                 f"Which layers of a {assembled.model_type} are of which kind follows from their numbers "
-                f"({', '.join(names) or 'the first or the last one differs'}), and no values of these "
-                "settings describe the chosen layers. "
-                f"{rule.get('advice', 'Choose layers in the order of this pattern.')}"
+                f"({', '.join(names) or 'the first or the last one differs'}), and no values of them describe "
+                "the chosen layers. Choose layers in the order of this pattern."
             )
         for name, value in solved.items():
             if assembled.value(name) != value:
