@@ -150,7 +150,8 @@ def test_recovers_from_temporary_faults(web: HttpFolder) -> None:
     web.fault = fault
     assert source.read_range("model.safetensors", 3, 3 * CHUNK_BYTES) == SHARD[3 : 3 * CHUNK_BYTES + 3]
     # The half that arrived before the cut is not requested again.
-    assert [asked.range.partition("-")[0] for asked in web.asked[-2:] if asked.range] == ["bytes=3", "bytes=1572867"]
+    starts = [asked.range.partition("-")[0] for asked in web.asked[-2:] if asked.range]
+    assert starts == ["bytes=3", f"bytes={3 + 3 * CHUNK_BYTES // 2}"]
 
 
 @pytest.mark.parametrize(

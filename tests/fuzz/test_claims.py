@@ -70,7 +70,8 @@ def test_a_safetensors_header_with_a_huge_length(length: int) -> None:
     source = HugeSource(struct.pack("<Q", length))
     with pytest.raises(CheckpointError, match="states a header length of"):
         read_header(source, "file")
-    assert source.longest_read == 8
+    # Over a network, the first read is as long as a usual header.
+    assert source.longest_read < 32_000
 
 
 def test_a_safetensors_shape_with_a_huge_product() -> None:
