@@ -17,6 +17,7 @@ from tests.support.assembly_walk import LAYERS, is_family
 from tools import generate_assembly_families as tool
 
 TABLE = json.loads(tool.OUTPUT.read_text())
+SAME_VERSION = transformers.__version__ == TABLE["transformers"]
 LLAMA = {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 64}
 GEMMA3 = {"model_type": "gemma3_text", "num_hidden_layers": 12, "sliding_window": 512}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -324,11 +325,14 @@ def test_transformers_derives_the_same_values(model_type, name, rule):
     for number in range(4, 13):
         overrides = {setting: study.sample(setting, number) for setting in settings} if number % 3 else {}
         values = study.derived(name, number, **overrides)
-        if values is None:
+        # Before 5.24, Llama 4 has chunks without a size.
+        if values is None or (not SAME_VERSION and "attention_chunk_size" in overrides):
             continue
         config = {"model_type": model_type, study.count: number, **study.written(number, **overrides), **overrides}
         del config[name]
-        assert _Settings(config).values(name) == values, overrides
+        derived = _Settings(config).values(name)
+        # Versions differ in the names of a kind that all layers have, and such a list is never written.
+        assert derived == values or (not SAME_VERSION and len({*values}) == len({*derived}) == 1), overrides
         compared += 1
     assert compared
 
@@ -338,7 +342,7 @@ def test_transformers_derives_the_same_values(model_type, name, rule):
 def test_any_order_is_right_or_refused(model_type):
     study = tool.Study(model_type)
     config = study.written(LAYERS)
-    if not config:
+    if not config or (not SAME_VERSION and not study.kinds({})):
         pytest.skip(f"transformers {transformers.__version__} makes no such config")
     originals = parts(config)
     generator = random.Random(0)
