@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Chunk
 from layer_surgeon.errors import ArtifactError
-from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_written
+from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_tensors, hash_written
 from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
 from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
@@ -141,7 +141,7 @@ def _run(
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 1, thread_name_prefix="extract") as pool:
         # Submitted first, because it needs a thread from the start.
-        hashing = pool.submit(hash_written, descriptor, plan, copy.front, whole_file=whole_file)
+        hashing = pool.submit(hash_written if whole_file else hash_tensors, descriptor, plan, copy.front)
         reads = [pool.submit(copy.piece, index, piece, verified[index]) for index, piece in enumerate(plan.pieces)]
         try:
             _wait_for_all([hashing, *reads])

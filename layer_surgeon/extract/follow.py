@@ -75,8 +75,29 @@ class Front:
             self._changed.notify_all()
 
 
-def hash_written(descriptor: int, plan: CopyPlan, front: Front, *, whole_file: bool) -> Digests:
-    """Compute the sha256 of the whole file (unless it isn't wanted) and of each tensor while the file is written.
+def hash_tensors(descriptor: int, plan: CopyPlan, front: Front) -> Digests:
+    """Compute the sha256 of each tensor while the file is written. Bytes that belong to no tensor are not read.
+
+    Raises:
+        StoppedError: The front was stopped.
+    """
+    digests = {}
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with FileIO(descriptor, "rb", closefd=False) as file:
+        for tensor in plan.planned:
+            digest = hashlib.sha256()
+            position, end = file.seek(tensor.offset), tensor.offset + tensor.num_bytes
+            while position < end:
+                num_written = min(front.wait_beyond(position), end) - position
+                count = file.readinto(buffer[:num_written])
+                digest.update(buffer[:count])
+                position += count
+            digests[tensor.name] = digest.hexdigest()
+    return Digests(file=None, tensors=digests)
+
+
+def hash_written(descriptor: int, plan: CopyPlan, front: Front) -> Digests:
+    """Compute the sha256 of the whole file and of each tensor while the file is written.
 
     This thread reads each byte back once and hashes the file; a second thread hashes the tensors from the same buffers.
 
@@ -101,12 +122,11 @@ def hash_written(descriptor: int, plan: CopyPlan, front: Front, *, whole_file: b
                 count = file.readinto(buffers[0][: written_end - position])
                 chunk = buffers[0][:count]
                 hashing.append(pool.submit(tensor_digests.update, position, chunk))
-                if whole_file:
-                    file_digest.update(chunk)
+                file_digest.update(chunk)
                 position += count
         for future in hashing:
             future.result()
-    return Digests(file=file_digest.hexdigest() if whole_file else None, tensors=tensor_digests.hexdigests)
+    return Digests(file=file_digest.hexdigest(), tensors=tensor_digests.hexdigests)
 
 
 class _TensorDigests:

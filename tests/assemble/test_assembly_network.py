@@ -102,7 +102,7 @@ def test_connection_that_breaks_midway_goes_on(hub: LoopbackHub, tmp_path: Path,
     output = tmp_path / "made" / "out"
     plan = plan_assembly("owner/model", layers=LAYERS, max_shard_size="6MB")
     hub.faults.add(
-        reset(), server="cdn", method="GET", path=r"\.safetensors", skip=2 + len(plan.shards[0].pieces), times=-1
+        reset(), server="cdn", method="GET", path=r"\.safetensors", skip=1 + len(plan.shards[0].pieces), times=-1
     )
     with pytest.raises(SourceError):
         assemble(output)
