@@ -65,7 +65,6 @@ NOT_RUN = {
         "surgeon graft HOST": "HOST stands for any model",
     },
     "docs/distributed.md": {"": "needs several processes; tests/finetune/test_distributed.py runs the page"},
-    "docs/donor.md": {"donor = ls.DonorLayer.from_pretrained(artifact.path).to_int8()": "tests/graft/test_int8.py"},
     "docs/extract.md": {"": "tests/extract/test_page.py runs the page"},
     "docs/graft.md": dict.fromkeys(
         (

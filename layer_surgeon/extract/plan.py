@@ -1,8 +1,8 @@
 """Plan an extraction: every byte range to read and write, before any weights are read."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 
@@ -12,7 +12,7 @@ from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
 from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
 from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
-from layer_surgeon.extract.codec import Codec, Shifted
+from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, Dropped, plain_codec
 from layer_surgeon.extract.fp8 import FP8_CODES, fp8_codec, pair_scales
 from layer_surgeon.extract.permute import Permuted
@@ -22,10 +22,6 @@ from layer_surgeon.extract.selection import LayerSelection, select_layers
 # torch.save leaves 128 bytes between the storages of a .bin file, less than the headers of a request and its response
 # with a signed URL.
 MAX_GAP_BYTES = 1 << 10
-# For rows of a table. At 50 MB/s per connection, 1 MiB takes a quarter of the 80 ms of a request.
-MAX_ROW_GAP_BYTES = 1 << 20
-# Reading 64 KiB from a local disk takes less time than opening the file again.
-MAX_LOCAL_ROW_GAP_BYTES = 64 << 10
 # At 80 ms per request and 50 MB/s per connection, smaller pieces cost more in requests than parallel reads gain.
 MIN_PIECE_BYTES = 6 << 20
 # Each connection reads a few pieces in turn, each a third as long as the one before. Hashing goes through the file in
@@ -171,81 +167,6 @@ def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype
     planned, header = lay_out(parts)
     pieces = cut_pieces(planned, checkpoint.source.connections)
     return ExtractionPlan(layer_indices=indices, planned=planned, pieces=pieces, header=header)
-
-
-def plan_tensors(checkpoint: Checkpoint, names: Mapping[str, str], *, dtype: str | None = None) -> ExtractionPlan:
-    """Plan to read tensors that belong to no layer, such as the final norm.
-
-    Args:
-        checkpoint: An open checkpoint.
-        names: Names in the checkpoint, by the names that the tensors get.
-        dtype: As in `plan_extraction`.
-
-    Raises:
-        CheckpointError: A header is damaged, or a tensor is missing.
-        SourceError: A file can't be read.
-    """
-    infos = checkpoint.table.tensors(dict.fromkeys(names.values()))
-    code = None if dtype is None else CODE_OF_NAME[dtype]
-    parts_of = {info.name: (info, codec) for info, codec in choose_codecs(checkpoint, infos, code)}
-    parts = [(name, *parts_of[source_name]) for name, source_name in names.items()]
-    planned, header = lay_out(parts)
-    return ExtractionPlan(
-        layer_indices=(), planned=planned, pieces=cut_pieces(planned, checkpoint.source.connections), header=header
-    )
-
-
-def plan_rows(checkpoint: Checkpoint, name: str, rows: Sequence[int], *, dtype: str | None = None) -> ExtractionPlan:
-    """Plan to read some rows of a matrix, such as those of a few tokens.
-
-    The plan has one tensor per stretch of rows, in their order. If the matrix is stored in a form without rows, such as
-    transposed, the plan has the whole matrix. Gaps of up to `MAX_ROW_GAP_BYTES` between two stretches are read and
-    dropped, to save requests.
-
-    Args:
-        checkpoint: An open checkpoint.
-        name: The name of the matrix in the checkpoint.
-        rows: The rows, sorted, each once.
-        dtype: As in `plan_extraction`.
-
-    Raises:
-        CheckpointError: As for `plan_tensors`, or the matrix has fewer rows.
-        SourceError: A file can't be read.
-    """
-    (whole,) = plan_tensors(checkpoint, {name: name}, dtype=dtype).planned
-    info, codec = whole.source, whole.codec
-    num_rows = info.shape[0] if info.shape else 0
-    if rows and not 0 <= rows[0] <= rows[-1] < num_rows:
-        raise CheckpointError(
-            f"{name} has {num_rows:,} rows, but row {max(rows[-1], -rows[0]):,} is needed: the tokenizer has tokens "
-            "that the model doesn't have. Get the checkpoint and its tokenizer again."
-        )
-    row_bytes = info.num_bytes // max(1, num_rows)
-    if row_bytes % codec.block_bytes:
-        return plan_tensors(checkpoint, {name: name}, dtype=dtype)
-    parts = []
-    for start, stop in _stretches(rows):
-        stretch = replace(
-            info,
-            shape=(stop - start, *info.shape[1:]),
-            offset=info.offset + start * row_bytes,
-            num_bytes=(stop - start) * row_bytes,
-        )
-        shifted = codec if start == 0 else Shifted(codec, start * row_bytes // codec.block_bytes)
-        parts.append((f"{name}[{start}:{stop}]", stretch, shifted))
-    planned, header = lay_out(parts)
-    connections = checkpoint.source.connections
-    pieces = cut_pieces(planned, connections, MAX_LOCAL_ROW_GAP_BYTES if connections == 1 else MAX_ROW_GAP_BYTES)
-    return ExtractionPlan(layer_indices=(), planned=planned, pieces=pieces, header=header)
-
-
-def _stretches(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the begin and end of each stretch of neighbouring rows."""
-    begin = 0
-    for index in range(1, len(rows) + 1):
-        if index == len(rows) or rows[index] != rows[index - 1] + 1:
-            yield rows[begin], rows[index - 1] + 1
-            begin = index
 
 
 def check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: str | None) -> None:

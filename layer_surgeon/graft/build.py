@@ -26,7 +26,7 @@ from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.sentence_files import write_sentence_files
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.tasks import DEFAULT_TASK
+from layer_surgeon.tasks import DEFAULT_TASK, get_task
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
 
 _SEED = 2023
@@ -256,7 +256,8 @@ def _write(
         with new_folder(target, replace=force) as folder, quiet_transformers():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            if model.config.task == "feature-extraction":
+            task = get_task(model.config.task)
+            if task.pools and not task.head:  # the graft's output is one vector per text
                 write_sentence_files(folder, model.config, host, token)
             # Check again: making a graft takes long, and someone may have put files there.
             check_graft_place(target, force=force)

@@ -17,7 +17,7 @@ from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.extract import plan_extraction
 from layer_surgeon.extract.memory import read_tensors
-from layer_surgeon.extract.plan import plan_rows, plan_tensors
+from layer_surgeon.extract.other_tensors import plan_rows, plan_tensors
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.batches import Batch, make_batches
 from layer_surgeon.run.fetching import ByteCounter, LayerFetcher, plain_config, read_plan, torch_dtype

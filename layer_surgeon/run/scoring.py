@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.exit import DonorExit, ExitPlan
-from layer_surgeon.extract.plan import plan_tensors
+from layer_surgeon.extract.other_tensors import plan_tensors
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.batches import Batch
 from layer_surgeon.run.fetching import ByteCounter, read_plan

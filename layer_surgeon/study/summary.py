@@ -254,9 +254,8 @@ def _compare(
         p=difference.t_test if examples is None else examples.p,
         p_holm=None,
         significant=False,
-        p_equivalence=_test_equivalence(plan, difference, None if examples is None else examples.crossed),
-        equivalent=False,
         words="",
+        p_equivalence=_test_equivalence(plan, difference, None if examples is None else examples.crossed),
     )
 
 

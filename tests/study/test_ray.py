@@ -34,5 +34,5 @@ def test_ray_gives_the_numbers_of_this_process_and_imports_nothing_from_the_curr
 
 def test_a_missing_ray_is_reported_with_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"layer-surgeon\[ray\]"):
+    with pytest.raises(ConfigError, match=r"pip install ray"):
         next(executors.run_ray([], StudyFolder(root=tmp_path), 1))
