@@ -8,7 +8,7 @@ import torch
 
 from layer_surgeon import TensorInfo, open_checkpoint
 from layer_surgeon.errors import CheckpointError
-from layer_surgeon.extract import plan as plan_module
+from layer_surgeon.extract import other_tensors
 from layer_surgeon.extract.codec import Shifted
 from layer_surgeon.extract.fp8 import Fp8Codec
 from layer_surgeon.extract.memory import read_tensors
@@ -51,8 +51,8 @@ def read(checkpoint, plan, dtype):
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("rows", [[0], [3, 4, 5], [0, 2, 3, 39], list(range(40)), [1, 20]])
 def test_rows(checkpoint, connections, rows, monkeypatch):
-    monkeypatch.setattr(plan_module, "MAX_ROW_GAP_BYTES", 32)
-    monkeypatch.setattr(plan_module, "MAX_LOCAL_ROW_GAP_BYTES", 0)
+    monkeypatch.setattr(other_tensors, "MAX_ROW_GAP_BYTES", 32)
+    monkeypatch.setattr(other_tensors, "MAX_LOCAL_ROW_GAP_BYTES", 0)
     checkpoint.source.connections = connections
     plan = plan_rows(checkpoint, TABLE, rows)
     values = read(checkpoint, plan, "<u2").reshape(-1, 16)

@@ -216,7 +216,8 @@ MISTAKES = {
 # Errors that a training run can't cause.
 ELSEWHERE = {
     "sources.py": ("no split {split!r}", "splits with --split"),
-    "files.py": ("can't be streamed",),
+    "_table_files.py": ("can't be streamed",),
+    "_conll.py": ("columns; expected",),
     "text_classification.py": ("inputs mix", "two texts"),
     "question_answering.py": ("needs pairs",),
     "token_classification.py": ("is not a list of labels",),
