@@ -1,5 +1,6 @@
 """Large bodies are read straight from the socket, and further ranges over the same connection."""
 
+import gc
 import os
 from collections.abc import Generator
 
@@ -54,6 +55,22 @@ def test_a_reader_that_stops_at_its_last_byte_keeps_the_connection(hub: Loopback
         stream.close()
         opened.append(len(hub.connections))
     assert opened[0] == opened[2]
+
+
+def test_the_garbage_collector_closes_no_connection(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run while the thread holds a lock of the client's pool, which closing takes too."""
+    reader = DirectReader(get_session)
+    read(reader, url)
+    closed = []
+    close = direct._Line.close
+    monkeypatch.setattr(direct._Line, "close", lambda line: (closed.append(line), close(line)))
+    reader.itself = reader  # type: ignore[attr-defined]  # a cycle, which only the collector frees
+    del reader
+    gc.collect()
+    assert not closed
+    read(DirectReader(get_session), url)
+    assert len(closed) == 1
+    assert not direct._abandoned
 
 
 @pytest.mark.parametrize("fault", [status(503), status(403), reset(), redirect(), resize_body(0, with_length=False)])

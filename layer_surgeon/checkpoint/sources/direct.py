@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPConnection, HTTPException
@@ -26,6 +26,9 @@ ReadInto = Callable[[memoryview], int]
 # As in huggingface_hub's client: servers and routers drop connections that are idle for longer.
 _IDLE_SECONDS = 5.0
 _Origin = tuple[str, str]
+_abandoned: "list[_Line]" = []
+"""Idle connections of readers that are gone. Closing one takes a lock of the client's pool, which the thread may hold
+while the garbage collector runs. So the next request closes them, and not the collector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class DirectReader:
         self._client = client
         self._lock = threading.Lock()
         self._idle: dict[_Origin, list[_Line]] = defaultdict(list)
-        finalize(self, _close_all, self._idle)
+        finalize(self, _abandon, self._idle).atexit = False
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str], timeout: tuple[float, ...]) -> Iterator[tuple[Any, ReadInto]]:
@@ -62,6 +65,9 @@ class DirectReader:
             OSError: The connection broke.
             Exception: The client's own exceptions.
         """
+        while _abandoned:
+            with suppress(IndexError):  # another thread took the last one
+                _abandoned.pop().close()
         origin = _origin(url)
         line = self._idle_line(origin) if "range" in headers else None
         response: Any = None if line is None else line.ask(url, headers)
@@ -207,7 +213,6 @@ def _origin(url: str) -> _Origin:
     return parts.scheme, parts.netloc
 
 
-def _close_all(idle: Mapping[_Origin, Iterable[_Line]]) -> None:
+def _abandon(idle: Mapping[_Origin, Iterable[_Line]]) -> None:
     for lines in idle.values():
-        for line in lines:
-            line.close()
+        _abandoned.extend(lines)
