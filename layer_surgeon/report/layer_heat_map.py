@@ -16,7 +16,9 @@ from layer_surgeon.report.encodings import LayeredChart, inline_data
 
 FILE_TYPES = (".html", ".svg", ".png")
 
-_TILE_WIDTH, _TILE_HEIGHT = 18, 24
+_TILE_WIDTH, _TILE_HEIGHT = 22, 24
+# Browsers may have a wider font than the one that the chart is laid out with. The names would be cut.
+_PADDING = {"left": 28, "top": 5, "right": 5, "bottom": 5}
 _LONGEST_NAME = 60
 
 
@@ -103,7 +105,10 @@ def layer_heat_map(
         parts.append(base.mark_text(fontSize=12).encode(text=alt.Text(field="sign", type="nominal")))
     layers = alt.layer(*parts, data=inline_data(records))
     return layers.properties(
-        width=max(_TILE_WIDTH * len(columns), 280), height=_TILE_HEIGHT * len(rows), title=_one_line(title)
+        width=max(_TILE_WIDTH * len(columns), 280),
+        height=_TILE_HEIGHT * len(rows),
+        title=_one_line(title),
+        padding=_PADDING,
     )
 
 
