@@ -69,7 +69,9 @@ def call_shares(arguments: list[str], folder: Path) -> dict[str, float]:
 
 
 def _is_ours(path: str) -> bool:
-    return path.startswith((str(ROOT / "layer_surgeon"), str(ROOT / "cli"))) and not path.endswith("_auto.py")
+    # main.py and command.py call everything, through typer; _auto.py wraps imports.
+    wrappers = ("_auto.py", "cli/main.py", "cli/command.py")
+    return path.startswith((str(ROOT / "layer_surgeon"), str(ROOT / "cli"))) and not path.endswith(wrappers)
 
 
 def main() -> None:
