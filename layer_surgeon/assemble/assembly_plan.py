@@ -116,19 +116,20 @@ def as_recipe(recipe: Recipe, settings: dict[str, Any]) -> AssemblyRecipe:
     Raises:
         ConfigError: The file or a setting is invalid, or a recipe and settings contradict each other.
     """
-    is_file = isinstance(recipe, str | os.PathLike) and os.fspath(recipe).endswith(_RECIPE_SUFFIXES)
-    if is_file and not Path(os.fspath(recipe)).is_dir():  # type: ignore[arg-type]  # it is a path here
-        recipe = read_recipe(Path(os.fspath(recipe)))  # type: ignore[arg-type]
+    if isinstance(recipe, str | os.PathLike):
+        path = Path(recipe)
+        if path.name.endswith(_RECIPE_SUFFIXES) and not path.is_dir():
+            recipe = read_recipe(path)
     if not isinstance(recipe, AssemblyRecipe):
         return AssemblyRecipe.of(recipe, **settings)
-    given = {name: value for name, value in settings.items() if value is not None}
-    contradicting = sorted(set(given) - {"dtype", "text_only"})
+    overrides = {name: value for name, value in settings.items() if value is not None}
+    contradicting = sorted(set(overrides) - {"dtype", "text_only"})
     if contradicting:
         raise ConfigError(
             f"{contradicting[0]} can't be combined with a recipe. Write it into the recipe; only dtype and text_only "
             "can be given next to it."
         )
-    return recipe.with_settings(**given)
+    return recipe.with_settings(**overrides)
 
 
 def plan_assembly(

@@ -237,10 +237,8 @@ def _other_names(base: ModelSource, head: ModelSource) -> list[tuple[ModelSource
             "of one and head of the other can't be combined. Take both from one source."
         )
     after = {source: [name for name in source.other_names if not _is_before(name, source)] for source in (base, head)}
-    differing = sorted(
-        {source.new_name(name) or name for source in (base,) for name in after[source]}
-        ^ {source.new_name(name) or name for source in (head,) for name in after[source]}
-    )
+    base_names, head_names = ({source.new_name(name) or name for name in after[source]} for source in (base, head))
+    differing = sorted(base_names ^ head_names)
     if differing:
         raise AssemblyError(
             f"Only one of {base.name} and {head.name} has the tensor {differing[0]!r} after its layers, for example "

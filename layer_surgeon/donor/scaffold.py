@@ -124,13 +124,19 @@ def _as_layer_output(hidden_states: Any, run: Run) -> Any:
     return hidden_states if run.extras is None else (hidden_states, *[run.filler] * run.extras)
 
 
+def _arrive(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    """Record in the current run what the model passes to its first layer."""
+    run = _current()
+    run.arrived = args[0] if args else kwargs["hidden_states"]
+    run.num_calls_before = len(run.left_out_calls)
+    return run
+
+
 class _Arrival(_Stub):
     """Replaces the first layer where only the modules before it run: keeps what arrives, and skips all layers."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        run = _current()
-        run.arrived = args[0] if args else kwargs["hidden_states"]
-        run.num_calls_before = len(run.left_out_calls)
+        run = _arrive(args, kwargs)
         run.result = _as_layer_output(run.arrived, run)
         return run.result
 
@@ -139,9 +145,7 @@ class _Departure(_Stub):
     """Replaces the first layer where only the modules after the last layer run: returns the run's hidden states."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        run = _current()
-        run.arrived = args[0] if args else kwargs["hidden_states"]
-        run.num_calls_before = len(run.left_out_calls)
+        run = _arrive(args, kwargs)
         run.result = _as_layer_output(run.hidden_states, run)
         return run.result
 

@@ -39,7 +39,7 @@ def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 class ByteCounter(NullProgress):
-    """Counts bytes as they arrive, and can stop whatever reads them."""
+    """Counts bytes as they arrive, and can stop the reader."""
 
     def __init__(self) -> None:
         self.num_bytes = 0

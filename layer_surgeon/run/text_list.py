@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import datasets.exceptions
-
 from layer_surgeon._loading import load_dataset
 from layer_surgeon._table_files import READERS, read_files
 from layer_surgeon._text import first_line
@@ -79,10 +76,12 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_hub(hub_id: str, progress: Progress) -> Mapping[str, Sequence[Any]]:
+    from datasets.exceptions import DatasetsError  # takes a second, which local files should not cost
+
     progress.notice(f"Loading {hub_id} from the Hub.")
     try:
         splits = load_dataset(hub_id)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"There is no file {hub_id}, and the data set {hub_id} can't be loaded from the Hub: {first_line(error)} "
             "Check the name and your network."
