@@ -11,7 +11,8 @@ row_stream, prepare_stream, train_stream
 parts              choose what to train: the whole host, a frozen host or LoRA; one learning rate per part
 models             load the model and the tokenizer; choose the device
 tokenization       tokenize texts, and count the truncated ones
-trainer            transformers.Trainer with our optimizer, sampler and checkpoints; sharding: FSDP
+sampling           the order of the examples, and the number of steps
+trainer            transformers.Trainer with our optimizer and checkpoints; sharding: FSDP
 watching, tracking progress on the terminal; trackers such as TensorBoard
 prepare            everything before the first step; writes nothing
 run                `finetune_model`, which calls all of the above in order

@@ -10,8 +10,8 @@ from layer_surgeon.finetune.folder import check_free
 from layer_surgeon.finetune.models import ModelLike, quiet
 from layer_surgeon.finetune.parts import part_of, plain_model
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
+from layer_surgeon.finetune.sampling import count_steps, examples_per_step
 from layer_surgeon.finetune.sources import DataLike
-from layer_surgeon.finetune.trainer import count_steps, examples_per_step
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace

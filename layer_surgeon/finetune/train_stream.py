@@ -17,10 +17,10 @@ from layer_surgeon.finetune.examples import ExampleSet, is_empty
 from layer_surgeon.finetune.labels import LabelMap, check_label
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.row_stream import RowStream
+from layer_surgeon.finetune.sampling import EpochSampler, count_steps, examples_per_step
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext
 from layer_surgeon.finetune.tokenization import Features, TokenizedDataset
-from layer_surgeon.finetune.trainer import EpochSampler, count_steps, examples_per_step
 
 # With more distinct labels than this, the column does not contain classes. This also limits memory.
 _MOST_LABELS = 1000

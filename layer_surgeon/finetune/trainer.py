@@ -1,6 +1,5 @@
 """A `transformers.Trainer` with our optimizer, example order and checkpoints."""
 
-import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_indexes
@@ -26,9 +24,10 @@ from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.parts import is_adapted, rates
+from layer_surgeon.finetune.sampling import EpochSampler, SortedSampler, count_steps, examples_per_step
 from layer_surgeon.finetune.sharding import ShardedTrainer
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
-from layer_surgeon.finetune.tokenization import NumberedDataset, TokenizedDataset
+from layer_surgeon.finetune.tokenization import NumberedDataset
 from layer_surgeon.finetune.watching import LOGGED
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.tasks import get_task
@@ -58,42 +57,6 @@ _CHECKPOINT_ERRORS = (
     AttributeError,
     RuntimeError,
 )
-
-
-class EpochSampler(Sampler[int]):
-    """Samples examples in an order that depends only on the seed and the epoch.
-
-    The samplers of transformers differ in two ways. They use the global random state, which is lost when a run resumes
-    inside an epoch. And their order by length sorts every fifty batches from long to short, so the last steps before a
-    validation see only short texts. This sampler shuffles the batches.
-    """
-
-    def __init__(self, dataset: TokenizedDataset, batch_size: int, seed: int, *, by_length: bool) -> None:
-        self._lengths, self._batch_size, self._seed, self._by_length = dataset.lengths, batch_size, seed, by_length
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; accelerate's data loader calls this when an epoch begins."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        # Without the factor, epoch 1 of seed 7 would have the order of epoch 0 of seed 8.
-        generator = torch.Generator().manual_seed(self._seed * 10_007 + self._epoch)
-        if self._by_length:
-            return iter(self._grouped(generator))
-        return iter(torch.randperm(len(self), generator=generator).tolist())
-
-    def _grouped(self, generator: torch.Generator) -> list[int]:
-        size = self._batch_size
-        indices = get_length_grouped_indices(self._lengths, size, generator=generator)
-        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
-        # The first batch has the longest text, so a run that lacks memory fails at once. The last one may be smaller.
-        inner = torch.randperm(max(0, len(batches) - 2), generator=generator).tolist()
-        batch_order = [0, *(number + 1 for number in inner), len(batches) - 1][: len(batches)]
-        return [index for number in batch_order for index in batches[number]]
 
 
 class SurgeonTrainer(ShardedTrainer):
@@ -256,19 +219,6 @@ def _reading_checkpoint() -> Iterator[None]:
         ) from error
 
 
-class SortedSampler(Sampler[int]):
-    """Samples the longest examples first: batches need little padding, and a lack of memory shows at once."""
-
-    def __init__(self, dataset: NumberedDataset) -> None:
-        self._order = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._order)
-
-
 class EpochCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Passes the epoch to the sampler.
 
@@ -303,17 +253,6 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         ends = state.epoch == int(state.epoch) or state.global_step >= state.max_steps
         if state.global_step % self._steps == 0 and not ends:
             control.should_save = True
-
-
-def examples_per_step(config: FinetuneConfig, num_processes: int = 1) -> int:
-    """Number of examples per optimizer step, over all forward passes and processes."""
-    return config.batch_size * config.gradient_accumulation_steps * num_processes
-
-
-def count_steps(config: FinetuneConfig, num_examples: int, num_processes: int = 1) -> tuple[int, int]:
-    """Number of optimizer steps in an epoch and in the whole run."""
-    per_epoch = math.ceil(num_examples / examples_per_step(config, num_processes))
-    return per_epoch, config.max_steps or math.ceil(config.num_epochs * per_epoch)
 
 
 def training_arguments(

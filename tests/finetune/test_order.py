@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
+from layer_surgeon.finetune.sampling import EpochSampler
 from layer_surgeon.finetune.tokenization import TokenizedDataset
-from layer_surgeon.finetune.trainer import EpochSampler
 
 SIZE = 32
 
