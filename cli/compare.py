@@ -203,7 +203,8 @@ def make_content(
     Raises:
         LayerSurgeonError: The file or preset can't be read, options contradict each other, or a value can't be used.
     """
-    from layer_surgeon.study.plan_parts import mapping, read_yaml
+    from layer_surgeon.study.arms import NoDonorError
+    from layer_surgeon.study.plan_parts import mapping, read_arms, read_yaml
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 
@@ -246,7 +247,10 @@ def make_content(
         content[section] = {**mapping(content, section), **values}
     check_settings(content, list(settings))
     if not content.get("donor") and not content.get("donors"):
-        content["donor"] = str(ui.latest("layer"))
+        try:
+            read_arms(content)
+        except NoDonorError:
+            content["donor"] = str(ui.latest("layer"))
     return content
 
 

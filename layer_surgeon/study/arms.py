@@ -279,6 +279,10 @@ def is_called(wanted: str | None, arm: str) -> bool:
 _KEYS = ("name", "like", "host", "donor", "graft", "finetune", "lora", "control", "synthetic")
 
 
+class NoDonorError(ConfigError):
+    """An arm needs the study's donor, and the plan names none."""
+
+
 def parse_arm(
     value: Any, *, host: str, donor: DonorSpec | None, graft: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
 ) -> Arm:
@@ -292,6 +296,7 @@ def parse_arm(
         others: The other arms of the plan, by name, which `like` can refer to.
 
     Raises:
+        NoDonorError: The arm needs the study's donor.
         ConfigError: An arm or a key is unknown, or the arm lacks a setting.
     """
     arm_spec: Mapping[str, Any] = {"name": value, "like": value} if isinstance(value, str) else value
@@ -318,7 +323,7 @@ def parse_arm(
     own_donor = DonorSpec.parse(settings["donor"]) if settings.get("donor") is not None else None
     arm_donor = own_donor if "donor" in settings else donor
     if arm_donor is None and "donor" not in settings:
-        raise ConfigError(
+        raise NoDonorError(
             f"The arm {arm_spec['name']} needs a donor, and the study has none. Add a line to the plan: donor: MODEL."
         )
     control = settings.get("control")

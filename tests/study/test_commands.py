@@ -12,15 +12,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.report.load import load_report
 from layer_surgeon.study import compare
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.records import read_cells
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
+from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.compare import make_plan
 from layer_surgeon_cli.errors import UsageError
 from layer_surgeon_cli.main import app
+from layer_surgeon_cli.ui import Ui
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
 from tests.support.studies import run_in_this_process, tiny_parts
 from tests.support.tiny_models import save_quietly
@@ -177,3 +180,19 @@ def test_a_killed_study_continues(plan_file, here, tmp_path):
     ]
     assert len(results[0]) == 4
     assert results[0] == results[1]
+
+
+def test_only_a_plan_with_grafts_takes_the_latest_layer(tmp_path):
+    path = tmp_path / "plan.yaml"
+    plan = {
+        "host": "a/bert",
+        "arms": [{"name": "mean", "like": "host", "graft": {"pooling": "mean"}}],
+        "data": ["sst2"],
+    }
+    options = {"config": path, "preset": None, "scale": "full", "output": tmp_path, "num_seeds": 1}
+    path.write_text(yaml.safe_dump(plan))
+    assert make_plan(**options, overrides={}, settings={}, ui=None).arms[0].donor is None
+    path.write_text(yaml.safe_dump({**plan, "arms": ["host", "graft"]}))
+    ui = Ui(as_json=False, quiet=True, debug=False, workspace=Workspace(tmp_path / "empty"))
+    with pytest.raises(WorkspaceError, match="holds no layer yet"):
+        make_plan(**options, overrides={}, settings={}, ui=ui)
