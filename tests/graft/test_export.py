@@ -157,13 +157,19 @@ def compare_with_program(model, path):
         torch.testing.assert_close(found[kept], model(**inputs).logits[kept], rtol=1e-5, atol=1e-5)
 
 
+def write_again(program, monkeypatch):
+    """Replace the two steps of a conversion to ONNX, which take seconds, by a converted program."""
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+
+
 def test_large_weights_are_in_a_second_file(by_command, tmp_path, monkeypatch):
     """The program that the command converted is written again, twice."""
     from torch.onnx._internal.exporter import _onnx_program
 
     folder, _, program = by_command
     folder, path = folder / "my-graft", tmp_path / "graft.onnx"
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    write_again(program, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
         result = export_model(folder, path)
@@ -198,6 +204,7 @@ def test_failed_export_leaves_no_files(error, stored, tmp_path, monkeypatch):
     def fail(*_):
         raise error
 
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
     monkeypatch.setattr(export, "_save_onnx", fail)
     kind, message = (
         (WorkspaceError, "can't be written: No space left on device. Make room")
@@ -272,7 +279,7 @@ def test_the_command_exports_the_latest_graft(by_command, tmp_path, monkeypatch)
     """The program that `by_command` converted is written again."""
     folder, _, program = by_command
     Workspace(tmp_path / "surgery").set_latest("graft", folder / "my-graft")
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    write_again(program, monkeypatch)
     result = surgeon_here(*OF_THE_LATEST, cwd=tmp_path)
     assert result.code == 0, result.err
     inputs = padded(2, 9, segments=True)
