@@ -6,10 +6,7 @@ here, are listed with the reason.
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +35,7 @@ from tests.support.gguf_models import write_model
 from tests.support.hub_uploads import UploadRouter
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.page_blocks import Block, blocks_of
+from tests.support.preloaded import run_code
 from tests.support.tiny_models import cut_artifact, save_quietly
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +46,7 @@ _PACKAGES = (*FOLDERS["all-MiniLM-L6-v2"].packages, *PARTED["gemma-3-270m"].pack
 HAS_WEIGHTS = all(find_spec(name.replace("-", "_")) for name in _PACKAGES)
 STUDY = "trains for many minutes; the tests of studies run the command at small sizes"
 REAL = "needs real weights for minutes; tests/study/test_demo.py runs it"
+EXPORT = "tests/graft/test_export.py runs these commands"
 # What runs elsewhere or not at all: page -> the start of a block -> why.
 NOT_RUN = {
     "README.md": {
@@ -55,6 +54,7 @@ NOT_RUN = {
         "python3 -m venv": "installs the package",
         "surgeon compare": STUDY,
         "surgeon select": STUDY,
+        "surgeon export": EXPORT,
     },
     "docs/benchmarks.md": {"": "measurements for hours; tests/test_benchmarks.py runs them at small sizes"},
     "docs/commands.md": {"": "a synopsis of each command, generated from its code"},
@@ -73,7 +73,8 @@ NOT_RUN = {
             "import layer_surgeon as ls\nfrom layer_surgeon.graft import GraftConfig",
         ),
         "tests/graft/test_graft_docs.py runs the three examples",
-    ),
+    )
+    | {"surgeon export": EXPORT},
     "docs/index.md": {"make demo": REAL, "python3 -m venv": "installs the package"},
     "docs/quickstart.md": {"python3 -m venv": "installs the package", "surgeon compare": STUDY},
     "docs/select.md": {"surgeon": STUDY},
@@ -198,20 +199,12 @@ def outcome(request, tmp_path_factory):
         for repo_id, folder in made.items():
             hub.add_repo(repo_id, folder)
         hub.add_repo("SetFit/sst2", make_data(), kind="datasets")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SURGEON_", "HF_"))}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_good", "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HOME": str(root / ".hf"), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_good", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
         # As in a shell that a notebook started.
         environment |= {"MPLBACKEND": "module://no_such_package.backend"}
-        done = subprocess.run(
-            [sys.executable, page_blocks.__file__, str(root / "problems.json")],
-            input=json.dumps(jobs),
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        code = f"import runpy; runpy.run_path({page_blocks.__file__!r}, run_name='__main__')"
+        done = run_code(code, root / "problems.json", cwd=root, env=environment, stdin=json.dumps(jobs))
     assert done.returncode == 0, done.stderr[-4000:]
     return jobs, json.loads((root / "problems.json").read_text())
 

@@ -1,6 +1,5 @@
 """What a stranger's files must not do, through the commands as people run them. docs/security.md lists the attacks."""
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +12,10 @@ from transformers import BertConfig, LlamaConfig
 from layer_surgeon._loading import load_dataset
 from layer_surgeon.checkpoint.sources.http_files import HttpFiles
 from layer_surgeon.checkpoint.sources.retry import HubLimits
-from tests.support.command_line import Result, surgeon, surgeon_forked, surgeon_here
+from tests.support.command_line import Result, surgeon, surgeon_forked, surgeon_here, surgeon_together
 from tests.support.hostile_folders import plant_model_code, plant_modules, was_run
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.preloaded import run_code
 
-ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures/made_by_04c75f7"
 # What a person might pipe into a command, and what transformers takes for consent.
 CONSENT = "y\nyes\n1\n" * 20
@@ -127,18 +124,6 @@ class TestCodeOfAModel:
         assert "Do you wish to run" not in done.err
 
 
-_DRY_RUNS = """
-import dataclasses, json, sys
-from pathlib import Path
-from tests.support.command_line import surgeon_here
-results = {}
-for way in sys.argv[1:]:
-    done = surgeon_here("finetune", "graft", "--dataset", f"owner/{way}", "--dry-run", cwd=Path.cwd())
-    results[way] = dataclasses.asdict(done)
-print(json.dumps(results))
-"""
-
-
 WAYS = ("path", "dots", "url", "other-repo", "file-chain", "local-chain", "web-chain")
 
 
@@ -165,11 +150,10 @@ def attempts(tmp_path_factory) -> dict[str, tuple[Result, list[str]]]:
             card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": named}]})
             files = {"README.md": f"---\n{card}---\n".encode(), "films.jsonl": rows}
             hub.add_repo(f"owner/{way}", files, kind="datasets")
-        done = run_code(_DRY_RUNS, *WAYS, cwd=folder, env={"HF_ENDPOINT": hub.endpoint, "PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, done.stderr
+        commands = [("finetune", "graft", "--dataset", f"owner/{way}", "--dry-run") for way in WAYS]
+        results = surgeon_together(*commands, cwd=folder, env={"HF_ENDPOINT": hub.endpoint})
         requests = [request.path for request in hub.requests]
-    results = {name: Result(**result) for name, result in json.loads(done.stdout.splitlines()[-1]).items()}
-    return {way: (results[way], requests) for way in WAYS}
+    return {way: (result, requests) for way, result in zip(WAYS, results, strict=True)}
 
 
 class TestDataSets:

@@ -295,7 +295,7 @@ def zero_outputs(tiny: Family, index: int, layer: nn.Module, states: Tensor) -> 
     order = execution_order(tiny, index, layer, states)
 
     def silent() -> bool:
-        output = tiny._run(tiny.models[0], layer=index, states=states)
+        output = tiny.run(tiny.models[0], layer=index, states=states).left[index]
         return torch.equal(output, states)
 
     def fill(names: Sequence[str]) -> None:
@@ -332,7 +332,7 @@ def execution_order(tiny: Family, index: int, layer: nn.Module, states: Tensor) 
 
     handles = [module.register_forward_hook(note(name)) for name, module in layer.named_modules()]
     try:
-        tiny._run(tiny.models[0], layer=index, states=states)
+        tiny.run(tiny.models[0], layer=index, states=states)
     finally:
         for handle in handles:
             handle.remove()
@@ -372,7 +372,7 @@ def is_scalable(tiny: Family, index: int, layer: nn.Module, names: Sequence[str]
         with torch.no_grad():
             for name, original in originals.items():
                 parameters[name].copy_(original * scale)
-        added.append(tiny._run(tiny.models[0], layer=index, states=states) - states)
+        added.append(tiny.run(tiny.models[0], layer=index, states=states).left[index] - states)
     with torch.no_grad():
         for name, original in originals.items():
             parameters[name].copy_(original)

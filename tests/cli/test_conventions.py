@@ -28,7 +28,7 @@ def test_summaries_match_the_help_of_the_commands():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, tmp_path):
-    result = surgeon(name, "--help", cwd=tmp_path)
+    result = surgeon_here(name, "--help", cwd=tmp_path)
     assert result.code == 0
     for option in ("--json", "--quiet", "--debug", "--workspace"):
         assert option in result.out
@@ -83,7 +83,7 @@ def test_version(tmp_path):
     ],
 )
 def test_usage_errors_exit_with_2(arguments, tmp_path):
-    result = surgeon(*arguments, cwd=tmp_path)
+    result = surgeon_here(*arguments, cwd=tmp_path)
     assert result.code == 2
     assert "Traceback" not in result.err
     assert result.out == ""

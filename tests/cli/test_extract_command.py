@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
-from tests.support.command_line import SURGEON, surgeon
+from tests.support.command_line import SURGEON, surgeon, surgeon_here
 
 TINY = LLAMA_8B | {
     "hidden_size": 16,
@@ -25,11 +25,11 @@ def donor(tmp_path):
 
 
 def test_inspect(donor, tmp_path):
-    result = surgeon("inspect", donor, cwd=tmp_path)
+    result = surgeon_here("inspect", donor, cwd=tmp_path)
     assert result.code == 0
     assert "llama" in result.out
     assert "model.layers" in result.out
-    document = surgeon("inspect", donor, "--json", cwd=tmp_path).document()
+    document = surgeon_here("inspect", donor, "--json", cwd=tmp_path).document()
     assert document["num_layers"] == len(document["layers"]) == 4
     assert document["whole"]["num_bytes"] == document["rest"]["num_bytes"] + sum(
         layer["num_bytes"] for layer in document["layers"]
@@ -38,7 +38,7 @@ def test_inspect(donor, tmp_path):
 
 
 def test_extract_into_the_workspace(donor, tmp_path):
-    result = surgeon("extract", donor, cwd=tmp_path)
+    result = surgeon_here("extract", donor, cwd=tmp_path)
     assert result.code == 0, result.err
     assert "surgeon graft" in result.out
     assert (tmp_path / "surgery" / "layers" / "donor-L3" / "model.safetensors").is_file()
@@ -47,23 +47,23 @@ def test_extract_into_the_workspace(donor, tmp_path):
 
 
 def test_extract_in_json(donor, tmp_path):
-    result = surgeon("extract", donor, "-l", "0", "-l", "-1", "-o", "out", "--json", cwd=tmp_path)
+    result = surgeon_here("extract", donor, "-l", "0", "-l", "-1", "-o", "out", "--json", cwd=tmp_path)
     assert result.code == 0, result.err
     document = result.document()
     assert document["layer_indices"] == [0, 3]
     assert document["path"] == "out"
-    repeated = surgeon("extract", donor, "-l", "0", "-l", "-1", "-o", "out", "--json", "--quiet", cwd=tmp_path)
+    repeated = surgeon_here("extract", donor, "-l", "0", "-l", "-1", "-o", "out", "--json", "--quiet", cwd=tmp_path)
     assert repeated.document() == document
     assert repeated.err == ""
 
 
 def test_several_layers_by_a_slice(donor, tmp_path):
-    result = surgeon("extract", donor, "--layer", "-2:", "-o", "out", "--json", cwd=tmp_path)
+    result = surgeon_here("extract", donor, "--layer", "-2:", "-o", "out", "--json", cwd=tmp_path)
     assert result.document()["layer_indices"] == [2, 3]
 
 
 def test_verify(donor, tmp_path):
-    assert surgeon("extract", donor, "-o", "out", cwd=tmp_path).code == 0
+    assert surgeon_here("extract", donor, "-o", "out", cwd=tmp_path).code == 0
     intact = surgeon("extract", "--verify", "out", cwd=tmp_path)
     assert intact.code == 0
     assert "All 9 tensors" in intact.out
@@ -71,17 +71,17 @@ def test_verify(donor, tmp_path):
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    damaged = surgeon("extract", "out", "--verify", cwd=tmp_path)
+    damaged = surgeon_here("extract", "out", "--verify", cwd=tmp_path)
     assert damaged.code == 1
     assert "differs from the one recorded during extraction" in damaged.err
 
 
 def test_a_dry_run_writes_nothing(donor, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    result = surgeon("extract", donor, "--layer", "1", "--dry-run", "--json", cwd=tmp_path)
+    result = surgeon_here("extract", donor, "--layer", "1", "--dry-run", "--json", cwd=tmp_path)
     document = result.document()
     assert document["num_bytes"] == sum(tensor["num_bytes"] for tensor in document["tensors"])
-    assert "tensors" in surgeon("extract", donor, "--layer", "1", "--dry-run", cwd=tmp_path).out
+    assert "tensors" in surgeon_here("extract", donor, "--layer", "1", "--dry-run", cwd=tmp_path).out
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -90,14 +90,14 @@ def test_the_workspace_can_be_chosen(donor, tmp_path, variable):
     if variable:
         result = surgeon("extract", donor, cwd=tmp_path, env={"SURGEON_WORKSPACE": "elsewhere"})
     else:
-        result = surgeon("extract", donor, "--workspace", "elsewhere", cwd=tmp_path)
+        result = surgeon_here("extract", donor, "--workspace", "elsewhere", cwd=tmp_path)
     assert result.code == 0
     assert (tmp_path / "elsewhere" / "layers" / "donor-L3").is_dir()
 
 
 def test_layer_99_of_32(tmp_path):
     donor = write_sparse_checkpoint(tmp_path / "llama", LLAMA_8B, [])
-    result = surgeon("extract", donor, "--layer", "99", cwd=tmp_path)
+    result = surgeon_here("extract", donor, "--layer", "99", cwd=tmp_path)
     assert result.code == 1
     assert "has 32 layers, so there is no layer 99. Choose 0 to 31" in result.err
     assert not (tmp_path / "surgery").exists()
@@ -107,7 +107,7 @@ def test_not_a_decoder(tmp_path):
     donor = write_sparse_checkpoint(
         tmp_path / "bert", TINY | {"model_type": "bert", "architectures": ["BertModel"]}, []
     )
-    result = surgeon("extract", donor, cwd=tmp_path)
+    result = surgeon_here("extract", donor, cwd=tmp_path)
     assert result.code == 1
     assert "not a decoder model" in result.err
     assert not (tmp_path / "surgery").exists()

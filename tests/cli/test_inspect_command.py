@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.support.checkpoints import write_sparse_checkpoint
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon, surgeon_here
 from tests.support.gguf_models import write_gguf, write_model
 from tests.support.http_folder import HttpFolder
 from tests.support.loopback_hub import LoopbackHub
@@ -52,7 +52,7 @@ def test_every_format_in_a_folder(form, tmp_path):
     folder = make(form, tmp_path / "donor")
     (folder / "README.md").write_text(CARD)
     (folder / "LICENSE").write_text("Text")
-    document = surgeon("inspect", folder, "--json", cwd=tmp_path).document()
+    document = surgeon_here("inspect", folder, "--json", cwd=tmp_path).document()
     kind, layers, dtypes, quantization = FORMS[form]
     assert (document["format"], document["num_layers"], document["quantization"]) == (kind, layers, quantization)
     assert document["model_type"] == "llama"
@@ -71,16 +71,16 @@ def test_every_format_in_a_folder(form, tmp_path):
     if len(weights) > 1:
         assert document["layers"][0]["files"] != document["layers"][-1]["files"]
     if form != "gguf":
-        shown = surgeon("inspect", folder, cwd=tmp_path).out
+        shown = surgeon_here("inspect", folder, cwd=tmp_path).out
         assert "other, llama3.1, LICENSE; see LICENSE" in shown
         assert (f"{quantization}; layers are extracted as float32" in shown) == (quantization is not None)
 
 
 def test_a_checkpoint_without_a_licence(tmp_path):
     folder = make("safetensors", tmp_path / "donor")
-    assert "not stated" in surgeon("inspect", folder, cwd=tmp_path).out
+    assert "not stated" in surgeon_here("inspect", folder, cwd=tmp_path).out
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    assert surgeon("inspect", folder, "--json", cwd=tmp_path).document()["license"] == "apache-2.0"
+    assert surgeon_here("inspect", folder, "--json", cwd=tmp_path).document()["license"] == "apache-2.0"
 
 
 def test_licence_and_quantisation_come_from_the_gguf_file(tmp_path):
@@ -88,7 +88,7 @@ def test_licence_and_quantisation_come_from_the_gguf_file(tmp_path):
     tensors = [(tensor.name, tensor.data.copy(), tensor.tensor_type) for tensor in gguf.GGUFReader(path).tensors]
     stated = {"general.license": "gemma", "general.file_type": gguf.LlamaFileType.MOSTLY_Q4_K_M.value}
     write_gguf(path, "llama", tensors, general=stated)
-    document = surgeon("inspect", path, "--json", cwd=tmp_path).document()
+    document = surgeon_here("inspect", path, "--json", cwd=tmp_path).document()
     assert (document["license"], document["quantization"]) == ("gemma", "Q4_K_M")
 
 
@@ -100,7 +100,7 @@ def test_on_the_hub_no_weights_are_read(form, tmp_path):
         hub.add_repo("owner/name", folder)
         env = {"HF_ENDPOINT": hub.endpoint}
         remote = surgeon("inspect", "owner/name", "--json", cwd=tmp_path, env=env).document()
-        local = surgeon("inspect", folder, "--json", cwd=tmp_path).document()
+        local = surgeon_here("inspect", folder, "--json", cwd=tmp_path).document()
         assert (remote["kind"], len(remote["commit"])) == ("hub", 40)
         for key in ("source", "kind", "commit"):
             del remote[key], local[key]
@@ -113,8 +113,8 @@ def test_on_the_hub_no_weights_are_read(form, tmp_path):
 def test_on_a_web_server(tmp_path):
     folder = make("torch", tmp_path / "donor")
     with HttpFolder({path.name: path.read_bytes() for path in folder.iterdir()}) as web:
-        remote = surgeon("inspect", web.url, "--json", cwd=tmp_path).document()
-    local = surgeon("inspect", folder, "--json", cwd=tmp_path).document()
+        remote = surgeon_here("inspect", web.url, "--json", cwd=tmp_path).document()
+    local = surgeon_here("inspect", folder, "--json", cwd=tmp_path).document()
     assert remote["kind"] == "url"
     assert remote["layers"] == local["layers"]
 
@@ -123,9 +123,9 @@ def test_views_that_can_not_be_extracted_are_counted(tmp_path):
     state = tiny_state_dict(torch.float32)
     state["model.layers.0.mask"] = torch.ones(4, 1).expand(4, 8)
     folder = write_checkpoint(tmp_path / "donor", state)
-    document = surgeon("inspect", folder, "--json", cwd=tmp_path).document()
+    document = surgeon_here("inspect", folder, "--json", cwd=tmp_path).document()
     assert document["layers"][0]["num_tensors"] == 10
-    refused = surgeon("extract", folder, "-l", "0", "-o", "out", cwd=tmp_path)
+    refused = surgeon_here("extract", folder, "-l", "0", "-o", "out", cwd=tmp_path)
     assert refused.code == 1
     assert "is not contiguous" in refused.err
 
@@ -133,5 +133,5 @@ def test_views_that_can_not_be_extracted_are_counted(tmp_path):
 def test_a_quantised_checkpoint_shows_advice(tmp_path):
     config = TINY | {"quantization_config": {"quant_method": "awq", "bits": 4}}
     folder = write_sparse_checkpoint(tmp_path / "donor", config, [])
-    shown = surgeon("inspect", folder, cwd=tmp_path)
+    shown = surgeon_here("inspect", folder, cwd=tmp_path)
     assert "awq, 4 bits; its layers can't be extracted" in " ".join(shown.out.split())

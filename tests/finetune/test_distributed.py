@@ -4,10 +4,7 @@ FSDP too, although accelerate has it for GPUs alone: there it is told that these
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +17,7 @@ from layer_surgeon.finetune.sharding import plan_sharding
 from layer_surgeon.graft import GraftConfig, GraftedModel, save_graft
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import bert_config, word_tokenizer
+from tests.support.command_line import surgeon_forked
 from tests.support.preloaded import run_code
 
 pytestmark = [
@@ -101,18 +99,10 @@ def test_two_processes_do_what_one_does(still, alone, tmp_path, name):
 
 def test_error_is_reported_once(still, tmp_path):
     """By torchrun, as the command starts it. `tests/test_security.py` trains with such a command."""
-    arguments = ("finetune", still, "--dataset", "none.csv", "--num-processes=2")
-    done = subprocess.run(
-        [sys.executable, "-m", "layer_surgeon_cli", *map(str, arguments)],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("There is no file") == 1
-    assert list(tmp_path.iterdir()) == []
+    done = surgeon_forked("finetune", still, "--dataset", "none.csv", "--num-processes=2", cwd=tmp_path)
+    assert done.code == 1
+    assert done.err.count("There is no file") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".hf"] == []
 
 
 def test_fsdp_on_the_cpu_is_refused(monkeypatch):

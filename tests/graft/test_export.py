@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from transformers import AutoTokenizer
 
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft import GraftedModel, SurgeonGraftConfig, export, export_model, graft_layer
+from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model, make_inputs, word_tokenizer
 from tests.support.command_line import surgeon_here
+from tests.support.page_blocks import blocks_of
 from tests.support.preloaded import run_code
 
 pytestmark = [
@@ -22,6 +25,18 @@ pytestmark = [
 ]
 
 onnxruntime = pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[2]
+
+
+def documented(page):
+    """The arguments of each `surgeon export` of a page."""
+    texts = [block.text for block in blocks_of((ROOT / page).read_text()) if block.kind == "command"]
+    return [shlex.split(text, comments=True)[1:] for text in texts if text.startswith("surgeon export")]
+
+
+# As on the pages, whose test leaves them out.
+TO_ONNX, TO_TORCH = documented("docs/graft.md")
+(OF_THE_LATEST,) = documented("README.md")
 
 
 @pytest.fixture
@@ -58,8 +73,8 @@ def by_command(artifact, tmp_path_factory):
     """A folder with a graft of BERT and its export to ONNX, the command's output, and the converted program."""
     folder = tmp_path_factory.mktemp("command")
     model = graft_layer(host_model("bert"), artifact, id2label={"0": "bad", "1": "good"})
-    model.save_pretrained(folder / "graft")
-    word_tokenizer().save_pretrained(folder / "graft")
+    model.save_pretrained(folder / "my-graft")
+    word_tokenizer().save_pretrained(folder / "my-graft")
     convert, programs = torch.onnx.export, []
 
     def keep(*arguments, **keywords):
@@ -68,7 +83,7 @@ def by_command(artifact, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", keep)
-        result = surgeon_here("export", "graft", "--json", cwd=folder)
+        result = surgeon_here(*TO_ONNX, "--json", cwd=folder)
     assert result.code == 0, result.err
     return folder, result.document(), programs[0]
 
@@ -77,9 +92,9 @@ def by_command(artifact, tmp_path_factory):
     ("model_type", "task", "settings"),
     [
         # In bfloat16 the donor is exported in float32.
-        ("t5", "text-classification", {"pooling": "mean", "donor_dtype": "bfloat16"}),
-        ("llama", "token-classification", {}),
-        ("deberta-v2", "question-answering", {}),
+        ("t5", "text-classification", {"pooling": "mean", "donor_dtype": "bfloat16", "host": {"num_layers": 1}}),
+        ("llama", "token-classification", {"host": {"num_hidden_layers": 1}}),
+        ("deberta-v2", "question-answering", {"host": {"num_hidden_layers": 1}}),
         ("modernbert", "feature-extraction", {}),
         ("bert", "feature-extraction", {"site": 0, "residual": "gated", "pooling": "none"}),
     ],
@@ -113,7 +128,7 @@ def compare_with_graft(model, path, outputs):
 @torch.no_grad()
 def test_metadata_of_the_onnx_file(by_command):
     folder, _, _ = by_command
-    session = onnxruntime.InferenceSession(str(folder / "graft.onnx"))
+    session = onnxruntime.InferenceSession(str(folder / "my-graft.onnx"))
     inputs = {value.name: (value.shape, value.type) for value in session.get_inputs()}
     assert inputs == {
         name: (["batch", "length"], "tensor(int64)") for name in ("input_ids", "attention_mask", "token_type_ids")
@@ -142,13 +157,19 @@ def compare_with_program(model, path):
         torch.testing.assert_close(found[kept], model(**inputs).logits[kept], rtol=1e-5, atol=1e-5)
 
 
+def write_again(program, monkeypatch):
+    """Replace the two steps of a conversion to ONNX, which take seconds, by a converted program."""
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+
+
 def test_large_weights_are_in_a_second_file(by_command, tmp_path, monkeypatch):
     """The program that the command converted is written again, twice."""
     from torch.onnx._internal.exporter import _onnx_program
 
     folder, _, program = by_command
-    folder, path = folder / "graft", tmp_path / "graft.onnx"
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    folder, path = folder / "my-graft", tmp_path / "graft.onnx"
+    write_again(program, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
         result = export_model(folder, path)
@@ -183,6 +204,7 @@ def test_failed_export_leaves_no_files(error, stored, tmp_path, monkeypatch):
     def fail(*_):
         raise error
 
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
     monkeypatch.setattr(export, "_save_onnx", fail)
     kind, message = (
         (WorkspaceError, "can't be written: No space left on device. Make room")
@@ -225,32 +247,44 @@ def test_tasks_that_generate_text_cant_be_exported(model_type, task, artifact, t
 @torch.no_grad()
 def test_the_command(by_command):
     folder, document, _ = by_command
-    model = GraftedModel.from_pretrained(folder / "graft")
-    assert (document["path"], document["outputs"]) == ("graft.onnx", ["logits"])
+    model = GraftedModel.from_pretrained(folder / "my-graft")
+    assert (document["path"], document["outputs"]) == ("my-graft.onnx", ["logits"])
     assert document["max_difference"] < 1e-5
-    compare_with_graft(model, folder / "graft.onnx", ["logits"])
-    tokens = AutoTokenizer.from_pretrained(folder / "graft")(
+    compare_with_graft(model, folder / "my-graft.onnx", ["logits"])
+    tokens = AutoTokenizer.from_pretrained(folder / "my-graft")(
         ["a film", "the plot was good"], padding=True, return_tensors="pt"
     )
     tokens["token_type_ids"] = torch.zeros_like(tokens["input_ids"])
-    found = run_onnx(folder / "graft.onnx", tokens)["logits"]
+    found = run_onnx(folder / "my-graft.onnx", tokens)["logits"]
     torch.testing.assert_close(found, model(**tokens).logits, rtol=1e-5, atol=1e-5)
-    again = surgeon_here("export", "graft", cwd=folder)
+    again = surgeon_here("export", "my-graft", cwd=folder)
     assert again.code == 1
-    assert "graft.onnx already exists. Replace it with --force" in again.err
-    shown = surgeon_here("export", "graft", "--format", "torch", "--output", "p.pt2", cwd=folder)
+    assert "my-graft.onnx already exists. Replace it with --force" in again.err
+    shown = surgeon_here(*TO_TORCH, cwd=folder)
     assert shown.code == 0, shown.err
     assert "largest difference from the graft" in shown.out
-    compare_with_program(model, folder / "p.pt2")
+    compare_with_program(model, folder / "my-graft.pt2")
     assert "Traceback" not in shown.err
     # In a process without this package.
     script = (
-        "import sys, torch; p = torch.export.load('p.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
+        "import sys, torch; p = torch.export.load('my-graft.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
         "print(p(i, i, i * 0)[0].shape, 'layer_surgeon' in sys.modules)"
     )
     done = run_code(script, cwd=folder)
     assert done.stdout.strip() == "torch.Size([2, 2]) False"
-    assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["graft.onnx", "p.pt2"]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["my-graft.onnx", "my-graft.pt2"]
+
+
+def test_the_command_exports_the_latest_graft(by_command, tmp_path, monkeypatch):
+    """The program that `by_command` converted is written again."""
+    folder, _, program = by_command
+    Workspace(tmp_path / "surgery").set_latest("graft", folder / "my-graft")
+    write_again(program, monkeypatch)
+    result = surgeon_here(*OF_THE_LATEST, cwd=tmp_path)
+    assert result.code == 0, result.err
+    inputs = padded(2, 9, segments=True)
+    expected = run_onnx(folder / "my-graft.onnx", inputs)["logits"]
+    torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", inputs)["logits"], expected)
 
 
 def test_the_extra_is_named_as_in_the_message():

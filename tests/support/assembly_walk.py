@@ -94,6 +94,20 @@ def walk_overrides(model_type: str) -> dict[str, Any]:
     return overrides
 
 
+class Run:
+    """The hidden states that entered and left each layer when it was first called in one run, and the logits."""
+
+    logits: Tensor
+
+    def __init__(self) -> None:
+        self.entered: dict[int, Tensor] = {}
+        self.left: dict[int, Tensor] = {}
+
+    def passes_on(self, layer: int, following: int) -> bool:
+        """Whether a layer got exactly what another one returned."""
+        return following in self.left and torch.equal(self.entered[following], self.left[layer])
+
+
 def quiet() -> None:
     """Stop transformers from printing progress bars and warnings about tiny models."""
     logging.set_verbosity_error()
@@ -117,47 +131,56 @@ class Family:
             save_quietly(model, path)
         self.config: dict[str, Any] = json.loads((self.folders[0] / "config.json").read_text())
         self.input_ids = torch.arange(3, 22)[None]
-        self._entered = self._run(self.models[0], entering=0)
+        whole = self.run(self.models[0])
+        self._entered, self._logits = whole.entered[0], whole.logits
         self._states: dict[tuple[tuple[int, int], ...], Tensor] = {}
+        self._note([(0, layer) for layer in range(LAYERS)], 0, whole)
 
     def logits(self) -> Tensor:
         """What the original model computes, [1, seq, vocab]."""
-        with torch.no_grad():
-            return self.models[0](input_ids=self.input_ids, use_cache=False).logits
+        return self._logits
 
     def expected(self, selection: Sequence[tuple[int, int]]) -> Tensor:
         """What a model of these layers has to compute, [1, seq, vocab]."""
         states = self._entered
-        for length in range(1, len(selection) + 1):
-            path = tuple(selection[:length])
-            if path not in self._states:
-                model, layer = path[-1]
-                self._states[path] = self._run(self.models[model], layer=layer, states=states)
-            states = self._states[path]
-        return self._run(self.models[0], leaving=states)
+        for start, (model, layer) in enumerate(selection):
+            if tuple(selection[: start + 1]) not in self._states:
+                self._note(selection, start, self.run(self.models[model], layer=layer, states=states))
+            states = self._states[tuple(selection[: start + 1])]
+        return self.run(self.models[0], leaving=states).logits
 
-    def _run(
+    def _note(self, selection: Sequence[tuple[int, int]], start: int, run: "Run") -> None:
+        """Note what the layer at `start` returned, and the following ones, if the model has them in the same order."""
+        model, layer = selection[start]
+        self._states[tuple(selection[: start + 1])] = run.left[layer]
+        for end in range(start + 1, len(selection)):
+            before, layer = layer, layer + 1
+            if selection[end] != (model, layer) or not run.passes_on(before, layer):
+                return
+            self._states[tuple(selection[: end + 1])] = run.left[layer]
+
+    def run(
         self,
         model: PreTrainedModel,
         *,
-        entering: int | None = None,
         layer: int | None = None,
         states: Tensor | None = None,
         leaving: Tensor | None = None,
-    ) -> Tensor:
+    ) -> "Run":
+        """Run a whole model. `states` enter one layer, and `leaving` leave the last one, instead of its own."""
         layers = find_layers(model)
-        seen: list[Tensor] = []
+        run = Run()
         with _hooks() as handles:
-            if entering is not None:
-                handles.append(layers[entering].register_forward_pre_hook(_record_input(seen), with_kwargs=True))
             if layer is not None and states is not None:
                 handles.append(layers[layer].register_forward_pre_hook(_replace_input(states), with_kwargs=True))
-                handles.append(layers[layer].register_forward_hook(_record_output(seen)))
+            for index, module in enumerate(layers):
+                handles.append(module.register_forward_pre_hook(_record_input(run.entered, index), with_kwargs=True))
+                handles.append(module.register_forward_hook(_record_output(run.left, index)))
             if leaving is not None:
                 handles.append(layers[-1].register_forward_hook(_replace_output(leaving)))
             with torch.no_grad():
-                logits: Tensor = model(input_ids=self.input_ids, use_cache=False).logits
-        return seen[0] if seen else logits
+                run.logits = model(input_ids=self.input_ids, use_cache=False).logits
+        return run
 
 
 def load_logits(folder: Path, input_ids: Tensor) -> Tensor:
@@ -192,12 +215,18 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _record_input(seen: list[Tensor]) -> Any:
-    return lambda _, args, kwargs: seen.append(_input(args, kwargs).clone())
+def _record_input(entered: dict[int, Tensor], index: int) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.setdefault(index, _input(args, kwargs).clone())
+
+    return hook
 
 
-def _record_output(seen: list[Tensor]) -> Any:
-    return lambda _, args, output: seen.append((output[0] if isinstance(output, (tuple, list)) else output).clone())
+def _record_output(left: dict[int, Tensor], index: int) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        left.setdefault(index, (output[0] if isinstance(output, (tuple, list)) else output).clone())
+
+    return hook
 
 
 def _replace_input(states: Tensor) -> Any:

@@ -55,6 +55,20 @@ def surgeon_forked(
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def surgeon_together(*commands: tuple[object, ...], cwd: Path, env: dict[str, str] | None = None) -> list[Result]:
+    """Run several commands one after the other in a forked process, which saves 3 s for each command but one."""
+    code = (
+        "import dataclasses, json, pathlib, sys; from tests.support.command_line import surgeon_here;"
+        "here = pathlib.Path.cwd(); results = [surgeon_here(*words, cwd=here) for words in json.load(sys.stdin)];"
+        "print(json.dumps(list(map(dataclasses.asdict, results))))"
+    )
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    words = json.dumps([list(map(str, command)) for command in commands])
+    done = run_code(code, cwd=cwd, env={"PYTHONPATH": os.pathsep.join(paths)} | (env or {}), stdin=words)
+    assert done.returncode == 0, done.stderr
+    return [Result(**result) for result in json.loads(done.stdout.splitlines()[-1])]
+
+
 def surgeon_here(*arguments: object, cwd: Path, stdin: str | None = None) -> Result:
     """Run `surgeon` with arguments in a folder and in this process, where everything is already imported.
 

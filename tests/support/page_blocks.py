@@ -74,12 +74,20 @@ def run_block(block: Block, names: dict[str, object]) -> None:
 def _main() -> None:
     """Run the blocks of {page: [folder, blocks]} on stdin; write {page: message} of those that failed to a file."""
     import gc
+    import importlib
     import os
     import time
     import traceback
     import warnings
 
+    import pytest
+
+    from tests.support.blank_charts import MODULES, draw_blank
+
     warnings.simplefilter("ignore")
+    for name in MODULES:
+        importlib.import_module(name)
+    draw_blank(pytest.MonkeyPatch())
     problems: dict[str, str] = {}
     for page, (folder, blocks) in json.load(sys.stdin).items():
         os.chdir(folder)
@@ -94,7 +102,9 @@ def _main() -> None:
         print(f"{page}: {time.process_time() - start:.1f} s", file=sys.stderr)
         Path(sys.argv[1]).write_text(json.dumps(problems))
         names.clear()
+        # Each training collects garbage, and would visit again what the pages before it imported.
         gc.collect()
+        gc.freeze()
 
 
 if __name__ == "__main__":

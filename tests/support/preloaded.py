@@ -54,7 +54,9 @@ _CAN_FORK = sys.platform == "linux"
 def clean_environment(cwd: Path) -> dict[str, str]:
     """Our own variables are never inherited. Neither a token nor a cache of this machine's user may help or disturb."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SURGEON_", "HF_"))}
-    return environment | {"HF_HOME": str(cwd / ".hf"), "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HOME": str(cwd / ".hf"), "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # See tests/conftest.py.
+    return environment | {"HF_DEACTIVATE_ASYNC_LOAD": "1"}
 
 
 def run_code(
@@ -144,6 +146,8 @@ def _main() -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    # As in tests/conftest.py.
+    os.fsync = lambda _: None
     sys.argv = request["arguments"]
     sys.path[:0] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     exec(compile(request["code"], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - the tests' own code

@@ -19,7 +19,7 @@ from layer_surgeon.tasks import TASKS, register_task
 from layer_surgeon.tasks import task as task_module
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import rows, save_host
-from tests.support.command_line import surgeon, surgeon_forked
+from tests.support.command_line import surgeon, surgeon_together
 from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
 from tests.support.toy_task import STAR_RATING, GraftedModelForStarRating, StarMetrics
 
@@ -128,13 +128,15 @@ def test_it_is_compared(parts, tmp_path, plugin):
 @pytest.mark.slow
 def test_the_shell_knows_it(parts, tmp_path, plugin):
     assert TASK in surgeon("graft", "--help", cwd=tmp_path, env={"COLUMNS": "300"}).out
-    done = surgeon_forked("graft", parts["host"], "--task", "translation", cwd=tmp_path)
-    assert done.code == 2
-    assert all(name in done.err for name in TASKS)
-    done = surgeon_forked("graft", parts["host"], "--donor", parts["donor"], "--task", TASK, cwd=tmp_path)
-    assert done.code == 0, done.err
-    done = surgeon_forked("finetune", "--dataset", parts["data"], "--max-steps", 2, "--batch-size", 8, cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "stars off" in done.out
-    done = surgeon_forked("predict", "the film was good", cwd=tmp_path)
-    assert [column in done.out for column in STAR_RATING.shown] == [True] * 3
+    refused, *done, predicted = surgeon_together(
+        ("graft", parts["host"], "--task", "translation"),
+        ("graft", parts["host"], "--donor", parts["donor"], "--task", TASK),
+        ("finetune", "--dataset", parts["data"], "--max-steps", 2, "--batch-size", 8),
+        ("predict", "the film was good"),
+        cwd=tmp_path,
+    )
+    assert refused.code == 2
+    assert all(name in refused.err for name in TASKS)
+    assert [result.code for result in done] == [0, 0], done
+    assert "stars off" in done[-1].out
+    assert [column in predicted.out for column in STAR_RATING.shown] == [True] * 3
