@@ -77,6 +77,7 @@ ALLOWED = {
     "layer_surgeon/finetune/sharding.py": {"torch.save": "as transformers' Trainer does, into a checkpoint"},
     "layer_surgeon/run/fetching.py": {"rmtree": "a layer that was loaded, in the run's locked folder"},
     "layer_surgeon/run/run_folder.py": {"unlink": "the lock of the finished folder"},
+    "layer_surgeon/_workers.py": {"open": "a log grows by lines, in a study's folder or the locked folder of a run"},
     "layer_surgeon/run/state_files.py": {
         "os.open": "the file of kept states, of its final size from the start, in the run's locked folder",
         "ftruncate": "the same file",
@@ -98,10 +99,7 @@ ALLOWED = {
         "unlink": "the note of a failure, after a success",
     },
     "layer_surgeon/study/estimate.py": {"rmtree": "a training in the folder of a rehearsal"},
-    "layer_surgeon/study/executors.py": {
-        "open": "a log grows by lines, at a path of `StudyFolder`",
-        "unlink": "the description of a cell that was run",
-    },
+    "layer_surgeon/study/executors.py": {"unlink": "the description of a cell that was run"},
     "layer_surgeon/study/preload_server.py": {"os.open": "the same log, in a forked child"},
     "layer_surgeon/study/rehearsal.py": {
         "symlink_to": "links to a study's files, in a temporary folder",
