@@ -1,6 +1,7 @@
 """Measure running a model one layer at a time, compared with the whole model in memory.
 
     python -m benchmarks.run                           Gemma-3-270M over 1,000 sentences, in float32
+    python -m benchmarks.run --shape 1.5B              the same for Qwen2.5-Coder-1.5B (6 GB of memory)
     python -m benchmarks.run --shape 8B --folder DIR   Llama-3.1-8B's shape with random weights on the disk (16 GB)
     python -m benchmarks.run --shape 70B --layers 4    the first 4 layers of the 70B shape (11 GB)
 
@@ -31,8 +32,14 @@ from tests.support.numbered_texts import as_text, random_tokens, save_numbered_t
 
 SENTENCES = Path(__file__).parent.parent / "layer_surgeon" / "data" / "sentences"
 SHAPES = {"8B": LLAMA_8B, "70B": LLAMA_70B}
-WAYS = {"270M": ("whole", "layers"), "8B": ("offload", "layers"), "70B": ("layers",)}
-NAMES = {"whole": "whole model in memory", "offload": "accelerate, offloaded to disk", "layers": "one layer at a time"}
+REAL = {"270M": "packaged:gemma-3-270m", "1.5B": "packaged:qwen2.5-coder-1.5b-instruct"}
+WAYS = {**dict.fromkeys(REAL, ("whole", "layers")), "8B": ("offload", "layers"), "70B": ("layers",)}
+NAMES = {
+    "whole": "whole model in memory",
+    "offload": "accelerate, offloaded to disk",
+    "airllm": "airllm",
+    "layers": "one layer at a time",
+}
 _BLOCK = 16 << 20
 
 
@@ -42,6 +49,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000, help="number of texts (large shapes: at most 64)")
     parser.add_argument("--tokens", type=int, default=16, help="large shapes: tokens of the longest text")
     parser.add_argument("--layers", type=int, help="large shapes: number of layers (default: all)")
+    parser.add_argument("--airllm", type=Path, metavar="PYTHON", help="Python of an environment that has airllm")
     parser.add_argument("--rows", nargs="+", choices=NAMES, help="only these rows")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="folder of the checkpoint, which is kept (default: temporary)")
@@ -52,12 +60,12 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         model = folder / options.shape
         if not model.is_dir():
-            if options.shape == "270M":
-                make_gemma(model)
+            if options.shape in REAL:
+                make_real(model, REAL[options.shape])
             else:
                 make_llama(model, SHAPES[options.shape], options.layers)
         texts = folder / f"texts-{options.shape}.txt"
-        texts.write_text("\n".join(sentences(options.texts) if options.shape == "270M" else numbered(options)))
+        texts.write_text("\n".join(sentences(options.texts) if options.shape in REAL else numbered(options)))
         results = run_rows(options, model, texts, Path(temporary))
     say(heading(facts, versions("torch", "transformers", "accelerate")))
     report(results)
@@ -75,9 +83,9 @@ def numbered(options: argparse.Namespace) -> list[str]:
     return [as_text(tokens) for tokens in random_tokens(lengths)]
 
 
-def make_gemma(folder: Path) -> None:
-    """Write Gemma-3-270M as a transformers folder, so that neither row dequantises."""
-    source = open_checkpoint("packaged:gemma-3-270m")
+def make_real(folder: Path, name: str) -> None:
+    """Write a GGUF model as a transformers folder, so that neither row dequantises."""
+    source = open_checkpoint(name)
     with tempfile.TemporaryDirectory() as parts:
         whole = Path(parts) / "model.gguf"
         file = next(iter(source.table.files().values()))
@@ -101,12 +109,15 @@ def make_llama(folder: Path, config: dict[str, Any], num_layers: int | None) -> 
     folder.mkdir(parents=True)
     block = (torch.randn(_BLOCK // 2, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     content = block.view(torch.uint8).numpy().tobytes()
-    shards: dict[str, dict[str, tuple[int, ...]]] = {}
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in llama_shapes(config).items():
         parts = name.split(".")
-        shards.setdefault(f"model-{parts[2]}.safetensors" if parts[1] == "layers" else "model-rest.safetensors", {})[
-            name
-        ] = shape
+        groups.setdefault(parts[2] if parts[1] == "layers" else "rest", {})[name] = shape
+    # airllm reads the number of a file from its name.
+    shards = {
+        f"model-{number:05}-of-{len(groups):05}.safetensors": shapes
+        for number, shapes in enumerate(groups.values(), start=1)
+    }
     for file, shapes in shards.items():
         entries, position = {}, 0
         for name, shape in shapes.items():
@@ -127,12 +138,13 @@ def make_llama(folder: Path, config: dict[str, Any], num_layers: int | None) -> 
 
 
 def run_rows(options: argparse.Namespace, model: Path, texts: Path, folder: Path) -> list[dict[str, Any]]:
-    dtype = "float32" if options.shape == "270M" else "bfloat16"
+    dtype = "float32" if options.shape in REAL else "bfloat16"
     results = []
     for run in range(options.runs):
         for way in options.rows or WAYS[options.shape]:
             result = folder / f"{way}.json"
-            command = [sys.executable, "-m", "benchmarks.rows.states", way, str(model), str(texts), str(result), dtype]
+            python = options.airllm if way == "airllm" else sys.executable
+            command = [python, "-m", "benchmarks.rows.states", way, str(model), str(texts), str(result), dtype]
             usage = measure(command)
             values = json.loads(result.read_text())
             results.append({"way": way, "run": run, **values, **vars(usage)})

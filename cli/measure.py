@@ -29,7 +29,7 @@ _COLUMNS = {
     "linear R²": "linear_r2",
     "linear R² of added": "linear_r2_added",
 }
-_WITHOUT = ("layers", "pool", "score", "keep_layers")
+_WITHOUT = ("layers", "pool", "score", "keep_layers", "workers", "executor", "address")
 
 
 @command(app, settings=RunConfig, without=_WITHOUT, panel="Settings of the run")

@@ -1,4 +1,4 @@
-"""`surgeon select`: find the best layer, pair of layers or site at a fraction of the cost of a sweep."""
+"""`surgeon select`: find the best layer, pair of layers, site or depth at a fraction of the cost of a sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,15 +8,16 @@ import typer
 from layer_surgeon.errors import TrainingError
 
 from .command import command, new_app
+from .depths import check_options, run_depths
 from .report import write_page
 from .set_option import SetOption, StudyCommand
 from .studies import (
     BaseOption,
-    CandidatesOption,
     DonorArgument,
     HostOption,
     LayersOption,
     ScaleOption,
+    SelectedOption,
     WorkersOption,
 )
 from .sweep import sweep_plan
@@ -32,7 +33,7 @@ app = new_app()
 def select(
     donor: DonorArgument = None,
     layers: LayersOption = None,
-    candidates: CandidatesOption = "layers",
+    candidates: SelectedOption = "layers",
     host: HostOption = None,
     data: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set. [dim](default: sst2)[/]")] = None,
     config: BaseOption = None,
@@ -51,14 +52,44 @@ def select(
         ),
     ] = None,
     workers: WorkersOption = 1,
+    states: Annotated[
+        Path | None, typer.Option(help="For depth: folder of an earlier `surgeon run` with the training texts.")
+    ] = None,
+    max_texts: Annotated[
+        int | None,
+        typer.Option("--max-texts", help="For depth: most training texts that are probed. [dim](default: 2000)[/]"),
+    ] = None,
     *,
     ui: Ui,
 ) -> dict[str, Any]:
-    """Find the best layer, pair or site at a fraction of the cost of a sweep.
+    """Find the best layer, pair, site or depth at a fraction of the cost of a sweep.
 
     Uses successive halving: a probe without training, then short trainings, then long ones, each with fewer candidates.
     The test data is used only once, for the chosen candidate and the host alone.
+
+    For the depth, nothing is trained and there is no host: a linear probe of the donor's states on the training texts
+    shows after how many layers they say most about the classes.
     """
+    ignored = {
+        "--host": host is not None,
+        "--config": config is not None,
+        "--scale": scale != "full",
+        "--set": bool(assignments),
+        "--no-probe": not probe,
+    }
+    check_options(candidates, ignored, {"--states": states is not None, "--max-texts": max_texts is not None})
+    if candidates == "depth":
+        return run_depths(
+            donor,
+            layers=layers,
+            data=data or "sst2",
+            states=states,
+            num_seeds=num_seeds,
+            max_texts=max_texts,
+            output=output or ui.workspace.root / "studies" / "depth",
+            workers=workers,
+            ui=ui,
+        )
     folder = output or ui.workspace.root / "studies" / "select"
     plan = sweep_plan(
         donor=donor,

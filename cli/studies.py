@@ -19,6 +19,13 @@ CandidatesOption = Annotated[
         "the host, with the last layer or those of --layers."
     ),
 ]
+SelectedOption = Annotated[
+    Literal["layers", "pairs", "sites", "depth"],
+    typer.Option(
+        help="What to try. layers, pairs and sites as for `surgeon sweep`; depth: how many of the donor's first "
+        "layers, by a probe of its states that needs no host and no training."
+    ),
+]
 LayersOption = Annotated[
     str | None,
     typer.Option(

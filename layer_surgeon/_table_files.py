@@ -13,9 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow
-import pyarrow.parquet
-
 from layer_surgeon._conll import SUFFIXES, conll_rows
 from layer_surgeon._io import write_bytes
 from layer_surgeon.errors import DataError
@@ -104,8 +101,8 @@ def count_rows(path: Path) -> int | None:
     """
     if path.suffix.lower() != ".parquet":
         return None
-    with _reading(path), _parquet_errors(path):
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    with _reading(path), _parquet_errors(path) as parquet:
+        return int(parquet.read_metadata(path).num_rows)
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -280,22 +277,26 @@ def rows_to_columns(rows: list[dict[str, Any]], location: str) -> Columns:
 
 
 def _read_parquet(path: Path) -> Columns:
-    with _parquet_errors(path):
-        table = pyarrow.parquet.read_table(path)
+    with _parquet_errors(path) as parquet:
+        table = parquet.read_table(path)
     columns: Columns = table.to_pydict()
     return columns
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with _parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
+    with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
             yield from batch.to_pylist()
 
 
 @contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
+def _parquet_errors(path: Path) -> Iterator[Any]:
+    """Yield `pyarrow.parquet`, whose errors become ours. Importing it takes 30 MB, which other formats don't need."""
+    import pyarrow
+    import pyarrow.parquet
+
     try:
-        yield
+        yield pyarrow.parquet
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 

@@ -77,11 +77,13 @@ ALLOWED = {
     "layer_surgeon/finetune/sharding.py": {"torch.save": "as transformers' Trainer does, into a checkpoint"},
     "layer_surgeon/run/fetching.py": {"rmtree": "a layer that was loaded, in the run's locked folder"},
     "layer_surgeon/run/run_folder.py": {"unlink": "the lock of the finished folder"},
+    "layer_surgeon/_workers.py": {"open": "a log grows by lines, in a study's folder or the locked folder of a run"},
     "layer_surgeon/run/state_files.py": {
         "os.open": "the file of kept states, of its final size from the start, in the run's locked folder",
         "ftruncate": "the same file",
         "unlink": "states of a depth that are no longer needed, in the same folder",
     },
+    "layer_surgeon/run/shares.py": {"unlink": "the note of a failure of an earlier run, in the run's locked folder"},
     "layer_surgeon/donor/layer.py": {"save_file": "safetensors' own writer, at a path of `new_path`"},
     "layer_surgeon/graft/donor_store.py": {"link": "weights into a folder of `new_folder`"},
     "layer_surgeon/graft/export.py": {
@@ -98,10 +100,7 @@ ALLOWED = {
         "unlink": "the note of a failure, after a success",
     },
     "layer_surgeon/study/estimate.py": {"rmtree": "a training in the folder of a rehearsal"},
-    "layer_surgeon/study/executors.py": {
-        "open": "a log grows by lines, at a path of `StudyFolder`",
-        "unlink": "the description of a cell that was run",
-    },
+    "layer_surgeon/study/executors.py": {"unlink": "the description of a cell that was run"},
     "layer_surgeon/study/preload_server.py": {"os.open": "the same log, in a forked child"},
     "layer_surgeon/study/rehearsal.py": {
         "symlink_to": "links to a study's files, in a temporary folder",

@@ -1,4 +1,4 @@
-"""One row of `benchmarks.run`: mean-pooled states of texts at each depth, in one of three ways.
+"""One row of `benchmarks.run`: mean-pooled states of texts at each depth, in one of four ways.
 
 python -m benchmarks.rows.states WAY MODEL TEXTS RESULT
 
@@ -36,7 +36,10 @@ def by_layers(model: str, texts: list[str], dtype: str | None) -> dict[str, Any]
 def by_whole_model(model: str, texts: list[str], dtype: str | None, **settings: Any) -> dict[str, Any]:
     start = time.process_time()
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto", **settings).eval().base_model
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    return compute(whole, AutoTokenizer.from_pretrained(model), texts, start)
+
+
+def compute(whole: Any, tokenizer: Any, texts: list[str], start: float) -> dict[str, Any]:
     loaded = time.process_time()
     ids = tokenizer(texts)["input_ids"]
     sums: list[list[float]] = [[0.0] * len(texts) for _ in range(whole.config.num_hidden_layers)]
@@ -50,12 +53,23 @@ def by_whole_model(model: str, texts: list[str], dtype: str | None, **settings: 
     return {"load": loaded - start, "compute": time.process_time() - loaded, "sums": sums}
 
 
+def by_airllm(model: str, texts: list[str]) -> dict[str, Any]:
+    from airllm import AutoModel  # in an environment of its own
+
+    start = time.process_time()
+    # The first time, this writes a copy of the checkpoint with a file per layer.
+    whole = AutoModel.from_pretrained(model, device="cpu", layer_shards_saving_path=f"{model}-airllm").model.base_model
+    return compute(whole, AutoTokenizer.from_pretrained(model), texts, start)
+
+
 def main() -> None:
     way, model, texts_file, result, *dtypes = sys.argv[1:]
     texts = Path(texts_file).read_text().splitlines()
     dtype = dtypes[0] if dtypes else None
     if way == "layers":
         values = by_layers(model, texts, dtype)
+    elif way == "airllm":
+        values = by_airllm(model, texts)
     elif way == "whole":
         values = by_whole_model(model, texts, dtype)
     else:

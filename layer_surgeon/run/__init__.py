@@ -10,6 +10,7 @@ walk         `walk_layers`: all batches through one layer after another; `LayerO
 inputs       `prepare_run` finds out what a walk needs, and `walk_inputs` walks
 run_folder   the folder that a run is written in, and which an interrupted run goes on in
 states       `HiddenStates`, the result
+shares       the texts shared out among processes; share_process: the program of each
 running      `run_layers`, which combines all of these
 measures     `measure_layers`: what layers do to the states; layer_sums and moments have the sums
 difference   `diff_checkpoints`: compare two checkpoints tensor by tensor, without torch

@@ -10,6 +10,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from layer_surgeon._io import locked
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
@@ -178,4 +180,6 @@ class LayerFetcher:
             output = self._folder / f"layer-{index}"
         else:
             output = self._workspace.folder("layer", layer_name(self._checkpoint.source.name, [index]))
-        return extract_layer(self._checkpoint, index, output, dtype=self._dtype, progress=self._counter)
+        # Processes with shares of the texts keep layers in the same folder: one fetches, and the others wait.
+        with nullcontext() if self._workspace is None else locked(output.with_name(f".{output.name}.wait"), wait=True):
+            return extract_layer(self._checkpoint, index, output, dtype=self._dtype, progress=self._counter)

@@ -104,7 +104,7 @@ def measure_layers(
         settings: Fields of `RunConfig` that override `config`.
 
     Raises:
-        ConfigError: The model has fewer layers than a block.
+        ConfigError: The model has fewer layers than a block, or the settings ask for several processes.
         DataError: There are no texts, or the states are not those of all tokens and layers.
         LayerSurgeonError: As `run_layers`.
     """
@@ -119,6 +119,11 @@ def measure_layers(
     if texts is None:
         raise DataError("Texts are missing. Name a file with texts, or the folder of an earlier run with pool none.")
     config, progress = RunConfig.from_settings(config, settings), progress or NullProgress()
+    if config.workers != 1 or config.executor != "local":
+        raise ConfigError(
+            f"workers is {config.workers} and executor {config.executor}, but measuring takes one process. Run the "
+            "model with several processes and pool none, and measure the states."
+        )
     inputs = prepare_run(source, texts, config, revision=revision, token=token, progress=progress)
     num_layers = inputs.checkpoint.num_layers
     observer = MeasureObserver(num_layers, inputs.tokens.batches, block=block, linear=linear)

@@ -1,6 +1,6 @@
 """The folder that a run is written in, next to its final folder, and which an interrupted run goes on in.
 
-states/.Llama-3.1-8B-texts.partial/   .identity.json, .lock, depth-<k>.bin, states.safetensors, a layer
+states/.Llama-3.1-8B-texts.partial/   .identity.json, .lock, depth-<k>.bin, states.safetensors, a layer, shares
 states/Llama-3.1-8B-texts/            states.safetensors, texts.jsonl, run.json: always complete
 """
 
@@ -20,7 +20,14 @@ from layer_surgeon.run.states import FILES, RUN_FILE, HiddenStates, is_states
 
 _LOCK_FILE, _IDENTITY_FILE = ".lock", ".identity.json"
 _LAYERS = tuple(f"{folder}/{name}" for folder in ("layer-*", ".layer-*.partial") for name in REPLACEABLE_FILES)
-_WRITTEN = (*FILES, _IDENTITY_FILE, "depth-*.bin", ".*.tmp", ".layer-*.partial/.journal", *_LAYERS)
+_DEPTHS = "depth-*.bin"
+_OF_RUN = (*FILES, _IDENTITY_FILE, _DEPTHS, ".*.tmp", ".layer-*.partial/.journal", *_LAYERS)
+# The shares of a run in several processes, with the folders in which they run.
+_OF_SHARES = (
+    *(f"share-*{suffix}" for suffix in (".json", ".jsonl", ".log", ".tokens.json", ".failed.json")),
+    *(f"{folder}/{name}" for folder in ("share-*", ".share-*.partial") for name in (*_OF_RUN, _LOCK_FILE)),
+)
+_WRITTEN = (*_OF_RUN, *_OF_SHARES)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,16 +40,19 @@ class RunFolder:
         folder: The final folder.
         identity: Everything that determines the result. A run goes on only from files with the same identity.
         force: Replace other hidden states in the final folder.
+        num_shares: In how many shares a new run is computed; 0 without shares.
 
     Attributes:
         path: The temporary folder to write into.
         kept: Whether it was left for a later run.
+        num_shares: In how many shares the run is computed. A run that goes on keeps its number.
 
     Raises:
         ArtifactError: The folder can't be written, is in use, or holds something else.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, force: bool) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, force: bool, num_shares: int = 0) -> None:
+        self.num_shares = num_shares
         self._folder, self._identity, self._force = folder, dict(identity), force
         self.path = folder.with_name(f".{folder.name}.partial")
         self.kept = False
@@ -70,9 +80,12 @@ class RunFolder:
                     f"The temporary folder {self.path} holds files that no run has made: {list_names(foreign)}. "
                     "Delete that folder, or name another one with --output."
                 )
-            if not self._is_same():
+            stored = self._stored_shares()
+            if stored is None:
                 remove_ours(self.path, _WRITTEN)
-                write_json(self.path / _IDENTITY_FILE, self._identity)
+                write_json(self.path / _IDENTITY_FILE, {**self._identity, "shares": self.num_shares})
+            else:
+                self.num_shares = stored
             remove_ours(self.path, [".*.tmp"])
         except (OSError, LayerSurgeonError) as error:
             self._lock.release()
@@ -85,7 +98,8 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.kept = any(self.path.glob("depth-*.bin"))
+            patterns = (_DEPTHS, f"share-*/{RUN_FILE}", f".share-*.partial/{_DEPTHS}")
+            self.kept = any(path for pattern in patterns for path in self.path.glob(pattern))
             if not self.kept:
                 remove_ours(self.path, _WRITTEN)
                 remove_ours(self.path, [_LOCK_FILE])
@@ -121,11 +135,14 @@ class RunFolder:
         # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)
 
-    def _is_same(self) -> bool:
+    def _stored_shares(self) -> int | None:
+        """The number of shares of an interrupted run with the same identity; None if there is none."""
         try:
-            return bool(read_json(self.path / _IDENTITY_FILE) == self._identity)
-        except (OSError, ValueError):
-            return False
+            content = dict(read_json(self.path / _IDENTITY_FILE))
+            num_shares = int(content.pop("shares"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return num_shares if content == self._identity else None
 
     def _check_replaceable(self) -> None:
         check_replaceable(

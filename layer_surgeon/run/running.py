@@ -5,17 +5,16 @@ import json
 import os
 import secrets
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from layer_surgeon._io import write_text
-from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources import FolderSource
 from layer_surgeon.progress import NullProgress, Progress
@@ -25,6 +24,7 @@ from layer_surgeon.run.inputs import RunInputs, SourceLike, prepare_run, walk_in
 from layer_surgeon.run.run_folder import RunFolder
 from layer_surgeon.run.scoring import score_tokens
 from layer_surgeon.run.settings import RunConfig
+from layer_surgeon.run.shares import ShareSource, join_shares, run_shares, run_versions
 from layer_surgeon.run.state_files import STATES_FILE, KeptStates
 from layer_surgeon.run.states import TEXTS_FILE, HiddenStates, describe_run, dtype_name
 from layer_surgeon.run.text_list import TextsLike
@@ -48,7 +48,7 @@ def run_layers(
 
     All texts go through layer 0, then all through layer 1. Memory holds one layer and one batch, and each byte of the
     weights is read once. After an interruption or a kill, the same call with an output folder goes on from the last
-    complete layer.
+    complete layer. With `workers`, several processes take a share of the texts each; the states are the same.
 
     Args:
         source: A folder, a safetensors, PyTorch or GGUF file, a Hub repo id, a URL, `packaged:NAME`, a list of the
@@ -72,15 +72,20 @@ def run_layers(
         ConfigError: A setting can't be used.
         DataError: The texts can't be used.
         ArtifactError: The output folder holds something else, or the disk is full.
+        LayerSurgeonError: One of several processes was killed.
     """
     config, progress = RunConfig.from_settings(config, settings), progress or NullProgress()
     inputs = prepare_run(source, texts, config, revision=revision, token=token, progress=progress)
     keep_in = (workspace or Workspace()) if config.keep_layers else None
+    # Also needed with one process, if it goes on with a run that several processes began.
+    make_source = partial(
+        ShareSource.make, source, inputs.checkpoint, revision=revision, token=token, workspace=keep_in
+    )
     if output is not None:
-        return _run(inputs, Path(output), keep_in, progress, force=force)
+        return _run(inputs, Path(output), make_source, keep_in, progress, force=force)
     temporary = TemporaryDirectory(prefix="layer-surgeon-")
     try:
-        states = _run(inputs, Path(temporary.name) / "states", keep_in, progress, force=force)
+        states = _run(inputs, Path(temporary.name) / "states", make_source, keep_in, progress, force=force)
     except BaseException:
         temporary.cleanup()
         raise
@@ -89,62 +94,101 @@ def run_layers(
 
 
 def _run(
-    inputs: RunInputs, output: Path, workspace: Workspace | None, progress: Progress, *, force: bool
+    inputs: RunInputs,
+    output: Path,
+    make_source: Callable[[], ShareSource],
+    workspace: Workspace | None,
+    progress: Progress,
+    *,
+    force: bool,
 ) -> HiddenStates:
-    folder = RunFolder(output, run_identity(inputs), force=force)
+    folder = RunFolder(output, run_identity(inputs), force=force, num_shares=_count_shares(inputs, progress))
     existing = folder.find_existing()
     if existing is not None:
         progress.notice(f"{output} already holds these states; nothing was computed.")
         return existing
     try:
         with folder:
-            _compute(inputs, folder, workspace, progress)
+            _compute(inputs, folder, make_source, workspace, progress)
     finally:
         if folder.kept:
             progress.notice(f"Complete layers are kept in {folder.path}; the same command goes on from there.")
     return HiddenStates.open(output)
 
 
-def _compute(inputs: RunInputs, folder: RunFolder, workspace: Workspace | None, progress: Progress) -> None:
+def _count_shares(inputs: RunInputs, progress: Progress) -> int:
+    """In how many shares the texts are run; 0 in this process."""
+    workers, num_batches = inputs.config.workers, len(inputs.tokens.batches)
+    if workers > num_batches:
+        progress.notice(
+            f"The texts are {num_batches:,} batches, too few for {workers:,} processes. Set a smaller batch_tokens."
+        )
+    count = min(workers, num_batches)
+    return 0 if count == 1 and inputs.config.executor == "local" else count
+
+
+def _compute(
+    inputs: RunInputs,
+    folder: RunFolder,
+    make_source: Callable[[], ShareSource],
+    workspace: Workspace | None,
+    progress: Progress,
+) -> None:
     config = inputs.config
     depths = config.depths(inputs.checkpoint.num_layers)
-    last_depth = depths[-1] if inputs.exit is None else inputs.checkpoint.num_layers
     files = inputs.depth_files(folder.path)
-    shapes = _kept_shapes(inputs, depths)
-    kept = KeptStates(folder.path / STATES_FILE, shapes)
+    kept = KeptStates(folder.path / STATES_FILE, _kept_shapes(inputs, depths))
     try:
-        # The input and output of a layer, and the one before until it is deleted.
-        folder.check_space(kept.num_bytes + 3 * files.num_bytes)
-        if done := files.depths():
-            progress.notice(f"Resuming: the states after {done[-1]} of {last_depth} layers are left from a run.")
+        # The input and output of a layer, and the one before until it is deleted. Shares also keep states.
+        folder.check_space((2 if folder.num_shares else 1) * kept.num_bytes + 3 * files.num_bytes)
         offsets = torch.tensor([0, *map(len, inputs.tokens.ids)]).cumsum(0)
         kept.add("offsets", 0, offsets)
         kept.add("token_ids", 0, torch.tensor([token for ids in inputs.tokens.ids for token in ids]))
-
-        def keep(depth: int, batch: Batch, states: Tensor) -> None:
-            if depth in depths:
-                _keep(kept, f"layer.{depth}", batch, states, config.pool, offsets)
-
-        counter = ByteCounter()
-        walk_inputs(
-            inputs,
-            folder.path,
-            last_depth=last_depth,
-            counter=counter,
-            progress=progress,
-            workspace=workspace,
-            keep=keep,
-            finish_depth=lambda _: kept.flush(),
-        )
-        scores = None
-        if inputs.exit is not None:
-            scores = score_tokens(inputs, inputs.exit, folder.path, counter, progress)
+        if folder.num_shares:
+            shares = run_shares(inputs, make_source(), folder.path, folder.num_shares, progress)
+            scores, num_bytes = join_shares(inputs, shares, folder.path, kept, offsets)
+        else:
+            scores, num_bytes = _walk(inputs, folder.path, kept, offsets, workspace, progress)
+        if scores is not None:
             kept.add("log_likelihoods", 0, scores)
         kept.flush()
     finally:
         kept.close()
     _write_texts(inputs, scores, folder.path)
-    folder.finish(_describe(inputs, depths, counter.num_bytes))
+    folder.finish(_describe(inputs, depths, num_bytes))
+
+
+def _walk(
+    inputs: RunInputs,
+    folder: Path,
+    kept: KeptStates,
+    offsets: Tensor,
+    workspace: Workspace | None,
+    progress: Progress,
+) -> tuple[Tensor | None, int]:
+    """Compute all states in this process. Return the log-likelihoods, if there are any, and the bytes of weights."""
+    depths = inputs.config.depths(inputs.checkpoint.num_layers)
+    last_depth = depths[-1] if inputs.exit is None else inputs.checkpoint.num_layers
+    if done := inputs.depth_files(folder).depths():
+        progress.notice(f"Resuming: the states after {done[-1]} of {last_depth} layers are left from a run.")
+
+    def keep(depth: int, batch: Batch, states: Tensor) -> None:
+        if depth in depths:
+            _keep(kept, f"layer.{depth}", batch, states, inputs.config.pool, offsets)
+
+    counter = ByteCounter()
+    walk_inputs(
+        inputs,
+        folder,
+        last_depth=last_depth,
+        counter=counter,
+        progress=progress,
+        workspace=workspace,
+        keep=keep,
+        finish_depth=lambda _: kept.flush(),
+    )
+    scores = None if inputs.exit is None else score_tokens(inputs, inputs.exit, folder, counter, progress)
+    return scores, counter.num_bytes
 
 
 def _kept_shapes(inputs: RunInputs, depths: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -202,7 +246,7 @@ def _describe(inputs: RunInputs, depths: tuple[int, ...], num_bytes: int) -> dic
         num_tokens=inputs.num_tokens,
         num_truncated=inputs.num_truncated,
         num_bytes_read=num_bytes,
-        versions={"layer_surgeon": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        versions=run_versions(),
     )
 
 
@@ -219,7 +263,7 @@ def run_identity(inputs: RunInputs) -> Mapping[str, Any]:
         "dtype": dtype_name(inputs.dtype),
         "batch_tokens": config.batch_tokens,
         "score": config.score,
-        "versions": [__version__, transformers.__version__, torch.__version__],
+        "versions": list(run_versions().values()),
     }
 
 

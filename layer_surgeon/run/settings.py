@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from layer_surgeon._workers import Executor
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 
 Pool = Literal["mean", "last", "none"]
@@ -15,6 +16,7 @@ DepthSelection = str | int | Sequence[int | str]
 
 _NUMBER = re.compile(r"-?\d{1,9}")
 _SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?")
+_CHOICES = {"pool": Pool, "dtype": Dtype, "device": Device, "long_texts": LongTexts, "executor": Executor}
 _T = TypeVar("_T")
 
 
@@ -47,14 +49,23 @@ class RunConfig:
     text_column: str | None = _option(None, "Column with the text. Default: text, or the only column.")
     keep_layers: bool = _option(False, "Keep each layer in the workspace as a layer artifact.")
     score: bool = _option(False, "Also compute each token's log-likelihood, and the perplexity.")
+    workers: int = _option(1, "Share the texts out among so many processes. The states are the same.")
+    executor: Executor = _option("local", "Where processes run: on this machine or on a Ray cluster.")
+    address: str | None = _option(None, "Address of the Ray cluster.")
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, choices in (("pool", Pool), ("dtype", Dtype), ("device", Device), ("long_texts", LongTexts)):
+        for name, choices in (
+            ("pool", Pool),
+            ("dtype", Dtype),
+            ("device", Device),
+            ("long_texts", LongTexts),
+            ("executor", Executor),
+        ):
             value = getattr(self, name)
             if value not in get_args(choices) and not (name == "dtype" and value is None):
                 raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}.")
-        for name in ("batch_tokens", "max_length"):
+        for name in ("batch_tokens", "max_length", "workers"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")

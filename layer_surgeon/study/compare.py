@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._workers import Executor, threads_each
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.study.executors import Executor, run_local, run_ray, threads_each
+from layer_surgeon.study.executors import run_local, run_ray
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study

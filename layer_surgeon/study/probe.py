@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.linear_model import RidgeClassifierCV
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import StratifiedKFold, cross_val_predict, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from layer_surgeon.tasks import DEFAULT_TASK
 
 Place = Literal["donor", "head"]
 _BATCH = 64
-_FOLDS = 5
+FOLDS = 5
 
 
 def probe_arm(
@@ -81,10 +81,33 @@ def probe_arm(
     return statistics.fmean(scores)
 
 
+def predict_held_out(
+    features: npt.NDArray[np.float64], labels: npt.NDArray[np.str_], seed: int
+) -> npt.NDArray[np.str_]:
+    """Predict the class of each text with a ridge classifier that was fitted to the other folds.
+
+    Args:
+        features: [texts, width].
+        labels: [texts]; each class has at least `FOLDS` texts.
+        seed: Seed of the folds.
+
+    Returns:
+        The predicted classes, [texts].
+    """
+    classes: npt.NDArray[np.str_] = cross_val_predict(_make_probe(), features, labels, cv=_make_folds(seed))
+    return classes
+
+
 def _accuracy(features: npt.NDArray[np.float64], labels: npt.NDArray[np.str_], seed: int) -> float:
-    probe = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 11)))
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-    return float(cross_val_score(probe, features, labels, cv=folds).mean())
+    return float(cross_val_score(_make_probe(), features, labels, cv=_make_folds(seed)).mean())
+
+
+def _make_probe() -> Pipeline:
+    return make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 11)))
+
+
+def _make_folds(seed: int) -> StratifiedKFold:
+    return StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
 
 
 def _capture(module: nn.Module, run: Callable[[], None]) -> Tensor:

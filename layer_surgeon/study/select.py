@@ -207,7 +207,7 @@ def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progr
     path = folder.path(PROBES)
     stored_scores: dict[str, Any] = read_json(path) if path.is_file() else {"format": 1}
     rows = PreparedData.open(folder.data(name)).rows("train")
-    rows = _spread_rows(rows, _PROBE_TEXTS)
+    rows = spread_rows(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
     labels = [str(row["label"]) for row in rows]
     place: Place = "donor"
@@ -249,7 +249,7 @@ def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def _spread_rows(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def spread_rows(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return at most `count` rows, spread evenly over the set."""
     if len(rows) <= count:
         return rows

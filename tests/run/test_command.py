@@ -42,6 +42,8 @@ def test_exit_codes(folder):
     assert surgeon_here("run", "model", cwd=folder).code == 2
     wrong = surgeon_here("run", "model", "--texts", "reviews.txt", "--batch-tokens", "0", cwd=folder)
     assert (wrong.code, "batch_tokens is 0" in wrong.err) == (2, True)
+    none = surgeon_here("run", "model", "--texts", "reviews.txt", "--workers", "0", cwd=folder)
+    assert (none.code, "workers is 0; it must be a whole number of at least 1" in none.err) == (2, True)
     missing = surgeon_here("run", "model", "--texts", "none.txt", "--json", cwd=folder)
     assert missing.code == 1
     assert missing.document()["error"]["type"] == "DataError"

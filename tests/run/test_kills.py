@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from layer_surgeon import HiddenStates, run_layers
-from layer_surgeon.run import run_folder, state_files
+from layer_surgeon.run import run_folder, share_process, shares, state_files
 
 KILLS = int(os.environ.get("SURGEON_KILLS", "10"))
 SETTINGS = {"pool": "none", "batch_tokens": 20, "score": True}
@@ -56,21 +56,29 @@ def run_in_a_child(step, *arguments, **keywords):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def run_share_here(module, arguments, log, environment, running, *, stdin):
+    """In place of a process of its own, which is killed with this one."""
+    log.touch()
+    return share_process.main(arguments)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_kills_at_random_moments(source, texts, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kills_at_random_moments(source, texts, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(shares, "run_module", run_share_here)
     expected = run_layers(source, texts, output=tmp_path / "expected", **SETTINGS)
     generator = random.Random(int(os.environ.get("SURGEON_KILLS_SEED", "2023")))
     codes = []
-    for number in range(KILLS):
+    for number in range(KILLS // workers):
         folder = tmp_path / f"{number % 4}"
-        step = generator.randrange(90)
-        codes.append(run_in_a_child(step, source, texts, output=folder / "out", **SETTINGS))
+        step = generator.randrange(90 * workers)
+        codes.append(run_in_a_child(step, source, texts, output=folder / "out", workers=workers, **SETTINGS))
         assert codes[-1] in (0, -signal.SIGKILL), step
         if (folder / "out").exists():
             check_same(HiddenStates.open(folder / "out"), expected)
     assert -signal.SIGKILL in codes
     for folder in sorted(tmp_path.glob("[0-9]")):
-        check_same(run_layers(source, texts, output=folder / "out", **SETTINGS), expected)
+        check_same(run_layers(source, texts, output=folder / "out", workers=workers, **SETTINGS), expected)
         assert [path.name for path in folder.iterdir()] == ["out"]
         assert {path.name for path in (folder / "out").iterdir()} - {".lock"} == {
             path.name for path in expected.path.iterdir()

@@ -291,7 +291,8 @@ def test_dtype(source, texts):
         ({"pool": "max"}, ConfigError, "pool is 'max'; it must be one of mean, last, none"),
         ({"dtype": "int8"}, ConfigError, "dtype is 'int8'; it must be one of float32, bfloat16, float16"),
         ({"batch_tokens": 0}, ConfigError, "batch_tokens is 0; it must be a whole number of at least 1"),
-        ({"layer": 3}, ConfigError, "There is no setting 'layer'. The settings are: batch_tokens, "),
+        ({"executor": "slurm"}, ConfigError, "executor is 'slurm'; it must be one of local, ray"),
+        ({"layer": 3}, ConfigError, "There is no setting 'layer'. The settings are: address, batch_tokens, "),
         ({"device": "mps"}, ConfigError, "device is 'mps', but torch finds no such device"),
     ],
 )

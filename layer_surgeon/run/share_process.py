@@ -1,0 +1,86 @@
+"""A share of a run, in its own process: `python -m layer_surgeon.run.share_process FOLDER NUMBER`; see `shares`."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from layer_surgeon._io import read_json, write_json
+from layer_surgeon.errors import LayerSurgeonError
+from layer_surgeon.progress import NullProgress
+from layer_surgeon.run.running import run_layers
+from layer_surgeon.run.settings import RunConfig
+from layer_surgeon.run.shares import Share
+from layer_surgeon.workspace import Workspace
+
+
+class _TokensFile(NullProgress):
+    """Writes the number of tokens to a file, at most twice per second, and notices to the log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._num_tokens = 0
+        self._is_counting = False
+        self._written = 0.0
+
+    def begin(self, description: str, total: int | None, unit: str) -> None:
+        self._is_counting = unit == "tokens"
+
+    def advance(self, amount: int) -> None:
+        if self._is_counting:
+            self._num_tokens += amount
+            if time.monotonic() - self._written > 0.5:
+                write_json(self._path, self._num_tokens)
+                self._written = time.monotonic()
+
+    def notice(self, message: str) -> None:
+        print(message, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a share.
+
+    Args:
+        arguments: The folder of the run, and the number of the share.
+
+    Returns:
+        0 if the share is finished, 1 if it failed. The reason is then in its `.failed.json`.
+    """
+    folder, index = Path(arguments[0]), int(arguments[1])
+    share = Share(index=index, texts=(), num_tokens=0)
+    try:
+        task = read_json(share.path(folder, ".json"))
+        take_gpu(index)
+        run_layers(
+            task["source"],
+            share.path(folder, ".jsonl"),
+            config=RunConfig(**task["config"]),
+            output=share.path(folder),
+            revision=task["revision"],
+            progress=_TokensFile(share.path(folder, ".tokens.json")),
+            workspace=Workspace(task["workspace"]),
+        )
+    except LayerSurgeonError as error:
+        write_json(share.path(folder, ".failed.json"), {"type": type(error).__name__, "message": str(error)})
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def take_gpu(index: int) -> None:
+    """Make the processes use the GPUs of this machine in turn. Ray shows each process its own GPU only."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(main(sys.argv[1:]))
