@@ -89,7 +89,8 @@ def _register_configs() -> None:
 def _register_models() -> None:
     auto = import_module(_MODELS)
     donor, graft = import_module("layer_surgeon.donor"), import_module("layer_surgeon.graft")
-    auto.AutoModel.register(donor.SurgeonDonorConfig, donor.DonorLayer, exist_ok=True)
+    # Of several classes, AutoModel takes the one in the config's architectures.
+    auto.AutoModel.register(donor.SurgeonDonorConfig, (donor.DonorLayer, donor.DonorStack), exist_ok=True)
     # If several tasks have the same Auto class, the first task gets it.
     for task in reversed(list(import_module("layer_surgeon.tasks").TASKS.values())):
         getattr(auto, task.auto).register(graft.SurgeonGraftConfig, task.load_model_class(), exist_ok=True)
