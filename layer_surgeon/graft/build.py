@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon._folders import new_folder
 from layer_surgeon._loading import load_tokenizer
-from layer_surgeon.donor import DonorLayer
+from layer_surgeon.donor import DonorLayer, DonorStack
 from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
@@ -93,8 +93,9 @@ def graft_layer(
     Args:
         host: The small model: a folder, a Hub repo id, `packaged:NAME`, or a loaded transformers model. The graft
             shares the parameters of a loaded model; its head and pooler are left out.
-        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`. None makes the
-            control arm: the host alone, with the same pooling and head.
+        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`; with
+            donor_reads="text", a stack artifact or a loaded `DonorStack`. None makes the control arm: the host alone,
+            with the same pooling and head.
         task: What the model does.
         config: Settings; default: the paper's.
         settings: Fields of `GraftConfig`, which override `config`.
@@ -191,7 +192,7 @@ def _default_name(host: str | os.PathLike[str], donor: DonorInput) -> str:
     name = os.fspath(host)
     if donor is None:
         return f"{short_name(name)}-alone"
-    if isinstance(donor, DonorLayer):
+    if isinstance(donor, DonorLayer | DonorStack):
         source = donor.config.source or {}
         return graft_name(name, layer_name(source.get("name") or "layer", donor.config.layer_indices))
     return graft_name(name, os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor))
