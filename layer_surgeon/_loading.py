@@ -365,7 +365,7 @@ def _names_a_file(file_name: str, key: str, value: Any) -> bool:
     vocab_file and similar keys in tokenizer_config.json don't count. Old versions wrote paths of their own machine
     there, and transformers ignores them: it always looks in the folder.
     """
-    if key in ("vocab", "merges"):
+    if key in ("vocab", "merges", "donor_tokenizer_file"):
         return isinstance(value, str)
     if key == "init_inputs":
         return bool(value)
