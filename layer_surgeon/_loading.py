@@ -16,13 +16,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
 from layer_surgeon._folders import check_links
-from layer_surgeon._io import MAX_JSON_BYTES, read_json, write_bytes
+from layer_surgeon._io import MAX_JSON_BYTES, read_json, write_bytes, write_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
-from layer_surgeon._text import without_secrets
+from layer_surgeon._text import first_line, without_secrets
+from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.companions import read_companions
 from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
-from layer_surgeon.errors import GraftError, LayerSurgeonError
+from layer_surgeon.errors import GraftError, LayerSurgeonError, SourceNotFoundError
 
 _ADAPTER = "adapter_config.json"
 # The key in config.json that names a weights file to load instead of model.safetensors.
@@ -312,6 +314,34 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     return loaded
 
 
+def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is next to the weights, or in the header of a GGUF file.
+
+    Raises:
+        SourceNotFoundError: There is none that can be loaded.
+        SourceError: It can't be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
+        try:
+            if isinstance(checkpoint.table, GgufTable):
+                path = Path(folder) / "header.gguf"
+                write_bytes(path, checkpoint.table.header_bytes())
+                return load_gguf_tokenizer(path)
+            # Some tokenizers without a class of their own are chosen by the model's family.
+            write_json(Path(folder) / CONFIG_NAME, dict(checkpoint.config))
+            for name, content in read_companions(checkpoint).items():
+                write_bytes(Path(folder) / name, content)
+            return load_tokenizer(folder)
+        except LayerSurgeonError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            reason = first_line(error).replace(str(folder), checkpoint.source.name)
+            raise SourceNotFoundError(
+                f"{checkpoint.source.name} has no tokenizer that can be loaded ({reason}). Put the model's "
+                "tokenizer.json and tokenizer_config.json next to its weights."
+            ) from error
+
+
 def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
     """Make the tokenizer's files from the header of a GGUF file, by name.
 
@@ -365,7 +395,7 @@ def _names_a_file(file_name: str, key: str, value: Any) -> bool:
     vocab_file and similar keys in tokenizer_config.json don't count. Old versions wrote paths of their own machine
     there, and transformers ignores them: it always looks in the folder.
     """
-    if key in ("vocab", "merges"):
+    if key in ("vocab", "merges", "donor_tokenizer_file"):
         return isinstance(value, str)
     if key == "init_inputs":
         return bool(value)

@@ -114,6 +114,11 @@ def layer_name(source: str, layer_indices: Sequence[int]) -> str:
     return f"{short_name(source)}-L{'-'.join(str(index) for index in layer_indices)}"
 
 
+def stack_name(source: str, num_layers: int, host: str | None = None) -> str:
+    """Return the folder name of a stack artifact: `Llama-3.1-8B-first-9`, with a vocabulary `...-for-<host>`."""
+    return f"{short_name(source)}-first-{num_layers}" + ("" if host is None else f"-for-{short_name(host)}")
+
+
 def graft_name(host: str, donor: str) -> str:
     """Return the folder name of a graft: `bert-base-uncased+Llama-3.1-8B-L31`."""
     return f"{short_name(host)}+{short_name(donor)}"
