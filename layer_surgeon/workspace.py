@@ -4,6 +4,7 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 ├── workspace.json              the latest layer, graft and run
 ├── layers/Llama-3.1-8B-L31/
 ├── states/Llama-3.1-8B-texts/
+├── donor-states/               what donors that read text computed for the texts of all runs; may be deleted
 ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
 ├── models/Llama-3.1-8B-L0-15/
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
@@ -21,6 +22,8 @@ from layer_surgeon.errors import WorkspaceError
 Kind = Literal["layer", "states", "graft", "run", "model"]
 
 DEFAULT_WORKSPACE = "surgery"
+# What frozen donors compute for each text, which runs share; see finetune/donor_states.py.
+DONOR_STATES = "donor-states"
 # Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
 PACKAGED = "packaged:"
 _FOLDERS: dict[Kind, str] = {

@@ -37,7 +37,6 @@ from layer_surgeon.finetune.tasks.base import TaskContext
 from layer_surgeon.finetune.tokenization import Features, TokenizedDataset
 from layer_surgeon.progress import Progress
 
-FOLDER = "donor-states"
 _FORMAT = 1
 _KEY_BYTES = 16
 # States that are in memory before they are written. A run that is stopped loses at most these.
@@ -240,7 +239,7 @@ class KeptStates:
 
     @contextlib.contextmanager
     def _locked(self, progress: Progress) -> Iterator[None]:
-        path = self._folder.resolve() / ".lock"
+        path = self._folder / ".lock"
         with contextlib.ExitStack() as stack:
             try:
                 try:
