@@ -66,7 +66,7 @@ def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | Non
         name=without_secrets(host),
         tokenizer_class=type(tokenizer).__name__,
         donor_tokenizer_class=type(donor.tokenizer).__name__,
-        sha256=hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        sha256=_digest(tokens),
         tokens=tuple(ids_of.get(index) for index in range(len(tokens))),
         special={
             str(tokens[token_id]): None if counterpart is None else donor.tokenizer.convert_ids_to_tokens(counterpart)
@@ -74,6 +74,23 @@ def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | Non
         },
         files=_files(tokenizer),
     )
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """Return the digest of a tokenizer's tokens in the order of their ids, as in `VocabularyMap`.
+
+    Args:
+        tokenizer: The tokenizer.
+        name: The name of its model, for messages.
+
+    Raises:
+        DataError: The tokenizer doesn't show its vocabulary.
+    """
+    return _digest(_all_tokens(tokenizer, name))
+
+
+def _digest(tokens: list[str | None]) -> str:
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
 def _all_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str | None]:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from layer_surgeon._text import without_secrets
+from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectureError
 from layer_surgeon.graft.config import ENCODER_OUTPUT, GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput, open_donor
@@ -15,6 +16,7 @@ from layer_surgeon.graft.hosts import OpenedHost, host_kind, host_width, open_ho
 from layer_surgeon.graft.matching import match_if_loud, match_projections, standardise_states
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, graft_fields
 from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.part_tokenizers import check_vocabulary, first_special_token
 from layer_surgeon.graft.sites import resolve_site
 from layer_surgeon.tasks import get_task
 
@@ -40,6 +42,9 @@ def assemble(
     settings = _resolve(settings, opened_host)
     host_width(opened_host.config)
     opened_donor = None if donor is None else open_donor(donor, settings, token=token)
+    if opened_donor is not None and isinstance(opened_donor.layer, DonorStack) and settings.donor_tokens == "host":
+        is_named = isinstance(host, str | os.PathLike)
+        check_vocabulary(opened_donor.layer, opened_host, is_named=is_named, token=token)
     labels: dict[str, Any] = {}
     if settings.labels:
         labels = {
@@ -59,12 +64,13 @@ def assemble(
     grafted.host_source = None if opened_host.name is None else (opened_host.name, opened_host.commit)
     if opened_donor is not None:
         grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
+        grafted.donor_source = opened_donor.source
     grafted = grafted.to(model.device).eval()
     if opened_donor is not None and model.device.type != "meta":
         _check_graft_runs(grafted)
         # On the meta device there are no weights to scale; stored weights, already scaled, are loaded later.
         if settings.reads_text:
-            standardise_states(grafted)
+            standardise_states(grafted, first_special_token(grafted.donor_source))
         elif settings.projection_init == "matched":
             match_projections(grafted)
         elif settings.projection_init == "auto":

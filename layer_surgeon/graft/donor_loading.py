@@ -40,11 +40,14 @@ class OpenedDonor:
         layer: The layer or the stack.
         reference: The layer's description for the graft's config.json.
         folder: The layer artifact with exactly these weights; None if they are not stored yet.
+        source: The layer artifact that the donor was named by or loaded from, also if it has other weights; None if it
+            is not known.
     """
 
     layer: Donor
     reference: dict[str, Any]
     folder: Path | None
+    source: Path | None = None
 
 
 def dtype_of(settings: GraftConfig) -> torch.dtype:
@@ -78,13 +81,15 @@ def open_donor(
     """
     dtype = dtype_of(settings)
     folder: Path | None
+    source: Path | None
     if isinstance(donor, DonorLayer | DonorStack):
         _check_kind(donor.config.embeddings, settings, f"The {type(donor).__name__} that you passed")
         folder, config = _matching_folder(donor), donor.config.to_dict()
+        source = None if donor.weights_file is None else donor.weights_file.parent
     else:
         if expected is not None and donor == expected.get("repo"):
             revision = revision or expected.get("repo_commit")
-        folder = artifact_folder(donor, revision, token)
+        folder = source = artifact_folder(donor, revision, token)
         config = read_artifact_config(folder)
         _check_kind(config.get("embeddings"), settings, str(donor))
     if folder is not None:
@@ -108,7 +113,7 @@ def open_donor(
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
         # In the Hub's cache, a snapshot's folder is named after its commit.
         reference |= {"repo": donor, "repo_commit": folder.name}
-    return OpenedDonor(layer=layer, reference=reference, folder=folder)
+    return OpenedDonor(layer=layer, reference=reference, folder=folder, source=source)
 
 
 def _donor_class(settings: GraftConfig) -> type[Donor]:

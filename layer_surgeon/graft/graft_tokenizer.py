@@ -45,8 +45,8 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
     ) -> None:
         if donor_tokenizer_file is None:
             raise GraftError(
-                f"The graft's tokenizer has no {DONOR_TOKENIZER_FILE}, the tokenizer of its donor. Get the graft again, "
-                "or make it again."
+                f"The graft's tokenizer lacks {DONOR_TOKENIZER_FILE}, its donor's tokenizer. Get the graft again, or "
+                "make it again."
             )
         self._donor = Tokenizer.from_file(donor_tokenizer_file)
         self._donor.no_padding()
@@ -105,7 +105,7 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         ids = [to_py_obj(row) for row in ids] if isinstance(ids, list) else to_py_obj(ids)
         strategy, _, max_length, _ = self._get_padding_truncation_strategies(padding=padding, max_length=max_length)
         is_single = not ids or isinstance(ids[0], int)
-        donor = self._padded([ids] if is_single else ids, strategy, max_length, pad_to_multiple_of)
+        donor: Mapping[str, Any] = self._padded([ids] if is_single else ids, strategy, max_length, pad_to_multiple_of)
         if is_single:
             donor = {name: rows[0] for name, rows in donor.items()}
         tensor_type = settings.get("return_tensors") or _TENSOR_TYPES.get(type(padded["input_ids"]).__module__)

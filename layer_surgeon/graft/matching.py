@@ -130,7 +130,7 @@ def match_projections(model: GraftedModel) -> None:
 
 
 @torch.no_grad()
-def standardise_states(model: GraftedModel) -> None:
+def standardise_states(model: GraftedModel, first_token: int | None = None) -> None:
     """Set the fixed mean and scale of `donor_norm`, so that each feature of the donor's states has mean 0 and std 1.
 
     This needs no data: the donor reads a fixed sample of 32 rows of 16 ids, uniform over its vocabulary. torch's random
@@ -139,12 +139,16 @@ def standardise_states(model: GraftedModel) -> None:
 
     Args:
         model: A graft whose donor reads text, with the donor attached, in eval mode.
+        first_token: The token in front of each text, if there is one. Its state can be larger than all others: without
+            it, the head in the docstring of `DonorNorm` gets 75 % instead of 83 % (with the host's tokens).
 
     Raises:
         GraftError: The states are not finite, or hardly any feature varies.
     """
     norm = cast(DonorNorm, model.donor_norm)
     ids = _sample_ids(vocabulary_size(cast(DonorStack, model.donor))).to(model.device)
+    if first_token is not None:
+        ids[:, 0] = first_token
     name = "donor_input_ids" if model.config.settings.donor_tokens == "own" else "input_ids"
     states = model.read_text(**{"input_ids": None, name: ids})
     unscaled = norm.unscaled(cast(Tensor, states)).flatten(0, -2)  # [rows or tokens, donor_hidden]

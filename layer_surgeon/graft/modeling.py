@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -76,6 +77,8 @@ class GraftedModel(StoredModel):
     # Where the host came from, as the caller of `graft_layer` named it, and its commit: its tokenizer is there too.
     # Not stored, because a file must not decide which repos are read.
     host_source: tuple[str, str | None] | None = None
+    # The artifact that the donor of a new graft came from, with its tokenizer. Not stored either.
+    donor_source: Path | None = None
 
     def __init__(
         self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
