@@ -17,7 +17,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from layer_surgeon._loading import load_checkpoint_tokenizer, load_tokenizer
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
+from layer_surgeon._loading import load_tokenizer
 from layer_surgeon._text import first_line, without_secrets
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.companions import is_tokenizer_file
@@ -209,6 +210,9 @@ class _Donor:
         """The text that the tokenizer splits into the string's tokens; None if it would take it as a word's start."""
         if not self._adds_space:
             return string
+        if self._continues and not string[:1].isalnum():
+            # WordPiece has no spaces, and punctuation always starts a word.
+            return string.strip()
         word = string.removeprefix(" ")
         return word if word != string and word.strip() else None
 
