@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import heading, machine, save, say, table, versions
 from benchmarks.process import measure
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon._format import format_bytes
 from layer_surgeon.checkpoint import open_checkpoint
-from layer_surgeon.run.tokenizing import load_checkpoint_tokenizer
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, llama_shapes, pad_header
 from tests.support.numbered_texts import as_text, random_tokens, save_numbered_tokenizer
 

@@ -7,7 +7,8 @@ import typer
 
 from layer_surgeon._format import format_bytes
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
-from layer_surgeon.extract import LayerArtifact, extract_layer, plan_extraction
+from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer
+from layer_surgeon.extract.extract import plan_stack
 
 from .command import command, new_app
 from .ui import Ui
@@ -36,6 +37,18 @@ def extract(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Convert to this dtype (default: keep the donor's bytes)."),
     ] = None,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--embeddings", help="Also take what acts before layer 0, so that the first layers (--layer 0:9) read text."
+        ),
+    ] = False,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST", help="Make the table of tokens for this host's vocabulary, and read only the rows it needs."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, but read no weights.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only check the layer artifact SOURCE against its sha256s.")
@@ -52,7 +65,9 @@ def extract(
         return _verify(ui, source)
     layers = layer or ["-1"]
     if dry_run:
-        return _plan(ui, open_checkpoint(source, revision=revision, token=token), layers, dtype)
+        checkpoint = open_checkpoint(source, revision=revision, token=token)
+        plan = plan_stack(checkpoint, layers, dtype=dtype, embeddings=embeddings, vocabulary=vocabulary, token=token)
+        return _show_plan(ui, checkpoint, plan)
     artifact = extract_layer(
         source,
         layer=layers,
@@ -63,6 +78,8 @@ def extract(
         progress=ui.progress,
         workspace=ui.workspace,
         force=force,
+        embeddings=embeddings,
+        vocabulary=vocabulary,
     )
     # A folder of the user's own is the latest layer too, as with `graft` and `finetune`.
     ui.workspace.set_latest("layer", artifact.path)
@@ -79,8 +96,7 @@ def _verify(ui: Ui, folder: str) -> dict[str, Any]:
     return _document(artifact) | {"verified": True}
 
 
-def _plan(ui: Ui, checkpoint: Checkpoint, layers: list[str], dtype: str | None) -> dict[str, Any]:
-    plan = plan_extraction(checkpoint, layer=layers, dtype=dtype)
+def _show_plan(ui: Ui, checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, Any]:
     if not ui.as_json:
         rows = [(t.name, t.dtype, "x".join(map(str, t.shape)), format_bytes(t.num_bytes), t.file) for t in plan.tensors]
         ui.table(("tensor", "dtype", "shape", "bytes", "file"), rows)
@@ -121,19 +137,33 @@ def _show(ui: Ui, artifact: LayerArtifact) -> None:
     ui.facts(
         {
             "layer": ", ".join(map(str, artifact.layer_indices)),
+            **_embeddings(artifact),
             "of": donor["name"] + (f" at {donor['commit'][:12]}" if donor.get("commit") else ""),
             "size": f"{format_bytes(artifact.num_bytes)} ({artifact.config['dtype']})",
             "sha256": artifact.sha256,
             "folder": artifact.path,
         }
     )
-    ui.line("Next: [bold]surgeon graft bert-base-uncased[/]")
+    reads = " --donor-reads text" if artifact.config.get("embeddings") else ""
+    ui.line(f"Next: [bold]surgeon graft bert-base-uncased{reads}[/]")
+
+
+def _embeddings(artifact: LayerArtifact) -> dict[str, Any]:
+    embeddings = artifact.config.get("embeddings")
+    if not embeddings:
+        return {}
+    vocabulary = embeddings.get("vocabulary")
+    if vocabulary is None:
+        return {"embeddings": "the donor's"}
+    tokens = f"{vocabulary['size']:,} tokens of {vocabulary['name']}"
+    return {"embeddings": f"for {tokens}, from {vocabulary['donor_rows']:,} of the donor's rows"}
 
 
 def _document(artifact: LayerArtifact) -> dict[str, Any]:
     return {
         "path": artifact.path,
         "layer_indices": list(artifact.layer_indices),
+        "embeddings": artifact.config.get("embeddings"),
         "dtype": artifact.config["dtype"],
         "num_bytes": artifact.num_bytes,
         "sha256": artifact.sha256,

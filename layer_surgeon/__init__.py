@@ -5,7 +5,7 @@ checkpoint  READ   which tensors a checkpoint has, and where their bytes are    
 hub         SHARE  model cards; a folder -> a repo on the Hub                   (the `surgeon push` command)
 extract     CUT    one layer's bytes -> a layer artifact                        plan_extraction, extract_layer
 assemble    BUILD  layers of checkpoints, in any order -> a whole checkpoint   plan_assembly, assemble_model
-donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer
+donor       LOAD   layer artifact -> a frozen module, exact                     DonorLayer, DonorStack
 run         RUN    a model one layer at a time; measures; comparisons   run_layers, measure_layers, diff_checkpoints
 graft       JOIN   host + projections + donor + head -> a transformers model    graft_layer, GraftedModel
 cost        COUNT  parameters, multiply-accumulates, memory and time            (the `surgeon profile` command)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         plan_assembly,
     )
     from layer_surgeon.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-    from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+    from layer_surgeon.donor import DonorLayer, DonorStack, SurgeonDonorConfig
     from layer_surgeon.errors import (
         ArtifactError,
         AssemblyError,
@@ -64,7 +64,7 @@ _HOME = {
     "checkpoint": ("Checkpoint", "TensorInfo", "open_checkpoint"),
     "extract": ("ExtractionPlan", "LayerArtifact", "extract_layer", "plan_extraction"),
     "assemble": ("AssembledModel", "AssemblyPlan", "AssemblyRecipe", "LayerSlice", "assemble_model", "plan_assembly"),
-    "donor": ("DonorLayer", "SurgeonDonorConfig"),
+    "donor": ("DonorLayer", "DonorStack", "SurgeonDonorConfig"),
     "run": (
         "CheckpointDifference",
         "HiddenStates",
@@ -107,6 +107,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DonorLayer",
+    "DonorStack",
     "ExtractionPlan",
     "FinetuneConfig",
     "FinetuneResult",

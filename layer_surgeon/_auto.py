@@ -19,6 +19,7 @@ from typing import Any
 
 _CONFIGS = "transformers.models.auto.configuration_auto"
 _MODELS = "transformers.models.auto.modeling_auto"
+_TOKENIZERS = "transformers.models.auto.tokenization_auto"
 _PACKAGES = ("transformers.", "layer_surgeon.")
 
 
@@ -28,7 +29,11 @@ class _Watcher(MetaPathFinder):
     def __init__(self) -> None:
         self.importing = 0
         self.being_found: set[str] = set()
-        self.pending = {_CONFIGS: _register_configs, _MODELS: _register_models}
+        self.pending = {
+            _CONFIGS: _register_configs,
+            _MODELS: _register_models,
+            _TOKENIZERS: _register_tokenizers,
+        }
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -89,12 +94,21 @@ def _register_configs() -> None:
 def _register_models() -> None:
     auto = import_module(_MODELS)
     donor, graft = import_module("layer_surgeon.donor"), import_module("layer_surgeon.graft")
-    auto.AutoModel.register(donor.SurgeonDonorConfig, donor.DonorLayer, exist_ok=True)
+    # Of several classes, AutoModel takes the one in the config's architectures.
+    auto.AutoModel.register(donor.SurgeonDonorConfig, (donor.DonorLayer, donor.DonorStack), exist_ok=True)
     # If several tasks have the same Auto class, the first task gets it.
     for task in reversed(list(import_module("layer_surgeon.tasks").TASKS.values())):
         getattr(auto, task.auto).register(graft.SurgeonGraftConfig, task.load_model_class(), exist_ok=True)
     # AutoModel loads all tasks: GraftedModel.from_pretrained chooses the class by the config's task.
     auto.AutoModel.register(graft.SurgeonGraftConfig, graft.GraftedModel, exist_ok=True)
+
+
+def _register_tokenizers() -> None:
+    auto = import_module(_TOKENIZERS)
+    config = import_module("layer_surgeon.graft.model_config").SurgeonGraftConfig
+    # Grafts with another tokenizer name its class in their files, and that name takes precedence.
+    tokenizer_class = import_module("layer_surgeon.graft.graft_tokenizer").GraftTokenizer
+    auto.AutoTokenizer.register(config, tokenizer_class, exist_ok=True)
 
 
 def install() -> None:

@@ -7,7 +7,6 @@ from outside the folder, or to load another model that an adapter's config names
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
 from layer_surgeon._folders import check_links
-from layer_surgeon._io import MAX_JSON_BYTES, read_json, write_bytes
+from layer_surgeon._io import MAX_JSON_BYTES, read_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
-from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
 from layer_surgeon.errors import GraftError, LayerSurgeonError
@@ -70,7 +68,10 @@ def read_config(name: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     path = local_model(os.fspath(name))
     file = Path(path)
     if not file.is_file():
-        file = Path(cached_file(path, CONFIG_NAME, **hub))
+        cached = cached_file(path, CONFIG_NAME, **hub)
+        if cached is None:  # transformers raises OSError for a repo, but not for a folder
+            raise OSError(f"{_shown(name)} has no {CONFIG_NAME}")
+        file = Path(cached)
     num_bytes = file.stat().st_size
     if num_bytes > MAX_JSON_BYTES:
         raise GraftError(
@@ -312,20 +313,6 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
-    """Make the tokenizer's files from the header of a GGUF file, by name.
-
-    Raises:
-        ValueError, OSError, KeyError, TypeError, ImportError: As `load_gguf_tokenizer`.
-        SourceError: The header can't be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
-        folder = Path(name)
-        write_bytes(folder / "header.gguf", table.header_bytes())
-        load_gguf_tokenizer(folder / "header.gguf").save_pretrained(folder / "tokenizer")
-        return {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir() if file.is_file()}
-
-
 @contextlib.contextmanager
 def without_asking() -> Iterator[None]:
     """Make transformers refuse code from a repo instead of asking, for libraries that load models themselves.
@@ -365,7 +352,7 @@ def _names_a_file(file_name: str, key: str, value: Any) -> bool:
     vocab_file and similar keys in tokenizer_config.json don't count. Old versions wrote paths of their own machine
     there, and transformers ignores them: it always looks in the folder.
     """
-    if key in ("vocab", "merges"):
+    if key in ("vocab", "merges", "donor_tokenizer_file"):
         return isinstance(value, str)
     if key == "init_inputs":
         return bool(value)

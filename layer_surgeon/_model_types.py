@@ -4,6 +4,8 @@ LAYER = "surgeon_donor"
 GRAFT = "surgeon_graft"
 # In a graft's folder: the layer artifact of a frozen donor.
 DONOR_FOLDER = "donor"
+# The donor's tokenizer next to the host's, in a graft whose donor reads tokens of its own.
+DONOR_TOKENIZER_FILE = "donor_tokenizer.json"
 
 # The record in the folder of an assembled model. The digests of DeepSeek-V3's 91,991 tensors take 13 MB.
 ASSEMBLY_FILE = "assembly.yaml"

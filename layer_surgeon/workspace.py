@@ -4,6 +4,7 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 ├── workspace.json              the latest layer, graft and run
 ├── layers/Llama-3.1-8B-L31/
 ├── states/Llama-3.1-8B-texts/
+├── donor-states/               what donors that read text computed for the texts of all runs; may be deleted
 ├── grafts/bert-base-uncased+Llama-3.1-8B-L31/
 ├── models/Llama-3.1-8B-L0-15/
 └── runs/sst2-bert-base-uncased+Llama-3.1-8B-L31/
@@ -21,6 +22,8 @@ from layer_surgeon.errors import WorkspaceError
 Kind = Literal["layer", "states", "graft", "run", "model"]
 
 DEFAULT_WORKSPACE = "surgery"
+# What frozen donors compute for each text, which runs share; see finetune/donor_states.py.
+DONOR_STATES = "donor-states"
 # Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
 PACKAGED = "packaged:"
 _FOLDERS: dict[Kind, str] = {
@@ -112,6 +115,11 @@ def short_name(source: str) -> str:
 def layer_name(source: str, layer_indices: Sequence[int]) -> str:
     """Return the folder name of a layer artifact: `Llama-3.1-8B-L31`, or `Llama-3.1-8B-L30-31` for two layers."""
     return f"{short_name(source)}-L{'-'.join(str(index) for index in layer_indices)}"
+
+
+def stack_name(source: str, num_layers: int, host: str | None = None) -> str:
+    """Return the folder name of a stack artifact: `Llama-3.1-8B-first-9`, with a vocabulary `...-for-<host>`."""
+    return f"{short_name(source)}-first-{num_layers}" + ("" if host is None else f"-for-{short_name(host)}")
 
 
 def graft_name(host: str, donor: str) -> str:

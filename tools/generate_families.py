@@ -32,12 +32,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from layer_surgeon.donor import DonorLayer  # noqa: E402
-from layer_surgeon.donor.family import find_stack, model_class  # noqa: E402
+from layer_surgeon.checkpoint import open_checkpoint  # noqa: E402
+from layer_surgeon.donor import DonorLayer, DonorStack  # noqa: E402
+from layer_surgeon.donor.checkpoint_names import checkpoint_names  # noqa: E402
+from layer_surgeon.donor.entrance import EntrancePlan, plan_entrance  # noqa: E402
+from layer_surgeon.donor.family import family_config, find_stack, model_class  # noqa: E402
 from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
 from layer_surgeon.extract import extract_layer  # noqa: E402
 from tests.support.exactness import difference  # noqa: E402
 from tests.support.tiny_models import cut_artifact, layers_prefix, model_from, save_quietly, tiny_config  # noqa: E402
+from tests.support.tiny_stacks import save_stack, stack_difference  # noqa: E402
 from tools.families_page import page  # noqa: E402
 
 OUTPUT = ROOT / "layer_surgeon" / "checkpoint" / "families.json"
@@ -77,6 +81,14 @@ NEEDS: dict[str, dict[str, Any]] = {
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
+}
+
+
+# Settings with which models have more weights before their first layer than with the tests' small sizes.
+MORE_EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "electra": {"embedding_size": 16},
+    "ernie": {"use_task_id": True},
+    "opt": {"word_embed_proj_dim": 16},
 }
 
 
@@ -166,6 +178,7 @@ def compare(model: Any) -> dict[str, Any]:
             names = list(file.keys())
         whole = layers_prefix(names).rstrip(".")
         served = check(model, checkpoint)
+        before = check_stack(model, checkpoint, stack if whole.endswith(stack) else whole)
         own_names = check_own_names(model, names, Path(folder) / "own-names")
     return {
         "stack": stack if whole.endswith(stack) else whole,
@@ -173,6 +186,7 @@ def compare(model: Any) -> dict[str, Any]:
         "base_prefix": whole.removesuffix(stack).rstrip(".") if whole.endswith(stack) else "",
         "kind": "causal",
         "bidirectional": all(not traits.not_bidirectional for traits in served),
+        **before,
         **({} if own_names else {"own_names_refused": True}),
     }
 
@@ -224,6 +238,70 @@ def check(model: Any, checkpoint: Path) -> list[Any]:
     if len(refusals) > len(served):
         raise RefusedError(shorten(refusals[0])) from refusals[0]
     return served
+
+
+def check_stack(model: Any, checkpoint: Path, stack_path: str) -> dict[str, Any]:
+    """Compare a `DonorStack` of all layers with the model at each depth. Returns what acts before layer 0.
+
+    `embeddings` are the names of its weights, also of those that only some models of the family have
+    (`optional_embeddings`). `token_table` is the one with a row per token, if nothing else depends on the token ids.
+    `stored_as` has the names in a checkpoint that differ, relative to the same prefix as the layers'.
+    """
+    try:
+        opened = open_checkpoint(checkpoint)
+        plan = plan_entrance(family_config(dict(opened.config)))
+        names = checkpoint_names(plan.outline, plan.shapes, opened)
+        stack = DonorStack.from_pretrained(save_stack(model, opened.num_layers, checkpoint.with_name("stack")))
+    except LayerSurgeonError as error:
+        return {"embeddings_refused": shorten(error)}
+    for padding in PADDINGS:
+        largest_difference = stack_difference(model, stack, padding)
+        if largest_difference != 0:
+            return {"embeddings_refused": f"its states differ by {largest_difference:.2g} (padding: {padding})"}
+    root = opened.layer_prefix(0).removesuffix(f"{stack_path}.0.")
+    stored_as = {name: stored.removeprefix(root) for name, stored in names.items() if stored != root + name}
+    optional = more_embeddings(opened.model_type, plan)
+    return {
+        "embeddings": [*plan.shapes, *optional],
+        **({"optional_embeddings": optional} if optional else {}),
+        "token_table": plan.token_table if reads_only_table(stack, plan) else None,
+        **({"stored_as": stored_as} if stored_as else {}),
+    }
+
+
+def more_embeddings(family: str, plan: EntrancePlan) -> list[str]:
+    """Names of weights that only some models of a family have before their first layer."""
+    if family not in MORE_EMBEDDINGS:
+        return []
+    settings = NEEDS.get(family, {}) | MORE_EMBEDDINGS[family] | {"is_decoder": True}
+    more = plan_entrance(family_config(tiny_config(family, **settings).to_dict()))
+    return [name for name in more.shapes if name not in plan.shapes]
+
+
+def reads_only_table(stack: DonorStack, plan: EntrancePlan) -> bool:
+    """Whether the token ids only matter as row numbers of the table of tokens.
+
+    Not if there is a second table, or if positions are counted from the ids that are not padding.
+    """
+    if plan.token_table is None:
+        return False
+    seen: list[list[torch.Tensor]] = []
+    table = stack.entrance.model.get_submodule(plan.token_table.removesuffix(".weight"))
+
+    def keep(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if module is not table:
+            seen[-1] += [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+
+    modules = [stack.entrance.model.get_submodule(path) for path in plan.modules]
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    for input_ids in (torch.arange(19)[None], torch.arange(19).flip(0)[None]):
+        seen.append([])
+        with torch.no_grad():
+            stack(input_ids)
+    for handle in handles:
+        handle.remove()
+    first, second = ([value for value in values if not value.is_floating_point()] for values in seen)
+    return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 def check_own_names(model: Any, original_names: list[str], checkpoint: Path) -> bool:

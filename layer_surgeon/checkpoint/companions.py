@@ -43,26 +43,26 @@ GENERATION_FILE = "generation_config.json"
 MAX_COMPANION_BYTES = 100_000_000
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of a model's folder belongs to its tokenizer."""
+    # A * must not match folders.
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in TOKENIZER_FILES)
+
+
 def companion_files(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the tokenizer's files and of the generation settings.
 
     Raises:
         SourceError: A web server can't be asked for them.
     """
-    patterns = (*TOKENIZER_FILES, GENERATION_FILE)
     source = checkpoint.source
     if source.kind == "url":
         # Imported only when needed: local files should not cost the import of an HTTP client.
         from layer_surgeon.checkpoint.sources.url import UrlSource
 
         if isinstance(source, UrlSource):
-            source.look_for(pattern for pattern in patterns if "*" not in pattern)
-    return [
-        name
-        for name in source.list_files()
-        # A * must not match folders.
-        if any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-    ]
+            source.look_for(pattern for pattern in (*TOKENIZER_FILES, GENERATION_FILE) if "*" not in pattern)
+    return [name for name in source.list_files() if name == GENERATION_FILE or is_tokenizer_file(name)]
 
 
 def read_companions(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""LOAD: layer artifact -> DonorLayer, a frozen module that computes what the layer computed inside its model.
+"""LOAD: artifact -> DonorLayer or DonorStack, a frozen module that computes what it computed inside its model.
 
 config     `SurgeonDonorConfig`: the donor's own config, and the indices of its layers
 family     find the family's config class, model class and list of layers from the donor's config
@@ -9,7 +9,11 @@ influence  find the outputs that don't matter with one position per sequence
 one_key    linear maps that skip those outputs
 tensors    convert between the artifact's tensors and weights, with the family's own conversions
 files      read and write the artifact's files
+frozen     what the two modules below have in common: their files, and that they stay frozen
 layer      `DonorLayer`
+entrance   what acts before the first layer
+exit       what acts after the last layer
+stack      `DonorStack`: the entrance and the first layers
 """
 
 import importlib
@@ -18,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layer_surgeon.donor.config import SurgeonDonorConfig
     from layer_surgeon.donor.layer import DonorLayer
+    from layer_surgeon.donor.stack import DonorStack
 
-_MODULE_OF = {"DonorLayer": "layer", "SurgeonDonorConfig": "config"}
+_MODULE_OF = {"DonorLayer": "layer", "DonorStack": "stack", "SurgeonDonorConfig": "config"}
 
-__all__ = ["DonorLayer", "SurgeonDonorConfig"]
+__all__ = ["DonorLayer", "DonorStack", "SurgeonDonorConfig"]
 
 
 def __getattr__(name: str) -> Any:

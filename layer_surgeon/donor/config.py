@@ -20,6 +20,9 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
             An index may occur twice; its weights are then stored twice.
         sha256: Digest of model.safetensors, or None if there is no file yet.
         source: The source of the weights, as `extract` recorded it.
+        embeddings: What acts before layer 0, if the artifact holds it: `token_table`, the name of the weight with one
+            row per token, and `vocabulary`, what the rows stand for if they are not the donor's own tokens. None for
+            layers without embeddings.
 
     Raises:
         ArtifactError: The fields contradict each other.
@@ -32,6 +35,7 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     layer_indices: list[int] | tuple[int, ...] = ()
     sha256: str | None = None
     source: dict[str, Any] | None = None
+    embeddings: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Validate the fields."""
@@ -53,6 +57,8 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
                     f"layer_indices has {index}, but the donor has {num_layers} layers, 0 to {num_layers - 1}. "
                     "Extract the layer again."
                 )
+        if self.embeddings is not None:
+            _check_embeddings(self.embeddings, self.layer_indices)
 
     def family_config(self) -> PretrainedConfig:
         """Make a new config of the family's own class for the donor, or for the text part of a multimodal donor."""
@@ -67,3 +73,18 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
     def hidden_size(self) -> int:
         """Width of the layers' input and output."""
         return int(self.family_config().hidden_size)
+
+
+def _check_embeddings(embeddings: Any, layer_indices: list[int]) -> None:
+    if layer_indices != list(range(len(layer_indices))):
+        raise ArtifactError(
+            f"The config has embeddings, and layer_indices {layer_indices}. What the embeddings give only enters layer "
+            "0, so the layers must be 0, 1, 2, ... Extract them again, such as with --layer 0:9 --embeddings."
+        )
+    vocabulary = embeddings.get("vocabulary") if isinstance(embeddings, dict) else None
+    size = vocabulary.get("size") if isinstance(vocabulary, dict) else None
+    if not isinstance(embeddings, dict) or (vocabulary is not None and (type(size) is not int or size < 1)):
+        raise ArtifactError(
+            f"The config's embeddings must be an object whose vocabulary is null or has a size, not {embeddings!r}. "
+            "Extract the layers again with --embeddings."
+        )

@@ -56,11 +56,12 @@ def plan_entrance(config: PretrainedConfig) -> EntrancePlan:
     base = model_class(config)
     with torch.device("meta"):
         model = surroundings_class(base, (), before=True)(config)
-    model.to_empty(device="cpu")
-    model.initialize_weights()
-    model.eval()
-    input_ids = torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH) % int(config.vocab_size)
-    run, extras = try_extras(base, lambda extras: _run(model, config, torch.float32, extras, input_ids=input_ids))
+    with torch.device("cpu"):  # also while a model that the stack is part of is being made without weights
+        model.to_empty(device="cpu")
+        model.initialize_weights()
+        model.eval()
+        input_ids = torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH) % int(config.vocab_size)
+        run, extras = try_extras(base, lambda extras: _run(model, config, torch.float32, extras, input_ids=input_ids))
     modules = tuple(dict.fromkeys(run.left_out_calls[: run.num_calls_before]))
     shapes = {
         f"{path}.{name}": tuple(tensor.shape)
@@ -112,20 +113,28 @@ class DonorEntrance(nn.Module):
             ArtifactError: The weights are not those that the plan names.
             UnsupportedArchitectureError: The result also depends on other weights.
         """
-
-        def shape_table(model: PreTrainedModel) -> None:
-            if plan.token_table is not None:
-                table = _token_table(model)
-                table.weight = nn.Parameter(torch.empty(tensors[plan.token_table].shape, device="meta"))
-                table.num_embeddings = len(table.weight)
-                # Only gradients depend on it, and it may be outside of a smaller table.
-                table.padding_idx = None
-
-        family = surroundings_class(model_class(plan.config), plan.modules, before=True, prepare=shape_table)
+        table = tensors.get(plan.token_table) if plan.token_table is not None else None
+        family = _entrance_class(plan, None if table is None else len(table))
         model = load_state(family, plan.config, tensors, "the embeddings", "the modules before layer 0", **settings)
         entrance = cls(plan, model, token_ids)
         entrance._check_complete()
         return entrance
+
+    @classmethod
+    def random(cls, plan: EntrancePlan, num_rows: int | None = None) -> "DonorEntrance":
+        """Make an entrance with random weights; under `torch.device("meta")`, without any weights.
+
+        Args:
+            plan: From `plan_entrance`.
+            num_rows: Number of rows of the table of tokens. None: as in the donor.
+        """
+        device = torch.empty(0).device
+        with torch.device("meta"):
+            model = _entrance_class(plan, num_rows)(plan.config)
+        if device.type != "meta":
+            model.to_empty(device=device)
+            model.initialize_weights()
+        return cls(plan, model, None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,6 +170,11 @@ class DonorEntrance(nn.Module):
         arrived: Tensor = _run(self.model, self.plan.config, self.dtype, self.plan.extras, **arguments).arrived
         return arrived
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, by the names that the plan has."""
+        state = self.model.state_dict()
+        return {name: state[name].detach().contiguous().cpu() for name in self.plan.shapes}
+
     def _to_rows(self, table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         assert self.token_ids is not None
         rows = torch.searchsorted(self.token_ids, args[0].contiguous())
@@ -175,6 +189,20 @@ class DonorEntrance(nn.Module):
                 f"What enters the first layer of {type(self.model).__name__} depends on more than "
                 f"{', '.join(self.plan.modules)}, or these weights have NaN. Take a model of another family."
             )
+
+
+def _entrance_class(plan: EntrancePlan, num_rows: int | None) -> type[PreTrainedModel]:
+    """The class of the family's model with only the weights before layer 0, and `num_rows` rows in the token table."""
+
+    def shape_table(model: PreTrainedModel) -> None:
+        if plan.token_table is not None and num_rows is not None:
+            table = _token_table(model)
+            table.weight = nn.Parameter(torch.empty(num_rows, *plan.shapes[plan.token_table][1:], device="meta"))
+            table.num_embeddings = num_rows
+            # Only gradients depend on it, and it may be outside of a smaller table.
+            table.padding_idx = None
+
+    return surroundings_class(model_class(plan.config), plan.modules, before=True, prepare=shape_table)
 
 
 def try_extras(base: type[PreTrainedModel], attempt: Any) -> tuple[Run, int | None]:

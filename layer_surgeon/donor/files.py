@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from layer_surgeon._io import MAX_JSON_BYTES, copy_file
 from layer_surgeon._limits import check_no_code
 from layer_surgeon.checkpoint import TensorInfo
+from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.checkpoint.safetensors import read_local_header
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.errors import ArtifactError, CheckpointError, LayerSurgeonError, SourceError
@@ -135,7 +136,7 @@ def choose_dtype(
 
 
 def copy_papers(weights: Path | None, folder: Path) -> None:
-    """Copy model card and licence of the artifact that was loaded to the one that is saved.
+    """Copy model card, licence and tokenizer of the artifact that was loaded to the one that is saved.
 
     Args:
         weights: The file that was loaded, where there is one.
@@ -146,7 +147,7 @@ def copy_papers(weights: Path | None, folder: Path) -> None:
     """
     if weights is None or not weights.parent.is_dir() or weights.parent.resolve() == folder.resolve():
         return
-    for paper in artifact_files(weights.parent, PAPERS):
+    for paper in artifact_files(weights.parent, (*PAPERS, *TOKENIZER_FILES)):
         copy_file(paper, folder / paper.name)
 
 

@@ -1,29 +1,14 @@
 """`DonorLayer`: a frozen layer that computes exactly what it computed inside its model."""
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from pathlib import Path
 from typing import Any, Self
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Cache, PretrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import Cache, PreTrainedModel
 
-from layer_surgeon._io import new_path
 from layer_surgeon.donor.cache import is_exact_with_cache, new_cache_layer
 from layer_surgeon.donor.config import SurgeonDonorConfig
-from layer_surgeon.donor.files import (
-    choose_dtype,
-    copy_papers,
-    describe_saved,
-    find_weights,
-    read_config,
-    read_weights,
-)
+from layer_surgeon.donor.frozen import FrozenDonor, family_of
 from layer_surgeon.donor.influence import shorten
 from layer_surgeon.donor.one_key import installed
 from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_positions, probe_layer
@@ -31,12 +16,8 @@ from layer_surgeon.donor.scaffold import Run, run_scaffold, take_layer
 from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, random_scaffold, split_by_layer
 from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# AutoModel passes these too. Ignoring trust_remote_code is deliberate: code from a repo never runs.
-_IGNORED_ARGUMENTS = ("_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 
-
-class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
+class DonorLayer(FrozenDonor):
     """One or several decoder layers of a large language model, run by the family's own code in transformers.
 
     It holds the weights of the chosen layers and nothing else: `layers.<k>.<name inside the layer>`, k = 0, 1, ... in
@@ -51,15 +32,8 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         weights_file: The file that the weights were loaded from; None if they were not loaded from a file.
     """
 
-    config_class = SurgeonDonorConfig
     base_model_prefix = "donor_layer"
     main_input_name = "hidden_states"
-    supports_gradient_checkpointing = True
-    # The family's own class makes the final decision. Without these, transformers would reject the request here.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: SurgeonDonorConfig, scaffolds: list[PreTrainedModel] | None = None) -> None:
         """Make layers with random weights, or take the layers out of `scaffolds`.
@@ -72,8 +46,9 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             ArtifactError: `config` doesn't describe a layer.
             UnsupportedArchitectureError: The donor's family is not supported.
         """
+        self._check_kind(config, "This config")
         if scaffolds is None:
-            scaffolds = [random_scaffold(_family(config), index) for index in config.layer_indices]
+            scaffolds = [random_scaffold(family_of(config), index) for index in config.layer_indices]
         if not scaffolds:
             raise ArtifactError(
                 "The config has no layer_indices, so it doesn't describe a donor layer. Load it from a layer artifact, "
@@ -87,59 +62,12 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
             take_layer(scaffold, index) for scaffold, index in zip(scaffolds, self.layer_indices, strict=True)
         )
         self.scaffolds = nn.ModuleList(scaffolds)
-        self.weights_file: Path | None = None
         self._traits: tuple[Traits, ...] | None = None
         self._can_cache: bool | None = None
         self._frozen = True
         self.post_init()
         self.requires_grad_(False)
         self.eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *model_args: Any,
-        config: SurgeonDonorConfig | None = None,
-        dtype: torch.dtype | str | None = None,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a layer artifact, frozen and in eval mode.
-
-        Args:
-            pretrained_model_name_or_path: The artifact's folder, or a Hub repo id.
-            model_args: Not used.
-            config: Replaces the artifact's own config.
-            dtype: Element type of the weights. None keeps the artifact's.
-            output_loading_info: Also return the (empty) lists of missing and unexpected tensors, as transformers does.
-            kwargs: Arguments for the Hub (`revision`, `token`, `cache_dir`, ...). Others are passed to the family's
-                `from_pretrained` (`device_map`, `attn_implementation`).
-
-        Raises:
-            ArtifactError: The folder or repo is not a layer artifact, or its tensors don't match its config.
-            SourceError: The folder or repo can't be read.
-            UnsupportedArchitectureError: The donor's family is not supported. The message says why.
-        """
-        path = str(pretrained_model_name_or_path)
-        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-        settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
-        # Also if a config is passed: the Auto classes make it without any check.
-        stored = read_config(path, hub_arguments)
-        config = stored if config is None else deepcopy(config)
-        dtype = dtype or settings.pop("torch_dtype", None)
-        file = find_weights(path, hub_arguments)
-        tensors = read_weights(file, torch.float32 if dtype in (torch.float32, "float32") else None)
-        settings["dtype"] = choose_dtype(dtype, config, tensors)
-        if config._attn_implementation is not None:
-            settings.setdefault("attn_implementation", config._attn_implementation)
-        config.name_or_path = path
-        donor = cls.from_tensors(config, split_by_layer(tensors, list(config.layer_indices)), **settings)
-        donor.weights_file = file
-        donor.probe()
-        if output_loading_info:
-            return donor, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-        return donor
 
     @classmethod
     def from_tensors(
@@ -164,23 +92,23 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         return cls(config, scaffolds)
 
     @classmethod
-    def from_config(cls, config: SurgeonDonorConfig, dtype: torch.dtype | str | None = None) -> Self:
-        """Make the same layers with random weights from the family's own initialisation, frozen and in eval mode.
+    def _check_kind(cls, config: SurgeonDonorConfig, path: str) -> None:
+        if config.embeddings is not None:
+            raise ArtifactError(
+                f"{path} has embeddings next to its layers, so it is a stack artifact. Load it with DonorStack."
+            )
 
-        Args:
-            config: The donor's config and the indices of the layers. It is not modified.
-            dtype: Element type of the weights. None means the config's, or float32 if it has none.
+    @classmethod
+    def _from_artifact(cls, config: SurgeonDonorConfig, tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> Any:
+        return cls.from_tensors(config, split_by_layer(tensors, list(config.layer_indices)), **settings)
 
-        Raises:
-            ArtifactError: The config doesn't describe a layer.
-            UnsupportedArchitectureError: The donor's family is not supported. The message says why.
-        """
-        config = deepcopy(config)
-        # These describe the donor's weights, which the new layers don't have.
-        config.sha256, config.source, config.name_or_path = None, None, ""
-        donor = cls._from_config(config, dtype=choose_dtype(dtype, config, {}))
-        donor.probe()
-        return donor  # type: ignore[no-any-return]  # transformers is untyped here
+    def _artifact_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for position, (scaffold, layer, index) in enumerate(
+            zip(self.scaffolds, self.layers, self.layer_indices, strict=True)
+        ):
+            tensors.update(artifact_tensors(scaffold, layer, index, position))
+        return tensors
 
     def forward(
         self,
@@ -301,93 +229,10 @@ class DonorLayer(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
         for _, module in installed(self):
             module.one_key = value
 
-    def unfreeze(self) -> Self:
-        """Make the weights trainable, and let `train` switch to training mode (dropout, if the family has it)."""
-        self._frozen = False
-        self.requires_grad_(True)
-        return self
-
-    def freeze(self) -> Self:
-        """Undo `unfreeze`."""
-        self._frozen = True
-        self.requires_grad_(False)
-        return self.eval()  # type: ignore[no-any-return]  # transformers is untyped here
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, but stay in eval mode if frozen."""
-        return super().train(mode and not self._frozen)  # type: ignore[no-any-return]  # transformers is untyped here
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Write a layer artifact: one file of weights, named as in the donor's checkpoint.
-
-        Sets the config's `sha256` to the digest of the new file. Copies the model card and the licence from the folder
-        that the donor was loaded from.
-
-        Args:
-            save_directory: The folder to write; created if it doesn't exist.
-            is_main_process: Write nothing if False.
-            push_to_hub: Also upload the artifact. `kwargs` are then passed to `push_to_hub`, such as `repo_id`.
-            kwargs: Without an upload, accepted for compatibility with transformers and ignored (`max_shard_size`, ...).
-        """
-        if not is_main_process:
-            return
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        for position, (scaffold, layer, index) in enumerate(
-            zip(self.scaffolds, self.layers, self.layer_indices, strict=True)
-        ):
-            tensors.update(artifact_tensors(scaffold, layer, index, position))
-        # The file that is there may have another name too: a graft's donor layer is linked to the artifact's.
-        with new_path(folder / SAFE_WEIGHTS_NAME) as weights:
-            save_file(tensors, weights, metadata={"format": "pt"})
-        self.config.source = describe_saved(self.config.source, tensors)
-        with (folder / SAFE_WEIGHTS_NAME).open("rb") as file:
-            self.config.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        self.config.architectures = [type(self).__name__]
-        self.config.dtype = str(self.dtype).removeprefix("torch.")
-        self.config.save_pretrained(folder)
-        copy_papers(self.weights_file, folder)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert the module, but keep the element type of non-persistent buffers such as rotary embeddings.
-
-        These buffers are not in a checkpoint, so a lossy conversion could not be undone. The family computes them in
-        float32, regardless of the element type of its weights.
-        """
-        non_persistent = [
-            (module, name, module._buffers[name])
-            for module in self.modules()
-            for name in sorted(module._non_persistent_buffers_set)
-            if module._buffers.get(name) is not None
-        ]
-        super()._apply(fn, recurse)
-        for module, name, buffer in non_persistent:
-            moved = module._buffers[name]
-            if moved is not None:
-                # A meta buffer has no values to keep, but it must keep its type for when it gets some.
-                module._buffers[name] = moved.to(buffer.dtype) if buffer.is_meta else buffer.to(moved.device)
-        return self
-
     def _init_weights(self, module: nn.Module) -> None:
         """Use the family's own initialisation. transformers calls this for modules whose weights were not loaded."""
         scaffold: Any = self.scaffolds[0]
         scaffold._init_weights(module)
-
-
-def _family(config: SurgeonDonorConfig) -> PretrainedConfig:
-    family = config.family_config()
-    if config._attn_implementation is not None:
-        family._attn_implementation = config._attn_implementation
-    return family
 
 
 def _check_supported(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, has_position_ids: bool) -> None:

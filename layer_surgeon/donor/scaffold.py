@@ -272,9 +272,18 @@ def surroundings_class(
 
 def run_surroundings(model: PreTrainedModel, run: Run, **arguments: Any) -> Any:
     """Run the forward of an instance of a `surroundings_class`, without a cache. Returns its output."""
+    return _call(model, run, use_cache=False, **arguments)
+
+
+def _call(model: PreTrainedModel, run: Run, **arguments: Any) -> Any:
+    if torch.compiler.is_dynamo_compiling():
+        _TRACED.run = run
+        output = model(**arguments)
+        _TRACED.run = None
+        return output
     token = _CURRENT.set(run)
     try:
-        return model(**arguments, use_cache=False)
+        return model(**arguments)
     finally:
         _CURRENT.reset(token)
 
@@ -361,14 +370,5 @@ def run_scaffold(
         # all of them get that layer's cache.
         arguments[cache_name] = Cache(layers=[run.cache_layer] * scaffold.config.num_hidden_layers)
         arguments["use_cache"] = True
-    if torch.compiler.is_dynamo_compiling():
-        _TRACED.run = run
-        scaffold(**arguments)
-        _TRACED.run = None
-        return run
-    token = _CURRENT.set(run)
-    try:
-        scaffold(**arguments)
-    finally:
-        _CURRENT.reset(token)
+    _call(scaffold, run, **arguments)
     return run

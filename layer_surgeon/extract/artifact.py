@@ -1,7 +1,8 @@
 """The layer artifact: a self-contained folder with one or more layers of a model, and the means to verify them.
 
 config.json         model_type surgeon_donor, the LLM's own config, the layers and their source
-model.safetensors   tensors layers.<k>.<name inside the layer>
+model.safetensors   tensors layers.<k>.<name inside the layer>; in a stack artifact also embeddings.<name>
+tokenizer.json, ... in a stack artifact: the tokenizer
 README.md           model card
 LICENSE*, NOTICE*   copied from the donor's repo
 """
@@ -17,6 +18,7 @@ from typing import Any
 from layer_surgeon._folders import check_links
 from layer_surgeon._io import read_json
 from layer_surgeon._model_types import LAYER
+from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
@@ -27,7 +29,7 @@ CONFIG_FILE = "config.json"
 # The model card, and the files that a donor's licence requires to accompany its weights.
 PAPERS = ("README*", *LICENCE_FILES)
 # All files of an artifact: these are fetched, copied or uploaded with it.
-ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, *PAPERS)
+ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, *PAPERS, *(name for name in TOKENIZER_FILES if "/" not in name))
 # Files that replacing an artifact may delete. A run that is killed just after the rename also leaves its lock.
 REPLACEABLE_FILES = (*ARTIFACT_FILES, ".lock")
 _HOW_TO_MAKE = "Make one with: surgeon extract MODEL --layer -1"

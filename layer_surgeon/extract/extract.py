@@ -1,7 +1,7 @@
 """`extract_layer`: write a layer artifact from a checkpoint, or raise an error and leave nothing."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,19 @@ from layer_surgeon.extract.artifact import (
     read_config,
     recorded_tensors,
 )
-from layer_surgeon.extract.copy import copy_tensors
+from layer_surgeon.extract.copy import Ranges, copy_tensors
+from layer_surgeon.extract.embeddings import Embeddings, find_table
+from layer_surgeon.extract.extraction_plan import ExtractionPlan, plan_extraction
 from layer_surgeon.extract.follow import Digests
 from layer_surgeon.extract.journal import plan_identity
-from layer_surgeon.extract.plan import ExtractionPlan, plan_extraction
+from layer_surgeon.extract.plan import CopyPlan
 from layer_surgeon.extract.selection import LayerSelection
-from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
+from layer_surgeon.extract.staging import JOURNAL_FILE, ROWS_FILE, ROWS_JOURNAL_FILE, Staging
+from layer_surgeon.extract.tokenizer_files import read_tokenizer_files, read_vocabulary
+from layer_surgeon.extract.vocabulary import TABLE_FILE, TableSource, VocabularyMap
 from layer_surgeon.hub.layer_card import LayerCard
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace, layer_name
+from layer_surgeon.workspace import Workspace, layer_name, stack_name
 
 
 def extract_layer(
@@ -45,6 +49,8 @@ def extract_layer(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     force: bool = False,
+    embeddings: bool = False,
+    vocabulary: str | None = None,
 ) -> LayerArtifact:
     """Take one or more decoder layers out of a checkpoint, reading only their bytes.
 
@@ -64,6 +70,10 @@ def extract_layer(
         progress: Reports the bytes as they arrive.
         workspace: Used if `output` is None.
         force: Replace another artifact in the output folder.
+        embeddings: Also take what acts before layer 0, and the tokenizer: a stack artifact, which reads text. The
+            layers must then be the first ones: 0, 1, 2, ...
+        vocabulary: Instead of the donor's table of tokens, store one row for each token of this host: a folder, a repo
+            id, or `packaged:NAME`. Only the rows that it needs are read. The tokenizer is then the host's.
 
     Raises:
         SourceError: The source can't be read.
@@ -76,11 +86,11 @@ def extract_layer(
     progress = progress or NullProgress()
     workspace = workspace or Workspace()
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
-    plan = plan_extraction(checkpoint, layer, dtype=dtype)
+    plan = plan_stack(checkpoint, layer, dtype=dtype, embeddings=embeddings, vocabulary=vocabulary, token=token)
     for note in checkpoint.table.notes:
         progress.notice(note)
     if output is None:
-        folder = workspace.folder("layer", layer_name(checkpoint.source.name, plan.layer_indices))
+        folder = workspace.folder("layer", _name(checkpoint, plan))
     else:
         folder = Path(output)
     artifact = _check_place(folder, checkpoint, plan, force)
@@ -91,6 +101,36 @@ def extract_layer(
     if output is None:
         workspace.set_latest("layer", folder)
     return artifact
+
+
+def plan_stack(
+    checkpoint: Checkpoint,
+    layer: LayerSelection,
+    *,
+    dtype: str | None,
+    embeddings: bool,
+    vocabulary: str | None,
+    token: str | bool | None,
+) -> ExtractionPlan:
+    """Plan an extraction as `plan_extraction`, with the vocabulary of a host by the host's name.
+
+    Raises:
+        LayerSurgeonError: As for `extract_layer`.
+    """
+    # Refuse what doesn't fit before tokenizers are loaded, which takes seconds.
+    plan = plan_extraction(checkpoint, layer, dtype=dtype, embeddings=embeddings)
+    if vocabulary is None:
+        return plan
+    find_table(plan.embeddings, checkpoint.model_type)
+    mapped = read_vocabulary(vocabulary, checkpoint, token)
+    return plan_extraction(checkpoint, layer, dtype=dtype, embeddings=embeddings, vocabulary=mapped)
+
+
+def _name(checkpoint: Checkpoint, plan: ExtractionPlan) -> str:
+    if plan.embeddings is None:
+        return layer_name(checkpoint.source.name, plan.layer_indices)
+    host = None if plan.vocabulary is None else plan.vocabulary.name
+    return stack_name(checkpoint.source.name, len(plan.layer_indices), host)
 
 
 def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, force: bool) -> LayerArtifact | None:
@@ -118,7 +158,8 @@ def _identity(config: dict[str, Any]) -> object:
         return None
     recorded = recorded_tensors(config)
     tensors = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in recorded.items()}
-    return [config.get("layer_indices"), source.get("name"), source.get("commit"), source.get("files"), tensors]
+    parts = [config.get(key) for key in ("layer_indices", "embeddings")]
+    return [*parts, source.get("name"), source.get("commit"), source.get("files"), tensors]
 
 
 def _another_layer(folder: Path) -> ArtifactError:
@@ -131,20 +172,13 @@ def _another_layer(folder: Path) -> ArtifactError:
 def _extract(
     checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, force: bool, progress: Progress
 ) -> LayerArtifact:
-    staging = Staging(folder, plan.num_out_bytes)
+    staging = Staging(folder, plan.num_out_bytes + (0 if plan.rows is None else plan.rows.num_out_bytes))
     try:
         with staging:
-            versions = _versions(checkpoint, plan)
-            journal = None
-            if None not in versions.values():
-                # A source that doesn't show whether it changed must be read in one run.
-                where = (checkpoint.source.name, versions)
-                journal = (staging.path / JOURNAL_FILE, plan_identity(where, plan))
-            progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
             with ThreadPoolExecutor(1, thread_name_prefix="texts") as pool:
                 # While the weights arrive, the texts cost no time. Earlier, they would delay the headers.
-                writing_texts = pool.submit(_write_texts, checkpoint, plan, staging.path)
-                digests = copy_tensors(checkpoint.source, plan, staging.path / SINGLE_FILE, progress, journal=journal)
+                writing_texts = pool.submit(_write_texts, checkpoint, plan, staging.path, progress)
+                digests = _write_weights(checkpoint, plan, staging.path, progress)
                 licence = writing_texts.result()
             progress.end()
             config = _describe(checkpoint, plan, digests, licence)
@@ -165,18 +199,41 @@ def _extract(
             progress.notice(f"What was read is kept in {staging.path}; the same command goes on from there.")
 
 
+def _write_weights(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, progress: Progress) -> Digests:
+    """Write the file of weights; before that, the rows that a table for another vocabulary is made of."""
+    versions = _versions(checkpoint, plan)
+    where = (checkpoint.source.name, versions, None if plan.vocabulary is None else plan.vocabulary.record())
+    # A source that doesn't show whether it changed must be read in one run.
+    can_resume = None not in versions.values()
+
+    def journal(name: str, part: CopyPlan) -> tuple[Path, str] | None:
+        return (folder / name, plan_identity(where, part)) if can_resume else None
+
+    computed = sum(piece.range.length for piece in plan.pieces if piece.range.file == TABLE_FILE)
+    progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read + computed, "bytes")
+    source: Ranges = checkpoint.source
+    if plan.rows is not None and plan.vocabulary is not None:
+        rows_journal = journal(ROWS_JOURNAL_FILE, plan.rows)
+        copy_tensors(source, plan.rows, folder / ROWS_FILE, progress, journal=rows_journal, whole_file=False)
+        code = next(tensor.codec.dtype for tensor in plan.planned if tensor.source.file == TABLE_FILE)
+        source = TableSource(source, folder / ROWS_FILE, plan.rows, plan.vocabulary, code)
+    return copy_tensors(source, plan, folder / SINGLE_FILE, progress, journal=journal(JOURNAL_FILE, plan))
+
+
 def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | None]:
     """Return the version of each file that the layers come from, including those with scales that the plan has read."""
     files = {info.file for index in plan.layer_indices for info in checkpoint.layer_tensors(index)}
     return {file: checkpoint.source.version(file) for file in sorted(files.union(plan.files))}
 
 
-def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path) -> dict[str, str]:
-    """Write the model card, and copy the donor's licence files. Return the licence that the donor states."""
-    with ThreadPoolExecutor(1, thread_name_prefix="licence") as pool:
+def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, progress: Progress) -> dict[str, str]:
+    """Write model card, licence files and, for a stack, the tokenizer. Return the licence that the donor states."""
+    with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
         reading_files = pool.submit(read_licence_files, checkpoint)
+        reading_tokenizer = pool.submit(_read_tokenizer, checkpoint, plan, progress)
         licence = read_licence(checkpoint)
         licence_files = reading_files.result()
+        tokenizer_files = reading_tokenizer.result()
     card = LayerCard(
         model=checkpoint.source.name,
         base_model=checkpoint.repo_id,
@@ -187,14 +244,23 @@ def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path) -> 
         num_layers=checkpoint.num_layers,
         family=checkpoint.model_type,
         num_tensors=len(plan.tensors),
-        num_parameters=sum(info.num_elements for info in plan.tensors),
+        num_parameters=sum(tensor.source.num_elements for tensor in plan.planned),
         dtype=plan.dtype,
         files=plan.files,
         format=checkpoint.format,
+        has_embeddings=plan.embeddings is not None,
+        vocabulary=None if plan.vocabulary is None else plan.vocabulary.name,
     )
-    for name, content in {**licence_files, README_FILE: card.render().encode()}.items():
+    for name, content in {**tokenizer_files, **licence_files, README_FILE: card.render().encode()}.items():
         write_bytes(folder / name, content)
     return licence
+
+
+def _read_tokenizer(checkpoint: Checkpoint, plan: ExtractionPlan, progress: Progress) -> Mapping[str, bytes]:
+    """The files of the tokenizer whose ids the artifact reads."""
+    if plan.vocabulary is not None:
+        return plan.vocabulary.files
+    return {} if plan.embeddings is None else read_tokenizer_files(checkpoint, progress)
 
 
 def _describe(
@@ -210,10 +276,11 @@ def _describe(
         tensors[tensor.name] = entry | ({} if digests is None else {"sha256": digests.tensors[tensor.name]})
     return {
         "model_type": LAYER,
-        "architectures": ["DonorLayer"],
+        "architectures": ["DonorLayer" if plan.embeddings is None else "DonorStack"],
         # The LLM's own config, verbatim, except that dequantised weights are no longer called quantised.
         "donor_config": without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config),
         "layer_indices": list(plan.layer_indices),
+        **({} if plan.embeddings is None else {"embeddings": _describe_embeddings(plan.embeddings, plan.vocabulary)}),
         "dtype": plan.dtype,
         "sha256": None if digests is None else digests.file,
         "source": {
@@ -230,3 +297,8 @@ def _describe(
             "tensors": tensors,
         },
     }
+
+
+def _describe_embeddings(embeddings: Embeddings, vocabulary: VocabularyMap | None) -> dict[str, Any]:
+    record = None if vocabulary is None else vocabulary.record()
+    return {"token_table": embeddings.token_table, "vocabulary": record}

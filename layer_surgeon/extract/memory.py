@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
 from layer_surgeon.extract.copy import Chunks
-from layer_surgeon.extract.plan import ExtractionPlan, Piece
+from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
 
 
-def read_tensors(source: Source, plan: ExtractionPlan, buffers: Sequence[memoryview], progress: Progress) -> None:
+def read_tensors(source: Source, plan: CopyPlan, buffers: Sequence[memoryview], progress: Progress) -> None:
     """Read the tensors of a plan, each byte once.
 
     Args:

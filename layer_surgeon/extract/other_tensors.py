@@ -7,7 +7,7 @@ from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.errors import CheckpointError
 from layer_surgeon.extract.codec import Shifted
 from layer_surgeon.extract.dtypes import CODE_OF_NAME
-from layer_surgeon.extract.plan import ExtractionPlan, choose_codecs, cut_pieces, lay_out
+from layer_surgeon.extract.plan import CopyPlan, choose_codecs, cut_pieces, lay_out
 
 # For rows of a table. At 50 MB/s per connection, 1 MiB takes a quarter of the 80 ms of a request.
 MAX_ROW_GAP_BYTES = 1 << 20
@@ -15,7 +15,7 @@ MAX_ROW_GAP_BYTES = 1 << 20
 MAX_LOCAL_ROW_GAP_BYTES = 64 << 10
 
 
-def plan_tensors(checkpoint: Checkpoint, names: Mapping[str, str], *, dtype: str | None = None) -> ExtractionPlan:
+def plan_tensors(checkpoint: Checkpoint, names: Mapping[str, str], *, dtype: str | None = None) -> CopyPlan:
     """Plan to read tensors that belong to no layer, such as the final norm.
 
     Args:
@@ -32,23 +32,25 @@ def plan_tensors(checkpoint: Checkpoint, names: Mapping[str, str], *, dtype: str
     parts_of = {info.name: (info, codec) for info, codec in choose_codecs(checkpoint, infos, code)}
     parts = [(name, *parts_of[source_name]) for name, source_name in names.items()]
     planned, header = lay_out(parts)
-    return ExtractionPlan(
-        layer_indices=(), planned=planned, pieces=cut_pieces(planned, checkpoint.source.connections), header=header
-    )
+    pieces = cut_pieces(planned, checkpoint.source.connections)
+    return CopyPlan(planned=planned, pieces=pieces, header=header)
 
 
-def plan_rows(checkpoint: Checkpoint, name: str, rows: Sequence[int], *, dtype: str | None = None) -> ExtractionPlan:
+def plan_rows(
+    checkpoint: Checkpoint, name: str, rows: Sequence[int], *, dtype: str | None = None, max_gap: int | None = None
+) -> CopyPlan:
     """Plan to read some rows of a matrix, such as those of a few tokens.
 
     The plan has one tensor per stretch of rows, in their order. If the matrix is stored in a form without rows, such as
-    transposed, the plan has the whole matrix. Gaps of up to `MAX_ROW_GAP_BYTES` between two stretches are read and
-    dropped, to save requests.
+    transposed, the plan has the whole matrix. Over a network, gaps of up to `max_gap` bytes between two stretches are
+    read and dropped, to save requests.
 
     Args:
         checkpoint: An open checkpoint.
         name: The name of the matrix in the checkpoint.
         rows: The rows, sorted, each once.
         dtype: As in `plan_extraction`.
+        max_gap: See above. None: `MAX_ROW_GAP_BYTES`.
 
     Raises:
         CheckpointError: As for `plan_tensors`, or the matrix has fewer rows.
@@ -77,8 +79,9 @@ def plan_rows(checkpoint: Checkpoint, name: str, rows: Sequence[int], *, dtype: 
         parts.append((f"{name}[{start}:{stop}]", stretch, shifted))
     planned, header = lay_out(parts)
     connections = checkpoint.source.connections
-    pieces = cut_pieces(planned, connections, MAX_LOCAL_ROW_GAP_BYTES if connections == 1 else MAX_ROW_GAP_BYTES)
-    return ExtractionPlan(layer_indices=(), planned=planned, pieces=pieces, header=header)
+    network_gap = MAX_ROW_GAP_BYTES if max_gap is None else max_gap
+    pieces = cut_pieces(planned, connections, MAX_LOCAL_ROW_GAP_BYTES if connections == 1 else network_gap)
+    return CopyPlan(planned=planned, pieces=pieces, header=header)
 
 
 def _stretches(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Plan an extraction: every byte range to read and write, before any weights are read."""
+"""Plan a copy: every byte range to read and write, before any weights are read."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +11,11 @@ from layer_surgeon.checkpoint.licence import read_base_model
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
 from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
-from layer_surgeon.errors import CheckpointError, ConfigError, UnsupportedArchitectureError
+from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
-from layer_surgeon.extract.dtypes import CODE_OF_NAME, NAME_OF_CODE, Dropped, plain_codec
+from layer_surgeon.extract.dtypes import NAME_OF_CODE, Dropped, plain_codec
 from layer_surgeon.extract.fp8 import FP8_CODES, fp8_codec, pair_scales
 from layer_surgeon.extract.permute import Permuted
-from layer_surgeon.extract.selection import LayerSelection, select_layers
 
 # Over a network, two tensors with a gap up to this size between them are one request; the gap is read and dropped.
 # torch.save leaves 128 bytes between the storages of a .bin file, less than the headers of a request and its response
@@ -120,53 +119,6 @@ class CopyPlan:
     def files(self) -> tuple[str, ...]:
         """The files to read, sorted by name."""
         return tuple(sorted({info.file for info in self.tensors}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractionPlan(CopyPlan):
-    """What an extraction will read and write.
-
-    Attributes:
-        layer_indices: The layers, counted from 0, in the order in which they will run.
-    """
-
-    layer_indices: tuple[int, ...]
-
-    @cached_property
-    def dtype(self) -> str:
-        """The torch name of the dtype with the most bytes in the artifact."""
-        return main_dtype(self.planned)
-
-
-def plan_extraction(checkpoint: Checkpoint, layer: LayerSelection = -1, *, dtype: str | None = None) -> ExtractionPlan:
-    """Plan the extraction of one or more layers. Reads the headers of the files that contain them, but no weights.
-
-    Args:
-        checkpoint: An open checkpoint.
-        layer: The index of a layer (negative numbers count from the end), a slice such as `"30:32"`, or several of
-            these, in the order in which the layers will run.
-        dtype: `float32`, `bfloat16` or `float16`. None keeps the donor's bytes; weights of a GGUF file become float32.
-
-    Raises:
-        LayerNotFoundError: There is no such layer.
-        ConfigError: No layer is named, one is named twice, or the dtype is unknown.
-        UnsupportedArchitectureError: The weights are quantised in an unsupported way, or FP8 without a `dtype`.
-        CheckpointError: A header is damaged.
-        SourceError: A file can't be read.
-    """
-    if dtype is not None and dtype not in CODE_OF_NAME:
-        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
-    indices = select_layers(checkpoint, layer)
-    check_quantization(checkpoint, indices, dtype)
-    code = None if dtype is None else CODE_OF_NAME[dtype]
-    parts = []
-    for position, index in enumerate(indices):
-        prefix = checkpoint.layer_prefix(index)
-        for info, codec in choose_codecs(checkpoint, checkpoint.layer_tensors(index), code):
-            parts.append((f"layers.{position}.{info.name.removeprefix(prefix)}", info, codec))
-    planned, header = lay_out(parts)
-    pieces = cut_pieces(planned, checkpoint.source.connections)
-    return ExtractionPlan(layer_indices=indices, planned=planned, pieces=pieces, header=header)
 
 
 def check_quantization(checkpoint: Checkpoint, indices: Sequence[int], dtype: str | None) -> None:

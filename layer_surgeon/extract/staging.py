@@ -22,6 +22,8 @@ from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChanged
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES
 
 JOURNAL_FILE = ".journal"
+# The donor's rows, and their journal, from which a table for another vocabulary is made.
+ROWS_FILE, ROWS_JOURNAL_FILE = ".rows", ".journal-rows"
 _LOCK_FILE = ".lock"
 
 
@@ -48,7 +50,10 @@ class StagedFiles:
 
 
 LAYER_FILES = StagedFiles(
-    noun="layer", maker="extraction", kept=(SINGLE_FILE, JOURNAL_FILE), replaceable=REPLACEABLE_FILES
+    noun="layer",
+    maker="extraction",
+    kept=(SINGLE_FILE, JOURNAL_FILE, ROWS_FILE, ROWS_JOURNAL_FILE),
+    replaceable=REPLACEABLE_FILES,
 )
 
 
@@ -109,8 +114,8 @@ class Staging:
 
     def put_in_place(self) -> None:
         """Rename the finished folder to its final path. An existing artifact is replaced."""
-        for journal in self._journals():
-            journal.unlink(missing_ok=True)
+        for path in (*self._journals(), self.path / ROWS_FILE):
+            path.unlink(missing_ok=True)
         put_in_place(self.path, self._folder)
         # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)

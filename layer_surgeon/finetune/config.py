@@ -136,6 +136,11 @@ class FinetuneConfig:
     eval_batch_size: int | None = _option(
         None, "Examples per forward pass in evaluation. Default: twice the batch size."
     )
+    cache_states: bool = _option(
+        True,
+        "For a graft whose donor reads text: compute the donor's states of each text once, and keep them in the "
+        "workspace for all epochs and runs. false: compute them in every epoch, with the same results.",
+    )
     group_by_length: bool = _option(True, "Batch texts of similar length together, to reduce padding.")
     deterministic: bool = _option(
         False, "Use deterministic GPU kernels (slower). CPU runs are reproducible without this setting."

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from layer_surgeon.finetune.donor_states import with_states
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext, in_order
 from layer_surgeon.finetune.tokenization import TokenizedDataset
 from layer_surgeon.progress import NullProgress, Progress
@@ -36,7 +37,7 @@ def run_model(
         The outputs of `task.step`, one row per feature, in the order of `dataset`.
     """
     progress = progress or NullProgress()
-    model, collate = context.model, task.collator(context)
+    model, collate = context.model, with_states(task.collator(context))
     device = next(model.parameters()).device
     order = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
     pieces: list[tuple[npt.NDArray[Any], ...]] = []

@@ -16,6 +16,7 @@ HOST, PROJECTIONS, HEAD, DONOR = "host", "projections", "head", "donor"
 _PART_OF = {
     "host": HOST,
     "proj_in": PROJECTIONS,
+    "donor_norm": PROJECTIONS,
     "proj_out": PROJECTIONS,
     "proj_out_norm": PROJECTIONS,
     "residual_gate": PROJECTIONS,

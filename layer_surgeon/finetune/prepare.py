@@ -34,6 +34,9 @@ from layer_surgeon.graft import GraftedModel
 from layer_surgeon.progress import Progress
 from layer_surgeon.workspace import Workspace, short_name
 
+# A run can be resumed with other trackers, or without the one that failed. `cache_states` doesn't change the results.
+_CHANGEABLE = ("report_to", "cache_states")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
@@ -71,8 +74,7 @@ class Preparation:
     def signature(self) -> dict[str, Any]:
         """What must be equal to resume a run."""
         return {
-            # Trackers are not part of the run: it can be resumed with others, or without the one that failed.
-            "config": {name: value for name, value in asdict(self.config).items() if name != "report_to"},
+            "config": {name: value for name, value in asdict(self.config).items() if name not in _CHANGEABLE},
             "data": self.data.facts(),
             "model": self.model_name,
             "parameters": count_parameters(self.context.model),

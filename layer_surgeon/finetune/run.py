@@ -15,10 +15,11 @@ from transformers import EarlyStoppingCallback
 
 from layer_surgeon._format import list_names
 from layer_surgeon._io import usual_modes
-from layer_surgeon.errors import DataError, TrainingError, WorkspaceError
+from layer_surgeon.errors import ConfigError, DataError, TrainingError, WorkspaceError
 from layer_surgeon.finetune.checkpoints import step_of
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import TaskData
+from layer_surgeon.finetune.donor_states import StateCache
 from layer_surgeon.finetune.folder import RunFolder, claim_folder
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.metrics import Metrics
@@ -43,7 +44,7 @@ from layer_surgeon.finetune.trainer import (
 from layer_surgeon.finetune.watching import ProgressCallback
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace
+from layer_surgeon.workspace import DONOR_STATES, Workspace
 
 
 def finetune_model(
@@ -59,6 +60,7 @@ def finetune_model(
     tokenizer: Any = None,
     donor: DonorInput = None,
     resume: bool = False,
+    states: StateCache | None = None,
     **settings: Any,
 ) -> FinetuneResult:
     """Fine-tune a grafted model, or any transformers model for one of the supported tasks.
@@ -85,6 +87,7 @@ def finetune_model(
             `graft_layer` made in memory, the one of its host.
         donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
         resume: Continue an unfinished run with the same settings, data and folder.
+        states: Where the states of a frozen donor that reads text are kept. Default: in the workspace.
         settings: Fields of `FinetuneConfig` that override `config`.
 
     Raises:
@@ -114,6 +117,11 @@ def finetune_model(
         folder = processes.on_main(claim)
         trackers = Trackers(run.config.trackers if processes.is_main else (), folder, progress)
         with _keep_checkpoint_on_failure(folder, progress, processes), trackers:
+            states = states or StateCache(folder=workspace.root / DONOR_STATES)
+            if run.data.stream is None:
+                states.attach(run.sets, run.context, progress, device=run.device)
+            elif states.shuffle_seed is not None:
+                raise ConfigError("The donor's states can't be shuffled in a stream. Set streaming to false.")
             result = _train(run, folder, trackers, progress, processes)
     if processes.is_main:
         workspace.set_latest("run", result.path)

@@ -119,7 +119,7 @@ def layer_classes(model: Any) -> list[str]:
     accelerate wraps the embeddings itself, and torch can't wrap one module inside another. (BERT's `_no_split_modules`
     includes BertEmbeddings.)
     """
-    layer_names = set(model._no_split_modules or ()) - {"DonorLayer"}
+    layer_names = set(model._no_split_modules or ()) - {"DonorLayer", "DonorStack"}
     embeddings = model.get_input_embeddings()
     layers = [module for module in model.modules() if type(module).__name__ in layer_names]
     excluded = {type(layer) for layer in layers if any(part is embeddings for part in layer.modules())}

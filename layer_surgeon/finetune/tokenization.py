@@ -1,10 +1,10 @@
 """Tokenize texts, and count the truncated ones."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon.errors import ConfigError
@@ -24,7 +24,11 @@ class TokenizedDataset:
         num_truncated: Number of examples that were truncated.
         cut_at: The maximum length, for messages.
         alignments: What a task needs to map the output for each feature back to its example; may be empty.
+        donor_states: Returns the donor's states for the feature of a number; None if no donor reads the text, or if the
+            model itself runs it. See `StateCache`.
     """
+
+    donor_states: Callable[[int], Tensor] | None = None
 
     def __init__(
         self,
@@ -45,7 +49,8 @@ class TokenizedDataset:
 
     def __getitem__(self, index: int) -> Features:
         # A copy, because the collator removes keys.
-        return dict(self.features[index])
+        feature = dict(self.features[index])
+        return feature if self.donor_states is None else feature | {"donor_states": self.donor_states(index)}
 
 
 class NumberedDataset:

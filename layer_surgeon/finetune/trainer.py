@@ -22,6 +22,7 @@ from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_indexes
 from layer_surgeon.errors import TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.donor_states import with_states
 from layer_surgeon.finetune.metrics import Metrics
 from layer_surgeon.finetune.parts import is_adapted, rates
 from layer_surgeon.finetune.sampling import EpochSampler, SortedSampler, count_steps, examples_per_step
@@ -67,7 +68,7 @@ class SurgeonTrainer(ShardedTrainer):
         optimizer = _OPTIMIZERS[context.config.optimizer], {"lr": context.config.learning_rate} | _FUSED
         super().__init__(
             model=context.model,
-            data_collator=task.collator(context),
+            data_collator=with_states(task.collator(context)),
             compute_loss_func=task.loss_function(context.config),
             optimizer_cls_and_kwargs=optimizer,
             **arguments,

@@ -12,6 +12,8 @@ classification, tokens, question_answering, features, seq2seq, causal
                 one model class per task; the records in layer_surgeon/tasks name them
 generation      shared by the tasks that generate text
 pooling, head   shared by several tasks
+reading         the states of a donor that reads text, and their norm
+graft_tokenizer `GraftTokenizer`: the host's tokens and the donor's own
 assemble        combine host, donor and settings
 build           `graft_layer` in memory, `save_graft` in a folder
 graft_facts     the facts of the model card
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.config import GraftConfig
     from layer_surgeon.graft.export import ExportResult, export_model
     from layer_surgeon.graft.features import GraftedModelForFeatureExtraction
+    from layer_surgeon.graft.graft_tokenizer import GraftTokenizer
     from layer_surgeon.graft.model_config import SurgeonGraftConfig
     from layer_surgeon.graft.modeling import GraftedModel
     from layer_surgeon.graft.question_answering import GraftedModelForQuestionAnswering
@@ -49,6 +52,7 @@ _NAMES_BY_MODULE = {
     "graft.config": ("GraftConfig",),
     "graft.export": ("ExportResult", "export_model"),
     "graft.features": ("GraftedModelForFeatureExtraction",),
+    "graft.graft_tokenizer": ("GraftTokenizer",),
     "graft.model_config": ("SurgeonGraftConfig",),
     "graft.modeling": ("GraftedModel",),
     "hub.push": ("PushResult", "push_graft"),
@@ -62,6 +66,7 @@ __all__ = [
     "ExportResult",
     "GraftConfig",
     "GraftResult",
+    "GraftTokenizer",
     "GraftedModel",
     "GraftedModelForCausalLM",
     "GraftedModelForFeatureExtraction",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.modeling import GraftedModel
 
 # Parts that start with new weights. An adapter next to frozen random weights would learn little.
-_NEW_PARTS = ("proj_in", "proj_out", "proj_out_norm", "residual_gate", "head")
+_NEW_PARTS = ("proj_in", "donor_norm", "proj_out", "proj_out_norm", "residual_gate", "head")
 
 
 def adapter_settings(model: "GraftedModel") -> dict[str, Any]:
@@ -21,7 +21,7 @@ def adapter_settings(model: "GraftedModel") -> dict[str, Any]:
 
     Returns:
         target_modules: all linear layers. exclude_modules: everything outside the host, so the donor layer stays frozen
-        and is not in the adapter's file. modules_to_save: projections, norm, gate and head; they start with new
+        and is not in the adapter's file. modules_to_save: projections, norms, gate and head; they start with new
         weights, so they are trained whole and stored with the adapter.
     """
     new_parts = [name for name in _NEW_PARTS if getattr(model, name, None) is not None]

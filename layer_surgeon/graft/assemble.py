@@ -8,13 +8,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from layer_surgeon._text import without_secrets
+from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import ConfigError, GraftError, UnsupportedArchitectureError
-from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.config import ENCODER_OUTPUT, GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput, open_donor
 from layer_surgeon.graft.hosts import OpenedHost, host_kind, host_width, open_host
-from layer_surgeon.graft.matching import match_if_loud, match_projections
+from layer_surgeon.graft.matching import match_if_loud, match_projections, standardise_states
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, graft_fields
 from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.part_tokenizers import check_vocabulary, first_special_token
 from layer_surgeon.graft.sites import resolve_site
 from layer_surgeon.tasks import get_task
 
@@ -34,10 +36,15 @@ def assemble(
             f"projection_init is {settings.projection_init!r}, which needs a donor. Leave projection_init out, or name "
             "a donor."
         )
+    if donor is None and settings.reads_text:
+        raise ConfigError("donor_reads is 'text', but there is no donor. Leave donor_reads out, or name a donor.")
     opened_host = open_host(host, settings.task, revision=revision, token=token)
     settings = _resolve(settings, opened_host)
     host_width(opened_host.config)
     opened_donor = None if donor is None else open_donor(donor, settings, token=token)
+    if opened_donor is not None and isinstance(opened_donor.layer, DonorStack) and settings.donor_tokens == "host":
+        is_named = isinstance(host, str | os.PathLike)
+        check_vocabulary(opened_donor.layer, opened_host, is_named=is_named, token=token)
     labels: dict[str, Any] = {}
     if settings.labels:
         labels = {
@@ -57,11 +64,14 @@ def assemble(
     grafted.host_source = None if opened_host.name is None else (opened_host.name, opened_host.commit)
     if opened_donor is not None:
         grafted.attach_donor(opened_donor.layer, folder=opened_donor.folder)
+        grafted.donor_source = opened_donor.source
     grafted = grafted.to(model.device).eval()
     if opened_donor is not None and model.device.type != "meta":
         _check_graft_runs(grafted)
         # On the meta device there are no weights to scale; stored weights, already scaled, are loaded later.
-        if settings.projection_init == "matched":
+        if settings.reads_text:
+            standardise_states(grafted, first_special_token(grafted.donor_source))
+        elif settings.projection_init == "matched":
             match_projections(grafted)
         elif settings.projection_init == "auto":
             loudness = match_if_loud(grafted)
@@ -86,14 +96,27 @@ def _resolve(settings: GraftConfig, host: OpenedHost) -> GraftConfig:
             f"pooling is 'cls', but the host ({host.config.model_type}) is a decoder, whose first token sees nothing "
             "of the text. Choose last or mean."
         )
+    is_causal = kind == "decoder" or settings.reads_text
     return GraftConfig.from_settings(
         settings,
         {
             "pooling": pooling or "none",
-            "attention": settings.attention or ("causal" if kind == "decoder" else "bidirectional"),
+            "attention": settings.attention or ("causal" if is_causal else "bidirectional"),
             "site": resolve_site(settings.site, host.model, kind),
+            **_resolve_reading(settings),
         },
     )
+
+
+def _resolve_reading(settings: GraftConfig) -> dict[str, str]:
+    """Fill in the settings of a donor that reads text."""
+    if not settings.reads_text:
+        return {}
+    can_concatenate = get_task(settings.task).head and settings.site == ENCODER_OUTPUT
+    resolved: dict[str, str] = {"join": settings.join or ("concat" if can_concatenate else "gated")}
+    if settings.joins_vectors:
+        resolved["donor_pooling"] = settings.donor_pooling or "mean"
+    return resolved
 
 
 @torch.no_grad()
@@ -103,16 +126,19 @@ def _check_graft_runs(model: GraftedModel) -> None:
     A model family's code may not follow its module structure. This finds out now, and not only in training.
     """
     input_shapes: list[torch.Size] = []
-    proj_in = cast(nn.Linear, model.proj_in)
-    handle = proj_in.register_forward_hook(lambda _, args, __: input_shapes.append(args[0].shape))
+    proj_out = cast(nn.Linear, model.proj_out)
+    handle = proj_out.register_forward_hook(lambda _, args, __: input_shapes.append(args[0].shape))
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    decoder = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     settings, kind = model.config.settings, model.config.host_config.model_type
+    if settings.donor_tokens == "own":
+        inputs["donor_input_ids"] = ids
     try:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs)
     except UnsupportedArchitectureError as error:
         other = "causal" if settings.attention == "bidirectional" else "bidirectional"
-        raise GraftError(f"The donor layer doesn't fit this graft: {error} Or choose attention {other!r}.") from error
+        advice = "" if settings.reads_text else f" Or choose attention {other!r}."
+        raise GraftError(f"The donor layer doesn't fit this graft: {error}{advice}") from error
     except UnboundLocalError as error:
         # Some families set their return value in the loop over the layers, and there are none.
         raise GraftError(

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,23 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon._folders import new_folder
-from layer_surgeon._loading import load_tokenizer
-from layer_surgeon.donor import DonorLayer
-from layer_surgeon.errors import ArtifactError, GraftError, LayerSurgeonError, WorkspaceError
+from layer_surgeon.donor import DonorLayer, DonorStack
+from layer_surgeon.errors import ArtifactError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.files import check_graft_place
+from layer_surgeon.graft.graft_tokenizer import GraftTokenizer
 from layer_surgeon.graft.matching import is_loud, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
+from layer_surgeon.graft.part_tokenizers import load_donor_tokenizer, load_part_tokenizer
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.sentence_files import write_sentence_files
-from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import DEFAULT_TASK, get_task
-from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name
+from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name, stack_name
 
 _SEED = 2023
 
@@ -93,8 +94,9 @@ def graft_layer(
     Args:
         host: The small model: a folder, a Hub repo id, `packaged:NAME`, or a loaded transformers model. The graft
             shares the parameters of a loaded model; its head and pooler are left out.
-        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`. None makes the
-            control arm: the host alone, with the same pooling and head.
+        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`; with
+            donor_reads="text", a stack artifact or a loaded `DonorStack`. None makes the control arm: the host alone,
+            with the same pooling and head.
         task: What the model does.
         config: Settings; default: the paper's.
         settings: Fields of `GraftConfig`, which override `config`.
@@ -158,8 +160,10 @@ def save_graft(
         torch.manual_seed(seed)
         model, loudness_unmatched = assemble(host, donor, config, revision=revision, token=token)
     progress.advance(1)
-    tokenizer = _load_tokenizer(os.fspath(host), model.config.host["commit"], token)
+    tokenizer = load_part_tokenizer("host", os.fspath(host), revision=model.config.host["commit"], token=token)
     _set_padding_token(tokenizer, model.config)
+    if model.config.settings.donor_tokens == "own":
+        tokenizer = GraftTokenizer.from_tokenizers(tokenizer, load_donor_tokenizer(model.donor_source))
     progress.advance(1)
     _write(model, tokenizer, target, host=os.fspath(host), token=token, force=force)
     progress.advance(1)
@@ -170,7 +174,7 @@ def save_graft(
     return GraftResult(
         path=target,
         host=os.fspath(host),
-        donor=None if reference is None else layer_name(reference["name"] or "layer", reference["layer_indices"]),
+        donor=None if reference is None else _donor_name(reference),
         settings=model.config.settings,
         parameters=model.parameter_counts(),
         loudness=loudness,
@@ -191,10 +195,19 @@ def _default_name(host: str | os.PathLike[str], donor: DonorInput) -> str:
     name = os.fspath(host)
     if donor is None:
         return f"{short_name(name)}-alone"
-    if isinstance(donor, DonorLayer):
+    if isinstance(donor, DonorLayer | DonorStack):
         source = donor.config.source or {}
-        return graft_name(name, layer_name(source.get("name") or "layer", donor.config.layer_indices))
+        described = {"name": source.get("name"), "layer_indices": donor.config.layer_indices}
+        return graft_name(name, _donor_name(described | {"config": {"embeddings": donor.config.embeddings}}))
     return graft_name(name, os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor))
+
+
+def _donor_name(reference: Mapping[str, Any]) -> str:
+    """Return the folder name of a donor, described as in a graft's config."""
+    name, indices = reference["name"] or "layer", reference["layer_indices"]
+    if (embeddings := reference["config"].get("embeddings")) is None:
+        return layer_name(name, indices)
+    return stack_name(name, len(indices), (embeddings.get("vocabulary") or {}).get("name"))
 
 
 def _settings_suffix(config: GraftConfig, seed: int) -> str:
@@ -213,23 +226,6 @@ def _settings_suffix(config: GraftConfig, seed: int) -> str:
     if seed != _SEED:
         words.append(f"seed-{seed}")
     return "".join(f"-{word}" for word in words)
-
-
-def _load_tokenizer(host: str, revision: str | None, token: str | bool | None) -> PreTrainedTokenizerBase:
-    message = f"The host {host!r} has no tokenizer that transformers can load"
-    advice = "Put the tokenizer's files into the model's folder, or choose another host."
-    try:
-        with hub_errors(f"The tokenizer of the host {host!r}"), quiet_transformers():
-            tokenizer = load_tokenizer(host, revision=revision, token=token)
-    except (ValueError, KeyError, TypeError, ImportError) as error:
-        if isinstance(error, LayerSurgeonError):
-            raise
-        raise GraftError(f"{message}: {error} {advice}") from error
-    # If the files are missing, transformers returns a tokenizer with an empty vocabulary, for which every text is
-    # unknown.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise GraftError(f"{message}: its files are missing. {advice}")
-    return tokenizer
 
 
 def _set_padding_token(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftConfig) -> None:

@@ -31,6 +31,7 @@ class GraftedModelForCausalLM(GeneratingModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        donor_states: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next token at every position.
@@ -43,6 +44,7 @@ class GraftedModelForCausalLM(GeneratingModel):
             labels: [batch, seq] token ids, not shifted; -100 is ignored in the loss.
             use_cache: Return a cache, to pass with the next tokens. Ignored if the donor layer or the host can't have
                 one. Default: only if you pass a cache.
+            donor_states: From `read_text`, instead of running a donor that reads text.
             kwargs: Passed to the host, such as the cache.
 
         Returns:
@@ -58,6 +60,7 @@ class GraftedModelForCausalLM(GeneratingModel):
             kwargs["position_ids"] = position_ids
         if "use_cache" in self._host_inputs:
             kwargs |= self._choose_cache(use_cache, kwargs)
+        self.keep_states(input_ids, attention_mask, donor_states)
         return self.host(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
         )
@@ -80,7 +83,7 @@ class GraftedModelForCausalLM(GeneratingModel):
 
     def new_donor_cache(self) -> Cache | None:
         """Make an empty cache for the donor; None if it has none with which its result stays exact."""
-        return None if self.donor is None else self.donor.new_cache()
+        return None if self.donor is None or self._join is not None else self.donor.new_cache()
 
     def _choose_cache(self, use_cache: bool | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the host's arguments for a pass: `use_cache`, and an empty cache that the donor's can join."""

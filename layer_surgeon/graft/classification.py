@@ -16,7 +16,8 @@ class GraftedModelForSequenceClassification(GraftedModel):
     """A grafted model that classifies texts or pairs of texts.
 
     The host's hidden states are pooled to one vector per text, which goes through the graft as a sequence of length one
-    and then to the head (paper, section 3.1 and table 10). With any site other than encoder_output, all tokens go
+    and then to the head (paper, section 3.1 and table 10). If the donor reads text, its states are pooled too, and
+    joined with that vector. With any site other than encoder_output, all tokens go
     through the graft, and pooling comes after the host's remaining layers.
     """
 
@@ -24,7 +25,7 @@ class GraftedModelForSequenceClassification(GraftedModel):
 
     def build_head(self) -> ClassificationHead:
         """Build the paper's head, with one output per label."""
-        return ClassificationHead(self.config.hidden_size, self.config.num_labels, self.config.settings.dropout)
+        return self.new_head(self.config.num_labels)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(
@@ -35,6 +36,9 @@ class GraftedModelForSequenceClassification(GraftedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        donor_input_ids: Tensor | None = None,
+        donor_attention_mask: Tensor | None = None,
+        donor_states: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classify.
@@ -46,6 +50,9 @@ class GraftedModelForSequenceClassification(GraftedModel):
             position_ids: [batch, seq].
             inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
             labels: [batch] class ids; [batch] floats for regression; [batch, num_labels] floats for multi-label tasks.
+            donor_input_ids: [batch, donor_seq], the donor's tokens, for donor_tokens="own".
+            donor_attention_mask: [batch, donor_seq] of 1 (token) and 0 (padding).
+            donor_states: From `read_text`, instead of running a donor that reads text.
             kwargs: Passed to the host.
 
         Returns:
@@ -63,12 +70,13 @@ class GraftedModelForSequenceClassification(GraftedModel):
             **kwargs,
         }
         mask = self._token_mask(input_ids, attention_mask)
+        donor_states = self.read_text(input_ids, mask, donor_input_ids, donor_attention_mask, donor_states)
         if self.config.graft["site"] == ENCODER_OUTPUT:
             outputs = self.run_host(**inputs)
             pooled = pool(outputs.last_hidden_state, mask, self.pooling)
-            vectors = self.graft(pooled.unsqueeze(1)).squeeze(1)
+            vectors = self.graft(pooled.unsqueeze(1), donor_states=donor_states).squeeze(1)
         else:
-            outputs, states = self.read(**inputs)
+            outputs, states = self.read(donor_states=donor_states, **inputs)
             vectors = pool(states, mask, self.pooling)
         logits = self.head(vectors)
         loss = None

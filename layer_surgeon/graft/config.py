@@ -15,6 +15,10 @@ Residual = Literal["none", "gated"]
 DonorInit = Literal["pretrained", "random"]
 DonorDtype = Literal["float32", "bfloat16", "float16"]
 ProjectionInit = Literal["auto", "default", "matched"]
+DonorReads = Literal["host", "text"]
+DonorTokens = Literal["host", "own"]
+Join = Literal["concat", "gated", "replace"]
+DonorPooling = Literal["mean", "last"]
 
 ENCODER_OUTPUT = "encoder_output"
 EMBEDDINGS = "embeddings"
@@ -71,13 +75,34 @@ class GraftConfig:
     )
     proj_out_norm: bool = _option(False, "Put a trained LayerNorm after proj_out.")
     donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
+    donor_reads: DonorReads = _option(
+        "host",
+        "host: the donor layer gets the host's vectors, as in the paper; text: the donor is the first layers of its "
+        "model, and reads the text itself.",
+    )
+    donor_tokens: DonorTokens = _option(
+        "host",
+        "For a donor that reads text. host: it reads the host's tokens; own: it reads the tokens of its own tokenizer "
+        "(text classification and feature extraction).",
+    )
+    join: Join | None = _option(
+        None,
+        "For a donor that reads text. concat: the head gets the host's and the donor's vector; gated: host + gate x "
+        "donor, and the gate starts at zero; replace: the donor alone, as a control; default: concat for tasks with a "
+        "head of ours, else gated.",
+    )
+    donor_pooling: DonorPooling | None = _option(
+        None,
+        "For a donor that reads text. How the donor's states of a text become one vector, if the join needs one: mean "
+        "(default) or last.",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, str) or self.task not in TASKS:
             raise ConfigError(f"task is {self.task!r}; it must be one of {', '.join(TASKS)}.")
         for name, literal in _CHOICES.items():
             value, choices = getattr(self, name), get_args(literal)
-            optional = name in ("pooling", "attention")
+            optional = getattr(type(self), name) is None
             _check(self, name, value in choices or (optional and value is None), f"one of {', '.join(choices)}")
         for name in ("train_donor", "projection_bias", "proj_out_norm"):
             _check(self, name, isinstance(getattr(self, name), bool), "true or false")
@@ -87,6 +112,7 @@ class GraftConfig:
         )
         self._check_site()
         self._check_donor()
+        self._check_reading()
         if self.projection_init == "matched" and self.proj_out_norm:
             raise ConfigError(
                 "projection_init is 'matched' and proj_out_norm is true, but the norm would undo the scale of "
@@ -109,6 +135,17 @@ class GraftConfig:
             raise ConfigError(f"Unknown graft setting {unknown[0]!r}. Known settings: {', '.join(sorted(known))}.")
         base = {} if config is None else {name: getattr(config, name) for name in known}
         return cls(**(base | dict(settings)))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the donor reads the text itself."""
+        return self.donor_reads == "text"
+
+    @property
+    def joins_vectors(self) -> bool:
+        """Whether the donor's states of a text are pooled to one vector before they are joined with the host's."""
+        pools_first = get_task(self.task).needs_text_vector and self.site == ENCODER_OUTPUT
+        return self.reads_text and (self.donor_tokens == "own" or pools_first)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -134,6 +171,48 @@ class GraftConfig:
             raise ConfigError(
                 "donor_dtype is 'float16' and train_donor is true, but small values of the optimizer become zero in "
                 "float16, and weights become NaN. Choose donor_dtype float32 or bfloat16."
+            )
+
+    def _check_reading(self) -> None:
+        """Refuse settings that don't apply to the input of the donor."""
+        if not self.reads_text:
+            for name in ("donor_tokens", "join", "donor_pooling"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(
+                        f"{name} is {getattr(self, name)!r}, but it only applies to a donor that reads text. Leave it "
+                        "out, or set donor_reads to text."
+                    )
+            return
+        unused = {
+            "residual": ("gated", "the states of such a donor are added with join gated. Set join instead"),
+            "attention": ("bidirectional", "it attends as in its own model, to earlier tokens. Leave attention out"),
+            "projection_init": ("matched", "there is no proj_in, and its states are normalised. Leave it out"),
+            "train_donor": (True, "such a donor is always frozen. Leave train_donor out"),
+        }
+        for name, (value, reason) in unused.items():
+            if getattr(self, name) == value:
+                raise ConfigError(f"{name} is {value!r}, but the donor reads text: {reason}.")
+        task = get_task(self.task)
+        if self.donor_tokens == "own" and not task.pools:
+            raise ConfigError(
+                f"donor_tokens is 'own', but {self.task} needs the donor's state of each of the host's tokens. Leave "
+                f"donor_tokens out, or choose one of these tasks: {', '.join(n for n, t in TASKS.items() if t.pools)}."
+            )
+        if self.join == "concat" and not (task.head and self.site == ENCODER_OUTPUT):
+            problem = f"site is {self.site!r}" if task.head else f"{self.task} has no head of ours"
+            raise ConfigError(
+                f"join is 'concat', which puts both vectors next to each other in front of the head, but {problem}. "
+                "Choose join gated."
+            )
+        if self.donor_pooling is not None and not self.joins_vectors:
+            raise ConfigError(
+                f"donor_pooling is {self.donor_pooling!r}, but here the donor's states are joined with the host's "
+                "token by token. Leave donor_pooling out."
+            )
+        if self.pooling == "cls" and task.pools and not task.head and not self.joins_vectors:
+            raise ConfigError(
+                "pooling is 'cls', but the donor's state of the first token has seen nothing of the text. Choose "
+                "pooling mean or last."
             )
 
     def _check_task(self) -> None:
@@ -164,7 +243,7 @@ class GraftConfig:
         if self.site == EMBEDDINGS and self.attention == "causal" and self.pooling == "cls":
             raise ConfigError(
                 "pooling is 'cls', but with site embeddings and attention causal, the first token sees nothing of the "
-                "text. Choose attention bidirectional, or pooling last or mean."
+                f"text. Choose {'' if self.reads_text else 'attention bidirectional, or '}pooling last or mean."
             )
 
     def _check_labels(self) -> None:
@@ -195,6 +274,10 @@ _CHOICES: dict[str, Any] = {
     "donor_init": DonorInit,
     "donor_dtype": DonorDtype,
     "projection_init": ProjectionInit,
+    "donor_reads": DonorReads,
+    "donor_tokens": DonorTokens,
+    "join": Join,
+    "donor_pooling": DonorPooling,
 }
 
 

@@ -44,12 +44,13 @@ def plan_devices(
 
 def place_donor(model: "GraftedModel", device: Device | None) -> None:
     """Move the donor layer to its device, and have its inputs moved there in each pass."""
-    if model.donor is None or model.proj_in is None:
+    if model.donor is None or model.proj_out is None:
         return
     if device is None:
-        hook = getattr(model.proj_in, "_hf_hook", None)
+        neighbour = model.proj_in or model.proj_out
+        hook = getattr(neighbour, "_hf_hook", None)
         # Offloaded weights are on the meta device between passes, so use the device that they run on.
-        device = getattr(hook, "execution_device", None) or model.proj_in.weight.device
+        device = getattr(hook, "execution_device", None) or neighbour.weight.device
     model.donor.to(device)
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         add_hook_to_module(model.donor, AlignDevicesHook(execution_device=device))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from layer_surgeon._io import read_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._text import without_secrets
-from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.donor import DonorLayer, DonorStack, SurgeonDonorConfig
 from layer_surgeon.errors import ArtifactError, GraftError, SourceNotFoundError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files, is_artifact, read_config
@@ -25,23 +25,29 @@ from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.translate import hub_errors
 
 WEIGHTS = "model.safetensors"
+# What an artifact's config.json says about the shape of its weights.
+_SHAPE = ("donor_config", "layer_indices", "embeddings")
 
-DonorInput = str | os.PathLike[str] | LayerArtifact | DonorLayer | None
+Donor: TypeAlias = DonorLayer | DonorStack
+DonorInput: TypeAlias = str | os.PathLike[str] | LayerArtifact | Donor | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedDonor:
-    """A donor layer that is ready to be grafted.
+    """A donor layer, or a stack, that is ready to be grafted.
 
     Attributes:
-        layer: The layer.
+        layer: The layer or the stack.
         reference: The layer's description for the graft's config.json.
         folder: The layer artifact with exactly these weights; None if they are not stored yet.
+        source: The layer artifact that the donor was named by or loaded from, also if it has other weights; None if it
+            is not known.
     """
 
-    layer: DonorLayer
+    layer: Donor
     reference: dict[str, Any]
     folder: Path | None
+    source: Path | None = None
 
 
 def dtype_of(settings: GraftConfig) -> torch.dtype:
@@ -61,8 +67,9 @@ def open_donor(
     """Load a donor layer.
 
     Args:
-        donor: A layer artifact as folder, repo id or `LayerArtifact`, or a loaded `DonorLayer`.
-        settings: The graft's settings; only `donor_dtype` and, for a new graft, `donor_init` are used.
+        donor: A layer artifact as folder, repo id or `LayerArtifact`, or a loaded `DonorLayer` or `DonorStack`.
+        settings: The graft's settings. Only those that say what kind of donor it is, its dtype, and, for a new graft,
+            its initial weights are used.
         revision: Branch, tag or commit, if donor is a repo id.
         token: Hub token, if donor is a repo id.
         expected: The reference of an existing graft. The layer's file must have the same sha256.
@@ -74,13 +81,17 @@ def open_donor(
     """
     dtype = dtype_of(settings)
     folder: Path | None
-    if isinstance(donor, DonorLayer):
+    source: Path | None
+    if isinstance(donor, DonorLayer | DonorStack):
+        _check_kind(donor.config.embeddings, settings, f"The {type(donor).__name__} that you passed")
         folder, config = _matching_folder(donor), donor.config.to_dict()
+        source = None if donor.weights_file is None else donor.weights_file.parent
     else:
         if expected is not None and donor == expected.get("repo"):
             revision = revision or expected.get("repo_commit")
-        folder = artifact_folder(donor, revision, token)
+        folder = source = artifact_folder(donor, revision, token)
         config = read_artifact_config(folder)
+        _check_kind(config.get("embeddings"), settings, str(donor))
     if folder is not None:
         # Refuse files that can't be stored with a graft now, and not only after the graft was trained.
         artifact_files(folder)
@@ -89,20 +100,48 @@ def open_donor(
     if expected is not None and expected.get("sha256") is not None:
         _check_expected(donor, None if folder is None else config["sha256"], expected)
     if settings.donor_init == "random" and expected is None:
-        layer, folder, config = _random(config, dtype), None, {**config, "sha256": None}
-    elif isinstance(donor, DonorLayer):
+        layer, folder, config = _random(config, settings), None, {**config, "sha256": None}
+    elif isinstance(donor, DonorLayer | DonorStack):
         # Convert a copy, because the caller's own layer must not change.
         layer = donor if donor.dtype == dtype else copy.deepcopy(donor).to(dtype)
         if folder is None:
             # The layer's artifact is missing, or the weights have changed: no file holds these weights.
             config["sha256"] = None
     else:
-        layer = DonorLayer.from_pretrained(str(folder), dtype=dtype)
+        layer = _donor_class(settings).from_pretrained(str(folder), dtype=dtype)
     reference = _reference(config, layer)
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
         # In the Hub's cache, a snapshot's folder is named after its commit.
         reference |= {"repo": donor, "repo_commit": folder.name}
-    return OpenedDonor(layer=layer, reference=reference, folder=folder)
+    return OpenedDonor(layer=layer, reference=reference, folder=folder, source=source)
+
+
+def _donor_class(settings: GraftConfig) -> type[Donor]:
+    return DonorStack if settings.reads_text else DonorLayer
+
+
+def _check_kind(embeddings: dict[str, Any] | None, settings: GraftConfig, name: str) -> None:
+    """Refuse layers without embeddings where the donor reads text, a stack where it doesn't, and the wrong tokens."""
+    if not settings.reads_text:
+        if embeddings is not None:
+            raise GraftError(
+                f"{name} is a stack, which reads text, but donor_reads is 'host'. Set donor_reads to text "
+                "(--donor-reads text), or extract a layer without --embeddings."
+            )
+        return
+    extract = "surgeon extract MODEL --layer 0:9 --embeddings"
+    if settings.donor_tokens == "host":
+        extract += " --vocabulary HOST"
+    if embeddings is None:
+        raise GraftError(f"{name} holds layers without embeddings, which can't read text. Extract a stack: {extract}")
+    has_own_tokens = embeddings.get("vocabulary") is None
+    if has_own_tokens != (settings.donor_tokens == "own"):
+        reads = "its model's own tokens" if has_own_tokens else "the tokens of a host"
+        other = "own" if has_own_tokens else "host"
+        raise GraftError(
+            f"{name} reads {reads}, but donor_tokens is {settings.donor_tokens!r}. Set donor_tokens to {other}, or "
+            f"extract another stack: {extract}"
+        )
 
 
 def _check_expected(donor: Any, sha256: str | None, expected: dict[str, Any]) -> None:
@@ -113,15 +152,15 @@ def _check_expected(donor: Any, sha256: str | None, expected: dict[str, Any]) ->
             "the layer's folder or its repo id."
         )
     if sha256 != expected["sha256"]:
-        name = "that you passed" if isinstance(donor, DonorLayer) else str(donor)
+        name = "that you passed" if isinstance(donor, DonorLayer | DonorStack) else str(donor)
         raise GraftError(
             f"The donor layer {name} has sha256 {sha256}, but {made_with}. Use that layer, or make a new graft."
         )
 
 
-def new_donor(reference: dict[str, Any], settings: GraftConfig) -> DonorLayer:
-    """Create a layer of the same shape as a graft's donor, with random weights (none on the meta device)."""
-    return _random(reference["config"], dtype_of(settings))
+def new_donor(reference: dict[str, Any], settings: GraftConfig) -> Donor:
+    """Create a donor of the same shape as a graft's, with random weights (none on the meta device)."""
+    return _random(reference["config"], settings)
 
 
 def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
@@ -156,7 +195,7 @@ def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) 
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(ARTIFACT_FILES)))
 
 
-def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
+def _reference(config: dict[str, Any], layer: Donor) -> dict[str, Any]:
     source = config.get("source")
     source = source if isinstance(source, dict) else {}
     name = source.get("name")
@@ -168,30 +207,31 @@ def _reference(config: dict[str, Any], layer: DonorLayer) -> dict[str, Any]:
         "layer_indices": list(config["layer_indices"]),
         "sha256": config.get("sha256"),
         "hidden_size": layer.hidden_size,
-        "config": {"donor_config": config["donor_config"], "layer_indices": list(config["layer_indices"])},
+        "config": {name: config[name] for name in _SHAPE if config.get(name) is not None},
     }
 
 
-def _random(config: dict[str, Any], dtype: torch.dtype) -> DonorLayer:
-    shape = SurgeonDonorConfig(donor_config=config["donor_config"], layer_indices=config["layer_indices"])
+def _random(config: dict[str, Any], settings: GraftConfig) -> Donor:
+    shape = SurgeonDonorConfig(**{name: config[name] for name in _SHAPE if config.get(name) is not None})
+    donor_class, dtype = _donor_class(settings), dtype_of(settings)
     if torch.empty(0).device.type == "meta":
-        return DonorLayer(shape).to(dtype)  # type: ignore[no-any-return]  # transformers is untyped here
-    return DonorLayer.from_config(shape, dtype=dtype)
+        return donor_class(shape).to(dtype)  # type: ignore[no-any-return]  # transformers is untyped here
+    return donor_class.from_config(shape, dtype=dtype)
 
 
-def _matching_folder(layer: DonorLayer) -> Path | None:
+def _matching_folder(layer: Donor) -> Path | None:
     """Return the artifact that a layer was loaded from, if it exists and has the same weights."""
     folder = _recorded_folder(layer)
     if folder is None:
         return None
-    stored = DonorLayer.from_pretrained(folder, dtype=layer.dtype).state_dict()
+    stored = type(layer).from_pretrained(folder, dtype=layer.dtype).state_dict()
     loaded = layer.state_dict()
     if stored.keys() != loaded.keys():
         return None
     return folder if all(torch.equal(value, loaded[key].cpu()) for key, value in stored.items()) else None
 
 
-def _recorded_folder(layer: DonorLayer) -> Path | None:
+def _recorded_folder(layer: Donor) -> Path | None:
     """Return the artifact that a layer was loaded from, if it exists and records the same sha256."""
     if layer.weights_file is None or layer.config.sha256 is None:
         return None

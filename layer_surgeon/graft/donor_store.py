@@ -16,15 +16,14 @@ from huggingface_hub import snapshot_download
 from layer_surgeon._folders import check_links, new_folder
 from layer_surgeon._io import copy_file
 from layer_surgeon._model_types import DONOR_FOLDER
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
 from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files
-from layer_surgeon.graft.donor_loading import WEIGHTS, describe, file_sha256, how_to_extract, recorded_sha256
+from layer_surgeon.graft.donor_loading import WEIGHTS, Donor, describe, file_sha256, how_to_extract, recorded_sha256
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.workspace import Workspace
 
 
-def store_donor(layer: DonorLayer, source: Path | None, target: Path) -> tuple[Path, str]:
+def store_donor(layer: Donor, source: Path | None, target: Path) -> tuple[Path, str]:
     """Store the layer artifact of a frozen donor in the graft's folder. Other files in its folder are not copied.
 
     Args:

@@ -25,6 +25,9 @@ class GraftedModelForFeatureExtraction(GraftedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        donor_input_ids: Tensor | None = None,
+        donor_attention_mask: Tensor | None = None,
+        donor_states: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Compute features.
@@ -35,6 +38,9 @@ class GraftedModelForFeatureExtraction(GraftedModel):
             token_type_ids: [batch, seq], for hosts with segments.
             position_ids: [batch, seq].
             inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
+            donor_input_ids: [batch, donor_seq], the donor's tokens, for donor_tokens="own".
+            donor_attention_mask: [batch, donor_seq] of 1 (token) and 0 (padding).
+            donor_states: From `read_text`, instead of running a donor that reads text.
             kwargs: Passed to the host.
 
         Returns:
@@ -47,8 +53,10 @@ class GraftedModelForFeatureExtraction(GraftedModel):
         check_mask(attention_mask)
         if attention_mask is None and self.host_kind == "decoder" and self.pooling in ("last", "mean"):
             attention_mask = find_padding(input_ids, self.config.pad_token_id)
+        donor_states = self.read_text(input_ids, attention_mask, donor_input_ids, donor_attention_mask, donor_states)
         outputs, states = self.read(
             attention_mask,
+            donor_states,
             input_ids=input_ids,
             token_type_ids=token_type_ids,
             position_ids=position_ids,

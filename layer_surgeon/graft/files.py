@@ -4,7 +4,7 @@ from pathlib import Path
 
 from layer_surgeon._folders import check_replaceable
 from layer_surgeon._io import read_json
-from layer_surgeon._model_types import DONOR_FOLDER
+from layer_surgeon._model_types import DONOR_FOLDER, DONOR_TOKENIZER_FILE
 from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES, is_artifact
@@ -20,6 +20,7 @@ GRAFT_FILES = (
     "model.safetensors.index.json",
     "README.md",
     *TOKENIZER_FILES,
+    DONOR_TOKENIZER_FILE,
     *SENTENCE_FILES,
     *(f"{DONOR_FOLDER}/{name}" for name in REPLACEABLE_FILES),
 )

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
@@ -18,6 +19,11 @@ class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # t
         super().__init__(config, host=host, with_donor=with_donor)
         if host is not None:
             self.generation_config = copy.deepcopy(host.generation_config)
+
+    def keep_states(self, input_ids: Tensor | None, attention_mask: Tensor | None, donor_states: Tensor | None) -> None:
+        """Check states of the donor that were computed earlier, and keep them for the host's next pass."""
+        if donor_states is not None and self._site_hooks is not None:
+            self._site_hooks.next_states = self.read_text(input_ids, attention_mask, donor_states=donor_states)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate text with the host's own `generate`."""

@@ -41,6 +41,7 @@ def graft_origin(config: SurgeonGraftConfig) -> Origin:
             commit=donor.get("commit"),
             random=config.graft["donor_init"] == "random",
             trained=config.graft["train_donor"],
+            reads_text=config.settings.reads_text,
         )
     return Origin(models=tuple(models), layer=layer, is_graft=True, has_head=get_task(config.task).head)
 

@@ -27,17 +27,24 @@ def check_labels(labels: Tensor, num_labels: int) -> None:
 
 
 class ClassificationHead(nn.Module):
-    """Linear(h, h) -> Dropout -> GELU -> Linear(h, labels); paper, table 20 (0.592 M at h = 768, 2 labels)."""
+    """Linear(h, h) -> Dropout -> GELU -> Linear(h, labels); paper, table 20 (0.592 M at h = 768, 2 labels).
 
-    def __init__(self, width: int, num_labels: int, dropout: float) -> None:
+    Args:
+        width: Width of its hidden layer, and of its input by default.
+        num_labels: Number of outputs.
+        dropout: Probability.
+        in_width: Width of its input, if that is another one.
+    """
+
+    def __init__(self, width: int, num_labels: int, dropout: float, in_width: int | None = None) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = nn.Linear(in_width or width, width)
         self.dropout = nn.Dropout(dropout)
         self.activation = nn.GELU()
         self.out = nn.Linear(width, num_labels)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Compute logits: [..., host_hidden] -> [..., num_labels]."""
+        """Compute logits: [..., in_width] -> [..., num_labels]."""
         return self.out(self.activation(self.dropout(self.dense(vectors))))  # type: ignore[no-any-return]  # torch types a module's call as Any
 
     def set_num_labels(self, number: int) -> None:

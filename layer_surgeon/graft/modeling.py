@@ -2,11 +2,14 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from layer_surgeon.donor import DonorLayer, DonorStack
 from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.graft.adapters import check_adapters
 from layer_surgeon.graft.donor_loading import new_donor
@@ -16,25 +19,32 @@ from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_ho
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.pooling import check_mask, count_positions
 from layer_surgeon.graft.projection import new_projection
+from layer_surgeon.graft.reading import DonorNorm, check_states, run_stack
 from layer_surgeon.graft.sites import SiteHooks, checkpoints_hooks, find_reader, prepare_host
 from layer_surgeon.graft.storage import StoredModel
 from layer_surgeon.tasks import get_task
+
+_NOT_ATTACHED = "The donor layer is not attached. Call attach_donor first, or load with donor=..."
 
 
 class GraftedModel(StoredModel):
     """A small model with a grafted layer of a large model.
 
     For hidden states h of the host, [batch, seq, host_hidden], the graft is proj_out(donor(proj_in(h))), of the same
-    shape (paper, section 3.1). Each task names a subclass, which defines the graft's input and what follows the graft.
+    shape (paper, section 3.1). With donor_reads="text", the donor reads the text itself, its states are
+    proj_out(donor_norm(donor(ids))), and the setting `join` says how h and these become one. Each task names a
+    subclass, which defines the graft's input and what follows the graft.
 
     Attributes:
         host: The small model without head and pooler; for an encoder-decoder model, its encoder. For tasks that
             generate text, the whole model.
-        proj_in: Linear, host_hidden -> donor_hidden (L_in in the paper). None without a donor.
-        donor: The `DonorLayer`. None in the control arm, which is the host alone with the same head.
+        proj_in: Linear, host_hidden -> donor_hidden (L_in in the paper). None without a donor, or if it reads text.
+        donor: The `DonorLayer`, or the `DonorStack` that reads the text. None in the control arm, which is the host
+            alone with the same head.
+        donor_norm: The `DonorNorm` over the states of a donor that reads text; else None.
         proj_out: Linear, donor_hidden -> host_hidden (L_out in the paper). None without a donor.
         proj_out_norm: The LayerNorm after proj_out, if the setting of that name is true; else None.
-        residual_gate: The module that adds the graft to the host if residual="gated"; else None.
+        residual_gate: The module that adds the graft to the host if residual="gated" or join="gated"; else None.
         head: The task's own head. None for tasks that keep the host's language head, or have no head.
         pooling: How the states of a text become one vector; `none` for tasks that don't pool them.
 
@@ -47,7 +57,7 @@ class GraftedModel(StoredModel):
 
     base_model_prefix = "host"
     # If the model is spread over several devices, the donor layer stays on one of them.
-    _no_split_modules = ["DonorLayer"]
+    _no_split_modules = ["DonorLayer", "DonorStack"]
     main_input_name = "input_ids"
     # Host and donor check themselves which implementations of attention they support.
     _supports_sdpa = True
@@ -59,6 +69,7 @@ class GraftedModel(StoredModel):
 
     host: PreTrainedModel
     proj_in: nn.Linear | None
+    donor_norm: DonorNorm | None
     proj_out: nn.Linear | None
     proj_out_norm: nn.LayerNorm | None
     residual_gate: Gate | None
@@ -66,6 +77,8 @@ class GraftedModel(StoredModel):
     # Where the host came from, as the caller of `graft_layer` named it, and its commit: its tokenizer is there too.
     # Not stored, because a file must not decide which repos are read.
     host_source: tuple[str, str | None] | None = None
+    # The artifact that the donor of a new graft came from, with its tokenizer. Not stored either.
+    donor_source: Path | None = None
 
     def __init__(
         self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
@@ -80,14 +93,19 @@ class GraftedModel(StoredModel):
         self.supports_gradient_checkpointing = self.host.supports_gradient_checkpointing
         self._host_inputs = frozenset(inspect.signature(self.host.forward).parameters)
         self._is_causal = settings.attention == "causal"
-        self.proj_in = self.donor = self.proj_out = self.proj_out_norm = self.residual_gate = None
+        self.proj_in = self.donor = self.donor_norm = self.proj_out = self.proj_out_norm = self.residual_gate = None
+        # None without a donor, and for one that gets the host's vectors.
+        self._join = None if config.donor is None else settings.join
         if config.donor is not None:
             width, donor_width = host_width(config.host_config), int(config.donor["hidden_size"])
-            self.proj_in = new_projection(width, donor_width, settings)
+            if settings.reads_text:
+                self.donor_norm = DonorNorm(donor_width)
+            else:
+                self.proj_in = new_projection(width, donor_width, settings)
             self.proj_out = new_projection(donor_width, width, settings)
             if settings.proj_out_norm:
                 self.proj_out_norm = nn.LayerNorm(width)
-            if settings.residual == "gated":
+            if "gated" in (settings.residual, settings.join):
                 self.residual_gate = Gate()
             if with_donor:
                 self.attach_donor(new_donor(config.donor, settings))
@@ -99,13 +117,14 @@ class GraftedModel(StoredModel):
 
     def _hook_site(self, target: nn.Module) -> SiteHooks:
         """Let the graft replace the output of a module of the host."""
-        if self.proj_in is None:
+        if self.proj_out is None:
             # A host alone, or with a block of a study that sees each position separately: it needs no mask.
             return SiteHooks(self.graft, target, None, self.new_donor_cache)
         reader = find_reader(self.host, self.host_kind)
         if target is not reader and checkpoints_hooks(target):
             self.supports_gradient_checkpointing = False
-        return SiteHooks(self.graft, target, reader, self.new_donor_cache)
+        read_text = None if self._join is None else self._read_host_tokens
+        return SiteHooks(self.graft, target, reader, self.new_donor_cache, read_text)
 
     def new_donor_cache(self) -> Cache | None:
         """Make an empty cache for the donor; None for tasks that pass a text through the donor only once."""
@@ -114,6 +133,13 @@ class GraftedModel(StoredModel):
     def build_head(self) -> ClassificationHead | None:
         """Build the task's own head; None if it has none."""
         return None
+
+    def new_head(self, num_outputs: int) -> ClassificationHead:
+        """Make the paper's head, for the vectors that leave the graft."""
+        width = self.config.hidden_size
+        return ClassificationHead(
+            width, num_outputs, self.config.settings.dropout, 2 * width if self._join == "concat" else width
+        )
 
     def run_host(
         self,
@@ -149,13 +175,80 @@ class GraftedModel(StoredModel):
             return None
         return count_positions(attention_mask)
 
-    def read(self, attention_mask: Tensor | None, **inputs: Any) -> tuple[Any, Tensor]:
-        """Return the host's own output, and the states of all tokens after the graft, [batch, seq, host_hidden]."""
-        outputs = self.run_host(attention_mask=attention_mask, **inputs)
-        hidden = outputs.last_hidden_state
-        return outputs, self.graft(hidden, attention_mask) if self._site_hooks is None else hidden
+    def read(
+        self, attention_mask: Tensor | None, donor_states: Tensor | None = None, **inputs: Any
+    ) -> tuple[Any, Tensor]:
+        """Return the host's own output, and the states of all tokens after the graft, [batch, seq, width].
 
-    def graft(self, hidden: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        The width is host_hidden, and twice that with join="concat".
+
+        Args:
+            attention_mask: [batch, seq], or None.
+            donor_states: From `read_text`; None if the donor doesn't read the text.
+            inputs: The host's other inputs.
+        """
+        if self._site_hooks is None:
+            outputs = self.run_host(attention_mask=attention_mask, **inputs)
+            return outputs, self.graft(outputs.last_hidden_state, attention_mask, donor_states=donor_states)
+        self._site_hooks.next_states = donor_states
+        outputs = self.run_host(attention_mask=attention_mask, **inputs)
+        return outputs, outputs.last_hidden_state
+
+    def read_text(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        donor_input_ids: Tensor | None = None,
+        donor_attention_mask: Tensor | None = None,
+        donor_states: Tensor | None = None,
+    ) -> Tensor | None:
+        """Return the donor's states of a text, which `forward` also takes as `donor_states`.
+
+        A frozen donor computes the same states of a text every time, so they can be computed once and kept.
+
+        Args:
+            input_ids: [batch, seq], the host's tokens.
+            attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
+            donor_input_ids: [batch, donor_seq], the donor's tokens, for donor_tokens="own".
+            donor_attention_mask: [batch, donor_seq].
+            donor_states: States that were computed earlier. They are checked and returned.
+
+        Returns:
+            [batch, seq, donor_hidden], zero at padding; or [batch, donor_hidden] if the join needs one vector per text.
+            None if the donor doesn't read text, or there is none.
+
+        Raises:
+            GraftError: The inputs are not those that this donor reads, or the states have the wrong shape.
+        """
+        settings = self.config.settings
+        own = {"donor_input_ids": donor_input_ids, "donor_attention_mask": donor_attention_mask}
+        if not settings.reads_text or settings.donor_tokens == "host":
+            names = [name for name, value in own.items() if value is not None]
+            names += ["donor_states"] if donor_states is not None and not settings.reads_text else []
+            if names:
+                reads = "reads the host's tokens" if settings.reads_text else "gets the host's vectors"
+                raise GraftError(f"You passed {names[0]}, but the donor of this graft {reads}. Leave {names[0]} out.")
+        if self._join is None:
+            return None
+        ids, mask = input_ids, attention_mask
+        if settings.donor_tokens == "own":
+            ids, mask = donor_input_ids, donor_attention_mask
+        if donor_states is not None:
+            return check_states(donor_states, int(self.config.donor["hidden_size"]), settings, input_ids)
+        if self.donor is None:
+            raise GraftError(_NOT_ATTACHED)
+        return run_stack(cast(DonorStack, self.donor), ids, mask, settings)
+
+    def _read_host_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
+        return cast(Tensor, self.read_text(input_ids, attention_mask))
+
+    def graft(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        donor_states: Tensor | None = None,
+    ) -> Tensor:
         """Send hidden states through the graft; without a donor, return them unchanged.
 
         Args:
@@ -163,34 +256,60 @@ class GraftedModel(StoredModel):
             attention_mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding. With a cache, it also covers
                 the cached positions.
             cache: The donor's cache, which holds earlier positions and receives these. None: run without cache.
+            donor_states: From `read_text`, if the donor reads the text.
 
         Returns:
-            [batch, seq, host_hidden].
+            [batch, seq, host_hidden], or twice that width with join="concat".
         """
-        if self.proj_in is None or self.proj_out is None:
+        if self.proj_out is None:
             return hidden
-        if self.donor is None:
-            raise GraftError("The donor layer is not attached. Call attach_donor first, or load with donor=...")
-        check_mask(attention_mask)
-        if hidden.shape[-1] != self.proj_in.in_features:
+        if hidden.shape[-1] != (width := host_width(self.config.host_config)):
             raise GraftError(
                 f"The host's hidden states are {hidden.shape[-1]} wide at this site, but its config has a hidden_size "
-                f"of {self.proj_in.in_features}. Choose another site or another host."
+                f"of {width}. Choose another site or another host."
             )
-        donor_input = self.proj_in(hidden)  # [batch, seq, donor_hidden]
+        if self.proj_in is None:
+            if donor_states is None:
+                raise GraftError(
+                    f"The donor reads the text, but {type(self).__name__} passes no donor_states to `graft`. Compute "
+                    "them with `read_text` in its forward."
+                )
+            out = self._project(self._normalised(donor_states))
+        else:
+            out = self._project(self._run_layer(hidden, attention_mask, cache))
+        if self.residual_gate is not None:
+            return self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
+        if self._join is None:
+            return out
+        out = out.expand_as(hidden)
+        return torch.cat([hidden, out], dim=-1) if self._join == "concat" else out
+
+    def _run_layer(self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """Return donor(proj_in(hidden)), [batch, seq, donor_hidden]."""
+        donor, proj_in = cast(DonorLayer | None, self.donor), cast(nn.Linear, self.proj_in)
+        if donor is None:
+            raise GraftError(_NOT_ATTACHED)
+        check_mask(attention_mask)
+        donor_input = proj_in(hidden)  # [batch, seq, donor_hidden]
         # A single position sees only itself in either mode, and not every family can run bidirectionally.
         causal = self._is_causal or hidden.shape[1] == 1
         positions = None
-        if attention_mask is not None and all(traits.takes_position_ids for traits in self.donor.probe()):
+        if attention_mask is not None and all(traits.takes_position_ids for traits in donor.probe()):
             # Padding is not counted, so a text gives the same result with and without padding on the left.
             positions = count_positions(attention_mask)[:, -hidden.shape[1] :]
-        donor_output = self.donor(
+        return donor(  # type: ignore[no-any-return]  # transformers is untyped here
             donor_input, attention_mask=attention_mask, position_ids=positions, causal=causal, cache=cache
         )
-        out = self.proj_out(donor_output)
-        if self.proj_out_norm is not None:
-            out = self.proj_out_norm(out)
-        return out if self.residual_gate is None else self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
+
+    def _normalised(self, donor_states: Tensor) -> Tensor:
+        """Return the normalised states, [batch, seq or 1, donor_hidden]."""
+        states = donor_states if donor_states.dim() == 3 else donor_states.unsqueeze(1)
+        return cast(DonorNorm, self.donor_norm)(states)  # type: ignore[no-any-return]  # torch types a module's call as Any
+
+    def _project(self, donor_output: Tensor) -> Tensor:
+        """Return proj_out, and the norm if there is one: [..., donor_hidden] -> [..., host_hidden]."""
+        out: Tensor = cast(nn.Linear, self.proj_out)(donor_output)
+        return out if self.proj_out_norm is None else self.proj_out_norm(out)
 
     @property
     def gate(self) -> nn.Parameter | None:
@@ -209,13 +328,14 @@ class GraftedModel(StoredModel):
         return super().train(mode)  # type: ignore[no-any-return]  # transformers is untyped here
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the model's parts in the order of the data flow: host, proj_in, donor, proj_out, norm, gate, head.
+        """Return the model's parts in the order of the data flow: host, proj_in, donor, norms, proj_out, gate, head.
 
         Parts that the model lacks are left out.
         """
         graft = {
             "proj_in": self.proj_in,
             "donor": self.donor,
+            "donor_norm": self.donor_norm,
             "proj_out": self.proj_out,
             "proj_out_norm": self.proj_out_norm,
             "gate": self.residual_gate,

@@ -22,7 +22,7 @@ class GraftedModelForQuestionAnswering(GraftedModel):
 
     def build_head(self) -> ClassificationHead:
         """Build the paper's head, with one output for the start and one for the end."""
-        return ClassificationHead(self.config.hidden_size, 2, self.config.settings.dropout)
+        return self.new_head(2)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(
@@ -34,6 +34,7 @@ class GraftedModelForQuestionAnswering(GraftedModel):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        donor_states: Tensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """Find answers.
@@ -47,6 +48,7 @@ class GraftedModelForQuestionAnswering(GraftedModel):
             start_positions: [batch], the answer's first token; seq or more means that the answer is not in this piece
                 of the text, and is ignored in the loss.
             end_positions: [batch], the answer's last token.
+            donor_states: From `read_text`, instead of running a donor that reads text.
             kwargs: Passed to the host.
 
         Returns:
@@ -56,6 +58,7 @@ class GraftedModelForQuestionAnswering(GraftedModel):
         """
         outputs, states = self.read(
             attention_mask,
+            self.read_text(input_ids, attention_mask, donor_states=donor_states),
             input_ids=input_ids,
             token_type_ids=token_type_ids,
             position_ids=position_ids,

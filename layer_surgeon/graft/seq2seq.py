@@ -27,6 +27,7 @@ class GraftedModelForSeq2SeqLM(GeneratingModel):
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        donor_states: Tensor | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Predict the next token at every position of the target.
@@ -41,11 +42,13 @@ class GraftedModelForSeq2SeqLM(GeneratingModel):
             decoder_inputs_embeds: [batch, target_seq, host_hidden], instead of decoder_input_ids.
             labels: [batch, target_seq] token ids; -100 is ignored in the loss.
             use_cache: Return the decoder's cache.
+            donor_states: From `read_text` of the source, instead of running a donor that reads text.
             kwargs: Passed to the host, such as the decoder's cache.
 
         Returns:
             The host's output: loss (with labels), logits, [batch, target_seq, vocabulary], and more.
         """
+        self.keep_states(input_ids, attention_mask, donor_states)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -102,22 +102,31 @@ class SiteHooks:
     activation checkpointing runs the module, and its hook, again in the backward pass.
 
     Args:
-        graft: Called with the hidden states at the site, [batch, seq, host_hidden], the mask, [batch, seq] or None, and
-            the donor's cache or None; returns the states that replace them.
+        graft: Called with the hidden states at the site, [batch, seq, host_hidden], the mask, [batch, seq] or None, the
+            donor's cache or None, and the donor's states of the text or None; returns the states that replace them.
         target: The module at the site.
         reader: The part of the host that gets the mask. None if the graft needs no mask.
         new_donor_cache: Makes an empty cache for the donor, or returns None if the donor can't have one.
+        read_text: Computes the donor's states from the ids that the reader gets, the mask and the cache. None if the
+            donor doesn't read the text.
+
+    Attributes:
+        next_states: The donor's states for the reader's next pass, instead of those that `read_text` would compute.
     """
 
     def __init__(
         self,
-        graft: Callable[[Tensor, Tensor | None, Cache | None], Tensor],
+        graft: Callable[[Tensor, Tensor | None, Cache | None, Tensor | None], Tensor],
         target: nn.Module,
         reader: nn.Module | None,
         new_donor_cache: Callable[[], Cache | None],
+        read_text: Callable[[Tensor | None, Tensor | None, Cache | None], Tensor] | None = None,
     ) -> None:
         self._graft = graft
         self._new_donor_cache = new_donor_cache
+        self._read_text = read_text
+        self.next_states: Tensor | None = None
+        self._states: Tensor | None = None
         self._mask: Tensor | None = None
         self._donor_cache: Cache | None = None
         if reader is not None:
@@ -130,6 +139,12 @@ class SiteHooks:
         self._donor_cache = follow_cache(cache, self._new_donor_cache)
         self._mask = kwargs.get("attention_mask")
         check_mask(self._mask)
+        if self._read_text is not None:
+            states, self.next_states = self.next_states, None
+            if states is None:
+                input_ids = kwargs.get("input_ids", args[0] if args else None)
+                states = self._read_text(input_ids, self._mask, self._donor_cache)
+            self._states = states
 
     def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, ModelOutput):
@@ -142,7 +157,7 @@ class SiteHooks:
     def _run_graft(self, hidden: Tensor) -> Tensor:
         # The cache is for one pass, and must not stay in memory after it.
         donor_cache, self._donor_cache = self._donor_cache, None
-        return self._graft(hidden, self._mask, donor_cache)
+        return self._graft(hidden, self._mask, donor_cache, self._states)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:

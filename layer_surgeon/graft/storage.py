@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_weights
 from layer_surgeon._model_types import DONOR_FOLDER
-from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.devices import place_donor, plan_devices
-from layer_surgeon.graft.donor_loading import DonorInput, open_donor
+from layer_surgeon.graft.donor_loading import Donor, DonorInput, open_donor
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
 from layer_surgeon.graft.files import check_donor_place
 from layer_surgeon.graft.graft_facts import write_card
@@ -37,10 +36,10 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
 
     config_class = SurgeonGraftConfig
 
-    donor: DonorLayer | None
+    donor: Donor | None
     _donor_folder: Path | None = None
 
-    def attach_donor(self, donor: DonorLayer, *, folder: Path | None = None) -> Self:
+    def attach_donor(self, donor: Donor, *, folder: Path | None = None) -> Self:
         """Set the donor layer.
 
         Args:

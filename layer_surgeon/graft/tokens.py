@@ -21,7 +21,7 @@ class GraftedModelForTokenClassification(GraftedModel):
 
     def build_head(self) -> ClassificationHead:
         """Build the paper's head, with one output per label."""
-        return ClassificationHead(self.config.hidden_size, self.config.num_labels, self.config.settings.dropout)
+        return self.new_head(self.config.num_labels)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers is untyped here
     def forward(
@@ -32,6 +32,7 @@ class GraftedModelForTokenClassification(GraftedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        donor_states: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Label the tokens.
@@ -43,6 +44,7 @@ class GraftedModelForTokenClassification(GraftedModel):
             position_ids: [batch, seq].
             inputs_embeds: [batch, seq, host_hidden], instead of input_ids.
             labels: [batch, seq] class ids; -100 is ignored in the loss.
+            donor_states: From `read_text`, instead of running a donor that reads text.
             kwargs: Passed to the host.
 
         Returns:
@@ -50,6 +52,7 @@ class GraftedModelForTokenClassification(GraftedModel):
         """
         outputs, states = self.read(
             attention_mask,
+            self.read_text(input_ids, attention_mask, donor_states=donor_states),
             input_ids=input_ids,
             token_type_ids=token_type_ids,
             position_ids=position_ids,

@@ -25,6 +25,8 @@ class LayerCard:
         dtype: The tensors' dtype.
         files: The donor's files that were read.
         format: Their format.
+        has_embeddings: Whether it also has what acts before layer 0, and reads text.
+        vocabulary: The host that its table of tokens is made for; None: the donor's own tokens.
     """
 
     model: str
@@ -40,10 +42,17 @@ class LayerCard:
     dtype: str
     files: Sequence[str]
     format: str
+    has_embeddings: bool = False
+    vocabulary: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The tag on the Hub."""
+        return "donor-stack" if self.has_embeddings else "donor-layer"
 
     def render(self) -> str:
         """Return the text of README.md."""
-        metadata: dict[str, Any] = {"library_name": "layer_surgeon", "tags": ["layer-surgeon", "donor-layer"]}
+        metadata: dict[str, Any] = {"library_name": "layer_surgeon", "tags": ["layer-surgeon", self.kind]}
         if self.base_model is not None:
             metadata["base_model"] = self.base_model
         return render_card("layer.md.jinja", metadata | dict(self.licence), card=self)

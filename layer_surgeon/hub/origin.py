@@ -38,6 +38,7 @@ class GraftedLayer:
         commit: The commit of that model.
         random: Whether it started from random weights.
         trained: Whether it is trained too.
+        reads_text: Whether these are the first layers with the embeddings, which read the text.
     """
 
     model: str
@@ -45,6 +46,7 @@ class GraftedLayer:
     commit: str | None
     random: bool
     trained: bool
+    reads_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 settings     `RunConfig`
 text_list    read texts from files, the Hub or a list
-tokenizing   load the tokenizer of a checkpoint, and split texts into tokens
+tokenizing   split texts into tokens
 batches      sort the texts by length, and put them into batches
 state_files  the states of each depth on disk, and the file of kept states
 fetching     fetch the next layer while the current one computes

@@ -27,9 +27,10 @@ from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.files import read_weights
 from layer_surgeon.donor.tensors import split_by_layer
 from layer_surgeon.errors import SourceError
-from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer, plan_extraction
+from layer_surgeon.extract import LayerArtifact, extract_layer, plan_extraction
 from layer_surgeon.extract.dtypes import NAME_OF_CODE
 from layer_surgeon.extract.memory import read_tensors
+from layer_surgeon.extract.plan import CopyPlan
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run.state_files import as_bytes
 from layer_surgeon.workspace import Workspace, layer_name
@@ -62,7 +63,7 @@ class ByteCounter(NullProgress):
         self._is_stopped = True
 
 
-def read_plan(checkpoint: Checkpoint, plan: ExtractionPlan, counter: ByteCounter) -> dict[str, Tensor]:
+def read_plan(checkpoint: Checkpoint, plan: CopyPlan, counter: ByteCounter) -> dict[str, Tensor]:
     """Read the tensors of a plan into memory, by name.
 
     Raises:

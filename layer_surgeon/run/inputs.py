@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance
@@ -24,7 +25,7 @@ from layer_surgeon.run.fetching import ByteCounter, LayerFetcher, plain_config, 
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import DepthFiles, as_bytes
 from layer_surgeon.run.text_list import TextList, TextsLike, read_texts
-from layer_surgeon.run.tokenizing import load_checkpoint_tokenizer, tokenize_texts
+from layer_surgeon.run.tokenizing import tokenize_texts
 from layer_surgeon.run.walk import LayerObserver, TokenBatches, Walk, needed_tokens, walk_layers
 from layer_surgeon.workspace import Workspace
 

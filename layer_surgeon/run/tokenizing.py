@@ -1,26 +1,16 @@
-"""Load the tokenizer of a checkpoint from any source, and split texts into tokens."""
+"""Split texts into tokens."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from layer_surgeon._io import write_bytes
-from layer_surgeon._loading import load_gguf_tokenizer, load_tokenizer
-from layer_surgeon._text import first_line
-from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.gguf import GgufTable
-from layer_surgeon.errors import DataError, LayerSurgeonError, SourceNotFoundError
+from layer_surgeon.errors import DataError
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.text_list import TextList
 
-# Suffixes of the files that a tokenizer consists of. The largest, of vocabularies of 262,144 tokens, have 40 MB.
-_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".vocab", ".bpe", ".codes", ".spm", ".tiktoken", ".tokenizer")
-_MAX_BYTES = 200_000_000
 # transformers' value for a tokenizer without a limit is 1e30.
 _MAX_LENGTH = 100_000_000
 
@@ -41,37 +31,6 @@ class TokenizedTexts:
     def lengths(self) -> tuple[int, ...]:
         """Number of tokens of each text."""
         return tuple(len(ids) for ids in self.ids)
-
-
-def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is next to the weights, or in the header of a GGUF file.
-
-    Raises:
-        SourceNotFoundError: There is none that can be loaded.
-        SourceError: It can't be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
-        try:
-            if isinstance(checkpoint.table, GgufTable):
-                path = Path(folder) / "header.gguf"
-                write_bytes(path, checkpoint.table.header_bytes())
-                return load_gguf_tokenizer(path)
-            _copy_files(checkpoint, Path(folder))
-            return load_tokenizer(folder)
-        except LayerSurgeonError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-            reason = first_line(error).replace(str(folder), checkpoint.source.name)
-            raise SourceNotFoundError(
-                f"{checkpoint.source.name} has no tokenizer that can be loaded ({reason}). Put the model's "
-                "tokenizer.json and tokenizer_config.json next to its weights."
-            ) from error
-
-
-def _copy_files(checkpoint: Checkpoint, folder: Path) -> None:
-    for name in checkpoint.source.list_files():
-        if "/" not in name and name.endswith(_SUFFIXES) and not name.endswith(".index.json"):
-            write_bytes(folder / name, checkpoint.source.read_file(name, _MAX_BYTES))
 
 
 def tokenize_texts(

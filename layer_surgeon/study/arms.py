@@ -11,21 +11,27 @@ arms:
     donor: {source: meta-llama/Llama-3.1-8B, layer: 16}
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from layer_surgeon._limits import MAX_LAYERS, check_size
 from layer_surgeon._text import printable, without_secrets
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.checked import MAX_NAME, check_types, shown
 from layer_surgeon.study.synthesis_config import SynthesisConfig
-from layer_surgeon.workspace import layer_name, short_name
+from layer_surgeon.workspace import layer_name, short_name, stack_name
 
-Control = Literal["projections-only", "wide-head"]
+Control = Literal["projections-only", "wide-head", "permuted", "shuffled", "cut"]
+# Controls that train a block in the donor's place.
+BLOCKS = ("projections-only", "wide-head")
+DonorForm = Literal["layers", "stack", "model"]
 _NO_DONOR: Mapping[str, Any] = MappingProxyType({"donor": None})
+_READS: Mapping[str, Any] = MappingProxyType({"donor_reads": "text"})
+_SLICE = re.compile(r"(\d{1,9}):(\d{1,9})")
 
 # The question that each arm answers, and its changes to a graft with the study's host, donor and settings.
 ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
@@ -79,6 +85,30 @@ ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
             "The same with random weights in the layer, frozen: the fair control for matched.",
             {"graft": {"donor_init": "random", "projection_init": "matched"}},
         ),
+        "stack": (
+            "The donor's embeddings and first layers, frozen, read the text next to the host.",
+            {"graft": _READS},
+        ),
+        "stack-random": (
+            "The same with random weights: do embeddings and layers need to have learned anything?",
+            {"graft": {**_READS, "donor_init": "random"}},
+        ),
+        "stack-permuted": (
+            "The same with the weights of each matrix in random order: do only their sizes matter?",
+            {"graft": _READS, "control": "permuted"},
+        ),
+        "stack-shuffled": (
+            "The same, but the donor reads another text of the same set: does it matter what it reads?",
+            {"graft": _READS, "control": "shuffled"},
+        ),
+        "stack-alone": (
+            "A head on what the donor reads, without the host's output: is the host needed?",
+            {"graft": {**_READS, "join": "replace"}, "finetune": {"train_host": "frozen"}},
+        ),
+        "cut": (
+            "The donor cut to these layers, trained whole, with the mean over the tokens: is the host needed?",
+            {"graft": {"pooling": "mean"}, "control": "cut"},
+        ),
     }
 )
 # The settings of peft's LoraConfig that only change the adapters. Other settings import a module by its name
@@ -110,12 +140,16 @@ class DonorSpec:
         layers: Indices; negative ones count from the end.
         revision: Branch, tag or commit.
         dtype: The number format to extract in; None keeps the donor's.
+        form: What the study makes of the layers: layers; a stack, which reads text; or a model of only these layers.
+        vocabulary: The host whose tokens a stack reads; None for the donor's own.
     """
 
     source: str
     layers: tuple[int, ...] = (-1,)
     revision: str | None = None
     dtype: str | None = None
+    form: DonorForm = "layers"
+    vocabulary: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -124,6 +158,11 @@ class DonorSpec:
             raise ConfigError(
                 f"The layers of the donor {self.shown_source} are {self.layers!r}. They must be one or several numbers "
                 f"from {-MAX_LAYERS} to {MAX_LAYERS - 1}."
+            )
+        if self.form == "stack" and self.layers != tuple(range(len(self.layers))):
+            raise ConfigError(
+                f"A donor that reads text needs the first layers of {self.shown_source}, but the plan names the layers "
+                f"{', '.join(map(str, self.layers))}. Name the first ones: donor: {{source: ..., layer: '0:9'}}."
             )
         if len(self.name) > MAX_NAME:
             raise ConfigError(
@@ -134,7 +173,9 @@ class DonorSpec:
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """Read a donor from YAML: a source, or a mapping with source, layer (one or a list), revision and dtype.
+        """Read a donor from YAML: a source, or a mapping with source, layer, revision and dtype.
+
+        Layers are numbers, or slices such as `0:9`; one of them or a list.
 
         Raises:
             ConfigError: The value is neither.
@@ -151,9 +192,11 @@ class DonorSpec:
             )
         layers = value.get("layers", value.get("layer", -1))
         layers = tuple(layers) if isinstance(layers, list | tuple) else (layers,)
+        layers = tuple(index for layer in layers for index in _expand(layer))
         if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
             raise ConfigError(
-                f"The layers of the donor {value['source']} are {shown(layers)}; they must be whole numbers."
+                f"The layers of the donor {value['source']} are {shown(layers)}; they must be whole numbers, or "
+                "slices such as '0:9'."
             )
         return cls(source=value["source"], layers=layers, revision=value.get("revision"), dtype=value.get("dtype"))
 
@@ -165,12 +208,17 @@ class DonorSpec:
     @property
     def name(self) -> str:
         """The folder name, such as `Llama-3.1-8B-L-1`."""
-        return layer_name(self.shown_source, self.layers)
+        if self.form == "stack":
+            host = None if self.vocabulary is None else without_secrets(self.vocabulary)
+            return stack_name(self.shown_source, len(self.layers), host)
+        return layer_name(self.shown_source, self.layers) + ("-model" if self.form == "model" else "")
 
     @property
     def text(self) -> str:
-        """The model for messages, with its revision and dtype if they are set."""
-        details = [f"{name} {value}" for name, value in (("revision", self.revision), ("dtype", self.dtype)) if value]
+        """The model for messages, with its revision, dtype and vocabulary if they are set."""
+        vocabulary = None if self.vocabulary is None else without_secrets(self.vocabulary)
+        facts = (("revision", self.revision), ("dtype", self.dtype), ("vocabulary", vocabulary))
+        details = [f"{name} {value}" for name, value in facts if value]
         return f"{self.shown_source} ({', '.join(details)})" if details else self.shown_source
 
     def as_dict(self) -> dict[str, Any]:
@@ -180,12 +228,25 @@ class DonorSpec:
             "layers": list(self.layers),
             "revision": self.revision,
             "dtype": self.dtype,
+            # Left out for layers: the names of cells of earlier versions are hashes of these settings.
+            **({} if self.form == "layers" else {"form": self.form}),
+            **({} if self.vocabulary is None else {"vocabulary": without_secrets(self.vocabulary)}),
         }
 
     @classmethod
     def from_dict(cls, content: Any) -> Self:
         """Read the result of `as_dict`."""
         return cls(**content | {"layers": tuple(content["layers"])})
+
+
+def _expand(layer: Any) -> tuple[Any, ...]:
+    """Return the layers of a slice such as `0:9`; any other value as it is."""
+    match = _SLICE.fullmatch(layer) if isinstance(layer, str) else None
+    if match is None:
+        return (layer,)
+    first, end = int(match[1]), int(match[2])
+    check_size(end - first, MAX_LAYERS, f"layers {layer}", ConfigError)
+    return tuple(range(first, end))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +261,8 @@ class Arm:
         graft: Fields of `GraftConfig`.
         finetune: Fields of `FinetuneConfig`, which override the study's.
         lora: Settings of peft's `LoraConfig` for the host; None trains the host's own weights.
-        control: The module that is trained in the donor's place, as wide as the donor.
+        control: A control that no graft is: a block that is trained in the donor's place, as wide as the donor; a donor
+            with permuted weights, or with the states of other texts; or the donor cut to its layers.
         synthetic: Settings of `surgeon synthesize`, if a language model writes the training texts.
     """
 
@@ -327,31 +389,42 @@ def parse_arm(
             f"The arm {arm_spec['name']} needs a donor, and the study has none. Add a line to the plan: donor: MODEL."
         )
     control = settings.get("control")
-    if control not in (None, "projections-only", "wide-head"):
+    if control not in (None, *get_args(Control)):
         raise ConfigError(
-            f"control of the arm {arm_spec['name']} is {shown(control)}; it must be projections-only or wide-head."
+            f"control of the arm {arm_spec['name']} is {shown(control)}; it must be one of "
+            f"{', '.join(get_args(Control))}."
         )
     if control is not None and arm_donor is None:
-        raise ConfigError(
-            f"The control {arm_spec['name']} takes its width from a donor, and has none. Name a donor in the plan."
-        )
+        takes = "takes its width from" if control in BLOCKS else "needs"
+        raise ConfigError(f"The control {arm_spec['name']} {takes} a donor, and has none. Name a donor in the plan.")
     # An arm without a donor would refuse or ignore settings about the donor.
     own_graft = dict(settings.get("graft", {}))
-    study_graft = {k: v for k, v in graft.items() if arm_donor is not None or k in ("pooling", "dropout")}
-    if control is not None:
-        # A control has no layer to match. Its training must not depend on how the study initialises its grafts.
+    has_graft = arm_donor is not None and control != "cut"
+    study_graft = {k: v for k, v in graft.items() if has_graft or k in ("pooling", "dropout")}
+    if control in BLOCKS:
+        # A block has no layer to match. Its training must not depend on how the study initialises its grafts.
         study_graft.pop("projection_init", None)
+    arm_graft = {**study_graft, **own_graft}
     return Arm(
         name=arm_spec["name"],
         kind=kind,
         host=arm_host,
-        donor=arm_donor,
-        graft={**study_graft, **own_graft},
+        donor=arm_donor and _with_form(arm_donor, control, arm_graft, arm_host),
+        graft=arm_graft,
         finetune=dict(settings.get("finetune", {})),
         lora=settings.get("lora"),
         control=control,
         synthetic=settings.get("synthetic"),
     )
+
+
+def _with_form(donor: DonorSpec, control: str | None, graft: Mapping[str, Any], host: str) -> DonorSpec:
+    """Return the donor with what an arm needs of it: layers, a stack with its vocabulary, or a model."""
+    if control == "cut":
+        return replace(donor, form="model", vocabulary=None)
+    if graft.get("donor_reads") != "text":
+        return replace(donor, form="layers", vocabulary=None)
+    return replace(donor, form="stack", vocabulary=None if graft.get("donor_tokens") == "own" else host)
 
 
 def _inherit(arm_spec: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder, locked
-from layer_surgeon.study.models import build_model
+from layer_surgeon.study.models import build_model, states_of, tokenizer_of
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import synthetic_file
 from layer_surgeon.study.records import (
@@ -30,7 +30,7 @@ from layer_surgeon.study.records import (
 from layer_surgeon.study.tables import FailedCell
 from layer_surgeon.study.testing import measure_cell
 from layer_surgeon.tasks import get_task
-from layer_surgeon.workspace import Workspace
+from layer_surgeon.workspace import DONOR_STATES, Workspace
 
 
 def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) -> CellResult:
@@ -61,6 +61,7 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
     trained = train_cell(cell, folder, progress)
     test_start_time = time.monotonic()
     tests = measure_cell(cell, trained, folder, progress)
+    shutil.rmtree(folder.run(cell.id, f".{DONOR_STATES}"), ignore_errors=True)
     record = trained.as_dict()
     if not cell.keep_model:
         shutil.rmtree(folder.run(cell.id), ignore_errors=True)
@@ -114,7 +115,8 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         "config": config,
         "output": run_folder,
         "workspace": Workspace(workspace),
-        "tokenizer": cell.arm.host,
+        "tokenizer": tokenizer_of(cell.arm, folder),
+        "states": states_of(cell, folder),
         "progress": progress,
     }
     try:

@@ -1,8 +1,12 @@
-"""Controls that train a block in the donor's place: does the layer's knowledge help, or only the weights around it?"""
+"""Controls: a trained block in the donor's place, and a donor with permuted weights.
+
+Does the donor's knowledge help, or only the weights around it, or the size of its weights?
+"""
 
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -77,3 +81,25 @@ def control_model(host: Any, control: Control, donor_width: int, *, task: str, *
     config.control, config.control_width = control, donor_width
     mark_loaded(opened.model)
     return _class_for(task)(config, host=opened.model).to(opened.model.dtype).eval()
+
+
+@torch.no_grad()
+def permute_weights(donor: Any, seed: int) -> Any:
+    """Put the weights of each matrix of a donor in random order, in place, and return the donor.
+
+    Each matrix keeps its values, and so its norm, its mean and its standard deviation. Vectors, such as the weights of
+    norms and the biases, stay as they are.
+
+    Args:
+        donor: A `DonorLayer` or `DonorStack`.
+        seed: Determines the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _, weight in sorted(donor.named_parameters()):
+        if weight.ndim < 2:
+            continue
+        # Stacked matrices, such as those of experts, are permuted one by one.
+        for matrix in weight.view(-1, *weight.shape[-2:]):
+            order = torch.randperm(matrix.numel(), generator=generator)
+            matrix.copy_(matrix.flatten()[order].view_as(matrix))
+    return donor

@@ -8,7 +8,9 @@
     ├── logs/<id>.txt         the output of each training's process
     ├── data/<name>/          train.jsonl, validation.jsonl (if the data set has one), test.jsonl, data.json;
     │                         synthetic-<arm>-<hash>.jsonl: texts that a model wrote; the hash is of the settings
-    ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json next to it names the donor's source
+    ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json next to it names the donor's source;
+    │                         <donor>-first-9-for-<host>/: a stack, which reads text; <donor>-L0-1-model/: a cut model
+    ├── donor-states/        what frozen donors that read text compute for each text; see `finetune.donor_states`
     ├── hosts/<name>/         a host from an archive in a Python package, unpacked
     ├── probes.json, selection.json    the measurements of `surgeon select` before training, and its choice
     ├── sweep.png             the figure of `surgeon sweep`
@@ -53,13 +55,14 @@ from layer_surgeon import _io
 from layer_surgeon._folders import leaving_link
 from layer_surgeon._io import BusyError
 from layer_surgeon.errors import WorkspaceError
+from layer_surgeon.workspace import DONOR_STATES
 
 FORMAT = 1
 PLAN, SUMMARY = "study.yaml", "summary.json"
 # The files of a sweep or a selection. They are named here because the code that writes them imports torch, which a
 # report doesn't need.
 SELECTION, PROBES, SWEEP = "selection.json", "probes.json", "sweep.png"
-_FOLDERS = ("cells", "logs", "data", "layers", "runs")
+_FOLDERS = ("cells", "logs", "data", "layers", DONOR_STATES, "runs")
 
 
 @dataclass(frozen=True, kw_only=True)

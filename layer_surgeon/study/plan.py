@@ -186,7 +186,13 @@ class StudyPlan:
                 check(0 < value <= 1, key, value, "above 0 and at most 1")
 
     def _check_arm(self, arm: Arm) -> None:
-        GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
+        graft = GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
+        if arm.control == "shuffled" and not graft.joins_vectors:
+            raise ConfigError(
+                f"The arm {arm.name} gives each text the donor's state of another text, but here the donor has a state "
+                f"for each token (task {self.task}, site {graft.site}, donor_reads {graft.donor_reads}). It needs "
+                "donor_reads text, a task that pools, and site encoder_output. Leave the arm out."
+            )
         FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
         if arm.synthetic is not None and not get_task(self.task).one_label_per_text:
             raise ConfigError(

@@ -7,7 +7,8 @@ from typing import Any
 
 from layer_surgeon._io import parse_json, read_json, write_json
 from layer_surgeon._model_types import LAYER
-from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.assemble import AssemblyRecipe, assemble_model
+from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import ConfigError, DataError, SourceError
 from layer_surgeon.extract import LayerArtifact, extract_layer
@@ -160,13 +161,25 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
         for donor in same_checkpoint:
             # Written before the layer: an interrupted extraction is resumed later, and must be from the same donor.
             write_json(_origin_file(donor, folder), {"origin": donor.text})
-            extract_layer(
-                checkpoint,
-                layer=list(donor.layers),
-                output=folder.layer(donor.name),
-                dtype=donor.dtype,
-                progress=progress,
-            )
+            _make_donor(donor, checkpoint, folder.layer(donor.name), progress)
+
+
+def _make_donor(donor: DonorSpec, checkpoint: Checkpoint, target: Path, progress: Progress) -> None:
+    """Extract layers or a stack, or assemble the model that has only these layers."""
+    layers = list(donor.layers)
+    if donor.form == "model":
+        recipe = AssemblyRecipe.of(checkpoint, keep=layers, dtype=donor.dtype)
+        assemble_model(recipe, target, progress=progress)
+        return
+    extract_layer(
+        checkpoint,
+        layer=layers,
+        output=target,
+        dtype=donor.dtype,
+        progress=progress,
+        embeddings=donor.form == "stack",
+        vocabulary=donor.vocabulary,
+    )
 
 
 def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[DonorSpec]:
@@ -175,7 +188,15 @@ def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[Donor
     Raises:
         ConfigError: As in `prepare_layers`.
     """
-    extracted_donors = [donor for donor in dict.fromkeys(donors) if not _is_artifact(donor)]
+    extracted_donors = []
+    for donor in dict.fromkeys(donors):
+        if not _is_artifact(donor):
+            extracted_donors.append(donor)
+        elif donor.form == "model":
+            raise ConfigError(
+                f"{donor.shown_source} is a layer artifact, but an arm trains the donor's model, cut to some layers. "
+                "Name the model as that arm's donor: {source: MODEL, layer: '0:9'}."
+            )
     by_name: dict[str, DonorSpec] = {}
     for donor in extracted_donors:
         other = by_name.setdefault(donor.name, donor)
@@ -205,7 +226,7 @@ def _check_origin(donor: DonorSpec, folder: StudyFolder) -> None:
 
 
 def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:
-    """Return the folder of an arm's layer."""
+    """Return the folder of an arm's layers, or of the model of only these layers."""
     return Path(donor.source).expanduser() if _is_artifact(donor) else folder.layer(donor.name)
 
 

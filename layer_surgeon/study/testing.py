@@ -12,6 +12,7 @@ from layer_surgeon.finetune.tasks import TaskContext, finetune_task
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.data import DataSpec, PreparedData
 from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.models import states_of, tokenizer_of
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.records import TestScores
 from layer_surgeon.tasks import get_task
@@ -30,7 +31,7 @@ def measure_cell(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progr
     if get_task(cell.task).one_label_per_text:
         return _classify(cell, trained, folder, progress)
     specs = {spec.name: spec for spec in StudyPlan.read(folder.plan).data}
-    measured = {name: _measure(cell, trained, specs[name], progress) for name in cell.tests}
+    measured = {name: _measure(cell, trained, specs[name], folder, progress) for name in cell.tests}
     return {
         name: TestScores(examples=metrics.examples, scores=dict(metrics.scores)) for name, metrics in measured.items()
     }
@@ -40,7 +41,8 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     task = finetune_task(cell.task)
     tests: dict[str, TestScores] = {}
     with quiet():
-        tokenizer = load_tokenizer(cell.arm.host, trained.model)
+        tokenizer = load_tokenizer(cell.arm.host, trained.model, tokenizer_of(cell.arm, folder))
+        device = next(trained.model.parameters()).device
         names = label_names_of(trained.model)
         for name in cell.tests:
             data = PreparedData.open(folder.data(name))
@@ -49,6 +51,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
             _, examples = prepare_evaluation(str(data.part("test")), names, config, task=task)
             context = TaskContext(tokenizer=tokenizer, model=trained.model, config=config, label_names=names)
             tokens = task.tokenize(examples, context, training=False)
+            states_of(cell, folder).attach({f"{name} test": tokens}, context, progress, device=device)
             outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
             metrics = task.measure(outputs, tokens, examples, context)
             is_correct = outputs[0].argmax(axis=-1) == examples.labels
@@ -60,7 +63,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
     return tests
 
 
-def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, progress: Progress) -> Any:
+def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress) -> Any:
     tests_own_data = spec.name == cell.data and not spec.test
     if tests_own_data and trained.config.max_eval_samples is None:
         return trained.test or trained.validation
@@ -74,7 +77,7 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, progress: Prog
         )
     config = FinetuneConfig.from_settings(trained.config, {**spec.columns, "max_eval_samples": None})
     with quiet():
-        tokenizer = load_tokenizer(cell.arm.host, trained.model)
+        tokenizer = load_tokenizer(cell.arm.host, trained.model, tokenizer_of(cell.arm, folder))
     sources, split = test_source
     evaluation = evaluate_model(
         trained.model, list(sources), split=split, config=config, tokenizer=tokenizer, progress=progress

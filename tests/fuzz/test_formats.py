@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from layer_surgeon import LayerArtifact, extract_layer, open_checkpoint
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError
 from layer_surgeon.extract.dtypes import ByteCopy
-from layer_surgeon.extract.plan import ExtractionPlan, plan_extraction
+from layer_surgeon.extract.extraction_plan import ExtractionPlan, plan_extraction
 from tests.support.fuzz_guard import (
     TooLongError,
     check_error,

@@ -1,16 +1,19 @@
 """Tiny hosts with tokenizers, and a tiny layer artifact. All are created once per test session."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
+from tests.support.tiny_stacks import save_stack
 
 ENCODERS = (
     "bert",
@@ -119,6 +122,24 @@ def artifact(llm: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("donors")
     save_quietly(llm, folder / "llm")
     return cut_artifact(folder / "llm", [3], folder / "tiny-llama-L3")
+
+
+@pytest.fixture(scope="session")
+def stack(llm: PreTrainedModel, artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first two layers of `llm`, with a table for the 40 tokens of the hosts."""
+    return host_table(save_stack(llm, 2, tmp_path_factory.mktemp("stacks") / "tiny-llama-L0-1"), num_tokens=40)
+
+
+def host_table(stack: Path, num_tokens: int, sha256: str = "0" * 64) -> Path:
+    """Let a stack read the tokens of a host: each of them is the token of the donor with the same id."""
+    tensors = load_file(stack / "model.safetensors")
+    config = json.loads((stack / "config.json").read_text())
+    name = f"embeddings.{config['embeddings']['token_table']}"
+    tensors[name] = tensors[name][:num_tokens].clone()
+    save_file(tensors, stack / "model.safetensors", {"format": "pt"})
+    config["embeddings"]["vocabulary"] = {"name": "tiny-host", "size": num_tokens, "sha256": sha256}
+    (stack / "config.json").write_text(json.dumps(config))
+    return stack
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from layer_surgeon.graft.modeling import GraftedModel
 from tests.graft.conftest import host_model
 from tests.support.tiny_models import save_artifact, tiny_llama
 
+TEXT = {"donor_reads": "text"}
+
 
 def test_defaults_are_the_papers():
     config = GraftConfig()
@@ -34,6 +36,10 @@ def test_defaults_are_the_papers():
         "donor_dtype": "float32",
         "projection_init": "auto",
         "proj_out_norm": False,
+        "donor_reads": "host",
+        "donor_tokens": "host",
+        "join": None,
+        "donor_pooling": None,
     }
     assert config.labels == ("LABEL_0", "LABEL_1")
 
@@ -84,6 +90,44 @@ def test_labels_come_from_json_too():
         ),
         ({"task": "causal-lm", "attention": "bidirectional"}, "a token must not see later tokens"),
         ({"site": "embeddings", "attention": "causal", "pooling": "cls"}, "the first token sees nothing of the text"),
+        ({"donor_reads": "both"}, "donor_reads is 'both'; it must be one of host, text"),
+        ({**TEXT, "donor_tokens": "mine"}, "donor_tokens is 'mine'; it must be one of host, own"),
+        ({**TEXT, "join": "sum"}, "join is 'sum'; it must be one of concat, gated, replace"),
+        ({**TEXT, "donor_pooling": "cls"}, "donor_pooling is 'cls'; it must be one of mean, last"),
+        (
+            {"donor_tokens": "own"},
+            "donor_tokens is 'own', but it only applies to a donor that reads text. Leave it out",
+        ),
+        ({"join": "gated"}, "join is 'gated', but it only applies to a donor that reads text"),
+        ({"donor_pooling": "mean"}, "donor_pooling is 'mean', but it only applies .* or set donor_reads to text"),
+        ({**TEXT, "residual": "gated"}, "residual is 'gated', but the donor reads text: .* Set join instead"),
+        (
+            {**TEXT, "attention": "bidirectional"},
+            "attention is 'bidirectional', .* earlier tokens. Leave attention out",
+        ),
+        ({**TEXT, "projection_init": "matched"}, "projection_init is 'matched', but .* there is no proj_in"),
+        ({**TEXT, "train_donor": True}, "train_donor is True, but the donor reads text: such a donor is always frozen"),
+        (
+            {**TEXT, "donor_tokens": "own", "task": "causal-lm"},
+            "causal-lm needs the donor's state of each of the host's tokens.*: text-classification, feature-extraction",
+        ),
+        (
+            {**TEXT, "join": "concat", "task": "seq2seq"},
+            "join is 'concat', .* seq2seq has no head of ours. Choose join",
+        ),
+        ({**TEXT, "join": "concat", "site": 1}, "join is 'concat', .* but site is 1. Choose join gated"),
+        (
+            {**TEXT, "donor_pooling": "last", "task": "token-classification"},
+            "donor_pooling is 'last', but here .* token by token. Leave donor_pooling out",
+        ),
+        (
+            {**TEXT, "task": "feature-extraction", "pooling": "cls"},
+            "the donor's state of the first token has seen nothing of the text. Choose pooling mean or last",
+        ),
+        (
+            {**TEXT, "site": "embeddings", "attention": "causal", "pooling": "cls"},
+            "the first token sees nothing of the text. Choose pooling last or mean",
+        ),
         ({"num_labels": 0}, "num_labels is 0; it must be a whole number of at least 1"),
         ({"num_labels": True}, "whole number"),
         ({"id2label": {}}, "a name for each id"),

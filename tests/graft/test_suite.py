@@ -1,4 +1,4 @@
-"""Every host with every task: the paper's formulas, padding, training, saving, Auto classes and pipelines."""
+"""Every host with every task and both kinds of donors: formulas, padding, training, saving, Auto classes, pipelines."""
 
 import copy
 import re
@@ -20,6 +20,7 @@ from tests.support.graft_reference import tokens_of
 from tests.support.graft_suite import (
     KINDS,
     LENGTHS,
+    READS,
     REFUSED,
     SERVED,
     TASKS,
@@ -38,12 +39,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 PAGE = (Path(__file__).parents[2] / "docs/graft.md").read_text()
 
 
-@pytest.fixture(scope="module", params=SERVED, ids="-".join)
-def case(request, llm, artifact):
-    host_type, task = request.param
+@pytest.fixture(scope="module", params=[(*served, reads) for served in SERVED for reads in READS], ids="-".join)
+def case(request, llm, artifact, stack):
+    host_type, task, reads = request.param
     host = plain_host(host_type, task)
     torch.manual_seed(0)
-    return Case(host_type=host_type, task=task, host=host, model=graft_layer(host, artifact, task), llm=llm)
+    model = graft_layer(host, {"host": artifact, "text": stack}[reads], task, donor_reads=reads)
+    if reads == "text":
+        # As after some training: the gate starts at zero, and the norm without weight and bias.
+        for parameter in (*model.donor_norm.parameters(), *([] if model.gate is None else [model.gate])):
+            torch.nn.init.normal_(parameter, 1, 0.3)
+    return Case(host_type=host_type, task=task, reads=reads, host=host, model=model, llm=llm)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,9 @@ def assert_close(found, expected, tolerance):
 
 
 @torch.no_grad()
-def test_graft_equals_the_papers_formula(case):
-    assert case.model.config.settings.attention == ("causal" if case.causal else "bidirectional")
+def test_graft_equals_the_formula(case):
+    is_causal = case.causal or case.reads == "text"
+    assert case.model.config.settings.attention == ("causal" if is_causal else "bidirectional")
     inputs = padded_inputs()
     found, expected = outputs(case.model, case.task, inputs), by_formula(case, inputs)
     if case.per_token:
@@ -104,7 +111,12 @@ def test_a_step_changes_all_but_the_donor(case):
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"host", "proj_in", "proj_out"} | ({"head"} if TRAITS[case.task].head else set())
+    new = {"head"} if TRAITS[case.task].head else set()
+    if case.reads == "text":
+        new |= {"donor_norm"} if new else {"donor_norm", "residual_gate"}
+    else:
+        new |= {"proj_in"}
+    assert changed == {"host", "proj_out"} | new
     assert not model.donor.training
     assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
 

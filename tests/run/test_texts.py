@@ -6,13 +6,14 @@ import pytest
 from datasets import Dataset
 from transformers import PretrainedConfig
 
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.errors import DataError, SourceNotFoundError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run import text_list
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.text_list import TextList, read_texts
-from layer_surgeon.run.tokenizing import load_checkpoint_tokenizer, tokenize_texts
+from layer_surgeon.run.tokenizing import tokenize_texts
 from tests.support.gguf_models import write_model
 from tests.support.recorder import Recorder
 

@@ -33,7 +33,8 @@ ALL_BUT = ("larger-host", "zerogen")
 @pytest.mark.slow
 def test_every_arm_trains_the_right_parameters(parts, tmp_path):
     pytest.importorskip("peft")
-    arms = [name for name in ARMS if name not in ALL_BUT]
+    # test_stacks.py trains those that need the donor's first layers.
+    arms = [name for name in ARMS if name not in ALL_BUT and not name.startswith("stack") and name != "cut"]
     plan = tiny_plan(parts, arms=arms, seeds=[1], data=parts["data"][:1])
     results = {cell.arm: cell for cell in in_this_process(plan, tmp_path).values()}
     assert list(results) == arms

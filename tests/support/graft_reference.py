@@ -1,4 +1,4 @@
-"""The paper's formulas in plain torch, with the layer called as its own Llama calls it; nothing of ours is used."""
+"""The formulas of grafts in plain torch, with the layer called as its own Llama calls it; nothing of ours is used."""
 
 from typing import Any
 
@@ -28,6 +28,22 @@ def run_graft(llm: Any, model: Any, hidden: Tensor, mask: Tensor, *, causal: boo
     """L_out(L_LLM(L_in(h))); with a gate, h + gate x that."""
     out = run_layer(llm, hidden @ model.proj_in.weight.T, mask, causal=causal) @ model.proj_out.weight.T
     return out if gate is None else hidden + gate * out
+
+
+def run_reader(llm: Any, model: Any, ids: Tensor, mask: Tensor, *, pooled: bool) -> Tensor:
+    """L_out(Norm(d)) of a donor that reads the text: d are the states after the first layers, or their mean.
+
+    Norm is a LayerNorm, with a fixed mean and scale before its weight and bias.
+    """
+    states = model.donor.entrance.model.embed_tokens.weight[ids]
+    for index in model.donor.layers.layer_indices:
+        states = run_layer(llm, states, mask, causal=True, index=index)
+    if pooled:
+        states = torch.stack([row[keep].mean(dim=0) for row, keep in zip(states, mask.bool(), strict=True)])
+    norm = model.donor_norm
+    centred = states - states.mean(dim=-1, keepdim=True)
+    unscaled = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    return ((unscaled - norm.mean) * norm.scale * norm.weight + norm.bias) @ model.proj_out.weight.T
 
 
 def run_head(head: Any, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hosts x tasks: what is grafted, what goes in, what comes out, and what should, by the paper's formulas alone."""
+"""Hosts x tasks: what is grafted, what goes in, what comes out, and what should, by the formulas alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.graft.conftest import DECODERS, ENCODER_DECODERS, ENCODERS, host_model, make_inputs
-from tests.support.graft_reference import run_graft, run_head
+from tests.support.graft_reference import run_graft, run_head, run_reader
 
 KINDS = (
     dict.fromkeys(ENCODERS, "encoder")
@@ -26,6 +26,7 @@ TASKS = (
 )
 # Tasks that not every host can do, and the kind that can.
 ONLY = {"seq2seq": "encoder-decoder", "causal-lm": "decoder"}
+READS = ("host", "text")
 SERVED = [(host, task) for host in KINDS for task in TASKS if ONLY.get(task, KINDS[host]) == KINDS[host]]
 REFUSED = [(host, task) for host in KINDS for task in TASKS if (host, task) not in SERVED]
 
@@ -34,10 +35,11 @@ LENGTHS = (9, 4, 6)
 
 @dataclass(frozen=True)
 class Case:
-    """A host, its graft for a task, and the whole model of the donor layer."""
+    """A host, its graft for a task, what the donor reads, and the whole model that the donor is from."""
 
     host_type: str
     task: str
+    reads: str
     host: Any
     model: Any
     llm: Any
@@ -105,15 +107,23 @@ def outputs(model: Any, task: str, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def by_formula(case: Case, inputs: dict[str, Tensor]) -> Tensor:
-    """y = Head(L_out(L_LLM(L_in(h)))), and for text p(y) = Dec(L_out(L_LLM(L_in(Enc(x)))), y_<t); paper, section 3."""
+    """y = Head(L_out(L_LLM(L_in(h)))), and for text p(y) = Dec(L_out(L_LLM(L_in(Enc(x)))), y_<t); paper, section 3.
+
+    If the donor reads the text, L_out(Norm(d)) is next to h, or h + gate x L_out(Norm(d)) for tasks without our head,
+    where d are the states of the same tokens after the donor's first layers; for text classification their mean.
+    """
     host, model, mask = case.host, case.model, inputs["attention_mask"]
     two_stacks = host.config.is_encoder_decoder
     hidden = (host.get_encoder() if two_stacks else host.base_model)(**inputs).last_hidden_state
-    if case.task == "text-classification":
-        vectors = _pooled(hidden, mask, KINDS[case.host_type])[:, None]
-        out = run_graft(case.llm, model, vectors, torch.ones(len(mask), 1), causal=False)[:, 0]
-        return run_head(model.head, out)
-    states = run_graft(case.llm, model, hidden, mask, causal=case.causal)
+    pooled = _pooled(hidden, mask, KINDS[case.host_type]) if case.task == "text-classification" else None
+    if case.reads == "text":
+        states = hidden if pooled is None else pooled
+        read = run_reader(case.llm, model, inputs["input_ids"], mask, pooled=pooled is not None)
+        states = states + model.gate * read if model.head is None else torch.cat([states, read], dim=-1)
+    elif pooled is not None:
+        states = run_graft(case.llm, model, pooled[:, None], torch.ones(len(mask), 1), causal=False)[:, 0]
+    else:
+        states = run_graft(case.llm, model, hidden, mask, causal=case.causal)
     if case.task == "feature-extraction":
         return states
     if case.task == "causal-lm":

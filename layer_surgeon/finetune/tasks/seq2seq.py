@@ -20,6 +20,8 @@ from layer_surgeon.finetune.written import TextMetrics, measure_texts
 from layer_surgeon.progress import Progress
 
 _IGNORED = -100
+# `generate` reads the source itself, also for a donor whose states are kept: it repeats every text for its beams.
+_NOT_GENERATED_FROM = ("labels", "decoder_input_ids", "donor_states")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Seq2Seq(FinetuneTask):
 
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
         """Return new tokens, [batch, written], and with labels their summed loss and their number, [batch] each."""
-        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_input_ids")}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in _NOT_GENERATED_FROM}
         written = write(model, inputs, context)
         if "labels" not in batch:
             return (written,)

@@ -1,0 +1,230 @@
+"""Find the donor's tokens for the string of each token of a host.
+
+A token's string is what its own tokenizer decodes it to after a word, so it starts with a space if the token starts a
+word. The donor's tokenizer then splits the string as it would inside of a text: at the start of a word, or in the
+middle of one. Tokens that are parts of a character are matched byte by byte.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
+from layer_surgeon._loading import load_tokenizer
+from layer_surgeon._text import first_line, without_secrets
+from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.companions import is_tokenizer_file
+from layer_surgeon.errors import DataError, LayerSurgeonError, SourceNotFoundError
+from layer_surgeon.extract.vocabulary import VocabularyMap
+
+# Special tokens that do the same in different models: the first and the last of a text, padding, ...
+_ROLES = (("bos_token", "cls_token"), ("eos_token", "sep_token"), ("pad_token",), ("unk_token",), ("mask_token",))
+# How vocabularies with byte fallback name a byte.
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_NOT_A_CHARACTER = "\ufffd"
+_WORD_START = "\u2581"
+
+
+def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | None = None) -> VocabularyMap:
+    """Find the donor's tokens for each token of a host.
+
+    Args:
+        host: The host: a folder, a repo id, or `packaged:NAME`.
+        checkpoint: The donor.
+        token: Access token for a Hub repo.
+
+    Raises:
+        SourceNotFoundError: The host or the donor has no tokenizer that can be loaded.
+        DataError: The tokenizer of one of them doesn't show its vocabulary.
+        SourceError: One of them can't be read.
+    """
+    try:
+        tokenizer = load_tokenizer(host, token=token)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        if isinstance(error, LayerSurgeonError):
+            raise
+        raise SourceNotFoundError(
+            f"{without_secrets(host)} has no tokenizer that can be loaded ({first_line(error)}), so its vocabulary is "
+            "unknown. Name a host with a tokenizer.json: a folder, a repo id or packaged:NAME."
+        ) from error
+    donor = _Donor(load_checkpoint_tokenizer(checkpoint), checkpoint.source.name)
+    tokens = _all_tokens(tokenizer, without_secrets(host))
+    special = _special_tokens(tokenizer)
+    counterparts = {token_id: donor.counterpart(role, tokens[token_id]) for token_id, role in special.items()}
+    ordinary = [index for index, name in enumerate(tokens) if name is not None and index not in special]
+    ids_of = dict(zip(ordinary, donor.split(_strings(tokenizer, [tokens[index] for index in ordinary])), strict=True))
+    for token_id, counterpart in counterparts.items():
+        ids_of[token_id] = None if counterpart is None else (counterpart,)
+    return VocabularyMap(
+        name=without_secrets(host),
+        tokenizer_class=type(tokenizer).__name__,
+        donor_tokenizer_class=type(donor.tokenizer).__name__,
+        sha256=_digest(tokens),
+        tokens=tuple(ids_of.get(index) for index in range(len(tokens))),
+        special={
+            str(tokens[token_id]): None if counterpart is None else donor.tokenizer.convert_ids_to_tokens(counterpart)
+            for token_id, counterpart in sorted(counterparts.items())
+        },
+        files=_files(tokenizer),
+    )
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """Return the digest of a tokenizer's tokens in the order of their ids, as in `VocabularyMap`.
+
+    Args:
+        tokenizer: The tokenizer.
+        name: The name of its model, for messages.
+
+    Raises:
+        DataError: The tokenizer doesn't show its vocabulary.
+    """
+    return _digest(_all_tokens(tokenizer, name))
+
+
+def _digest(tokens: list[str | None]) -> str:
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def _all_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str | None]:
+    """All tokens in the order of their ids; None for an id without a token.
+
+    Raises:
+        DataError: The tokenizer doesn't show them.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise DataError(
+            f"The tokenizer of {name} is a {type(tokenizer).__name__}, which has no tokenizer.json, so its tokens "
+            "can't be compared with another model's. Convert it to a fast tokenizer first."
+        )
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+    for token, token_id in vocabulary.items():
+        tokens[token_id] = token
+    return tokens
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int | None]:
+    """The special tokens by id, each with the number of its role in `_ROLES`, if it has one."""
+    special: dict[int, int | None] = dict.fromkeys(tokenizer.all_special_ids)
+    special |= {index: None for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for role, names in reversed(list(enumerate(_ROLES))):
+        for name in names:
+            token_id = getattr(tokenizer, f"{name}_id", None)
+            if token_id is not None:
+                special[token_id] = role
+    return special
+
+
+def _strings(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str | None]) -> list[str | bytes]:
+    """What each token stands for after a word: text, or bytes of a part of a character."""
+    anchor = str(tokenizer.tokenize("a")[-1])
+    start = len(tokenizer.convert_tokens_to_string([anchor]))
+    strings: list[str | bytes] = []
+    for token in map(str, tokens):
+        text = tokenizer.convert_tokens_to_string([anchor, token])[start:]
+        is_byte = _BYTE.fullmatch(token)
+        if is_byte is not None:
+            strings.append(bytes.fromhex(is_byte[1]))
+        elif _NOT_A_CHARACTER in text and all(character in _byte_of() for character in token):
+            strings.append(bytes(_byte_of()[character] for character in token))
+        else:
+            strings.append(text)
+    return strings
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for."""
+    return {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+def _files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
+        tokenizer.save_pretrained(folder)
+        return {
+            file.name: file.read_bytes()
+            for file in Path(folder).iterdir()
+            if file.is_file() and is_tokenizer_file(file.name)
+        }
+
+
+class _Donor:
+    """The donor's tokenizer.
+
+    Args:
+        tokenizer: The tokenizer.
+        name: The donor's name, for messages.
+
+    Raises:
+        DataError: The tokenizer doesn't show its vocabulary.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.tokenizer = tokenizer
+        _all_tokens(tokenizer, name)
+        self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+        backend: Any = tokenizer.backend_tokenizer
+        self._model, self._normalizer = backend.model, backend.normalizer
+        # WordPiece marks the tokens that continue a word, instead of those that start one.
+        self._continues = getattr(self._model, "continuing_subword_prefix", None) or ""
+        (first, *_) = _strings(tokenizer, tokenizer.tokenize("x")[:1])
+        # Whether a text without a space in front is taken as the start of a word.
+        self._adds_space = first[:1] == " " or bool(self._continues)
+
+    def counterpart(self, role: int | None, token: str | None) -> int | None:
+        """The special token with a role, or with the same string; None if there is none."""
+        for name in () if role is None else _ROLES[role]:
+            token_id: int | None = getattr(self.tokenizer, f"{name}_id", None)
+            if token_id is not None:
+                return token_id
+        same = self._vocabulary.get(str(token))
+        return same if same in self.tokenizer.all_special_ids else None
+
+    def split(self, strings: list[str | bytes]) -> list[tuple[int, ...] | None]:
+        """The tokens of each string; None if it has none."""
+        texts = {string: self._as_text(string) for string in strings if isinstance(string, str)}
+        whole = sorted({text for text in texts.values() if text is not None})
+        encoded: Any = self.tokenizer(whole, add_special_tokens=False, return_attention_mask=False) if whole else {}
+        ids_of = dict(zip(whole, encoded.get("input_ids", ()), strict=True))
+        found = []
+        for string in strings:
+            if isinstance(string, bytes):
+                tokens = self._split_bytes(string)
+            elif (text := texts[string]) is not None:
+                tokens = ids_of[text]
+            else:
+                tokens = self._split_in_word(string)
+            found.append(tuple(tokens) or None)
+        return found
+
+    def _as_text(self, string: str) -> str | None:
+        """The text that the tokenizer splits into the string's tokens; None if it would take it as a word's start."""
+        if not self._adds_space:
+            return string
+        if self._continues and not string[:1].isalnum():
+            # WordPiece has no spaces, and punctuation always starts a word.
+            return string.strip()
+        word = string.removeprefix(" ")
+        return word if word != string and word.strip() else None
+
+    def _split_in_word(self, string: str) -> list[int]:
+        """Split a string that doesn't start a word, without what the tokenizer does to the start of a text."""
+        normalized = string if self._normalizer is None else self._normalizer.normalize_str(string)
+        if not self._continues:
+            normalized = normalized.removeprefix(_WORD_START).replace(" ", _WORD_START)
+        return [token.id for token in self._model.tokenize(self._continues + normalized)] if normalized else []
+
+    def _split_bytes(self, string: bytes) -> list[int]:
+        for names in ([f"<0x{byte:02X}>" for byte in string], [bytes_to_unicode()[byte] for byte in string]):
+            if all(name in self._vocabulary for name in names):
+                return [self._vocabulary[name] for name in names]
+        return []
