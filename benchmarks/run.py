@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import heading, machine, save, say, table, versions
 from benchmarks.process import measure
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon._format import format_bytes
-from layer_surgeon._loading import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import open_checkpoint
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, llama_shapes, pad_header
 from tests.support.numbered_texts import as_text, random_tokens, save_numbered_tokenizer

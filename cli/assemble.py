@@ -7,13 +7,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from layer_surgeon._format import format_bytes, format_count
-from layer_surgeon._text import first_line
 from layer_surgeon.assemble import AssembledModel, AssemblyPlan, plan_assembly
 from layer_surgeon.assemble.assembly import write_model
 from layer_surgeon.assemble.assembly_plan import Recipe
 from layer_surgeon.assemble.recipe_files import read_recipe
-from layer_surgeon.checkpoint.companions import companion_files
-from layer_surgeon.checkpoint.gguf import GgufTable
+from layer_surgeon.extract.tokenizer_files import read_gguf_tokenizer
 
 from .command import command, new_app
 from .errors import UsageError
@@ -110,7 +108,7 @@ def assemble(
     model = write_model(
         plan,
         output,
-        companions=_gguf_tokenizer(ui, plan),
+        companions=read_gguf_tokenizer(plan.sources[0].checkpoint, ui.progress),
         progress=ui.progress,
         workspace=ui.workspace,
         force=force,
@@ -127,20 +125,6 @@ def _recipe(source: str | None, config: Path | None) -> Recipe:
             "surgeon assemble google/gemma-3-270m --keep 0:9"
         )
     return read_recipe(config) if config is not None else str(source)
-
-
-def _gguf_tokenizer(ui: Ui, plan: AssemblyPlan) -> dict[str, bytes]:
-    """Make the tokenizer's files from the header of a GGUF file, if there are none next to it."""
-    checkpoint = plan.sources[0].checkpoint
-    if not isinstance(checkpoint.table, GgufTable) or "tokenizer.json" in companion_files(checkpoint):
-        return {}
-    from layer_surgeon._loading import gguf_tokenizer_files  # imports transformers and torch
-
-    try:
-        return gguf_tokenizer_files(checkpoint.table)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        ui.progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
-        return {}
 
 
 def _verify(ui: Ui, folder: str | None) -> dict[str, Any]:

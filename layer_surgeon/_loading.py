@@ -7,7 +7,6 @@ from outside the folder, or to load another model that an adapter's config names
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
 from layer_surgeon._folders import check_links
-from layer_surgeon._io import MAX_JSON_BYTES, read_json, write_bytes, write_json
+from layer_surgeon._io import MAX_JSON_BYTES, read_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
-from layer_surgeon._text import first_line, without_secrets
-from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.companions import read_companions
-from layer_surgeon.checkpoint.gguf import GgufTable
+from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, lies_inside
-from layer_surgeon.errors import GraftError, LayerSurgeonError, SourceNotFoundError
+from layer_surgeon.errors import GraftError, LayerSurgeonError
 
 _ADAPTER = "adapter_config.json"
 # The key in config.json that names a weights file to load instead of model.safetensors.
@@ -72,7 +68,10 @@ def read_config(name: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     path = local_model(os.fspath(name))
     file = Path(path)
     if not file.is_file():
-        file = Path(cached_file(path, CONFIG_NAME, **hub))
+        cached = cached_file(path, CONFIG_NAME, **hub)
+        if cached is None:  # transformers raises OSError for a repo, but not for a folder
+            raise OSError(f"{_shown(name)} has no {CONFIG_NAME}")
+        file = Path(cached)
     num_bytes = file.stat().st_size
     if num_bytes > MAX_JSON_BYTES:
         raise GraftError(
@@ -312,48 +311,6 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         raise ValueError(str(error) or type(error).__name__) from error
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
-
-
-def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is next to the weights, or in the header of a GGUF file.
-
-    Raises:
-        SourceNotFoundError: There is none that can be loaded.
-        SourceError: It can't be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
-        try:
-            if isinstance(checkpoint.table, GgufTable):
-                path = Path(folder) / "header.gguf"
-                write_bytes(path, checkpoint.table.header_bytes())
-                return load_gguf_tokenizer(path)
-            # Some tokenizers without a class of their own are chosen by the model's family.
-            write_json(Path(folder) / CONFIG_NAME, dict(checkpoint.config))
-            for name, content in read_companions(checkpoint).items():
-                write_bytes(Path(folder) / name, content)
-            return load_tokenizer(folder)
-        except LayerSurgeonError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-            reason = first_line(error).replace(str(folder), checkpoint.source.name)
-            raise SourceNotFoundError(
-                f"{checkpoint.source.name} has no tokenizer that can be loaded ({reason}). Put the model's "
-                "tokenizer.json and tokenizer_config.json next to its weights."
-            ) from error
-
-
-def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
-    """Make the tokenizer's files from the header of a GGUF file, by name.
-
-    Raises:
-        ValueError, OSError, KeyError, TypeError, ImportError: As `load_gguf_tokenizer`.
-        SourceError: The header can't be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
-        folder = Path(name)
-        write_bytes(folder / "header.gguf", table.header_bytes())
-        load_gguf_tokenizer(folder / "header.gguf").save_pretrained(folder / "tokenizer")
-        return {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir() if file.is_file()}
 
 
 @contextlib.contextmanager

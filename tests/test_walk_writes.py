@@ -82,7 +82,7 @@ ALLOWED = {
         "ftruncate": "the same file",
         "unlink": "states of a depth that are no longer needed, in the same folder",
     },
-    "layer_surgeon/donor/layer.py": {"save_file": "safetensors' own writer, at a path of `new_path`"},
+    "layer_surgeon/donor/frozen.py": {"save_file": "safetensors' own writer, at a path of `new_path`"},
     "layer_surgeon/graft/donor_store.py": {"link": "weights into a folder of `new_folder`"},
     "layer_surgeon/graft/export.py": {
         "mkdtemp": "the exporters write several files themselves",

@@ -68,8 +68,8 @@ def find_embeddings(checkpoint: Checkpoint) -> Embeddings:
         elif name not in record.get("optional_embeddings", ()):
             raise CheckpointError(
                 f"{checkpoint.source.name} has no tensor {root}{name}, which acts before layer 0 of {family}. "
-                f"Outside of its layers it has {', '.join(outside[:3]) or 'none'}. Get the checkpoint again, or extract "
-                "without --embeddings."
+                f"Outside of its layers it has {', '.join(outside[:3]) or 'none'}. Get the checkpoint again, or leave "
+                "out --embeddings."
             )
     if has_fp8(checkpoint.table.tensors(found.values())):
         raise UnsupportedArchitectureError(

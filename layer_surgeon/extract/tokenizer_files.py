@@ -43,14 +43,30 @@ def read_tokenizer_files(checkpoint: Checkpoint, progress: Progress) -> dict[str
     """
     names = [name for name in companion_files(checkpoint) if is_tokenizer_file(name) and "/" not in name]
     files = read_files(checkpoint.source, dict.fromkeys(names, MAX_COMPANION_BYTES))
-    if isinstance(checkpoint.table, GgufTable) and "tokenizer.json" not in files:
-        try:
-            files = import_module("layer_surgeon._loading").gguf_tokenizer_files(checkpoint.table)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
+    files |= read_gguf_tokenizer(checkpoint, progress)
     if all("chat_template" in name for name in files):
         progress.notice(
             f"{checkpoint.source.name} has no tokenizer files, so the artifact has none. Copy those of the original "
             "model into its folder."
         )
+    return files
+
+
+def read_gguf_tokenizer(checkpoint: Checkpoint, progress: Progress) -> dict[str, bytes]:
+    """Make a tokenizer's files from the header of a GGUF file, by name, if there are none next to it.
+
+    Args:
+        checkpoint: Of any format; the others have none in a header.
+        progress: Receives a notice if it can't be read.
+
+    Raises:
+        SourceError: The header can't be read.
+    """
+    if not isinstance(checkpoint.table, GgufTable) or "tokenizer.json" in companion_files(checkpoint):
+        return {}
+    try:
+        files = import_module("layer_surgeon._checkpoint_tokenizer").gguf_tokenizer_files(checkpoint.table)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
+        return {}
     return {name: content for name, content in files.items() if is_tokenizer_file(name) and "/" not in name}

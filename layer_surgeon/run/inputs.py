@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from layer_surgeon._loading import load_checkpoint_tokenizer
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance

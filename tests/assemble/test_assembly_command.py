@@ -15,7 +15,7 @@ from layer_surgeon_cli.errors import EXIT_FAILED, EXIT_USAGE
 from tests.assemble.conftest import FIXTURES
 from tests.assemble.test_assemble import names_below
 from tests.support.command_line import surgeon_here
-from tests.support.gguf_models import write_model
+from tests.support.gguf_models import VOCABULARY, write_model
 from tests.support.hub_uploads import UploadRouter
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny_models import save_quietly, tiny_llama
@@ -166,16 +166,7 @@ def test_terms_that_are_not_stated(siblings, tmp_path):
 
 def test_tokenizer_of_a_gguf_file(tmp_path):
     """Its header has the vocabulary, from which the command makes the files that transformers reads."""
-    tokens = ["<s>", "</s>", "<unk>", *"abcdefgh", "ab", "Ġ", "Ġab"]
-    vocabulary = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.merges": ["a b", "Ġ ab"],
-        "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.unknown_token_id": 2,
-    }
-    write_model(tmp_path / "model.gguf", "llama", "Q8_0", general=vocabulary)
+    write_model(tmp_path / "model.gguf", "llama", "Q8_0", general=VOCABULARY)
     done = surgeon_here("assemble", "model.gguf", "--keep", "0", "-o", "out", cwd=tmp_path)
     assert done.code == 0, done.err
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from transformers import PretrainedConfig
 
-from layer_surgeon._loading import load_checkpoint_tokenizer
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.errors import DataError, SourceNotFoundError
 from layer_surgeon.progress import NullProgress

@@ -104,6 +104,17 @@ def write_gguf(
     return path
 
 
+# A tokenizer for the header of a file: `write_model(..., general=VOCABULARY)`.
+VOCABULARY: dict[str, Any] = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.tokens": ["<s>", "</s>", "<unk>", *"abcdefgh", "ab", "Ġ", "Ġab"],
+    "tokenizer.ggml.merges": ["a b", "Ġ ab"],
+    "tokenizer.ggml.bos_token_id": 0,
+    "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.ggml.unknown_token_id": 2,
+}
+
+
 def write_model(
     path: Path,
     architecture: str,

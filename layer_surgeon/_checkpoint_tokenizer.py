@@ -1,0 +1,56 @@
+"""The tokenizer of a checkpoint from any source: next to the weights, or in the header of a GGUF file."""
+
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from layer_surgeon._io import write_bytes, write_json
+from layer_surgeon._loading import load_gguf_tokenizer, load_tokenizer
+from layer_surgeon._text import first_line
+from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.companions import read_companions
+from layer_surgeon.checkpoint.gguf import GgufTable
+from layer_surgeon.errors import LayerSurgeonError, SourceNotFoundError
+
+
+def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is next to the weights, or in the header of a GGUF file.
+
+    Raises:
+        SourceNotFoundError: There is none that can be loaded.
+        SourceError: It can't be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
+        try:
+            if isinstance(checkpoint.table, GgufTable):
+                path = Path(folder) / "header.gguf"
+                write_bytes(path, checkpoint.table.header_bytes())
+                return load_gguf_tokenizer(path)
+            # Some tokenizers without a class of their own are chosen by the model's family.
+            write_json(Path(folder) / "config.json", dict(checkpoint.config))
+            for name, content in read_companions(checkpoint).items():
+                write_bytes(Path(folder) / name, content)
+            return load_tokenizer(folder)
+        except LayerSurgeonError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            reason = first_line(error).replace(str(folder), checkpoint.source.name)
+            raise SourceNotFoundError(
+                f"{checkpoint.source.name} has no tokenizer that can be loaded ({reason}). Put the model's "
+                "tokenizer.json and tokenizer_config.json next to its weights."
+            ) from error
+
+
+def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
+    """Make the tokenizer's files from the header of a GGUF file, by name.
+
+    Raises:
+        ValueError, OSError, KeyError, TypeError, ImportError: As `load_gguf_tokenizer`.
+        SourceError: The header can't be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
+        folder = Path(name)
+        write_bytes(folder / "header.gguf", table.header_bytes())
+        load_gguf_tokenizer(folder / "header.gguf").save_pretrained(folder / "tokenizer")
+        return {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir() if file.is_file()}
