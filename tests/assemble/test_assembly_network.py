@@ -149,7 +149,7 @@ def test_repeated_kills(repo: Path, expected: AssembledModel, tmp_path: Path) ->
             )
             # Every third kill comes while the last bytes are written, or while the folder is moved to its final path.
             wait_until(process, hub, missing if kill % 3 == 2 else 1)
-            time.sleep(generator.uniform(0, 0.3 if kill % 3 == 2 else 1.0))
+            time.sleep(generator.uniform(0, 0.1 if kill % 3 == 2 else 0.35))
             process.kill()
             process.wait()
             if output.exists():

@@ -33,7 +33,7 @@ CONFIG = LLAMA_8B | {
     "num_hidden_layers": 2,
     "vocab_size": 40,
 }
-BYTES_PER_SECOND = 2e6
+BYTES_PER_SECOND = 6e6
 # Bytes that the server has sent and the client has not read yet.
 BUFFERED = 300_000
 
@@ -107,10 +107,10 @@ def test_repeated_kills(hub: LoopbackHub, donor: Path, tmp_path: Path, mode: Mod
         if kill % 3 == 2:
             # Kill it while the last bytes are written and hashed, or while the artifact is moved to its final path.
             wait_until(process, hub, missing)
-            time.sleep(generator.uniform(0, 0.3))
+            time.sleep(generator.uniform(0, 0.1))
         else:
             wait_until(process, hub, 1)
-            time.sleep(generator.uniform(0, 1.0))
+            time.sleep(generator.uniform(0, 0.35))
         process.kill()
         process.wait()
         read += weight_bytes(hub)

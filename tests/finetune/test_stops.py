@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,8 +130,11 @@ def test_ctrl_c(graft, place):
         # What a shell starts in the background ignores the signal, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while process.poll() is None and not list(place.glob("run.unfinished/checkpoints/*/trainer_state.json")):
+    # The first checkpoint is complete when the second one is there.
+    checkpoints: set[Path] = set()
+    while process.poll() is None and len(checkpoints) < 2:
         time.sleep(0.05)
+        checkpoints |= set(place.glob("run.unfinished/checkpoints/*/trainer_state.json"))
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 1, said

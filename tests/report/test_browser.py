@@ -146,18 +146,17 @@ def test_the_page_is_drawn_and_readable(browser, pages, name, width, scheme):
 
 
 def test_the_page_and_its_charts_follow_the_theme(browser, pages):
+    text = "document.querySelector('.chart svg text[fill]')?.getAttribute('fill')"
+    get = f"[...['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name]), {text}]"
+
     def colors(page):
-        text = "document.querySelector('.chart svg text[fill]')"
-        return page.ask(
-            f"() => [...['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name]), "
-            f"{text}.getAttribute('fill')]"
-        )
+        return page.ask(f"() => {get}")
 
     with opened(browser, pages / "sweep.html") as page:
         page.page.wait_for_function(_ALL_DRAWN)
         light = colors(page)
         page.page.emulate_media(color_scheme="dark")
-        page.page.wait_for_timeout(1500)
+        page.page.wait_for_function(f"(light) => !{get}.some((color) => light.includes(color))", arg=light)
         page.page.wait_for_function(_ALL_DRAWN)
         assert not set(light) & set(colors(page))
         assert page.problems == []
