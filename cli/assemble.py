@@ -11,6 +11,7 @@ from layer_surgeon.assemble import AssembledModel, AssemblyPlan, plan_assembly
 from layer_surgeon.assemble.assembly import write_model
 from layer_surgeon.assemble.assembly_plan import Recipe
 from layer_surgeon.assemble.recipe_files import read_recipe
+from layer_surgeon.extract.tokenizer_files import read_gguf_tokenizer
 
 from .command import command, new_app
 from .errors import UsageError

@@ -99,14 +99,13 @@ def _show(ui: Ui, result: "GraftProfile") -> None:
 
 
 def _show_graft(ui: Ui, result: "GraftProfile") -> None:
-    if result.added is None or result.full is None or result.per_token is None:
+    if result.added is None:
         return
     positions = "one position per text" if result.positions == 1 else f"{result.positions} positions per text"
-    rows = [
-        ("done", *_macs(result.added)),
-        (f"full computation, {positions}", *_macs(result.full)),
-        ("full computation, every token", *_macs(result.per_token)),
-    ]
+    rows = [("done", *_macs(result.added))]
+    if result.full is not None and result.per_token is not None:
+        rows.append((f"full computation, {positions}", *_macs(result.full)))
+        rows.append(("full computation, every token", *_macs(result.per_token)))
     ui.table(("projections and donor", "linear", "attention", "rest", "MACs"), rows)
 
 
@@ -161,12 +160,12 @@ def _document(result: "GraftProfile") -> dict[str, Any]:
         "alone": _model_document(result.alone),
         "grafted": None if result.grafted is None else _model_document(result.grafted),
         "graft": None
-        if result.added is None or result.full is None or result.per_token is None
+        if result.added is None
         else {
             "positions": result.positions,
             "macs": _macs_document(result.added),
-            "full_macs": _macs_document(result.full),
-            "per_token_macs": _macs_document(result.per_token),
+            "full_macs": None if result.full is None else _macs_document(result.full),
+            "per_token_macs": None if result.per_token is None else _macs_document(result.per_token),
         },
     }
 

@@ -11,7 +11,9 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -126,7 +128,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, int | None]
 
 def _strings(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str | None]) -> list[str | bytes]:
     """What each token stands for after a word: text, or bytes of a part of a character."""
-    anchor = str(tokenizer.tokenize("a")[-1])
+    anchor = _some_word(tokenizer)[-1]
     start = len(tokenizer.convert_tokens_to_string([anchor]))
     strings: list[str | bytes] = []
     for token in map(str, tokens):
@@ -139,6 +141,23 @@ def _strings(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str | None]) -
         else:
             strings.append(text)
     return strings
+
+
+def _some_word(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens of a word that the tokenizer knows, of one letter if there is one.
+
+    Raises:
+        DataError: It knows no word.
+    """
+    # The vocabulary itself may have whole words only.
+    for word in (*ascii_lowercase, *digits, *islice(tokenizer.get_vocab(), 1000)):
+        tokens: list[str] = tokenizer.tokenize(word)
+        if tokens and tokenizer.unk_token not in tokens:
+            return tokens
+    raise DataError(
+        f"The tokenizer {type(tokenizer).__name__} knows no word of its own vocabulary, so its tokens can't be "
+        "compared with another model's. Check its files."
+    )
 
 
 @cache
@@ -176,7 +195,7 @@ class _Donor:
         self._model, self._normalizer = backend.model, backend.normalizer
         # WordPiece marks the tokens that continue a word, instead of those that start one.
         self._continues = getattr(self._model, "continuing_subword_prefix", None) or ""
-        (first, *_) = _strings(tokenizer, tokenizer.tokenize("x")[:1])
+        (first,) = _strings(tokenizer, _some_word(tokenizer)[:1])
         # Whether a text without a space in front is taken as the start of a word.
         self._adds_space = first[:1] == " " or bool(self._continues)
 

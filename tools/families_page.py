@@ -12,9 +12,11 @@ together with the table that the code reads. The script covers every causal lang
 model, saves it, extracts layers from the checkpoint, and compares them with the same layers inside the whole model:
 without padding, with left padding and with right padding. Where transformers writes other names than its model has,
 such as one tensor for each expert, a checkpoint with the model's own names (`save_original_format=False`) is tested
-too.
+too. The embeddings with all layers (`DonorStack`) are compared with the hidden states of the whole model after each
+layer.
 
-- **{exact} families are exact**: every difference is 0.
+- **{exact} families are exact**: every difference is 0. For {stacks} of them, the first layers with the embeddings are
+  exact too.
 - {refused} families are refused, for the reasons below.
 - {untested} families are untested, because no small model could be built.
 
@@ -24,10 +26,12 @@ refused.
 ## Exact
 
 *Layer 0* is the prefix of the first layer in a checkpoint. *Bidirectional* says whether a layer can also attend to
-later tokens (`causal=False`, the default in hosts such as BERT).
+later tokens (`causal=False`, the default in hosts such as BERT). *Embeddings* says whether `surgeon extract` takes
+them too with `--embeddings`. "Own tokens" means without `--vocabulary`, because token ids are used for more than the
+rows of a table.
 
-| family | layer 0 | bidirectional | |
-|---|---|---|---|
+| family | layer 0 | bidirectional | embeddings | |
+|---|---|---|---|---|
 """
 REFUSED = """
 ## Refused
@@ -56,13 +60,16 @@ def page(table: dict[str, Any]) -> str:
     """Render the page as Markdown."""
     families, refused, untested = table["families"], table["refused"], table["untested"]
     counts = {"exact": len(families), "refused": len(refused), "untested": len(untested)}
-    text = INTRODUCTION.format(transformers=table["transformers"], total=sum(counts.values()), **counts)
+    stacks = sum("embeddings" in family for family in families.values())
+    total = sum(counts.values())
+    text = INTRODUCTION.format(transformers=table["transformers"], total=total, stacks=stacks, **counts)
     for name, family in sorted(families.items()):
         path = ".".join(filter(None, (family["base_prefix"], family["stack"], "0")))
         bidirectional = "yes" if family["bidirectional"] else "no"
         notes = [ENCODER] if family.get("needs_is_decoder") else []
         notes += [OWN_NAMES_REFUSED] if family.get("own_names_refused") else []
-        text += f"| `{name}` | `{path}` | {bidirectional} | {'; '.join(notes)} |\n"
+        embeddings = "no" if "embeddings" not in family else "yes" if family["token_table"] else "own tokens"
+        text += f"| `{name}` | `{path}` | {bidirectional} | {embeddings} | {'; '.join(notes)} |\n"
     by_reason: dict[str, list[str]] = {}
     for name, reason in sorted(refused.items()):
         by_reason.setdefault(reason, []).append(name)

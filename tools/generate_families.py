@@ -33,12 +33,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from layer_surgeon.checkpoint import open_checkpoint  # noqa: E402
+from layer_surgeon.checkpoint.stack import family_record  # noqa: E402
 from layer_surgeon.donor import DonorLayer, DonorStack  # noqa: E402
 from layer_surgeon.donor.checkpoint_names import checkpoint_names  # noqa: E402
 from layer_surgeon.donor.entrance import EntrancePlan, plan_entrance  # noqa: E402
 from layer_surgeon.donor.family import family_config, find_stack, model_class  # noqa: E402
 from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
 from layer_surgeon.extract import extract_layer  # noqa: E402
+from layer_surgeon.extract.embeddings import find_embeddings  # noqa: E402
 from tests.support.exactness import difference  # noqa: E402
 from tests.support.tiny_models import cut_artifact, layers_prefix, model_from, save_quietly, tiny_config  # noqa: E402
 from tests.support.tiny_stacks import save_stack, stack_difference  # noqa: E402
@@ -251,6 +253,8 @@ def check_stack(model: Any, checkpoint: Path, stack_path: str) -> dict[str, Any]
         opened = open_checkpoint(checkpoint)
         plan = plan_entrance(family_config(dict(opened.config)))
         names = checkpoint_names(plan.outline, plan.shapes, opened)
+        if "embeddings" in (family_record(opened.model_type) or {}) and find_embeddings(opened).names != names:
+            raise RefusedError(f"extract finds other embeddings than {names}")
         stack = DonorStack.from_pretrained(save_stack(model, opened.num_layers, checkpoint.with_name("stack")))
     except LayerSurgeonError as error:
         return {"embeddings_refused": shorten(error)}

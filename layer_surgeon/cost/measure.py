@@ -88,6 +88,8 @@ def example_inputs(
     shape = (workload.batch, workload.length)
     ids = torch.ones(shape, dtype=torch.long, device=device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.settings.donor_tokens == "own":
+        inputs |= {"donor_input_ids": ids, "donor_attention_mask": torch.ones_like(ids)}
     task = get_task(model.config.task)
     # A decoder reads the targets too.
     if labels or task.is_encoder_decoder:

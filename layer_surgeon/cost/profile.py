@@ -24,7 +24,7 @@ class PartProfile:
     """One part of a model.
 
     Attributes:
-        name: host, proj_in, donor, proj_out, gate or head; "other" for modules outside these parts.
+        name: As in `GraftedModel.parts`; "other" for modules outside these parts.
         parameters: Number of parameters.
         trained: Number of trained parameters.
         num_bytes: Size of its weights in memory.
@@ -91,9 +91,10 @@ class GraftProfile:
         workload: Batch, length and number format.
         alone: The host alone.
         grafted: The graft; None if only a host was profiled.
-        positions: Number of positions of each text that go through the graft: 1 if the text is pooled first.
+        positions: Number of positions of each text that go through the donor: 1 if the text is pooled first.
         full: Multiply-accumulates of the projections and the whole donor layer for these positions, as in the paper's
-            formulas; None if only a host was profiled. `added` counts only what is actually computed.
+            formulas; None if only a host was profiled, or if the donor reads the text, and so every token. `added`
+            counts only what is actually computed.
         per_token: The same as `full` if every token went through the graft.
     """
 
@@ -114,7 +115,7 @@ class GraftProfile:
         return sum((part.macs for part in self.grafted.parts if part.name in _GRAFT), Macs())
 
 
-_GRAFT = ("proj_in", "donor", "proj_out", "proj_out_norm", "gate")
+_GRAFT = ("proj_in", "donor", "donor_norm", "proj_out", "proj_out_norm", "gate")
 
 
 def profile_graft(
@@ -134,7 +135,7 @@ def profile_graft(
         donor: For a host, the layer: a layer artifact, or a whole language model (as folder, repo id, GGUF file,
             `packaged:NAME`, config, or the content of its config.json). None: the host alone.
         layer: Index of the layer in a language model; negative numbers count from the end. None: the last one, or the
-            layers of an artifact.
+            layers of an artifact. If the donor reads the text, it has all layers up to this one.
         config: Settings of the graft, if target is a host; default: the paper's.
         workload: Batch, length, number format; default: 32 texts of 100 tokens in float32.
         measured: Also measure time and peak memory, each model in a new process with random weights.
@@ -150,8 +151,9 @@ def profile_graft(
     alone = _profile(without_donor(shape_config), workload, measured)
     grafted, positions, full, per_token = None, 0, None, None
     if shape_config.donor is not None:
-        grafted = _profile(shape_config, workload, measured)
-        positions, full, per_token = _graft_alone(shape_config, workload)
+        grafted, positions = _profile(shape_config, workload, measured), workload.length
+        if not shape_config.settings.reads_text:
+            positions, full, per_token = _graft_alone(shape_config, workload)
     return GraftProfile(
         host=(shape_config.host or {}).get("name") or shape_config.host_config.model_type,
         donor=None if shape_config.donor is None else describe(shape_config.donor),

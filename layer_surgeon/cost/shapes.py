@@ -11,12 +11,13 @@ from transformers import PretrainedConfig
 
 from layer_surgeon._loading import load_config, read_config
 from layer_surgeon.checkpoint import open_checkpoint
-from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
+from layer_surgeon.donor import DonorLayer, DonorStack, SurgeonDonorConfig
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.build import graft_layer
 from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.donor_loading import SHAPE, Donor
 from layer_surgeon.graft.hosts import auto_class
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
@@ -47,7 +48,8 @@ def graft_config(
             "The target is a donor layer. Name a host or a graft, and pass the layer with donor=... (--donor)."
         )
     if not isinstance(shape, SurgeonGraftConfig):
-        return _new_config(shape, _donor_layer(donor, layer, token), config or GraftConfig())
+        settings = config or GraftConfig()
+        return _new_config(shape, _new_donor(donor, layer, token, settings, shape), settings)
     if donor is not None or config is not None:
         raise ConfigError(
             "You passed a donor layer or settings, but a graft has its own donor layer and settings. Leave them out, "
@@ -78,7 +80,7 @@ def shape_of(config: SurgeonGraftConfig, dtype: str = "float32") -> GraftedModel
     return model.eval()  # type: ignore[no-any-return]  # transformers is untyped here
 
 
-def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: GraftConfig) -> SurgeonGraftConfig:
+def _new_config(host: PretrainedConfig, donor: Donor | None, settings: GraftConfig) -> SurgeonGraftConfig:
     """Create a graft's config on the meta device, with the code that makes real grafts."""
     auto = auto_class(settings.task)
     if type(host) not in auto._model_mapping:
@@ -92,8 +94,10 @@ def _new_config(host: PretrainedConfig, donor: DonorLayer | None, settings: Graf
     return result
 
 
-def _donor_layer(donor: DonorShape, layer: int | None, token: str | bool | None) -> DonorLayer | None:
-    """Create a layer on the meta device, with the shape of an artifact or of a language model's layer."""
+def _new_donor(
+    donor: DonorShape, layer: int | None, token: str | bool | None, settings: GraftConfig, host: PretrainedConfig
+) -> Donor | None:
+    """Create a donor on the meta device, with the shape of an artifact or of a language model's layers."""
     if donor is None:
         return None
     if isinstance(donor, Mapping):
@@ -105,8 +109,8 @@ def _donor_layer(donor: DonorShape, layer: int | None, token: str | bool | None)
         values = _read_donor(name, token)
     if values.get("model_type") == SurgeonDonorConfig.model_type:
         _check_holds(values["layer_indices"], layer, name)
-        shape = SurgeonDonorConfig(donor_config=values["donor_config"], layer_indices=values["layer_indices"])
-        shape.source = values.get("source") or {"name": name}
+        stored = {key: values[key] for key in SHAPE if values.get(key) is not None}
+        shape = SurgeonDonorConfig(**stored, source=values.get("source") or {"name": name})
     else:
         layer, num_layers = -1 if layer is None else layer, family_config(values).num_hidden_layers
         if not -num_layers <= layer < num_layers:
@@ -114,9 +118,17 @@ def _donor_layer(donor: DonorShape, layer: int | None, token: str | bool | None)
                 f"layer is {layer}, but the donor has {num_layers} layers: choose 0 to {num_layers - 1}, or "
                 f"-{num_layers} to -1."
             )
-        shape = SurgeonDonorConfig(donor_config=values, layer_indices=[layer % num_layers], source={"name": name})
+        index = layer % num_layers
+        indices, embeddings = [index], None
+        if settings.reads_text:
+            is_own = settings.donor_tokens == "own"
+            vocabulary = None if is_own else {"size": host.get_text_config().vocab_size, "name": host.name_or_path}
+            indices, embeddings = list(range(index + 1)), {"vocabulary": vocabulary}
+        shape = SurgeonDonorConfig(
+            donor_config=values, layer_indices=indices, embeddings=embeddings, source={"name": name}
+        )
     with _META:
-        return DonorLayer(shape)
+        return DonorLayer(shape) if shape.embeddings is None else DonorStack(shape)
 
 
 def _read_donor(name: str, token: str | bool | None) -> dict[str, Any]:

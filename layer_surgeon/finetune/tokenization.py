@@ -131,7 +131,7 @@ def tokenize_texts(
         encoded = _encode(tokenizer, texts[part], pairs and pairs[part], targets=targets)
         for index in range(len(encoded["input_ids"])):
             feature = {name: values[index] for name, values in encoded.items()}
-            cut.append(len(feature["input_ids"]) > max_length)
+            cut.append(max(map(len, feature.values())) > max_length)
             if cut[-1]:
                 row = slice(start + index, start + index + 1)
                 truncated = _encode(tokenizer, texts[row], pairs and pairs[row], targets=targets, max_length=max_length)

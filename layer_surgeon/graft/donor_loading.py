@@ -26,7 +26,7 @@ from layer_surgeon.graft.translate import hub_errors
 
 WEIGHTS = "model.safetensors"
 # What an artifact's config.json says about the shape of its weights.
-_SHAPE = ("donor_config", "layer_indices", "embeddings")
+SHAPE = ("donor_config", "layer_indices", "embeddings")
 
 Donor: TypeAlias = DonorLayer | DonorStack
 DonorInput: TypeAlias = str | os.PathLike[str] | LayerArtifact | Donor | None
@@ -207,12 +207,12 @@ def _reference(config: dict[str, Any], layer: Donor) -> dict[str, Any]:
         "layer_indices": list(config["layer_indices"]),
         "sha256": config.get("sha256"),
         "hidden_size": layer.hidden_size,
-        "config": {name: config[name] for name in _SHAPE if config.get(name) is not None},
+        "config": {name: config[name] for name in SHAPE if config.get(name) is not None},
     }
 
 
 def _random(config: dict[str, Any], settings: GraftConfig) -> Donor:
-    shape = SurgeonDonorConfig(**{name: config[name] for name in _SHAPE if config.get(name) is not None})
+    shape = SurgeonDonorConfig(**{name: config[name] for name in SHAPE if config.get(name) is not None})
     donor_class, dtype = _donor_class(settings), dtype_of(settings)
     if torch.empty(0).device.type == "meta":
         return donor_class(shape).to(dtype)  # type: ignore[no-any-return]  # transformers is untyped here
@@ -276,7 +276,7 @@ def file_sha256(folder: Path) -> str:
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if recorded not in (None, actual):
-        command = how_to_extract(config.get("source") or {}, config["layer_indices"])
+        command = how_to_extract(config.get("source") or {}, config["layer_indices"], config.get("embeddings"))
         raise ArtifactError(
             f"{path} has sha256 {actual}, but its config.json records {recorded}. The file was changed or damaged. "
             f"Extract the layer again ({command}), and replace this one with it."
@@ -284,15 +284,29 @@ def file_sha256(folder: Path) -> str:
     return actual
 
 
-def how_to_extract(source: dict[str, Any], layer_indices: Sequence[int]) -> str:
-    """Return the command that extracts the layers again, as far as the model's name and commit are known."""
+def how_to_extract(
+    source: dict[str, Any], layer_indices: Sequence[int], embeddings: dict[str, Any] | None = None
+) -> str:
+    """Return the command that extracts the layers again, as far as the model's name and commit are known.
+
+    Args:
+        source: `name` and `commit` of the model.
+        layer_indices: The layers.
+        embeddings: The artifact's `embeddings`, if it is a stack.
+    """
     layers = " ".join(f"--layer {index}" for index in layer_indices)
     # Quote the untrusted values, because users copy this line into a shell.
+    if embeddings is not None:
+        layers = f"--layer 0:{len(layer_indices)} --embeddings"
+        if vocabulary := embeddings.get("vocabulary"):
+            layers += f" --vocabulary {shlex.quote(str(vocabulary.get('name') or 'HOST'))}"
     commit = f" --revision {shlex.quote(str(source['commit']))}" if source.get("commit") else ""
     return f"surgeon extract {shlex.quote(str(source.get('name') or 'MODEL'))} {layers}{commit}"
 
 
 def describe(reference: dict[str, Any]) -> str:
     """Describe a donor, such as `layer 31 of meta-llama/Llama-3.1-8B`."""
-    indices = ", ".join(map(str, reference["layer_indices"]))
-    return f"layer {indices} of {reference.get('name') or 'an unnamed model'}"
+    layers = f"layer {', '.join(map(str, reference['layer_indices']))}"
+    if reference["config"].get("embeddings") is not None:
+        layers = f"embeddings and layers 0 to {len(reference['layer_indices']) - 1}"
+    return f"{layers} of {reference.get('name') or 'an unnamed model'}"

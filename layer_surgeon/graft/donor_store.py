@@ -113,11 +113,11 @@ def _without_sha256(reference: dict[str, Any], graft: str) -> str:
 
 
 def _how_to_get(reference: dict[str, Any], graft: str, workspace: Path) -> str:
+    command = how_to_extract(reference, reference["layer_indices"], reference["config"].get("embeddings"))
     return (
         f"The graft {graft} was saved without its donor layer: {describe(reference)}, sha256 {reference['sha256']}. "
-        f"The workspace {workspace} doesn't have this layer either. Extract it again "
-        f"({how_to_extract(reference, reference['layer_indices'])}) and name its folder: donor=... in Python, --donor "
-        "SOURCE on the command line." + _recorded_source(reference)
+        f"The workspace {workspace} doesn't have this layer either. Extract it again ({command}) and name its folder: "
+        "donor=... in Python, --donor SOURCE on the command line." + _recorded_source(reference)
     )
 
 

@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from layer_surgeon._text import first_line
 from layer_surgeon._version import __version__
+from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
+from layer_surgeon.graft.reading import vocabulary_size
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import TASKS, get_task
 from layer_surgeon.workspace import short_name
@@ -74,11 +76,16 @@ class _TensorsOnly(nn.Module):
             name for name, per_token in task.outputs.items() if per_token or is_pooled or not task.pools
         )
         has_segments = getattr(model.config.get_text_config(), "type_vocab_size", 0) > 1
-        self.input_names = ("input_ids", "attention_mask", *(["token_type_ids"] if has_segments else []))
+        own_tokens = ("donor_input_ids", "donor_attention_mask")
+        self.input_names = (
+            "input_ids",
+            "attention_mask",
+            *(["token_type_ids"] if has_segments else []),
+            *(own_tokens if model.config.settings.donor_tokens == "own" else ()),
+        )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
-        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+    def forward(self, *inputs: Tensor) -> Any:
+        out = self.model(**dict(zip(self.input_names, inputs, strict=True)))
         return tuple(out[name] for name in self.output_names)
 
 
@@ -195,7 +202,14 @@ def _batches(exported: _TensorsOnly) -> list[tuple[Tensor, ...]]:
             mask[row, slice(length - padding, None) if side == "right" else slice(0, padding)] = 0
         # Two segments, each half of the text.
         segments = (torch.arange(length) >= length // 2).long().expand_as(ids).contiguous()
-        batches.append((ids, mask, segments)[: len(exported.input_names)])
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+        if "donor_input_ids" in exported.input_names:
+            donor_ids = torch.randint(
+                0, vocabulary_size(cast(DonorStack, exported.model.donor)), (rows, length + 2), generator=generator
+            )
+            donor_mask = torch.nn.functional.pad(mask, (0, 2) if side == "left" else (2, 0), value=1)
+            inputs |= {"donor_input_ids": donor_ids, "donor_attention_mask": donor_mask}
+        batches.append(tuple(inputs[name] for name in exported.input_names))
     return batches
 
 
@@ -203,7 +217,8 @@ def _write(
     exported: _TensorsOnly, batches: list[tuple[Tensor, ...]], path: Path, format: ExportFormat, name: str
 ) -> list[tuple[Tensor, ...]]:
     """Write the program, and return its outputs for the batches."""
-    dynamic = tuple({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for _ in exported.input_names)
+    # For *args, torch wants their shapes as one.
+    dynamic = (tuple({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for _ in exported.input_names),)
     if format == "onnx":
         # Some hosts (T5) depend on the memory layout of torch's fused attention, which ONNX doesn't have.
         exported.model.host.set_attn_implementation("eager")
@@ -234,7 +249,9 @@ def _save_onnx(program: torch.export.ExportedProgram, exported: _TensorsOnly, pa
         program,
         input_names=list(exported.input_names),
         output_names=list(exported.output_names),
-        dynamic_shapes=tuple({0: "batch", 1: "length"} for _ in exported.input_names),
+        dynamic_shapes=tuple(
+            {0: "batch", 1: "donor_length" if name.startswith("donor_") else "length"} for name in exported.input_names
+        ),
         verbose=False,
     )
     assert onnx_program is not None  # Only the older exporter returns None.

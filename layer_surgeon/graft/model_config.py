@@ -138,6 +138,8 @@ def _check_donor(donor: Any) -> None:
         not isinstance(shape, dict)
         or not isinstance(shape.get("donor_config"), dict)
         or not isinstance(shape.get("layer_indices"), list)
+        or not isinstance(embeddings := shape.get("embeddings"), dict | None)
+        or not isinstance((embeddings or {}).get("vocabulary"), dict | None)
         or not isinstance(indices, list)
         or not all(type(index) is int for index in indices)
         or type(values.get("hidden_size")) is not int

@@ -26,6 +26,15 @@ def test_table_has_every_family_of_transformers():
     assert set(tool.text_families()) == listed_families, HOW_TO_UPDATE
 
 
+def test_stacks_of_most_families_are_exact():
+    """`test_family_is_exact` compares them at each depth, and the names with those that act before layer 0."""
+    records = TABLE["families"].values()
+    with_embeddings = [record for record in records if "embeddings" in record]
+    assert len(with_embeddings) >= 130
+    assert all(record["embeddings"] and "token_table" in record for record in with_embeddings)
+    assert all("embeddings_refused" in record for record in records if "embeddings" not in record)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SAME_VERSION, reason=OTHER_VERSION)
 @pytest.mark.filterwarnings("ignore")

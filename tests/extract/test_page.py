@@ -9,9 +9,10 @@ import pytest
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon, surgeon_forked
 from tests.support.gguf_models import write_model
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.small_tokenizers import word_level, wordpiece
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```(python)?\n(.*?)^```", (ROOT / "docs" / "extract.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -27,7 +28,8 @@ TINY = LLAMA_8B | {
 
 @pytest.fixture(scope="module")
 def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), TINY, [29, 30, 31])
+    folder = write_sparse_checkpoint(tmp_path_factory.mktemp("donor"), TINY, range(32))
+    return word_level(["<unk>", "A", "text.", "Another", "one.", *(f"w{number}" for number in range(35))], folder)
 
 
 @pytest.mark.slow
@@ -37,10 +39,12 @@ def test_commands(donor: Path, tmp_path: Path) -> None:
     assert len(commands) >= 9
     with LoopbackHub() as hub:
         hub.add_repo("meta-llama/Llama-3.1-8B", donor)
+        hub.add_repo("bert-base-uncased", wordpiece(["w3", "##w4"], tmp_path / "host"))
         for command in commands:
             name, *arguments = command.split()
             assert name == "surgeon"
-            done = surgeon(*arguments, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
+            run = surgeon_forked if "--vocabulary" in arguments else surgeon  # needs torch
+            done = run(*arguments, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
             assert done.code == 0, f"{command}: {done.err}"
 
 

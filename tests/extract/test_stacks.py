@@ -101,13 +101,13 @@ def test_other_formats(kind, tmp_path):
 def test_tokenizer_of_a_gguf_file(tmp_path):
     write_model(tmp_path / "model.gguf", "llama", "Q8_0", general=GGUF_VOCABULARY)
     host = wordpiece(["ab", "##ab", "c"], tmp_path / "host")
-    for name, vocabulary in (("own", None), ("host", str(host))):
+    for name, vocabulary in (("own", None), ("mapped", str(host))):
         artifact = extract_layer(
             tmp_path / "model.gguf", 0, tmp_path / name, embeddings=True, vocabulary=vocabulary, dtype="bfloat16"
         )
         artifact.verify()
-    own, mapped = (load_file(tmp_path / name / "model.safetensors")[TABLE] for name in ("own", "host"))
-    tokenizer, host_tokenizer = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("own", "host"))
+    own, mapped = (load_file(tmp_path / name / "model.safetensors")[TABLE] for name in ("own", "mapped"))
+    tokenizer, host_tokenizer = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("own", "mapped"))
     assert tokenizer.tokenize("ab abc") == ["ab", "Ġab", "c"]
     for word, counterpart in {"ab": "Ġab", "##ab": "ab", "[CLS]": "<s>", "[UNK]": "<unk>"}.items():
         ours, theirs = host_tokenizer.convert_tokens_to_ids(word), tokenizer.convert_tokens_to_ids(counterpart)
@@ -291,6 +291,8 @@ def test_stack_of_the_8b_shape(tmp_path, monkeypatch):
         assert layers.num_bytes == 9 * 436_224_000
         assert plan.num_bytes == layers.num_bytes + len(plan.vocabulary.donor_rows) * 8192
         between = plan.num_bytes_read - plan.num_bytes
+        assert between < 0.2 * plan.num_bytes
+        assert plan.num_requests - layers.num_requests < 1000
         print(
             f"{len(plan.vocabulary.donor_rows):,} rows of 8,192 bytes; {between:,} bytes between them "
             f"({between / plan.num_bytes:.0%} more); {plan.num_requests - layers.num_requests} more requests"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from layer_surgeon import DonorStack, LayerArtifact, extract_layer, open_checkpoint
 from layer_surgeon._vocabulary import map_vocabulary
@@ -177,6 +178,14 @@ def test_slow_tokenizer(donors, monkeypatch):
     monkeypatch.setattr("layer_surgeon._vocabulary.load_tokenizer", lambda *_, **__: Slow())
     with pytest.raises(DataError, match=r"tokenizer of host is a Slow, which has no tokenizer\.json"):
         map_vocabulary("host", open_checkpoint(donors["llama"]))
+
+
+def test_tokenizer_that_knows_no_word(donors, tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "two words": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="knows no word of its own vocabulary"):
+        map_vocabulary(str(tmp_path), open_checkpoint(donors["llama"]))
 
 
 def test_family_without_a_table_alone(hosts, tmp_path):

@@ -23,7 +23,8 @@ def word_level(words: Iterable[str], folder: Path) -> Path:
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _save(tokenizer, folder)
+    first = next(iter(vocabulary))
+    return _save(tokenizer, folder, pad=first, unk=first)
 
 
 def byte_level(words: Iterable[str], folder: Path) -> Path:
