@@ -170,6 +170,23 @@ class DonorEntrance(nn.Module):
         arrived: Tensor = _run(self.model, self.plan.config, self.dtype, self.plan.extras, **arguments).arrived
         return arrived
 
+    def is_local(self) -> bool:
+        """Whether what enters the first layer depends on nothing but each token and its position; runs a short text."""
+        table = _token_table(self.model)
+        device = next(self.model.parameters()).device
+        ids = (torch.arange(_BATCH * _LENGTH, device=device) % table.num_embeddings).reshape(_BATCH, _LENGTH)
+        positions = None
+        if takes_position_ids(self.model):
+            positions = torch.arange(_LENGTH, device=device).expand_as(ids)
+        with torch.no_grad():
+            whole = self(ids, torch.ones_like(ids), positions)
+            pieces = [
+                self(part, torch.ones_like(part), None if positions is None else positions[:, column : column + 1])
+                for column, part in enumerate(ids.split(1, dim=1))
+            ]
+        tolerance = 1e-5 if whole.dtype == torch.float32 else 2 * torch.finfo(whole.dtype).eps
+        return bool((torch.cat(pieces, dim=1) - whole).norm() <= tolerance * whole.norm())
+
     def tensors(self) -> dict[str, Tensor]:
         """The weights, by the names that the plan has."""
         state = self.model.state_dict()

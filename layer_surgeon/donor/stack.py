@@ -5,11 +5,13 @@ from copy import deepcopy
 from typing import Any, Self
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.entrance import DonorEntrance, plan_entrance
 from layer_surgeon.donor.frozen import FrozenDonor, family_of
 from layer_surgeon.donor.layer import DonorLayer
+from layer_surgeon.donor.probe import takes_position_ids
 from layer_surgeon.donor.tensors import split_by_layer
 from layer_surgeon.errors import ArtifactError
 
@@ -58,6 +60,7 @@ class DonorStack(FrozenDonor):
         self.entrance = entrance
         self.layers = layers
         self.hidden_size = layers.hidden_size
+        self._entrance_is_local: bool | None = None
         self.post_init()
         self.freeze()
 
@@ -101,14 +104,20 @@ class DonorStack(FrozenDonor):
         return vocabulary
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Read tokens, with the same result as inside the donor.
 
         Args:
             input_ids: [batch, seq]: tokens of the donor, or of `vocabulary`.
-            attention_mask: [batch, seq], 1 for tokens and 0 for padding.
-            position_ids: [batch, seq]. None: as the family's own forward counts them.
+            attention_mask: [batch, seq], 1 for tokens and 0 for padding. With a cache, [batch, cached + seq].
+            position_ids: [batch, seq]. None: as the family's own forward counts them. With a cache, they must be passed
+                to families that accept them.
+            cache: From `new_cache`. It holds the positions of earlier calls, and receives the new ones.
 
         Returns:
             [batch, seq, donor_hidden]: the donor's hidden states after the last layer of the stack, before any final
@@ -120,14 +129,30 @@ class DonorStack(FrozenDonor):
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}, but must have shape [batch, seq].")
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        if cache is None and attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask has shape {list(attention_mask.shape)}, but must have shape [batch, seq] = "
                 f"{list(input_ids.shape)}, with 1 for tokens and 0 for padding."
             )
-        states = self.entrance(input_ids, attention_mask, position_ids)
-        output: Tensor = self.layers(states, attention_mask=attention_mask, position_ids=position_ids)
+        mask_of_new = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+        states = self.entrance(input_ids, mask_of_new, position_ids)
+        output: Tensor = self.layers(states, attention_mask=attention_mask, position_ids=position_ids, cache=cache)
         return output
+
+    def new_cache(self) -> Cache | None:
+        """Make an empty cache for a text that is passed in pieces: transformers' own, with one layer per donor layer.
+
+        None if the result wouldn't be exact, because of the layers (as in `DonorLayer.new_cache`), or because what
+        enters them depends on more than a token and its position. The first call finds that out.
+        """
+        if self._entrance_is_local is None:
+            self._entrance_is_local = self.entrance.is_local()
+        return self.layers.new_cache() if self._entrance_is_local else None
+
+    @property
+    def takes_position_ids(self) -> bool:
+        """Whether the family's forward accepts position_ids."""
+        return takes_position_ids(self.entrance.model)
 
     def probe(self) -> None:
         """Find out how to run the layers. They must have their weights by then.

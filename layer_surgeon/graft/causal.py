@@ -83,7 +83,7 @@ class GraftedModelForCausalLM(GeneratingModel):
 
     def new_donor_cache(self) -> Cache | None:
         """Make an empty cache for the donor; None if it has none with which its result stays exact."""
-        return None if self.donor is None or self._join is not None else self.donor.new_cache()
+        return None if self.donor is None else self.donor.new_cache()
 
     def _choose_cache(self, use_cache: bool | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the host's arguments for a pass: `use_cache`, and an empty cache that the donor's can join."""

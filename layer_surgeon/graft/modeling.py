@@ -201,6 +201,7 @@ class GraftedModel(StoredModel):
         donor_input_ids: Tensor | None = None,
         donor_attention_mask: Tensor | None = None,
         donor_states: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor | None:
         """Return the donor's states of a text, which `forward` also takes as `donor_states`.
 
@@ -212,6 +213,7 @@ class GraftedModel(StoredModel):
             donor_input_ids: [batch, donor_seq], the donor's tokens, for donor_tokens="own".
             donor_attention_mask: [batch, donor_seq].
             donor_states: States that were computed earlier. They are checked and returned.
+            cache: The donor's cache, which holds earlier positions and receives these. The mask also covers them.
 
         Returns:
             [batch, seq, donor_hidden], zero at padding; or [batch, donor_hidden] if the join needs one vector per text.
@@ -237,10 +239,10 @@ class GraftedModel(StoredModel):
             return check_states(donor_states, int(self.config.donor["hidden_size"]), settings, input_ids)
         if self.donor is None:
             raise GraftError(_NOT_ATTACHED)
-        return run_stack(cast(DonorStack, self.donor), ids, mask, settings)
+        return run_stack(cast(DonorStack, self.donor), ids, mask, settings, cache)
 
     def _read_host_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
-        return cast(Tensor, self.read_text(input_ids, attention_mask))
+        return cast(Tensor, self.read_text(input_ids, attention_mask, cache=cache))
 
     def graft(
         self,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Cache
 from transformers import initialization as init
 
 from layer_surgeon.donor import DonorStack
@@ -49,14 +50,17 @@ class DonorNorm(nn.LayerNorm):
             init.ones_(self.scale)
 
 
-def run_stack(stack: DonorStack, ids: Tensor | None, mask: Tensor | None, settings: GraftConfig) -> Tensor:
+def run_stack(
+    stack: DonorStack, ids: Tensor | None, mask: Tensor | None, settings: GraftConfig, cache: Cache | None = None
+) -> Tensor:
     """Run a stack on tokens.
 
     Args:
         stack: The donor.
         ids: [batch, seq].
-        mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding.
+        mask: [batch, seq] of 1 (token) and 0 (padding); None: no padding. With a cache, [batch, cached + seq].
         settings: The graft's settings.
+        cache: The donor's cache, which holds earlier positions and receives these. None: run without cache.
 
     Returns:
         [batch, seq, donor_hidden], zero at padding; or, if the join needs vectors, [batch, donor_hidden]: the mean or
@@ -68,20 +72,21 @@ def run_stack(stack: DonorStack, ids: Tensor | None, mask: Tensor | None, settin
     if ids is None:
         raise GraftError(_no_ids(settings))
     check_mask(mask)
+    cached = 0 if cache is None else cache.get_seq_length()
+    if mask is not None and mask.shape != (ids.shape[0], cached + ids.shape[1]):
+        raise GraftError(
+            f"The mask of the donor's tokens has the shape {list(mask.shape)}; it must be [batch, seq] = "
+            f"{[ids.shape[0], cached + ids.shape[1]]}. Pass the mask that the tokenizer returns with the tokens."
+        )
     positions = None
-    if mask is not None:
-        if mask.shape != ids.shape:
-            raise GraftError(
-                f"The mask of the donor's tokens has the shape {list(mask.shape)}, and the tokens have "
-                f"{list(ids.shape)}. Pass the mask that the tokenizer returns with them."
-            )
-        if all(traits.takes_position_ids for traits in stack.layers.probe(causal_only=True)):
-            # Padding is not counted, so a text gives the same result with and without padding on the left.
-            positions = count_positions(mask)
-    states = stack(ids, attention_mask=mask, position_ids=positions)
+    if stack.takes_position_ids and (mask is not None or cached):
+        # Padding is not counted, so a text gives the same result with and without padding on the left.
+        counted = ids.new_ones(ids.shape[0], cached + ids.shape[1]) if mask is None else mask
+        positions = count_positions(counted)[:, cached:]
+    states = stack(ids, attention_mask=mask, position_ids=positions, cache=cache)
     if mask is not None:
         # At padding, the donor's values are undefined, even NaN, which no later factor of zero removes.
-        states = states.masked_fill((mask == 0).to(states.device).unsqueeze(-1), 0)
+        states = states.masked_fill((mask[:, cached:] == 0).to(states.device).unsqueeze(-1), 0)
     if not settings.joins_vectors:
         return states  # type: ignore[no-any-return]  # torch types a module's call as Any
     mask = None if mask is None else mask.to(states.device)

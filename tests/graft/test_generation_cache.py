@@ -9,10 +9,11 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.graft.generation_cache import GraftedCache
-from tests.graft.conftest import make_inputs
+from tests.graft.conftest import host_table, make_inputs
 from tests.graft.test_causal import whole_host
 from tests.support.graft_suite import LENGTHS, padded_inputs
 from tests.support.tiny_models import save_artifact, tiny_model
+from tests.support.tiny_stacks import save_stack
 
 TASK = "causal-lm"
 STEPS = 12  # With the 9 tokens of the prompt, far beyond the sliding windows of 5.
@@ -26,11 +27,11 @@ SAMPLED_BEAMS = {"do_sample": True, "num_beams": 3, "num_return_sequences": 2}
 
 @pytest.fixture(scope="module")
 def donor_of(tmp_path_factory):
-    """The artifact of some layers of a family."""
+    """The artifact of some layers of a family, or of its first three layers for the tokens of the hosts."""
     root = tmp_path_factory.mktemp("families")
 
-    def make(family, layers=(2,), **overrides):
-        name = "-".join([family, *map(str, layers), *overrides])
+    def make(family, layers=(2,), reads="host", **overrides):
+        name = "-".join([family, reads, *map(str, layers), *overrides])
         folder = root / name
         if not folder.exists():
             # Weights large enough that the texts depend on what the donor attends to.
@@ -39,7 +40,10 @@ def donor_of(tmp_path_factory):
                 for parameter in model.parameters():
                     if parameter.ndim > 1:
                         parameter.add_(torch.randn_like(parameter) * 0.2)
-            save_artifact(model, list(layers), folder)
+            if reads == "host":
+                save_artifact(model, list(layers), folder)
+            else:
+                host_table(save_stack(model, 3, folder), 40)
         return folder
 
     return make
@@ -82,6 +86,13 @@ def test_same_text_in_a_padded_batch(host, family, donor_of):
 def test_same_text_with_a_graft_inside_the_host(family, donor_of):
     model = graft_layer(whole_host("gpt2"), donor_of(family), TASK, site=0)
     assert_cache_changes_nothing(model, GREEDY, SAMPLED_BEAMS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_text_with_a_donor_that_reads_it(family, donor_of):
+    model = graft_layer(whole_host("qwen2"), donor_of(family, reads="text"), TASK, donor_reads="text")
+    torch.nn.init.ones_(model.gate)
+    assert_cache_changes_nothing(model, GREEDY, BEAMS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
