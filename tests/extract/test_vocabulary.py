@@ -121,11 +121,9 @@ def test_table_of_wide_numbers(hosts, tmp_path):
     artifact = extract_layer(donor, 0, tmp_path / "out", embeddings=True, vocabulary=str(hosts["wordpiece"]))
     table = load_file(artifact.path / "model.safetensors")["embeddings.embed_tokens.weight"]
     assert table.dtype == torch.float32
-    the = [
-        AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(t)
-        for folder, t in ((artifact, "the"), (donor, "Ġthe"))
-    ]
-    assert torch.equal(table[the[0]], model.model.embed_tokens.weight[the[1]].float())
+    row = AutoTokenizer.from_pretrained(artifact.path).convert_tokens_to_ids("the")
+    donors_row = AutoTokenizer.from_pretrained(donor).convert_tokens_to_ids("Ġthe")
+    assert torch.equal(table[row], model.model.embed_tokens.weight[donors_row].float())
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
