@@ -373,6 +373,11 @@ class TestScale:
 class TestDonors:
     """Which donors fit, and how they are stored."""
 
+    def test_the_papers_recipe_has_no_such_donor(self, tmp_path):
+        done = surgeon_here("graft", "bert", "--donor-reads", "text", "--recipe", "paper", cwd=tmp_path)
+        assert done.code == 2
+        assert "--recipe is paper, and --donor-reads is text, but" in " ".join(done.err.split())
+
     def test_kinds_that_dont_fit(self, artifact, stack, own_stack):
         host = host_model("bert")
         plain = (
