@@ -6,15 +6,19 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertModel
 
 from layer_surgeon import errors
 from layer_surgeon._io import FileLock
+from layer_surgeon._vocabulary import vocabulary_sha256
 from layer_surgeon.errors import DataError, WorkspaceError
 from layer_surgeon.finetune import donor_states
 from layer_surgeon.finetune.donor_states import DonorReader, KeptStates, StateCache, _others, donor_key
 from layer_surgeon.graft import graft_layer
 from tests.graft.conftest import host_table
-from tests.support.classification import Recorder, rows
+from tests.support.classification import Recorder, rows, word_tokenizer
+from tests.support.finetune_tasks import bert, question_rows, tagged_rows, tiny_bart, tiny_gpt2, translated_rows
+from tests.support.finetune_tasks import train as train_task
 from tests.support.tiny_models import tiny_llama
 from tests.support.tiny_stacks import save_stack
 from tests.support.training import TRAIN, same, train, weights
@@ -23,7 +27,8 @@ from tests.support.training import TRAIN, same, train, weights
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """The first two layers of a tiny Llama, with a table for the 40 tokens of the host."""
-    return host_table(save_stack(tiny_llama(seed=5), 2, tmp_path_factory.mktemp("stacks") / "L0-1"), num_tokens=40)
+    folder = save_stack(tiny_llama(seed=5), 2, tmp_path_factory.mktemp("stacks") / "L0-1")
+    return host_table(folder, num_tokens=40, sha256=vocabulary_sha256(word_tokenizer(), "host"))
 
 
 @pytest.fixture
@@ -36,6 +41,10 @@ def per_token(host, stack, **settings):
     """A classifier whose donor's states are joined token by token, before the host's last layer."""
     torch.manual_seed(3)
     return graft_layer(host, stack, donor_reads="text", site=0, pooling="mean", **settings)
+
+
+def weights_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def kept_files(workspace):
@@ -71,6 +80,33 @@ def test_kept_states_change_nothing(host, stack, workspace, monkeypatch, make):
     assert counts[0] == texts
     # Two epochs of training and validation, then both other sets.
     assert counts[1] == 2 * (48 + 16) + 16 + 12
+
+
+@pytest.mark.parametrize(
+    ("task", "make_host", "data"),
+    [
+        ("token-classification", lambda: bert(BertModel), {"train": tagged_rows(24), "validation": tagged_rows(8)}),
+        ("question-answering", lambda: bert(BertModel), {"train": question_rows(24), "validation": question_rows(8)}),
+        ("seq2seq", tiny_bart, {"train": translated_rows(24), "validation": translated_rows(8)}),
+        (
+            "causal-lm",
+            tiny_gpt2,
+            {"train": [{"text": "anna went to rome ."}] * 24, "validation": [{"text": "bob"}] * 9},
+        ),
+    ],
+)
+def test_every_task_uses_kept_states(stack, workspace, task, make_host, data):
+    results = []
+    for cache_states in (True, False):
+        torch.manual_seed(3)
+        model = graft_layer(make_host(), stack, task=task, donor_reads="text")
+        start = weights_of(model)
+        results.append(train_task(model, workspace, data, cache_states=cache_states, max_target_length=8))
+        assert not same(weights_of(model), start)
+        assert bool(kept_files(workspace)) is True
+    kept, computed = results
+    assert same(weights(kept), weights(computed))
+    assert kept.metrics == computed.metrics
 
 
 def test_the_model_itself_agrees_up_to_the_padding(reader, workspace, monkeypatch):
