@@ -41,7 +41,7 @@ from tests.support.tiny_models import cut_artifact, save_quietly
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
 # Real weights that come as Python packages.
-PACKAGED = ("docs/quickstart.md",)
+PACKAGED = ("README.md", "docs/quickstart.md")
 _PACKAGES = (*FOLDERS["all-MiniLM-L6-v2"].packages, *PARTED["gemma-3-270m"].packages)
 HAS_WEIGHTS = all(find_spec(name.replace("-", "_")) for name in _PACKAGES)
 STUDY = "trains for many minutes; the tests of studies run the command at small sizes"
@@ -52,9 +52,8 @@ NOT_RUN = {
     "README.md": {
         "make ": "the tests and the demo themselves",
         "python3 -m venv": "installs the package",
+        "pip install": "installs the package",
         "surgeon compare": STUDY,
-        "surgeon select": STUDY,
-        "surgeon export": EXPORT,
     },
     "docs/benchmarks.md": {"": "measurements for hours; tests/test_benchmarks.py runs them at small sizes"},
     "docs/commands.md": {"": "a synopsis of each command, generated from its code"},

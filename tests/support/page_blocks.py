@@ -46,8 +46,10 @@ def blocks_of(page: str) -> Iterator[Block]:
 def run_block(block: Block, names: dict[str, object]) -> None:
     """Run a block in the current folder.
 
+    What follows `# ->` in a command's comment is part of its output. Spaces don't matter.
+
     Raises:
-        AssertionError: A command failed; the message has its output.
+        AssertionError: A command failed, or its output is another; the message has the output.
     """
     import contextlib
     import io
@@ -69,6 +71,8 @@ def run_block(block: Block, names: dict[str, object]) -> None:
         assert words[0] == "surgeon", block.text
         result = CliRunner().invoke(app, words[1:], input=stdin)
         assert result.exit_code == 0, f"{block.text}\n{result.output}"
+        _, _, expected = command.partition("# -> ")
+        assert " ".join(expected.split()) in " ".join(result.output.split()), f"{block.text}\n{result.output}"
 
 
 def _main() -> None:
