@@ -45,6 +45,11 @@ def graft(
 
     The result is an ordinary transformers model of host, projections, frozen layer and head. Train it next.
     """
+    if recipe == "paper" and settings.get("donor_reads") == "text":
+        raise UsageError(
+            "--recipe is paper, and --donor-reads is text, but the paper's donor gets the host's vectors. Leave one of "
+            "the two options out."
+        )
     if recipe == "paper" and settings.setdefault("projection_init", "default") != "default":
         raise UsageError(
             f"--recipe is paper, and --projection-init is {settings['projection_init']}, but the paper's "

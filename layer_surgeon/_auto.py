@@ -71,8 +71,9 @@ class _Watcher(MetaPathFinder):
             return
         self.importing += 1  # the imports below must not call this again
         try:
-            for name in [name for name in self.pending if name == outermost or _is_imported(name)]:
-                self.pending.pop(name)()
+            # Registering classes may import another of the modules.
+            while names := [name for name in self.pending if name == outermost or _is_imported(name)]:
+                self.pending.pop(names[0])()
         finally:
             self.importing -= 1
         if not self.pending and self in sys.meta_path:

@@ -9,6 +9,8 @@ from layer_surgeon.errors import LayerSurgeonError
 MAX_LAYERS = 10_000
 MAX_EXPERTS = 10_000
 MAX_LABELS = 100_000
+# The largest vocabularies have a million tokens.
+MAX_VOCABULARY = 10_000_000
 # A study of this many trainings takes weeks even if each takes a minute; listing them takes a second.
 MAX_TRAININGS = 100_000
 # Limits for generated data: ZeroGen's largest set has 500,000 texts; contexts have up to 1,000,000 tokens.

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
+from layer_surgeon._limits import MAX_VOCABULARY, check_size
 from layer_surgeon._loading import load_tokenizer
 from layer_surgeon._text import first_line, without_secrets
 from layer_surgeon.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | Non
 
     Raises:
         SourceNotFoundError: The host or the donor has no tokenizer that can be loaded.
-        DataError: The tokenizer of one of them doesn't show its vocabulary.
+        DataError: The tokenizer of one of them doesn't show its vocabulary, or they have nothing in common.
         SourceError: One of them can't be read.
     """
     try:
@@ -65,6 +66,11 @@ def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | Non
     ids_of = dict(zip(ordinary, donor.split(_strings(tokenizer, [tokens[index] for index in ordinary])), strict=True))
     for token_id, counterpart in counterparts.items():
         ids_of[token_id] = None if counterpart is None else (counterpart,)
+    if not any(ids_of.values()):
+        raise DataError(
+            f"The tokenizer of {checkpoint.source.name} has no tokens for any of the {len(tokens):,} tokens of "
+            f"{without_secrets(host)}. Check that both are tokenizers of text."
+        )
     return VocabularyMap(
         name=without_secrets(host),
         tokenizer_class=type(tokenizer).__name__,
@@ -100,7 +106,7 @@ def _all_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str | Non
     """All tokens in the order of their ids; None for an id without a token.
 
     Raises:
-        DataError: The tokenizer doesn't show them.
+        DataError: The tokenizer doesn't show them, or has too many.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise DataError(
@@ -108,7 +114,9 @@ def _all_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str | Non
             "can't be compared with another model's. Convert it to a fast tokenizer first."
         )
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-    tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+    size = max(vocabulary.values(), default=0) + 1
+    check_size(size, MAX_VOCABULARY, f"token ids of {name}", DataError)
+    tokens: list[str | None] = [None] * size
     for token, token_id in vocabulary.items():
         tokens[token_id] = token
     return tokens

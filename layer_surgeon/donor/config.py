@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from layer_surgeon._limits import MAX_LAYERS, check_size
+from layer_surgeon._limits import MAX_LAYERS, MAX_VOCABULARY, check_size
 from layer_surgeon._model_types import LAYER
 from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ArtifactError
@@ -88,3 +88,4 @@ def _check_embeddings(embeddings: Any, layer_indices: list[int]) -> None:
             f"The config's embeddings must be an object whose vocabulary is null or has a size, not {embeddings!r}. "
             "Extract the layers again with --embeddings."
         )
+    check_size(size or 0, MAX_VOCABULARY, "tokens of a vocabulary", ArtifactError)

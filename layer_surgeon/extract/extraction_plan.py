@@ -157,5 +157,7 @@ def _plan_table(
         checkpoint, name, vocabulary.donor_rows, dtype=None if is_plain else dtype, max_gap=MAX_TABLE_GAP_BYTES
     )
     code = rows.planned[0].codec.dtype if dtype is None else CODE_OF_NAME[dtype]
+    if code == "F64":  # means are computed in float32
+        code = "F32"
     width = info.shape[1]
     return rows, (table_info(name, vocabulary, width, code), RowBytes(code, width))

@@ -144,7 +144,7 @@ def predict(
 def _notice_if_untrained(model_or_path: ModelLike, model: Any, progress: Progress) -> None:
     if not isinstance(model, GraftedModel) or not model.config.untrained:
         return
-    if model.head is None and model.config.settings.residual == "gated":
+    if model.head is None and model.gate is not None:
         return  # It equals its host.
     name = model_or_path if isinstance(model_or_path, str | os.PathLike) else "The model"
     part = "projections have" if model.head is None else "head has"

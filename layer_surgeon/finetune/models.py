@@ -19,7 +19,7 @@ from layer_surgeon._model_types import ASSEMBLY_FILE, GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import Device, FinetuneConfig
-from layer_surgeon.graft import GraftedModel, graft_layer
+from layer_surgeon.graft import GraftedModel, GraftTokenizer, graft_layer
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.hosts import host_kind
 from layer_surgeon.graft.quiet import quiet_transformers
@@ -192,12 +192,23 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
         if tokenizer.eos_token is None:
             raise ConfigError("The tokenizer has neither a padding token nor an end token. Set tokenizer.pad_token.")
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(model, GraftedModel) and model.config.settings.donor_tokens == "own":
+        _check_both_tokens(tokenizer)
     # Decoder hosts classify from the last token that is not padding, and need the padding id to find it.
     for config in (model.config, getattr(getattr(model, "host", None), "config", None)):
         if config is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
     checked: PreTrainedTokenizerBase = tokenizer
     return checked
+
+
+def _check_both_tokens(tokenizer: Any) -> None:
+    if not isinstance(tokenizer, GraftTokenizer):
+        raise ConfigError(
+            f"The donor of this graft reads tokens of its own, but a {type(tokenizer).__name__} "
+            "only gives the host's. Use a graft that surgeon graft has saved, or pass "
+            "tokenizer=GraftTokenizer.from_tokenizers(host_tokenizer, donor_tokenizer)."
+        )
 
 
 def label_names_of(model: Any) -> tuple[str, ...]:

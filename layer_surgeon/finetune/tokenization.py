@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.examples import Examples
+from layer_surgeon.graft import GraftedModel
 
 Features = dict[str, Any]
 
@@ -71,12 +73,15 @@ class NumberedDataset:
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: int) -> int:
-    """Limit `max_length` to what the tokenizer and the model's position embeddings support."""
+    """Limit `max_length` to what the tokenizer, the model's position embeddings and a donor that reads text support."""
     limits = [max_length, int(tokenizer.model_max_length)]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa and similar models start counting positions after the padding id.
             limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    if isinstance(model, GraftedModel) and isinstance(model.donor, DonorStack):
+        longest = getattr(model.donor.config.family_config(), "max_position_embeddings", None)
+        limits += [] if longest is None else [int(longest)]
     return min(limits)
 
 

@@ -212,10 +212,10 @@ def _pair_up(side_a: Side, side_b: Side, *, use_hashes: bool) -> list[_Group]:
         layers = [*sorted(set.union(*partial)), None]
     groups = []
     for layer in layers:
-        infos_a = side_a.tensors(layer) if layer is None or layer in side_a.layers else {}
-        infos_b = side_b.tensors(layer) if layer is None or layer in side_b.layers else {}
-        if layer is None and not (side_a.is_whole and side_b.is_whole):
-            infos_a = infos_b = {}
+        if layer is None:
+            infos_a, infos_b = _outside_layers(side_a, side_b)
+        else:
+            infos_a, infos_b = (side.tensors(layer) if layer in side.layers else {} for side in (side_a, side_b))
         pairs = []
         for name in dict.fromkeys([*infos_a, *infos_b]):
             a, b = infos_a.get(name), infos_b.get(name)
@@ -223,6 +223,19 @@ def _pair_up(side_a: Side, side_b: Side, *, use_hashes: bool) -> list[_Group]:
             pairs.append(_Pair(name=name, a=a, b=b, known_equal=known))
         groups.append(_Group(layer=layer, pairs=pairs))
     return groups
+
+
+def _outside_layers(side_a: Side, side_b: Side) -> tuple[Mapping[str, TensorInfo], Mapping[str, TensorInfo]]:
+    """The tensors outside of the layers; with an artifact, only those that it has: what acts before its layers."""
+    partial = [side for side in (side_a, side_b) if not side.is_whole]
+    names = {name for side in partial for name in side.tensors(None)}
+    if partial and not names:
+        return {}, {}
+    infos_a, infos_b = side_a.tensors(None), side_b.tensors(None)
+    if partial:
+        infos_a = {name: info for name, info in infos_a.items() if name in names}
+        infos_b = {name: info for name, info in infos_b.items() if name in names}
+    return infos_a, infos_b
 
 
 def _has_same_hash(side_a: Side, a: TensorInfo, side_b: Side, b: TensorInfo) -> bool:

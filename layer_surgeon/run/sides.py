@@ -150,6 +150,8 @@ class _ArtifactSide:
             position, _, name_in_layer = numbered_name.partition(".")
             if kind == "layers" and position.isdecimal() and int(position) < len(self.layers):
                 self._infos[self.layers[int(position)]][name_in_layer] = info
+            elif kind == "embeddings":
+                self._infos.setdefault(None, {})[numbered_name] = info
         self._digests = {tensor: record.get("sha256") for tensor, record in artifact.recorded.items()}
 
     def read_headers(self) -> None:

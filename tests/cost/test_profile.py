@@ -200,23 +200,30 @@ CASES += [("bert", task) for task in ("token-classification", "question-answerin
 CASES += [("t5", "seq2seq"), ("bart", "seq2seq"), ("llama", "causal-lm"), ("gpt2", "causal-lm")]
 
 
-@pytest.mark.parametrize(("family", "task"), CASES)
-def test_counts_on_shapes_are_those_of_a_real_run(family, task):
-    donor = tiny_config("llama").to_dict()
+SETTINGS = [(*case, {}) for case in CASES]
+SETTINGS += [(*case, {"donor_reads": "text"}) for case in [("bert", "text-classification"), ("llama", "causal-lm")]]
+SETTINGS += [("bert", "feature-extraction", {"donor_reads": "text", "donor_tokens": "own"})]
+
+
+@pytest.mark.parametrize(("family", "task", "settings"), SETTINGS)
+def test_counts_on_shapes_are_those_of_a_real_run(family, task, settings):
+    donor, settings = tiny_config("llama").to_dict(), GraftConfig(task=task, **settings)
     # One layer says as much as two, except in ModernBERT, whose layers differ.
     layers = {} if family == "modernbert" else {"num_hidden_layers": 1}
     host = host_config(family, **layers)
-    config = graft_config(host, donor, config=GraftConfig(task=task))
+    config = graft_config(host, donor, config=settings)
     model = new_model(config, SMALL, torch.device("cpu"))
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(**example_inputs(model, SMALL, labels=False))
-    result = profile_graft(host, donor, config=GraftConfig(task=task), workload=SMALL)
+    result = profile_graft(host, donor, config=settings, workload=SMALL)
     macs = result.grafted.macs
     convolutions = macs.rest - 5 * norm_elements(model)
     assert macs.linear + macs.attention + convolutions == counter.get_total_flops() // 2
-    assert result.alone.macs.total == macs.total - result.added.total
-    assert result.positions == (1 if task == "text-classification" else SMALL.length)
+    head = 0 if settings.donor_reads == "host" or model.head is None else SMALL.batch * config.hidden_size**2
+    assert result.alone.macs.total == macs.total - result.added.total - head
+    is_pooled = task == "text-classification" and settings.donor_reads == "host"
+    assert result.positions == (1 if is_pooled else SMALL.length)
     assert min(macs.linear, macs.attention, result.added.attention) > 0
     assert result.grafted.parameters == sum(parameter.numel() for parameter in model.parameters())
 

@@ -19,6 +19,13 @@ _GRAFT = (
 )
 
 
+_TOKENIZER = (
+    "from layer_surgeon.graft import GraftTokenizer, SurgeonGraftConfig; "
+    "from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name; "
+    "print(TOKENIZER_MAPPING[SurgeonGraftConfig] is tokenizer_class_from_name('GraftTokenizer') is GraftTokenizer)"
+)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_artifact(tiny_llama(), [1], tmp_path_factory.mktemp("layer") / "artifact")
@@ -39,6 +46,9 @@ def run_python(code, folder):
         ("import layer_surgeon.donor.layer; from transformers import AutoModel", _LOAD_MODEL, "DonorLayer"),
         ("import layer_surgeon, transformers.modeling_utils; from transformers import AutoModel", _GRAFT, "True"),
         ("import layer_surgeon.graft.modeling; from transformers import AutoModel", _GRAFT, "True"),
+        ("import layer_surgeon; from transformers import AutoTokenizer", _TOKENIZER, "True"),
+        ("from transformers import AutoTokenizer; import layer_surgeon", _TOKENIZER, "True"),
+        ("import layer_surgeon.graft.graft_tokenizer; from transformers import AutoTokenizer", _TOKENIZER, "True"),
     ],
 )
 def test_auto_classes_know_our_models(folder, imports, load, printed):

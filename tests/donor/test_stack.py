@@ -1,6 +1,8 @@
 """`DonorStack`: hidden states of the whole model from token ids, and the files it is loaded from and saved to."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -89,6 +91,18 @@ def test_random_weights(artifact):
     }
 
 
+def test_copies_and_gradients(artifact):
+    stack = ls.DonorStack.from_pretrained(artifact)
+    input_ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        states = stack(input_ids)
+        for copied in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):  # noqa: S301 - our own
+            assert torch.equal(copied(input_ids), states)
+        assert torch.equal(stack(input_ids, position_ids=torch.arange(9)[None]), states)
+    stack.unfreeze()(input_ids).sum().backward()
+    assert all(parameter.grad is not None for parameter in stack.parameters())
+
+
 def test_compiles(artifact):
     stack = ls.DonorStack.from_pretrained(artifact)
     input_ids = torch.arange(3, 12)[None]
@@ -119,6 +133,7 @@ def test_the_other_kind_of_artifact(artifact, llama, tmp_path):
         ({"layer_indices": [1, 2]}, r"layer_indices \[1, 2\].* must be 0, 1, 2, \.\.\."),
         ({"embeddings": []}, "must be an object whose vocabulary is null or has a size"),
         ({"embeddings": {"vocabulary": {"size": 0}}}, "must be an object whose vocabulary is null or has a size"),
+        ({"embeddings": {"vocabulary": {"size": 10**12}}}, r"1,000,000,000,000 tokens of a vocabulary were requested"),
         ({"embeddings": {"vocabulary": {"size": 95}}}, r"shape \[96, 32\], but must have 95 rows"),
     ],
 )

@@ -1,6 +1,8 @@
 """Stack artifacts: the first layers with what acts before them, from every format and place, and the same journal."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +73,17 @@ def test_layers_embeddings_and_tokenizer(model, donor, tmp_path):
     assert "# Embeddings and layers 0, 1, 2 of" in card
     assert "ls.DonorStack.from_pretrained(" in card
     assert "no embeddings" not in card
+
+
+def test_needs_no_torch(donor, tmp_path):
+    code = (
+        "import sys; from layer_surgeon import extract_layer; "
+        "extract_layer(sys.argv[1], '0:2', sys.argv[2], embeddings=True); "
+        "print(*{'torch', 'transformers', 'numpy'}.intersection(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, donor, tmp_path / "out"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
+    LayerArtifact.open(tmp_path / "out").verify()
 
 
 @pytest.mark.parametrize("kind", ["torch", "gguf"])

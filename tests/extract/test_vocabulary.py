@@ -13,7 +13,7 @@ from layer_surgeon import DonorStack, LayerArtifact, extract_layer, open_checkpo
 from layer_surgeon._vocabulary import map_vocabulary
 from layer_surgeon.errors import ConfigError, DataError, SourceNotFoundError, UnsupportedArchitectureError
 from layer_surgeon.extract.extraction_plan import plan_extraction
-from tests.support.small_tokenizers import byte_level, sentencepiece, wordpiece
+from tests.support.small_tokenizers import byte_level, sentencepiece, word_level, wordpiece
 from tests.support.tiny_models import save_quietly, tiny_llama, tiny_model
 from tests.support.tiny_stacks import states_after
 
@@ -113,6 +113,19 @@ def test_text_that_looks_special(hosts, donors):
     assert mapped(hosts["wordpiece"], donors["llama"])["[unused1]"][0] == "▁"
 
 
+def test_table_of_wide_numbers(hosts, tmp_path):
+    """float64 rows become float32, because the means are computed in float32."""
+    donor = DONORS["byte_level"](tmp_path / "donor")
+    model = tiny_llama(vocab_size=len(AutoTokenizer.from_pretrained(donor)))
+    save_quietly(model.double(), donor)
+    artifact = extract_layer(donor, 0, tmp_path / "out", embeddings=True, vocabulary=str(hosts["wordpiece"]))
+    table = load_file(artifact.path / "model.safetensors")["embeddings.embed_tokens.weight"]
+    assert table.dtype == torch.float32
+    row = AutoTokenizer.from_pretrained(artifact.path).convert_tokens_to_ids("the")
+    donors_row = AutoTokenizer.from_pretrained(donor).convert_tokens_to_ids("Ġthe")
+    assert torch.equal(table[row], model.model.embed_tokens.weight[donors_row].float())
+
+
 @pytest.mark.parametrize("dtype", [None, "float16"])
 def test_table(hosts, donors, tmp_path, dtype):
     host, donor = hosts["wordpiece"], donors["byte_level"]
@@ -186,6 +199,22 @@ def test_tokenizer_that_knows_no_word(donors, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(DataError, match="knows no word of its own vocabulary"):
         map_vocabulary(str(tmp_path), open_checkpoint(donors["llama"]))
+
+
+def test_nothing_in_common(tmp_path):
+    """The donor has no token for unknown words, so it drops them."""
+    host, donor = word_level(["one", "two"], tmp_path / "host"), tmp_path / "donor"
+    save_quietly(tiny_llama(), donor)
+    tokenizer = Tokenizer(models.BPE({"k": 0}, []))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(donor)
+    with pytest.raises(DataError, match="has no tokens for any of the 2 tokens of .*Check that both"):
+        map_vocabulary(str(host), open_checkpoint(donor))
+
+
+def test_implausible_ids(hosts, donors, monkeypatch):
+    monkeypatch.setattr("layer_surgeon._vocabulary.MAX_VOCABULARY", 10)
+    with pytest.raises(DataError, match=r"token ids of .* were requested; at most 10 are allowed"):
+        map_vocabulary(str(hosts["wordpiece"]), open_checkpoint(donors["llama"]))
 
 
 def test_family_without_a_table_alone(hosts, tmp_path):

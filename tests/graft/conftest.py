@@ -130,6 +130,21 @@ def stack(llm: PreTrainedModel, artifact: Path, tmp_path_factory: pytest.TempPat
     return host_table(save_stack(llm, 2, tmp_path_factory.mktemp("stacks") / "tiny-llama-L0-1"), num_tokens=40)
 
 
+@pytest.fixture(scope="session")
+def own_stack(llm: PreTrainedModel, artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first two layers of `llm`, with its own tokens and a tokenizer: letters, with <s> in front of each text."""
+    folder = save_stack(llm, 2, tmp_path_factory.mktemp("stacks") / "tiny-llama-L0-1")
+    letters = {letter: index for index, letter in enumerate([*_SPECIAL, *"abcdefghijklmnopqrstuvwxyz"])}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **names).save_pretrained(folder)
+    return folder
+
+
 def host_table(stack: Path, num_tokens: int, sha256: str = "0" * 64) -> Path:
     """Let a stack read the tokens of a host: each of them is the token of the donor with the same id."""
     tensors = load_file(stack / "model.safetensors")

@@ -25,12 +25,15 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
-def stored(artifact, tmp_path):
+def stored(artifact, stack, own_stack, tmp_path):
     """Store a graft with a tokenizer, and return its folder."""
 
     def make(model_type="bert", task="text-classification", **settings):
         overrides = settings.pop("host", {})
-        model = graft_layer(host_model(model_type, **overrides), artifact, task, **settings)
+        donor = artifact
+        if "donor_reads" in settings:
+            donor = own_stack if "donor_tokens" in settings else stack
+        model = graft_layer(host_model(model_type, **overrides), donor, task, **settings)
         model.save_pretrained(tmp_path / "graft")
         word_tokenizer().save_pretrained(tmp_path / "graft")
         return tmp_path / "graft"
@@ -82,6 +85,8 @@ def by_command(artifact, tmp_path_factory):
         ("deberta-v2", "question-answering", {}),
         ("modernbert", "feature-extraction", {}),
         ("bert", "feature-extraction", {"site": 0, "residual": "gated", "pooling": "none"}),
+        ("roberta", "text-classification", {"donor_reads": "text"}),
+        ("bert", "feature-extraction", {"donor_reads": "text", "donor_tokens": "own"}),
     ],
 )
 @torch.no_grad()
@@ -103,6 +108,8 @@ def test_onnx_computes_what_the_graft_computes(model_type, task, settings, store
 def compare_with_graft(model, path, outputs):
     for batch, length in ((2, 9), (1, 1), (5, 20)):
         inputs = padded(batch, length, segments=model.config.host_config.model_type == "bert")
+        if model.config.settings.donor_tokens == "own":
+            inputs |= {f"donor_{name}": value for name, value in make_inputs(batch, length + 3, seed=5).items()}
         expected, found = model(**inputs), run_onnx(path, inputs)
         assert tuple(found) == tuple(outputs)
         for name, value in found.items():

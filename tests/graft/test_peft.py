@@ -22,6 +22,12 @@ pytestmark = [
 ]
 
 CLASSES = [("bert", "text-classification"), ("llama", "token-classification"), ("t5", "seq2seq")]
+GRAFTS = [(*classes, "host") for classes in CLASSES] + [(*CLASSES[0], "text"), (*CLASSES[2], "text")]
+
+
+@pytest.fixture(scope="module")
+def donors(artifact, stack):
+    return {"host": artifact, "text": stack}
 
 
 def new_graft(artifact, model_type="bert", task="text-classification", **settings):
@@ -43,39 +49,44 @@ def take_step(model, task):
     return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
 
-@pytest.mark.parametrize(("model_type", "task"), CLASSES)
-def test_lora_is_on_the_host_alone(model_type, task, artifact):
-    model = with_lora(new_graft(artifact, model_type, task))
+@pytest.mark.parametrize(("model_type", "task", "reads"), GRAFTS)
+def test_lora_is_on_the_host_alone(model_type, task, reads, donors):
+    model = with_lora(new_graft(donors[reads], model_type, task, donor_reads=reads))
     lora = {name.split(".")[2] for name, _ in model.named_parameters() if "lora_" in name}
     assert lora == {"host"}
     changed = take_step(model, task)
     parts = {name.removeprefix("base_model.model.").split(".")[0] for name in changed}
-    fresh = {"proj_in", "proj_out"} | ({"head"} if task != "seq2seq" else set())
+    fresh = {"proj_in", "proj_out"} if reads == "host" else {"donor_norm", "proj_out"}
+    if task != "seq2seq":
+        fresh |= {"head"}
+    elif reads == "text":
+        fresh = {"residual_gate"}  # It starts at zero, and so does the gradient of the others.
     assert parts == {"host"} | fresh
     assert all("lora_B" in name or "lora_A" in name for name in changed if name.startswith("base_model.model.host"))
     assert all("modules_to_save" in name for name in changed if not name.startswith("base_model.model.host"))
 
 
-@pytest.mark.parametrize(("model_type", "task"), CLASSES)
-def test_an_adapter_is_stored_and_loaded_onto_a_fresh_graft(model_type, task, artifact, tmp_path):
-    fresh = new_graft(artifact, model_type, task)
+@pytest.mark.parametrize(("model_type", "task", "reads"), GRAFTS)
+def test_an_adapter_is_stored_and_loaded_onto_a_fresh_graft(model_type, task, reads, donors, tmp_path):
+    fresh = new_graft(donors[reads], model_type, task, donor_reads=reads)
     model = with_lora(copy.deepcopy(fresh))
     take_step(model, task)
     model.save_pretrained(tmp_path / "adapter")
     with safe_open(tmp_path / "adapter/adapter_model.safetensors", framework="pt") as file:
         names = set(file.keys())
-    assert not [name for name in names if "donor" in name]
-    assert [name for name in names if name.endswith("proj_in.weight")]
+    assert not [name for name in names if ".donor." in name]
+    assert [name for name in names if name.endswith("proj_out.weight")]
+    assert len([name for name in names if ".donor_norm." in name]) == (4 if reads == "text" else 0)
     loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter")
     inputs = padded_inputs()
     with torch.no_grad():
         assert torch.equal(outputs(loaded, task, inputs), outputs(model, task, inputs))
 
 
-@pytest.mark.parametrize(("model_type", "task"), CLASSES)
+@pytest.mark.parametrize(("model_type", "task", "reads"), GRAFTS)
 @torch.no_grad()
-def test_a_merged_adapter_leaves_an_ordinary_graft(model_type, task, artifact, tmp_path):
-    model = with_lora(new_graft(artifact, model_type, task))
+def test_a_merged_adapter_leaves_an_ordinary_graft(model_type, task, reads, donors, tmp_path):
+    model = with_lora(new_graft(donors[reads], model_type, task, donor_reads=reads))
     with torch.enable_grad():
         take_step(model, task)
     inputs = padded_inputs()
@@ -170,4 +181,4 @@ def test_trainer(artifact, tmp_path):
     names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
     assert "adapter_model.safetensors" in names
     assert "model.safetensors" not in names
-    assert not [name for name in names if "donor" in name]
+    assert not [name for name in names if ".donor." in name]

@@ -43,6 +43,7 @@ def edit(host, name, **changes):
     [
         ("tokenizer_config.json", "vocab"),
         ("tokenizer_config.json", "merges"),
+        ("tokenizer_config.json", "donor_tokenizer_file"),
         ("tokenizer_config.json", "init_inputs"),
         ("tokenizer_config.json", "fast_tokenizer_files"),
         ("special_tokens_map.json", "vocab"),

@@ -213,6 +213,20 @@ class TestHashes:
         assert compared["mlp.down_proj.weight"] == "hash"
         assert diff_checkpoints(tmp_path / "la", tmp_path / "la").bytes_read == 0
 
+    def test_stack_artifacts(self, tmp_path):
+        """With embeddings. Another artifact without them, or the norm of a whole model, is not compared with them."""
+        weights = random_weights()
+        a = write_weights(tmp_path / "a", weights)
+        b = write_weights(tmp_path / "b", changed(weights, "model.embed_tokens.weight"))
+        for name, folder in (("la", a), ("lb", b)):
+            extract_layer(folder, "0:2", tmp_path / name, embeddings=True)
+        for pair in (("la", "lb"), ("la", "b"), ("a", "lb")):
+            result = diff_checkpoints(*(tmp_path / name for name in pair))
+            assert [tensor.name for tensor in result.rest.tensors] == ["embed_tokens.weight"]
+            assert not result.equal
+            assert differing(result) == {None: ["embed_tokens.weight"]}
+        assert diff_checkpoints(tmp_path / "la", a).equal
+
     def test_records_of_assembled_models(self, tmp_path):
         weights = random_weights()
         for name, shards in (("a", 1), ("b", 3)):
