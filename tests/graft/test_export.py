@@ -85,7 +85,7 @@ def by_command(artifact, tmp_path_factory):
         ("deberta-v2", "question-answering", {}),
         ("modernbert", "feature-extraction", {}),
         ("bert", "feature-extraction", {"site": 0, "residual": "gated", "pooling": "none"}),
-        ("roberta", "text-classification", {"donor_reads": "text"}),
+        ("distilbert", "text-classification", {"donor_reads": "text"}),
         ("bert", "feature-extraction", {"donor_reads": "text", "donor_tokens": "own"}),
     ],
 )
