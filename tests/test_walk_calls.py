@@ -20,7 +20,7 @@ LOADERS = {
 }
 LOADING = "layer_surgeon/_loading.py"
 # Receivers of our own classes, which load through `_loading` or read safetensors and JSON alone.
-OURS = {"GraftedModel", "DonorLayer", "donor_class", "task_class"}
+OURS = {"GraftedModel", "DonorLayer", "DonorStack", "donor_class", "task_class"}
 MAY_LOAD = {
     ("layer_surgeon/graft/hosts.py", "loader.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/cost/shapes.py", "auto.from_config"): "with trust_remote_code=False",
