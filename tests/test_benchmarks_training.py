@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import finetune, gpu
+from benchmarks import finetune, gpu, states
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.finetune import FinetuneConfig
 from tests.support.classification import rows, save_host, word_tokenizer
@@ -96,3 +96,22 @@ def test_different_gpu_losses_are_reported(monkeypatch):
 
     monkeypatch.setattr(gpu, "take_steps", wrong)
     assert not gpu.check_losses(SETTING, 1)["agrees"]
+
+
+def test_the_verdict_on_kept_states_follows_from_the_numbers():
+    def run(arm, cpu_seconds, weights="a", loss=0.5):
+        numbers = {"cpu_seconds": cpu_seconds, "reading_cpu_seconds": 3.0, "accuracy": 0.7, "loss": loss}
+        return {"arm": arm, "seed": 1, "weights": weights, **numbers}
+
+    def summary(kept_seconds, computed_weights):
+        others = [run(states.COMPUTED, 30.0, computed_weights), run(states.IN_BATCHES, 25.0, "b", 0.51)]
+        return states.summarise([run(states.HOST_ALONE, 10.0), run(states.KEPT, kept_seconds), *others])
+
+    good, bad = summary(10.9, "a"), summary(11.1, "c")
+    assert all(good["aims"].values())
+    assert not any(bad["aims"].values())
+    assert good["over_host_alone"][states.COMPUTED] == 3.0
+    assert good["largest_difference_in_loss_in_batches"] == pytest.approx(0.01)
+    shown = states.show(bad, 1234)
+    assert shown.count("NOT MET") == 2
+    assert "1,234 bytes" in shown

@@ -20,12 +20,13 @@ LOADERS = {
 }
 LOADING = "layer_surgeon/_loading.py"
 # Receivers of our own classes, which load through `_loading` or read safetensors and JSON alone.
-OURS = {"GraftedModel", "DonorLayer", "task_class"}
+OURS = {"GraftedModel", "DonorLayer", "DonorStack", "donor_class", "task_class"}
 MAY_LOAD = {
     ("layer_surgeon/graft/hosts.py", "loader.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/cost/shapes.py", "auto.from_config"): "with trust_remote_code=False",
     ("layer_surgeon/donor/files.py", "SurgeonDonorConfig.get_config_dict"): "reads a config.json of our own class",
     ("layer_surgeon/donor/tensors.py", "family.from_pretrained"): "given None: weights come as tensors, not from files",
+    ("layer_surgeon/graft/graft_tokenizer.py", "cls.from_pretrained"): "our own class, from files that it has written",
     ("layer_surgeon/graft/storage.py", "super().from_pretrained"): "our own class, whose config was checked before",
 }
 

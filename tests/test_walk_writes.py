@@ -69,6 +69,7 @@ ALLOWED = {
     "layer_surgeon/finetune/checkpoints.py": {
         "rmtree": "checkpoint-<number> without a state, in the run's locked folder"
     },
+    "layer_surgeon/finetune/donor_states.py": {"save_file": "safetensors' own writer, at a path of `new_path`"},
     "layer_surgeon/finetune/folder.py": {
         "rmtree": "final/ of a run that was stopped, in its locked folder",
         "rmdir": "empty folders",

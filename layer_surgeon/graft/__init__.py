@@ -14,6 +14,7 @@ generation      shared by the tasks that generate text
 pooling, head   shared by several tasks
 reading         the states of a donor that reads text, and their norm
 graft_tokenizer `GraftTokenizer`: the host's tokens and the donor's own
+part_tokenizers load the tokenizers of host and donor, and check that a stack reads the host's tokens
 assemble        combine host, donor and settings
 build           `graft_layer` in memory, `save_graft` in a folder
 graft_facts     the facts of the model card

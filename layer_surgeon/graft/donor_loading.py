@@ -108,7 +108,8 @@ def open_donor(
             # The layer's artifact is missing, or the weights have changed: no file holds these weights.
             config["sha256"] = None
     else:
-        layer = _donor_class(settings).from_pretrained(str(folder), dtype=dtype)
+        donor_class = _donor_class(settings)
+        layer = donor_class.from_pretrained(str(folder), dtype=dtype)
     reference = _reference(config, layer)
     if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
         # In the Hub's cache, a snapshot's folder is named after its commit.
@@ -224,7 +225,8 @@ def _matching_folder(layer: Donor) -> Path | None:
     folder = _recorded_folder(layer)
     if folder is None:
         return None
-    stored = type(layer).from_pretrained(folder, dtype=layer.dtype).state_dict()
+    donor_class = type(layer)
+    stored = donor_class.from_pretrained(folder, dtype=layer.dtype).state_dict()
     loaded = layer.state_dict()
     if stored.keys() != loaded.keys():
         return None

@@ -40,8 +40,10 @@ def build_model(arm: Arm, task: str, seed: int, folder: StudyFolder) -> Any:
     else:
         donor: Any = open_layer(arm.donor, folder)
         if arm.control == "permuted":
-            donor_class = DonorStack if arm.donor.form == "stack" else DonorLayer
-            donor = permute_weights(donor_class.from_pretrained(str(donor.path)), seed)
+            path = str(donor.path)
+            is_stack = arm.donor.form == "stack"
+            donor = DonorStack.from_pretrained(path) if is_stack else DonorLayer.from_pretrained(path)
+            donor = permute_weights(donor, seed)
         model = graft_layer(arm.host, donor, task=task, **_settings(arm))
     if arm.lora is not None:
         _add_lora(model, dict(arm.lora))

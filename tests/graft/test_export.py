@@ -100,7 +100,7 @@ def by_command(artifact, tmp_path_factory):
         ("deberta-v2", "question-answering", {"host": {"num_hidden_layers": 1}}),
         ("modernbert", "feature-extraction", {}),
         ("bert", "feature-extraction", {"site": 0, "residual": "gated", "pooling": "none"}),
-        ("roberta", "text-classification", {"donor_reads": "text"}),
+        ("distilbert", "text-classification", {"donor_reads": "text"}),
         ("bert", "feature-extraction", {"donor_reads": "text", "donor_tokens": "own"}),
     ],
 )

@@ -431,6 +431,14 @@ class TestDonors:
         assert "| donor_norm | LayerNorm over the donor's states |" in card
         assert "None" not in card
 
+    @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}], ids=str)
+    @torch.no_grad()
+    def test_device_maps(self, device_map, own_graft, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        model = GraftedModel.from_pretrained(own_graft, device_map=device_map)
+        expected = GraftedModel.from_pretrained(own_graft)(**own_inputs()).logits
+        assert torch.equal(model(**own_inputs()).logits, expected)
+
     @torch.no_grad()
     def test_random_weights(self, stack, tmp_path):
         model = new_graft(stack, donor_init="random")
