@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._workers import Executor, threads_each
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import ConfigError, LayerSurgeonError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.executors import run_local, run_ray
 from layer_surgeon.study.layout import StudyFolder, locked
@@ -89,8 +89,14 @@ def run_study(
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
     folder.check()
     with locked(folder.lock, wait=False):
+        is_new = not folder.plan.exists()
         plan.write(folder.plan)
-        prepare_study(plan, folder, progress)
+        try:
+            prepare_study(plan, folder, progress)
+        except LayerSurgeonError:
+            if is_new:  # Nothing was trained, so the corrected command may use the same folder.
+                folder.plan.unlink(missing_ok=True)
+            raise
         cells = plan.cells()
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]
         if len(todo) < len(cells):

@@ -13,7 +13,7 @@ from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import ConfigError, DataError, SourceError
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
-from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.config import COLUMN_SETTINGS, FinetuneConfig
 from layer_surgeon.finetune.data import declared_names, prepare_evaluation
 from layer_surgeon.finetune.examples import Examples, hold_out
 from layer_surgeon.finetune.sources import RawData, load_data
@@ -39,8 +39,11 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
         SourceError, CheckpointError, ArtifactError: A host or a layer can't be read.
     """
     if get_task(plan.task).one_label_per_text:
+        # A data set's own columns come before those that the training settings name for all data sets.
+        common = {name: plan.finetune[name] for name in COLUMN_SETTINGS if plan.finetune.get(name) is not None}
         for spec in plan.data:
-            prepare_data_set(spec, folder.data(spec.name), plan.test_fraction, progress, task=plan.task)
+            settled = replace(spec, columns={**common, **spec.columns})
+            prepare_data_set(settled, folder.data(spec.name), plan.test_fraction, progress, task=plan.task)
     for host in dict.fromkeys(arm.host for arm in plan.arms):
         local_model(host, progress)  # An archive is unpacked before the first training.
     prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)

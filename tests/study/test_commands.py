@@ -102,6 +102,26 @@ def test_compare_runs_a_plan_file_and_repeats_it_from_its_folder(plan_file, here
     assert (tmp_path / "study-again" / "summary.json").is_file()
 
 
+def test_columns_are_named_with_set_and_a_study_that_failed_on_its_data_does_not_block_its_folder(
+    parts, here, tmp_path
+):
+    reviews = tmp_path / "mine.csv"
+    texts = (f"{word} film was the plot {number}" for number in range(12) for word in ("good", "bad"))
+    reviews.write_text("comment,kind,topic\n" + "".join(f"{text},x,{text.split()[0]}\n" for text in texts))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({**parts, "arms": ["host"], "data": [str(reviews)], "seeds": [1]}))
+    command = ("compare", "--config", str(plan), "--output", str(tmp_path / "study"), "--json")
+    failed = surgeon(*command)
+    assert (failed.exit_code, "mine.csv has no label column" in failed.output) == (1, True), failed.output
+    assert not (tmp_path / "study" / "study.yaml").exists()
+    columns = ("--set", "finetune.label_column=topic", "--set", "finetune.text_column=comment")
+    corrected = surgeon(*command, *columns)
+    assert corrected.exit_code == 0, corrected.stdout
+    assert json.loads(corrected.stdout)["done"] == 1
+    test_rows = (tmp_path / "study" / "data" / "mine" / "test.jsonl").read_text().splitlines()
+    assert {json.loads(row)["label"] for row in test_rows} == {"good", "bad"}
+
+
 def test_a_dry_run_counts_trainings_and_estimates_their_time(plan_file, tmp_path):
     place = tmp_path / "study"
     result = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--dry-run", "--json")
