@@ -85,6 +85,9 @@ ALLOWED = {
         "unlink": "states of a depth that are no longer needed, in the same folder",
     },
     "layer_surgeon/run/shares.py": {"unlink": "the note of a failure of an earlier run, in the run's locked folder"},
+    "layer_surgeon/study/compare.py": {
+        "unlink": "the plan of a new study whose data can't be read, in its locked folder"
+    },
     "layer_surgeon/donor/frozen.py": {"save_file": "safetensors' own writer, at a path of `new_path`"},
     "layer_surgeon/graft/donor_store.py": {"link": "weights into a folder of `new_folder`"},
     "layer_surgeon/graft/export.py": {
