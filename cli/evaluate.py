@@ -48,11 +48,10 @@ def evaluate(
     with usage():
         FinetuneConfig(**settings)
     folder = model or str(ui.latest("run"))
-
-    from layer_surgeon.finetune import evaluate_model
-
-    data = dataset or _test_data(folder)
     with nothing_kept():
+        from layer_surgeon.finetune import evaluate_model
+
+        data = dataset or _test_data(folder)
         result = evaluate_model(folder, data, split=split, donor=donor, progress=ui.progress, **settings)
     metrics = result.metrics
     if not ui.as_json:

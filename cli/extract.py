@@ -145,7 +145,11 @@ def _show(ui: Ui, artifact: LayerArtifact) -> None:
         }
     )
     reads = " --donor-reads text" if artifact.config.get("embeddings") else ""
-    ui.line(f"Next: [bold]surgeon graft bert-base-uncased{reads}[/]")
+    # A donor from the Hub is named owner/name. Without it, the Hub may be out of reach.
+    is_offline = donor["name"].startswith("packaged:") or donor.get("commit") is None
+    host = "HOST" if is_offline else "bert-base-uncased"
+    hint = " (HOST: a folder, packaged:all-MiniLM-L6-v2, or a Hub id such as bert-base-uncased)" if is_offline else ""
+    ui.line(f"Next: [bold]surgeon graft {host}{reads}[/]{hint}")
 
 
 def _embeddings(artifact: LayerArtifact) -> dict[str, Any]:

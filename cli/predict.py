@@ -58,19 +58,18 @@ def predict(
     if output is not None and output.suffix.lower() not in _FORMATS:
         raise UsageError(f"--output {output}: the suffix must be one of {', '.join(_FORMATS)}.")
     folder = model or str(ui.latest("run"))
-
-    from layer_surgeon import finetune
-    from layer_surgeon.finetune.evaluation import load_texts, trained_task
-
-    task = get_task(trained_task(folder, config))
-    inputs: Sequence[Any]
-    if input:
-        inputs = load_texts(input, config, task.name)
-    else:
-        inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
-        if task.columns.pair:
-            inputs = [_split_pair(text, *task.columns.titles[:2]) for text in inputs]
     with nothing_kept():
+        from layer_surgeon import finetune
+        from layer_surgeon.finetune.evaluation import load_texts, trained_task
+
+        task = get_task(trained_task(folder, config))
+        inputs: Sequence[Any]
+        if input:
+            inputs = load_texts(input, config, task.name)
+        else:
+            inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
+            if task.columns.pair:
+                inputs = [_split_pair(text, *task.columns.titles[:2]) for text in inputs]
         predictions = finetune.predict(folder, inputs, donor=donor, progress=ui.progress, **settings)
     if output is not None:
         _write(predictions, output)

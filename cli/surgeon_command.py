@@ -39,7 +39,11 @@ class SurgeonCommand(TyperCommand):
         names = [name for parameter in self.params for name in parameter.opts if name.startswith("--")]
         similar = [name for name in names if _initials(name) == flag.lstrip("-")] or get_close_matches(flag, names, n=1)
         error.possibilities = None
-        if similar:
+        if flag == "--model" and "graft" in [parameter.name for parameter in self.params]:
+            error.message = (
+                f"No such option: {flag}. Name the graft without an option, as in: surgeon finetune my-graft"
+            )
+        elif similar:
             error.message = f"No such option: {flag}. Did you mean {similar[0]}?"
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:

@@ -21,10 +21,11 @@ def summary(data: TaskData, sets: Mapping[str, TokenizedDataset], config: Finetu
     sizes = ", ".join(
         f"{_size(data) if name == 'train' else f'{len(part):,}'} {name}" for name, part in data.splits.items()
     )
-    held_out = f" (held out of the training data, {config.validation_fraction:.0%})" if data.held_out else ""
+    held_out = f"; validation is {config.validation_fraction:.0%} of the training data" if data.held_out else ""
     if data.held_out and data.stream is not None:
-        held_out = " (held out of the first rows of the training data)"
-    classes = f", {len(data.label_names)} classes" if data.label_names else ""
+        held_out = "; validation is from the first rows of the training data"
+    separator = ";" if held_out else ","
+    classes = f"{separator} {len(data.label_names)} classes" if data.label_names else ""
     lines = [f"{data.name}: {sizes} examples{held_out}{classes}."]
     lines += _balance(data)
     lines += _implausible_rates(config)

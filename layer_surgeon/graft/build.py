@@ -187,7 +187,7 @@ def _matched_notice(loudness: float) -> str:
         f"With the paper's initialisation, the output of this graft would be {loudness:,.0f} times as large as the "
         "host's vectors (RMS). Such grafts were worse than the host alone, so the projections were scaled "
         '(projection_init is now matched): see "When the donor is loud" in docs/graft.md. For the paper\'s '
-        "initialisation, set projection_init to default."
+        "initialisation, set projection_init to default (surgeon graft: --recipe paper)."
     )
 
 

@@ -4,7 +4,7 @@ The text of a cell is not escaped; the templates do that. Tables are sorted by t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layer_surgeon.report import words as say
 from layer_surgeon.report.load import StudyReport
@@ -21,11 +21,13 @@ class Column:
         name: The title.
         number: Whether the cells are numbers.
         long: Whether the cells are sentences.
+        rare: Whether the column is left out where the window is too narrow for it.
     """
 
     name: str
     number: bool = False
     long: bool = False
+    rare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ def _table(caption: str, columns: Iterable[Column], rows: Iterable[Sequence[Cell
     return ReportTable(caption=caption, columns=tuple(columns), rows=tuple(tuple(row) for row in rows))
 
 
-def _numbers(*names: str) -> list[Column]:
-    return [Column(name=name, number=True) for name in names]
+def _numbers(*names: str, rare: bool = False) -> list[Column]:
+    return [Column(name=name, number=True, rare=rare) for name in names]
 
 
 def _number(value: float | None, text: Callable[[float], str], *, strong: bool = False) -> Cell:
@@ -91,8 +93,10 @@ def scores_table(table: Table, summary: Summary) -> ReportTable:
         Column(name="arm"),
         *_numbers(say.metric_name(summary), "deviation"),
         Column(name=f"against {summary.reference}"),
-        *_numbers("95 % over seeds", "95 % over examples", "seeds", "trained", "training", "examples trained on"),
-        *_numbers(*(name.replace("_", " ") for name in others)),
+        *_numbers("95 % over seeds"),
+        *_numbers("95 % over examples", rare=True),
+        *_numbers("seeds", "trained", "training"),
+        *_numbers("examples trained on", *(name.replace("_", " ") for name in others), rare=True),
     ]
     best = summary.best(table.rows)
     rows = [_score_cells(table, row, summary, others, best=row.mean == best) for row in table.rows]
@@ -121,11 +125,11 @@ def differences_table(table: Table, summary: Summary) -> ReportTable:
     """Return the table of comparisons, with their tests and verdicts."""
     columns = [
         Column(name="comparison"),
-        *_numbers("difference", "95 % interval", "p", "p (Holm)", "effect size", "p (t-test)", "p (permutation)"),
+        *_numbers("difference", "95 % interval", "p", "p (Holm)", "effect size"),
+        *_numbers("p (t-test)", "p (permutation)", rare=True),
         *([] if summary.equivalence is None else _numbers("p (equivalence)")),
         *_numbers("seeds"),
         Column(name="verdict"),
-        Column(name="in words", long=True),
     ]
     rows = [_difference_cells(comparison, summary) for comparison in table.comparisons]
     return _table(f"Comparisons on {place_of(table)}", columns, rows)
@@ -144,8 +148,7 @@ def _difference_cells(comparison: Comparison, summary: Summary) -> list[Cell]:
         _number(comparison.permutation, say.say_optional_p),
         *([] if summary.equivalence is None else [_number(comparison.p_equivalence, say.say_optional_p)]),
         _number(len(comparison.seeds), lambda value: f"{value:g}"),
-        _outcome(summary.outcome(comparison), "no test possible"),
-        Cell(text=comparison.words),
+        replace(_outcome(summary.outcome(comparison), "no test possible"), hint=comparison.words),
     ]
 
 

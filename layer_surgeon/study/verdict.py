@@ -84,7 +84,8 @@ def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
     """Return one or two sentences about the whole study."""
     if not tables:
         return "Nothing is finished yet."
-    missing_text = f" {missing} trainings are still missing." if missing else ""
+    missing_words = "1 training is" if missing == 1 else f"{missing} trainings are"
+    missing_text = f" {missing_words} still missing." if missing else ""
     comparisons = [(_describe_test(table, tables), c) for table in tables for c in table.comparisons]
     if not comparisons:
         return f"No two arms can be compared yet.{missing_text}"

@@ -60,7 +60,7 @@ def test_a_model_from_nowhere_still_needs_a_tokenizer(desk):
 
 def test_commands_say_which_graft_layer_and_run_they_use(desk, tmp_path):
     extracted = surgeon_here("extract", desk / "llm", "-o", "lay", cwd=tmp_path)
-    assert "Next: surgeon graft" in extracted.out
+    assert "Next: surgeon graft HOST (HOST: a folder, packaged:all-MiniLM-L6-v2, or" in flat(extracted.out)
     grafted = surgeon_here("graft", desk / "bert", "-o", "first", cwd=tmp_path)
     assert grafted.code == 0, grafted.err
     assert "Using the latest layer: lay\n" in grafted.err
@@ -154,6 +154,7 @@ def test_typing_errors_get_suggestions(desk, tmp_path):
     assert "No such command 'extrct'. Did you mean extract?" in error("extrct")
     assert "No such option: --lr. Did you mean --learning-rate?" in error("finetune", "--lr", "3")
     assert "No such option: --datset. Did you mean --dataset?" in error("finetune", "--datset", "x.csv")
+    assert "No such option: --model. Name the graft without an option" in error("finetune", "--model", "my-graft")
     message = error("finetune", "--precision", "fp8")
     assert "'fp8' is not one of 'fp32', 'bf16', 'fp16'" in message
     assert "Value error" not in message
@@ -192,6 +193,10 @@ def test_interrupted_predict_and_evaluate_promise_nothing(desk, tmp_path, monkey
         stopped = surgeon_here(*command, cwd=tmp_path)
         assert stopped.code == 1
         assert stopped.err.splitlines()[-1] == "error: Interrupted. Nothing was written."
+    # Also while the texts are read, before the model is loaded.
+    monkeypatch.setattr("layer_surgeon.finetune.evaluation.load_texts", interrupt)
+    stopped = surgeon_here("predict", "-m", "graft", "--input", desk / "reviews.csv", cwd=tmp_path)
+    assert stopped.err.splitlines()[-1] == "error: Interrupted. Nothing was written."
 
 
 def test_a_moved_project_still_works(desk, tmp_path):
