@@ -74,8 +74,12 @@ NOT_RUN = {
         "tests/graft/test_graft_docs.py runs the three examples",
     )
     | {"surgeon export": EXPORT},
-    "docs/index.md": {"make demo": REAL, "python3 -m venv": "installs the package"},
-    "docs/quickstart.md": {"python3 -m venv": "installs the package", "surgeon compare": STUDY},
+    "docs/index.md": {"make demo": REAL, "python3 -m venv": "installs the package", "source ": "activates it"},
+    "docs/quickstart.md": {
+        "python3 -m venv": "installs the package",
+        "source ": "activates it",
+        "surgeon compare": STUDY,
+    },
     "docs/select.md": {"surgeon": STUDY},
 }
 # The tutorial of this page, which tests/finetune/test_tutorial.py runs, except for its first block.

@@ -315,8 +315,8 @@ def test_summary_before_training(tmp_path, workspace):
     plan = plan_finetuning(classifier(), path, streaming=True, max_eval_samples=10, num_epochs=1, **arguments)
     assert (plan.steps, plan.steps_per_epoch, plan.examples["train"]) == (38, 4, 1200)
     assert (
-        "a: 1,200 streamed train, 10 validation examples; validation is from the first rows of the training data; 2 classes."
-        in (progress.notices)
+        "a: 1,200 streamed train, 10 validation examples; validation is from the first rows of the training data; "
+        "2 classes." in (progress.notices)
     )
     assert any(line.startswith("Classes in training: good 9") for line in progress.notices)
     assert any("the stream seems to be sorted" in line and "10,000 rows at a time" in line for line in progress.notices)

@@ -41,7 +41,8 @@ class TestSummary:
     def test_sizes_and_balance(self, workspace):
         made = [*rows(40, labels=("bad", "good")), *({"text": "the film was good", "label": "good"} for _ in range(10))]
         said = notices({"train": made, "test": rows(6, labels=("bad", "good"))}, workspace)
-        assert "data: 40 train, 10 validation, 6 test examples; validation is 20% of the training data; 2 classes." in said
+        sizes = "data: 40 train, 10 validation, 6 test examples; validation is 20% of the training data; 2 classes."
+        assert sizes in said
         assert "Classes in training: good 60.0%, bad 40.0%." in said
         assert not any(line.startswith("Rare") for line in said)
 
