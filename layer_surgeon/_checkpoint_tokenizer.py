@@ -26,7 +26,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase
             if isinstance(checkpoint.table, GgufTable):
                 path = Path(folder) / "header.gguf"
                 write_bytes(path, checkpoint.table.header_bytes())
-                return load_gguf_tokenizer(path)
+                return load_gguf_tokenizer(path, checkpoint.model_type)
             # Some tokenizers without a class of their own are chosen by the model's family.
             write_json(Path(folder) / "config.json", dict(checkpoint.config))
             for name, content in read_companions(checkpoint).items():
@@ -42,7 +42,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase
             ) from error
 
 
-def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
+def gguf_tokenizer_files(table: GgufTable, model_type: str) -> dict[str, bytes]:
     """Make the tokenizer's files from the header of a GGUF file, by name.
 
     Raises:
@@ -52,5 +52,5 @@ def gguf_tokenizer_files(table: GgufTable) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
         folder = Path(name)
         write_bytes(folder / "header.gguf", table.header_bytes())
-        load_gguf_tokenizer(folder / "header.gguf").save_pretrained(folder / "tokenizer")
+        load_gguf_tokenizer(folder / "header.gguf", model_type).save_pretrained(folder / "tokenizer")
         return {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir() if file.is_file()}

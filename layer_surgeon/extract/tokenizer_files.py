@@ -65,7 +65,8 @@ def read_gguf_tokenizer(checkpoint: Checkpoint, progress: Progress) -> dict[str,
     if not isinstance(checkpoint.table, GgufTable) or "tokenizer.json" in companion_files(checkpoint):
         return {}
     try:
-        files = import_module("layer_surgeon._checkpoint_tokenizer").gguf_tokenizer_files(checkpoint.table)
+        module = import_module("layer_surgeon._checkpoint_tokenizer")
+        files = module.gguf_tokenizer_files(checkpoint.table, checkpoint.model_type)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
         return {}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from datasets import Dataset
-from transformers import PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig
 
 from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import open_checkpoint
@@ -14,7 +14,7 @@ from layer_surgeon.run import text_list
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.text_list import TextList, read_texts
 from layer_surgeon.run.tokenizing import tokenize_texts
-from tests.support.gguf_models import write_model
+from tests.support.gguf_models import VOCABULARY, write_model
 from tests.support.recorder import Recorder
 
 
@@ -130,3 +130,13 @@ def test_gguf_without_tokenizer(tmp_path):
     write_model(tmp_path / "model.gguf", "llama", "F32")
     with pytest.raises(SourceNotFoundError, match=r"model\.gguf has no tokenizer that can be loaded"):
         load_checkpoint_tokenizer(open_checkpoint(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "phi3", "falcon"])
+def test_gguf_tokenizers_are_those_of_transformers(tmp_path, architecture):
+    write_model(tmp_path / "model.gguf", architecture, "F32", general=VOCABULARY)
+    loaded = load_checkpoint_tokenizer(open_checkpoint(tmp_path / "model.gguf"))
+    expected = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    assert type(loaded) is type(expected)
+    assert loaded.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    assert loaded.special_tokens_map == expected.special_tokens_map
