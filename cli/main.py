@@ -27,7 +27,7 @@ COMMANDS = {
     "predict": "Label texts, answer questions or write with a trained model.",
     "compare": "Compare arms over seeds, data sets and test sets, with statistics.",
     "sweep": "Train with each donor layer, pair of layers or site, and plot which is best.",
-    "select": "Find the best layer, pair or site at a fraction of the cost of a sweep.",
+    "select": "Find the best layer, pair, site or depth at a fraction of the cost of a sweep.",
     "report": "Write the report of a study: a page with verdict, tables and plots; also Markdown, CSV, LaTeX and PNG.",
     "synthesize": "Write training texts for each label with a language model.",
     "export": "Export a graft for other runtimes.",

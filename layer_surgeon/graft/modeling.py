@@ -84,7 +84,8 @@ class GraftedModel(StoredModel):
         self, config: SurgeonGraftConfig, host: PreTrainedModel | None = None, with_donor: bool = True
     ) -> None:
         super().__init__(config)
-        settings = config.settings
+        # Making the settings reads JSON, which torch.compile can't trace in `forward`.
+        settings = self._settings = config.settings
         self.pooling = settings.pooling or "none"
         self.host_kind = host_kind(config.host_config)
         self.host, target = prepare_host(
@@ -222,7 +223,7 @@ class GraftedModel(StoredModel):
         Raises:
             GraftError: The inputs are not those that this donor reads, or the states have the wrong shape.
         """
-        settings = self.config.settings
+        settings = self._settings
         own = {"donor_input_ids": donor_input_ids, "donor_attention_mask": donor_attention_mask}
         if not settings.reads_text or settings.donor_tokens == "host":
             names = [name for name, value in own.items() if value is not None]

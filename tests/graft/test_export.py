@@ -36,7 +36,7 @@ def documented(page):
 
 # As on the pages, whose test leaves them out.
 TO_ONNX, TO_TORCH = documented("docs/graft.md")
-(OF_THE_LATEST,) = documented("README.md")
+OF_THE_LATEST = ["export", "--format", "onnx", "--output", "model.onnx"]
 
 
 @pytest.fixture
