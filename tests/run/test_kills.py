@@ -6,6 +6,7 @@ SURGEON_KILLS=50 kills at so many random moments; SURGEON_KILLS_SEED chooses the
 import os
 import random
 import signal
+import traceback
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ def run_in_a_child(step, *arguments, **keywords):
             run_layers(*arguments, **keywords)
             code = 0
         finally:
+            if code:
+                traceback.print_exc()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
