@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from layer_surgeon.donor import DonorLayer, DonorStack  # noqa: E402
 from layer_surgeon.donor.checkpoint_names import checkpoint_names  # noqa: E402
 from layer_surgeon.donor.entrance import EntrancePlan, plan_entrance  # noqa: E402
 from layer_surgeon.donor.family import family_config, find_stack, model_class  # noqa: E402
+from layer_surgeon.donor.probe import probe_layer  # noqa: E402
 from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
 from layer_surgeon.extract import extract_layer  # noqa: E402
 from layer_surgeon.extract.embeddings import find_embeddings  # noqa: E402
@@ -179,8 +180,10 @@ def compare(model: Any) -> dict[str, Any]:
         with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
             names = list(file.keys())
         whole = layers_prefix(names).rstrip(".")
-        served = check(model, checkpoint)
-        before = check_stack(model, checkpoint, stack if whole.endswith(stack) else whole)
+        before, traits = check_stack(model, checkpoint, stack if whole.endswith(stack) else whole)
+        # Each layer of an exact stack got and returned what it does in the model, so one of them is enough here.
+        indices = range(model.config.num_hidden_layers)
+        served = [*traits[:-1], *check(model, checkpoint, indices[-1:] if traits else indices)]
         own_names = check_own_names(model, names, Path(folder) / "own-names")
     return {
         "stack": stack if whole.endswith(stack) else whole,
@@ -216,11 +219,11 @@ def make_model(model_type: str, **overrides: Any) -> Any:
     return model
 
 
-def check(model: Any, checkpoint: Path) -> list[Any]:
-    """Compare the layers inside the model with `DonorLayer`s from its checkpoint. Returns the traits of these."""
+def check(model: Any, checkpoint: Path, indices: Sequence[int]) -> list[Any]:
+    """Compare layers inside the model with `DonorLayer`s from its checkpoint. Returns the traits of these."""
     served, refusals = [], []
     number = model.config.num_hidden_layers
-    for index in range(number):
+    for index in indices:
         try:
             donor = DonorLayer.from_pretrained(cut_artifact(checkpoint, [index], checkpoint / f"layer-{index}"))
         except LayerSurgeonError as error:
@@ -242,8 +245,10 @@ def check(model: Any, checkpoint: Path) -> list[Any]:
     return served
 
 
-def check_stack(model: Any, checkpoint: Path, stack_path: str) -> dict[str, Any]:
-    """Compare a `DonorStack` of all layers with the model at each depth. Returns what acts before layer 0.
+def check_stack(model: Any, checkpoint: Path, stack_path: str) -> tuple[dict[str, Any], list[Any]]:
+    """Compare a `DonorStack` of all layers with the model at each depth.
+
+    Returns what acts before layer 0, and the traits of the layers: none if there is no exact stack.
 
     `embeddings` are the names of its weights, also of those that only some models of the family have
     (`optional_embeddings`). `token_table` is the one with a row per token, if nothing else depends on the token ids.
@@ -257,20 +262,25 @@ def check_stack(model: Any, checkpoint: Path, stack_path: str) -> dict[str, Any]
             raise RefusedError(f"extract finds other embeddings than {names}")
         stack = DonorStack.from_pretrained(save_stack(model, opened.num_layers, checkpoint.with_name("stack")))
     except LayerSurgeonError as error:
-        return {"embeddings_refused": shorten(error)}
+        return {"embeddings_refused": shorten(error)}, []
     for padding in PADDINGS:
         largest_difference = stack_difference(model, stack, padding)
         if largest_difference != 0:
-            return {"embeddings_refused": f"its states differ by {largest_difference:.2g} (padding: {padding})"}
+            return {"embeddings_refused": f"its states differ by {largest_difference:.2g} (padding: {padding})"}, []
     root = opened.layer_prefix(0).removesuffix(f"{stack_path}.0.")
     stored_as = {name: stored.removeprefix(root) for name, stored in names.items() if stored != root + name}
     optional = more_embeddings(opened.model_type, plan)
-    return {
+    before = {
         "embeddings": [*plan.shapes, *optional],
         **({"optional_embeddings": optional} if optional else {}),
         "token_table": plan.token_table if reads_only_table(stack, plan) else None,
         **({"stored_as": stored_as} if stored_as else {}),
     }
+    layers = stack.layers
+    return before, [
+        probe_layer(scaffold, layer, layers.hidden_size)
+        for scaffold, layer in zip(layers.scaffolds, layers.layers, strict=True)
+    ]
 
 
 def more_embeddings(family: str, plan: EntrancePlan) -> list[str]:

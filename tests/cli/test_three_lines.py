@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM, pipeline, set_seed
 
 from layer_surgeon import Workspace
-from tests.support.command_line import surgeon
+from tests.support.command_line import surgeon, surgeon_forked
 from tests.support.loopback_hub import LoopbackHub
 
 THREE_LINES = """\
@@ -109,7 +109,9 @@ def journey(tmp_path_factory):
             program, *arguments = shlex.split(line)
             assert program == "surgeon"
             hub.reset_log()
-            result = surgeon(*arguments, cwd=working_folder, env={"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN})
+            # graft and finetune import torch.
+            run = surgeon if arguments[0] == "extract" else surgeon_forked
+            result = run(*arguments, cwd=working_folder, env={"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN})
             steps.append((result, list(hub.requests), hub.bytes_sent()))
     return {"donor": donor, "host": host, "folder": working_folder, "steps": steps}
 

@@ -19,7 +19,7 @@ from layer_surgeon.tasks import TASKS, register_task
 from layer_surgeon.tasks import task as task_module
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import rows, save_host
-from tests.support.command_line import surgeon, surgeon_together
+from tests.support.command_line import surgeon_together
 from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
 from tests.support.toy_task import STAR_RATING, GraftedModelForStarRating, StarMetrics
 
@@ -127,14 +127,16 @@ def test_it_is_compared(parts, tmp_path, plugin):
 
 @pytest.mark.slow
 def test_the_shell_knows_it(parts, tmp_path, plugin):
-    assert TASK in surgeon("graft", "--help", cwd=tmp_path, env={"COLUMNS": "300"}).out
-    refused, *done, predicted = surgeon_together(
+    shown, refused, *done, predicted = surgeon_together(
+        ("graft", "--help"),
         ("graft", parts["host"], "--task", "translation"),
         ("graft", parts["host"], "--donor", parts["donor"], "--task", TASK),
         ("finetune", "--dataset", parts["data"], "--max-steps", 2, "--batch-size", 8),
         ("predict", "the film was good"),
         cwd=tmp_path,
+        env={"COLUMNS": "300"},
     )
+    assert TASK in shown.out
     assert refused.code == 2
     assert all(name in refused.err for name in TASKS)
     assert [result.code for result in done] == [0, 0], done
