@@ -6,6 +6,7 @@ SURGEON_KILLS=50 kills at so many random moments; SURGEON_KILLS_SEED chooses the
 import os
 import random
 import signal
+import threading
 import traceback
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from layer_surgeon import HiddenStates, run_layers
 from layer_surgeon.run import run_folder, share_process, shares, state_files
 
+# Loading a model patches transformers for a moment, which threads would leave patched.
+ONE_AT_A_TIME = threading.Lock()
 KILLS = int(os.environ.get("SURGEON_KILLS", "10"))
 SETTINGS = {"pool": "none", "batch_tokens": 20, "score": True}
 
@@ -62,7 +65,8 @@ def run_in_a_child(step, *arguments, **keywords):
 def run_share_here(module, arguments, log, environment, running, *, stdin):
     """In place of a process of its own, which is killed with this one."""
     log.touch()
-    return share_process.main(arguments)
+    with ONE_AT_A_TIME:
+        return share_process.main(arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")

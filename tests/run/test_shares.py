@@ -4,6 +4,7 @@ Most tests run the processes' program in threads of this process, because each p
 """
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,8 @@ from tests.support.loopback_hub import LoopbackHub
 from tests.support.numbered_texts import as_text, random_tokens
 from tests.support.recorder import Recorder
 
+# Loading a model patches transformers for a moment, which threads would leave patched.
+ONE_AT_A_TIME = threading.Lock()
 SETTINGS = {"batch_tokens": 20, "score": True}
 
 
@@ -35,7 +38,8 @@ def here(monkeypatch):
     def run(module, arguments, log, environment, running, *, stdin):
         assert module == share_process.__name__
         ran.append(int(arguments[1]))
-        code = share_process.main(arguments)
+        with ONE_AT_A_TIME:
+            code = share_process.main(arguments)
         log.touch()
         return code
 
