@@ -56,7 +56,7 @@ def import_shares(arguments: list[str], folder: Path) -> dict[str, float]:
 def call_shares(arguments: list[str], folder: Path) -> dict[str, float]:
     """Return the share of a command's processor time in each function of another library that our code calls."""
     subprocess.run([sys.executable, "-c", _PROFILED, *arguments], cwd=folder, capture_output=True, check=True)
-    profile = pstats.Stats(str(folder / "profile")).stats  # type: ignore[attr-defined]  # it has it
+    profile = pstats.Stats(str(folder / "profile")).stats  # type: ignore[attr-defined]  # set in __init__, but missing in the type stubs
     total = max(row[3] for row in profile.values())
     shares: Counter[str] = Counter()
     for (path, _, function), (*_, callers) in profile.items():

@@ -145,10 +145,10 @@ def _show(ui: Ui, artifact: LayerArtifact) -> None:
         }
     )
     reads = " --donor-reads text" if artifact.config.get("embeddings") else ""
-    # A donor from the Hub is named owner/name. Without it, the Hub may be out of reach.
-    is_offline = donor["name"].startswith("packaged:") or donor.get("commit") is None
-    host = "HOST" if is_offline else "bert-base-uncased"
-    hint = " (HOST: a folder, packaged:all-MiniLM-L6-v2, or a Hub id such as bert-base-uncased)" if is_offline else ""
+    # Only a donor from the Hub shows that a host can be downloaded from it.
+    is_from_hub = donor.get("commit") is not None and not donor["name"].startswith("packaged:")
+    host = "bert-base-uncased" if is_from_hub else "HOST"
+    hint = "" if is_from_hub else " (HOST: a folder, packaged:all-MiniLM-L6-v2, or a Hub id such as bert-base-uncased)"
     ui.line(f"Next: [bold]surgeon graft {host}{reads}[/]{hint}")
 
 

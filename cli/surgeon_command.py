@@ -41,7 +41,7 @@ class SurgeonCommand(TyperCommand):
         error.possibilities = None
         if flag == "--model" and "graft" in [parameter.name for parameter in self.params]:
             error.message = (
-                f"No such option: {flag}. Name the graft without an option, as in: surgeon finetune my-graft"
+                f"No such option: {flag}. Name the graft without an option, as in: surgeon {self.name} my-graft"
             )
         elif similar:
             error.message = f"No such option: {flag}. Did you mean {similar[0]}?"

@@ -9,7 +9,7 @@ from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._loading import load_gguf_tokenizer, load_tokenizer
 from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.companions import read_companions
+from layer_surgeon.checkpoint.companions import is_tokenizer_file, read_companions
 from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.errors import LayerSurgeonError, SourceNotFoundError
 
@@ -24,9 +24,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
         try:
             if isinstance(checkpoint.table, GgufTable):
-                path = Path(folder) / "header.gguf"
-                write_bytes(path, checkpoint.table.header_bytes())
-                return load_gguf_tokenizer(path, checkpoint.model_type)
+                return _load_from_header(checkpoint.table, checkpoint.model_type, Path(folder))
             # Some tokenizers without a class of their own are chosen by the model's family.
             write_json(Path(folder) / "config.json", dict(checkpoint.config))
             for name, content in read_companions(checkpoint).items():
@@ -49,8 +47,19 @@ def gguf_tokenizer_files(table: GgufTable, model_type: str) -> dict[str, bytes]:
         ValueError, OSError, KeyError, TypeError, ImportError: As `load_gguf_tokenizer`.
         SourceError: The header can't be read.
     """
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as name:
-        folder = Path(name)
-        write_bytes(folder / "header.gguf", table.header_bytes())
-        load_gguf_tokenizer(folder / "header.gguf", model_type).save_pretrained(folder / "tokenizer")
-        return {file.name: file.read_bytes() for file in (folder / "tokenizer").iterdir() if file.is_file()}
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
+        return saved_files(_load_from_header(table, model_type, Path(folder)))
+
+
+def saved_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """The files that a tokenizer saves, by name, without chat templates in folders."""
+    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
+        tokenizer.save_pretrained(folder)
+        files = [path for path in Path(folder).iterdir() if path.is_file() and is_tokenizer_file(path.name)]
+        return {path.name: path.read_bytes() for path in files}
+
+
+def _load_from_header(table: GgufTable, model_type: str, folder: Path) -> PreTrainedTokenizerBase:
+    path = folder / "header.gguf"
+    write_bytes(path, table.header_bytes())
+    return load_gguf_tokenizer(path, model_type)

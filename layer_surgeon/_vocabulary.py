@@ -8,23 +8,20 @@ middle of one. Tokens that are parts of a character are matched byte by byte.
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
+from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer, saved_files
 from layer_surgeon._limits import MAX_VOCABULARY, check_size
 from layer_surgeon._loading import load_tokenizer
 from layer_surgeon._text import first_line, without_secrets
 from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.companions import is_tokenizer_file
 from layer_surgeon.errors import DataError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.extract.vocabulary import VocabularyMap
 
@@ -51,9 +48,9 @@ def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | Non
     """
     try:
         tokenizer = load_tokenizer(host, token=token)
+    except LayerSurgeonError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        if isinstance(error, LayerSurgeonError):
-            raise
         raise SourceNotFoundError(
             f"{without_secrets(host)} has no tokenizer that can be loaded ({first_line(error)}), so its vocabulary is "
             "unknown. Name a host with a tokenizer.json: a folder, a repo id or packaged:NAME."
@@ -81,7 +78,7 @@ def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | Non
             str(tokens[token_id]): None if counterpart is None else donor.tokenizer.convert_ids_to_tokens(counterpart)
             for token_id, counterpart in sorted(counterparts.items())
         },
-        files=_files(tokenizer),
+        files=saved_files(tokenizer),
     )
 
 
@@ -174,16 +171,6 @@ def _byte_of() -> dict[str, int]:
     return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
-def _files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
-        tokenizer.save_pretrained(folder)
-        return {
-            file.name: file.read_bytes()
-            for file in Path(folder).iterdir()
-            if file.is_file() and is_tokenizer_file(file.name)
-        }
-
-
 class _Donor:
     """The donor's tokenizer.
 
@@ -213,8 +200,8 @@ class _Donor:
             token_id: int | None = getattr(self.tokenizer, f"{name}_id", None)
             if token_id is not None:
                 return token_id
-        same = self._vocabulary.get(str(token))
-        return same if same in self.tokenizer.all_special_ids else None
+        same_string = self._vocabulary.get(str(token))
+        return same_string if same_string in self.tokenizer.all_special_ids else None
 
     def split(self, strings: list[str | bytes]) -> list[tuple[int, ...] | None]:
         """The tokens of each string; None if it has none."""
@@ -222,7 +209,7 @@ class _Donor:
         whole = sorted({text for text in texts.values() if text is not None})
         encoded: Any = self.tokenizer(whole, add_special_tokens=False, return_attention_mask=False) if whole else {}
         ids_of = dict(zip(whole, encoded.get("input_ids", ()), strict=True))
-        found = []
+        token_ids = []
         for string in strings:
             if isinstance(string, bytes):
                 tokens = self._split_bytes(string)
@@ -230,8 +217,8 @@ class _Donor:
                 tokens = ids_of[text]
             else:
                 tokens = self._split_in_word(string)
-            found.append(tuple(tokens) or None)
-        return found
+            token_ids.append(tuple(tokens) or None)
+        return token_ids
 
     def _as_text(self, string: str) -> str | None:
         """The text that the tokenizer splits into the string's tokens; None if it would take it as a word's start."""

@@ -248,7 +248,8 @@ def check(model: Any, checkpoint: Path, indices: Sequence[int]) -> list[Any]:
 def check_stack(model: Any, checkpoint: Path, stack_path: str) -> tuple[dict[str, Any], list[Any]]:
     """Compare a `DonorStack` of all layers with the model at each depth.
 
-    Returns what acts before layer 0, and the traits of the layers: none if there is no exact stack.
+    Returns a record of what acts before layer 0, and the traits of the layers. The list of traits is empty if the stack
+    isn't exact.
 
     `embeddings` are the names of its weights, also of those that only some models of the family have
     (`optional_embeddings`). `token_table` is the one with a row per token, if nothing else depends on the token ids.

@@ -70,6 +70,11 @@ class SurgeonDonorConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         return family_config(self.donor_config)
 
     @property
+    def vocabulary(self) -> dict[str, Any] | None:
+        """What the rows of the token table stand for: name, size, sha256, rule; None: the donor's own tokens."""
+        return None if self.embeddings is None else self.embeddings.get("vocabulary")
+
+    @property
     def hidden_size(self) -> int:
         """Width of the layers' input and output."""
         return int(self.family_config().hidden_size)

@@ -51,8 +51,8 @@ class DonorStack(FrozenDonor):
         """
         self._check_kind(config, "This config")
         if entrance is None:
-            vocabulary = (config.embeddings or {}).get("vocabulary")
-            entrance = DonorEntrance.random(plan_entrance(family_of(config)), vocabulary and vocabulary["size"])
+            num_rows = None if config.vocabulary is None else config.vocabulary["size"]
+            entrance = DonorEntrance.random(plan_entrance(family_of(config)), num_rows)
         if layers is None:
             layers = DonorLayer(_without_embeddings(config))
         super().__init__(config)
@@ -82,8 +82,8 @@ class DonorStack(FrozenDonor):
         in_layers = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PREFIX)}
         plan = plan_entrance(family_of(config))
         if plan.token_table is not None and plan.token_table in before:
-            vocabulary = (config.embeddings or {}).get("vocabulary")
-            num_rows = vocabulary["size"] if vocabulary else plan.shapes[plan.token_table][0]
+            donor_rows = plan.shapes[plan.token_table][0]
+            num_rows = donor_rows if config.vocabulary is None else config.vocabulary["size"]
             _check_rows(before[plan.token_table], num_rows)
         entrance = DonorEntrance.from_tensors(plan, before, **settings)
         layers = DonorLayer.from_tensors(
@@ -100,8 +100,7 @@ class DonorStack(FrozenDonor):
     @property
     def vocabulary(self) -> dict[str, Any] | None:
         """The vocabulary that `input_ids` are of, if it is not the donor's own: its name, size, sha256 and rule."""
-        vocabulary: dict[str, Any] | None = self.config.embeddings["vocabulary"]
-        return vocabulary
+        return self.config.vocabulary  # type: ignore[no-any-return]  # transformers is untyped here
 
     def forward(
         self,

@@ -33,9 +33,9 @@ def check_first_layers(indices: tuple[int, ...]) -> None:
         ConfigError: They are not 0, 1, 2, ...
     """
     if indices != tuple(range(len(indices))):
-        found = ", ".join(map(str, indices))
+        listed = ", ".join(map(str, indices))
         raise ConfigError(
-            f"With embeddings, the layers must be the first ones, without gaps and in order, but they are {found}. "
+            f"With embeddings, the layers must be the first ones, without gaps and in order, but they are {listed}. "
             f"Use --layer 0:{max(indices) + 1} (in Python: layer=range({max(indices) + 1}))."
         )
 
@@ -60,23 +60,23 @@ def find_embeddings(checkpoint: Checkpoint) -> Embeddings:
     outside = [name for name in checkpoint.table.files() if name not in in_layers]
     stack = checkpoint.layer_prefix(0).removesuffix("0.")
     root = stack.removesuffix(f"{record['stack']}.")
-    found = {}
+    stored_names = {}
     for name in names:
         stored = _find(name, record.get("stored_as", {}).get(name, name), root, outside)
         if stored is not None:
-            found[name] = stored
+            stored_names[name] = stored
         elif name not in record.get("optional_embeddings", ()):
             raise CheckpointError(
                 f"{checkpoint.source.name} has no tensor {root}{name}, which acts before layer 0 of {family}. "
                 f"Outside of its layers it has {', '.join(outside[:3]) or 'none'}. Get the checkpoint again, or leave "
                 "out --embeddings."
             )
-    if has_fp8(checkpoint.table.tensors(found.values())):
+    if has_fp8(checkpoint.table.tensors(stored_names.values())):
         raise UnsupportedArchitectureError(
             f"The embeddings of {checkpoint.source.name} are 8-bit floats, which are not supported before the layers. "
             "Extract from the unquantised model instead."
         )
-    return Embeddings(names=found, token_table=record["token_table"])
+    return Embeddings(names=stored_names, token_table=record["token_table"])
 
 
 def find_table(embeddings: Embeddings | None, family: str) -> tuple[str, str]:

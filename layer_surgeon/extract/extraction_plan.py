@@ -95,7 +95,7 @@ def plan_extraction(
         vocabulary: Make the table of tokens for this vocabulary.
 
     Raises:
-        LayerNotFoundError: There is no such layer.
+        LayerNotFoundError: The model has no such layer.
         ConfigError: No layer is named, one is named twice, the dtype is unknown, or embeddings don't fit the layers.
         UnsupportedArchitectureError: The weights are quantised in an unsupported way, or FP8 without a `dtype`; or
             what acts before layer 0 is not known for the family.

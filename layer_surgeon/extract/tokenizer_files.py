@@ -66,8 +66,8 @@ def read_gguf_tokenizer(checkpoint: Checkpoint, progress: Progress) -> dict[str,
         return {}
     try:
         module = import_module("layer_surgeon._checkpoint_tokenizer")
-        files = module.gguf_tokenizer_files(checkpoint.table, checkpoint.model_type)
+        files: dict[str, bytes] = module.gguf_tokenizer_files(checkpoint.table, checkpoint.model_type)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
         return {}
-    return {name: content for name, content in files.items() if is_tokenizer_file(name) and "/" not in name}
+    return files

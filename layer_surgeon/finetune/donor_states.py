@@ -82,7 +82,7 @@ class StateCache:
         compute = DonorReader(model)
         read: Callable[[Features], Tensor] = compute
         if context.config.cache_states:
-            kept = KeptStates(self.folder / donor_key(model), compute)
+            kept = StoredStates(self.folder / donor_key(model), compute)
             kept.add([feature for dataset in sets.values() for feature in dataset.features], progress)
             read = kept.read
         for name, dataset in sets.items():
@@ -181,7 +181,7 @@ class DonorReader:
         return states[0].to(self.dtype).cpu()
 
 
-class KeptStates:
+class StoredStates:
     """The kept states of one donor.
 
     Args:

@@ -17,8 +17,8 @@ class GraftedModelForSequenceClassification(GraftedModel):
 
     The host's hidden states are pooled to one vector per text, which goes through the graft as a sequence of length one
     and then to the head (paper, section 3.1 and table 10). If the donor reads text, its states are pooled too, and
-    joined with that vector. With any site other than encoder_output, all tokens go
-    through the graft, and pooling comes after the host's remaining layers.
+    joined with that vector. With any site other than encoder_output, all tokens go through the graft, and pooling comes
+    after the host's remaining layers.
     """
 
     head: ClassificationHead

@@ -30,7 +30,7 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         kwargs: As for `PreTrainedTokenizerFast`.
 
     Raises:
-        GraftError: There is no file of the donor's tokenizer.
+        GraftError: The donor's tokenizer file is missing.
     """
 
     vocab_files_names = {**PreTrainedTokenizerFast.vocab_files_names, "donor_tokenizer_file": DONOR_TOKENIZER_FILE}
@@ -72,7 +72,8 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
                     f"The tokenizer of the {part} is a {type(tokenizer).__name__}, which has no tokenizer.json. Set "
                     f"donor_tokens to host, or choose another {part}."
                 )
-        padding = next((x for x in (donor.pad_token_id, donor.eos_token_id, donor.bos_token_id) if x is not None), 0)
+        candidates = (donor.pad_token_id, donor.eos_token_id, donor.bos_token_id)
+        padding = next((token_id for token_id in candidates if token_id is not None), 0)
         with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
             host.save_pretrained(folder)
             donor.backend_tokenizer.save(str(Path(folder) / DONOR_TOKENIZER_FILE))

@@ -67,7 +67,7 @@ def run_stack(
         the last of each text's tokens without padding. Special tokens count as tokens.
 
     Raises:
-        GraftError: There are no ids, or the mask has another shape.
+        GraftError: The ids are missing, or the mask has another shape.
     """
     if ids is None:
         raise GraftError(_no_ids(settings))

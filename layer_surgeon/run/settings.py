@@ -55,13 +55,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, choices in (
-            ("pool", Pool),
-            ("dtype", Dtype),
-            ("device", Device),
-            ("long_texts", LongTexts),
-            ("executor", Executor),
-        ):
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in get_args(choices) and not (name == "dtype" and value is None):
                 raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}.")

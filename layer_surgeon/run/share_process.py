@@ -13,7 +13,7 @@ from layer_surgeon.errors import LayerSurgeonError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run.running import run_layers
 from layer_surgeon.run.settings import RunConfig
-from layer_surgeon.run.shares import Share
+from layer_surgeon.run.shares import share_path
 from layer_surgeon.workspace import Workspace
 
 
@@ -50,21 +50,20 @@ def main(arguments: list[str]) -> int:
         0 if the share is finished, 1 if it failed. The reason is then in its `.failed.json`.
     """
     folder, index = Path(arguments[0]), int(arguments[1])
-    share = Share(index=index, texts=(), num_tokens=0)
     try:
-        task = read_json(share.path(folder, ".json"))
+        task = read_json(share_path(folder, index, ".json"))
         take_gpu(index)
         run_layers(
             task["source"],
-            share.path(folder, ".jsonl"),
+            share_path(folder, index, ".jsonl"),
             config=RunConfig(**task["config"]),
-            output=share.path(folder),
+            output=share_path(folder, index),
             revision=task["revision"],
-            progress=_TokensFile(share.path(folder, ".tokens.json")),
+            progress=_TokensFile(share_path(folder, index, ".tokens.json")),
             workspace=Workspace(task["workspace"]),
         )
     except LayerSurgeonError as error:
-        write_json(share.path(folder, ".failed.json"), {"type": type(error).__name__, "message": str(error)})
+        write_json(share_path(folder, index, ".failed.json"), {"type": type(error).__name__, "message": str(error)})
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

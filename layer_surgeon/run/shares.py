@@ -114,7 +114,12 @@ class Share:
 
     def path(self, folder: Path, suffix: str = "") -> Path:
         """The folder of its states or, with a suffix, a file next to it."""
-        return folder / f"share-{self.index}{suffix}"
+        return share_path(folder, self.index, suffix)
+
+
+def share_path(folder: Path, index: int, suffix: str = "") -> Path:
+    """The folder of the states of the share of this number or, with a suffix, a file next to it."""
+    return folder / f"share-{index}{suffix}"
 
 
 def make_shares(batches: Sequence[Batch], count: int) -> list[Share]:
@@ -216,17 +221,16 @@ def run_share(folder: Path, index: int, environment: Mapping[str, str], running:
     Returns:
         None if the share is finished; otherwise the reason why it failed.
     """
-    share = Share(index=index, texts=(), num_tokens=0)
-    log, arguments = share.path(folder, ".log"), [str(folder), str(index)]
+    log, arguments = share_path(folder, index, ".log"), [str(folder), str(index)]
     # The process ends when its standard input does, so that it doesn't outlive a process that is killed.
     code = run_module(PROCESS, arguments, log, environment, running, stdin=subprocess.PIPE)
-    return None if share.path(folder, "/run.json").is_file() else describe_end(code, log)
+    return None if share_path(folder, index, "/run.json").is_file() else describe_end(code, log)
 
 
 def _on_ray(root: str, index: int, current_folder: str, environment: dict[str, str]) -> str | None:
     """Run a share on a machine of the cluster, in the folder that relative paths start from."""
     folder = Path(root)
-    if not Share(index=index, texts=(), num_tokens=0).path(folder, ".json").is_file():
+    if not share_path(folder, index, ".json").is_file():
         raise WorkspaceError(
             f"{root} is not the run's folder on this machine. Choose an --output on a disk that all machines share."
         )

@@ -13,7 +13,7 @@ from layer_surgeon._io import FileLock
 from layer_surgeon._vocabulary import vocabulary_sha256
 from layer_surgeon.errors import DataError, WorkspaceError
 from layer_surgeon.finetune import donor_states
-from layer_surgeon.finetune.donor_states import DonorReader, KeptStates, StateCache, _others, donor_key
+from layer_surgeon.finetune.donor_states import DonorReader, StateCache, StoredStates, _others, donor_key
 from layer_surgeon.graft import graft_layer
 from tests.graft.conftest import host_table
 from tests.support.classification import Recorder, rows, word_tokenizer
@@ -165,7 +165,7 @@ def test_states_keep_their_type_and_shape(host, stack, tmp_path):
     model = per_token(host, stack, donor_dtype="bfloat16")
     compute = DonorReader(model)
     features = [{"input_ids": [4, 5, 6]}, {"input_ids": [7]}]
-    kept = KeptStates(tmp_path, compute)
+    kept = StoredStates(tmp_path, compute)
     kept.add(features, Recorder())
     assert [list(kept.read(feature).shape) for feature in features] == [[3, 32], [1, 32]]
     assert kept.read(features[0]).dtype == torch.bfloat16
@@ -182,7 +182,7 @@ def test_nothing_is_kept_for_a_trained_or_missing_donor(host, workspace, graft):
 def test_two_processes_share_one_reading(reader, tmp_path, monkeypatch):
     """The second one waits, says so, and finds all states."""
     compute, features = DonorReader(reader), [{"input_ids": [4, number]} for number in range(5, 15)]
-    first, second, progress = KeptStates(tmp_path, compute), KeptStates(tmp_path, compute), Recorder()
+    first, second, progress = StoredStates(tmp_path, compute), StoredStates(tmp_path, compute), Recorder()
     lock = FileLock(tmp_path.resolve() / ".lock")
     lock.take()
     waiting = threading.Thread(target=second.add, args=(features, progress))
@@ -201,10 +201,10 @@ def test_two_processes_share_one_reading(reader, tmp_path, monkeypatch):
 def test_many_states_are_written_in_several_files(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(donor_states, "_BYTES_PER_FILE", 4 * 32 * 4)
     features = [{"input_ids": [4, number]} for number in range(5, 15)]
-    KeptStates(tmp_path, DonorReader(reader)).add(features, Recorder())
+    StoredStates(tmp_path, DonorReader(reader)).add(features, Recorder())
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     assert not list(tmp_path.glob(".*"))
-    again = KeptStates(tmp_path, DonorReader(reader))
+    again = StoredStates(tmp_path, DonorReader(reader))
     calls = num_calls(reader, monkeypatch)
     again.add(features, Recorder())
     assert not calls
@@ -236,7 +236,7 @@ def test_a_write_that_fails(reader, tmp_path, monkeypatch):
 
     monkeypatch.setattr(donor_states, "save_file", full)
     with pytest.raises(WorkspaceError, match="can't be written: No space left on device"):
-        KeptStates(tmp_path, DonorReader(reader)).add([{"input_ids": [4]}], Recorder())
+        StoredStates(tmp_path, DonorReader(reader)).add([{"input_ids": [4]}], Recorder())
     assert not list(tmp_path.iterdir())
 
 
@@ -252,14 +252,14 @@ def test_a_write_that_fails(reader, tmp_path, monkeypatch):
 )
 def test_a_damaged_file(reader, tmp_path, damage, reason):
     compute, features = DonorReader(reader), [{"input_ids": [4]}, {"input_ids": [5]}]
-    KeptStates(tmp_path, compute).add(features, Recorder())
+    StoredStates(tmp_path, compute).add(features, Recorder())
     (path,) = tmp_path.glob("*.safetensors")
     if damage is None:
         path.write_bytes(b"x")
     else:
         save_file(damage({name: value.clone() for name, value in load_file(path).items()}), path)
     with pytest.raises(WorkspaceError, match=rf"has no usable states of a donor \(.*({reason}).*\)\. Delete it"):
-        KeptStates(tmp_path, compute).add(features, Recorder())
+        StoredStates(tmp_path, compute).add(features, Recorder())
     assert issubclass(WorkspaceError, errors.LayerSurgeonError)
 
 
