@@ -18,8 +18,9 @@ class DonorNorm(nn.LayerNorm):
     In decoders, a few features are larger than all others by orders of magnitude. In Gemma-3-270M, the mean over a
     text's tokens after 9 layers is 9,700 in one feature, and 7.5 in the median feature. A plain LayerNorm leaves little
     but the large ones: a head on these means, trained on 692 texts of SST-2 with a learning rate of 2e-5, stays at 51 %
-    (chance), and gets 85 % with this norm. Mean and scale are not trained, because the size of an optimizer step
-    doesn't depend on the size of a weight (as with `ScaledLinear`). `standardise_states` measures them.
+    (chance) on the validation texts, and gets 85 % with this norm. Mean and scale are not trained, because the size of
+    an optimizer step doesn't depend on the size of a weight (as with `ScaledLinear`). `standardise_states` measures
+    them.
 
     Attributes:
         mean: [donor_hidden], subtracted after the LayerNorm.
