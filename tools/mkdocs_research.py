@@ -15,6 +15,7 @@ PATTERNS = (
     "loudness.md",
     "dropping.md",
     "figures/*.svg",
+    "*.yaml",
     "plans/*.yaml",
     "evidence/*.json",
     "measured/*.json",
