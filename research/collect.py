@@ -1,6 +1,7 @@
 """Write the committed evidence: one JSON file for each study of research/plans, made from the folders of the studies.
 
-    python -m research.collect WORK         WORK holds the studies' folders, each named after its plan
+    python -m research.collect WORK              WORK holds the studies' folders, each named after its plan
+    python -m research.collect WORK --reading    the same for research/reading
 
 research/evidence/<study>.json:
 
@@ -28,7 +29,7 @@ from layer_surgeon._io import write_json, write_text
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.layout import SELECTION, StudyFolder, read_json
 from layer_surgeon.study.plan import StudyPlan
-from research.evidence import EVIDENCE, SELECT, load_plans
+from research.evidence import READING, RESEARCH, SELECT, load_plans
 
 FORMAT = 1
 # Parts of a training that the plan has too, or that are the same in all of them.
@@ -38,13 +39,12 @@ _MOMENTARY = ("date", "load_before")
 _DIGITS = 6
 
 
-def collect(work: Path, output: Path = EVIDENCE, plans: Mapping[str, StudyPlan] | None = None) -> list[str]:
+def collect(work: Path, campaign: Path = RESEARCH) -> list[str]:
     """Add what is finished to the evidence; what was there before stays.
 
     Args:
         work: The folder of the studies' folders, each named after its plan.
-        output: The evidence's folder.
-        plans: The studies; None: those of research/plans.
+        campaign: The folder with plans/ and evidence/.
 
     Returns:
         A line for each study that has a folder.
@@ -54,9 +54,13 @@ def collect(work: Path, output: Path = EVIDENCE, plans: Mapping[str, StudyPlan] 
         WorkspaceError: A cell can't be read.
     """
     lines = []
-    for name, plan in (load_plans() if plans is None else plans).items():
+    output = campaign / "evidence"
+    for name, plan in load_plans(campaign / "plans").items():
         if (work / name).is_dir():
-            lines.append(_collect_study(name, plan, StudyFolder(root=work / name), output / f"{name}.json"))
+            command = (
+                f"surgeon compare --config {relpath(campaign, ROOT)}/plans/{name}.yaml --output {name} --workers 2"
+            )
+            lines.append(_collect_study(name, plan, StudyFolder(root=work / name), output / f"{name}.json", command))
     for path in sorted(work.glob(f"{SELECT}*/{SELECTION}")):
         plan = StudyPlan.read(StudyFolder(root=path.parent).plan)
         selection = {key: value for key, value in read_json(path).items() if key != "path"}
@@ -66,7 +70,7 @@ def collect(work: Path, output: Path = EVIDENCE, plans: Mapping[str, StudyPlan] 
     return lines
 
 
-def _collect_study(name: str, plan: StudyPlan, folder: StudyFolder, path: Path) -> str:
+def _collect_study(name: str, plan: StudyPlan, folder: StudyFolder, path: Path, command: str) -> str:
     before: dict[str, Any] = read_json(path) if path.is_file() else {}
     if before.get("study", name) != name:
         raise ConfigError(f"{path} belongs to the study {before['study']}. Move it away.")
@@ -85,7 +89,7 @@ def _collect_study(name: str, plan: StudyPlan, folder: StudyFolder, path: Path) 
     content = {
         "format": FORMAT,
         "study": name,
-        "command": f"surgeon compare --config research/plans/{name}.yaml --output {name} --workers 2",
+        "command": command,
         "machines": machines,
         "versions": _versions(results, before.get("versions", {})),
         "plan": plan.as_dict(),
@@ -128,5 +132,6 @@ def pack_bits(bits: str | None) -> str | None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    for line in collect(parser.parse_args().work):
+    parser.add_argument("--reading", action="store_const", const=READING, default=RESEARCH, dest="campaign")
+    for line in collect(**vars(parser.parse_args())):
         say(line)

@@ -24,6 +24,8 @@ from layer_surgeon.study.summary import summarize
 from research.numbers import Interval, interval_points, p_value, points
 
 RESEARCH = ROOT / "research"
+# The second campaign: its plans and evidence.
+READING = RESEARCH / "reading"
 PLANS, EVIDENCE, MEASURED = RESEARCH / "plans", RESEARCH / "evidence", RESEARCH / "measured"
 SELECT = "select-"
 
@@ -402,17 +404,17 @@ def load_plans(folder: Path = PLANS) -> dict[str, StudyPlan]:
     return {path.stem: StudyPlan.from_dict(read_yaml(path)) for path in sorted(folder.glob("*.yaml"))}
 
 
-def load(evidence: Path = EVIDENCE, *, planned: Path = PLANS, measured: Path = MEASURED) -> Evidence:
-    """Read everything that is committed, and compute the tables of each study."""
-    contents = {path.stem: read_json(path) for path in sorted(evidence.glob("*.json"))}
-    plans = load_plans(planned)
+def load(campaign: Path = RESEARCH) -> Evidence:
+    """Read everything that is committed of a campaign, and compute the tables of each study."""
+    contents = {path.stem: read_json(path) for path in sorted((campaign / "evidence").glob("*.json"))}
+    plans = load_plans(campaign / "plans")
     # An arm without a donor is the same training in studies of several donors, and is in the file of one of them.
     cells = {cell["id"]: cell for content in contents.values() for cell in content.get("cells", [])}
     return Evidence(
         plans=plans,
         studies={name: _study(name, plan, contents[name], cells) for name, plan in plans.items() if name in contents},
         selections={name: content["selection"] for name, content in contents.items() if name.startswith(SELECT)},
-        measured={path.stem: read_json(path) for path in measured.glob("*.json")},
+        measured={path.stem: read_json(path) for path in (campaign / "measured").glob("*.json")},
     )
 
 

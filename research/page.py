@@ -33,7 +33,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.machine import ROOT
 from layer_surgeon.errors import ConfigError
 from research import numbers, tables
-from research.evidence import RESEARCH, Evidence
+from research.evidence import READING, RESEARCH, Evidence
 from research.hypotheses import anova_text, hypotheses_table
 
 TEMPLATES, FIGURES = RESEARCH / "templates", RESEARCH / "figures"
@@ -149,12 +149,23 @@ def write_block(readme: str, block: str) -> str:
 
 
 BEGIN, END = "<!-- result -->", "<!-- /result -->"
-PAGES = {"results.md.jinja": RESEARCH / "results.md", "answer.md.jinja": ROOT / "docs" / "results.md"}
+PAGES = {
+    "results.md.jinja": RESEARCH / "results.md",
+    "answer.md.jinja": ROOT / "docs" / "results.md",
+    "reading.md.jinja": READING / "results.md",
+}
+# The templates of the second campaign get its evidence.
+OF_READING = ("reading.md.jinja",)
 README = ROOT / "README.md"
 
 
-def render_all(evidence: Evidence, figures: Mapping[str, str]) -> dict[Path, str]:
+def render_all(evidence: Evidence, reading: Evidence, figures: Mapping[str, str]) -> dict[Path, str]:
     """Every generated page by its file: the full results, the short answer, and the README with its block.
+
+    Args:
+        evidence: The evidence of the first campaign.
+        reading: That of the second one.
+        figures: The alternative text of each figure, by name.
 
     Raises:
         ConfigError: A template asks for something that is not there.
@@ -162,6 +173,7 @@ def render_all(evidence: Evidence, figures: Mapping[str, str]) -> dict[Path, str
     texts = {}
     for name, page in PAGES.items():
         note = f"<!-- Generated from research/templates/{name} by `make results`: edit the template. -->\n\n"
-        texts[page] = note + render((TEMPLATES / name).read_text(encoding="utf-8"), page, evidence, figures)
+        source = (TEMPLATES / name).read_text(encoding="utf-8")
+        texts[page] = note + render(source, page, reading if name in OF_READING else evidence, figures)
     block = render((TEMPLATES / "readme.md.jinja").read_text(encoding="utf-8"), README, evidence, figures)
     return texts | {README: write_block(README.read_text(encoding="utf-8"), block)}

@@ -12,19 +12,19 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, say
 from layer_surgeon._io import write_text
-from research.evidence import Evidence, load
+from research.evidence import READING, Evidence, load
 from research.figures import draw_all
 from research.page import FIGURES, render_all
 
 
-def generate(evidence: Evidence) -> dict[Path, str]:
+def generate(evidence: Evidence, reading: Evidence) -> dict[Path, str]:
     """The content of every generated file that is not up to date yet.
 
     Raises:
         ConfigError: A template asks for something that is not there.
     """
     figures = draw_all(evidence)
-    pages = render_all(evidence, {name: figure.text for name, figure in figures.items()})
+    pages = render_all(evidence, reading, {name: figure.text for name, figure in figures.items()})
     stale = {path: text for path, text in pages.items() if _text(path) != text}
     for name, figure in figures.items():
         path = FIGURES / f"{name}.svg"
@@ -42,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
     check = parser.parse_args().check
-    stale = generate(load())
+    stale = generate(load(), load(READING))
     for path, text in stale.items():
         say(f"{path.relative_to(ROOT)} {'is out of date' if check else 'is written'}")
         if not check:

@@ -4,6 +4,7 @@ Links between docs/ and research/ are relative to the files, so that they work i
 one root, and the hook shortens the links accordingly.
 """
 
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -14,10 +15,11 @@ PATTERNS = (
     "plan.md",
     "loudness.md",
     "dropping.md",
+    "reading/*.md",
     "figures/*.svg",
     "*.yaml",
-    "plans/*.yaml",
-    "evidence/*.json",
+    "**/plans/*.yaml",
+    "**/evidence/*.json",
     "measured/*.json",
 )
 
@@ -33,5 +35,5 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Make links between docs/ and research/ right for the site."""
     if page.file.src_uri.startswith("research/"):
-        return markdown.replace("](../docs/", "](../")
+        return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
     return markdown.replace("](../research/", "](research/")

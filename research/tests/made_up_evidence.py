@@ -73,9 +73,10 @@ class Desk:
 
     def __init__(self, root, *contents):
         self.plans, self.work, self.evidence = root / "plans", root / "work", root / "evidence"
-        self.plans.mkdir(exist_ok=True)
-        self.work.mkdir(exist_ok=True)
-        self.results = root
+        self.measured = root / "measured"
+        for folder in (self.plans, self.work, self.measured):
+            folder.mkdir(exist_ok=True)
+        self.root = root
         for content in contents:
             (self.plans / f"{content['name']}.yaml").write_text(yaml.safe_dump(content))
 
@@ -88,10 +89,10 @@ class Desk:
         return folder
 
     def collect(self):
-        return collect(self.work, self.evidence, load_plans(self.plans))
+        return collect(self.work, self.root)
 
     def load(self):
-        return load(self.evidence, planned=self.plans, measured=self.results)
+        return load(self.root)
 
     def render(self, template):
         return render(template, README, self.load(), {"little": "text"}).strip()

@@ -42,7 +42,7 @@ def clean_desk(tmp_path_factory):
 @pytest.fixture
 def desk(clean_desk, tmp_path):
     """A copy of it."""
-    shutil.copytree(clean_desk.results, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(clean_desk.root, tmp_path, dirs_exist_ok=True)
     return Desk(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_layers_are_compared_by_analysis_of_variance(desk):
 def with_gains(desk, *gains):
     """Measured loudness for the layers 0, 1 and 2: two seeds each, whose geometric mean is the given number."""
     numbers = {f"graft+gemma-3-270m-L{layer}": {"gain": [gain / 2, gain * 2]} for layer, gain in enumerate(gains)}
-    (desk.results / "layers.json").write_text(json.dumps({"sweeps": {"e-gemma": numbers}}))
+    (desk.measured / "layers.json").write_text(json.dumps({"sweeps": {"e-gemma": numbers}}))
 
 
 def test_layers_are_shown_with_their_loudness(desk):
@@ -360,7 +360,7 @@ def test_every_hypothesis_has_its_line(tmp_path):
 
 def test_other_measurements_are_shown(desk):
     content = {"start": {"gemma": {"graft": {"rms_host": 0.23, "rms_inside": 0.1, "rms_added": 384.2, "loss": 25.0}}}}
-    (desk.results / "loudness.json").write_text(json.dumps(content))
+    (desk.measured / "loudness.json").write_text(json.dumps(content))
     assert "384" in desk.render("{{ loudness_table() }}")
     assert desk.render("{{ measured.loudness.start.gemma.graft.rms_added | three_digits }}") == "384"
     with pytest.raises(TemplateError, match="no attribute 'nothing'"):
@@ -384,7 +384,7 @@ def test_costs_are_shown(desk):
         "peak_memory_bytes": 800e6,
     }
     host = row | {"arm": "host", "disk_bytes_donor": None}
-    (desk.results / "efficiency.json").write_text(json.dumps({"rows": [row, host]}))
+    (desk.measured / "efficiency.json").write_text(json.dumps({"rows": [row, host]}))
     graft, alone = desk.render("{{ efficiency_table() }}").splitlines()[2:]
     cells = [cell.strip() for cell in graft.split("|")[1:-1]]
     costs = ["23.2 M", "29 M", "34.0", "98.0", "1.23 s", "1.50 (1.40 to 1.60)", "800 MB", "115 MB"]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from layer_surgeon_cli import compare
 from layer_surgeon_cli.main import app
 from research import page, results
-from research.evidence import EVIDENCE, PLANS, RESEARCH, load, unpack
+from research.evidence import PLANS, READING, RESEARCH, load, unpack
 from research.figures import draw_all
 
 # Settings, which no study measures.
@@ -38,12 +38,17 @@ def evidence():
 
 
 @pytest.fixture(scope="module")
+def reading():
+    return load(READING)
+
+
+@pytest.fixture(scope="module")
 def figures(evidence):
     return draw_all(evidence)
 
 
-def test_the_pages_and_figures_are_what_the_evidence_gives(evidence):
-    assert not results.generate(evidence), "run `make results`"
+def test_the_pages_and_figures_are_what_the_evidence_gives(evidence, reading):
+    assert not results.generate(evidence, reading), "run `make results`"
 
 
 def test_every_figure_is_shown_and_none_is_left_over(figures):
@@ -52,14 +57,14 @@ def test_every_figure_is_shown_and_none_is_left_over(figures):
     assert set(re.findall(r"figures/([\w-]+)\.svg", " ".join(shown))) == set(figures)
 
 
-def test_a_figure_of_other_numbers_is_out_of_date(evidence, monkeypatch, tmp_path):
+def test_a_figure_of_other_numbers_is_out_of_date(evidence, reading, monkeypatch, tmp_path):
     for path in page.FIGURES.glob("*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(results, "FIGURES", tmp_path)
-    assert not results.generate(evidence)
+    assert not results.generate(evidence, reading)
     changed = tmp_path / "why.svg"
     changed.write_text(changed.read_text().replace("<desc id=", "<desc id=x"))
-    assert list(results.generate(evidence)) == [changed]
+    assert list(results.generate(evidence, reading)) == [changed]
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
@@ -92,31 +97,43 @@ def test_a_number_that_is_typed_by_hand_is_found(prose):
     assert len(bare_results(f"On 10 % of the data, {{{{mean a b c d}}}}, `p = 1`, the graft is {prose}.")) == 1
 
 
-def test_every_study_of_the_plan_has_a_file_and_every_file_is_in_the_plan():
+def planned_studies(campaign):
     rows = re.findall(
-        r"^\| ((?:[a-z]\w*-[\w-]+(?:, )?)+) \|", (RESEARCH / "plan.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| ((?:[a-z]\w*-[\w-]+(?:, )?)+) \|", (campaign / "plan.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    named = {name for row in rows for name in row.split(", ")}
-    files = {path.stem: path for path in PLANS.glob("*.yaml")}
-    assert named == set(files)
+    return {name for row in rows for name in row.split(", ")}
+
+
+def test_every_study_of_the_plan_has_a_file():
+    assert {path.stem for path in PLANS.glob("*.yaml")} == planned_studies(RESEARCH)
+
+
+@pytest.mark.parametrize("campaign", [RESEARCH, READING], ids=lambda path: path.name)
+def test_every_file_is_a_study_of_the_plan(campaign):
+    files = {path.stem: path for path in (campaign / "plans").glob("*.yaml")}
+    assert files
+    assert set(files) <= planned_studies(campaign)
     for name, path in files.items():
         assert yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == name
 
 
-def test_the_evidence_is_of_planned_studies_as_they_are_planned(evidence):
-    assert evidence.studies
-    assert set(evidence.studies) <= set(evidence.plans)
-    for name, study in evidence.studies.items():
-        # Plans had no margin of equivalence when these ran.
-        assert {"equivalence": None, **study.content["plan"]} == evidence.plans[name].as_dict()
-        assert (EVIDENCE / f"{name}.json").is_file()
-        assert study.content["command"].startswith(f"surgeon compare --config research/plans/{name}.yaml ")
+@pytest.mark.parametrize("campaign", [RESEARCH, READING], ids=lambda path: path.name)
+def test_the_evidence_is_of_planned_studies_as_they_are_planned(campaign, evidence, reading):
+    campaign_evidence = reading if campaign == READING else evidence
+    assert campaign_evidence.studies
+    assert set(campaign_evidence.studies) <= set(campaign_evidence.plans)
+    for name, study in campaign_evidence.studies.items():
+        # Plans had no margin of equivalence when the first studies ran.
+        assert {"equivalence": None, **study.content["plan"]} == campaign_evidence.plans[name].as_dict()
+        assert (campaign / "evidence" / f"{name}.json").is_file()
+        plans = (campaign / "plans").relative_to(page.ROOT)
+        assert study.content["command"].startswith(f"surgeon compare --config {plans}/{name}.yaml ")
         assert study.content["machines"]
         assert study.content["versions"]["layer_surgeon"]
 
 
-def test_every_accuracy_is_the_share_of_right_examples(evidence):
-    for cell in evidence.trainings.values():
+def test_every_accuracy_is_the_share_of_right_examples(evidence, reading):
+    for cell in (*evidence.trainings.values(), *reading.trainings.values()):
         for test in unpack(cell)["tests"].values():
             assert len(test["correct"]) == test["examples"]
             assert test["correct"].count("1") / test["examples"] == pytest.approx(test["scores"]["accuracy"])
