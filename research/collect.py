@@ -57,9 +57,8 @@ def collect(work: Path, campaign: Path = RESEARCH) -> list[str]:
     output = campaign / "evidence"
     for name, plan in load_plans(campaign / "plans").items():
         if (work / name).is_dir():
-            command = (
-                f"surgeon compare --config {relpath(campaign, ROOT)}/plans/{name}.yaml --output {name} --workers 2"
-            )
+            plans = "research/reading/plans" if campaign == READING else "research/plans"
+            command = f"surgeon compare --config {plans}/{name}.yaml --output {name} --workers 2"
             lines.append(_collect_study(name, plan, StudyFolder(root=work / name), output / f"{name}.json", command))
     for path in sorted(work.glob(f"{SELECT}*/{SELECTION}")):
         plan = StudyPlan.read(StudyFolder(root=path.parent).plan)
