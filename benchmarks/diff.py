@@ -5,7 +5,7 @@
 
 Writes three checkpoints of bfloat16 numbers to a temporary folder: A, a copy of it, and B, in which every number
 differs. Each run is a new process, the rows take turns, and ratios are to "read both" of the same round, which reads
-the files with the standard library, 1 MiB at a time. docs/benchmarks.md explains the results.
+the files with the standard library, 1 MiB at a time. docs/benchmarks/models.md explains the results.
 """
 
 import argparse

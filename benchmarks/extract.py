@@ -7,7 +7,7 @@ Makes sparse checkpoints with the real layout in a temporary folder (2.2 GB, and
 new process, and the rows take turns. The tables show medians, with the fastest and slowest run in brackets. "copy +
 sha256" reads, writes and hashes the layer's bytes with only the standard library: the lower bound for `surgeon
 extract`. The other rows are tools that people use today; `make bench` installs them in .venv-peers.
-docs/benchmarks.md explains the results.
+docs/benchmarks/extraction.md explains the results.
 """
 
 import argparse

@@ -4,7 +4,8 @@
     python -m benchmarks.gguf --other old/bin/surgeon          also measures another installation
 
 The file comes from the packages of the extra [demo]. Each run is a new process, and the rows take turns. Ratios are to
-`surgeon --help` of the same round, which reads no file and imports no command. docs/benchmarks.md explains the results.
+`surgeon --help` of the same round, which reads no file and imports no command.
+docs/benchmarks/commands.md explains the results.
 """
 
 import argparse

@@ -5,8 +5,9 @@
     python -m benchmarks.network --shape small --latency 0.01          a test that takes a few seconds
 
 Starts its own servers on loopback. Link: a delay of 80 ms before each response and for each new connection, and 50 MB/s
-per connection, with any number of connections. Plain: the same server without delay or limit. docs/benchmarks.md
-explains the rows. The rows take turns. The tables show medians, with the fastest and slowest run in brackets.
+per connection, with any number of connections. Plain: the same server without delay or limit.
+docs/benchmarks/network.md explains the rows. The rows take turns. The tables show medians, with the fastest and slowest
+run in brackets.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """False alarms and power of the test that decides a study's comparisons, in simulated studies.
 
-`python -m research.power` prints the tables of docs/compare.md, "How a difference is judged". `--studies 200` is a
+`python -m research.power` prints the tables of docs/studies.md, "Statistics". `--studies 200` is a
 quick look. Each study has right and wrong answers of several arms, for several seeds and test examples. The rule that
 was used until November 2026 is next to today's: it took the variance over seeds from all arms together, unless that
 of the two compared arms was larger.

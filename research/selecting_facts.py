@@ -40,7 +40,7 @@ def plan(work: Path, data: str, seeds: Sequence[int]) -> StudyPlan:
 
 
 def measure(work: Path) -> dict[str, Any]:
-    """The numbers of the tables and figures in docs/select.md, by data set."""
+    """The numbers of the tables and figures in docs/selection.md, by data set."""
     facts = {}
     for data in DATA:
         layers, host = read_sweep(work, data)

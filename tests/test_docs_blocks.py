@@ -39,7 +39,7 @@ from tests.support.preloaded import run_code
 from tests.support.tiny_models import cut_artifact, save_quietly
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]}
 # Real weights that come as Python packages.
 PACKAGED = ("README.md", "docs/quickstart.md")
 _PACKAGES = (*FOLDERS["all-MiniLM-L6-v2"].packages, *PARTED["gemma-3-270m"].packages)
@@ -72,15 +72,15 @@ NOT_RUN = {
             "import layer_surgeon as ls\nfrom layer_surgeon.graft import GraftConfig",
         ),
         "tests/graft/test_graft_docs.py runs the three examples",
-    )
-    | {"surgeon export": EXPORT},
-    "docs/index.md": {"make demo": REAL, "python3 -m venv": "installs the package", "source ": "activates it"},
+    ),
+    "docs/index.md": {"python3 -m venv": "installs the package", "source ": "activates it"},
     "docs/quickstart.md": {
         "python3 -m venv": "installs the package",
         "source ": "activates it",
         "surgeon compare": STUDY,
     },
     "docs/select.md": {"surgeon": STUDY},
+    "docs/share.md": {"surgeon export": EXPORT},
 }
 # The tutorial of this page, which tests/finetune/test_tutorial.py runs, except for its first block.
 TUTORIAL = ("docs/finetune.md", "### Prepare the data", "## The command")
@@ -217,7 +217,7 @@ def outcome(request, tmp_path_factory):
 def test_the_blocks_of_a_page_run(outcome, page):
     jobs, problems = outcome
     assert page not in problems, problems[page]
-    if page in ("README.md", "docs/graft.md", "docs/finetune.md", "docs/examples.md", "docs/trainer.md"):
+    if page in ("README.md", *(f"docs/{name}.md" for name in ("examples", "finetune", "graft", "share", "trainer"))):
         assert len(jobs[page][1]) > 5
 
 
@@ -256,8 +256,9 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     code = compile("\n".join(cells), "first_graft.ipynb", "exec")
     with pytest.warns(UserWarning, match="the projections were scaled"):
         exec(code, names)  # noqa: S102 - our own notebook
-    assert names["result"].metrics["validation_accuracy"] > 0.5
-    assert {prediction["label"] for prediction in names["classify"](["A great story."])} <= {"good", "bad"}
+    # The notebook and the tutorial tell their reader to expect 0.88.
+    assert 0.8 < names["result"].metrics["test_accuracy"] < 0.95
+    assert names["classify"]("What a film.")[0]["label"] in {"negative", "positive"}
 
 
 def test_the_reference_has_every_public_name():

@@ -113,7 +113,7 @@ def crossed_test(differences: Matrix, pooled: SeedVariance | None = None) -> Cro
     the differences of the others. With fewer seeds, their variance is poorly known. If it is below that of all arms
     (`pooled`), a weighted mean of the two is used, in which the latter has 5 - seeds times the weight of its degrees of
     freedom. In all other cases, the t-test over the seeds decides if its p is larger: Satterthwaite's approximation is
-    too optimistic with few degrees of freedom. docs/compare.md has the false alarms and the power in simulated
+    too optimistic with few degrees of freedom. docs/studies.md has the false alarms and the power in simulated
     studies, which `python -m research.power` repeats.
 
     Args:

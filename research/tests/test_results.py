@@ -53,7 +53,7 @@ def test_the_pages_and_figures_are_what_the_evidence_gives(evidence, reading):
 
 def test_every_figure_is_shown_and_none_is_left_over(figures):
     assert {path.stem for path in page.FIGURES.glob("*")} == set(figures)
-    shown = (page.PAGES["results.md.jinja"].read_text(), (page.ROOT / "docs" / "select.md").read_text())
+    shown = (page.PAGES["results.md.jinja"].read_text(), (page.ROOT / "docs" / "selection.md").read_text())
     assert set(re.findall(r"figures/([\w-]+)\.svg", " ".join(shown))) == set(figures)
 
 

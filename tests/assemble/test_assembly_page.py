@@ -1,4 +1,4 @@
-"""The recipes and the code on the page "Assembling models" work as written."""
+"""The recipes and the code on the page "Assemble models" work as written."""
 
 import re
 from collections.abc import Iterator

@@ -77,7 +77,7 @@ def test_no_text_tells_people_to_install_from_pypi():
     pages = [
         ROOT / "README.md",
         ROOT / "research/results.md",
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("layer_surgeon/**/*.py"),
     ]
     pages += [*ROOT.glob("layer_surgeon/**/*.jinja"), *ROOT.glob("cli/*.py"), *ROOT.glob("research/**/*.jinja")]

@@ -21,7 +21,7 @@ from tests.support.s3_server import IGNORED, run_s3
 from tests.support.torch_files import tiny_state_dict, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "extract.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "checkpoint.md"
 FORMATS = ("safetensors", "safetensors, sharded", "PyTorch `.bin`", "PyTorch `.bin`, sharded", "GGUF", "GGUF, split")
 PLACES = ("folder", "Hub", "part of a repo", "web server", "S3", "`memory://`")
 

@@ -1,4 +1,4 @@
-"""The commands and the code on the page "Reading one layer" work as written."""
+"""The commands and the code on the page "Read one layer" work as written."""
 
 import re
 from functools import partial

@@ -35,7 +35,7 @@ def documented(page):
 
 
 # As on the pages, whose test leaves them out.
-TO_ONNX, TO_TORCH = documented("docs/graft.md")
+TO_ONNX, TO_TORCH = documented("docs/share.md")
 OF_THE_LATEST = ["export", "--format", "onnx", "--output", "model.onnx"]
 
 

@@ -36,7 +36,7 @@ from tests.support.graft_suite import (
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
-PAGE = (Path(__file__).parents[2] / "docs/graft.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/graft_settings.md").read_text()
 
 
 @pytest.fixture(scope="module", params=[(*served, reads) for served in SERVED for reads in READS], ids="-".join)

@@ -1,4 +1,4 @@
-"""The commands and the code on the page "Running a model one layer at a time" work as written, with a tiny model."""
+"""The commands and the code on the page "Run a model one layer at a time" work as written, with a tiny model."""
 
 import re
 import runpy
