@@ -101,11 +101,17 @@ GGUF = ["falcon", "phi3", "bloom", "gpt2", "llama", "gemma3", "lfm2", "stablelm"
 
 
 def whole_model(path: Path) -> PreTrainedModel:
-    """Load a GGUF file with transformers in float32."""
+    """Load a GGUF file with transformers in float32.
+
+    The loader leaves GPT-2's matrices as transposed views. Matrix products of such views use other kernels on some
+    processors, which round differently.
+    """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
+    for parameter in loaded.parameters():
+        parameter.data = parameter.data.contiguous()
     return loaded.eval()
 
 
