@@ -10,7 +10,7 @@ from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
 from layer_surgeon.checkpoint.licence import read_base_model
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
-from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
+from layer_surgeon.checkpoint.types import PermutedTensorInfo
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import NAME_OF_CODE, Dropped, plain_codec
