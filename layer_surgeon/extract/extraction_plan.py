@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from layer_surgeon.checkpoint import Checkpoint, TensorInfo
 from layer_surgeon.errors import ConfigError
@@ -19,7 +20,10 @@ from layer_surgeon.extract.plan import (
     main_dtype,
 )
 from layer_surgeon.extract.selection import LayerSelection, select_layers
-from layer_surgeon.extract.vocabulary import TABLE_FILE, RowBytes, VocabularyMap, table_info
+from layer_surgeon.extract.vocabulary import TABLE_FILE, RowBytes, table_info
+
+if TYPE_CHECKING:
+    from layer_surgeon._vocabulary import VocabularyMap
 
 # Between two rows of a table of tokens. At 80 ms per request over 16 connections, and 50 MB/s in total, reading the gap
 # takes as long as another request.
@@ -41,7 +45,7 @@ class ExtractionPlan(CopyPlan):
 
     layer_indices: tuple[int, ...]
     embeddings: Embeddings | None = None
-    vocabulary: VocabularyMap | None = None
+    vocabulary: "VocabularyMap | None" = None
     rows: CopyPlan | None = None
 
     @cached_property
@@ -82,7 +86,7 @@ def plan_extraction(
     *,
     dtype: str | None = None,
     embeddings: bool = False,
-    vocabulary: VocabularyMap | None = None,
+    vocabulary: "VocabularyMap | None" = None,
 ) -> ExtractionPlan:
     """Plan the extraction of one or more layers. Reads the headers of the files that contain them, but no weights.
 
@@ -147,7 +151,7 @@ def _before_layers(
 
 
 def _plan_table(
-    checkpoint: Checkpoint, name: str, vocabulary: VocabularyMap, dtype: str | None
+    checkpoint: Checkpoint, name: str, vocabulary: "VocabularyMap", dtype: str | None
 ) -> tuple[CopyPlan, tuple[TensorInfo, Codec]]:
     """Plan the reads of the donor's rows, and the table that is made of them."""
     (info,) = checkpoint.table.tensors([name])
