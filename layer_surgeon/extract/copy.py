@@ -136,8 +136,9 @@ def _run(
         lock=threading.Lock(),
     )
     verified = (0,) * len(plan.pieces) if journal is None else journal.verified
-    if any(verified):
-        progress.notice(f"Resuming: {sum(verified):,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
+    num_kept = sum(done for piece, done in zip(plan.pieces, verified, strict=True) if not piece.is_computed)
+    if num_kept:
+        progress.notice(f"Resuming: {num_kept:,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
     with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
         # Submitted first, because they need threads from the start. Each reads the file itself: waiting for each other
@@ -179,7 +180,7 @@ class _Copy:
 
     def piece(self, index: int, piece: Piece, verified: int) -> None:
         """Read and write one piece, without its first `verified` bytes."""
-        self._report(verified)
+        self._report(piece, verified)
         byte_range = piece.range
         stream = self.source.stream_range(byte_range.file, byte_range.start + verified, byte_range.length - verified)
         try:
@@ -210,12 +211,13 @@ class _Copy:
                         journal.add(index, journaled, position + done, crc)
                         journaled, crc = position + done, 0
                 self.front.add(segment, written)
-                self._report(len(blocks))
+                self._report(piece, len(blocks))
             position += segment.length
 
-    def _report(self, amount: int) -> None:
-        with self.lock:
-            self.progress.advance(amount)
+    def _report(self, piece: Piece, amount: int) -> None:
+        if not piece.is_computed:
+            with self.lock:
+                self.progress.advance(amount)
 
 
 class Chunks:

@@ -212,8 +212,7 @@ def _write_weights(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, p
     def journal(name: str, part: CopyPlan) -> tuple[Path, str] | None:
         return (folder / name, plan_identity(where, part)) if can_resume else None
 
-    computed = sum(piece.range.length for piece in plan.pieces if piece.range.file == TABLE_FILE)
-    progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read + computed, "bytes")
+    progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
     source: Ranges = checkpoint.source
     if plan.rows is not None and plan.vocabulary is not None:
         rows_journal = journal(ROWS_JOURNAL_FILE, plan.rows)

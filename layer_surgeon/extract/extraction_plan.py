@@ -67,17 +67,15 @@ class ExtractionPlan(CopyPlan):
                 tensors.append(rows)
         return tuple(tensors)
 
-    @cached_property
+    @property
     def num_bytes_read(self) -> int:
         """Bytes that the requests ask for: the weights, and the gaps between them."""
-        own = sum(piece.range.length for piece in self.pieces if piece.range.file != TABLE_FILE)
-        return own + (0 if self.rows is None else self.rows.num_bytes_read)
+        return super().num_bytes_read + (0 if self.rows is None else self.rows.num_bytes_read)
 
     @property
     def num_requests(self) -> int:
         """Number of reads of weights. Planning itself already read the headers of the checkpoint's files."""
-        own = sum(piece.range.file != TABLE_FILE for piece in self.pieces)
-        return own + (0 if self.rows is None else self.rows.num_requests)
+        return super().num_requests + (0 if self.rows is None else self.rows.num_requests)
 
 
 def plan_extraction(
@@ -129,11 +127,11 @@ def plan_extraction(
     planned, header = lay_out(parts)
     connections = checkpoint.source.connections
     from_files = tuple(tensor for tensor in planned if tensor.source.file != TABLE_FILE)
-    computed = tuple(tensor for tensor in planned if tensor.source.file == TABLE_FILE)
+    computed = cut_pieces(tuple(tensor for tensor in planned if tensor.source.file == TABLE_FILE), connections)
     return ExtractionPlan(
         layer_indices=indices,
         planned=planned,
-        pieces=(*cut_pieces(from_files, connections), *cut_pieces(computed, connections)),
+        pieces=(*cut_pieces(from_files, connections), *(replace(piece, is_computed=True) for piece in computed)),
         header=header,
         embeddings=before,
         vocabulary=vocabulary,
