@@ -69,7 +69,8 @@ def select_arm(
         progress: Receives an update for every training.
 
     Raises:
-        ConfigError: The plan has fewer than two candidates, or more than one data set or share of the data.
+        ConfigError: The plan has fewer than two candidates, or more than one data set or share of the data; or the
+            probe would have to rate a donor that reads text.
         TrainingError: All candidates of a rung failed.
     """
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
@@ -85,11 +86,18 @@ def select_arm(
             f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection works with one share "
             "of the training data. Name only one."
         )
+    probe = probe and len(candidates) > 2
+    if probe and any(arm.graft.get("donor_reads") == "text" for arm in candidates):
+        raise ConfigError(
+            "donor_reads is text, but the probe rates layers by what they make of the host's vectors. Leave the probe "
+            "out with --no-probe (in Python: probe=False), or find the number of layers with surgeon select "
+            "--candidates depth."
+        )
     folder.check()
     with locked(folder.lock, wait=False):
         prepare_study(plan, folder, progress)
     rungs: list[Rung] = []
-    if probe and len(candidates) > 2:
+    if probe:
         start_time = time.monotonic()
         scores = _probe_arms(candidates, plan, folder, progress)
         kept = _rank(scores, max(_LEAST, math.ceil(len(candidates) / 2)), higher=True)
