@@ -20,18 +20,6 @@ sweep, select       which layer, pair or site is best? Train all, or find it at 
 probe               rates a layer without training; selection_result: the typed result of `select`
 """
 
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from layer_surgeon.study.demo import run_demo
-
-__all__ = ["run_demo"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import `run_demo` on first use: a report needs this package without torch."""
-    if name != "run_demo":
-        raise AttributeError(f"module 'layer_surgeon.study' has no attribute {name!r}")
-    from layer_surgeon.study.demo import run_demo
-
-    return run_demo
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
