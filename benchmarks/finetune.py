@@ -20,7 +20,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,15 +183,36 @@ def extract_donor(folder: Path) -> tuple[Path, LayerArtifact]:
     return packaged_folder("all-MiniLM-L6-v2"), layer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description: str | None, *, samples: int | None, samples_help: str, threads: int) -> argparse.Namespace:
+    """Parse the command line of a benchmark of training, and set the number of threads.
+
+    Args:
+        description: The benchmark's docstring.
+        samples: The default of --samples.
+        samples_help: The help text of --samples.
+        threads: The default of --threads.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.csv and validation.csv (text,label), or .tsv")
-    parser.add_argument("--samples", type=int, help="use at most this many training and validation examples")
+    parser.add_argument("--samples", type=int, default=samples, help=samples_help)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 2023")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def in_turns(arms: Sequence[str], num_seeds: int) -> Iterator[tuple[int, str]]:
+    """Yield seeds and arms, in alternating order, in case the first arm has an advantage or disadvantage."""
+    for number in range(num_seeds):
+        for arm in sorted(arms, reverse=bool(number % 2)):
+            yield 2023 + number, arm
+
+
+def main() -> None:
+    at_most = "use at most this many training and validation examples"
+    arguments = parse(__doc__, samples=None, samples_help=at_most, threads=2)
     facts, packages = machine(), versions(*PACKAGES)
     print(heading(facts, packages) + f"; {arguments.threads} threads")
     runs: list[dict[str, Any]] = []
@@ -202,11 +223,9 @@ def main() -> None:
         limits = {"max_train_samples": arguments.samples, "max_eval_samples": arguments.samples}
         config = FinetuneConfig(num_epochs=1, text_column="text", label_column="label", **limits)
         parts = Parts(host=host, donor=donor, train=train, validation=validation, config=config)
-        for number, seed in enumerate(range(2023, 2023 + arguments.seeds)):
-            # Alternate the order, in case the first arm has an advantage or disadvantage.
-            for arm in sorted((OURS, FIXED, HOST_ALONE), reverse=bool(number % 2)):
-                runs.append(run_arm(arm, seed, parts, folder / "runs"))
-                say(f"{arm}, seed {seed}: {runs[-1]['seconds']:.1f} s, accuracy {runs[-1]['accuracy']:.4f}")
+        for seed, arm in in_turns((OURS, FIXED, HOST_ALONE), arguments.seeds):
+            runs.append(run_arm(arm, seed, parts, folder / "runs"))
+            say(f"{arm}, seed {seed}: {runs[-1]['seconds']:.1f} s, accuracy {runs[-1]['accuracy']:.4f}")
     summary = summarise(runs)
     print(f"{' + '.join(f'{count:,} {name}' for name, count in runs[0]['examples'].items())} examples, one epoch\n")
     print(show(summary))

@@ -16,7 +16,6 @@ which the donor reads all texts before the first epoch is listed apart. Targets:
 1.10 times as long as one of the host alone; kept and computed give the same weights, bit for bit.
 """
 
-import argparse
 import hashlib
 import statistics
 import tempfile
@@ -30,7 +29,7 @@ from unittest import mock
 import torch
 from transformers import set_seed
 
-from benchmarks.finetune import find_data
+from benchmarks.finetune import find_data, in_turns, parse
 from benchmarks.machine import heading, machine, save, say, table, versions
 from layer_surgeon.checkpoint.packaged import packaged_folder
 from layer_surgeon.extract import extract_layer
@@ -154,14 +153,7 @@ def show(summary: dict[str, Any], num_bytes: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with train.csv and validation.csv (text,label), or .tsv")
-    parser.add_argument("--samples", type=int, default=692, help="number of training examples")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 2023")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(__doc__, samples=692, samples_help="number of training examples", threads=1)
     facts, packages = machine(), versions(*PACKAGES)
     print(heading(facts, packages) + f"; {arguments.threads} threads")
     runs: list[dict[str, Any]] = []
@@ -178,11 +170,9 @@ def main() -> None:
         limits = {"max_train_samples": arguments.samples, "max_eval_samples": 200}
         config = FinetuneConfig(num_epochs=1, text_column="text", label_column="label", **limits)
         data = find_data(arguments.data)
-        for number, seed in enumerate(range(2023, 2023 + arguments.seeds)):
-            # Alternate the order, in case the first arm has an advantage or disadvantage.
-            for arm in sorted(ARMS, reverse=bool(number % 2)):
-                runs.append(run_arm(arm, seed, host, stack, data, config, folder / "runs"))
-                say(f"{arm}, seed {seed}: {runs[-1]['cpu_seconds']:.1f} s, accuracy {runs[-1]['accuracy']:.4f}")
+        for seed, arm in in_turns(ARMS, arguments.seeds):
+            runs.append(run_arm(arm, seed, host, stack, data, config, folder / "runs"))
+            say(f"{arm}, seed {seed}: {runs[-1]['cpu_seconds']:.1f} s, accuracy {runs[-1]['accuracy']:.4f}")
         files = (folder / "runs" / DONOR_STATES).glob("*/*.safetensors")
         num_bytes = sum(path.stat().st_size for path in files)
     summary = summarise(runs)

@@ -48,11 +48,14 @@ class Ui:
         """Bars on a terminal, plain lines elsewhere, nothing with `--quiet`."""
         if self.quiet:
             return NullProgress()
-        from .render import LineProgress, RichProgress  # takes time to import, and is only needed to show progress
-
         # A cell with `!surgeon` looks like a terminal, but can't move its cursor: a panel would appear again and again.
-        in_notebook = "JPY_PARENT_PID" in os.environ
-        return RichProgress(self.err) if self.err.is_terminal and not in_notebook else LineProgress(self.err)
+        if self.err.is_terminal and "JPY_PARENT_PID" not in os.environ:
+            from .bars import RichProgress  # takes time to import, and is only needed to show progress
+
+            return RichProgress(self.err)
+        from .render import LineProgress
+
+        return LineProgress(self.err)
 
     def latest(self, kind: Kind) -> Path:
         """Return the latest layer, graft or run, and say which it is.
@@ -109,7 +112,9 @@ def _console(*, stderr: bool) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     # If the output is not a terminal, rich assumes 80 columns and folds long names. Files and pipes have no such limit.
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, no_color=None if stream.isatty() else True)
+    width, no_color = (None, None) if stream.isatty() else (160, True)
+    # A name may have text such as :warning:, which is not meant as a picture.
+    return Console(stderr=stderr, width=width, no_color=no_color, emoji=False)
 
 
 def escape_text(text: str) -> str:

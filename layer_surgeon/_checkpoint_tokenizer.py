@@ -40,15 +40,17 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase
             ) from error
 
 
-def gguf_tokenizer_files(table: GgufTable, model_type: str) -> dict[str, bytes]:
+def gguf_tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Make the tokenizer's files from the header of a GGUF file, by name.
 
     Raises:
         ValueError, OSError, KeyError, TypeError, ImportError: As `load_gguf_tokenizer`.
         SourceError: The header can't be read.
     """
+    if not isinstance(checkpoint.table, GgufTable):
+        raise TypeError(f"{checkpoint.source.name} is not a GGUF file.")
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
-        return saved_files(_load_from_header(table, model_type, Path(folder)))
+        return saved_files(_load_from_header(checkpoint.table, checkpoint.model_type, Path(folder)))
 
 
 def saved_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import islice
 from string import ascii_lowercase, digits
 from typing import Any
@@ -23,14 +24,59 @@ from layer_surgeon._loading import load_tokenizer
 from layer_surgeon._text import first_line, without_secrets
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.errors import DataError, LayerSurgeonError, SourceNotFoundError
-from layer_surgeon.extract.vocabulary import VocabularyMap
 
+# What a row is, for config.json. A change of the rule gets another name.
+RULE = "mean of the donor's rows for the token's string"
 # Special tokens that do the same in different models: the first and the last of a text, padding, ...
 _ROLES = (("bos_token", "cls_token"), ("eos_token", "sep_token"), ("pad_token",), ("unk_token",), ("mask_token",))
 # How vocabularies with byte fallback name a byte.
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _NOT_A_CHARACTER = "\ufffd"
 _WORD_START = "\u2581"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyMap:
+    """Which of the donor's tokens each token of a host stands for.
+
+    Attributes:
+        name: The host, as the user named it.
+        tokenizer_class: The class of its tokenizer.
+        donor_tokenizer_class: The class of the donor's tokenizer.
+        sha256: Digest of its tokens, in the order of their ids.
+        tokens: For each token of the host, in the order of their ids, the donor's tokens for its string. None for a
+            token without a counterpart, whose row is the mean of all rows that are read.
+        special: The donor's token of each of the host's special tokens; None for those without a counterpart.
+        files: The files of the host's tokenizer, by name.
+    """
+
+    name: str
+    tokenizer_class: str
+    donor_tokenizer_class: str
+    sha256: str
+    tokens: tuple[tuple[int, ...] | None, ...]
+    special: Mapping[str, str | None]
+    files: Mapping[str, bytes]
+
+    @cached_property
+    def donor_rows(self) -> tuple[int, ...]:
+        """The rows of the donor's table that are needed, sorted, each once."""
+        return tuple(sorted({token for tokens in self.tokens if tokens for token in tokens}))
+
+    def record(self) -> dict[str, Any]:
+        """The description for config.json."""
+        return {
+            "name": self.name,
+            "tokenizer_class": self.tokenizer_class,
+            "size": len(self.tokens),
+            "sha256": self.sha256,
+            "rule": RULE,
+            "donor_tokenizer_class": self.donor_tokenizer_class,
+            "donor_rows": len(self.donor_rows),
+            "one_row": sum(len(tokens) == 1 for tokens in self.tokens if tokens),
+            "without_counterpart": sum(tokens is None for tokens in self.tokens),
+            "special": dict(self.special),
+        }
 
 
 def map_vocabulary(host: str, checkpoint: Checkpoint, *, token: str | bool | None = None) -> VocabularyMap:

@@ -48,6 +48,13 @@ class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml is untyped he
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> Any:
+        """Escape U+0085. PyYAML writes it as it is, and then reads a space."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_str)
+
 
 def parse_yaml(text: str, max_characters: int = MAX_CHARACTERS) -> Any:
     """Parse YAML text. Tags for Python objects and aliases are refused.

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import layer_surgeon
 from layer_surgeon import errors
 
 ROOT = Path(__file__).resolve().parent.parent
+# The packages whose names are imported on first use. Their stubs list the names.
+LAZY = sorted(stub.parent.name for stub in (ROOT / "layer_surgeon").glob("*/__init__.pyi"))
 
 
 def modules_after(code, cwd):
@@ -71,13 +74,41 @@ def test_commands_on_gguf_files_need_no_torch(arguments, absent, tmp_path):
     assert not absent & modules_after(code, tmp_path)
 
 
+def test_safetensors_load_no_other_format(tmp_path):
+    from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
+
+    tiny = LLAMA_8B | {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "vocab_size": 8}
+    write_sparse_checkpoint(tmp_path / "donor", tiny, [1])
+    code = "import layer_surgeon_cli.main as cli; cli.app(['extract', 'donor', '-o', 'out'], standalone_mode=False)"
+    modules = "import sys; print(*[name for name in sys.modules if name.startswith('layer_surgeon.checkpoint.')])"
+    output = subprocess.run([sys.executable, "-c", f"{code}\n{modules}"], cwd=tmp_path, capture_output=True, text=True)
+    loaded = output.stdout.splitlines()[-1].split()
+    assert "layer_surgeon.checkpoint.safetensors" in loaded
+    assert not [name for name in loaded if "gguf" in name or "torch" in name]
+
+
+def test_no_module_is_imported_behind_the_back_of_import_linter():
+    """Only the tables of lazy names may name modules of the package as text: other imports are statements."""
+    hidden = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in sorted((ROOT / "layer_surgeon").rglob("*.py"))
+        if path.name != "_auto.py"
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("import_module")
+        if isinstance(call.args[0], ast.Constant) and str(call.args[0].value).startswith("layer_surgeon")
+    ]
+    assert not hidden
+
+
 def test_the_public_surface():
-    names = {name for names in layer_surgeon._HOME.values() for name in names} | {"__version__"}
-    assert names == set(layer_surgeon.__all__)
-    for name in layer_surgeon.__all__:
-        assert getattr(layer_surgeon, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = layer_surgeon.nothing
+    assert {"__version__", "extract_layer", "graft_layer", "finetune_model"} <= set(layer_surgeon.__all__)
+    packages = [layer_surgeon, *(import_module(f"layer_surgeon.{name}") for name in LAZY)]
+    for package in packages:
+        assert set(dir(package)) >= set(package.__all__) - {"__version__"}
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = package.nothing
 
 
 def test_every_error_is_drawn_and_has_a_builtin_base():

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layer_surgeon._format import list_names
-from layer_surgeon.checkpoint import safetensors, torch_table
-from layer_surgeon.checkpoint.gguf import GgufTable
+from layer_surgeon.checkpoint import safetensors
 from layer_surgeon.checkpoint.sources import FileSource, Source
 from layer_surgeon.checkpoint.sources.parts import PartsSource
 from layer_surgeon.checkpoint.sources.shards import MAX_INDEX_BYTES, parts_of
@@ -14,6 +13,10 @@ from layer_surgeon.checkpoint.types import TensorTable
 from layer_surgeon.errors import CheckpointError, SourceNotFoundError
 
 CONFIG_FILE = "config.json"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+TORCH_SINGLE_FILE = "pytorch_model.bin"
+# Extensions of the PyTorch files that can be opened by name.
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # The longest real config.json is 200 kB: a mixture of experts whose quantisation settings list every module.
 _MAX_CONFIG_BYTES = 16_000_000
 # llama.cpp's name prefixes of GGUF files that are not language models: vision towers and importance matrices.
@@ -44,20 +47,33 @@ def open_table(source: Source) -> TensorTable:
         raw, config = _read_index(source, files, safetensors.INDEX_FILE)
         shard_of = safetensors.parse_index(raw, safetensors.INDEX_FILE, files)
         return safetensors.SafetensorsTable(source, config, shard_of=shard_of)
-    pickle_files = [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
-    if torch_table.SINGLE_FILE in pickle_files:
-        return torch_table.TorchZipTable(source, _read_config(source, files), single_file=torch_table.SINGLE_FILE)
-    if torch_table.INDEX_FILE in candidates:
-        raw, config = _read_index(source, files, torch_table.INDEX_FILE)
-        shard_of = safetensors.parse_index(raw, torch_table.INDEX_FILE, files, suffix=".bin")
-        return torch_table.TorchZipTable(source, config, shard_of=shard_of)
+    pickle_files = [file for file in candidates if file.endswith(_TORCH_SUFFIXES)]
+    if TORCH_SINGLE_FILE in pickle_files:
+        return _torch_table(source, _read_config(source, files), single_file=TORCH_SINGLE_FILE)
+    if TORCH_INDEX_FILE in candidates:
+        raw, config = _read_index(source, files, TORCH_INDEX_FILE)
+        shard_of = safetensors.parse_index(raw, TORCH_INDEX_FILE, files, suffix=".bin")
+        return _torch_table(source, config, shard_of=shard_of)
     gguf_models = _gguf_models(source, candidates)
     if len(gguf_models) == 1 and not safetensors_files:
-        return GgufTable(source, *gguf_models[0])
+        return _gguf_table(source, gguf_models[0])
     if len(pickle_files) == 1 and not safetensors_files and not gguf_models:
         # Last, because training leaves pickles of other things next to the weights.
-        return torch_table.TorchZipTable(source, _read_config(source, files), single_file=pickle_files[0])
+        return _torch_table(source, _read_config(source, files), single_file=pickle_files[0])
     raise _nothing_to_open(source, safetensors_files, gguf_models, candidates)
+
+
+# Importing the formats takes 15 ms, as long as Python's start, and safetensors need neither.
+def _torch_table(source: Source, config: Mapping[str, Any], **files: Any) -> TensorTable:
+    from layer_surgeon.checkpoint.torch_table import TorchZipTable
+
+    return TorchZipTable(source, config, **files)
+
+
+def _gguf_table(source: Source, files: Sequence[str]) -> TensorTable:
+    from layer_surgeon.checkpoint.gguf import GgufTable
+
+    return GgufTable(source, *files)
 
 
 def _gguf_models(source: Source, candidates: Sequence[str]) -> list[tuple[str, ...]]:
@@ -103,11 +119,11 @@ def _nothing_to_open(
         )
     if gguf_models:
         return _several_gguf(source, [model[0] for model in gguf_models])
-    pickle_files = [file for file in candidates if file.endswith(torch_table.SUFFIXES)]
+    pickle_files = [file for file in candidates if file.endswith(_TORCH_SUFFIXES)]
     if pickle_files:
         return CheckpointError(
             f"{source.name} has {len(pickle_files)} PyTorch files ({', '.join(pickle_files[:3])}), but no "
-            f"{torch_table.SINGLE_FILE} and no {torch_table.INDEX_FILE}. Get the index, or give the name of one file."
+            f"{TORCH_SINGLE_FILE} and no {TORCH_INDEX_FILE}. Get the index, or give the name of one file."
         )
     weight_files = [file for file in source.list_files() if file.endswith((".safetensors", ".gguf"))]
     subfolders = sorted({file.rpartition("/")[0] for file in weight_files} - {""})
@@ -120,7 +136,7 @@ def _nothing_to_open(
     if not candidates:
         return SourceNotFoundError(f"{source.name} is empty. Give a folder or repo with a checkpoint.")
     return CheckpointError(
-        f"{source.name} has no checkpoint: no *.safetensors, no {torch_table.SINGLE_FILE} and no *.gguf file. "
+        f"{source.name} has no checkpoint: no *.safetensors, no {TORCH_SINGLE_FILE} and no *.gguf file. "
         f"It contains {', '.join(candidates[:5])}{' and more' if len(candidates) > 5 else ''}. Check the name."
     )
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import prod
 
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS
-from layer_surgeon.checkpoint.types import TensorInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,17 +77,6 @@ class PickledTensor:
                 return None
             expected *= self.shape[axis]
         return tuple(reversed(order))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PermutedTensorInfo(TensorInfo):
-    """A tensor without gaps whose dimensions are stored in another order, such as a transposed matrix.
-
-    Attributes:
-        order: Its dimensions in file order, outermost first: (1, 0) for a transposed matrix.
-    """
-
-    order: tuple[int, ...]
 
 
 ORDERED_DICT = ("collections", "OrderedDict")

@@ -13,15 +13,11 @@ from zlib import crc32
 
 from layer_surgeon.checkpoint.sources.base import Source
 from layer_surgeon.checkpoint.torch_pickle import MAX_PICKLE_BYTES, read_state_dict
-from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo, PickledTensor
+from layer_surgeon.checkpoint.torch_records import PickledTensor
 from layer_surgeon.checkpoint.torch_zip import ZipEntry, data_offset, local_header_bytes, read_entries
-from layer_surgeon.checkpoint.types import TensorInfo, TensorShape
+from layer_surgeon.checkpoint.types import PermutedTensorInfo, TensorInfo, TensorShape
 from layer_surgeon.errors import CheckpointError
 
-INDEX_FILE = "pytorch_model.bin.index.json"
-SINGLE_FILE = "pytorch_model.bin"
-# Extensions of the files that can be opened by name.
-SUFFIXES = (".bin", ".pt", ".pth")
 # Between data.pkl and byteorder, torch writes two entries of a few bytes, aligned to 64 or (as an option) 4096 bytes.
 # One request reads them all.
 _SMALL_BYTES = 16_384

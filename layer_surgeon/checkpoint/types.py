@@ -56,6 +56,17 @@ class TensorInfo(TensorShape):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PermutedTensorInfo(TensorInfo):
+    """A tensor without gaps whose dimensions are stored in another order, such as a transposed matrix.
+
+    Attributes:
+        order: Its dimensions in file order, outermost first: (1, 0) for a transposed matrix.
+    """
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ByteRange:
     """`length` bytes of `file`, from the absolute position `start`."""
 

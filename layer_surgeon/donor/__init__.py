@@ -16,23 +16,6 @@ exit       what acts after the last layer
 stack      `DonorStack`: the entrance and the first layers
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from layer_surgeon.donor.config import SurgeonDonorConfig
-    from layer_surgeon.donor.layer import DonorLayer
-    from layer_surgeon.donor.stack import DonorStack
-
-_MODULE_OF = {"DonorLayer": "layer", "DonorStack": "stack", "SurgeonDonorConfig": "config"}
-
-__all__ = ["DonorLayer", "DonorStack", "SurgeonDonorConfig"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'layer_surgeon.donor' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.donor.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
 """Read the pieces of a plan in parallel, write each at its final position, and hash the file as it grows.
 
-Readers write with `pwrite`. Another thread reads the written bytes back and hashes them. The digests therefore describe
-what the file really holds, and hashing only costs time if it is slower than reading. Memory stays at a few buffers of
-512 KiB, regardless of the size of the layer.
+Readers write with `pwrite`. Two other threads read the written bytes back: one hashes the file, one hashes each tensor.
+The digests therefore describe what the file really holds, and hashing only costs time if it is slower than reading.
+Memory stays at a few buffers of 512 KiB, regardless of the size of the layer.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Chunk
 from layer_surgeon.errors import ArtifactError
-from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_tensors, hash_written
+from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_file, hash_tensors
 from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
 from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
@@ -136,21 +136,25 @@ def _run(
         lock=threading.Lock(),
     )
     verified = (0,) * len(plan.pieces) if journal is None else journal.verified
-    if any(verified):
-        progress.notice(f"Resuming: {sum(verified):,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
+    num_kept = sum(done for piece, done in zip(plan.pieces, verified, strict=True) if not piece.is_computed)
+    if num_kept:
+        progress.notice(f"Resuming: {num_kept:,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
-    with ThreadPoolExecutor(readers + 1, thread_name_prefix="extract") as pool:
-        # Submitted first, because it needs a thread from the start.
-        hashing = pool.submit(hash_written if whole_file else hash_tensors, descriptor, plan, copy.front)
+    with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
+        # Submitted first, because they need threads from the start. Each reads the file itself: waiting for each other
+        # took longer than the second read from the page cache.
+        file_digest = pool.submit(hash_file, descriptor, plan, copy.front) if whole_file else None
+        tensor_digests = pool.submit(hash_tensors, descriptor, plan, copy.front)
+        hashing = [tensor_digests] if file_digest is None else [file_digest, tensor_digests]
         reads = [pool.submit(copy.piece, index, piece, verified[index]) for index, piece in enumerate(plan.pieces)]
         try:
-            _wait_for_all([hashing, *reads])
+            _wait_for_all([*hashing, *reads])
         except BaseException:
             copy.front.stop()
             for future in reads:
                 future.cancel()
             raise
-        return hashing.result()
+        return Digests(file=None if file_digest is None else file_digest.result(), tensors=tensor_digests.result())
 
 
 def _wait_for_all(futures: Sequence[Future[Any]]) -> None:
@@ -176,7 +180,7 @@ class _Copy:
 
     def piece(self, index: int, piece: Piece, verified: int) -> None:
         """Read and write one piece, without its first `verified` bytes."""
-        self._report(verified)
+        self._report(piece, verified)
         byte_range = piece.range
         stream = self.source.stream_range(byte_range.file, byte_range.start + verified, byte_range.length - verified)
         try:
@@ -207,12 +211,13 @@ class _Copy:
                         journal.add(index, journaled, position + done, crc)
                         journaled, crc = position + done, 0
                 self.front.add(segment, written)
-                self._report(len(blocks))
+                self._report(piece, len(blocks))
             position += segment.length
 
-    def _report(self, amount: int) -> None:
-        with self.lock:
-            self.progress.advance(amount)
+    def _report(self, piece: Piece, amount: int) -> None:
+        if not piece.is_computed:
+            with self.lock:
+                self.progress.advance(amount)
 
 
 class Chunks:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layer_surgeon._folders import check_replaceable
 from layer_surgeon._io import write_bytes, write_json
@@ -32,10 +32,13 @@ from layer_surgeon.extract.plan import CopyPlan
 from layer_surgeon.extract.selection import LayerSelection
 from layer_surgeon.extract.staging import JOURNAL_FILE, ROWS_FILE, ROWS_JOURNAL_FILE, Staging
 from layer_surgeon.extract.tokenizer_files import read_tokenizer_files, read_vocabulary
-from layer_surgeon.extract.vocabulary import TABLE_FILE, TableSource, VocabularyMap
+from layer_surgeon.extract.vocabulary import TABLE_FILE, TableSource
 from layer_surgeon.hub.layer_card import LayerCard
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, layer_name, stack_name
+
+if TYPE_CHECKING:
+    from layer_surgeon._vocabulary import VocabularyMap
 
 
 def extract_layer(
@@ -209,8 +212,7 @@ def _write_weights(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, p
     def journal(name: str, part: CopyPlan) -> tuple[Path, str] | None:
         return (folder / name, plan_identity(where, part)) if can_resume else None
 
-    computed = sum(piece.range.length for piece in plan.pieces if piece.range.file == TABLE_FILE)
-    progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read + computed, "bytes")
+    progress.begin(f"layer {', '.join(map(str, plan.layer_indices))}", plan.num_bytes_read, "bytes")
     source: Ranges = checkpoint.source
     if plan.rows is not None and plan.vocabulary is not None:
         rows_journal = journal(ROWS_JOURNAL_FILE, plan.rows)
@@ -299,6 +301,6 @@ def _describe(
     }
 
 
-def _describe_embeddings(embeddings: Embeddings, vocabulary: VocabularyMap | None) -> dict[str, Any]:
+def _describe_embeddings(embeddings: Embeddings, vocabulary: "VocabularyMap | None") -> dict[str, Any]:
     record = None if vocabulary is None else vocabulary.record()
     return {"token_table": embeddings.token_table, "vocabulary": record}

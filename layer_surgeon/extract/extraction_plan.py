@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from layer_surgeon.checkpoint import Checkpoint, TensorInfo
 from layer_surgeon.errors import ConfigError
@@ -19,7 +20,10 @@ from layer_surgeon.extract.plan import (
     main_dtype,
 )
 from layer_surgeon.extract.selection import LayerSelection, select_layers
-from layer_surgeon.extract.vocabulary import TABLE_FILE, RowBytes, VocabularyMap, table_info
+from layer_surgeon.extract.vocabulary import TABLE_FILE, RowBytes, table_info
+
+if TYPE_CHECKING:
+    from layer_surgeon._vocabulary import VocabularyMap
 
 # Between two rows of a table of tokens. At 80 ms per request over 16 connections, and 50 MB/s in total, reading the gap
 # takes as long as another request.
@@ -41,7 +45,7 @@ class ExtractionPlan(CopyPlan):
 
     layer_indices: tuple[int, ...]
     embeddings: Embeddings | None = None
-    vocabulary: VocabularyMap | None = None
+    vocabulary: "VocabularyMap | None" = None
     rows: CopyPlan | None = None
 
     @cached_property
@@ -63,17 +67,15 @@ class ExtractionPlan(CopyPlan):
                 tensors.append(rows)
         return tuple(tensors)
 
-    @cached_property
+    @property
     def num_bytes_read(self) -> int:
         """Bytes that the requests ask for: the weights, and the gaps between them."""
-        own = sum(piece.range.length for piece in self.pieces if piece.range.file != TABLE_FILE)
-        return own + (0 if self.rows is None else self.rows.num_bytes_read)
+        return super().num_bytes_read + (0 if self.rows is None else self.rows.num_bytes_read)
 
     @property
     def num_requests(self) -> int:
         """Number of reads of weights. Planning itself already read the headers of the checkpoint's files."""
-        own = sum(piece.range.file != TABLE_FILE for piece in self.pieces)
-        return own + (0 if self.rows is None else self.rows.num_requests)
+        return super().num_requests + (0 if self.rows is None else self.rows.num_requests)
 
 
 def plan_extraction(
@@ -82,7 +84,7 @@ def plan_extraction(
     *,
     dtype: str | None = None,
     embeddings: bool = False,
-    vocabulary: VocabularyMap | None = None,
+    vocabulary: "VocabularyMap | None" = None,
 ) -> ExtractionPlan:
     """Plan the extraction of one or more layers. Reads the headers of the files that contain them, but no weights.
 
@@ -125,11 +127,11 @@ def plan_extraction(
     planned, header = lay_out(parts)
     connections = checkpoint.source.connections
     from_files = tuple(tensor for tensor in planned if tensor.source.file != TABLE_FILE)
-    computed = tuple(tensor for tensor in planned if tensor.source.file == TABLE_FILE)
+    computed = cut_pieces(tuple(tensor for tensor in planned if tensor.source.file == TABLE_FILE), connections)
     return ExtractionPlan(
         layer_indices=indices,
         planned=planned,
-        pieces=(*cut_pieces(from_files, connections), *cut_pieces(computed, connections)),
+        pieces=(*cut_pieces(from_files, connections), *(replace(piece, is_computed=True) for piece in computed)),
         header=header,
         embeddings=before,
         vocabulary=vocabulary,
@@ -147,7 +149,7 @@ def _before_layers(
 
 
 def _plan_table(
-    checkpoint: Checkpoint, name: str, vocabulary: VocabularyMap, dtype: str | None
+    checkpoint: Checkpoint, name: str, vocabulary: "VocabularyMap", dtype: str | None
 ) -> tuple[CopyPlan, tuple[TensorInfo, Codec]]:
     """Plan the reads of the donor's rows, and the table that is made of them."""
     (info,) = checkpoint.table.tensors([name])

@@ -1,10 +1,10 @@
 """Hash a file while readers still write it: each byte is read back once everything before it is written."""
 
 import hashlib
+import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.extract.plan import CopyPlan, Segment
@@ -75,77 +75,40 @@ class Front:
             self._changed.notify_all()
 
 
-def hash_tensors(descriptor: int, plan: CopyPlan, front: Front) -> Digests:
+def hash_file(descriptor: int, plan: CopyPlan, front: Front) -> str:
+    """Compute the sha256 of the whole file while it is written, as hex.
+
+    Raises:
+        StoppedError: The front was stopped.
+    """
+    digest = hashlib.sha256()
+    for chunk in _written_chunks(descriptor, front, 0, plan.num_out_bytes):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_tensors(descriptor: int, plan: CopyPlan, front: Front) -> dict[str, str]:
     """Compute the sha256 of each tensor while the file is written. Bytes that belong to no tensor are not read.
 
     Raises:
         StoppedError: The front was stopped.
     """
     digests = {}
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with FileIO(descriptor, "rb", closefd=False) as file:
-        for tensor in plan.planned:
-            digest = hashlib.sha256()
-            position, end = file.seek(tensor.offset), tensor.offset + tensor.num_bytes
-            while position < end:
-                num_written = min(front.wait_beyond(position), end) - position
-                count = file.readinto(buffer[:num_written])
-                digest.update(buffer[:count])
-                position += count
-            digests[tensor.name] = digest.hexdigest()
-    return Digests(file=None, tensors=digests)
+    for tensor in plan.planned:
+        digest = hashlib.sha256()
+        for chunk in _written_chunks(descriptor, front, tensor.offset, tensor.offset + tensor.num_bytes):
+            digest.update(chunk)
+        digests[tensor.name] = digest.hexdigest()
+    return digests
 
 
-def hash_written(descriptor: int, plan: CopyPlan, front: Front) -> Digests:
-    """Compute the sha256 of the whole file and of each tensor while the file is written.
-
-    This thread reads each byte back once and hashes the file; a second thread hashes the tensors from the same buffers.
-
-    Raises:
-        StoppedError: The front was stopped.
-    """
-    file_digest, tensor_digests = hashlib.sha256(), _TensorDigests(plan)
-    buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(2)]
-    hashing: list[Future[None]] = []
-    with (
-        FileIO(descriptor, "rb", closefd=False) as file,
-        ThreadPoolExecutor(1, thread_name_prefix="tensors") as pool,
-    ):
-        position = file.seek(0)
-        while position < plan.num_out_bytes:
-            written_end = front.wait_beyond(position)
-            while position < written_end:
-                if len(hashing) == len(buffers):
-                    # The chunk before the last one is in the buffer that is needed next.
-                    hashing.pop(0).result()
-                buffers.reverse()
-                count = file.readinto(buffers[0][: written_end - position])
-                chunk = buffers[0][:count]
-                hashing.append(pool.submit(tensor_digests.update, position, chunk))
-                file_digest.update(chunk)
-                position += count
-        for future in hashing:
-            future.result()
-    return Digests(file=file_digest.hexdigest(), tensors=tensor_digests.hexdigests)
-
-
-class _TensorDigests:
-    """Hashes the tensors of a file that is passed in chunks, in the order of the file."""
-
-    def __init__(self, plan: CopyPlan) -> None:
-        self._tensors = iter(sorted(plan.planned, key=lambda tensor: tensor.offset))
-        self._digest = hashlib.sha256()
-        self._tensor = next(self._tensors, None)
-        self.hexdigests: dict[str, str] = {}
-
-    def update(self, position: int, chunk: memoryview) -> None:
-        """Hash the bytes at `position` of the file."""
-        end = position + len(chunk)
-        while self._tensor is not None and self._tensor.offset <= end:
-            tensor_end = self._tensor.offset + self._tensor.num_bytes
-            self._digest.update(chunk[max(self._tensor.offset - position, 0) : max(tensor_end - position, 0)])
-            if tensor_end > end:
-                break
-            self.hexdigests[self._tensor.name] = self._digest.hexdigest()
-            self._digest = hashlib.sha256()
-            self._tensor = next(self._tensors, None)
+def _written_chunks(descriptor: int, front: Front, start: int, end: int) -> Iterator[memoryview]:
+    """Yield the bytes from `start` to `end` as soon as they are written, in chunks that share one buffer."""
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, end - start)))
+    position = start
+    while position < end:
+        written_end = min(front.wait_beyond(position), end)
+        while position < written_end:
+            count = os.preadv(descriptor, [buffer[: written_end - position]], position)
+            yield buffer[:count]
+            position += count

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
+from layer_surgeon.checkpoint.types import PermutedTensorInfo
 from layer_surgeon.errors import CheckpointError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import Buffer

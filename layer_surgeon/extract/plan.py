@@ -10,7 +10,7 @@ from layer_surgeon.checkpoint import ByteRange, Checkpoint, TensorInfo
 from layer_surgeon.checkpoint.licence import read_base_model
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.safetensors import DTYPE_BITS, LENGTH_BYTES
-from layer_surgeon.checkpoint.torch_records import PermutedTensorInfo
+from layer_surgeon.checkpoint.types import PermutedTensorInfo
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import NAME_OF_CODE, Dropped, plain_codec
@@ -69,10 +69,17 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One read: a byte range of one file, and the segments it consists of."""
+    """One read: a byte range of one file, and the segments it consists of.
+
+    Attributes:
+        range: The bytes.
+        segments: The parts of tensors in them.
+        is_computed: The bytes are computed from others that were read, so they don't count as read.
+    """
 
     range: ByteRange
     segments: tuple[Segment, ...]
+    is_computed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +107,10 @@ class CopyPlan:
         """Bytes of weights to read, without gaps."""
         return sum(info.num_bytes for info in self.tensors)
 
-    @cached_property
+    @property
     def num_bytes_read(self) -> int:
         """Bytes that the requests ask for: the weights, and the gaps between them."""
-        return sum(piece.range.length for piece in self.pieces)
+        return sum(piece.range.length for piece in self.pieces if not piece.is_computed)
 
     @property
     def num_out_bytes(self) -> int:
@@ -113,7 +120,7 @@ class CopyPlan:
     @property
     def num_requests(self) -> int:
         """Number of reads of weights. Planning itself already read the headers of the checkpoint's files."""
-        return len(self.pieces)
+        return sum(not piece.is_computed for piece in self.pieces)
 
     @cached_property
     def files(self) -> tuple[str, ...]:

@@ -1,21 +1,22 @@
 """The files of a donor's tokenizer, and another vocabulary for its table of tokens.
 
-Only GGUF files and other vocabularies need transformers, and then torch. The modules that use it come after this
-package, so they are imported by name, as the records of tasks name their classes.
+Only GGUF files and other vocabularies need transformers, and then torch. The modules that use it are therefore imported
+in functions: plain extraction takes less time than that import.
 """
 
-from importlib import import_module
+from typing import TYPE_CHECKING
 
 from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES, companion_files, is_tokenizer_file
-from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.checkpoint.sources.together import read_files
-from layer_surgeon.extract.vocabulary import VocabularyMap
 from layer_surgeon.progress import Progress
 
+if TYPE_CHECKING:
+    from layer_surgeon._vocabulary import VocabularyMap
 
-def read_vocabulary(host: str, checkpoint: Checkpoint, token: str | bool | None) -> VocabularyMap:
+
+def read_vocabulary(host: str, checkpoint: Checkpoint, token: str | bool | None) -> "VocabularyMap":
     """Find the donor's tokens for each token of a host.
 
     Args:
@@ -27,8 +28,9 @@ def read_vocabulary(host: str, checkpoint: Checkpoint, token: str | bool | None)
         SourceError: The tokenizer of one of them can't be read.
         DataError: A tokenizer doesn't show its vocabulary.
     """
-    vocabulary: VocabularyMap = import_module("layer_surgeon._vocabulary").map_vocabulary(host, checkpoint, token=token)
-    return vocabulary
+    from layer_surgeon._vocabulary import map_vocabulary
+
+    return map_vocabulary(host, checkpoint, token=token)
 
 
 def read_tokenizer_files(checkpoint: Checkpoint, progress: Progress) -> dict[str, bytes]:
@@ -62,12 +64,12 @@ def read_gguf_tokenizer(checkpoint: Checkpoint, progress: Progress) -> dict[str,
     Raises:
         SourceError: The header can't be read.
     """
-    if not isinstance(checkpoint.table, GgufTable) or "tokenizer.json" in companion_files(checkpoint):
+    if checkpoint.format != "gguf" or "tokenizer.json" in companion_files(checkpoint):
         return {}
     try:
-        module = import_module("layer_surgeon._checkpoint_tokenizer")
-        files: dict[str, bytes] = module.gguf_tokenizer_files(checkpoint.table, checkpoint.model_type)
+        from layer_surgeon._checkpoint_tokenizer import gguf_tokenizer_files
+
+        return gguf_tokenizer_files(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
         return {}
-    return files

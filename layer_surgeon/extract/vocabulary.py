@@ -1,12 +1,11 @@
 """A table of tokens for another vocabulary: one row per token of a host, made of the donor's rows.
 
-`VocabularyMap` says which rows; `layer_surgeon._vocabulary` makes it from two tokenizers. Only the rows that it needs
+A `VocabularyMap` says which rows; `layer_surgeon._vocabulary` makes it from two tokenizers. Only the rows that it needs
 are read from the donor, into a file next to the weights. The table has no file: `TableSource` computes its bytes as the
 copy asks for them, so it is written, hashed and resumed like every other tensor.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,55 +20,11 @@ from layer_surgeon.extract.plan import CopyPlan
 if TYPE_CHECKING:
     import numpy as np
 
+    from layer_surgeon._vocabulary import VocabularyMap
+
 # The name of the table among the files of a `TableSource`. No file of a checkpoint is called so: names have no slash
 # at the end.
 TABLE_FILE = "vocabulary/"
-# What a row is, for config.json. A change of the rule gets another name.
-RULE = "mean of the donor's rows for the token's string"
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyMap:
-    """Which of the donor's tokens each token of a host stands for.
-
-    Attributes:
-        name: The host, as the user named it.
-        tokenizer_class: The class of its tokenizer.
-        donor_tokenizer_class: The class of the donor's tokenizer.
-        sha256: Digest of its tokens, in the order of their ids.
-        tokens: For each token of the host, in the order of their ids, the donor's tokens for its string. None for a
-            token without a counterpart, whose row is the mean of all rows that are read.
-        special: The donor's token of each of the host's special tokens; None for those without a counterpart.
-        files: The files of the host's tokenizer, by name.
-    """
-
-    name: str
-    tokenizer_class: str
-    donor_tokenizer_class: str
-    sha256: str
-    tokens: tuple[tuple[int, ...] | None, ...]
-    special: Mapping[str, str | None]
-    files: Mapping[str, bytes]
-
-    @cached_property
-    def donor_rows(self) -> tuple[int, ...]:
-        """The rows of the donor's table that are needed, sorted, each once."""
-        return tuple(sorted({token for tokens in self.tokens if tokens for token in tokens}))
-
-    def record(self) -> dict[str, Any]:
-        """The description for config.json."""
-        return {
-            "name": self.name,
-            "tokenizer_class": self.tokenizer_class,
-            "size": len(self.tokens),
-            "sha256": self.sha256,
-            "rule": RULE,
-            "donor_tokenizer_class": self.donor_tokenizer_class,
-            "donor_rows": len(self.donor_rows),
-            "one_row": sum(len(tokens) == 1 for tokens in self.tokens if tokens),
-            "without_counterpart": sum(tokens is None for tokens in self.tokens),
-            "special": dict(self.special),
-        }
 
 
 class RowBytes:
@@ -98,7 +53,9 @@ class TableSource:
         connections: How many ranges to read in parallel.
     """
 
-    def __init__(self, source: Ranges, rows_file: Path, rows: CopyPlan, vocabulary: VocabularyMap, dtype: str) -> None:
+    def __init__(
+        self, source: Ranges, rows_file: Path, rows: CopyPlan, vocabulary: "VocabularyMap", dtype: str
+    ) -> None:
         self.connections = source.connections
         self._source, self._rows_file, self._rows = source, rows_file, rows
         self._vocabulary, self._dtype = vocabulary, dtype
@@ -162,7 +119,7 @@ class TableSource:
         return numbers.astype("<f4", copy=False).reshape(len(positions), -1)
 
 
-def table_info(name: str, vocabulary: VocabularyMap, width: int, dtype: str) -> TensorInfo:
+def table_info(name: str, vocabulary: "VocabularyMap", width: int, dtype: str) -> TensorInfo:
     """Describe the table as a tensor of a `TableSource`."""
     num_bytes = len(vocabulary.tokens) * width * DTYPE_BITS[dtype] // 8
     shape = (len(vocabulary.tokens), width)

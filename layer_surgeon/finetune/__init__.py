@@ -26,58 +26,7 @@ squad, written     metrics for answers and for generated text; scorers: metrics 
 evaluation         `evaluate_model` and `predict`
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from layer_surgeon.finetune.config import FinetuneConfig
-    from layer_surgeon.finetune.evaluation import Evaluation, evaluate_model, predict
-    from layer_surgeon.finetune.metrics import ClassificationMetrics
-    from layer_surgeon.finetune.plan import RunPlan, plan_finetuning
-    from layer_surgeon.finetune.registry import DATASETS, DatasetRecord, find_dataset
-    from layer_surgeon.finetune.repeat import SeedsResult, finetune_seeds
-    from layer_surgeon.finetune.results import EpochResult, FinetuneResult
-    from layer_surgeon.finetune.run import finetune_model
-    from layer_surgeon.finetune.tasks.text_classification import Prediction
+import lazy_loader
 
 # Lazy, because the command line's help needs `config` and `registry`, and must not import torch.
-_NAMES_BY_MODULE = {
-    "config": ("FinetuneConfig",),
-    "evaluation": ("Evaluation", "evaluate_model", "predict"),
-    "metrics": ("ClassificationMetrics",),
-    "plan": ("RunPlan", "plan_finetuning"),
-    "registry": ("DATASETS", "DatasetRecord", "find_dataset"),
-    "repeat": ("SeedsResult", "finetune_seeds"),
-    "results": ("EpochResult", "FinetuneResult"),
-    "run": ("finetune_model",),
-    "tasks.text_classification": ("Prediction",),
-}
-_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
-
-__all__ = [
-    "DATASETS",
-    "ClassificationMetrics",
-    "DatasetRecord",
-    "EpochResult",
-    "Evaluation",
-    "FinetuneConfig",
-    "FinetuneResult",
-    "Prediction",
-    "RunPlan",
-    "SeedsResult",
-    "evaluate_model",
-    "find_dataset",
-    "finetune_model",
-    "finetune_seeds",
-    "plan_finetuning",
-    "predict",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'layer_surgeon.finetune' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.finetune.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

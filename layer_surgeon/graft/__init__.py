@@ -25,70 +25,7 @@ matching        loudness, and projection_init="matched"
 export          `export_model`: a graft for other runtimes
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from layer_surgeon.graft.adapters import adapter_settings
-    from layer_surgeon.graft.build import GraftResult, graft_layer, save_graft
-    from layer_surgeon.graft.causal import GraftedModelForCausalLM
-    from layer_surgeon.graft.classification import GraftedModelForSequenceClassification
-    from layer_surgeon.graft.config import GraftConfig
-    from layer_surgeon.graft.export import ExportResult, export_model
-    from layer_surgeon.graft.features import GraftedModelForFeatureExtraction
-    from layer_surgeon.graft.graft_tokenizer import GraftTokenizer
-    from layer_surgeon.graft.model_config import SurgeonGraftConfig
-    from layer_surgeon.graft.modeling import GraftedModel
-    from layer_surgeon.graft.question_answering import GraftedModelForQuestionAnswering
-    from layer_surgeon.graft.seq2seq import GraftedModelForSeq2SeqLM
-    from layer_surgeon.graft.tokens import GraftedModelForTokenClassification
-    from layer_surgeon.hub.push import PushResult, push_graft
+import lazy_loader
 
 # Lazy, because the command line imports `config` for its help, which must not import torch.
-_NAMES_BY_MODULE = {
-    "graft.adapters": ("adapter_settings",),
-    "graft.build": ("GraftResult", "graft_layer", "save_graft"),
-    "graft.causal": ("GraftedModelForCausalLM",),
-    "graft.classification": ("GraftedModelForSequenceClassification",),
-    "graft.config": ("GraftConfig",),
-    "graft.export": ("ExportResult", "export_model"),
-    "graft.features": ("GraftedModelForFeatureExtraction",),
-    "graft.graft_tokenizer": ("GraftTokenizer",),
-    "graft.model_config": ("SurgeonGraftConfig",),
-    "graft.modeling": ("GraftedModel",),
-    "hub.push": ("PushResult", "push_graft"),
-    "graft.question_answering": ("GraftedModelForQuestionAnswering",),
-    "graft.seq2seq": ("GraftedModelForSeq2SeqLM",),
-    "graft.tokens": ("GraftedModelForTokenClassification",),
-}
-_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
-
-__all__ = [
-    "ExportResult",
-    "GraftConfig",
-    "GraftResult",
-    "GraftTokenizer",
-    "GraftedModel",
-    "GraftedModelForCausalLM",
-    "GraftedModelForFeatureExtraction",
-    "GraftedModelForQuestionAnswering",
-    "GraftedModelForSeq2SeqLM",
-    "GraftedModelForSequenceClassification",
-    "GraftedModelForTokenClassification",
-    "PushResult",
-    "SurgeonGraftConfig",
-    "adapter_settings",
-    "export_model",
-    "graft_layer",
-    "push_graft",
-    "save_graft",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'layer_surgeon.graft' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

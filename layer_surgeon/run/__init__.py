@@ -17,42 +17,7 @@ difference   `diff_checkpoints`: compare two checkpoints tensor by tensor, witho
 sides        the tensors of one side of a comparison; number_sums: the sums over their numbers
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from layer_surgeon.run.difference import CheckpointDifference, diff_checkpoints
-    from layer_surgeon.run.measures import LayerMeasures, measure_layers
-    from layer_surgeon.run.running import run_layers
-    from layer_surgeon.run.settings import RunConfig
-    from layer_surgeon.run.states import HiddenStates
+import lazy_loader
 
 # Lazy, because a comparison of weights must not import torch.
-_MODULE_OF = {
-    "CheckpointDifference": "difference",
-    "HiddenStates": "states",
-    "LayerMeasures": "measures",
-    "RunConfig": "settings",
-    "diff_checkpoints": "difference",
-    "measure_layers": "measures",
-    "run_layers": "running",
-}
-
-__all__ = [
-    "CheckpointDifference",
-    "HiddenStates",
-    "LayerMeasures",
-    "RunConfig",
-    "diff_checkpoints",
-    "measure_layers",
-    "run_layers",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'layer_surgeon.run' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.run.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

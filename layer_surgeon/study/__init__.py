@@ -20,17 +20,6 @@ sweep, select       which layer, pair or site is best? Train all, or find it at 
 probe               rates a layer without training; selection_result: the typed result of `select`
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from layer_surgeon.study.demo import run_demo
-
-__all__ = ["run_demo"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import `run_demo` on first use: a report needs this package without torch."""
-    if name != "run_demo":
-        raise AttributeError(f"module 'layer_surgeon.study' has no attribute {name!r}")
-    return importlib.import_module("layer_surgeon.study.demo").run_demo
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -86,8 +86,9 @@ def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
                         "Too many arms of the plan refer to each other by `like`. Write the settings out in one arm."
                     ) from error
                 name = arm.name
-                if donor is not None and len(donors) > 1 and arm.donor == donor:
-                    name += f"+{donor.name}"
+                # An arm may have a donor of its own, or take these layers as a stack or a model.
+                if arm.donor and len(donors) > 1 and replace(arm.donor, form="layers", vocabulary=None) == donor:
+                    name += f"+{arm.donor.name}"
                 if len(hosts) > 1:
                     name += f"@{arm.host_name}"
                 arms.setdefault(repr(named := replace(arm, name=name)), named)

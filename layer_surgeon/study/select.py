@@ -69,27 +69,19 @@ def select_arm(
         progress: Receives an update for every training.
 
     Raises:
-        ConfigError: The plan has fewer than two candidates, or more than one data set or share of the data.
+        ConfigError: The plan has fewer than two candidates, or more than one data set or share of the data; or the
+            probe would have to rate a donor that reads text.
         TrainingError: All candidates of a rung failed.
     """
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
     candidates = [arm for arm in plan.arms if arm.donor is not None]
-    if len(candidates) < 2 or len(plan.data) != 1 or not get_task(plan.task).one_label_per_text:
-        tasks = " or ".join(name for name, task in TASKS.items() if task.one_label_per_text)
-        raise ConfigError(
-            f"The plan has {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}. A "
-            f"selection needs at least two layers, one data set, and the task {tasks}."
-        )
-    if len(plan.fractions) != 1:
-        raise ConfigError(
-            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection works with one share "
-            "of the training data. Name only one."
-        )
+    probe = probe and len(candidates) > 2
+    _check_plan(plan, candidates, probe=probe)
     folder.check()
     with locked(folder.lock, wait=False):
         prepare_study(plan, folder, progress)
     rungs: list[Rung] = []
-    if probe and len(candidates) > 2:
+    if probe:
         start_time = time.monotonic()
         scores = _probe_arms(candidates, plan, folder, progress)
         kept = _rank(scores, max(_LEAST, math.ceil(len(candidates) / 2)), higher=True)
@@ -127,6 +119,26 @@ def select_arm(
         if is_last:
             break
     return _finish(plan, candidates[0], rungs, margin, trained, output, workers=workers, progress=progress)
+
+
+def _check_plan(plan: StudyPlan, candidates: Sequence[Arm], *, probe: bool) -> None:
+    if len(candidates) < 2 or len(plan.data) != 1 or not get_task(plan.task).one_label_per_text:
+        tasks = " or ".join(name for name, task in TASKS.items() if task.one_label_per_text)
+        raise ConfigError(
+            f"The plan has {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}. A "
+            f"selection needs at least two layers, one data set, and the task {tasks}."
+        )
+    if len(plan.fractions) != 1:
+        raise ConfigError(
+            f"fractions are {', '.join(f'{share:g}' for share in plan.fractions)}; a selection works with one share "
+            "of the training data. Name only one."
+        )
+    if probe and any(arm.graft.get("donor_reads") == "text" for arm in candidates):
+        raise ConfigError(
+            "donor_reads is text, but the probe rates layers by what they make of the host's vectors. Leave the probe "
+            "out with --no-probe (in Python: probe=False), or find the number of layers with surgeon select "
+            "--candidates depth."
+        )
 
 
 def _plan_rungs(plan: StudyPlan, folder: StudyFolder) -> list[tuple[str, StudyPlan]]:

@@ -86,19 +86,27 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
     """Turn a plan into a sweep over layers, for `StudyPlan.from_dict`.
 
     Raises:
-        ConfigError: The plan does not have a donor.
+        ConfigError: The plan does not have a donor, or the donor reads text and has no layers to compare.
     """
     content = {key: value for key, value in plan.items() if key != "donors"}
     if not content.get("donor"):
         raise ConfigError(
             "A sweep needs a donor, the large model whose layers are compared. Add a line to the plan: donor: MODEL."
         )
+    candidates = [tuple(layer) if isinstance(layer, Sequence) else (layer,) for layer in layers]
+    graft = content.get("graft")
+    reads_text = isinstance(graft, Mapping) and graft.get("donor_reads") == "text"
+    if reads_text and any(layers != tuple(range(len(layers))) for layers in candidates):
+        raise ConfigError(
+            "donor_reads is text, so the donor is its first layers together, and single layers can't be compared. Find "
+            "their number with surgeon select --candidates depth, or name --layers 0 to compare sites."
+        )
     donor = replace(DonorSpec.parse(content["donor"]), layers=(-1,))
     return {
         **content,
         "donor": donor,
         "arms": ["host", "graft"],
-        "layers": [list(layer) if isinstance(layer, Sequence) else layer for layer in layers],
+        "layers": [list(layers) if len(layers) > 1 else layers[0] for layers in candidates],
         "focus": None,
     }
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from layer_surgeon import extract_layer, open_checkpoint
-from layer_surgeon.checkpoint import torch_table
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.formats import open_table
+from layer_surgeon.checkpoint.formats import TORCH_INDEX_FILE, open_table
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.summary import summarize
 from layer_surgeon.errors import CheckpointError
@@ -221,17 +220,17 @@ def test_opens_a_file_by_its_name(tmp_path, name):
 
 def test_an_index_that_does_not_match(tmp_path):
     folder = write_checkpoint(tmp_path, tiny_state_dict(torch.float32), shards=2)
-    index = json.loads((folder / torch_table.INDEX_FILE).read_text())
+    index = json.loads((folder / TORCH_INDEX_FILE).read_text())
     index["weight_map"]["model.layers.3.extra.weight"] = "pytorch_model-00001-of-00002.bin"
-    (folder / torch_table.INDEX_FILE).write_text(json.dumps(index))
+    (folder / TORCH_INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="its pickle does not describe it"):
         open_checkpoint(folder).layer_tensors(3)
     index["weight_map"]["model.layers.3.extra.weight"] = "../elsewhere.bin"
-    (folder / torch_table.INDEX_FILE).write_text(json.dumps(index))
+    (folder / TORCH_INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="outside the checkpoint"):
         open_checkpoint(folder)
     index["weight_map"]["model.layers.3.extra.weight"] = "model.safetensors"
-    (folder / torch_table.INDEX_FILE).write_text(json.dumps(index))
+    (folder / TORCH_INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="not a bin file"):
         open_checkpoint(folder)
 

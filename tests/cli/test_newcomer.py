@@ -218,7 +218,8 @@ def test_a_moved_project_still_works(desk, tmp_path):
 
 def test_notebooks_get_lines_instead_of_a_panel(monkeypatch, tmp_path):
     """`!surgeon ...` runs on a terminal that can't move its cursor."""
-    from layer_surgeon_cli.render import LineProgress, RichProgress
+    from layer_surgeon_cli.bars import RichProgress
+    from layer_surgeon_cli.render import LineProgress
 
     def progress():
         ui = Ui(as_json=False, quiet=False, debug=False, workspace=ls.Workspace(tmp_path))

@@ -6,9 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
+from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli import render
+from layer_surgeon_cli.bars import RichProgress
 from layer_surgeon_cli.command import command, new_app
-from layer_surgeon_cli.render import LineProgress, RichProgress
+from layer_surgeon_cli.render import LineProgress
+from layer_surgeon_cli.ui import Ui
 
 STEP = {"loss": 0.4123, "learning rate": 5e-5, "samples/s": 312.3, "memory": 1.234e9}
 SCORES = {"val accuracy": 0.8453, "val loss": 0.4411}
@@ -101,3 +104,15 @@ def test_output_of_libraries_goes_to_stderr(capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"answer": 42}
     assert "a message of a library" in printed.err
+
+
+def test_names_are_printed_as_they_are(tmp_path, capsys):
+    """Rich would turn :warning: into a picture, and a folder or a label may be called so."""
+    ui = Ui(as_json=False, quiet=False, debug=False, workspace=Workspace(tmp_path))
+    ui.facts({"folder": "a:warning:b"})
+    ui.table(("label",), [("c:warning:d",)])
+    ui.error("e:warning:f")
+    output = capsys.readouterr()
+    assert "a:warning:b" in output.out
+    assert "c:warning:d" in output.out
+    assert "e:warning:f" in output.err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, LlamaModel
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import UnsupportedArchitectureError
@@ -83,6 +83,26 @@ def test_neighbouring_layers_are_exact(llama, tmp_path):
     input_ids = torch.randint(3, 90, (2, 11), generator=torch.Generator().manual_seed(1))
     before, after = watch(llama, 2, input_ids, None).before, watch(llama, 3, input_ids, None).after
     assert torch.equal(donor(before), after)
+
+
+def test_a_run_finds_the_layers_of_the_family_once(tmp_path, monkeypatch):
+    """Building a model of 80 layers takes 0.05 s. A run over all layers loads one after the other."""
+    config = tiny_config("llama", intermediate_size=56)
+    save_artifact(model_from(config), [0, 1], tmp_path / "two")
+    save_artifact(model_from(config), [2], tmp_path / "one")
+    built = []
+    monkeypatch.setattr(LlamaModel, "__init__", count_calls(LlamaModel.__init__, built))
+    DonorLayer.from_pretrained(tmp_path / "two")
+    DonorLayer.from_pretrained(tmp_path / "one")
+    assert len(built) == 1 + 3
+
+
+def count_calls(function, calls):
+    def counted(*arguments, **keywords):
+        calls.append(function.__qualname__)
+        return function(*arguments, **keywords)
+
+    return counted
 
 
 def test_positions_matter(donor):

@@ -231,8 +231,11 @@ def test_only_the_needed_rows_are_read(hub, spaced, tmp_path, max_gap, monkeypat
     monkeypatch.setattr(extraction_plan, "MAX_TABLE_GAP_BYTES", max_gap)
     local = extract_layer(donor, "0:2", tmp_path / "local", embeddings=True, vocabulary=str(host))
     hub.reset_log()
-    artifact = extract_layer("owner/model", "0:2", tmp_path / "out", embeddings=True, vocabulary=str(host))
+    arguments = {"embeddings": True, "vocabulary": str(host), "progress": (progress := Recorder())}
+    artifact = extract_layer("owner/model", "0:2", tmp_path / "out", **arguments)
     assert artifact.sha256 == local.sha256
+    # The bytes of the table are computed, and don't count.
+    assert progress.done == progress.total == weight_bytes(hub)
     table = load_file(artifact.path / "model.safetensors")[TABLE]
     layers = artifact.num_bytes - table.numel() * 2
     rows = (334 if max_gap == 512 else 1000) * 512
@@ -278,10 +281,12 @@ def test_an_interrupted_stack_is_continued(hub, spaced, tmp_path, phase, monkeyp
     confirmed = confirmed_bytes(plan.rows, staged / ".journal-rows") + confirmed_bytes(plan, staged / ".journal")
     assert confirmed > limit / 4
     hub.reset_log()
-    artifact = extract_layer("owner/model", "0:2", tmp_path / "out", **arguments)
+    progress = Recorder()
+    artifact = extract_layer("owner/model", "0:2", tmp_path / "out", **arguments, progress=progress)
     artifact.verify()
     assert artifact.sha256 == expected.sha256
     assert weight_bytes(hub) == plan.num_bytes_read - confirmed
+    assert progress.done == progress.total == plan.num_bytes_read
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
     assert not [path.name for path in artifact.path.iterdir() if path.name.startswith(".")]
 

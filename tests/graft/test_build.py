@@ -14,6 +14,7 @@ from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model, make_inputs, word_tokenizer
+from tests.support.command_line import surgeon
 
 
 @pytest.fixture
@@ -42,6 +43,17 @@ def test_default_output_is_in_the_workspace(host_folder, artifact, workspace):
     tokenizer = AutoTokenizer.from_pretrained(result.path)
     assert model(**tokenizer(["a film", "the plot was good"], padding=True, return_tensors="pt")).logits.shape == (2, 2)
     assert [path.name for path in result.path.parent.iterdir()] == [result.path.name]
+
+
+def test_the_installed_command_makes_the_same_graft(host_folder, artifact, workspace, tmp_path):
+    """In a new Python, where no test has imported anything before."""
+    made = surgeon("graft", host_folder("bert"), "--donor", artifact, "--output", "graft", "--json", cwd=tmp_path)
+    assert made.code == 0, made.err
+    assert made.document()["path"] == "graft"
+    expected = save_graft(host_folder("bert"), artifact, output=tmp_path / "expected", workspace=workspace)
+    assert files(tmp_path / "graft") == files(expected.path)
+    weights = [path / "model.safetensors" for path in (tmp_path / "graft", expected.path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_seed_decides_the_weights_and_torchs_state_is_kept(host_folder, artifact, workspace, tmp_path):

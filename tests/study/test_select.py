@@ -176,6 +176,24 @@ def test_pairs_and_sites_are_candidates(parts, tmp_path):
     assert [arm.graft["site"] for arm in grafts] == ["embeddings", 0, 1, "encoder_output"]
 
 
+def test_donors_that_read_text_are_not_compared_by_layer(parts):
+    content = {**parts, "name": "sweep", "graft": {"donor_reads": "text"}}
+    for candidates in ("layers", "pairs", "sites"):
+        with pytest.raises(ConfigError, match=r"first layers together.*--candidates depth"):
+            with_candidates(content, [1, 2], candidates)
+    assert len(StudyPlan.from_dict(with_candidates(content, [0], "sites")).arms) == 5
+    plan = StudyPlan.from_dict(with_layers(content, [0, [0, 1], [0, 1, 2]]))
+    assert [arm.donor.layers for arm in plan.arms if arm.donor] == [(0,), (0, 1), (0, 1, 2)]
+
+
+def test_the_probe_refuses_donors_that_read_text(parts, fake_training, tmp_path):
+    content = {**parts, "name": "sweep", "graft": {"donor_reads": "text", "pooling": "mean"}}
+    plan = StudyPlan.from_dict(with_layers(content, [0, [0, 1], [0, 1, 2]]))
+    with pytest.raises(ConfigError, match=r"what they make of the host's vectors.*--no-probe"):
+        select_arm(plan, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_probe_of_sites_uses_the_input_of_the_head(parts, tmp_path):
     """All sites are rated by the input of the head; a site that can't be built is skipped with a notice."""
     plan = StudyPlan.from_dict(with_candidates({**parts, "name": "sweep"}, [0], "sites"))

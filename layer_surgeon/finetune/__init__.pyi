@@ -1,0 +1,16 @@
+from .config import FinetuneConfig as FinetuneConfig
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate_model as evaluate_model
+from .evaluation import predict as predict
+from .metrics import ClassificationMetrics as ClassificationMetrics
+from .plan import RunPlan as RunPlan
+from .plan import plan_finetuning as plan_finetuning
+from .registry import DATASETS as DATASETS
+from .registry import DatasetRecord as DatasetRecord
+from .registry import find_dataset as find_dataset
+from .repeat import SeedsResult as SeedsResult
+from .repeat import finetune_seeds as finetune_seeds
+from .results import EpochResult as EpochResult
+from .results import FinetuneResult as FinetuneResult
+from .run import finetune_model as finetune_model
+from .tasks.text_classification import Prediction as Prediction

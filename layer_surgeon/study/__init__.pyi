@@ -1,0 +1,1 @@
+from .demo import run_demo as run_demo
