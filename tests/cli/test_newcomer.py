@@ -134,6 +134,14 @@ def test_profile_takes_gguf_files_and_shows_the_layer_of_an_artifact(desk, tmp_p
     assert surgeon_here("profile", desk / "bert", "--donor", desk / "layer", "--length", "16", cwd=tmp_path).code == 0
 
 
+def test_profile_of_texts_longer_than_the_host_says_only_that(desk, tmp_path, caplog):
+    shown = surgeon_here("profile", desk / "bert", "--donor", desk / "layer", "--length", "600", cwd=tmp_path)
+    assert (shown.code, shown.out, caplog.messages) == (1, "", [])
+    assert re.fullmatch(
+        r"error: .*doesn't run on shapes alone.* The host has \d+ positions, so a smaller .*", flat(shown.err)
+    )
+
+
 def test_times_below_a_second_are_not_zero():
     from layer_surgeon._format import format_seconds
 
