@@ -156,7 +156,9 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         if isinstance(error, LayerSurgeonError):
             raise
         limit = getattr(getattr(model.config, "host_config", model.config), "max_position_embeddings", None)
-        positions = f" The host has {limit:,} positions, so a smaller length may help." if isinstance(limit, int) else ""
+        positions = (
+            f" The host has {limit:,} positions, so a smaller length may help." if isinstance(limit, int) else ""
+        )
         raise GraftError(
             f"The forward pass of this {type(model).__name__} doesn't run on shapes alone: {error} So its "
             f"multiply-accumulates can't be counted.{positions} Choose another length, host or donor."

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoTokenizer, pipeline
 
 import layer_surgeon as ls
 from layer_surgeon._format import format_score
@@ -113,6 +114,14 @@ def test_numbers_as_labels_lead_to_regression(desk, tmp_path):
         ls.finetune_model(tmp_path / "classes", many)
     with pytest.raises(DataError, match="class names or whole numbers. To predict numbers, see docs/trainer.md"):
         ls.finetune_model(tmp_path / "classes", [{"text": "a film", "label": number / 7} for number in range(40)])
+
+
+def test_a_graft_without_a_tokenizer_says_how_to_save_one(desk, tmp_path):
+    ls.graft_layer(str(desk / "bert"), desk / "layer").save_pretrained(tmp_path / "graft")
+    with pytest.raises(GraftError, match=r"has no tokenizer. Save its host's there: tokenizer.save_pretrained\(FOLDER"):
+        AutoTokenizer.from_pretrained(tmp_path / "graft")
+    AutoTokenizer.from_pretrained(desk / "bert").save_pretrained(tmp_path / "graft")
+    assert pipeline("text-classification", model=str(tmp_path / "graft"))("a film")[0]["label"].startswith("LABEL_")
 
 
 def test_other_number_of_labels_when_loading(desk, tmp_path):
