@@ -303,8 +303,9 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
             "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
         }
     )
-    rows = [(name, f"{1000 * seconds:.0f} ms") for name, seconds in estimate.seconds_by_arm.items()]
+    rows = [(name, format_seconds(seconds)) for name, seconds in estimate.seconds_by_arm.items()]
     ui.table(("arm", "one step of training"), rows)
+    ui.line("\nNothing was written. To start, leave [bold]--dry-run[/] out.")
 
 
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:

@@ -330,10 +330,13 @@ def test_the_estimate_of_a_study_counts_in_singular_and_plural(desk, tmp_path, c
     plan = StudyPlan.from_dict(
         {"host": str(desk / "bert"), "donor": str(desk / "layer"), "arms": ["host"], "data": ["films"], "seeds": [1, 2]}
     )
-    estimate = SimpleNamespace(cells=2, done=0, seconds=1.0, seconds_by_arm={})
+    estimate = SimpleNamespace(cells=2, done=0, seconds=24.0, seconds_by_arm={"host": 12.033})
     ui = Ui(as_json=False, quiet=False, debug=False, workspace=ls.Workspace(tmp_path))
     _show_estimate(plan, estimate, 1, ui)
-    assert "2: 1 arm x 2 seeds x 1 data set x 1 share of the data" in flat(capsys.readouterr().out)
+    shown = flat(capsys.readouterr().out)
+    assert "2: 1 arm x 2 seeds x 1 data set x 1 share of the data" in shown
+    assert re.search(r"host +12 s", shown)
+    assert "Nothing was written. To start, leave --dry-run out." in shown
 
 
 def test_a_margin_of_nothing_is_not_ahead():
