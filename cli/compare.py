@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_surgeon._format import format_count, format_seconds
+from layer_surgeon._format import format_amount, format_count, format_score, format_seconds
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -289,17 +289,23 @@ def run_plan(
 
 
 def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui) -> None:
-    num_data = sum(bool(spec.train) for spec in plan.data)
+    factors = {
+        "arm": len(plan.arms),
+        "seed": len(plan.seeds),
+        "data set": sum(bool(spec.train) for spec in plan.data),
+        "share": len(plan.fractions),
+    }
+    product = " x ".join(format_amount(count, noun) for noun, count in factors.items())
     ui.facts(
         {
-            "trainings": f"{estimate.cells}: {len(plan.arms)} arms x {len(plan.seeds)} seeds x {num_data} data sets x "
-            f"{len(plan.fractions)} shares of the data",
+            "trainings": f"{estimate.cells}: {product} of the data",
             "done": estimate.done,
             "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
         }
     )
-    rows = [(name, f"{1000 * seconds:.0f} ms") for name, seconds in estimate.seconds_by_arm.items()]
+    rows = [(name, format_seconds(seconds)) for name, seconds in estimate.seconds_by_arm.items()]
     ui.table(("arm", "one step of training"), rows)
+    ui.line("\nNothing was written. To start, leave [bold]--dry-run[/] out.")
 
 
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
@@ -349,8 +355,8 @@ def _format_interval(comparison: "Comparison", metric: str) -> str:
 
     if comparison.interval is None:
         return ""
-    low, high = comparison.interval.low, comparison.interval.high
-    return f"{100 * low:+.1f} to {100 * high:+.1f}" if metric in SHARES else f"{low:+.3g} to {high:+.3g}"
+    ends = (comparison.interval.low, comparison.interval.high)
+    return " to ".join(f"{100 * end:+.1f}" if metric in SHARES else format_score(end, "+.3g") for end in ends)
 
 
 def _format_trained(result: "StudyResult", arm: str) -> str:

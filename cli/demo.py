@@ -130,9 +130,12 @@ def _describe(result: "StudyResult") -> tuple[str, ...]:
     """Say in three lines what the demo did."""
     from layer_surgeon.extract import LayerArtifact
     from layer_surgeon.study.layout import StudyFolder
+    from layer_surgeon.study.plan import StudyPlan
 
     summary, table = result.summary, result.summary.tables[0]
-    artifact = LayerArtifact.open(StudyFolder(root=result.path).layer(str(summary.arms["graft"].donor)))
+    folder = StudyFolder(root=result.path)
+    (donor,) = {arm.donor for arm in StudyPlan.read(folder.plan).arms if arm.donor is not None}
+    artifact = LayerArtifact.open(folder.layer(donor.name))
     layer = ", ".join(map(str, artifact.layer_indices))
     trained = {row.arm: counts.trained for row in table.rows if (counts := summary.parameters(row.arm)) is not None}
     return (

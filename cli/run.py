@@ -33,7 +33,9 @@ def run(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the states in the output folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace states in the output folder, and kept layers.")
+    ] = False,
     *,
     settings: dict[str, Any],
     ui: Ui,

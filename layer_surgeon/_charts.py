@@ -136,7 +136,7 @@ def chart_config(theme: Theme, *, background: str | None = None) -> dict[str, An
         "view": {"stroke": None},
         "axis": axis,
         "text": text,
-        "style": {"halo": {"stroke": background or theme["page"], "strokeWidth": 4, "strokeJoin": "round"}},
+        "style": {"cover": {"color": background or theme["page"]}},
         "legend": {
             "labelColor": theme["ink"],
             "labelFontSize": 12,

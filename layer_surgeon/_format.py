@@ -26,6 +26,19 @@ def format_count(count: float, spec: str = ".1f", units: Sequence[str] = ("k", "
     return f"{count:g}"
 
 
+def format_score(score: float, spec: str = ".4g") -> str:
+    """Format a score, a loss or a difference without an exponent: 2e-16 is a rounding error, and shown as zero."""
+    text = f"{score:{spec}}"
+    if "e" not in text:
+        return text
+    return f"{score:{'+' * spec.startswith('+')}{',.0f' if abs(score) > 1 else 'z.4f'}}"
+
+
+def format_amount(count: int, noun: str) -> str:
+    """Format a number of things, such as `1 seed` or `2,000 seeds`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration, such as `4.2 us`, `12 ms`, `0.8 s`, `42 s` or `3 min 05 s`."""
     if 0 < seconds < 0.1:

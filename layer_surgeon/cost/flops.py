@@ -1,5 +1,6 @@
 """Count the multiply-accumulates of each part of a model with torch's counter, from shapes alone."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from layer_surgeon.errors import GraftError, LayerSurgeonError
 _PER_NORM_ELEMENT = 5
 _FAILURES = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
 OTHER_PART = "other"
+# Logs the traceback of each operation that fails on shapes, which our error also names.
+_TORCH_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 ModuleType: TypeAlias = Literal["weighted", "constant", "plain"]
 
 
@@ -142,6 +145,7 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
     donors = [part for part in model.modules() if isinstance(part, DonorLayer)]
     # Compute this before fake tensors are active, because it needs real numbers.
     needed = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
+    was_disabled, _TORCH_LOGGER.disabled = _TORCH_LOGGER.disabled, True
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
             model.to_empty(device="cpu")
@@ -151,10 +155,16 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
     except (RuntimeError, NotImplementedError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
+        limit = getattr(getattr(model.config, "host_config", model.config), "max_position_embeddings", None)
+        positions = (
+            f" The host has {limit:,} positions, so a smaller length may help." if isinstance(limit, int) else ""
+        )
         raise GraftError(
             f"The forward pass of this {type(model).__name__} doesn't run on shapes alone: {error} So its "
-            "multiply-accumulates can't be counted. Choose another host or donor."
+            f"multiply-accumulates can't be counted.{positions} Choose another length, host or donor."
         ) from error
+    finally:
+        _TORCH_LOGGER.disabled = was_disabled
 
 
 def _assume_traits(donor: DonorLayer, needed: list[dict[str, Needed]]) -> None:

@@ -219,10 +219,12 @@ def _settings_suffix(config: GraftConfig, seed: int) -> str:
             continue
         if setting.name == "id2label":
             words.append(f"{len(value)}-labels")
-        elif isinstance(value, bool) or value == "default":
+        elif isinstance(value, bool):
             words.append(setting.name.replace("_", "-"))
+        elif isinstance(value, str) and value != "default":
+            words.append(value)
         else:
-            words.append(value if isinstance(value, str) else f"{setting.name.replace('_', '-')}-{value}")
+            words.append(f"{setting.name.replace('_', '-')}-{value}")
     if seed != _SEED:
         words.append(f"seed-{seed}")
     return "".join(f"-{word}" for word in words)

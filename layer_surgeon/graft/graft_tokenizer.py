@@ -30,7 +30,7 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         kwargs: As for `PreTrainedTokenizerFast`.
 
     Raises:
-        GraftError: The donor's tokenizer file is missing.
+        GraftError: The folder has no tokenizer, or the donor's file is missing.
     """
 
     vocab_files_names = {**PreTrainedTokenizerFast.vocab_files_names, "donor_tokenizer_file": DONOR_TOKENIZER_FILE}
@@ -43,6 +43,10 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         donor_max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if donor_tokenizer_file is None and kwargs.get("tokenizer_file") is None:
+            raise GraftError(
+                "The graft's folder has no tokenizer. Save its host's there: tokenizer.save_pretrained(FOLDER)."
+            )
         if donor_tokenizer_file is None:
             raise GraftError(
                 f"The graft's tokenizer lacks {DONOR_TOKENIZER_FILE}, its donor's tokenizer. Get the graft again, or "

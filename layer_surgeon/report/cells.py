@@ -6,6 +6,7 @@ The text of a cell is not escaped; the templates do that. Tables are sorted by t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from layer_surgeon._format import format_score
 from layer_surgeon.report import words as say
 from layer_surgeon.report.load import StudyReport
 from layer_surgeon.report.series import LayerSweep, LearningCurve, ShiftMatrix, place_of
@@ -21,7 +22,7 @@ class Column:
         name: The title.
         number: Whether the cells are numbers.
         long: Whether the cells are sentences.
-        rare: Whether the column is left out where the window is too narrow for it.
+        rare: Whether a button shows the column where the window is too narrow for all columns.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Cell:
         strong: Whether the text is bold.
         arm: Whether the text is the name of an arm, which is shown with its mark.
         tag: Whether the text is a verdict, which is shown as a tag.
-        hint: A tooltip.
+        hint: A tooltip. Readers without a mouse find it in the list below the table.
     """
 
     text: str
@@ -53,15 +54,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable:
-    """A table. The first cell of a row is the row's head."""
+    """A table. The first cell of a row is the row's head. `hints` is the title of the list of its tooltips."""
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    hints: str = ""
 
 
-def _table(caption: str, columns: Iterable[Column], rows: Iterable[Sequence[Cell]]) -> ReportTable:
-    return ReportTable(caption=caption, columns=tuple(columns), rows=tuple(tuple(row) for row in rows))
+def _table(caption: str, columns: Iterable[Column], rows: Iterable[Sequence[Cell]], hints: str = "") -> ReportTable:
+    return ReportTable(caption=caption, columns=tuple(columns), rows=tuple(map(tuple, rows)), hints=hints)
 
 
 def _numbers(*names: str, rare: bool = False) -> list[Column]:
@@ -100,24 +102,26 @@ def scores_table(table: Table, summary: Summary) -> ReportTable:
     ]
     best = summary.best(table.rows)
     rows = [_score_cells(table, row, summary, others, best=row.mean == best) for row in table.rows]
-    return _table(f"{say.metric_name(summary)} by arm on {place_of(table)}", columns, rows)
+    return _table(f"{say.metric_name(summary)} by arm on {place_of(table)}", columns, rows, "The scores by seed")
 
 
 def _score_cells(table: Table, row: Row, summary: Summary, others: Sequence[str], *, best: bool) -> list[Cell]:
     counts = summary.parameters(row.arm)
     spans = [say.score_span(row.seed_interval, summary), row.example_interval]
-    by_seed = (f"{seed}: {say.say_score(value, summary)}" for seed, value in zip(row.seeds, row.by_seed, strict=True))
+    by_seed = ", ".join(
+        f"{seed}: {say.say_score(value, summary)}" for seed, value in zip(row.seeds, row.by_seed, strict=True)
+    )
     return [
         _arm(row.arm),
         _number(row.mean, lambda value: say.say_score(value, summary), strong=best),
         _number(row.deviation, lambda value: say.say_score(value, summary)),
         _outcome(summary.outcome(summary.against_reference(table, row.arm))),
         *(Cell(text=say.say_span(span, summary), value=None if span is None else span[0]) for span in spans),
-        Cell(text=str(len(row.seeds)), value=len(row.seeds), hint=", ".join(by_seed)),
+        Cell(text=str(len(row.seeds)), value=len(row.seeds), hint=f"{row.arm}: {by_seed}"),
         _number(None if counts is None else counts.trained, say.say_count),
         _number(row.training_seconds, say.say_time),
         _number(row.train_examples, lambda value: f"{value:,}"),
-        *(_number(row.scores.get(name), lambda value: f"{value:.4g}") for name in others),
+        *(_number(row.scores.get(name), format_score) for name in others),
     ]
 
 
@@ -132,7 +136,7 @@ def differences_table(table: Table, summary: Summary) -> ReportTable:
         Column(name="verdict"),
     ]
     rows = [_difference_cells(comparison, summary) for comparison in table.comparisons]
-    return _table(f"Comparisons on {place_of(table)}", columns, rows)
+    return _table(f"Comparisons on {place_of(table)}", columns, rows, "The verdicts in words")
 
 
 def _difference_cells(comparison: Comparison, summary: Summary) -> list[Cell]:

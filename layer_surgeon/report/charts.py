@@ -15,6 +15,7 @@ from layer_surgeon._charts import heat_steps
 from layer_surgeon.report.encodings import (
     HALF,
     THIRD,
+    UNBOUNDED,
     WIDTH,
     LayeredChart,
     Span,
@@ -32,6 +33,8 @@ from layer_surgeon.report.encodings import (
 )
 
 _LANE = 46
+# The position of a lane's texts, from the middle of the lane.
+_ABOVE = -17
 _CLEAR_OF_VALUE = "max(90, width - 200)"
 
 
@@ -75,23 +78,28 @@ class Tile:
     details: Mapping[str, str]
 
 
-def _lane_span(lanes: Sequence[Lane], least: float, *, zero: bool) -> Span:
-    """Return the limits of the axis.
+def _lane_span(lanes: Sequence[Lane], least: float, within: Span | None) -> Span:
+    """Return the limits of the axis: of scores `within` limits, or of differences (None), which include zero.
 
     All values and bars are inside. Lines may only widen the axis by its own length on each side, and are then cut.
     """
-    inner_values = [v for lane in lanes for v in (lane.mean, *lane.singles, *(lane.inner or ()))] + (
-        [0.0] if zero else []
-    )
-    low, high = axis_span(inner_values, least, margin=0)
+    inner_values = [v for lane in lanes for v in (lane.mean, *lane.singles, *(lane.inner or ()))]
+    if within is None:
+        inner_values, within = [*inner_values, 0.0], UNBOUNDED
+    low, high = axis_span(inner_values, least, margin=0, within=within)
     room = high - low
     line_ends = [end for lane in lanes for end in (lane.outer or ())]
     return axis_span(
-        (max(min([low, *line_ends]), low - room), min(max([high, *line_ends]), high + room)), least, margin=0.04
+        (max(min([low, *line_ends]), low - room), min(max([high, *line_ends]), high + room)),
+        least,
+        margin=0.04,
+        within=within,
     )
 
 
-def lane_chart(lanes: Sequence[Lane], looks: Sequence[str], title: str, *, least: float, zero: bool) -> LayeredChart:
+def lane_chart(
+    lanes: Sequence[Lane], looks: Sequence[str], title: str, *, least: float, within: Span | None = None
+) -> LayeredChart:
     """Draw values with intervals, one below the other, over a shared axis.
 
     Args:
@@ -99,17 +107,20 @@ def lane_chart(lanes: Sequence[Lane], looks: Sequence[str], title: str, *, least
         looks: The looks of all arms.
         title: Title of the axis.
         least: The smallest length of the axis.
-        zero: Whether the axis includes zero, which is marked by a line.
+        within: The lowest and the highest score that is possible. None for differences: the axis then includes zero,
+            which is marked by a line.
     """
-    domain = _lane_span(lanes, least, zero=zero)
+    domain = _lane_span(lanes, least, within)
     details = [lane.details for lane in lanes]
     records = [_lane_record(index, lane, domain, details) for index, lane in enumerate(lanes)]
     names = alt.Chart().encode(y=alt.Y(field="lane", type="ordinal", axis=None))
     base = names.encode(color=arm_color(looks), tooltip=tooltip_of(details))
-    # Each text is drawn twice: a halo in the colour of the page separates the text from the lines below it.
+    # The lines of the axis are interrupted where texts are.
+    cover = names.mark_bar(style="cover", yOffset=_ABOVE, height=18).encode(
+        x=alt.value(0), x2=alt.value(alt.expr("width"))
+    )
     texts = [
-        names.mark_text(dy=-17, style=style, **look).encode(x=alt.value(x), text=alt.Text(field=field, type="nominal"))
-        for style in ("halo", "text")
+        names.mark_text(dy=_ABOVE, **look).encode(x=alt.value(x), text=alt.Text(field=field, type="nominal"))
         for field, x, look in (
             ("name", 0, {"align": "left", "limit": alt.expr(_CLEAR_OF_VALUE)}),
             ("value_text", alt.expr("width"), {"align": "right", "fontWeight": 600}),
@@ -127,10 +138,10 @@ def lane_chart(lanes: Sequence[Lane], looks: Sequence[str], title: str, *, least
         parts += only(arrow.encode(x=x_value(f"outer_{end}", title, domain)), f"beyond_{side}", records)
     parts += singles(base.encode(x=x_value("singles", title, domain)), records, size=28)
     parts += marks(base.encode(x=x_value("mean", title, domain), shape=arm_shape(looks)), records, size=90)
-    if zero:
+    if within is None:
         # Not as the first layer, because that one defines the axes.
         parts.append(alt.Chart().mark_rule(strokeDash=[5, 4]).encode(x=alt.datum(0)))
-    layers = alt.layer(*parts, *texts, data=inline_data(records))
+    layers = alt.layer(*parts, cover, *texts, data=inline_data(records))
     return layers.properties(width=WIDTH, height=_LANE * len(lanes) + 8)
 
 
@@ -166,7 +177,7 @@ def cost_chart(
     legend: Sequence[str],
 ) -> LayeredChart:
     """Draw gain (vertical) against cost (horizontal, logarithmic). Equal costs are drawn side by side."""
-    domain = _lane_span([lane for lane, _ in costs], least, zero=True)
+    domain = _lane_span([lane for lane, _ in costs], least, None)
     values = [cost for _, cost in costs]
     ends = (min(values) / 1.6, max(values) * 1.6)
     details = [lane.details for lane, _ in costs]

@@ -1,9 +1,11 @@
 """The line plots of a report: learning curves, and scores with less training data."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from layer_surgeon._format import format_score
 from layer_surgeon.report import words as say
-from layer_surgeon.report.encodings import HALF, THIRD, axis_span
+from layer_surgeon.report.encodings import HALF, THIRD, Span, axis_span
 from layer_surgeon.report.figure_style import Figure, FigureStyle, Panel
 from layer_surgeon.report.line_charts import Point, line_chart
 from layer_surgeon.report.series import LearningCurve
@@ -12,8 +14,8 @@ from layer_surgeon.study.verdict import say_place, say_share
 
 # With more lines than this, each line gets its own panel.
 _TOGETHER = 5
-# The name of the plotted value, the line of each arm, and the smallest length of the axis.
-LineKind = tuple[str, Mapping[str, Sequence[Point]], float]
+# The name of the plotted value, the line of each arm, the smallest length of the axis, and the limits of the value.
+LineKind = tuple[str, Mapping[str, Sequence[Point]], float, Span]
 
 
 def learning_figures(style: FigureStyle, curves: Sequence[LearningCurve]) -> list[tuple[str, Figure]]:
@@ -27,8 +29,8 @@ def learning_figures(style: FigureStyle, curves: Sequence[LearningCurve]) -> lis
         losses = {curve.arm: _curve_points(style, curve, scored=False) for curve in group}
         scores = {curve.arm: _curve_points(style, curve, scored=True) for curve in group} if scored else {}
         data_text = f"{data}{say_share(fraction)}"
-        kinds = [("training loss", losses, 1e-6)]
-        kinds += [(f"validation {style.metric}", scores, style.least)] if scored else []
+        kinds = [("training loss", losses, 1e-6, (0.0, math.inf))]
+        kinds += [(f"validation {style.metric}", scores, style.least, style.within)] if scored else []
         figures.append((data_text, _combine_lines(style, f"Learning on {data_text}", "epoch", kinds)))
     return figures
 
@@ -38,8 +40,8 @@ def _curve_points(style: FigureStyle, curve: LearningCurve, *, scored: bool) -> 
     points = []
     for point in curve.points:
         mean, low, high = (unit * value for value in (point.score if scored and point.score else point.loss))
-        details = {"arm": curve.arm, "epoch": f"{point.epoch:g}", "mean": f"{mean:.4g}"}
-        details["lowest and highest seed"] = f"{low:.4g} to {high:.4g}"
+        details = {"arm": curve.arm, "epoch": f"{point.epoch:g}", "mean": format_score(mean)}
+        details["lowest and highest seed"] = f"{format_score(low)} to {format_score(high)}"
         position, look = float(point.epoch), style.look_of[curve.arm]
         points.append(Point(line=curve.arm, look=look, place=position, mean=mean, low=low, high=high, details=details))
     return points
@@ -56,7 +58,7 @@ def share_figures(style: FigureStyle) -> list[tuple[str, Figure]]:
         longer_lines = {arm: line for arm, line in lines.items() if len(line) > 1}
         if longer_lines:
             test_text = say_place(test, data)
-            kinds = [(style.metric, longer_lines, style.least)]
+            kinds = [(style.metric, longer_lines, style.least, style.within)]
             figures.append(
                 (test_text, _combine_lines(style, f"With less data: {test_text}", "share of the training data", kinds))
             )
@@ -83,9 +85,9 @@ def _share_points(style: FigureStyle, arm: str, tables: Sequence[Table]) -> list
 def _combine_lines(style: FigureStyle, title: str, axis: str, kinds: Sequence[LineKind]) -> Figure:
     """Draw one plot for each kind, with the lines of all arms. With many lines, the last kind has a panel per arm."""
     panels = []
-    for number, (name, lines, least) in enumerate(kinds, start=1):
-        domain = axis_span([v for line in lines.values() for p in line for v in (p.low, p.high)], least)
-        text = "; ".join(f"{arm}: {', '.join(f'{p.mean:.4g}' for p in line)}" for arm, line in lines.items())
+    for number, (name, lines, least, within) in enumerate(kinds, start=1):
+        domain = axis_span([v for line in lines.values() for p in line for v in (p.low, p.high)], least, within=within)
+        text = "; ".join(f"{arm}: {', '.join(format_score(p.mean) for p in line)}" for arm, line in lines.items())
         hard_to_tell_apart = len(lines) > _TOGETHER or len({style.look_of[arm] for arm in lines}) < len(lines)
         if not hard_to_tell_apart or number < len(kinds):
             points = [point for line in lines.values() for point in line]
@@ -101,7 +103,7 @@ def _combine_lines(style: FigureStyle, title: str, axis: str, kinds: Sequence[Li
             chart = line_chart(
                 line, style.looks, (axis, name), domain=domain, behind=first_line, legend=False, width=THIRD, height=130
             )
-            means = ", ".join(f"{point.mean:.4g}" for point in line)
+            means = ", ".join(format_score(point.mean) for point in line)
             panels.append(Panel(title=f"{say.first_upper(name)}: {arm}", chart=chart, text=means, arm=arm))
     behind_text = f" Thin line: {next(iter(kinds[-1][1]))}." if any(panel.arm for panel in panels) else ""
     return Figure(

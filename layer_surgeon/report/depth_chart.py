@@ -16,8 +16,8 @@ def depth_chart(selection: DepthSelection) -> LayeredChart:
             look=probe,
             place=float(score.depth),
             mean=100 * score.accuracy,
-            low=100 * (score.accuracy - score.error),
-            high=100 * (score.accuracy + score.error),
+            low=100 * max(score.accuracy - score.error, 0),
+            high=100 * min(score.accuracy + score.error, 1),
             ringed=score.depth == selection.best,
             details={"layers": str(score.depth), "accuracy": f"{100 * score.accuracy:.1f} %"},
         )
@@ -29,6 +29,6 @@ def depth_chart(selection: DepthSelection) -> LayeredChart:
         points,
         [probe, majority],
         ("layers", "accuracy, %"),
-        domain=axis_span([*values, share], _LEAST_SPAN),
+        domain=axis_span([*values, share], _LEAST_SPAN, within=(0, 100)),
         level=Level(look=majority, mean=share, low=share, high=share),
     )

@@ -3,6 +3,7 @@
 Text from users only appears in data and titles, which Vega does not interpret.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ LayeredChart = alt.LayerChart | alt.FacetChart
 Span = tuple[float, float]
 # Widths of charts in files: alone, or with one or two others in a row.
 WIDTH, HALF, THIRD = 640, 300, 200
+UNBOUNDED: Span = (-math.inf, math.inf)
+# The room in pixels for marks at the ends of an axis.
+_EDGE = 6
 
 
 def inline_data(records: Sequence[Mapping[str, Any]]) -> alt.Data:
@@ -45,13 +49,13 @@ def arm_shape(looks: Sequence[str], legend: Sequence[str] | None = None) -> alt.
 
 def x_value(field: str, title: str | None, domain: Span, **axis: Any) -> alt.X:
     """Return the encoding of a value on the horizontal axis."""
-    scale = alt.Scale(domain=list(domain), nice=False, zero=False)
+    scale = alt.Scale(domain=list(domain), nice=False, zero=False, padding=_EDGE)
     return alt.X(field=field, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=6, **axis))
 
 
 def y_value(field: str, title: str | None, domain: Span, **axis: Any) -> alt.Y:
     """Return the encoding of a value on the vertical axis."""
-    scale = alt.Scale(domain=list(domain), nice=False, zero=False)
+    scale = alt.Scale(domain=list(domain), nice=False, zero=False, padding=_EDGE)
     # The title is above the axis, where it takes no width on a phone.
     above_axis: dict[str, Any] = {
         "titleAngle": 0,
@@ -65,12 +69,21 @@ def y_value(field: str, title: str | None, domain: Span, **axis: Any) -> alt.Y:
     )
 
 
-def axis_span(values: Sequence[float], least: float, margin: float = 0.06) -> Span:
-    """Return the limits of an axis. It is at least `least` long, since noise must not look like a large effect."""
+def axis_span(values: Sequence[float], least: float, margin: float = 0.06, within: Span = UNBOUNDED) -> Span:
+    """Return the limits of an axis.
+
+    Args:
+        values: The values that it shows.
+        least: Its smallest length, since noise must not look like a large effect.
+        margin: The room at each end, as a share of the length.
+        within: The lowest and the highest value that is possible, such as 0 and 100 %.
+    """
     low, high = min(values), max(values)
     missing = max(least - (high - low), 0.0)
     low, high = low - missing / 2, high + missing / 2
-    return low - margin * (high - low), high + margin * (high - low)
+    shift = max(within[0] - low, 0.0) - max(high - within[1], 0.0)
+    low, high = low + shift, high + shift
+    return max(low - margin * (high - low), within[0]), min(high + margin * (high - low), within[1])
 
 
 def only(chart: alt.Chart, field: str, records: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layer_surgeon.report import words as say
-from layer_surgeon.report.encodings import Span
+from layer_surgeon.report.encodings import UNBOUNDED, Span
 from layer_surgeon.report.load import StudyReport
 from layer_surgeon.report.series import LayerSweep
 from layer_surgeon.study.arms import is_called
@@ -63,6 +63,7 @@ class FigureStyle:
         looks: The arms with their own look, in the order of the theme's colours and shapes.
         unit: The factor for scores: 100 for shares, which are shown as per cent.
         least: The smallest length of an axis of scores.
+        within: The lowest and the highest score that is possible.
         metric: Name of the metric, with its unit.
         gain_unit: Unit of a difference.
     """
@@ -73,6 +74,7 @@ class FigureStyle:
         self.looks = list(dict.fromkeys(self.look_of.values()))
         self.unit = 100.0 if self.summary.is_share else 1.0
         self.least = 4.0 if self.summary.is_share else 1e-6
+        self.within = (0.0, 100.0) if self.summary.is_share else UNBOUNDED
         self.metric = say.metric_name(self.summary).replace("_", " ")
         self.gain_unit = say.gain_unit(self.summary)
 
@@ -85,10 +87,10 @@ class FigureStyle:
         return None if span is None else (self.unit * span[0], self.unit * span[1])
 
     def around_mean(self, row: Row) -> dict[str, float]:
-        """Return a mean with one standard deviation over the seeds on each side."""
-        deviation = row.deviation or 0.0
-        low, high = self.unit * (row.mean - deviation), self.unit * (row.mean + deviation)
-        return {"mean": self.unit * row.mean, "low": low, "high": high}
+        """Return a mean with one standard deviation over the seeds on each side, cut at the limits of a score."""
+        mean, deviation = self.unit * row.mean, self.unit * (row.deviation or 0.0)
+        low, high = max(mean - deviation, self.within[0]), min(mean + deviation, self.within[1])
+        return {"mean": mean, "low": low, "high": high}
 
 
 def _looks(report: StudyReport, sweeps: Sequence[LayerSweep]) -> dict[str, str]:

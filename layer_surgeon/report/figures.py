@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from layer_surgeon.report import words as say
 from layer_surgeon.report.charts import Lane, Tile, cost_chart, heat_map, lane_chart
 from layer_surgeon.report.curve_figures import learning_figures
-from layer_surgeon.report.encodings import axis_span
+from layer_surgeon.report.encodings import Span, axis_span
 from layer_surgeon.report.figure_style import Figure, FigureStyle, Panel
 from layer_surgeon.report.line_charts import Level, Point, line_chart
 from layer_surgeon.report.load import StudyReport
@@ -51,7 +51,7 @@ class Figures:
     def scores(self, table: Table) -> Figure:
         """Return the figure of scores: every arm with its intervals and seeds."""
         lanes = [self._score_lane(table, row) for row in table.rows]
-        captions = [f"Mark: mean {self.summary.metric.replace('_', ' ')}"]
+        captions = [f"Mark, below the name of its arm: mean {self.summary.metric.replace('_', ' ')}"]
         if any(lane.singles for lane in lanes):
             captions.append("faint dots: the single seeds")
         if any(lane.outer for lane in lanes):
@@ -59,7 +59,7 @@ class Figures:
         if any(lane.inner for lane in lanes):
             captions.append("broad bar: 95 % interval over test examples (bootstrap)")
         title = f"{self.style.metric} by arm on {place_of(table)}"
-        return self._lanes_figure(title, f"{'; '.join(captions)}.", lanes, self.style.metric, zero=False)
+        return self._lanes_figure(title, f"{'; '.join(captions)}.", lanes, self.style.metric, within=self.style.within)
 
     def _score_lane(self, table: Table, row: Row) -> Lane:
         outcome = self.summary.outcome(self.summary.against_reference(table, row.arm))
@@ -104,15 +104,17 @@ class Figures:
             "dots: the single seeds. Full mark: significant after Holm's correction; empty mark: not significant."
         )
         title = f"Differences on {place_of(table)}, in {self.style.gain_unit}"
-        return self._lanes_figure(title, caption, lanes, f"difference, {self.style.gain_unit}", zero=True)
+        return self._lanes_figure(title, caption, lanes, f"difference, {self.style.gain_unit}")
 
     def _singles(self, by_seed: Sequence[float]) -> tuple[float, ...]:
         """Return the values of the single seeds, or nothing if there is only one."""
         return tuple(self.style.unit * value for value in by_seed) if len(by_seed) > 1 else ()
 
-    def _lanes_figure(self, title: str, caption: str, lanes: Sequence[Lane], axis: str, *, zero: bool) -> Figure:
+    def _lanes_figure(
+        self, title: str, caption: str, lanes: Sequence[Lane], axis: str, *, within: Span | None = None
+    ) -> Figure:
         text = "; ".join(f"{lane.name}: {lane.value_text}" for lane in lanes)
-        chart = lane_chart(lanes, self.style.looks, axis, least=self.style.least, zero=zero)
+        chart = lane_chart(lanes, self.style.looks, axis, least=self.style.least, within=within)
         return Figure(title=title, caption=caption, panels=(Panel(title=title, chart=chart, text=text),))
 
     def costs(self, table: Table) -> Figure | None:
@@ -194,7 +196,7 @@ class Figures:
             level = Level(look=self.style.look_of[sweep.reference.arm], **self.style.around_mean(sweep.reference))
         values = [value for point in points for value in (point.low, point.high, *point.singles)]
         values += [level.low, level.high] if level else []
-        domain = axis_span(values, self.style.least)
+        domain = axis_span(values, self.style.least, within=self.style.within)
         chart = line_chart(
             points,
             self.style.looks,

@@ -66,7 +66,7 @@ class StudyReport:
         """The state in words: "All 12 trainings are done.", or the number of missing trainings."""
         planned, done = self.summary.cells.planned, len(self.results)
         if self.is_finished:
-            return f"All {planned} trainings are done."
+            return f"All {planned} trainings are done." if planned > 1 else "The training is done."
         remaining = f", {len(self.failed)} failed" if self.failed else ""
         remaining += f", {len(self.missing)} are missing" if self.missing else ""
         return f"Not finished: {done} of {planned} trainings are done{remaining}."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from layer_surgeon._charts import DARK, LIGHT, chart_config, css_variables, glyph
+from layer_surgeon._format import format_amount
 from layer_surgeon._version import __version__
 from layer_surgeon.report import cells
 from layer_surgeon.report import words as say
@@ -202,7 +203,7 @@ def _headline_facts(report: StudyReport) -> list[tuple[str, str, str]]:
     done_text = f"{len(report.results):,} of {summary.cells.planned:,}"
     return [
         ("Judged by", summary.metric.replace("_", " "), f"{direction}; significant below {summary.alpha:g}"),
-        ("Trainings", done_text, f"{len(summary.arms)} arms, {len(seeds)} seeds"),
+        ("Trainings", done_text, f"{format_amount(len(summary.arms), 'arm')}, {format_amount(len(seeds), 'seed')}"),
         ("Data", *_few(list(dict.fromkeys(table.data for table in summary.tables)))),
         ("Host" if len(hosts) == 1 else "Hosts", *_few(hosts)),
         ("Donor layer" if len(donors) == 1 else "Donor layers", *_few(donors)),

@@ -171,7 +171,7 @@ def _sweep(table: Table, summary: Summary, donor: str, host: str, spots: dict[st
     if len({spots[row.arm] for row in rows}) < 2:
         return None
     best = summary.best(tuple(rows))
-    varied, axis, labels = _labels([spots[row.arm] for row in rows], donor)
+    varied, axis, labels = _labels([spots[row.arm] for row in rows], donor, summary.arms[rows[0].arm].donor)
     references = [row for row in table.rows if summary.is_reference(row.arm) and summary.arms[row.arm].host == host]
     return LayerSweep(
         donor=donor,
@@ -197,13 +197,13 @@ def _depth(layers: tuple[int, ...]) -> list[tuple[bool, int]]:
     return [(layer < 0, layer) for layer in layers]
 
 
-def _labels(spots: Sequence[Spot], donor: str) -> tuple[Varied, str, list[str]]:
+def _labels(spots: Sequence[Spot], donor: str, layer: str | None) -> tuple[Varied, str, list[str]]:
     """Return what differs between the points, the title of the axis, and the label of each point."""
     layers = ["+".join(map(str, layers)) for layers, _ in spots]
     sites = [site.replace("_", " ") for _, site in spots]
     if len(set(sites)) == 1:
         return "layer", f"layer of {donor} (from 0)", layers
     if len(set(layers)) == 1:
-        return "site", f"site of layer {layers[0]} of {donor} in the host", sites
+        return "site", f"site of {layer} in the host", sites
     labels = [f"{layer}, {site}" for layer, site in zip(layers, sites, strict=True)]
     return "layer and site", f"layer of {donor} (from 0) and site in the host", labels

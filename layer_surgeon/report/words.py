@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from layer_surgeon._format import format_count
+from layer_surgeon._format import format_count, format_score
 from layer_surgeon.study.tables import Comparison, Row, Summary
 from layer_surgeon.study.verdict import say_p
 
@@ -16,7 +16,7 @@ def metric_name(summary: Summary) -> str:
 
 def say_score(value: float, summary: Summary, digits: int = 1) -> str:
     """Return a score; as per cent, without the sign %, if it is a share."""
-    return f"{100 * value:.{digits}f}" if summary.is_share else f"{value:.4g}"
+    return f"{100 * value:.{digits}f}" if summary.is_share else format_score(value)
 
 
 def say_mean(row: Row, summary: Summary, digits: int = 1) -> str:
@@ -40,7 +40,7 @@ def score_span(span: Span | None, summary: Summary) -> tuple[float, float] | Non
 
 def say_gain(value: float, summary: Summary, digits: int = 1) -> str:
     """Return a difference with its sign, in points if the score is a share."""
-    return f"{100 * value:+.{digits}f}" if summary.is_share else f"{value:+.3g}"
+    return f"{100 * value:+.{digits}f}" if summary.is_share else format_score(value, "+.3g")
 
 
 def say_gains(span: Span | None, summary: Summary, digits: int = 1) -> str:

@@ -95,6 +95,7 @@ class LayerFetcher:
         weights_dtype: The element type that layers compute in.
         folder: Where layers that don't come from this machine are put until they are loaded.
         workspace: Keep each layer as an artifact in this workspace. None: keep none.
+        force: Replace other artifacts in that workspace.
         counter: Counts the bytes that are read.
     """
 
@@ -107,10 +108,11 @@ class LayerFetcher:
         weights_dtype: torch.dtype,
         folder: Path,
         workspace: Workspace | None,
+        force: bool,
         counter: ByteCounter,
     ) -> None:
         self._checkpoint, self._dtype, self._folder, self._workspace = checkpoint, dtype, folder, workspace
-        self._weights_dtype, self._counter = weights_dtype, counter
+        self._weights_dtype, self._counter, self._force = weights_dtype, counter, force
         self._next_of = dict(zip(indices, [*indices[1:], None], strict=False))
         self._is_direct = workspace is None and checkpoint.source.connections == 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
@@ -183,4 +185,6 @@ class LayerFetcher:
             output = self._workspace.folder("layer", layer_name(self._checkpoint.source.name, [index]))
         # Processes with shares of the texts keep layers in the same folder: one fetches, and the others wait.
         with nullcontext() if self._workspace is None else locked(output.with_name(f".{output.name}.wait"), wait=True):
-            return extract_layer(self._checkpoint, index, output, dtype=self._dtype, progress=self._counter)
+            return extract_layer(
+                self._checkpoint, index, output, dtype=self._dtype, progress=self._counter, force=self._force
+            )

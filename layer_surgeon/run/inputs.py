@@ -143,6 +143,7 @@ def walk_inputs(
     counter: ByteCounter,
     progress: Progress,
     workspace: Workspace | None = None,
+    force: bool = False,
     keep: Callable[[int, Batch, Tensor], None] | None = None,
     finish_depth: Callable[[int], None] | None = None,
     observer: LayerObserver | None = None,
@@ -156,6 +157,7 @@ def walk_inputs(
         counter: Counts the bytes of weights that are read.
         progress: See `Walk`.
         workspace: Keep each layer as an artifact in this workspace.
+        force: Replace other artifacts in that workspace.
         keep: See `Walk`.
         finish_depth: See `Walk`.
         observer: See `Walk`.
@@ -183,6 +185,7 @@ def walk_inputs(
         weights_dtype=inputs.dtype,
         folder=folder,
         workspace=workspace,
+        force=force,
         counter=counter,
     )
     with fetcher:

@@ -61,7 +61,7 @@ def run_layers(
         token: Access token for a Hub repo. None uses the one from `hf auth login`.
         progress: Reports the tokens that went through a layer.
         workspace: Where layers are kept with `keep_layers`.
-        force: Replace other hidden states in the output folder.
+        force: Replace other hidden states in the output folder and, with `keep_layers`, other layers in the workspace.
         settings: Fields of `RunConfig` that override `config`, such as `layers="0,6,12"` or `pool="none"`.
 
     Raises:
@@ -79,7 +79,7 @@ def run_layers(
     keep_in = (workspace or Workspace()) if config.keep_layers else None
     # Also needed with one process, if it goes on with a run that several processes began.
     make_source = partial(
-        ShareSource.make, source, inputs.checkpoint, revision=revision, token=token, workspace=keep_in
+        ShareSource.make, source, inputs.checkpoint, revision=revision, token=token, workspace=keep_in, force=force
     )
     if output is not None:
         return _run(inputs, Path(output), make_source, keep_in, progress, force=force)
@@ -109,7 +109,7 @@ def _run(
         return existing
     try:
         with folder:
-            _compute(inputs, folder, make_source, workspace, progress)
+            _compute(inputs, folder, make_source, workspace, progress, force=force)
     finally:
         if folder.kept:
             progress.notice(f"Complete layers are kept in {folder.path}; the same command goes on from there.")
@@ -133,6 +133,8 @@ def _compute(
     make_source: Callable[[], ShareSource],
     workspace: Workspace | None,
     progress: Progress,
+    *,
+    force: bool,
 ) -> None:
     config = inputs.config
     depths = config.depths(inputs.checkpoint.num_layers)
@@ -148,7 +150,7 @@ def _compute(
             shares = run_shares(inputs, make_source(), folder.path, folder.num_shares, progress)
             scores, num_bytes = join_shares(inputs, shares, folder.path, kept, offsets)
         else:
-            scores, num_bytes = _walk(inputs, folder.path, kept, offsets, workspace, progress)
+            scores, num_bytes = _walk(inputs, folder.path, kept, offsets, workspace, progress, force=force)
         if scores is not None:
             kept.add("log_likelihoods", 0, scores)
         kept.flush()
@@ -165,6 +167,8 @@ def _walk(
     offsets: Tensor,
     workspace: Workspace | None,
     progress: Progress,
+    *,
+    force: bool,
 ) -> tuple[Tensor | None, int]:
     """Compute all states in this process. Return the log-likelihoods, if there are any, and the bytes of weights."""
     depths = inputs.config.depths(inputs.checkpoint.num_layers)
@@ -184,6 +188,7 @@ def _walk(
         counter=counter,
         progress=progress,
         workspace=workspace,
+        force=force,
         keep=keep,
         finish_depth=lambda _: kept.flush(),
     )

@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
             revision=task["revision"],
             progress=_TokensFile(share_path(folder, index, ".tokens.json")),
             workspace=Workspace(task["workspace"]),
+            force=task["force"],
         )
     except LayerSurgeonError as error:
         write_json(share_path(folder, index, ".failed.json"), {"type": type(error).__name__, "message": str(error)})

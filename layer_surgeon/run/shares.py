@@ -56,12 +56,14 @@ class ShareSource:
         revision: Branch, tag or commit of a Hub repo.
         token: Access token for a Hub repo.
         workspace: Where layers are kept; None keeps none.
+        force: Whether to replace other layers there.
     """
 
     source: str | list[str]
     revision: str | None
     token: str | bool | None
     workspace: str | None
+    force: bool = False
 
     @classmethod
     def make(
@@ -72,6 +74,7 @@ class ShareSource:
         revision: str | None,
         token: str | bool | None,
         workspace: Workspace | None,
+        force: bool = False,
     ) -> "ShareSource":
         """Describe a source, with the commit that this process has opened.
 
@@ -89,6 +92,7 @@ class ShareSource:
             revision=checkpoint.commit if checkpoint.repo_id == spec else revision,
             token=token,
             workspace=None if workspace is None else str(workspace.root),
+            force=force,
         )
 
     def environment(self) -> dict[str, str]:
@@ -250,6 +254,7 @@ def _write_task(inputs: RunInputs, source: ShareSource, share: Share, folder: Pa
             "source": source.source,
             "revision": source.revision,
             "workspace": source.workspace,
+            "force": source.force,
             "config": {**asdict(config), "layers": layers},
         },
     )

@@ -17,7 +17,7 @@ from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.models import build_model, states_of, tokenizer_of
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.prepare import synthetic_file
+from layer_surgeon.study.prepare import donor_name, synthetic_file
 from layer_surgeon.study.records import (
     CellParameters,
     CellResult,
@@ -69,7 +69,7 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
     return CellResult(
         **_identify(cell),
         host=cell.arm.host_name,
-        donor=None if cell.arm.donor is None else cell.arm.donor.name,
+        donor=None if cell.arm.donor is None else donor_name(cell.arm.donor, folder),
         tests=tests,
         validation=ValidationScores(examples=trained.validation.examples, scores=dict(trained.validation.scores)),
         history=tuple(epoch.as_dict() for epoch in trained.history),

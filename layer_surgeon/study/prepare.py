@@ -27,7 +27,7 @@ from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
 from layer_surgeon.tasks import get_task
-from layer_surgeon.workspace import short_name
+from layer_surgeon.workspace import layer_name, short_name
 
 
 def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
@@ -251,6 +251,19 @@ def open_layer(donor: DonorSpec, folder: StudyFolder) -> LayerArtifact:
         ArtifactError: The layer is missing or damaged.
     """
     return LayerArtifact.open(layer_folder(donor, folder))
+
+
+def donor_name(donor: DonorSpec, folder: StudyFolder) -> str:
+    """Return the name of an arm's donor for readers, with the numbers of its layers counted from 0.
+
+    Raises:
+        ArtifactError: The layer is missing or damaged.
+    """
+    if donor.form != "layers":
+        return donor.name
+    artifact = open_layer(donor, folder)
+    source = artifact.config["source"]["name"] if _is_artifact(donor) else donor.shown_source
+    return layer_name(source, artifact.layer_indices)
 
 
 def synthetic_file(arm: Arm, data: str, folder: StudyFolder) -> Path:

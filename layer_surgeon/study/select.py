@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
+from layer_surgeon._format import format_amount
 from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
@@ -35,7 +36,7 @@ from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import PROBES, StudyFolder, locked, read_json
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_study
+from layer_surgeon.study.prepare import open_layer, prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
 from layer_surgeon.study.records import read_cell, write_selection
 from layer_surgeon.study.selection_result import Margin, Rung, Selection
@@ -162,7 +163,7 @@ def _plan_rungs(plan: StudyPlan, folder: StudyFolder) -> list[tuple[str, StudyPl
             replace(plan, fractions=(_QUARTER * used_share,), seeds=first_seed, finetune=finetune),
         ),
         (f"one seed, {all_data_text}", replace(plan, seeds=first_seed)),
-        (f"{len(plan.seeds)} seeds, {all_data_text}", plan),
+        (f"{format_amount(len(plan.seeds), 'seed')}, {all_data_text}", plan),
     ]
 
 
@@ -192,7 +193,7 @@ def _finish(
     )
     result = Selection(
         best=best.name,
-        layers=() if best.donor is None else best.donor.layers,
+        layers=_layers_of(best, folder),
         site=best.graft.get("site", ENCODER_OUTPUT),
         rungs=tuple(rungs),
         margin=margin,
@@ -205,6 +206,13 @@ def _finish(
     )
     write_selection(folder, result)
     return result
+
+
+def _layers_of(arm: Arm, folder: StudyFolder) -> tuple[int, ...]:
+    """Return the layers of an arm, counted from 0."""
+    if arm.donor is None:
+        return ()
+    return open_layer(arm.donor, folder).layer_indices if arm.donor.form == "layers" else arm.donor.layers
 
 
 def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progress: Progress) -> dict[str, float]:

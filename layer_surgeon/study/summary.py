@@ -73,6 +73,8 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
         for test in tests
         if (table := _make_table(plan, data, fraction, test, results)).rows
     )
+    # Only trainings know the number of a layer that the plan counts from the end.
+    donors = {arm.donor: result.donor for arm in plan.arms for result in results if result.arm == arm.name}
     return Summary(
         name=plan.name,
         title=plan.title,
@@ -92,7 +94,7 @@ def summarize(plan: StudyPlan, folder: StudyFolder) -> Summary:
                 text=arm.text,
                 kind=arm.kind,
                 host=arm.host_name,
-                donor=None if arm.donor is None else arm.donor.name,
+                donor=None if arm.donor is None else donors.get(arm.donor, arm.donor.name),
                 parameters=ParameterCounts(
                     total=arm_results[0].parameters.total, trained=arm_results[0].parameters.trained
                 )

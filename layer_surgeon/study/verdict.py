@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from layer_surgeon._format import format_amount, format_score
 from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.selection_result import Margin
@@ -41,7 +42,7 @@ def _p_is(p: float) -> str:
 
 def difference_in_words(delta: float, metric: str) -> str:
     """Return a difference with its sign, in points if the metric is a share."""
-    return f"{100 * delta:+.1f} points" if metric in SHARES else f"{delta:+.3g}"
+    return f"{100 * delta:+.1f} points" if metric in SHARES else format_score(delta, "+.3g")
 
 
 def say_p(p: float) -> str:
@@ -62,7 +63,13 @@ def say_place(test: str, data: str, fraction: float = 1) -> str:
 
 def say_margin(margin: Margin, metric: str) -> str:
     """Return the margin of a chosen arm, such as "ahead of graft-L3 by 1.2 points, with one seed"."""
-    ahead = f"ahead of {margin.runner_up} by {difference_in_words(margin.difference, metric).lstrip('+')}"
+    size = difference_in_words(margin.difference, metric).lstrip("+")
+    if not margin.difference:
+        ahead = f"level with {margin.runner_up}"
+    elif float(size.split()[0]):
+        ahead = f"ahead of {margin.runner_up} by {size}"
+    else:
+        ahead = f"ahead of {margin.runner_up} by less than {difference_in_words(0.001, metric).lstrip('+')}"
     if margin.deviation is None:
         return f"{ahead}, with one seed"
     close = ": too close to call" if margin.difference <= margin.deviation else ""
@@ -101,7 +108,8 @@ def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
     significant = [(test_set, c) for test_set, c in comparisons if c.significant]
     count = len(comparisons)
     if not significant:
-        return f"Not significant: no arm can be told apart from another, in {count} comparisons.{missing_text}"
+        compared = format_amount(count, "comparison")
+        return f"Not significant: no arm can be told apart from another, in {compared}.{missing_text}"
     smallest = sorted(significant, key=lambda item: item[1].p_holm or 0.0)[:3]
     phrases = "; ".join(f"{c.words}{test_set}" for test_set, c in smallest)
     total = f" {len(significant)} of {count} differences are significant." if len(significant) > len(smallest) else ""

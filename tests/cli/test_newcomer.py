@@ -11,9 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoTokenizer, pipeline
 
 import layer_surgeon as ls
+from layer_surgeon._format import format_score
 from layer_surgeon.errors import ArtifactError, ConfigError, DataError, GraftError
+from layer_surgeon.study.paired import Interval
+from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.selection_result import Margin
+from layer_surgeon.study.verdict import say_margin
+from layer_surgeon_cli.compare import _format_interval, _show_estimate
 from layer_surgeon_cli.ui import Ui
 from tests.support.classification import rows, save_host
 from tests.support.command_line import surgeon_here
@@ -109,6 +116,14 @@ def test_numbers_as_labels_lead_to_regression(desk, tmp_path):
         ls.finetune_model(tmp_path / "classes", [{"text": "a film", "label": number / 7} for number in range(40)])
 
 
+def test_a_graft_without_a_tokenizer_says_how_to_save_one(desk, tmp_path):
+    ls.graft_layer(str(desk / "bert"), desk / "layer").save_pretrained(tmp_path / "graft")
+    with pytest.raises(GraftError, match=r"has no tokenizer. Save its host's there: tokenizer.save_pretrained\(FOLDER"):
+        AutoTokenizer.from_pretrained(tmp_path / "graft")
+    AutoTokenizer.from_pretrained(desk / "bert").save_pretrained(tmp_path / "graft")
+    assert pipeline("text-classification", model=str(tmp_path / "graft"))("a film")[0]["label"].startswith("LABEL_")
+
+
 def test_other_number_of_labels_when_loading(desk, tmp_path):
     surgeon_here("graft", desk / "bert", "--donor", desk / "layer", "-o", "graft", cwd=tmp_path)
     with pytest.raises(GraftError, match=r"pass ignore_mismatched_sizes=True too, or call model.set_labels"):
@@ -126,6 +141,14 @@ def test_profile_takes_gguf_files_and_shows_the_layer_of_an_artifact(desk, tmp_p
     assert other.code == 1
     assert "holds layer 3 and not layer 2" in flat(other.err)
     assert surgeon_here("profile", desk / "bert", "--donor", desk / "layer", "--length", "16", cwd=tmp_path).code == 0
+
+
+def test_profile_of_texts_longer_than_the_host_says_only_that(desk, tmp_path, caplog):
+    shown = surgeon_here("profile", desk / "bert", "--donor", desk / "layer", "--length", "600", cwd=tmp_path)
+    assert (shown.code, shown.out, caplog.messages) == (1, "", [])
+    assert re.fullmatch(
+        r"error: .*doesn't run on shapes alone.* The host has \d+ positions, so a smaller .*", flat(shown.err)
+    )
 
 
 def test_times_below_a_second_are_not_zero():
@@ -289,10 +312,44 @@ def test_an_untrained_gated_graft_equals_its_host_in_sentence_transformers(desk,
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
 
 
-def test_differences_and_intervals_have_one_unit():
-    from layer_surgeon.study.paired import Interval
-    from layer_surgeon_cli.compare import _format_interval
+def test_numbers_for_people_have_no_exponent():
+    scores = [format_score(score) for score in (2.091e-16, -2e-16, 0.00012, 0.25, 12345.6, 1.0)]
+    assert scores == ["0.0000", "0.0000", "0.00012", "0.25", "12,346", "1"]
+    assert [format_score(score, "+.3g") for score in (2e-16, -0.5, 12345.6)] == ["+0.0000", "-0.5", "+12,346"]
 
+
+def test_a_progress_bar_shows_small_losses_and_learning_rates(capsys):
+    bar = ls.ProgressBar()
+    bar.begin("Training", 1, "steps")
+    bar.metrics({"loss": 2.091e-16, "learning rate": 5e-5})
+    bar.advance(1)
+    bar.end()
+    assert "loss=0.0000, learning rate=5e-05" in capsys.readouterr().err
+
+
+def test_the_estimate_of_a_study_counts_in_singular_and_plural(desk, tmp_path, capsys):
+    plan = StudyPlan.from_dict(
+        {"host": str(desk / "bert"), "donor": str(desk / "layer"), "arms": ["host"], "data": ["films"], "seeds": [1, 2]}
+    )
+    estimate = SimpleNamespace(cells=2, done=0, seconds=24.0, seconds_by_arm={"host": 12.033})
+    ui = Ui(as_json=False, quiet=False, debug=False, workspace=ls.Workspace(tmp_path))
+    _show_estimate(plan, estimate, 1, ui)
+    shown = flat(capsys.readouterr().out)
+    assert "2: 1 arm x 2 seeds x 1 data set x 1 share of the data" in shown
+    assert re.search(r"host +12 s", shown)
+    assert "Nothing was written. To start, leave --dry-run out." in shown
+
+
+def test_a_margin_of_nothing_is_not_ahead():
+    def said(difference, deviation=None):
+        return say_margin(Margin(runner_up="graft-L3", difference=difference, deviation=deviation), "accuracy")
+
+    assert said(0.0) == "level with graft-L3, with one seed"
+    assert said(0.0004, 0.01).startswith("ahead of graft-L3 by less than 0.1 points, with a standard deviation of 1.0")
+    assert said(0.012) == "ahead of graft-L3 by 1.2 points, with one seed"
+
+
+def test_differences_and_intervals_have_one_unit():
     comparison = SimpleNamespace(interval=Interval(low=-0.1021, high=-0.008))
     assert _format_interval(comparison, "accuracy") == "-10.2 to -0.8"
     assert _format_interval(comparison, "bleu") == "-0.102 to -0.008"

@@ -332,7 +332,14 @@ def test_grafts_with_other_settings_are_next_to_each_other(artifact, host_folder
         )
     }
     stem = f"bert+{artifact.name}"
-    endings = ("", "-matched", "-projection-init", "-mean-gated", "-3-labels-seed-7", "-site-0-train-donor-dropout-0.1")
+    endings = (
+        "",
+        "-matched",
+        "-projection-init-default",
+        "-mean-gated",
+        "-3-labels-seed-7",
+        "-site-0-train-donor-dropout-0.1",
+    )
     assert folders == {stem + ending for ending in endings}
 
 

@@ -56,9 +56,8 @@ _CHARTS = """() => {
     const plot = chart.querySelector("svg");
     const box = plot.getBoundingClientRect();
     const scale = box.width / plot.viewBox.baseVal.width;
-    // Names have a halo: the same text twice.
     const texts = [...plot.querySelectorAll("text")].filter((text) => text.textContent && text.style.opacity !== "0"
-      && text.getAttribute("opacity") !== "0" && !text.getAttribute("stroke")).map((text) => ({
+      && text.getAttribute("opacity") !== "0").map((text) => ({
       text: text.textContent, ...text.getBoundingClientRect().toJSON(),
       size: parseFloat(getComputedStyle(text).fontSize) * scale,
     }));
@@ -89,7 +88,7 @@ _NAMES = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[0].textCo
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Two reports: domain shift with hostile names and missing results, and a sweep."""
+    """Reports of domain shift with hostile names and missing results, of a sweep, and of a usual comparison."""
     folder = tmp_path_factory.mktemp("reports")
     with pytest.MonkeyPatch.context() as patch:
         # What is shown matters here, and not how well it is estimated.
@@ -108,7 +107,11 @@ def _write_pages(folder):
     layers = [{"source": "b/llm", "layer": layer} for layer in range(5)]
     by_layer = {"host": 0.7, **{f"graft+llm-L{layer}": 0.7 + 0.02 * layer for layer in range(5)}}
     made_up_study(folder / "sweep", by_layer, arms=["host", "graft"], donors=layers, donor=None, focus=None, **common)
-    for name in ("shift", "sweep"):
+    arms = ["host", "graft", "random", "projections-only", "wide-head"]
+    usual = dict(zip(arms, (0.99, 0.95, 0.96, 0.97, 0.98), strict=True))
+    names = {"host": "packaged:all-MiniLM-L6-v2", "donor": {"source": "packaged:gemma-3-270m", "layer": 17}}
+    made_up_study(folder / "usual", usual, **names, **common)
+    for name in ("shift", "sweep", "usual"):
         write_report(load_report(folder / name), folder / name / "report", ("html",))
         (folder / name / "report" / "report.html").rename(folder / f"{name}.html")
 
@@ -143,6 +146,27 @@ def test_the_page_is_drawn_and_readable(browser, pages, name, width, scheme):
         if width == 1200:
             # A table scrolls sideways only if it is wider than the window.
             assert [box for box in page.ask(_SCROLLING) if box["shown"] < width - 80] == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_usual_page_needs_no_mouse_and_no_wide_window(browser, pages, width):
+    with opened(browser, pages / "usual.html", width=width) as page:
+        page.page.wait_for_function(_ALL_DRAWN)
+        ticks = page.page.locator("#results .chart").first.locator(".role-axis-label text").all_text_contents()
+        assert max(map(float, ticks)) <= 100
+        if width == 1200:
+            assert page.ask(_SCROLLING) == []
+        table = page.page.locator("#results table.sorts").last
+        rare = table.locator("th.rare").last
+        assert not rare.is_visible()
+        button = page.page.locator("#results .more").last
+        assert button.inner_text() == "Show more columns: p (t-test), p (permutation)"
+        button.click()
+        assert rare.is_visible()
+        page.page.get_by_text("The verdicts in words").click()
+        words = page.page.locator("#results details[open] li").all_inner_texts()
+        assert len(words) == table.locator("tbody tr").count()
+        assert all(text.startswith(("graft ", "random ", "projections-only ", "wide-head ")) for text in words)
 
 
 def test_the_page_and_its_charts_follow_the_theme(browser, pages):
@@ -210,4 +234,5 @@ def test_the_page_is_complete_without_scripts(browser, pages):
         assert page.page.locator("h1").inner_text().replace("\n", " ") == HOSTILE
         assert page.page.locator(".chart svg").first.is_visible()
         assert page.page.locator("table.sorts").first.is_visible()
-        assert page.page.locator("thead button, .command button").count() == 0
+        assert page.page.locator("thead button, .command button, .more").count() == 0
+        assert page.page.locator("th.rare").first.is_visible()

@@ -108,7 +108,7 @@ def test_a_sweep_over_sites(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "a": 0.6, "b": 0.7, "c": 0.7}, arms=["host", *arms], seeds=[1], focus=None)
     report = load_report(tmp_path)
     (sweep,) = layer_sweeps(report.summary, report.plan)
-    assert (report.kind, sweep.axis) == ("sweep", "site of layer -1 of llm in the host")
+    assert (report.kind, sweep.axis) == ("sweep", "site of llm-L-1 in the host")
     assert [point.label for point in sweep.points] == ["embeddings", "0", "1"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from layer_surgeon._charts import DARK, LIGHT, chart_config, glyph
 from layer_surgeon._io import write_json
 from layer_surgeon.report.csv_files import comparisons_csv
+from layer_surgeon.report.encodings import axis_span
 from layer_surgeon.report.export import write_report
 from layer_surgeon.report.figures import Figures
 from layer_surgeon.report.load import load_report
@@ -191,7 +192,7 @@ def test_a_sweep_over_sites_names_the_site(tmp_path):
     arms = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in ("embeddings", 1)]
     shares = {"host": 0.7, "graft-embeddings": 0.6, "graft-1": 0.75}
     page = Parsed(page_of(tmp_path, shares, arms=["host", *arms], seeds=[1], focus=None)[1])
-    assert "site of layer -1 of llm in the host" in page.text
+    assert "site of llm-L-1 in the host" in page.text
     assert "Which site" in page.text
     assert "Highest: 1 (ringed)" in page.text
     assert "from 0" not in page.text
@@ -246,6 +247,24 @@ def test_every_chart_is_valid_vega_lite(tmp_path):
         for panel in figure.panels:
             panel.chart.to_dict(validate=True)
             assert panel.text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((97, 98), (95.26, 99.74)), ((98.5, 100), (95.76, 100)), ((0, 1), (0, 4.24)), ((60, 99), (57.66, 100))],
+)
+def test_axes_end_where_scores_end(values, expected):
+    assert axis_span(values, 4, within=(0, 100)) == pytest.approx(expected)
+
+
+def test_no_line_of_an_axis_crosses_a_text(tmp_path):
+    made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, examples=60)
+    figures = Figures(load_report(tmp_path))
+    layers = figures.differences(figures.summary.tables[0]).panels[0].spec["layer"]
+    kinds = [(layer["mark"]["type"], layer["mark"].get("style")) for layer in layers]
+    cover = kinds.index(("bar", "cover"))
+    assert ("rule", None) in kinds[:cover]
+    assert {kind for kind, _ in kinds[cover + 1 :]} == {"text"}
 
 
 def test_arms_look_different():

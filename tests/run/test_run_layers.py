@@ -231,6 +231,17 @@ def test_layers_are_kept(source, texts, tmp_path):
     ]
 
 
+def test_force_replaces_other_kept_layers(source, texts, tmp_path):
+    workspace = Workspace(tmp_path / "surgery")
+    run_layers(source, texts, keep_layers=True, workspace=workspace)
+    other = {"layers": "1", "dtype": "float16", "keep_layers": True, "workspace": workspace}
+    with pytest.raises(ArtifactError, match="force"):
+        run_layers(source, texts, output=tmp_path / "states", **other)
+    run_layers(source, texts, output=tmp_path / "states", force=True, **other)
+    weights = load_file(tmp_path / "surgery/layers/model-L0/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
 def test_each_byte_is_read_once(source, texts, monkeypatch):
     ranges = []
     stream_range = FolderSource.stream_range

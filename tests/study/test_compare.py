@@ -6,12 +6,12 @@ import pytest
 
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study import compare
-from layer_surgeon.study.arms import ARMS
+from layer_surgeon.study.arms import ARMS, DonorSpec
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_study, synthetic_file
+from layer_surgeon.study.prepare import donor_name, prepare_layers, prepare_study, synthetic_file
 from tests.support.classification import Recorder
 from tests.support.studies import run_in_this_process, tiny_parts, tiny_plan, write_data
 
@@ -58,6 +58,7 @@ def test_a_study_continues_where_it_stopped(parts, tmp_path, monkeypatch):
     plan = tiny_plan(parts, arms=["host", "graft"], tests="all", data=parts["data"], seeds=[1])
     result = run_study(plan, tmp_path)
     assert (result.done, result.ran, result.failed, result.missing) == (4, 4, {}, 0)
+    assert result.summary.arms["graft"].donor == "tiny-llama-L3"
     folder = StudyFolder(root=tmp_path)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     first = json.loads(folder.summary.read_text())
@@ -86,6 +87,13 @@ def test_a_study_continues_where_it_stopped(parts, tmp_path, monkeypatch):
         return tables
 
     assert without_times(json.loads(folder.summary.read_text())["tables"]) == without_times(first["tables"])
+
+
+def test_donors_are_named_by_the_number_of_their_layer(parts, tmp_path):
+    folder, last = StudyFolder(root=tmp_path), DonorSpec.parse(parts["donor"])
+    prepare_layers([last], folder, Recorder())
+    artifact = DonorSpec(source=str(folder.layer(last.name)))
+    assert [donor_name(donor, folder) for donor in (last, artifact)] == ["tiny-llama-L3"] * 2
 
 
 def test_a_failed_cell_is_reported_and_does_not_stop_the_study(parts, tmp_path):

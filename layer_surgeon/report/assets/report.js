@@ -1,5 +1,5 @@
 // The page can be read without this script. The script adds interactive charts that follow the theme, sorting,
-// copying, and unfolding everything before printing.
+// hiding columns, copying, and unfolding everything before printing.
 (() => {
 "use strict";
 const themes = JSON.parse(document.getElementById("themes").textContent);
@@ -76,6 +76,21 @@ for (const table of document.querySelectorAll("table.sorts")) {
     button.addEventListener("click", () => sort(head, column));
     head.append(button);
   });
+}
+// In narrow windows, rare columns are hidden until a button shows them.
+for (const table of document.querySelectorAll("table:has(th.rare)")) {
+  const names = [...table.querySelectorAll("th.rare")].map((head) => head.textContent);
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "more";
+  const fold = (isFolded) => {
+    table.classList.toggle("fewer", isFolded);
+    button.setAttribute("aria-expanded", String(!isFolded));
+    button.textContent = isFolded ? `Show more columns: ${names.join(", ")}` : "Show fewer columns";
+  };
+  fold(true);
+  button.addEventListener("click", () => fold(!table.classList.contains("fewer")));
+  table.closest(".scroll").after(button);
 }
 for (const block of document.querySelectorAll(".command")) {
   const text = block.querySelector("pre");
