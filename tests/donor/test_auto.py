@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def run_python(code, folder):
-    done = run_code(code, folder, cwd=folder)
+    done = run_code(code, folder, cwd=folder, bare=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

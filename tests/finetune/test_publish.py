@@ -170,7 +170,8 @@ print(json.dumps({
 @pytest.mark.slow
 def test_loads_on_another_machine(hub, place, tmp_path):
     """On a machine that has neither a token nor anything of the run: the card's own examples, and the same numbers."""
-    done = run_code(f"TEXTS = {TEXTS!r}\n{_ELSEWHERE}", cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint})
+    code = f"TEXTS = {TEXTS!r}\n{_ELSEWHERE}"
+    done = run_code(code, cwd=tmp_path, env={"HF_ENDPOINT": hub.endpoint}, bare=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     # Cut at the run's own length, which the repo's results.json says.

@@ -277,7 +277,7 @@ def test_the_command(by_command):
         "import sys, torch; p = torch.export.load('my-graft.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
         "print(p(i, i, i * 0)[0].shape, 'layer_surgeon' in sys.modules)"
     )
-    done = run_code(script, cwd=folder)
+    done = run_code(script, cwd=folder, bare=True)
     assert done.stdout.strip() == "torch.Size([2, 2]) False"
     assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["my-graft.onnx", "my-graft.pt2"]
 

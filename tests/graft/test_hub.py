@@ -77,7 +77,7 @@ def hub(host_folder, artifact, tmp_path_factory):
         settings = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
         settings["SURGEON_WORKSPACE"] = str(folder / "there")
         strict = "import warnings; warnings.simplefilter('error')\n"
-        done = run_code(strict + _SCRIPT, artifact, cwd=folder, env=settings)
+        done = run_code(strict + _SCRIPT, artifact, cwd=folder, env=settings, bare=True)
         assert done.returncode == 0, done.stderr
         yield json.loads(done.stdout), server, model(**inputs).logits.tolist()
 

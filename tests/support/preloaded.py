@@ -1,7 +1,10 @@
-"""Python code in processes of its own, forked from one that has imported torch and what else takes long to import.
+"""Python code in processes of its own, forked from one that has imported torch, transformers and layer_surgeon.
 
-A new process spends 3 to 4 s of processor time on such imports, and the tests start a hundred of them. A forked one
-still imports everything that reads its environment: huggingface_hub, transformers, datasets and layer_surgeon.
+A new process spends 5 s of processor time on these imports. huggingface_hub and datasets read the environment when they
+are imported. There, the process that is forked has a made-up Hub and folder, and a forked one has everything that
+has their names in it read again or replaced (`_Places`).
+
+A bare process is forked before transformers and layer_surgeon are imported.
 
 This file is also the program of the process that is forked: `python -P preloaded.py SOCKET`.
 """
@@ -17,12 +20,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 # None of them reads HF_* or SURGEON_* variables, and none of them imports a module that does.
-MODULES = (
+BARE = (
     "numpy",
     "torch",
     "torch._dynamo",
@@ -46,6 +49,12 @@ MODULES = (
     "typer",
 )
 _FORBIDDEN = ("huggingface_hub", "transformers", "datasets", "accelerate", "peft", "layer_surgeon", "layer_surgeon_cli")
+# What the others get as well.
+MORE = ("transformers.pipelines", "peft", "layer_surgeon.finetune.trainer", "layer_surgeon_cli.main")
+# The modules that read HF_* variables when they are imported, and the values that they find there.
+_SETTINGS = ("huggingface_hub.constants", "datasets.config")
+MADE_UP = {"HF_HOME": "/made-up-home", "HF_ENDPOINT": "http://made-up.invalid"}
+_DEFAULTS = {"HF_ENDPOINT": "https://huggingface.co"}
 _TIMEOUT = 540.0  # seconds
 # macOS doesn't support children that are forked after its own libraries were used. There, processes are new.
 _CAN_FORK = sys.platform == "linux"
@@ -60,9 +69,17 @@ def clean_environment(cwd: Path) -> dict[str, str]:
 
 
 def run_code(
-    code: str, *arguments: object, cwd: Path, env: Mapping[str, str] | None = None, stdin: str | None = None
+    code: str,
+    *arguments: object,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    bare: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own, in a folder, with a clean environment to which `env` is added."""
+    """Run Python code in a process of its own, in a folder, with a clean environment to which `env` is added.
+
+    `bare` is for code whose imports of transformers and layer_surgeon are what is tested.
+    """
     environment = clean_environment(cwd) | dict(env or {})
     command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
     if not _CAN_FORK:
@@ -72,7 +89,8 @@ def run_code(
         files: list[IO[str]] = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
         files[0].write(stdin or "")
         files[0].seek(0)
-        request = {"code": code, "arguments": command[2:3] + command[4:], "cwd": str(cwd), "environment": environment}
+        request = {"code": code, "arguments": command[2:3] + command[4:], "cwd": str(cwd)}
+        request |= {"environment": environment, "bare": bare}
         returncode = _Server.shared().run(request, [file.fileno() for file in files])
         texts = []
         for file in files[1:]:
@@ -111,36 +129,95 @@ class _Server:
         return int(answer)
 
 
-def _serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork a process for each request. Returns None at the end, and the request in a forked process."""
+class _Places:
+    """Where modules and objects of the Hub's libraries keep the made-up values, or values that contain them."""
+
+    def __init__(self) -> None:
+        from huggingface_hub import HfApi, HfFileSystem
+
+        modules = [vars(module) for module in list(sys.modules.values())]
+        objects = [vars(each) for each in gc.get_objects() if isinstance(each, (HfApi, HfFileSystem))]
+        self._found = [
+            (names, name)
+            for names in (*modules, *objects)
+            for name, value in list(names.items())
+            if isinstance(value, str) and any(made_up in value for made_up in MADE_UP.values())
+        ]
+
+    def replace(self) -> None:
+        """Have the settings read again from the environment, and put its values everywhere else."""
+        for name in _SETTINGS:
+            importlib.reload(sys.modules[name])
+        for names, name in self._found:
+            for variable, made_up in MADE_UP.items():
+                names[name] = names[name].replace(made_up, os.environ.get(variable) or _DEFAULTS[variable])
+
+
+def _serve(control: socket.socket, *, bare: bool) -> dict[str, Any] | None:
+    """Fork a process for each request. Returns None at the end, and the request in a forked process.
+
+    A bare server passes the requests of others on to a second server, which it forks for the first of them.
+    """
+    second: socket.socket | None = None
     while True:
         message, files, _, _ = socket.recv_fds(control, 1 << 20, 3)
         if not message:
             return None
-        pid = os.fork()
-        if not pid:
-            control.close()
-            for number, file in enumerate(files):
-                os.dup2(file, number)
-                os.close(file)
-            request: dict[str, Any] = json.loads(message)
-            return request
+        request: dict[str, Any] = json.loads(message)
+        if bare and not request["bare"]:
+            if second is None:
+                second, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                if not os.fork():
+                    for end in (control, second):
+                        end.close()
+                    for file in files:
+                        os.close(file)
+                    return _serve_with_more(its_end)
+                its_end.close()
+            socket.send_fds(second, [message], files)
+            answer = second.recv(64)
+        else:
+            pid = os.fork()
+            if not pid:
+                control.close()
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                    os.close(file)
+                return request
+            _, status = os.waitpid(pid, 0)
+            answer = str(os.waitstatus_to_exitcode(status)).encode()
         for file in files:
             os.close(file)
-        _, status = os.waitpid(pid, 0)
-        control.send(str(os.waitstatus_to_exitcode(status)).encode())
+        control.send(answer)
+
+
+def _serve_with_more(control: socket.socket) -> dict[str, Any] | None:
+    os.environ.update(MADE_UP)
+    _import(MORE)
+    places = _Places()
+    gc.freeze()
+    request = _serve(control, bare=False)
+    if request is not None:
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        places.replace()
+    return request
+
+
+def _import(names: Sequence[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            with contextlib.suppress(ModuleNotFoundError):  # not all of them are installed everywhere
+                importlib.import_module(name)
 
 
 def _main() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in MODULES:
-            with contextlib.suppress(ModuleNotFoundError):  # not all of them are installed everywhere
-                importlib.import_module(name)
+    _import(BARE)
     if imported := [name for name in _FORBIDDEN if name in sys.modules]:
         raise SystemExit(f"modules that read the environment must not be preloaded, but {imported} are")
     gc.freeze()
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    request = _serve(socket.socket(fileno=int(sys.argv[1])), bare=True)
     if request is None:
         return
     os.chdir(request["cwd"])
