@@ -24,13 +24,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layer_surgeon.study.demo import run_demo
+    from layer_surgeon.study.demo import cut_donor, run_demo
 
-__all__ = ["run_demo"]
+__all__ = ["cut_donor", "run_demo"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `run_demo` on first use: a report needs this package without torch."""
-    if name != "run_demo":
+    """Import the demo on first use: a report needs this package without torch."""
+    if name not in __all__:
         raise AttributeError(f"module 'layer_surgeon.study' has no attribute {name!r}")
-    return importlib.import_module("layer_surgeon.study.demo").run_demo
+    return getattr(importlib.import_module("layer_surgeon.study.demo"), name)
