@@ -20,11 +20,9 @@ from layer_surgeon.study.preset import preset
 from layer_surgeon.study.records import CellResult
 from layer_surgeon.workspace import Workspace, stack_name
 
-# The cut model stays as it is, so a pass over the texts costs almost as much as reading them: one epoch, but in small
-# batches, so that the head gets as many steps as in three epochs of the other arms. Its rate is theirs.
-_CUT: Mapping[str, Any] = MappingProxyType(
-    {"train_host": "frozen", "num_epochs": 1.0, "batch_size": 8, "head_learning_rate": 1e-3}
-)
+# Each epoch reads all texts with the whole cut model, which stays as it is: one epoch gave 89.4 % on the validation
+# part, three gave 91.9 % in three times the time, and one with batches of 8 gave 80.6 %.
+_CUT: Mapping[str, Any] = MappingProxyType({"num_epochs": 1.0, "head_learning_rate": 1e-3})
 
 
 def run_demo(
@@ -113,7 +111,8 @@ def cut_donor(study: Path, progress: Progress | None = None) -> CutModel:
         if not is_assembled_model(path):
             assemble_model(donor.source, path, keep=list(donor.layers), dtype="bfloat16", progress=progress)
         arm = Arm(name="cut", kind="host", host=str(path), donor=None, graft={"pooling": "mean"})
-        settings = {**_CUT, **plan.finetune, "seed": cell.seed, "train_fraction": cell.fraction}
+        settings = {**_CUT, **plan.finetune, "train_host": "frozen"}
+        settings |= {"seed": cell.seed, "train_fraction": cell.fraction}
         cell = replace(cell, arm=arm, tests=(cell.data,), finetune=settings)
         result = run_cell(cell, folder, progress)
     return CutModel(model=AssembledModel.open(path), trained=folder.run(cell.id), result=result)
