@@ -1,7 +1,6 @@
 """`surgeon demo`: the whole workflow on real weights."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +16,8 @@ from .ui import Ui, escape_text
 
 if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
+    from layer_surgeon.study.demo import CutModel
+    from layer_surgeon.study.plan import StudyPlan
 
 app = new_app()
 
@@ -24,6 +25,7 @@ app = new_app()
 _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
 
 _ENOUGH_SEEDS = 5
+_SENTENCE = "The plot is thin, but I loved every minute of it."
 
 
 @command(app, settings=FinetuneConfig, without=_WITHOUT)
@@ -35,15 +37,19 @@ def demo(
 ) -> dict[str, Any]:
     """Run the whole workflow on real weights, without the Hub.
 
-    Puts the last layer of Gemma-3-270M into MiniLM. Trains the graft and MiniLM alone on film reviews, tests both on
-    three data sets, and writes an HTML page. Finished trainings are not repeated.
+    Trains MiniLM on film reviews: alone, with the first half of Gemma-3-270M, which reads the text next to it, and with
+    Gemma's last layer, as in the paper. Tests all of them on three data sets, and writes an HTML page. Then cuts Gemma
+    itself to half of its layers, and classifies a sentence. Finished work is not repeated.
     """
     if num_seeds < 1:
         raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
     with usage():
         config = FinetuneConfig(**settings)
 
-    from layer_surgeon.study.demo import run_demo
+    from layer_surgeon.finetune import predict
+    from layer_surgeon.study.demo import cut_donor, run_demo
+    from layer_surgeon.study.layout import StudyFolder
+    from layer_surgeon.study.plan import StudyPlan
 
     seeds = range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds)
     result = run_demo(ui.workspace, ui.progress, seeds=seeds, config=config)
@@ -52,32 +58,38 @@ def demo(
             f"{len(result.failed)} of {result.summary.cells.planned} trainings failed. "
             f"{next(iter(result.failed.values()))} Run the same command to try them again. Finished trainings are kept."
         )
-    changed = {name: value for name, value in settings.items() if value != getattr(FinetuneConfig, name)}
-    if not ui.as_json:
-        _show(result, changed, ui)
-    page = write_page(result.path, ui)
-    model = _last_graft(result)
-    if not ui.as_json:
-        ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(model))}[/]')
-        if num_seeds < _ENOUGH_SEEDS and not changed:
-            ui.line(f"      [bold]surgeon demo --num-seeds {_ENOUGH_SEEDS}[/] adds seeds, for a clearer result")
-    return result.as_dict() | {"report": page, "model": model}
-
-
-def _last_graft(result: "StudyResult") -> Path:
-    """Return the folder of the last graft that was trained."""
-    from layer_surgeon.study.layout import StudyFolder
-    from layer_surgeon.study.plan import StudyPlan
-
     folder = StudyFolder(root=result.path)
-    return folder.run([cell.id for cell in StudyPlan.read(folder.plan).cells() if cell.arm.donor is not None][-1])
+    plan = StudyPlan.read(folder.plan)
+    if not ui.as_json:
+        _show(result, plan, ui)
+    page = write_page(result.path, ui)
+    cut = cut_donor(result.path, ui.progress)
+    stack = next(folder.run(cell.id) for cell in plan.cells() if cell.arm.name == plan.focus)
+    predictions = [predict(model, [_SENTENCE], progress=ui.progress)[0] for model in (stack, cut.trained)]
+    if not ui.as_json:
+        _show_cut(cut, predictions, ui)
+        ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(stack))}[/]')
+        if num_seeds < _ENOUGH_SEEDS and config == FinetuneConfig():
+            ui.line(f"      [bold]surgeon demo --num-seeds {_ENOUGH_SEEDS}[/] adds seeds, for a clearer result")
+    return result.as_dict() | {
+        "report": page,
+        "model": stack,
+        "cut": {
+            "path": cut.model.path,
+            "model": cut.trained,
+            **{name: dict(scores.scores) for name, scores in cut.result.tests.items()},
+        },
+        "predictions": {
+            name: prediction.as_row() for name, prediction in zip((plan.focus, "cut"), predictions, strict=True)
+        },
+    }
 
 
-def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
+def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     from layer_surgeon.study.verdict import difference_in_words, say_p
 
     summary = result.summary
-    for line in _describe(result):
+    for line in _describe(result, plan):
         ui.line(line)
     ui.table(
         ("test set", "sentences", "arm", "accuracy", "95 % interval", "by seed"),
@@ -95,10 +107,11 @@ def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
         ],
     )
     ui.table(
-        ("test set", "graft - host", "95 % interval", "p", ""),
+        ("test set", "difference", "", "95 % interval", "p", ""),
         [
             (
-                table.test,
+                table.test if comparison is table.comparisons[0] else "",
+                f"{comparison.arm} - {comparison.against}",
                 difference_in_words(comparison.mean, summary.metric),
                 "" if (span := comparison.interval) is None else f"{100 * span.low:+.1f} to {100 * span.high:+.1f}",
                 "" if comparison.p_holm is None else say_p(comparison.p_holm),
@@ -114,10 +127,9 @@ def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
         f"The interval of an accuracy is over the sentences. The interval and the p of a difference are over {basis}.\n"
     )
     ui.headline(summary.verdict)
-    exceptions = f", except {', '.join(f'{name} = {value}' for name, value in changed.items())}" if changed else ""
     ui.facts(
         {
-            "settings": f"the paper's{exceptions}",
+            "settings": _describe_settings(plan),
             "trainings": f"{result.done} done, {result.ran} of them now"
             + (f". To repeat all of them, delete {result.path} first" if result.ran < result.done else ""),
             "time": format_seconds(result.seconds),
@@ -126,24 +138,59 @@ def _show(result: "StudyResult", changed: Mapping[str, Any], ui: Ui) -> None:
     ui.line("")
 
 
-def _describe(result: "StudyResult") -> tuple[str, ...]:
-    """Say in three lines what the demo did."""
+def _describe_settings(plan: "StudyPlan") -> str:
+    """Say which settings are not the paper's: those of all arms, then those of single arms."""
+    owners = {"": plan.finetune, **{f" of {arm.name}": arm.finetune for arm in plan.arms}}
+    changes = [f"{name}{owner} = {value}" for owner, settings in owners.items() for name, value in settings.items()]
+    return "the paper's" + (f", except {', '.join(changes)}" if changes else "")
+
+
+def _describe(result: "StudyResult", plan: "StudyPlan") -> list[str]:
+    """Say in a few lines what the demo did."""
     from layer_surgeon.extract import LayerArtifact
     from layer_surgeon.study.layout import StudyFolder
     from layer_surgeon.study.plan import StudyPlan
 
-    summary, table = result.summary, result.summary.tables[0]
-    folder = StudyFolder(root=result.path)
-    (donor,) = {arm.donor for arm in StudyPlan.read(folder.plan).arms if arm.donor is not None}
-    artifact = LayerArtifact.open(folder.layer(donor.name))
-    layer = ", ".join(map(str, artifact.layer_indices))
-    trained = {row.arm: counts.trained for row in table.rows if (counts := summary.parameters(row.arm)) is not None}
-    return (
-        f"Put layer {layer} of Gemma-3-270M ({format_bytes(artifact.num_bytes)}) into all-MiniLM-L6-v2. The layer is "
-        "frozen, between two trained projections.",
-        f"Trained MiniLM alone (host, {format_count(trained['host'])} trained parameters) and with the layer (graft, "
-        f"{format_count(trained['graft'])}) on {table.rows[0].train_examples} sentences of film reviews, once with "
-        f"each seed ({', '.join(map(str, table.rows[0].seeds))}).",
-        f"Tested all models on {table.examples} other sentences of film reviews (imdb), and on sentences "
-        "about products (amazon) and restaurants (yelp).",
+    folder, table = StudyFolder(root=result.path), result.summary.tables[0]
+    roles = {
+        "host": "MiniLM alone",
+        "stack": "MiniLM, and next to it Gemma's embeddings and layers {}, which read the same text",
+        "graft": "MiniLM, and after it Gemma's layer {}, which gets MiniLM's vectors, as in the paper",
+    }
+    lines = [
+        f"Trained all-MiniLM-L6-v2 with the help of Gemma-3-270M on {table.rows[0].train_examples} sentences of film "
+        f"reviews, once with each seed ({', '.join(map(str, table.rows[0].seeds))}):",
+        "",
+    ]
+    for arm in plan.arms:
+        counts = result.summary.parameters(arm.name)
+        layers, size = "", ""
+        if arm.donor is not None:
+            artifact = LayerArtifact.open(folder.layer(arm.donor.name))
+            indices = artifact.layer_indices
+            layers = f"{indices[0]} to {indices[-1]}" if len(indices) > 1 else str(indices[0])
+            size = f", {format_bytes(artifact.num_bytes)} frozen"
+        trained = "" if counts is None else f"{format_count(counts.trained)} parameters trained"
+        lines.append(f"  {arm.name:<6} {roles[arm.kind].format(layers)} ({trained}{size})")
+    return [
+        *lines,
+        "",
+        f"Tested on {table.examples} other sentences of film reviews (imdb), and on sentences about products (amazon) "
+        "and restaurants (yelp).",
+    ]
+
+
+def _show_cut(cut: "CutModel", predictions: Sequence[Any], ui: Ui) -> None:
+    (test,) = cut.result.tests.values()
+    layers = cut.model.config["num_hidden_layers"]
+    ui.line(
+        f"\nCut Gemma-3-270M itself to its first {layers} layers: {escape_text(str(cut.model.path))} is an ordinary "
+        f"transformers model ({format_bytes(cut.model.num_bytes)}).\n"
+        f"Trained a head on top of the frozen layers ({format_count(cut.result.parameters.trained)} parameters): "
+        f"{test.scores['accuracy']:.1%} on {cut.result.data}, one seed."
+    )
+    rows = zip(("MiniLM with the stack", "Gemma, cut"), predictions, strict=True)
+    ui.table(
+        (f'"{_SENTENCE}"', "class", "probability"),
+        [(name, prediction.label, f"{prediction.score:.1%}") for name, prediction in rows],
     )

@@ -45,7 +45,7 @@ PACKAGED = ("README.md", "docs/quickstart.md")
 _PACKAGES = (*FOLDERS["all-MiniLM-L6-v2"].packages, *PARTED["gemma-3-270m"].packages)
 HAS_WEIGHTS = all(find_spec(name.replace("-", "_")) for name in _PACKAGES)
 STUDY = "trains for many minutes; the tests of studies run the command at small sizes"
-REAL = "needs real weights for minutes; tests/study/test_demo.py runs it"
+REAL = "needs real weights for minutes; .ci/run runs it, and tests/study/test_demo.py with tiny models"
 EXPORT = "tests/graft/test_export.py runs these commands"
 # What runs elsewhere or not at all: page -> the start of a block -> why.
 NOT_RUN = {
