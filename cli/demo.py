@@ -149,7 +149,6 @@ def _describe(result: "StudyResult", plan: "StudyPlan") -> list[str]:
     """Say in a few lines what the demo did."""
     from layer_surgeon.extract import LayerArtifact
     from layer_surgeon.study.layout import StudyFolder
-    from layer_surgeon.study.plan import StudyPlan
 
     folder, table = StudyFolder(root=result.path), result.summary.tables[0]
     roles = {
