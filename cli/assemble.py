@@ -11,7 +11,6 @@ from layer_surgeon.assemble import AssembledModel, AssemblyPlan, plan_assembly
 from layer_surgeon.assemble.assembly import write_model
 from layer_surgeon.assemble.assembly_plan import Recipe
 from layer_surgeon.assemble.recipe_files import read_recipe
-from layer_surgeon.extract.tokenizer_files import read_gguf_tokenizer
 
 from .command import command, new_app
 from .errors import UsageError
@@ -108,7 +107,6 @@ def assemble(
     model = write_model(
         plan,
         output,
-        companions=read_gguf_tokenizer(plan.sources[0].checkpoint, ui.progress),
         progress=ui.progress,
         workspace=ui.workspace,
         force=force,

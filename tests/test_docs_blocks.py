@@ -61,6 +61,11 @@ NOT_RUN = {
     "docs/demo.md": {
         "pip install": "installs packages",
         "surgeon demo": REAL,
+        "from layer_surgeon.study": REAL,
+        **dict.fromkeys(
+            ("surgeon assemble", "surgeon finetune gemma-9", "surgeon predict"),
+            "what surgeon demo does with real weights",
+        ),
         "surgeon graft HOST": "HOST stands for any model",
     },
     "docs/distributed.md": {"": "needs several processes; tests/finetune/test_distributed.py runs the page"},

@@ -31,6 +31,7 @@ from layer_surgeon.extract.artifact import CONFIG_FILE
 from layer_surgeon.extract.copy import copy_tensors, fill_range
 from layer_surgeon.extract.journal import plan_identity
 from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
+from layer_surgeon.extract.tokenizer_files import read_gguf_tokenizer
 from layer_surgeon.hub.assembly_card import AssemblyCard, CardSource
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import Workspace, short_name
@@ -95,7 +96,6 @@ def write_model(
     plan: AssemblyPlan,
     output: str | os.PathLike[str] | None = None,
     *,
-    companions: Mapping[str, bytes] | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     force: bool = False,
@@ -105,7 +105,6 @@ def write_model(
     Args:
         plan: The plan.
         output: The folder. None is a folder in the workspace.
-        companions: More small files for the folder, by name, such as a tokenizer's.
         progress: Reports the bytes as they arrive.
         workspace: Used if `output` is None.
         force: Replace another assembled model in the output folder.
@@ -120,7 +119,7 @@ def write_model(
         progress.notice(note)
     folder = (workspace or Workspace()).folder("model", _model_name(plan)) if output is None else Path(output)
     _check_output(folder, force)
-    papers = _read_papers(plan, companions or {})
+    papers = _read_papers(plan, progress)
     if all(name == GENERATION_FILE or "chat_template" in name for name in papers.companions):
         progress.notice(
             f"{plan.sources[0].name} has no tokenizer files, so the new model has none. Copy those of the original "
@@ -226,7 +225,7 @@ def _index(plan: AssemblyPlan) -> dict[str, Any]:
     }
 
 
-def _read_papers(plan: AssemblyPlan, companions: Mapping[str, bytes]) -> _Papers:
+def _read_papers(plan: AssemblyPlan, progress: Progress) -> _Papers:
     base, *others = plan.sources
     licence_files = dict(read_licence_files(base.checkpoint))
     for other in others:
@@ -239,7 +238,7 @@ def _read_papers(plan: AssemblyPlan, companions: Mapping[str, bytes]) -> _Papers
     return _Papers(
         licences=tuple(read_licence(source.checkpoint) for source in plan.sources),
         licence_files=licence_files,
-        companions=read_companions(base.checkpoint) | dict(companions),
+        companions=read_companions(base.checkpoint) | read_gguf_tokenizer(base.checkpoint, progress),
     )
 
 

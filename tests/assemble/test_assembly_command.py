@@ -165,7 +165,7 @@ def test_terms_that_are_not_stated(siblings, tmp_path):
 
 
 def test_tokenizer_of_a_gguf_file(tmp_path):
-    """Its header has the vocabulary, from which the command makes the files that transformers reads."""
+    """Its header has the vocabulary, from which the files are made that transformers reads."""
     write_model(tmp_path / "model.gguf", "llama", "Q8_0", general=VOCABULARY)
     done = surgeon_here("assemble", "model.gguf", "--keep", "0", "-o", "out", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -173,6 +173,9 @@ def test_tokenizer_of_a_gguf_file(tmp_path):
     assert tokenizer.convert_ids_to_tokens(tokenizer("ab abc", add_special_tokens=False)["input_ids"]) == [
         *("ab", "Ġab", "c")
     ]
+    from_python = assemble_model(tmp_path / "model.gguf", tmp_path / "python", keep="0")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (from_python.path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     write_model(tmp_path / "bare.gguf", "llama", "Q8_0")
     done = surgeon_here("assemble", "bare.gguf", "-o", "bare", cwd=tmp_path)
     assert done.code == 0, done.err
