@@ -210,10 +210,14 @@ def test_fsspec_file_system_continues(
     read_file = MemoryFileSystem.cat_file
     lock, sent, budget = threading.Lock(), [0], [len(content_of(donor)["config.json"]) + 4_000_000]
 
+    def has_progress() -> bool:
+        return any(b'"crc"' in path.read_bytes() for path in (tmp_path / ".out.partial").glob(".journal*"))
+
     def cat_file(self: MemoryFileSystem, path: str, start: int = 0, end: int = 0, **_: object) -> bytes:
         with lock:
             sent[0] += end - start
-            if sent[0] > budget[0]:
+            # The pieces are read in parallel: on a busy machine, all can be short of their first journal record.
+            if sent[0] > budget[0] and has_progress():
                 raise ConnectionResetError("the line is dead")
         content: bytes = read_file(self, path, start=start, end=end)
         return content
