@@ -111,10 +111,10 @@ def judge(shape: str, results: dict[str, list[Usage]], medians: dict[str, float]
     ours = medians["surgeon"]
     if "copy" in medians:
         ratio, difference = ours / medians["copy"], ours - medians["copy"]
-        target = "1.5 x" if shape == "70B" else "0.4 s longer"
+        target = "1.1 x" if shape == "70B" else "0.2 s longer"
         print(f"surgeon extract: {ratio:.2f} x the copy, {difference:.2f} s longer; target for this shape: {target}")
     peak = max(usage.resident_bytes for usage in results["surgeon"]) / 1e6
-    print(f"surgeon extract: {peak:.1f} MB resident; target: 60 MB")
+    print(f"surgeon extract: {peak:.1f} MB resident; target: 40 MB")
     for name, target in (("safe_open", "2 x"), ("from_pretrained", "8 x")):
         if name in medians:
             print(f"surgeon extract: {medians[name] / ours:.1f} x faster than {ROWS[name].title}; target: {target}")

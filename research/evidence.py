@@ -26,7 +26,7 @@ from research.numbers import Interval, interval_points, p_value, points
 RESEARCH = ROOT / "research"
 # The second campaign: its plans and evidence.
 READING = RESEARCH / "reading"
-PLANS, EVIDENCE, MEASURED = RESEARCH / "plans", RESEARCH / "evidence", RESEARCH / "measured"
+PLANS, MEASURED = RESEARCH / "plans", RESEARCH / "measured"
 SELECT = "select-"
 
 

@@ -96,7 +96,7 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
     candidates = [tuple(layer) if isinstance(layer, Sequence) else (layer,) for layer in layers]
     graft = content.get("graft")
     reads_text = isinstance(graft, Mapping) and graft.get("donor_reads") == "text"
-    if reads_text and any(layers != tuple(range(len(layers))) for layers in candidates):
+    if reads_text and any(candidate != tuple(range(len(candidate))) for candidate in candidates):
         raise ConfigError(
             "donor_reads is text, so the donor is its first layers together, and single layers can't be compared. Find "
             "their number with surgeon select --candidates depth, or name --layers 0 to compare sites."
@@ -106,7 +106,7 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
         **content,
         "donor": donor,
         "arms": ["host", "graft"],
-        "layers": [list(layers) if len(layers) > 1 else layers[0] for layers in candidates],
+        "layers": [list(candidate) if len(candidate) > 1 else candidate[0] for candidate in candidates],
         "focus": None,
     }
 
