@@ -1,6 +1,6 @@
 """`DonorLayer`: a frozen layer that computes exactly what it computed inside its model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -138,6 +138,31 @@ class DonorLayer(FrozenDonor):
             UnsupportedArchitectureError: The family can't run bidirectionally, or doesn't accept position_ids.
             ValueError: A shape is wrong, or there is a cache with causal=False.
         """
+        return last(self.walk(hidden_states, attention_mask, position_ids, causal, cache))
+
+    def walk(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        causal: bool = True,
+        cache: Cache | None = None,
+    ) -> Iterator[Tensor]:
+        """Run the layers one by one, as `forward` does, and yield the states after each.
+
+        Several walks can take turns, so that each layer runs on several inputs before the next: its weights then stay
+        in the processor's cache.
+
+        Args:
+            hidden_states: As in `forward`, like all other arguments and the errors.
+            attention_mask: [batch, seq].
+            position_ids: [batch, seq].
+            causal: As in `forward`.
+            cache: As in `forward`.
+
+        Yields:
+            [batch, seq, donor_hidden], in the element type of `hidden_states`, once per layer.
+        """
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.hidden_size:
             raise ValueError(
                 f"hidden_states has shape {list(hidden_states.shape)}, but must have shape [batch, seq, "
@@ -169,7 +194,7 @@ class DonorLayer(FrozenDonor):
             if not isinstance(output, Tensor):
                 raise UnsupportedArchitectureError(f"{type(layer).__name__} returned no hidden states.")
             states = output
-        return states.to(hidden_states.dtype)
+            yield states.to(hidden_states.dtype)
 
     def probe(self, *, causal_only: bool = False) -> tuple[Traits, ...]:
         """Find out how to run each layer. The first call runs the layers, so they must have their weights by then.
@@ -233,6 +258,13 @@ class DonorLayer(FrozenDonor):
         """Use the family's own initialisation. transformers calls this for modules whose weights were not loaded."""
         scaffold: Any = self.scaffolds[0]
         scaffold._init_weights(module)
+
+
+def last(states: Iterable[Tensor]) -> Tensor:
+    """Return the last of the states that a walk yields."""
+    for latest in states:  # noqa: B007  # Only the last one is kept, so that no more than one is in memory.
+        pass
+    return latest
 
 
 def _check_supported(scaffold: PreTrainedModel, traits: Traits, *, causal: bool, has_position_ids: bool) -> None:

@@ -1,6 +1,6 @@
 """`DonorStack`: a donor's embeddings and first layers, which read text exactly as inside of their model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from transformers import Cache
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.entrance import DonorEntrance, plan_entrance
 from layer_surgeon.donor.frozen import FrozenDonor, family_of
-from layer_surgeon.donor.layer import DonorLayer
+from layer_surgeon.donor.layer import DonorLayer, last
 from layer_surgeon.donor.probe import takes_position_ids
 from layer_surgeon.donor.tensors import split_by_layer
 from layer_surgeon.errors import ArtifactError
@@ -126,6 +126,26 @@ class DonorStack(FrozenDonor):
             UnsupportedArchitectureError: The family doesn't accept position_ids.
             ValueError: A shape is wrong.
         """
+        return last(self.walk(input_ids, attention_mask, position_ids, cache))
+
+    def walk(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Iterator[Tensor]:
+        """Read tokens layer by layer, as `forward` does, and yield the states after each layer (`DonorLayer.walk`).
+
+        Args:
+            input_ids: As in `forward`, like all other arguments and the errors.
+            attention_mask: [batch, seq].
+            position_ids: [batch, seq].
+            cache: As in `forward`.
+
+        Yields:
+            [batch, seq, donor_hidden], once per layer.
+        """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}, but must have shape [batch, seq].")
         if cache is None and attention_mask is not None and attention_mask.shape != input_ids.shape:
@@ -135,8 +155,7 @@ class DonorStack(FrozenDonor):
             )
         mask_of_new = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
         states = self.entrance(input_ids, mask_of_new, position_ids)
-        output: Tensor = self.layers(states, attention_mask=attention_mask, position_ids=position_ids, cache=cache)
-        return output
+        yield from self.layers.walk(states, attention_mask, position_ids, cache=cache)
 
     def new_cache(self) -> Cache | None:
         """Make an empty cache for a text that is passed in pieces: transformers' own, with one layer per donor layer.

@@ -35,12 +35,15 @@ from layer_surgeon.finetune.parts import plain_model
 from layer_surgeon.finetune.processes import frozen_donor
 from layer_surgeon.finetune.tasks.base import TaskContext
 from layer_surgeon.finetune.tokenization import Features, TokenizedDataset
+from layer_surgeon.graft.reading import run_stack_alone
 from layer_surgeon.progress import Progress
 
 _FORMAT = 1
 _KEY_BYTES = 16
 # States that are in memory before they are written. A run that is stopped loses at most these.
 _BYTES_PER_FILE = 1 << 28
+# Texts that pass through a layer before the next layer is run: enough to keep reading weights from memory rare.
+_TEXTS_AT_A_TIME = 32
 _NAMES = ("keys", "rows", "states")
 
 
@@ -80,7 +83,7 @@ class StateCache:
             return
         model.donor.to(device)
         compute = DonorReader(model)
-        read: Callable[[Features], Tensor] = compute
+        read: Callable[[Features], Tensor] = compute.read
         if context.config.cache_states:
             kept = StoredStates(self.folder / donor_key(model), compute)
             kept.add([feature for dataset in sets.values() for feature in dataset.features], progress)
@@ -147,7 +150,7 @@ def with_states(
 
 
 class DonorReader:
-    """Computes the donor's states of one text at a time.
+    """Computes the donor's states of texts, each alone.
 
     Attributes:
         width: Width of the states.
@@ -158,14 +161,14 @@ class DonorReader:
     def __init__(self, model: Any) -> None:
         self._model = model
         settings = model.config.settings
-        self._name = "donor_" if settings.donor_tokens == "own" else ""
+        self._ids = "donor_input_ids" if settings.donor_tokens == "own" else "input_ids"
         self.width = int(model.donor.hidden_size)
         self.pools = bool(settings.joins_vectors)
         self.dtype = torch.float32 if self.pools else model.donor.dtype
 
     def ids(self, feature: Features) -> Sequence[int]:
         """Return the tokens that the donor reads."""
-        ids: Sequence[int] = feature[f"{self._name}input_ids"]
+        ids: Sequence[int] = feature[self._ids]
         return ids
 
     def num_rows(self, feature: Features) -> int:
@@ -173,12 +176,16 @@ class DonorReader:
         return 1 if self.pools else len(self.ids(feature))
 
     @torch.no_grad()
-    def __call__(self, feature: Features) -> Tensor:
-        """Compute the states of a text: [donor_hidden] if the graft pools them, else [seq, donor_hidden]."""
-        ids = torch.tensor([list(self.ids(feature))], device=next(self._model.donor.parameters()).device)
-        inputs = {f"{self._name}input_ids": ids, f"{self._name}attention_mask": torch.ones_like(ids)}
-        states: Tensor = self._model.read_text(**{"input_ids": None} | inputs)
-        return states[0].to(self.dtype).cpu()
+    def read_all(self, features: Sequence[Features]) -> list[Tensor]:
+        """Compute the states of each text: [donor_hidden] if the graft pools them, else [seq, donor_hidden]."""
+        device = next(self._model.donor.parameters()).device
+        texts = [torch.tensor(list(self.ids(feature)), device=device) for feature in features]
+        states = run_stack_alone(self._model.donor, texts, self._model.config.settings)
+        return [of_text.to(self.dtype).cpu() for of_text in states]
+
+    def read(self, feature: Features) -> Tensor:
+        """Compute the states of one text."""
+        return self.read_all([feature])[0]
 
 
 class StoredStates:
@@ -220,14 +227,17 @@ class StoredStates:
         progress.begin("The donor reads the texts, once", len(texts), "texts")
         unwritten: dict[bytes, Tensor] = {}
         num_bytes = 0
-        for key, feature in texts.items():
-            states = self._compute(feature).reshape(-1, self._compute.width)
-            unwritten[key] = states
-            num_bytes += states.nbytes
+        keys = list(texts)
+        for start in range(0, len(keys), _TEXTS_AT_A_TIME):
+            group = keys[start : start + _TEXTS_AT_A_TIME]
+            states = self._compute.read_all([texts[key] for key in group])
+            for key, of_text in zip(group, states, strict=True):
+                unwritten[key] = of_text.reshape(-1, self._compute.width)
+                num_bytes += of_text.nbytes
             if num_bytes >= _BYTES_PER_FILE:
                 self._write(unwritten)
                 unwritten, num_bytes = {}, 0
-            progress.advance(1)
+            progress.advance(len(group))
         if unwritten:
             self._write(unwritten)
         progress.end()

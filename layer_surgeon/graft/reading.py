@@ -1,5 +1,7 @@
 """The states of a donor that reads the text itself, and their norm."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -88,8 +90,38 @@ def run_stack(
     if mask is not None:
         # At padding, the donor's values are undefined, even NaN, which no later factor of zero removes.
         states = states.masked_fill((mask[:, cached:] == 0).to(states.device).unsqueeze(-1), 0)
+    return _pool_for_join(states, mask, settings)
+
+
+def run_stack_alone(stack: DonorStack, texts: Sequence[Tensor], settings: GraftConfig) -> list[Tensor]:
+    """Run a stack on each of several texts alone, without padding: each layer on all texts, then the next.
+
+    The results are those of `run_stack` for each text, bit for bit, whatever the other texts are. On a CPU this takes
+    about two thirds of the time, because a layer's weights stay in the processor's cache.
+
+    Args:
+        stack: The donor.
+        texts: [seq] each: the tokens of a text.
+        settings: The graft's settings.
+
+    Returns:
+        For each text [seq, donor_hidden]; or [donor_hidden] if the join needs vectors.
+    """
+    masks = [torch.ones_like(ids)[None] for ids in texts]
+    positions = [count_positions(mask) if stack.takes_position_ids else None for mask in masks]
+    walks = [
+        stack.walk(ids[None], attention_mask=mask, position_ids=position)
+        for ids, mask, position in zip(texts, masks, positions, strict=True)
+    ]
+    outputs: Sequence[Tensor] = ()
+    for outputs in zip(*walks, strict=True):  # noqa: B007  # One layer of all texts at a time.
+        pass
+    return [_pool_for_join(states, mask, settings)[0] for states, mask in zip(outputs, masks, strict=True)]
+
+
+def _pool_for_join(states: Tensor, mask: Tensor | None, settings: GraftConfig) -> Tensor:
     if not settings.joins_vectors:
-        return states  # type: ignore[no-any-return]  # torch types a module's call as Any
+        return states
     mask = None if mask is None else mask.to(states.device)
     return pool(states.float(), mask, settings.donor_pooling or "mean")
 

@@ -54,9 +54,9 @@ def kept_files(workspace):
 def num_calls(model, monkeypatch):
     """Count the passes through the donor."""
     calls = []
-    forward = type(model.donor).forward
+    walk = type(model.donor).walk
     monkeypatch.setattr(
-        type(model.donor), "forward", lambda self, *args, **kw: (calls.append(1), forward(self, *args, **kw))[1]
+        type(model.donor), "walk", lambda self, *args, **kw: (calls.append(1), walk(self, *args, **kw))[1]
     )
     return calls
 
@@ -200,6 +200,7 @@ def test_two_processes_share_one_reading(reader, tmp_path, monkeypatch):
 
 def test_many_states_are_written_in_several_files(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(donor_states, "_BYTES_PER_FILE", 4 * 32 * 4)
+    monkeypatch.setattr(donor_states, "_TEXTS_AT_A_TIME", 2)
     features = [{"input_ids": [4, number]} for number in range(5, 15)]
     StoredStates(tmp_path, DonorReader(reader)).add(features, Recorder())
     assert len(list(tmp_path.glob("*.safetensors"))) == 3

@@ -18,6 +18,7 @@ from layer_surgeon.errors import ArtifactError, ConfigError, GraftError
 from layer_surgeon.finetune import predict
 from layer_surgeon.graft import GraftConfig, GraftedModel, GraftTokenizer, graft_layer, save_graft
 from layer_surgeon.graft.matching import _sample_ids
+from layer_surgeon.graft.reading import run_stack_alone
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model, host_table, make_inputs, word_tokenizer
 from tests.support.command_line import surgeon_here
@@ -51,6 +52,22 @@ def own_graft(own_stack, host_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("own")
     save_graft(host_folder("bert"), own_stack, config=config, output=root / "graft", workspace=Workspace(root / "w"))
     return root / "graft"
+
+
+@pytest.mark.parametrize("settings", [{}, {"donor_pooling": "last"}, {"site": 0, "pooling": "mean"}])
+@torch.no_grad()
+def test_texts_that_take_turns_are_read_as_each_alone(stack, settings):
+    """Bit for bit, and each layer runs on all texts before the next one runs."""
+    model = new_graft(stack, **settings)
+    texts = [torch.arange(3, 3 + length) for length in (5, 1, 9)]
+    order = []
+    for position, layer in enumerate(model.donor.layers.layers):
+        layer.register_forward_pre_hook(lambda _, args, position=position: order.append(position))
+    together = run_stack_alone(model.donor, texts, model.config.settings)
+    assert order == sorted(order) and len(order) == len(texts) * len(model.donor.layers.layers) > len(texts)
+    for ids, states in zip(texts, together, strict=True):
+        alone = model.read_text(**{"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]})
+        assert torch.equal(states, alone[0])
 
 
 class TestJoins:
