@@ -64,9 +64,10 @@ def test_texts_that_take_turns_are_read_as_each_alone(stack, settings):
     for position, layer in enumerate(model.donor.layers.layers):
         layer.register_forward_pre_hook(lambda _, args, position=position: order.append(position))
     together = run_stack_alone(model.donor, texts, model.config.settings)
-    assert order == sorted(order) and len(order) == len(texts) * len(model.donor.layers.layers) > len(texts)
+    assert order == sorted(order)
+    assert len(order) == len(texts) * len(model.donor.layers.layers) > len(texts)
     for ids, states in zip(texts, together, strict=True):
-        alone = model.read_text(**{"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]})
+        alone = model.read_text(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
         assert torch.equal(states, alone[0])
 
 
