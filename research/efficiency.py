@@ -180,12 +180,12 @@ def sizes(model: Any) -> dict[str, int | None]:
     }
 
 
-def work_of(model: Any) -> dict[str, int]:
+def work_of(model: Any, workload: Workload = COUNTED) -> dict[str, int]:
     """Multiply-accumulates; the model has no weights afterwards."""
     model = model.to("meta").eval()
     with shapes_only(model):
-        macs = count_macs(model, example_inputs(model, COUNTED, labels=False), model.parts())
-        training = count_training_macs(model, example_inputs(model, COUNTED, labels=True))
+        macs = count_macs(model, example_inputs(model, workload, labels=False), model.parts())
+        training = count_training_macs(model, example_inputs(model, workload, labels=True))
     return {"macs": sum(part.total for part in macs.values()), "macs_training": training}
 
 
