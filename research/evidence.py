@@ -302,15 +302,18 @@ class Evidence:
             raise ConfigError(f"There is no evidence for {name}. There is some for: {', '.join(self.studies)}.")
         return self.studies[name]
 
-    def has(self, name: str) -> bool:
-        """Whether every table of a study has at least one seed.
+    def has(self, name: str, data: str | None = None) -> bool:
+        """Whether a study has at least one seed of a data set; without `data`, of each of its data sets.
 
         Raises:
             ConfigError: The study is not planned.
         """
         if name not in self.plans:
             raise ConfigError(f"{name} is not planned. Planned are: {', '.join(self.plans)}.")
-        return name in self.studies and self.studies[name].is_whole
+        if name not in self.studies:
+            return False
+        study = self.studies[name]
+        return study.is_whole if data is None else bool(study.seeds.get(data))
 
     @functools.cached_property
     def trainings(self) -> Mapping[str, Mapping[str, Any]]:

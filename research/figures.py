@@ -18,6 +18,7 @@ import pandas as pd
 from layer_surgeon._charts import LIGHT
 from research.evidence import Evidence, Gap, Study
 from research.numbers import percent, points, three_digits
+from research.tables import price_rows
 
 COLORS = {"Gemma": LIGHT["c1"], "Qwen": LIGHT["c2"], "host alone": LIGHT["c0"]}
 LITTLE_DATA = "SST-2, 692 examples: difference to the host alone, points"
@@ -33,6 +34,10 @@ PANELS = {
     "Relative change of the head per step": ("update_head",),
     "Share of saturated inputs of the head's GELU": ("saturated",),
 }
+# The studies whose arms are priced; an arm that both have is taken from the first.
+PRICED = ("s-own", "s-larger")
+# Each panel of a figure of prices: its axis, what `research.costs` counted, and the unit.
+PRICES = {"GMACs per text": ("macs", 1e9), "weights held, millions": ("parameters_total", 1e6)}
 # So many steps make one point of a line: the loss of a batch of 32 jumps.
 _STEPS = 3
 
@@ -105,6 +110,38 @@ def draw_domains(evidence: Evidence) -> Figure:
         for kind, label, donor in (("own", "own domain", "Gemma"), ("other", "other domains", "Qwen"))
     ]
     return _differences("Three domains: difference to the host alone, points", rows)
+
+
+def draw_prices(reading: Evidence) -> dict[str, Figure]:
+    """Accuracy against what an arm costs, one figure for each data set."""
+    names = {spec.name for name in PRICED for spec in reading.plans[name].data if reading.has(name, spec.name)}
+    return {f"price-{data}": _draw_price(reading, data) for data in sorted(names)}
+
+
+def _draw_price(reading: Evidence, data: str) -> Figure:
+    rows = []
+    for cost, study in price_rows(reading, data, PRICED):
+        row = study.row(data, data, cost["arm"])
+        low, high = row["seed_interval"] or (row["mean"], row["mean"])
+        accuracy = {key: round(100 * value, 4) for key, value in {"mean": row["mean"], "low": low, "high": high}.items()}
+        rows.append({"arm": cost["arm"], **accuracy, **{key: cost[name] / unit for key, (name, unit) in PRICES.items()}})
+    panels = []
+    for title in PRICES:
+        base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
+            x=alt.X(f"{title}:Q", title=title, scale=alt.Scale(type="log", padding=25)),
+            y=alt.Y("mean:Q", title="accuracy, %", scale=alt.Scale(zero=False)),
+        )
+        panels.append(
+            alt.layer(
+                base.mark_rule(strokeWidth=2, opacity=0.4).encode(y="low:Q", y2="high:Q"),
+                base.mark_point(filled=True, size=60, opacity=1),
+                base.mark_text(dx=7, align="left").encode(text="arm:N"),
+            )
+        )
+    title = f"{data}: accuracy against what a text and a model cost"
+    chart = alt.hconcat(*panels, title=title)
+    texts = [f"{row['arm']} {percent(row['mean'] / 100)} % at {three_digits(row[next(iter(PRICES))])} GMACs" for row in rows]
+    return Figure(chart, f"{title}: {'; '.join(texts)}")
 
 
 def _donor(study: Study) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.machine import ROOT, say
 from layer_surgeon._io import write_text
 from research.evidence import READING, Evidence, load
-from research.figures import draw_all
+from research.figures import draw_all, draw_prices
 from research.page import FIGURES, render_all
 
 
@@ -23,7 +23,7 @@ def generate(evidence: Evidence, reading: Evidence) -> dict[Path, str]:
     Raises:
         ConfigError: A template asks for something that is not there.
     """
-    figures = draw_all(evidence)
+    figures = draw_all(evidence) | draw_prices(reading)
     pages = render_all(evidence, reading, {name: figure.text for name, figure in figures.items()})
     stale = {path: text for path, text in pages.items() if _text(path) != text}
     for name, figure in figures.items():

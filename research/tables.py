@@ -1,6 +1,6 @@
 """The tables of the pages, in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.machine import table
@@ -140,6 +140,48 @@ def loudness_table(content: Mapping[str, Any]) -> str:
         for arm, numbers in arms.items()
     ]
     return table(["before training", *names.values()], rows)
+
+
+def price_rows(evidence: Evidence, data: str, studies: Sequence[str]) -> list[tuple[Mapping[str, Any], Study]]:
+    """What `research.costs` counted of each arm that the studies have trained on a data set, cheapest first.
+
+    Args:
+        evidence: With the file `costs`.
+        data: The data set.
+        studies: Their names. An arm that several have is taken from the first.
+    """
+    arms: dict[str, tuple[Mapping[str, Any], Study]] = {}
+    for name in studies:
+        if evidence.has(name, data):
+            for row in evidence.measured["costs"]["rows"]:
+                if row["study"] == name:
+                    arms.setdefault(row["arm"], (row, evidence.study(name)))
+    return sorted(arms.values(), key=lambda entry: entry[0]["macs"])
+
+
+def price_table(evidence: Evidence, data: str, studies: Sequence[str]) -> str:
+    """Accuracy on a data set, and what each arm costs."""
+    rows = []
+    for cost, study in price_rows(evidence, data, studies):
+        row = study.row(data, data, cost["arm"])
+        rows.append(
+            [
+                f"`{cost['arm']}`",
+                f"{percent(row['mean'])} ({_interval_percent(row['seed_interval'])})",
+                str(len(row["seeds"])),
+                f"{fixed(cost['macs'] / 1e9, 2)}",
+                say_count(cost["parameters_total"]),
+                say_count(cost["parameters_trained"]),
+                f"{fixed(cost['macs_training'] / 1e9, 2)}",
+                f"{fixed(cost['disk_bytes'] / 1e6, 0)} MB",
+            ]
+        )
+    head = ["arm", "accuracy, %", "seeds", "GMACs per text", "weights", "trained", "GMACs of training, per text", "disk"]
+    return table(head, rows)
+
+
+def _interval_percent(interval: Sequence[float] | None) -> str:
+    return "one seed" if interval is None else " to ".join(percent(end) for end in interval)
 
 
 def efficiency_table(content: Mapping[str, Any]) -> str:
