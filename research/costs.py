@@ -1,7 +1,6 @@
 """Count what each arm of a study costs: weights in memory and on the disk, and work per text and per training step.
 
-    python -m research.costs research/reading/plans/s-own.yaml research/reading/plans/s-larger.yaml --work DIR \\
-        --output research/reading/measured/costs.json
+    python -m research.costs PLAN.yaml [PLAN.yaml ...] --work DIR --output research/reading/measured/costs.json
 
 Controls with random, permuted or shuffled weights cost as much as the arm that they are a control of, and are left out.
 Nothing is timed, so every machine gives the same numbers.

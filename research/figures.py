@@ -17,7 +17,7 @@ import pandas as pd
 
 from layer_surgeon._charts import LIGHT
 from research.evidence import Evidence, Gap, Study
-from research.numbers import percent, points, three_digits
+from research.numbers import fixed, percent, points, three_digits
 from research.tables import price_rows
 
 COLORS = {"Gemma": LIGHT["c1"], "Qwen": LIGHT["c2"], "host alone": LIGHT["c0"]}
@@ -123,8 +123,9 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
     for cost, study in price_rows(reading, data, PRICED):
         row = study.row(data, data, cost["arm"])
         low, high = row["seed_interval"] or (row["mean"], row["mean"])
-        accuracy = {key: round(100 * value, 4) for key, value in {"mean": row["mean"], "low": low, "high": high}.items()}
-        rows.append({"arm": cost["arm"], **accuracy, **{key: cost[name] / unit for key, (name, unit) in PRICES.items()}})
+        accuracy = {"mean": row["mean"], "low": low, "high": high}
+        prices = {title: cost[name] / unit for title, (name, unit) in PRICES.items()}
+        rows.append({"arm": cost["arm"], **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
     panels = []
     for title in PRICES:
         base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
@@ -140,7 +141,7 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         )
     title = f"{data}: accuracy against what a text and a model cost"
     chart = alt.hconcat(*panels, title=title)
-    texts = [f"{row['arm']} {percent(row['mean'] / 100)} % at {three_digits(row[next(iter(PRICES))])} GMACs" for row in rows]
+    texts = [f"{row['arm']} {fixed(row['mean'])} % at {three_digits(row['GMACs per text'])} GMACs" for row in rows]
     return Figure(chart, f"{title}: {'; '.join(texts)}")
 
 

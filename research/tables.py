@@ -176,7 +176,7 @@ def price_table(evidence: Evidence, data: str, studies: Sequence[str]) -> str:
                 f"{fixed(cost['disk_bytes'] / 1e6, 0)} MB",
             ]
         )
-    head = ["arm", "accuracy, %", "seeds", "GMACs per text", "weights", "trained", "GMACs of training, per text", "disk"]
+    head = ["arm", "accuracy, %", "seeds", "GMACs per text", "weights", "trained", "GMACs per trained text", "disk"]
     return table(head, rows)
 
 
