@@ -14,7 +14,7 @@ from layer_surgeon._io import read_json, write_text
 from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.study.checked import MAX_NAME, as_text, check_types, shown
+from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types, shown
 from layer_surgeon.workspace import short_name
 
 # Names for several data sets that belong together.
@@ -36,6 +36,7 @@ class DataSpec:
         labels: Old label -> new label. Rows with a label that is not listed are dropped. If empty, labels stay as they
             are.
         columns: Fields of `FinetuneConfig` that name columns.
+        max_test_samples: Test on at most this many examples, the same for every training. None: on all.
     """
 
     name: str
@@ -44,16 +45,21 @@ class DataSpec:
     test: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    max_test_samples: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         check_name(self.name, "data set")
+        limit = self.max_test_samples
+        check(limit is None or limit > 0, f"max_test_samples of {self.name}", limit, "a number above 0")
         FinetuneConfig.from_settings(None, self.columns)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without secrets."""
         parts = {part: list(map(without_secrets, getattr(self, part))) for part in ("train", "validation", "test")}
-        return {"name": self.name, **parts, "labels": dict(self.labels), "columns": dict(self.columns)}
+        # Without a limit there is no key, so that the names of earlier trainings, which are hashes, stay as they are.
+        limit = {} if self.max_test_samples is None else {"max_test_samples": self.max_test_samples}
+        return {"name": self.name, **parts, "labels": dict(self.labels), "columns": dict(self.columns), **limit}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:

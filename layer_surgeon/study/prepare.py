@@ -15,7 +15,7 @@ from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, FinetuneConfig
 from layer_surgeon.finetune.data import declared_names, prepare_evaluation
-from layer_surgeon.finetune.examples import Examples, hold_out
+from layer_surgeon.finetune.examples import Examples, hold_out, subsample
 from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.progress import Progress
@@ -71,6 +71,8 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
         progress.notice(
             f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings."
         )
+    if parts["test"]:
+        parts["test"] = _at_most(parts["test"], labels, spec.max_test_samples)
     filled_parts = {name: rows for name, rows in parts.items() if rows}
     for name, rows in filled_parts.items():
         write_rows(folder / f"{name}.jsonl", rows)
@@ -140,12 +142,19 @@ def _as_rows(examples: Examples, label_names: Sequence[str]) -> list[dict[str, A
 def _hold_out(
     rows: list[dict[str, Any]], label_names: Sequence[str], fraction: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    numbers = tuple(range(len(rows)))
-    examples = Examples(
-        texts=tuple(map(str, numbers)), pairs=None, labels=tuple(label_names.index(row["label"]) for row in rows)
-    )
-    kept, held_out = hold_out(examples, fraction, SPLIT_SEED)
-    return [rows[int(text)] for text in kept.texts], [rows[int(text)] for text in held_out.texts]
+    kept, held_out = hold_out(_numbered(rows, label_names), fraction, SPLIT_SEED)
+    return [rows[int(number)] for number in kept.texts], [rows[int(number)] for number in held_out.texts]
+
+
+def _at_most(rows: list[dict[str, Any]], label_names: Sequence[str], limit: int | None) -> list[dict[str, Any]]:
+    taken = subsample(_numbered(rows, label_names), limit, SPLIT_SEED)
+    return [rows[int(number)] for number in taken.texts]
+
+
+def _numbered(rows: list[dict[str, Any]], label_names: Sequence[str]) -> Examples:
+    """Return examples with the rows' labels, whose texts are the rows' numbers."""
+    labels = tuple(label_names.index(row["label"]) for row in rows)
+    return Examples(texts=tuple(map(str, range(len(rows)))), pairs=None, labels=labels)
 
 
 def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: Progress) -> None:

@@ -10,7 +10,7 @@ from layer_surgeon.finetune.models import label_names_of, load_tokenizer, quiet
 from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.finetune.tasks import TaskContext, finetune_task
 from layer_surgeon.progress import Progress
-from layer_surgeon.study.data import DataSpec, PreparedData
+from layer_surgeon.study.data import SPLIT_SEED, DataSpec, PreparedData
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import states_of, tokenizer_of
 from layer_surgeon.study.plan import Cell, StudyPlan
@@ -65,7 +65,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
 
 def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyFolder, progress: Progress) -> Any:
     tests_own_data = spec.name == cell.data and not spec.test
-    if tests_own_data and trained.config.max_eval_samples is None:
+    if tests_own_data and trained.config.max_eval_samples is None and spec.max_test_samples is None:
         return trained.test or trained.validation
     test_source = find_test_source(spec, cell, progress)
     if test_source is None and tests_own_data:
@@ -75,7 +75,9 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyF
             f"{spec.name} has no test and no validation part, so a model trained on {cell.data} can't be tested on it. "
             "Name a test part in the plan: {name: ..., train: ..., test: ...}."
         )
-    config = FinetuneConfig.from_settings(trained.config, {**spec.columns, "max_eval_samples": None})
+    # The seed chooses the examples, which are the same for every training.
+    limit = {"max_eval_samples": spec.max_test_samples, "seed": SPLIT_SEED}
+    config = FinetuneConfig.from_settings(trained.config, {**spec.columns, **limit})
     with quiet():
         tokenizer = load_tokenizer(cell.arm.host, trained.model, tokenizer_of(cell.arm, folder))
     sources, split = test_source

@@ -1,6 +1,7 @@
 """Studies of tiny models: every cell is trained once, despite interruptions and failures."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -9,6 +10,7 @@ from layer_surgeon.study import compare
 from layer_surgeon.study.arms import ARMS, DonorSpec
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
+from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import donor_name, prepare_layers, prepare_study, synthetic_file
@@ -51,6 +53,27 @@ def test_every_arm_trains_the_right_parameters(parts, tmp_path):
         test = cell.tests["films"]
         assert test.examples == len(test.correct) == 12
         assert test.correct.count("1") / 12 == pytest.approx(test.scores["accuracy"])
+
+
+def test_a_limit_takes_the_same_test_examples_for_all_seeds(parts, tmp_path):
+    """In the shares of the classes; the training and validation parts stay as they are."""
+    plain = {"name": "films", "train": parts["data"][0]}
+    films = {**plain, "max_test_samples": 4}
+    folders = {name: StudyFolder(root=tmp_path / name) for name in ("limited", "whole")}
+    for data, folder in zip((films, plain), folders.values(), strict=True):
+        prepare_study(tiny_plan(parts, arms=["host"], data=[data]), folder, Recorder())
+    limited, whole = (PreparedData.open(folder.data("films")) for folder in folders.values())
+    rows = limited.rows("test")
+    assert len(rows) == 4
+    assert [row for row in whole.rows("test") if row in rows] == rows
+    assert Counter(row["label"] for row in rows) == {label: 4 // len(limited.labels) for label in limited.labels}
+    assert {**limited.examples, "test": 0} == {**whole.examples, "test": 0}
+    plan = tiny_plan(parts, arms=["host"], data=[films], seeds=[1, 2])
+    assert StudyPlan.from_dict(plan.as_dict()) == plan
+    for cell in plan.cells():
+        assert len(run_cell(cell, folders["limited"]).tests["films"].correct) == 4
+    with pytest.raises(ConfigError, match="max_test_samples of films is 0; it must be a number above 0"):
+        tiny_plan(parts, arms=["host"], data=[{**films, "max_test_samples": 0}])
 
 
 def test_a_study_continues_where_it_stopped(parts, tmp_path, monkeypatch):

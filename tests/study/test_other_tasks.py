@@ -8,6 +8,7 @@ from transformers import BertModel
 
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.graft import graft_layer
+from layer_surgeon.study import testing
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.controls import control_model
 from layer_surgeon.study.layout import StudyFolder
@@ -97,6 +98,20 @@ def test_the_whole_test_part_is_used(donor, tmp_path):
     for cell in results.values():
         assert cell.validation.examples == 2
         assert [test.examples for test in cell.tests.values()] == [8, 8]
+
+
+def test_a_limit_takes_the_same_test_examples_for_all_seeds(donor, tmp_path, monkeypatch):
+    seen = []
+    evaluate = testing.evaluate_model
+    monkeypatch.setattr(
+        testing, "evaluate_model", lambda *args, **kw: (seen.append(kw["config"]), evaluate(*args, **kw))[1]
+    )
+    data = study(tmp_path, "token-classification", donor).as_dict()["data"]
+    limited = [{**spec, "max_test_samples": limit} for spec, limit in zip(data, (3, 5), strict=True)]
+    plan = study(tmp_path, "token-classification", donor, arms=["host"], data=limited, seeds=[1, 2])
+    results, _ = run(plan, tmp_path / "study")
+    assert [[test.examples for test in cell.tests.values()] for cell in results.values()] == [[3, 5], [3, 5]]
+    assert len({config.seed for config in seen}) == 1 < len(seen)
 
 
 def test_a_data_set_without_a_test_part_is_refused(donor, tmp_path):
