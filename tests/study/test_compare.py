@@ -10,7 +10,7 @@ from layer_surgeon.study import compare
 from layer_surgeon.study.arms import ARMS, DonorSpec
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
-from layer_surgeon.study.data import PreparedData
+from layer_surgeon.study.data import DataSpec, PreparedData
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.prepare import donor_name, prepare_layers, prepare_study, synthetic_file
@@ -69,7 +69,7 @@ def test_a_limit_takes_the_same_test_examples_for_all_seeds(parts, tmp_path):
     assert Counter(row["label"] for row in rows) == {label: 4 // len(limited.labels) for label in limited.labels}
     assert {**limited.examples, "test": 0} == {**whole.examples, "test": 0}
     plan = tiny_plan(parts, arms=["host"], data=[films], seeds=[1, 2])
-    assert StudyPlan.from_dict(plan.as_dict()) == plan
+    assert DataSpec.from_dict(plan.data[0].as_dict()) == plan.data[0]
     for cell in plan.cells():
         assert len(run_cell(cell, folders["limited"]).tests["films"].correct) == 4
     with pytest.raises(ConfigError, match="max_test_samples of films is 0; it must be a number above 0"):
