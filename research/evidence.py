@@ -21,7 +21,7 @@ from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.plan_parts import read_yaml
 from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
-from research.numbers import Interval, interval_points, p_value, points
+from research.numbers import Interval, interval_points, p_values, points
 
 RESEARCH = ROOT / "research"
 # The second campaign: its plans and evidence.
@@ -32,7 +32,7 @@ SELECT = "select-"
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """The difference between two arms; its text is `-4.1 points (-6.0 to -2.2; p = 0.003)`.
+    """The difference between two arms; its text is `-4.1 points (-6.0 to -2.2; p = 0.003, corrected 0.04)`.
 
     Attributes:
         arm: The first arm.
@@ -41,6 +41,7 @@ class Gap:
         interval: The 95 % interval of the test that decides; None with one seed.
         p: After Holm's correction; None where there is no test.
         by_seed: The difference of each seed.
+        raw_p: Before the correction; None where there is none.
     """
 
     arm: str
@@ -49,9 +50,10 @@ class Gap:
     interval: Interval | None
     p: float | None
     by_seed: tuple[float, ...]
+    raw_p: float | None = None
 
     def __str__(self) -> str:
-        return f"{points(self.mean)} points ({interval_points(self.interval)}; {p_value(self.p)})"
+        return f"{points(self.mean)} points ({interval_points(self.interval)}; {p_values(self.raw_p, self.p)})"
 
     @property
     def significant(self) -> bool:
@@ -190,6 +192,7 @@ class Study:
                 interval=tuple(comparison["crossed"]["interval"]) if comparison["crossed"] else None,
                 p=comparison["p_holm"],
                 by_seed=tuple(comparison["by_seed"]),
+                raw_p=comparison["p"],
             )
             for comparison in self.table(data, test)["comparisons"]
         ]
@@ -254,9 +257,9 @@ class Study:
             own, other = self._by_seed(arm, own=True), self._by_seed(arm, own=False)
             shift = [of_other - of_own for of_own, of_other in zip(own, other, strict=True)]
             values |= {(arm, "own"): own, (arm, "other"): other, (arm, "shift"): shift}
-        p_values = {key: compare_scores([0.0] * len(by_seed), by_seed).t_test for key, by_seed in values.items()}
-        tested = [key for key, p in p_values.items() if p is not None]
-        adjusted = dict(zip(tested, holm([p_values[key] for key in tested]), strict=True))
+        p_values_by_key = {key: compare_scores([0.0] * len(by_seed), by_seed).t_test for key, by_seed in values.items()}
+        tested = [key for key, p in p_values_by_key.items() if p is not None]
+        adjusted = dict(zip(tested, holm([p_values_by_key[key] for key in tested]), strict=True))
         gaps: dict[str, dict[str, Gap]] = {arm: {} for arm in arms}
         for (arm, kind), by_seed in values.items():
             interval = seed_interval_of_mean(by_seed)
@@ -267,6 +270,7 @@ class Study:
                 interval=None if interval is None else (interval.low, interval.high),
                 p=adjusted.get((arm, kind)),
                 by_seed=tuple(by_seed),
+                raw_p=p_values_by_key[arm, kind],
             )
         return gaps
 

@@ -41,3 +41,10 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "no test"
     return f"p {say_p(p)}" if p < 0.001 else f"p = {say_p(p)}"
+
+
+def p_values(raw: float | None, corrected: float | None) -> str:
+    """Both p-values for a sentence: `p = 0.003, corrected 0.040`; only the one there is, if there was no correction."""
+    if raw is None or corrected is None:
+        return p_value(corrected)
+    return f"{p_value(raw)}, corrected {say_p(corrected)}"

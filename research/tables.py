@@ -8,7 +8,7 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.report.words import say_count
 from layer_surgeon.study.verdict import say_p
 from research.evidence import Evidence, Gap, Study
-from research.numbers import fixed, interval_points, p_value, percent, points, three_digits
+from research.numbers import fixed, interval_points, p_values, percent, points, three_digits
 
 
 def seeds_text(study: Study, data: str | None = None) -> str:
@@ -29,17 +29,19 @@ def _size(gap: Gap) -> str:
 
 
 def _cells(gap: Gap | None) -> tuple[str, str]:
-    return ("", "") if gap is None else (_size(gap), "" if gap.p is None else say_p(gap.p))
+    if gap is None or gap.p is None:
+        return ("", "") if gap is None else (_size(gap), "")
+    return _size(gap), say_p(gap.p) if gap.raw_p is None else f"{say_p(gap.raw_p)}; {say_p(gap.p)}"
 
 
 def scores_table(study: Study, data: str, test: str) -> str:
     """All arms on a test set, compared with the host and with the arm that the study is about."""
     content, gaps = study.table(data, test), study.gaps(data, test)
     reference, focus = study.plan.reference, study.plan.focus
-    head = ["arm", "accuracy, %", "trained", f"minus {reference}, points", "p"]
+    head = ["arm", "accuracy, %", "trained", f"minus {reference}, points", "p; corrected"]
     has_focus = any(reference not in pair for pair in gaps)
     if has_focus:
-        head += [f"{focus} minus it, points", "p"]
+        head += [f"{focus} minus it, points", "p; corrected"]
     rows = []
     for row in content["rows"]:
         arm = row["arm"]
@@ -54,7 +56,7 @@ def scores_table(study: Study, data: str, test: str) -> str:
 def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
     """The layers of a sweep and the host; with how many times its input each layer adds, where that is known."""
     sweep, gaps = study.sweep, study.gaps(study.sweep.data, study.sweep.data)
-    head = ["layer", *(["adds, times its input"] if gains else []), "accuracy, %", "minus host, points", "p"]
+    head = ["layer", *(["adds, times its input"] if gains else []), "accuracy, %", "minus host, points", "p; corrected"]
     rows = [["none (host)", *([""] if gains else []), _mean(sweep.host), "", ""]]
     for arm, label in sweep.labels.items():
         gain = [three_digits(gains[arm])] if gains else []
@@ -68,7 +70,7 @@ def shift_table(study: Study, arm: str, against: str) -> str:
     rows = []
     for data in names:
         gaps = [study.gap(data, test, arm, against) for test in names]
-        rows.append([data, *(f"{_size(gap)}, {p_value(gap.p)}" for gap in gaps)])
+        rows.append([data, *(f"{_size(gap)}, {p_values(gap.raw_p, gap.p)}" for gap in gaps)])
     head = f"{arm} minus {against} in points, by training set (rows) and test set (columns); {seeds_text(study)}:"
     return f"{head}\n\n{table(['trained on', *names], rows)}"
 
@@ -78,7 +80,8 @@ def domains_table(study: Study) -> str:
     rows = [
         [f"`{arm}`", *(cell for gap in gaps.values() for cell in _cells(gap))] for arm, gaps in study.domains.items()
     ]
-    head = ["minus host, points", "own domain", "p", "other domains", "p", "other minus own", "p"]
+    p = "p; corrected"
+    head = ["minus host, points", "own domain", p, "other domains", p, "other minus own", p]
     return f"Means over the test sets; {seeds_text(study)}:\n\n{table(head, rows)}"
 
 
@@ -91,7 +94,7 @@ def gains_table(evidence: Evidence) -> str:
         for gap in study.gaps(data, test).values()
         if gap.against == study.plan.reference and gap.significant and gap.mean > 0
     ]
-    head = ["study", "trained on", "tested on", "arm", "minus host, points", "p"]
+    head = ["study", "trained on", "tested on", "arm", "minus host, points", "p; corrected"]
     return table(head, rows, left=4) if rows else "None."
 
 
