@@ -275,7 +275,7 @@ def load_tokenizer(
     Raises:
         GraftError: Its files name other files of this machine to read, or are links out of the folder.
         OSError, ValueError, KeyError, TypeError, ImportError: As transformers raises them. All other errors that a
-            damaged file causes, such as an invalid regular expression, become a ValueError.
+            damaged file causes, such as an invalid regular expression, become a ValueError, and so do missing files.
     """
     hub = {"revision": revision, "token": token}
     name = local_model(os.fspath(name))
@@ -287,10 +287,15 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError, TypeError, ImportError, LayerSurgeonError):
         raise
     except RecursionError as error:
-        raise ValueError("its files are nested too deeply.") from error
+        raise ValueError("its files are nested too deeply") from error
     except Exception as error:  # The Rust tokenizers library raises plain Exception.
         raise ValueError(str(error) or type(error).__name__) from error
     checked: PreTrainedTokenizerBase = tokenizer
+    # For a folder without tokenizer files, transformers makes a tokenizer of the special tokens, and in some families
+    # of the space ("▁") too. Every text would be unknown.
+    special = set(checked.all_special_tokens)
+    if len(checked) <= len(special) + 1 and set(checked.get_vocab()) <= special | {"▁"}:
+        raise ValueError("its files are missing")
     return checked
 
 

@@ -33,16 +33,11 @@ def load_part_tokenizer(
     advice = f"Put the tokenizer's files into the model's folder, or choose another {part}."
     try:
         with hub_errors(f"The tokenizer of the {part} {name!r}"), quiet_transformers():
-            tokenizer = load_tokenizer(name, revision=revision, token=token)
+            return load_tokenizer(name, revision=revision, token=token)
     except (ValueError, KeyError, TypeError, ImportError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
-        raise GraftError(f"{message}: {error} {advice}") from error
-    # If the files are missing, transformers returns a tokenizer with an empty vocabulary, for which every text is
-    # unknown.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise GraftError(f"{message}: its files are missing. {advice}")
-    return tokenizer
+        raise GraftError(f"{message}: {str(error).rstrip('.')}. {advice}") from error
 
 
 def load_donor_tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from layer_surgeon.finetune import finetune_model
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft import GraftedModel, graft_layer
 from tests.support.classification import Recorder, classifier, rows, word_tokenizer
+from tests.support.tiny_models import save_quietly
 from tests.support.training import TRAIN, train
 
 pytestmark = pytest.mark.charts
@@ -179,6 +180,14 @@ def test_no_such_model(workspace, tmp_path):
 def test_no_tokenizer(workspace):
     with pytest.raises(ConfigError, match="Pass tokenizer="):
         finetune_model(classifier(), TRAIN, workspace=workspace)
+
+
+def test_a_folder_without_tokenizer_files(tmp_path, workspace):
+    """transformers makes a tokenizer that knows the special tokens only."""
+    save_quietly(classifier(), tmp_path / "bare")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "bare")) == 5
+    with pytest.raises(ConfigError, match=r"no usable tokenizer at .*bare \(its files are missing\). Pass tokenizer="):
+        train(str(tmp_path / "bare"), workspace)
 
 
 def test_unavailable_device_and_precision(graft, workspace):
