@@ -8,6 +8,7 @@ from typing import Any
 
 from layer_surgeon.assemble import AssembledModel, assemble_model
 from layer_surgeon.assemble.assembled_model import is_assembled_model
+from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
@@ -99,13 +100,15 @@ def cut_donor(study: Path, progress: Progress | None = None) -> CutModel:
         progress: Receives the bytes that are read, and the training.
 
     Raises:
+        ConfigError: The study is about an arm without a stack.
         LayerSurgeonError: As in `assemble_model` and `finetune_model`.
     """
     folder, progress = StudyFolder(root=study), progress or NullProgress()
     plan = StudyPlan.read(folder.plan)
     cell = next(cell for cell in plan.cells() if cell.arm.name == plan.focus)
     donor = cell.arm.donor
-    assert donor is not None, "the focus of the demo is a stack"
+    if donor is None or donor.form != "stack":
+        raise ConfigError(f"The focus of {study} is {plan.focus}, which has no stack whose donor could be cut.")
     path = folder.path(stack_name(donor.shown_source, len(donor.layers)))
     with locked(folder.lock, wait=False):
         if not is_assembled_model(path):

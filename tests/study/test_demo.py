@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from layer_surgeon.errors import SourceNotFoundError
+from layer_surgeon.errors import ConfigError, SourceNotFoundError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, predict
 from layer_surgeon.study import compare, cut_donor, run_demo
 from layer_surgeon.study import demo as demo_module
@@ -97,6 +97,13 @@ def test_a_setting_of_the_user_is_for_all_arms(parts, tmp_path):
         ("host", "stack", "graft"), 1e-4
     )
     assert {cell.arm: cell.config["projection_learning_rate"] for cell in cells}["stack"] == 1e-3
+
+
+def test_only_a_stack_can_be_cut(parts, tmp_path):
+    plan = StudyPlan.from_dict({**preset("demo"), **parts, "focus": "graft"})
+    plan.write(StudyFolder(root=tmp_path).plan)
+    with pytest.raises(ConfigError, match="is graft, which has no stack whose donor could be cut"):
+        cut_donor(tmp_path)
 
 
 def test_the_trained_models_stay(workspace, parts):
