@@ -47,6 +47,7 @@ def demo(
         config = FinetuneConfig(**settings)
 
     from layer_surgeon.finetune import predict
+    from layer_surgeon.study.arms import is_called
     from layer_surgeon.study.demo import cut_donor, run_demo
     from layer_surgeon.study.layout import StudyFolder
     from layer_surgeon.study.plan import StudyPlan
@@ -64,7 +65,7 @@ def demo(
         _show(result, plan, ui)
     page = write_page(result.path, ui)
     cut = cut_donor(result.path, ui.progress)
-    stack = next(folder.run(cell.id) for cell in plan.cells() if cell.arm.name == plan.focus)
+    stack = next(folder.run(cell.id) for cell in plan.cells() if is_called(plan.focus, cell.arm.name))
     predictions = [predict(model, [_SENTENCE], progress=ui.progress)[0] for model in (stack, cut.trained)]
     if not ui.as_json:
         _show_cut(cut, predictions, ui)

@@ -291,12 +291,19 @@ def load_tokenizer(
     except Exception as error:  # The Rust tokenizers library raises plain Exception.
         raise ValueError(str(error) or type(error).__name__) from error
     checked: PreTrainedTokenizerBase = tokenizer
-    # For a folder without tokenizer files, transformers makes a tokenizer of the special tokens, and in some families
-    # of the space ("▁") too. Every text would be unknown.
-    special = set(checked.all_special_tokens)
-    if len(checked) <= len(special) + 1 and set(checked.get_vocab()) <= special | {"▁"}:
-        raise ValueError("its files are missing")
+    if _knows_nothing(checked):
+        raise ValueError("the tokenizer's files are missing")
     return checked
+
+
+def _knows_nothing(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer is the one that transformers makes without files: every text would be unknown.
+
+    It has special tokens, sometimes twice, and in some families "▁" (a space) or ".".
+    """
+    special = set(getattr(tokenizer, "all_special_tokens", ()))
+    few = 2 * len(special) + 2
+    return bool(special) and len(tokenizer) <= few and set(tokenizer.get_vocab()) <= special | {"▁", "."}
 
 
 def load_gguf_tokenizer(file: Path, model_type: str) -> PreTrainedTokenizerBase:

@@ -2,7 +2,8 @@
 
     python -m research.costs PLAN.yaml [PLAN.yaml ...] --work DIR --output research/reading/measured/costs.json
 
-Controls with random, permuted or shuffled weights cost as much as the arm that they are a control of, and are left out.
+Controls with random or permuted weights, or with the states of other texts, cost as much as the arm that they are a
+control of, and are left out.
 Nothing is timed, so every machine gives the same numbers.
 
 The JSON:

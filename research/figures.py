@@ -34,8 +34,8 @@ PANELS = {
     "Relative change of the head per step": ("update_head",),
     "Share of saturated inputs of the head's GELU": ("saturated",),
 }
-# The studies whose arms are priced; an arm that both have is taken from the first.
-PRICED = ("s-own", "s-larger")
+# The study whose arms are priced.
+PRICED = "s-larger"
 # Each panel of a figure of prices: its axis, what `research.costs` counted, and the unit.
 PRICES = {"GMACs per text": ("macs", 1e9), "weights held, millions": ("parameters_total", 1e6)}
 # So many steps make one point of a line: the loss of a batch of 32 jumps.
@@ -114,13 +114,14 @@ def draw_domains(evidence: Evidence) -> Figure:
 
 def draw_prices(reading: Evidence) -> dict[str, Figure]:
     """Accuracy against what an arm costs, one figure for each data set."""
-    names = {spec.name for name in PRICED for spec in reading.plans[name].data if reading.has(name, spec.name)}
-    return {f"price-{data}": _draw_price(reading, data) for data in sorted(names)}
+    names = [spec.name for spec in reading.plans[PRICED].data if reading.has(PRICED, spec.name)]
+    return {f"price-{data}": _draw_price(reading, data) for data in names}
 
 
 def _draw_price(reading: Evidence, data: str) -> Figure:
     rows = []
-    for cost, study in price_rows(reading, data, PRICED):
+    study = reading.study(PRICED)
+    for cost in price_rows(reading, study):
         row = study.row(data, data, cost["arm"])
         low, high = row["seed_interval"] or (row["mean"], row["mean"])
         accuracy = {"mean": row["mean"], "low": low, "high": high}

@@ -145,27 +145,23 @@ def loudness_table(content: Mapping[str, Any]) -> str:
     return table(["before training", *names.values()], rows)
 
 
-def price_rows(evidence: Evidence, data: str, studies: Sequence[str]) -> list[tuple[Mapping[str, Any], Study]]:
-    """What `research.costs` counted of each arm that the studies have trained on a data set, cheapest first.
+def price_rows(evidence: Evidence, study: Study) -> list[Mapping[str, Any]]:
+    """What `research.costs` counted of each arm of a study, the one with the least work per text first.
 
-    Args:
-        evidence: With the file `costs`.
-        data: The data set.
-        studies: Their names. An arm that several have is taken from the first.
+    Raises:
+        ConfigError: It was not counted.
     """
-    arms: dict[str, tuple[Mapping[str, Any], Study]] = {}
-    for name in studies:
-        if evidence.has(name, data):
-            for row in evidence.measured["costs"]["rows"]:
-                if row["study"] == name:
-                    arms.setdefault(row["arm"], (row, evidence.study(name)))
-    return sorted(arms.values(), key=lambda entry: entry[0]["macs"])
+    counted = evidence.measured.get("costs", {"rows": []})["rows"]
+    rows = [row for row in counted if row["study"] == study.name]
+    if {row["arm"] for row in rows} != set(study.arms):
+        raise ConfigError(f"The costs of {study.name} were not counted. Run python -m research.costs: see its help.")
+    return sorted(rows, key=lambda row: row["macs"])
 
 
-def price_table(evidence: Evidence, data: str, studies: Sequence[str]) -> str:
+def price_table(evidence: Evidence, study: Study, data: str) -> str:
     """Accuracy on a data set, and what each arm costs."""
     rows = []
-    for cost, study in price_rows(evidence, data, studies):
+    for cost in price_rows(evidence, study):
         row = study.row(data, data, cost["arm"])
         rows.append(
             [

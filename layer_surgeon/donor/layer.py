@@ -138,7 +138,7 @@ class DonorLayer(FrozenDonor):
             UnsupportedArchitectureError: The family can't run bidirectionally, or doesn't accept position_ids.
             ValueError: A shape is wrong, or there is a cache with causal=False.
         """
-        return last(self.walk(hidden_states, attention_mask, position_ids, causal, cache))
+        return last(self.walk(hidden_states, attention_mask, position_ids, causal, cache)).to(hidden_states.dtype)
 
     def walk(
         self,
@@ -150,18 +150,21 @@ class DonorLayer(FrozenDonor):
     ) -> Iterator[Tensor]:
         """Run the layers one by one, as `forward` does, and yield the states after each.
 
-        Several walks can take turns, so that each layer runs on several inputs before the next: its weights then stay
-        in the processor's cache.
+        Several walks without caches can take turns, so that each layer runs on several inputs before the next: its
+        weights then stay in the processor's cache. Nothing is checked or run before the first layer is asked for.
 
         Args:
-            hidden_states: As in `forward`, like all other arguments and the errors.
+            hidden_states: As in `forward`, like all other arguments.
             attention_mask: [batch, seq].
             position_ids: [batch, seq].
             causal: As in `forward`.
             cache: As in `forward`.
 
         Yields:
-            [batch, seq, donor_hidden], in the element type of `hidden_states`, once per layer.
+            [batch, seq, donor_hidden], in the element type of the weights, once per layer.
+
+        Raises:
+            UnsupportedArchitectureError, ValueError: As in `forward`, when the first layer is asked for.
         """
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.hidden_size:
             raise ValueError(
@@ -194,7 +197,7 @@ class DonorLayer(FrozenDonor):
             if not isinstance(output, Tensor):
                 raise UnsupportedArchitectureError(f"{type(layer).__name__} returned no hidden states.")
             states = output
-            yield states.to(hidden_states.dtype)
+            yield states
 
     def probe(self, *, causal_only: bool = False) -> tuple[Traits, ...]:
         """Find out how to run each layer. The first call runs the layers, so they must have their weights by then.

@@ -135,16 +135,21 @@ class DonorStack(FrozenDonor):
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Iterator[Tensor]:
-        """Read tokens layer by layer, as `forward` does, and yield the states after each layer (`DonorLayer.walk`).
+        """Read tokens layer by layer, as `forward` does, and yield the states after each layer: see `DonorLayer.walk`.
+
+        Hooks on the layers fire, and those on `layers` as a whole don't.
 
         Args:
-            input_ids: As in `forward`, like all other arguments and the errors.
+            input_ids: As in `forward`, like all other arguments.
             attention_mask: [batch, seq].
             position_ids: [batch, seq].
             cache: As in `forward`.
 
         Yields:
             [batch, seq, donor_hidden], once per layer.
+
+        Raises:
+            UnsupportedArchitectureError, ValueError: As in `forward`, when the first layer is asked for.
         """
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}, but must have shape [batch, seq].")
@@ -155,7 +160,8 @@ class DonorStack(FrozenDonor):
             )
         mask_of_new = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
         states = self.entrance(input_ids, mask_of_new, position_ids)
-        yield from self.layers.walk(states, attention_mask, position_ids, cache=cache)
+        for output in self.layers.walk(states, attention_mask, position_ids, cache=cache):
+            yield output.to(states.dtype)
 
     def new_cache(self) -> Cache | None:
         """Make an empty cache for a text that is passed in pieces: transformers' own, with one layer per donor layer.

@@ -42,8 +42,8 @@ _FORMAT = 1
 _KEY_BYTES = 16
 # States that are in memory before they are written. A run that is stopped loses at most these.
 _BYTES_PER_FILE = 1 << 28
-# Texts that pass through a layer before the next layer is run: enough to keep reading weights from memory rare.
-_TEXTS_AT_A_TIME = 32
+# Tokens that pass through a layer before the next layer is run: enough to keep reading weights from memory rare.
+_TOKENS_AT_A_TIME = 1024
 _NAMES = ("keys", "rows", "states")
 
 
@@ -227,9 +227,7 @@ class StoredStates:
         progress.begin("The donor reads the texts, once", len(texts), "texts")
         unwritten: dict[bytes, Tensor] = {}
         num_bytes = 0
-        keys = list(texts)
-        for start in range(0, len(keys), _TEXTS_AT_A_TIME):
-            group = keys[start : start + _TEXTS_AT_A_TIME]
+        for group in _groups({key: len(self._compute.ids(feature)) for key, feature in texts.items()}):
             states = self._compute.read_all([texts[key] for key in group])
             for key, of_text in zip(group, states, strict=True):
                 unwritten[key] = of_text.reshape(-1, self._compute.width)
@@ -316,6 +314,20 @@ class StoredStates:
                 f"{path} has no usable states of a donor ({error}). Delete it; the states are then computed again."
             ) from error
         return {bytes(key): part for key, part in zip(keys.numpy(), states.split(sizes.tolist()), strict=True)}
+
+
+def _groups(lengths: Mapping[bytes, int]) -> Iterator[list[bytes]]:
+    """Split texts, given by their number of tokens, into groups of so many tokens or one longer text."""
+    group: list[bytes] = []
+    num_tokens = 0
+    for key, length in lengths.items():
+        if group and num_tokens + length > _TOKENS_AT_A_TIME:
+            yield group
+            group, num_tokens = [], 0
+        group.append(key)
+        num_tokens += length
+    if group:
+        yield group
 
 
 def donor_key(model: Any) -> str:

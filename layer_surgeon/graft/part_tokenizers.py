@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon._loading import load_tokenizer
+from layer_surgeon._text import first_line
 from layer_surgeon._vocabulary import vocabulary_sha256
 from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import GraftError, LayerSurgeonError
@@ -37,7 +38,7 @@ def load_part_tokenizer(
     except (ValueError, KeyError, TypeError, ImportError) as error:
         if isinstance(error, LayerSurgeonError):
             raise
-        raise GraftError(f"{message}: {str(error).rstrip('.')}. {advice}") from error
+        raise GraftError(f"{message}: {first_line(error).rstrip('.')}. {advice}") from error
 
 
 def load_donor_tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:

@@ -97,7 +97,7 @@ def run_stack_alone(stack: DonorStack, texts: Sequence[Tensor], settings: GraftC
     """Run a stack on each of several texts alone, without padding: each layer on all texts, then the next.
 
     The results are those of `run_stack` for each text, bit for bit, whatever the other texts are. On a CPU this takes
-    about two thirds of the time, because a layer's weights stay in the processor's cache.
+    three quarters of the time, because a layer's weights stay in the processor's cache.
 
     Args:
         stack: The donor.

@@ -87,7 +87,7 @@ def check_name(name: str, kind: str) -> None:
 
 
 def parse_data(value: Any) -> DataSpec:
-    """Read a data set from YAML: a name, or a mapping with name, train, validation, test, labels and columns.
+    """Read a data set from YAML: a name, or a mapping with name and other fields of `DataSpec`.
 
     Raises:
         ConfigError: The value is neither, or has an unknown key.

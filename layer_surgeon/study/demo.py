@@ -11,7 +11,7 @@ from layer_surgeon.assemble.assembled_model import is_assembled_model
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.study.arms import Arm
+from layer_surgeon.study.arms import Arm, is_called
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import StudyResult, run_study
 from layer_surgeon.study.layout import StudyFolder, locked
@@ -105,10 +105,13 @@ def cut_donor(study: Path, progress: Progress | None = None) -> CutModel:
     """
     folder, progress = StudyFolder(root=study), progress or NullProgress()
     plan = StudyPlan.read(folder.plan)
-    cell = next(cell for cell in plan.cells() if cell.arm.name == plan.focus)
-    donor = cell.arm.donor
-    if donor is None or donor.form != "stack":
-        raise ConfigError(f"The focus of {study} is {plan.focus}, which has no stack whose donor could be cut.")
+    cell = next((cell for cell in plan.cells() if is_called(plan.focus, cell.arm.name)), None)
+    donor = None if cell is None else cell.arm.donor
+    if cell is None or donor is None or donor.form != "stack":
+        raise ConfigError(
+            f"The focus of {study} is {plan.focus}, which has no stack whose donor could be cut. Set focus to an arm "
+            "with a stack."
+        )
     path = folder.path(stack_name(donor.shown_source, len(donor.layers)))
     with locked(folder.lock, wait=False):
         if not is_assembled_model(path):

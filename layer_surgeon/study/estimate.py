@@ -126,5 +126,6 @@ def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[M
         test_source = find_test_source(specs[name], cell, NullProgress())
         if test_source is not None:
             sources, split = test_source
-            num_tests += len(load_data(list(sources), task=cell.task).choose(split))
+            num_rows = len(load_data(list(sources), task=cell.task).choose(split))
+            num_tests += min(num_rows, specs[name].max_test_samples or num_rows)
     return counts, num_tests

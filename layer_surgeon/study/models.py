@@ -5,11 +5,11 @@ from typing import Any
 from transformers import set_seed
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-from layer_surgeon._loading import load_tokenizer
 from layer_surgeon.donor import DonorLayer, DonorStack
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.donor_states import StateCache
 from layer_surgeon.graft import GraftTokenizer, graft_layer
+from layer_surgeon.graft.part_tokenizers import load_donor_tokenizer, load_part_tokenizer
 from layer_surgeon.study.arms import BLOCKS, Arm
 from layer_surgeon.study.controls import control_model, permute_weights
 from layer_surgeon.study.layout import StudyFolder
@@ -60,8 +60,8 @@ def tokenizer_of(arm: Arm, folder: StudyFolder) -> Any:
     if arm.donor is not None and arm.control == "cut":
         return str(layer_folder(arm.donor, folder))
     if arm.donor is not None and arm.graft.get("donor_tokens") == "own":
-        donor = load_tokenizer(str(layer_folder(arm.donor, folder)))
-        return GraftTokenizer.from_tokenizers(load_tokenizer(arm.host), donor)
+        donor = load_donor_tokenizer(layer_folder(arm.donor, folder))
+        return GraftTokenizer.from_tokenizers(load_part_tokenizer("host", arm.host), donor)
     return arm.host
 
 

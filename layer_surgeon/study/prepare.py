@@ -65,14 +65,17 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     parts = {name: _read(spec, name, task, progress) for name in ("train", "validation", "test")}
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
     train = parts["train"]
-    if parts["test"] is None and train:
-        parts["train"], held_out = _hold_out(train, labels, test_fraction)
-        parts["test"] = held_out
-        progress.notice(
-            f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings."
-        )
-    if parts["test"]:
-        parts["test"] = _at_most(parts["test"], labels, spec.max_test_samples)
+    has_test = parts["test"] is not None
+    if not has_test and train:
+        parts["train"], parts["test"] = _hold_out(train, labels, test_fraction)
+    if held_out := parts["test"]:
+        parts["test"] = tested = _at_most(held_out, labels, spec.max_test_samples)
+        if not has_test:
+            used = "" if len(tested) == len(held_out) else f", and {len(tested)} of these are used"
+            progress.notice(
+                f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings"
+                f"{used}."
+            )
     filled_parts = {name: rows for name, rows in parts.items() if rows}
     for name, rows in filled_parts.items():
         write_rows(folder / f"{name}.jsonl", rows)

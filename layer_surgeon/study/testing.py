@@ -68,7 +68,7 @@ def _measure(cell: Cell, trained: FinetuneResult, spec: DataSpec, folder: StudyF
     if tests_own_data and trained.config.max_eval_samples is None and spec.max_test_samples is None:
         return trained.test or trained.validation
     test_source = find_test_source(spec, cell, progress)
-    if test_source is None and tests_own_data:
+    if test_source is None and tests_own_data and spec.max_test_samples is None:
         return trained.validation
     if test_source is None:
         raise DataError(

@@ -64,6 +64,20 @@ def test_save_and_load(artifact, tmp_path):
     assert type(AutoModel.from_pretrained(artifact)) is ls.DonorStack
 
 
+def test_walks_yield_the_states_after_each_layer(artifact, llama):
+    stack = ls.DonorStack.from_pretrained(artifact)
+    texts = [torch.arange(3, 3 + length)[None] for length in (9, 4)]
+    with torch.no_grad():
+        walks = [list(states) for states in zip(*map(stack.walk, texts), strict=True)]
+        for depth, states in enumerate(walks, start=1):
+            for input_ids, of_text in zip(texts, states, strict=True):
+                assert torch.equal(of_text, states_after(llama, depth, input_ids, None))
+    assert len(walks) == 2
+    wrong = stack.walk(torch.arange(9))
+    with pytest.raises(ValueError, match="input_ids has shape"):
+        next(wrong)
+
+
 def test_in_another_dtype(artifact, llama):
     stack = ls.DonorStack.from_pretrained(artifact, dtype="bfloat16")
     input_ids = torch.arange(3, 12)[None]
@@ -109,6 +123,12 @@ def test_compiles(artifact):
     compiled = torch.compile(stack, backend="eager", fullgraph=False)
     with torch.no_grad():
         assert torch.equal(compiled(input_ids), stack(input_ids))
+    # Several layers are one graph.
+    stack.layers.probe()
+    states = torch.randn(1, 9, stack.hidden_size)
+    with torch.no_grad():
+        expected = stack.layers(states)
+        assert torch.equal(torch.compile(stack.layers, backend="eager", fullgraph=True)(states), expected)
 
 
 def test_wrong_shapes(artifact):

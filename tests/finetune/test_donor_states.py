@@ -200,7 +200,7 @@ def test_two_processes_share_one_reading(reader, tmp_path, monkeypatch):
 
 def test_many_states_are_written_in_several_files(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(donor_states, "_BYTES_PER_FILE", 4 * 32 * 4)
-    monkeypatch.setattr(donor_states, "_TEXTS_AT_A_TIME", 2)
+    monkeypatch.setattr(donor_states, "_TOKENS_AT_A_TIME", 4)
     features = [{"input_ids": [4, number]} for number in range(5, 15)]
     StoredStates(tmp_path, DonorReader(reader)).add(features, Recorder())
     assert len(list(tmp_path.glob("*.safetensors"))) == 3

@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from layer_surgeon._loading import load_tokenizer
 from layer_surgeon.errors import ConfigError, DataError, GraftError, SourceNotFoundError, TrainingError, WorkspaceError
 from layer_surgeon.finetune import finetune_model
 from layer_surgeon.finetune.trainer import SurgeonTrainer
@@ -182,11 +183,18 @@ def test_no_tokenizer(workspace):
         finetune_model(classifier(), TRAIN, workspace=workspace)
 
 
+@pytest.mark.parametrize("family", ["deberta-v2", "splinter", "t5", "gemma3_text"])
+def test_tokenizers_that_know_nothing_are_refused(family, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(ValueError, match="the tokenizer's files are missing"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_folder_without_tokenizer_files(tmp_path, workspace):
     """transformers makes a tokenizer that knows the special tokens only."""
     save_quietly(classifier(), tmp_path / "bare")
     assert len(AutoTokenizer.from_pretrained(tmp_path / "bare")) == 5
-    with pytest.raises(ConfigError, match=r"no usable tokenizer at .*bare \(its files are missing\). Pass tokenizer="):
+    with pytest.raises(ConfigError, match=r"no usable .*bare \(the tokenizer's files are missing\). Pass tokenizer="):
         train(str(tmp_path / "bare"), workspace)
 
 

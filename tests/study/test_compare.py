@@ -60,8 +60,14 @@ def test_a_limit_takes_the_same_test_examples_for_all_seeds(parts, tmp_path):
     plain = {"name": "films", "train": parts["data"][0]}
     films = {**plain, "max_test_samples": 4}
     folders = {name: StudyFolder(root=tmp_path / name) for name in ("limited", "whole")}
+    told = Recorder()
     for data, folder in zip((films, plain), folders.values(), strict=True):
-        prepare_study(tiny_plan(parts, arms=["host"], data=[data]), folder, Recorder())
+        prepare_study(tiny_plan(parts, arms=["host"], data=[data]), folder, told)
+    held_out = "films has no test part. 12 of its examples are held out to test all trainings"
+    assert [text for text in told.notices if text.startswith(held_out)] == [
+        f"{held_out}, and 4 of these are used.",
+        f"{held_out}.",
+    ]
     limited, whole = (PreparedData.open(folder.data("films")) for folder in folders.values())
     rows = limited.rows("test")
     assert len(rows) == 4

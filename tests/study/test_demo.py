@@ -100,10 +100,11 @@ def test_a_setting_of_the_user_is_for_all_arms(parts, tmp_path):
 
 
 def test_only_a_stack_can_be_cut(parts, tmp_path):
-    plan = StudyPlan.from_dict({**preset("demo"), **parts, "focus": "graft"})
-    plan.write(StudyFolder(root=tmp_path).plan)
-    with pytest.raises(ConfigError, match="is graft, which has no stack whose donor could be cut"):
-        cut_donor(tmp_path)
+    for focus in ("graft", None):
+        plan = StudyPlan.from_dict({**preset("demo"), **parts, "focus": focus})
+        plan.write(StudyFolder(root=tmp_path).plan)
+        with pytest.raises(ConfigError, match=f"is {focus}, which has no stack whose donor could be cut"):
+            cut_donor(tmp_path)
 
 
 def test_the_trained_models_stay(workspace, parts):

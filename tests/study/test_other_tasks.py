@@ -120,6 +120,9 @@ def test_a_data_set_without_a_test_part_is_refused(donor, tmp_path):
     bare = study(tmp_path, "token-classification", donor, arms=["host"], data=[one, two], tests="two")
     with pytest.raises(DataError, match="no test and no validation part"):
         run(bare, tmp_path / "study")
+    limited = {**one, "max_test_samples": 2}
+    with pytest.raises(DataError, match="no test and no validation part"):
+        run(study(tmp_path, "token-classification", donor, arms=["host"], data=[limited]), tmp_path / "limited")
     own = study(tmp_path, "token-classification", donor, arms=["host"], data=[one], tests="own")
     results, _ = run(own, tmp_path / "own")
     assert next(iter(results.values())).tests["one"].examples == 3
