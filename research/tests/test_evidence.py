@@ -20,6 +20,7 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
+from research import figures
 from research.collect import pack_bits
 from research.evidence import Gap, correlate, correlate_given, load_plans, unpack_bits
 from research.figures import draw_domains
@@ -390,6 +391,38 @@ def test_costs_are_shown(desk):
     costs = ["23.2 M", "29 M", "34.0", "98.0", "1.23 s", "1.50 (1.40 to 1.60)", "800 MB", "115 MB"]
     assert cells == ["`graft`, small, large", *costs]
     assert alone.rstrip(" |").endswith(" 93 MB")
+
+
+def test_prices_are_those_of_the_counted_arms(desk, monkeypatch):
+    desk.train("d-domains")
+    desk.collect()
+    with pytest.raises(ConfigError, match="The costs of d-domains were not counted"):
+        desk.render("{{ price_table('d-domains', 'sst2') }}")
+    arms = ("wide-head", "random", "host", "graft", "gated")
+    rows = [
+        {
+            "study": "d-domains",
+            "arm": arm,
+            "parameters_total": 29_000_000,
+            "parameters_trained": 23_200_000,
+            "macs": 1e8 * number,
+            "macs_training": 3e8,
+            "disk_bytes": 115e6,
+        }
+        for number, arm in enumerate(arms, start=1)
+    ]
+    (desk.measured / "costs.json").write_text(json.dumps({"rows": rows}))
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in desk.render("{{ price_table('d-domains', 'sst2') }}").splitlines()[2:]
+    ]
+    assert [line[0] for line in lines] == [f"`{arm}`" for arm in arms]
+    assert lines[0][2:] == ["3", "0.10", "29 M", "23.2 M", "0.30", "115 MB"]
+    monkeypatch.setattr(figures, "PRICED", "d-domains")
+    drawn = figures.draw_prices(desk.load())
+    assert list(drawn) == ["price-sst2", "price-cr"]
+    assert all(arm in drawn["price-sst2"].text for arm in arms)
+    assert "GMACs per text" in drawn["price-sst2"].svg()
 
 
 def test_a_figure_is_a_file_of_its_own_that_shows_the_evidence(desk):
