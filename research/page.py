@@ -21,6 +21,7 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
 
 and the values `evidence`, `measured` (the files of research/measured), `gains_table`, `hypotheses_table`,
 `missing_list`, `efficiency_table`, `loudness_table`, `num_planned`, `hours`, `machines`, `versions`.
+`reading.gap(...)` and so on are those of the second campaign.
 Filters are the functions of `research.numbers`. A name that does not exist is an error.
 """
 
@@ -55,7 +56,9 @@ def environment() -> Environment:
     return env
 
 
-def render(source: str, page: Path, evidence: Evidence, figures: Mapping[str, str]) -> str:
+def render(
+    source: str, page: Path, evidence: Evidence, figures: Mapping[str, str], reading: Evidence | None = None
+) -> str:
     """Fill in a template.
 
     Args:
@@ -63,12 +66,14 @@ def render(source: str, page: Path, evidence: Evidence, figures: Mapping[str, st
         page: The file it is for; links to figures are relative to it.
         evidence: Where the numbers come from.
         figures: The alternative text of each figure, by name.
+        reading: The evidence of the second campaign, if the template uses both: `reading.gap(...)`.
 
     Raises:
         ConfigError: The template asks for something that is not there.
         jinja2.TemplateError: It uses an unknown name, or its syntax is wrong.
     """
-    return environment().from_string(source).render(**vocabulary(page, evidence, figures))
+    others = {} if reading is None else {"reading": vocabulary(page, reading, figures)}
+    return environment().from_string(source).render(**vocabulary(page, evidence, figures), **others)
 
 
 def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> dict[str, Any]:
@@ -176,6 +181,6 @@ def render_all(evidence: Evidence, reading: Evidence, figures: Mapping[str, str]
     for name, page in PAGES.items():
         note = f"<!-- Generated from research/templates/{name} by `make results`: edit the template. -->\n\n"
         source = (TEMPLATES / name).read_text(encoding="utf-8")
-        texts[page] = note + render(source, page, reading if name in OF_READING else evidence, figures)
-    block = render((TEMPLATES / "readme.md.jinja").read_text(encoding="utf-8"), README, evidence, figures)
+        texts[page] = note + render(source, page, reading if name in OF_READING else evidence, figures, reading)
+    block = render((TEMPLATES / "readme.md.jinja").read_text(encoding="utf-8"), README, evidence, figures, reading)
     return texts | {README: write_block(README.read_text(encoding="utf-8"), block)}
