@@ -35,7 +35,12 @@ def test_most_families_do_everything():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_family(model_type, tmp_path):
-    tiny = Family(model_type, tmp_path)
+    try:
+        tiny = Family(model_type, tmp_path)
+    except RuntimeError:
+        if SAME_VERSION:
+            raise
+        pytest.skip(f"transformers {transformers.__version__} can't build a tiny {model_type}")
     refuses = TABLE["families"].get(model_type, {}).get("refuses", {})
     for name, selection in SELECTIONS.items():
         recipe = AssemblyRecipe.of(
