@@ -108,7 +108,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
         ],
     )
     ui.table(
-        ("test set", "difference", "", "95 % interval", "p", ""),
+        ("test set", "difference", "", "95 % interval", "corrected p", ""),
         [
             (
                 table.test if comparison is table.comparisons[0] else "",
@@ -126,6 +126,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
     basis = "seeds and sentences" if len(seeds) > 1 else "the sentences, for this one seed"
     ui.line(
         f"The interval of an accuracy is over the sentences. The interval and the p of a difference are over {basis}.\n"
+        "p is corrected for all comparisons of a test set.\n"
     )
     ui.headline(summary.verdict)
     ui.facts(
