@@ -143,9 +143,7 @@ def claim_folder(
 
 
 def _begin(target: Path, signature: Mapping[str, Any]) -> RunFolder:
-    if _is_running(_work_folder(target)):
-        raise BusyError
-    _check_contents(target)
+    _check_idle(target)
     created = tuple(parent for parent in (target.parent, *target.parent.parents) if not parent.exists())
     work = _work_folder(target)
     lock = FileLock(work / _LOCK_FILE)
@@ -204,9 +202,29 @@ def check_free(target: Path) -> None:
     Raises:
         WorkspaceError: The folder is not empty, or `<name>.unfinished` contains a run or files of the user.
     """
+    try:
+        _check_idle(target)
+    except BusyError as error:
+        raise _in_use_error(target) from error
+
+
+def _check_idle(target: Path) -> None:
+    """Check that no run is active in a folder, and that one can begin.
+
+    Raises:
+        BusyError: A run is active, maybe one that began during this check.
+        WorkspaceError: As in `check_free`.
+    """
+    found: WorkspaceError | None = None
+    try:
+        _check_contents(target)
+    except WorkspaceError as error:
+        found = error
+    # Only now: the files of a run that has just begun would else be taken for the user's.
     if _is_running(_work_folder(target)):
-        raise _in_use_error(target)
-    _check_contents(target)
+        raise BusyError
+    if found is not None:
+        raise found
 
 
 def _check_contents(target: Path) -> None:

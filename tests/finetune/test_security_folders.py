@@ -14,6 +14,7 @@ from torch.distributed.fsdp import StateDictType
 
 from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError, WorkspaceError
 from layer_surgeon.finetune import finetune_model, plan_finetuning, run
+from layer_surgeon.finetune import folder as folder_module
 from layer_surgeon.finetune.checkpoints import last_checkpoint
 from layer_surgeon.finetune.folder import claim_folder
 from layer_surgeon.finetune.sharding import check_readable
@@ -189,6 +190,24 @@ def test_two_runs_dont_claim_one_folder(tmp_path):
     for turn in race(claim, 60, tmp_path, False):
         assert sorted(turn)[1] == "done", turn
         assert "is in use by an active run" in sorted(turn)[0]
+
+
+def test_a_run_that_begins_during_the_check_is_named(tmp_path, monkeypatch):
+    """Its files are not taken for the user's."""
+    begun = []
+    check = folder_module._check_contents
+
+    def check_late(target):
+        if not begun:
+            begun.append(None)
+            begun.append(claim_folder(target, {}, resume=False, by_default=False, progress=NullProgress()))
+            raise WorkspaceError("which contains files that no run created: run.json")
+        check(target)
+
+    monkeypatch.setattr(folder_module, "_check_contents", check_late)
+    with pytest.raises(WorkspaceError, match="is in use by an active run"):
+        claim_folder(tmp_path / "run", {}, resume=False, by_default=False, progress=NullProgress())
+    begun[-1].abandon()
 
 
 def test_by_default_two_runs_take_two_folders(tmp_path):
