@@ -29,8 +29,10 @@ def _size(gap: Gap) -> str:
 
 
 def _cells(gap: Gap | None) -> tuple[str, str]:
-    if gap is None or gap.p is None:
-        return ("", "") if gap is None else (_size(gap), "")
+    if gap is None:
+        return "", ""
+    if gap.p is None:
+        return _size(gap), ""
     return _size(gap), say_p(gap.p) if gap.raw_p is None else f"{say_p(gap.raw_p)}; {say_p(gap.p)}"
 
 

@@ -1,7 +1,7 @@
 """`DonorLayer`: a frozen layer that computes exactly what it computed inside its model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
@@ -15,6 +15,8 @@ from layer_surgeon.donor.probe import Traits, bidirectional_mask, count_position
 from layer_surgeon.donor.scaffold import Run, run_scaffold, take_layer
 from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, random_scaffold, split_by_layer
 from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
+
+_States = TypeVar("_States")
 
 
 class DonorLayer(FrozenDonor):
@@ -263,9 +265,9 @@ class DonorLayer(FrozenDonor):
         scaffold._init_weights(module)
 
 
-def last(states: Iterable[Tensor]) -> Tensor:
-    """Return the last of the states that a walk yields."""
-    for latest in states:  # noqa: B007  # Only the last one is kept, so that no more than one is in memory.
+def last(states: Iterable[_States]) -> _States:
+    """Return the last of the states that a walk, or several that take turns, yield. There must be one."""
+    for latest in states:  # noqa: B007  # Only the last one is kept, so that the others don't stay in memory.
         pass
     return latest
 

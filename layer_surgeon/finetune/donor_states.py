@@ -317,7 +317,11 @@ class StoredStates:
 
 
 def _groups(lengths: Mapping[bytes, int]) -> Iterator[list[bytes]]:
-    """Split texts, given by their number of tokens, into groups of so many tokens or one longer text."""
+    """Split texts into groups of at most `_TOKENS_AT_A_TIME` tokens; a longer text is a group of its own.
+
+    Args:
+        lengths: By key, the number of tokens of each text.
+    """
     group: list[bytes] = []
     num_tokens = 0
     for key, length in lengths.items():

@@ -9,6 +9,7 @@ from transformers import Cache
 from transformers import initialization as init
 
 from layer_surgeon.donor import DonorStack
+from layer_surgeon.donor.layer import last
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.pooling import check_mask, count_positions, pool
@@ -96,12 +97,12 @@ def run_stack(
 def run_stack_alone(stack: DonorStack, texts: Sequence[Tensor], settings: GraftConfig) -> list[Tensor]:
     """Run a stack on each of several texts alone, without padding: each layer on all texts, then the next.
 
-    The results are those of `run_stack` for each text, bit for bit, whatever the other texts are. On a CPU this takes
-    three quarters of the time, because a layer's weights stay in the processor's cache.
+    Each result equals that of `run_stack` on this text, bit for bit. On a CPU this takes three quarters of the time,
+    because a layer's weights stay in the processor's cache.
 
     Args:
         stack: The donor.
-        texts: [seq] each: the tokens of a text.
+        texts: The tokens of each text, [seq]. There must be one text or more.
         settings: The graft's settings.
 
     Returns:
@@ -113,9 +114,7 @@ def run_stack_alone(stack: DonorStack, texts: Sequence[Tensor], settings: GraftC
         stack.walk(ids[None], attention_mask=mask, position_ids=position)
         for ids, mask, position in zip(texts, masks, positions, strict=True)
     ]
-    outputs: Sequence[Tensor] = ()
-    for outputs in zip(*walks, strict=True):  # noqa: B007  # One layer of all texts at a time.
-        pass
+    outputs = last(zip(*walks, strict=True))  # One layer of all texts at a time.
     return [_pool_for_join(states, mask, settings)[0] for states, mask in zip(outputs, masks, strict=True)]
 
 
