@@ -83,6 +83,7 @@ def say(text: str) -> None:
 
 
 def save(path: Path | None, document: dict[str, Any]) -> None:
-    """Write all measurements to a JSON file, unless `path` is None."""
+    """Write all measurements to a JSON file, unless `path` is None. Its folder is made, if need be."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2, default=str) + "\n")
