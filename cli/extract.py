@@ -144,7 +144,10 @@ def _show(ui: Ui, artifact: LayerArtifact) -> None:
             "folder": artifact.path,
         }
     )
-    reads = " --donor-reads text" if artifact.config.get("embeddings") else ""
+    embeddings = artifact.config.get("embeddings")
+    reads = " --donor-reads text" if embeddings else ""
+    if embeddings and embeddings.get("vocabulary") is None:
+        reads += " --donor-tokens own"
     # Only a donor from the Hub shows that a host can be downloaded from it.
     is_from_hub = donor.get("commit") is not None and not donor["name"].startswith("packaged:")
     host = "bert-base-uncased" if is_from_hub else "HOST"

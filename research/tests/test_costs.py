@@ -14,6 +14,9 @@ from research.efficiency import work_of
 from tests.support.classification import bert_config, word_tokenizer
 from tests.support.tiny_models import save_quietly, tiny_llama
 
+PRICED = ["host", "stack", "stack-alone", "cut", "lora", "matched"]
+CONTROLS = ["stack-random", "stack-permuted", "stack-shuffled"]
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
@@ -24,7 +27,7 @@ def study(tmp_path_factory):
     plan = {
         "host": str(root / "tiny-bert"),
         "donor": {"source": str(root / "tiny-llama"), "layer": "0:2"},
-        "arms": ["host", "stack", "stack-random", "stack-permuted", "stack-shuffled", "stack-alone", "cut", "lora", "matched"],
+        "arms": [*CONTROLS, *PRICED],
         "data": [{"name": "a", "train": "a.csv"}],
     }
     path = root / "tiny.yaml"
@@ -36,7 +39,7 @@ def test_controls_are_left_out_and_rows_are_those_of_the_model(study, monkeypatc
     monkeypatch.setattr(costs, "TOKENS", 8)
     path, folder = study
     rows = {row["arm"]: row for row in costs.count(path, folder)}
-    assert list(rows) == ["host", "stack", "stack-alone", "cut", "lora", "matched"]
+    assert list(rows) == PRICED
     documented = costs.__doc__.partition("rows  ")[2]
     assert all(name in documented for row in rows.values() for name in row)
     arm = next(arm for arm in StudyPlan.from_dict(json.loads(path.read_text())).arms if arm.name == "stack")
@@ -45,7 +48,7 @@ def test_controls_are_left_out_and_rows_are_those_of_the_model(study, monkeypatc
     assert rows["stack"]["macs"] == work_of(model, Workload(batch=1, length=8))["macs"] > rows["host"]["macs"]
     assert rows["stack-alone"]["macs_training"] < rows["stack"]["macs_training"]
     assert rows["stack"]["disk_bytes"] > 4 * rows["stack"]["parameters_total"] > rows["host"]["disk_bytes"]
-    # The cut donor is trained whole, LoRA trains a small part of the host, and a matched graft holds its layers beside it.
+    # The cut donor is trained whole, LoRA trains little of the host, and a matched graft also holds frozen layers.
     assert rows["cut"]["parameters_trained"] == rows["cut"]["parameters_total"]
     assert rows["lora"]["parameters_trained"] < rows["host"]["parameters_trained"] < rows["lora"]["parameters_total"]
     assert rows["matched"]["parameters_trained"] < rows["matched"]["parameters_total"]

@@ -22,7 +22,7 @@ from layer_surgeon.study.selection_result import Margin
 from layer_surgeon.study.verdict import say_margin
 from layer_surgeon_cli.compare import _format_interval, _show_estimate
 from layer_surgeon_cli.ui import Ui
-from tests.support.classification import rows, save_host
+from tests.support.classification import rows, save_host, word_tokenizer
 from tests.support.command_line import surgeon_here
 from tests.support.gguf_models import write_model
 from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
@@ -56,6 +56,19 @@ def test_a_graft_in_memory_is_trained_with_the_tokenizer_of_its_host(desk, tmp_p
     settings = {"num_epochs": 1, "output": tmp_path / "run", "workspace": ls.Workspace(tmp_path / "surgery")}
     result = ls.finetune_model(model, str(desk / "reviews.csv"), **settings)
     assert (result.path / "tokenizer.json").read_bytes() == (desk / "bert/tokenizer.json").read_bytes()
+
+
+def test_the_next_step_of_a_stack_names_the_tokens_that_it_reads(desk, tmp_path):
+    shutil.copytree(desk / "llm", tmp_path / "llm")
+    word_tokenizer().save_pretrained(tmp_path / "llm")
+    stack = ("extract", "llm", "--layer", "0:2", "--embeddings")
+    own = surgeon_here(*stack, "-o", "own", cwd=tmp_path)
+    assert "Next: surgeon graft HOST --donor-reads text --donor-tokens own (" in flat(own.out)
+    host = surgeon_here(*stack, "--vocabulary", desk / "bert", "-o", "host", cwd=tmp_path)
+    assert "Next: surgeon graft HOST --donor-reads text (" in flat(host.out)
+    for name, settings in (("own", ("--donor-tokens", "own")), ("host", ())):
+        reads = ("--donor", name, "--donor-reads", "text", *settings)
+        assert surgeon_here("graft", desk / "bert", *reads, "-o", f"{name}-graft", cwd=tmp_path).code == 0
 
 
 def test_a_model_from_nowhere_still_needs_a_tokenizer(desk):
