@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
+from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.plan import CopyPlan, Segment
 
 
@@ -79,6 +80,7 @@ def hash_file(descriptor: int, plan: CopyPlan, front: Front) -> str:
     """Compute the sha256 of the whole file while it is written, as hex.
 
     Raises:
+        ArtifactError: Another program shortened the file.
         StoppedError: The front was stopped.
     """
     digest = hashlib.sha256()
@@ -91,6 +93,7 @@ def hash_tensors(descriptor: int, plan: CopyPlan, front: Front) -> dict[str, str
     """Compute the sha256 of each tensor while the file is written. Bytes that belong to no tensor are not read.
 
     Raises:
+        ArtifactError: Another program shortened the file.
         StoppedError: The front was stopped.
     """
     digests = {}
@@ -110,5 +113,10 @@ def _written_chunks(descriptor: int, front: Front, start: int, end: int) -> Iter
         written_end = min(front.wait_beyond(position), end)
         while position < written_end:
             count = os.preadv(descriptor, [buffer[: written_end - position]], position)
+            if count == 0:
+                raise ArtifactError(
+                    f"Another program shortened the new file while it was written: it ends at byte {position:,}, after "
+                    f"{written_end:,} bytes were written. Run the command again."
+                )
             yield buffer[:count]
             position += count
