@@ -6,6 +6,7 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
     row(STUDY, DATA, TEST, ARM)               an arm's row of summary.json: mean, deviation, scores, ...
     mean(STUDY, DATA, TEST, ARM)              84.5 %
     scores_table(STUDY, DATA, TEST)           every arm: accuracy, trained parameters, differences
+    contrasts_table(STUDY, [[ARM, AGAINST], ...])      these differences on each data set, and over all of them
     shift_table(STUDY, ARM, AGAINST)          differences by training set and test set
     domains_table(STUDY), domains(STUDY)      the table over all domains; its differences: domains(...).graft.own
     sweep_table(STUDY), sweep(STUDY)          the layers; a `LayerSweep`: best, last, means, lag, anova
@@ -107,6 +108,7 @@ def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> di
         "sweep": of_study(lambda study: study.sweep),
         "anova": of_study(anova_text),
         "scores_table": of_study(tables.scores_table),
+        "contrasts_table": of_study(lambda study, pairs: tables.contrasts_table(evidence, study, pairs)),
         "shift_table": of_study(tables.shift_table),
         "domains_table": of_study(tables.domains_table),
         "sweep_table": of_study(lambda study: tables.sweep_table(study, evidence.gains(study.name))),

@@ -55,6 +55,22 @@ def scores_table(study: Study, data: str, test: str) -> str:
     return f"Trained on {trained_on}, tested on {tested}; {seeds_text(study, data)}:\n\n{table(head, rows)}"
 
 
+def contrasts_table(evidence: Evidence, study: Study, pairs: Sequence[tuple[str, str]]) -> str:
+    """Differences of pairs of arms on each data set; and over all of them, where they have the same seeds."""
+    tested = [spec.name for spec in study.plan.data if study.seeds.get(spec.name)]
+    rows = []
+    for data in tested:
+        gaps = [study.gap(data, data, *pair) for pair in pairs]
+        rows.append([data, str(len(study.seeds[data])), *(cell for gap in gaps for cell in _cells(gap))])
+    if len(tested) > 1 and len({study.seeds[data] for data in tested}) == 1:
+        tables = [(study.name, data) for data in tested]
+        means = [evidence.average_gap(tables, *pair) for pair in pairs]
+        rows.append(["mean of these", rows[0][1], *(cell for gap in means for cell in _cells(gap))])
+    head = ["trained and tested on", "seeds"]
+    head += [text for arm, against in pairs for text in (f"{arm} minus {against}, points", "p; corrected")]
+    return table(head, rows)
+
+
 def sweep_table(study: Study, gains: Mapping[str, float]) -> str:
     """The layers of a sweep and the host; with how many times its input each layer adds, where that is known."""
     sweep, gaps = study.sweep, study.gaps(study.sweep.data, study.sweep.data)

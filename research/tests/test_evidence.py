@@ -127,6 +127,28 @@ def test_a_study_under_way_has_the_seeds_that_all_arms_have(tmp_path):
     assert [len(gap.by_seed) for gap in desk.load().study("a-gemma").gaps("sst2", "sst2").values()] == [1] * 14
 
 
+def test_contrasts_on_each_data_set_and_over_those_with_the_same_seeds(tmp_path):
+    desk = Desk(tmp_path, LITTLE)
+
+    def rows():
+        desk.collect()
+        lines = desk.render("{{ contrasts_table('a-gemma', (('graft', 'host'), ('graft', 'random'))) }}").splitlines()
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+    desk.train("a-gemma", lambda cell: cell.data == "sst2")
+    assert [row[:2] for row in rows()] == [["sst2", "3"]]
+    desk.train("a-gemma", lambda cell: cell.seed < 3)
+    assert [row[:2] for row in rows()] == [["sst2", "3"], ["cr", "2"]]
+    desk.train("a-gemma")
+    sst2, cr, both = rows()
+    assert (both[:2], len(both)) == (["mean of these", "3"], 6)
+    study = desk.load().study("a-gemma")
+    means = [study.gap(data, data, "graft", "host").mean for data in ("sst2", "cr")]
+    assert both[2].replace("**", "").startswith(f"{50 * sum(means):+.1f} (")
+    assert sst2[2].replace("**", "").startswith(f"{100 * means[0]:+.1f} (")
+    assert (";" in cr[3], ";" in both[3]) == (True, False)
+
+
 def test_what_was_collected_stays_and_what_is_new_is_added(desk):
     path = desk.evidence / "a-gemma.json"
     before = path.read_bytes()
