@@ -36,6 +36,15 @@ PANELS = {
 }
 # The study whose arms are priced.
 PRICED = "s-larger"
+# What its arms are called in a figure.
+BOUGHT = {
+    "host": "MiniLM",
+    "lora": "MiniLM, LoRA",
+    "matched": "MiniLM + one layer (the paper)",
+    "stack-own": "MiniLM + a donor that reads",
+    "cut": "half of Gemma",
+    "mpnet": "MPNet",
+}
 # Each panel of a figure of prices: its axis, what `research.costs` counted, and the unit.
 PRICES = {"GMACs per text": ("macs", 1e9), "weights held, millions": ("parameters_total", 1e6)}
 # So many steps make one point of a line: the loss of a batch of 32 jumps.
@@ -126,18 +135,19 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         low, high = row["seed_interval"] or (row["mean"], row["mean"])
         accuracy = {"mean": row["mean"], "low": low, "high": high}
         prices = {title: cost[name] / unit for title, (name, unit) in PRICES.items()}
-        rows.append({"arm": cost["arm"], **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
+        label = BOUGHT.get(cost["arm"], cost["arm"])
+        rows.append({"arm": label, **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
     panels = []
     for title in PRICES:
         base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
             x=alt.X(f"{title}:Q", title=title, scale=alt.Scale(type="log", padding=25)),
             y=alt.Y("mean:Q", title="accuracy, %", scale=alt.Scale(zero=False)),
+            color=alt.Color("arm:N", sort=None, scale=alt.Scale(scheme="tableau10"), title=None),
         )
         panels.append(
             alt.layer(
-                base.mark_rule(strokeWidth=2, opacity=0.4).encode(y="low:Q", y2="high:Q"),
-                base.mark_point(filled=True, size=60, opacity=1),
-                base.mark_text(dx=7, align="left").encode(text="arm:N"),
+                base.mark_rule(strokeWidth=2, opacity=0.5).encode(y="low:Q", y2="high:Q"),
+                base.mark_point(filled=True, size=70, opacity=1),
             )
         )
     title = f"{data}: accuracy against what a text and a model cost"

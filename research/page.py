@@ -17,7 +17,7 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
     average_gap([[STUDY, DATA], ...], ARM, AGAINST)    a `Gap`, averaged over tables
     selection_table(SELECTION, STUDY)         what `surgeon select` chose, in the sweep
     has(STUDY, DATA)                          whether there is anything to show
-    price_table(STUDY, DATA)                  accuracy and costs of the arms
+    price_table(STUDY)                        accuracy and costs of the arms
     figure(NAME)                              a figure of `research.figures`
 
 and the values `evidence`, `measured` (the files of research/measured), `gains_table`, `hypotheses_table`,
@@ -115,7 +115,7 @@ def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> di
         "selection_table": lambda selection, study: tables.selection_table(evidence, selection, study),
         "gains_table": lambda: tables.gains_table(evidence),
         "hypotheses_table": lambda: hypotheses_table(evidence),
-        "price_table": of_study(lambda study, data: tables.price_table(evidence, study, data)),
+        "price_table": of_study(lambda study: tables.price_table(evidence, study)),
         "missing_list": lambda: tables.missing_list(evidence),
         "efficiency_table": lambda: tables.efficiency_table(evidence.measured["efficiency"]),
         "loudness_table": lambda: tables.loudness_table(evidence.measured["loudness"]),

@@ -1,5 +1,6 @@
 """The tables of the pages, in Markdown."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -176,25 +177,33 @@ def price_rows(evidence: Evidence, study: Study) -> list[Mapping[str, Any]]:
     return sorted(rows, key=lambda row: row["macs"])
 
 
-def price_table(evidence: Evidence, study: Study, data: str) -> str:
-    """Accuracy on a data set, and what each arm costs."""
+def price_table(evidence: Evidence, study: Study) -> str:
+    """The accuracy of each arm on each data set, with its 95 % interval over the seeds, and what the arm costs."""
+    tested = [spec.name for spec in study.plan.data if study.seeds.get(spec.name)]
     rows = []
     for cost in price_rows(evidence, study):
-        row = study.row(data, data, cost["arm"])
+        of_arm = [study.row(data, data, cost["arm"]) for data in tested]
         rows.append(
             [
                 f"`{cost['arm']}`",
-                f"{percent(row['mean'])} ({_interval_percent(row['seed_interval'])})",
-                str(len(row["seeds"])),
+                *(f"{percent(row['mean'])} ({_interval_percent(row['seed_interval'])})" for row in of_arm),
                 f"{fixed(cost['macs'] / 1e9, 2)}",
                 say_count(cost["parameters_total"]),
                 say_count(cost["parameters_trained"]),
                 f"{fixed(cost['macs_training'] / 1e9, 2)}",
+                f"{fixed(_seconds(study, tested[0], cost['arm']), 0)} s",
                 f"{fixed(cost['disk_bytes'] / 1e6, 0)} MB",
             ]
         )
-    head = ["arm", "accuracy, %", "seeds", "GMACs per text", "weights", "trained", "GMACs per trained text", "disk"]
+    head = ["arm", *(f"{data}, % ({seeds_text(study, data)})" for data in tested)]
+    head += ["GMACs per text", "weights", "trained", "GMACs per trained text", f"a training on {tested[0]}", "disk"]
     return table(head, rows)
+
+
+def _seconds(study: Study, data: str, arm: str) -> float:
+    """The mean time of an arm's trainings on a data set, reading and testing included."""
+    cells = [cell for cell in study.cells if (cell["data"], cell["arm"]) == (data, arm)]
+    return statistics.fmean(cell["seconds"]["all"] for cell in cells)
 
 
 def _interval_percent(interval: Sequence[float] | None) -> str:

@@ -419,7 +419,7 @@ def test_prices_are_those_of_the_counted_arms(desk, monkeypatch):
     desk.train("d-domains")
     desk.collect()
     with pytest.raises(ConfigError, match="The costs of d-domains were not counted"):
-        desk.render("{{ price_table('d-domains', 'sst2') }}")
+        desk.render("{{ price_table('d-domains') }}")
     arms = ("wide-head", "random", "host", "graft", "gated")
     rows = [
         {
@@ -436,10 +436,14 @@ def test_prices_are_those_of_the_counted_arms(desk, monkeypatch):
     (desk.measured / "costs.json").write_text(json.dumps({"rows": rows}))
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in desk.render("{{ price_table('d-domains', 'sst2') }}").splitlines()[2:]
+        for line in desk.render("{{ price_table('d-domains') }}").splitlines()[2:]
     ]
     assert [line[0] for line in lines] == [f"`{arm}`" for arm in arms]
-    assert lines[0][2:] == ["3", "0.10", "29 M", "23.2 M", "0.30", "115 MB"]
+    assert lines[0][3:] == ["0.10", "29 M", "23.2 M", "0.30", "1800 s", "115 MB"]
+    for column, data in enumerate(("sst2", "cr"), start=1):
+        assert f"{data}, % (3 seeds)" in desk.render("{{ price_table('d-domains') }}").splitlines()[0]
+        mean = desk.load().study("d-domains").row(data, data, "wide-head")["mean"]
+        assert lines[0][column].startswith(f"{100 * mean:.1f} (")
     monkeypatch.setattr(figures, "PRICED", "d-domains")
     drawn = figures.draw_prices(desk.load())
     assert list(drawn) == ["price-sst2", "price-cr"]
