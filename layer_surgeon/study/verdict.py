@@ -109,7 +109,7 @@ def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
     count = len(comparisons)
     if not significant:
         compared = format_amount(count, "comparison")
-        return f"Not significant: no arm can be told apart from another, in {compared}.{missing_text}"
+        return f"No difference is significant, in {compared}.{missing_text}"
     smallest = sorted(significant, key=lambda item: item[1].p_holm or 0.0)[:3]
     phrases = "; ".join(f"{c.words}{test_set}" for test_set, c in smallest)
     total = f" {len(significant)} of {count} differences are significant." if len(significant) > len(smallest) else ""
@@ -125,10 +125,10 @@ def _headline(comparisons: Sequence[tuple[str, Comparison]], plan: StudyPlan) ->
     count = len(comparisons)
     # The plan's names, because with several hosts each comparison has the names of its own host.
     if not better and not worse:
-        return f"Not significant: on none of {count} comparisons can {plan.focus} and {plan.reference} be told apart."
+        return f"None of {count} differences of {plan.focus} and {plan.reference} is significant."
     return (
         f"{plan.focus} is significantly better than {plan.reference} in {better} of {count} comparisons, worse in "
-        f"{worse}, and not to be told apart in {count - better - worse}."
+        f"{worse}, and not significantly different in {count - better - worse}."
     )
 
 
@@ -140,14 +140,25 @@ def _controls(
     A gain is only due to the donor's knowledge if the focus is better than every control.
     """
     rivals: dict[str, list[bool]] = {}
+    losses: dict[str, int] = {}
     for _, comparison in comparisons:
         if not is_called(plan.focus, comparison.arm) or is_called(plan.reference, comparison.against):
             continue
-        beaten = comparison.significant and (comparison.mean > 0) == plan.higher_is_better
-        rivals.setdefault(comparison.against, []).append(beaten)
-    not_beaten = [name for name, beaten in rivals.items() if not any(beaten)]
+        is_better = (comparison.mean > 0) == plan.higher_is_better
+        rivals.setdefault(comparison.against, []).append(comparison.significant and is_better)
+        if comparison.significant and not is_better:
+            losses[comparison.against] = losses.get(comparison.against, 0) + 1
+    not_beaten = [name for name, beaten in rivals.items() if not any(beaten) and name not in losses]
     if not rivals:
         return ""
+    if losses:
+        totals = {name: len(rivals[name]) for name in losses}
+        names = [
+            name if lost == totals[name] else f"{name} (in {lost} of {totals[name]} comparisons)"
+            for name, lost in losses.items()
+        ]
+        unclear = f", and not shown to be better than {say_all(not_beaten)}" if not_beaten else ""
+        return f" It is significantly worse than {say_all(names)}{unclear}."
     if not_beaten:
         return f" It is not shown to be better than {say_all(not_beaten)}."
     if all(all(beaten) for beaten in rivals.values()):

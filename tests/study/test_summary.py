@@ -84,6 +84,21 @@ def test_an_equally_good_control_is_named(tmp_path):
     assert "not shown to be better than random" in summary.verdict
 
 
+def test_a_control_that_is_better_is_named_as_such(tmp_path):
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.75, "random": 0.75, "wide-head": 0.95})
+    assert summary.verdict.endswith("It is significantly worse than wide-head, and not shown to be better than random.")
+    summary = made_up(tmp_path / "all", {"host": 0.7, "graft": 0.75, "wide-head": 0.95}, tests="all")
+    assert summary.verdict.endswith(" It is significantly worse than wide-head.")
+    plan = StudyPlan.from_dict(
+        {"arms": ["host", "graft", "wide-head"], "host": "a/b", "donor": "c/d", "data": ["films"]}
+    )
+    tables = [summary.tables[0], replace(summary.tables[1], comparisons=summary.tables[1].comparisons[:1])]
+    unclear = replace(summary.tables[1].comparisons[-1], significant=False)
+    tables[1] = replace(tables[1], comparisons=(*tables[1].comparisons, unclear))
+    said = say_study(tables, plan, missing=0)
+    assert said.endswith(" It is significantly worse than wide-head (in 1 of 2 comparisons).")
+
+
 def test_equal_arms(tmp_path):
     summary = made_up(tmp_path, {"host": 0.75, "graft": 0.75})
     assert "is not significant (p = " in summary.verdict
