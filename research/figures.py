@@ -40,7 +40,7 @@ PRICED = "s-larger"
 BOUGHT = {
     "host": "MiniLM",
     "lora": "MiniLM, LoRA",
-    "matched": "MiniLM + one layer (the paper)",
+    "matched": "MiniLM + one layer",
     "stack-own": "MiniLM + a donor that reads",
     "cut": "half of Gemma",
     "mpnet": "MPNet",
@@ -137,12 +137,14 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         prices = {title: cost[name] / unit for title, (name, unit) in PRICES.items()}
         label = BOUGHT.get(cost["arm"], cost["arm"])
         rows.append({"arm": label, **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
+    # At the bottom, so that no label is cut off where a browser's font is wider.
+    legend = alt.Legend(orient="bottom", columns=3, labelLimit=0, symbolOpacity=1)
     panels = []
     for title in PRICES:
         base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
             x=alt.X(f"{title}:Q", title=title, scale=alt.Scale(type="log", padding=25)),
             y=alt.Y("mean:Q", title="accuracy, %", scale=alt.Scale(zero=False)),
-            color=alt.Color("arm:N", sort=None, scale=alt.Scale(scheme="tableau10"), title=None),
+            color=alt.Color("arm:N", sort=None, scale=alt.Scale(scheme="tableau10"), title=None, legend=legend),
         )
         panels.append(
             alt.layer(
