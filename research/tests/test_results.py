@@ -12,7 +12,7 @@ from layer_surgeon_cli import compare
 from layer_surgeon_cli.main import app
 from research import page, results
 from research.evidence import PLANS, READING, RESEARCH, load, unpack
-from research.figures import draw_all
+from research.figures import draw_all, draw_prices
 
 # Settings, which no study measures.
 SETTINGS = ("95 %", "10 %", "p < 0.05")
@@ -51,10 +51,12 @@ def test_the_pages_and_figures_are_what_the_evidence_gives(evidence, reading):
     assert not results.generate(evidence, reading), "run `make results`"
 
 
-def test_every_figure_is_shown_and_none_is_left_over(figures):
-    assert {path.stem for path in page.FIGURES.glob("*")} == set(figures)
-    shown = (page.PAGES["results.md.jinja"].read_text(), (page.ROOT / "docs" / "selection.md").read_text())
-    assert set(re.findall(r"figures/([\w-]+)\.svg", " ".join(shown))) == set(figures)
+def test_every_figure_is_shown_and_none_is_left_over(figures, reading):
+    drawn = {*figures, *draw_prices(reading)}
+    assert {path.stem for path in page.FIGURES.glob("*")} == drawn
+    pages = (page.PAGES["results.md.jinja"], page.PAGES["reading.md.jinja"], page.ROOT / "docs" / "selection.md")
+    shown = " ".join(path.read_text() for path in pages)
+    assert set(re.findall(r"figures/([\w-]+)\.svg", shown)) == drawn
 
 
 def test_a_figure_of_other_numbers_is_out_of_date(evidence, reading, monkeypatch, tmp_path):
