@@ -37,7 +37,7 @@ PANELS = {
 # The study whose arms are priced.
 PRICED = "s-larger"
 # What its arms are called in a figure.
-BOUGHT = {
+ARM_LABELS = {
     "host": "MiniLM",
     "lora": "MiniLM, LoRA",
     "matched": "MiniLM + one layer",
@@ -135,7 +135,7 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         low, high = row["seed_interval"] or (row["mean"], row["mean"])
         accuracy = {"mean": row["mean"], "low": low, "high": high}
         prices = {title: cost[name] / unit for title, (name, unit) in PRICES.items()}
-        label = BOUGHT.get(cost["arm"], cost["arm"])
+        label = ARM_LABELS.get(cost["arm"], cost["arm"])
         rows.append({"arm": label, **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
     # At the bottom, so that no label is cut off where a browser's font is wider.
     legend = alt.Legend(orient="bottom", columns=3, labelLimit=0, symbolOpacity=1)

@@ -56,9 +56,14 @@ def scores_table(study: Study, data: str, test: str) -> str:
     return f"Trained on {trained_on}, tested on {tested}; {seeds_text(study, data)}:\n\n{table(head, rows)}"
 
 
+def _tested(study: Study) -> list[str]:
+    """The data sets on which every arm is trained with at least one seed."""
+    return [spec.name for spec in study.plan.data if study.seeds.get(spec.name)]
+
+
 def contrasts_table(evidence: Evidence, study: Study, pairs: Sequence[tuple[str, str]]) -> str:
     """Differences of pairs of arms on each data set; and over all of them, where they have the same seeds."""
-    tested = [spec.name for spec in study.plan.data if study.seeds.get(spec.name)]
+    tested = _tested(study)
     rows = []
     for data in tested:
         gaps = [study.gap(data, data, *pair) for pair in pairs]
@@ -179,14 +184,14 @@ def price_rows(evidence: Evidence, study: Study) -> list[Mapping[str, Any]]:
 
 def price_table(evidence: Evidence, study: Study) -> str:
     """The accuracy of each arm on each data set, with its 95 % interval over the seeds, and what the arm costs."""
-    tested = [spec.name for spec in study.plan.data if study.seeds.get(spec.name)]
+    tested = _tested(study)
     rows = []
     for cost in price_rows(evidence, study):
-        of_arm = [study.row(data, data, cost["arm"]) for data in tested]
+        arm_rows = [study.row(data, data, cost["arm"]) for data in tested]
         rows.append(
             [
                 f"`{cost['arm']}`",
-                *(f"{percent(row['mean'])} ({_interval_percent(row['seed_interval'])})" for row in of_arm),
+                *(f"{percent(row['mean'])} ({_interval_percent(row['seed_interval'])})" for row in arm_rows),
                 f"{fixed(cost['macs'] / 1e9, 2)}",
                 say_count(cost["parameters_total"]),
                 say_count(cost["parameters_trained"]),

@@ -215,16 +215,16 @@ def _check_idle(target: Path) -> None:
         BusyError: A run is active, maybe one that began during this check.
         WorkspaceError: As in `check_free`.
     """
-    found: WorkspaceError | None = None
+    contents_error: WorkspaceError | None = None
     try:
         _check_contents(target)
     except WorkspaceError as error:
-        found = error
+        contents_error = error
     # Only now: the files of a run that has just begun would else be taken for the user's.
     if _is_running(_work_folder(target)):
         raise BusyError
-    if found is not None:
-        raise found
+    if contents_error is not None:
+        raise contents_error
 
 
 def _check_contents(target: Path) -> None:

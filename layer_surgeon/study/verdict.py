@@ -125,7 +125,7 @@ def _headline(comparisons: Sequence[tuple[str, Comparison]], plan: StudyPlan) ->
     count = len(comparisons)
     # The plan's names, because with several hosts each comparison has the names of its own host.
     if not better and not worse:
-        return f"None of {count} differences of {plan.focus} and {plan.reference} is significant."
+        return f"None of {count} differences between {plan.focus} and {plan.reference} is significant."
     return (
         f"{plan.focus} is significantly better than {plan.reference} in {better} of {count} comparisons, worse in "
         f"{worse}, and not significantly different in {count - better - worse}."
@@ -152,9 +152,8 @@ def _controls(
     if not rivals:
         return ""
     if losses:
-        totals = {name: len(rivals[name]) for name in losses}
         names = [
-            name if lost == totals[name] else f"{name} (in {lost} of {totals[name]} comparisons)"
+            name if lost == len(rivals[name]) else f"{name} (in {lost} of {len(rivals[name])} comparisons)"
             for name, lost in losses.items()
         ]
         unclear = f", and not shown to be better than {say_all(not_beaten)}" if not_beaten else ""

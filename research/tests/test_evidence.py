@@ -447,7 +447,7 @@ def test_prices_are_those_of_the_counted_arms(desk, monkeypatch):
     monkeypatch.setattr(figures, "PRICED", "d-domains")
     drawn = figures.draw_prices(desk.load())
     assert list(drawn) == ["price-sst2", "price-cr"]
-    assert all(figures.BOUGHT.get(arm, arm) in drawn["price-sst2"].text for arm in arms)
+    assert all(figures.ARM_LABELS.get(arm, arm) in drawn["price-sst2"].text for arm in arms)
     assert "GMACs per text" in drawn["price-sst2"].svg()
 
 

@@ -95,8 +95,8 @@ def test_a_control_that_is_better_is_named_as_such(tmp_path):
     tables = [summary.tables[0], replace(summary.tables[1], comparisons=summary.tables[1].comparisons[:1])]
     unclear = replace(summary.tables[1].comparisons[-1], significant=False)
     tables[1] = replace(tables[1], comparisons=(*tables[1].comparisons, unclear))
-    said = say_study(tables, plan, missing=0)
-    assert said.endswith(" It is significantly worse than wide-head (in 1 of 2 comparisons).")
+    verdict = say_study(tables, plan, missing=0)
+    assert verdict.endswith(" It is significantly worse than wide-head (in 1 of 2 comparisons).")
 
 
 def test_equal_arms(tmp_path):
