@@ -51,11 +51,17 @@ def compare(
     arms: Annotated[
         list[str] | None,
         typer.Option(
-            "--arm", "-a", help="An arm. Repeat it for several. [dim](default: host, graft, random, wide-head)[/]"
+            "--arm",
+            "-a",
+            help="An arm, built-in or of the plan. Repeat it for several. "
+            "[dim](default: those of the plan, or host, graft, random, wide-head)[/]",
         ),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--dataset", "-d", help="A data set to train on. Repeat it for several.")
+        list[str] | None,
+        typer.Option(
+            "--dataset", "-d", help="A data set to train on, or the name of one of the plan. Repeat it for several."
+        ),
     ] = None,
     tests: Annotated[
         str | None,
@@ -64,7 +70,12 @@ def compare(
     fractions: Annotated[
         list[float] | None, typer.Option("--fraction", help="Share of the training data. Repeat it for several.")
     ] = None,
-    num_seeds: Annotated[int | None, typer.Option("--num-seeds", help="Runs of each arm. [dim](default: 5)[/]")] = None,
+    num_seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--num-seeds", help="Runs of each arm: the first seeds of the plan. [dim](default: all of them, or 5)[/]"
+        ),
+    ] = None,
     equivalence: Annotated[
         float | None,
         typer.Option(
@@ -204,7 +215,7 @@ def make_content(
         LayerSurgeonError: The file or preset can't be read, options contradict each other, or a value can't be used.
     """
     from layer_surgeon.study.arms import NoDonorError
-    from layer_surgeon.study.plan_parts import mapping, read_arms, read_yaml
+    from layer_surgeon.study.plan_parts import choose, mapping, read_arms, read_yaml
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 
@@ -237,12 +248,16 @@ def make_content(
         content.pop("donors", None)
     if "host" in changes:
         content.pop("hosts", None)
+    for key in {"arms", "data"} & changes.keys():
+        changes[key] = choose(content, key, changes[key])
+    if "arms" in changes and content.get("focus") and str(content["focus"]).partition("@")[0] not in overrides["arms"]:
+        content["focus"] = None
     content.update(changes)
     if num_seeds is not None:
         if num_seeds < 1:
             raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
         check_size(num_seeds, MAX_TRAININGS, "seeds", UsageError)
-        content["seeds"] = list(range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds))
+        content["seeds"] = _first_seeds(content, num_seeds)
     for section, values in settings.items():
         content[section] = {**mapping(content, section), **values}
     check_settings(content, list(settings))
@@ -252,6 +267,16 @@ def make_content(
         except NoDonorError:
             content["donor"] = str(ui.latest("layer"))
     return content
+
+
+def _first_seeds(content: dict[str, Any], count: int) -> list[Any]:
+    """The first seeds of a plan, and if it has fewer, the numbers after its last one."""
+    from layer_surgeon.study.plan_parts import listed
+
+    seeds = listed(content, "seeds", [FinetuneConfig.seed])
+    last = seeds[-1]
+    more = range(last + 1, last + 1 + count - len(seeds)) if isinstance(last, int) else ()
+    return [*seeds, *more][:count]
 
 
 def run_plan(

@@ -369,7 +369,7 @@ def parse_arm(
         raise ConfigError(
             f"The arm {arm_spec['name']} has the unknown key {unknown[0]!r}. The keys are: {', '.join(_KEYS)}."
         )
-    kind, settings = _inherit(arm_spec, others)
+    kind, settings = inherit(arm_spec, others)
     for key in ("graft", "finetune"):
         if not isinstance(settings.get(key, {}), Mapping):
             raise ConfigError(
@@ -427,15 +427,19 @@ def _with_form(donor: DonorSpec, control: str | None, graft: Mapping[str, Any], 
     return replace(donor, form="stack", vocabulary=None if graft.get("donor_tokens") == "own" else host)
 
 
-def _inherit(arm_spec: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Follow `like` to a built-in arm; return its name and the merged settings, where later arms override earlier."""
+def inherit(arm_spec: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Follow `like` to a built-in arm; return its name and the merged settings, where later arms override earlier.
+
+    Raises:
+        ConfigError: `like` is not the name of an arm.
+    """
     like = arm_spec.get("like") or (arm_spec["name"] if arm_spec["name"] in ARMS else "graft")
     changes = {key: value for key, value in arm_spec.items() if key not in ("name", "like")}
     if not isinstance(like, str):
         raise ConfigError(f"like of the arm {arm_spec['name']} is {shown(like)}; it must be the name of an arm.")
     if like in others and like != arm_spec["name"]:
         remaining_arms = {name: value for name, value in others.items() if name != like}
-        kind, base = _inherit(others[like], remaining_arms)
+        kind, base = inherit(others[like], remaining_arms)
     elif like in ARMS:
         kind, base = like, dict(ARMS[like][1])
     else:

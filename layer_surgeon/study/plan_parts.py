@@ -11,7 +11,7 @@ from typing import Any
 from layer_surgeon import _yaml
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
+from layer_surgeon.study.arms import Arm, DonorSpec, inherit, parse_arm
 from layer_surgeon.study.checked import check
 from layer_surgeon.study.data import DataSpec
 from layer_surgeon.tasks import finetuned_tasks, get_task
@@ -68,11 +68,7 @@ def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
     arm_specs = listed(content, "arms", ["host", "graft"])
     check_size(len(hosts) * len(arm_specs) * max(1, len(donors)), MAX_TRAININGS, "arms", ConfigError)
     graft = mapping(content, "graft")
-    by_name = {
-        arm_spec["name"]: arm_spec
-        for arm_spec in arm_specs
-        if isinstance(arm_spec, Mapping) and _is_text(arm_spec.get("name"))
-    }
+    by_name = _by_name(arm_specs)
     # Keyed by the whole arm, because an arm without a donor is made once per donor.
     arms: dict[str, Arm] = {}
     for host in hosts:
@@ -93,6 +89,34 @@ def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:
                     name += f"@{arm.host_name}"
                 arms.setdefault(repr(named := replace(arm, name=name)), named)
     return tuple(arms.values())
+
+
+def _by_name(entries: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
+    """The arms or data sets of a plan that have settings of their own."""
+    return {entry["name"]: entry for entry in entries if isinstance(entry, Mapping) and _is_text(entry.get("name"))}
+
+
+def choose(content: Mapping[str, Any], key: str, names: Sequence[str]) -> list[Any]:
+    """Choose arms or data sets by name: those of the plan with their settings, and others as plain names.
+
+    Args:
+        content: The plan.
+        key: `arms` or `data`.
+        names: What is wanted.
+
+    Raises:
+        ConfigError: An arm is `like` one that does not exist.
+    """
+    entries = _by_name(listed(content, key, [None]))
+    chosen: list[Any] = []
+    for name in names:
+        entry = entries.get(name)
+        if entry is not None and key == "arms":
+            # The arm that it is `like` may not be among those chosen.
+            kind, settings = inherit(entry, entries)
+            entry = {**settings, "name": name, "like": kind}
+        chosen.append(name if entry is None else entry)
+    return chosen
 
 
 def read_tests(value: Any, data: Sequence[DataSpec]) -> dict[str, tuple[str, ...]]:

@@ -77,6 +77,34 @@ def test_the_options_for_a_donor_replace_those_of_the_plan(tmp_path):
     assert donors(source="c/llm", layer=3) == {("c/llm", None, (3,))}
 
 
+def test_a_part_of_a_plan_is_chosen_by_name_and_has_the_same_trainings(tmp_path):
+    path = tmp_path / "mine.yaml"
+    plan = {
+        "donor": "b/llm",
+        "arms": [
+            "host",
+            {"name": "slow", "like": "graft", "finetune": {"learning_rate": 1e-5}},
+            {"name": "slow-mean", "like": "slow", "graft": {"pooling": "mean"}},
+        ],
+        "data": [{"name": "cr", "train": "cr.csv", "max_test_samples": 9}, "sst2"],
+        "seeds": [7, 8],
+        "focus": "slow",
+    }
+    path.write_text(yaml.safe_dump(plan))
+    options = {"config": path, "preset": None, "scale": "full", "output": tmp_path, "settings": {}, "ui": None}
+    whole = make_plan(**options, overrides={}, num_seeds=None)
+    part = make_plan(**options, overrides={"arms": ["host", "slow-mean"], "data": ["cr"]}, num_seeds=1)
+    wanted = {("host", "cr", 7), ("slow-mean", "cr", 7)}
+    assert {cell.id for cell in part.cells()} == {
+        cell.id for cell in whole.cells() if (cell.arm.name, cell.data, cell.seed) in wanted
+    }
+    assert (part.focus, len(part.cells())) == (None, 2)
+    # Built-in arms and other data sets are still known by their names, and seeds go on after the last one.
+    other = make_plan(**options, overrides={"arms": ["host", "slow", "wide-head"], "data": ["cola"]}, num_seeds=4)
+    assert [arm.name for arm in other.arms] == ["host", "slow", "wide-head"]
+    assert ([spec.train for spec in other.data], other.seeds, other.focus) == ([("cola",)], (7, 8, 9, 10), "slow")
+
+
 def test_compare_runs_a_plan_file_and_repeats_it_from_its_folder(plan_file, here, tmp_path):
     place = tmp_path / "study"
     first = surgeon("compare", "--config", str(plan_file), "--output", str(place), "--num-seeds", "1", "--json")
