@@ -99,6 +99,7 @@ def sweep_plan(
     """Make the plan of a sweep: the host alone, and a graft for each layer, pair or site."""
     from layer_surgeon.study.arms import DonorSpec
     from layer_surgeon.study.plan import StudyPlan
+    from layer_surgeon.study.plan_parts import listed
     from layer_surgeon.study.sweep import choose_layers, count_layers, with_candidates
 
     overrides: dict[str, Any] = {"host": host, "data": data, "arms": ["host", "graft"]}
@@ -115,8 +116,10 @@ def sweep_plan(
             settings=parse_settings(assignments),
             ui=ui,
         )
-    spec = DonorSpec.parse(content["donor"])
-    layer_range = layers or ("-1" if candidates == "sites" else "all")
-    chosen = choose_layers(layer_range, count_layers(spec))
+    if layers is None and "layers" in content:
+        chosen = listed(content, "layers", [])
+    else:
+        layer_range = layers or ("-1" if candidates == "sites" else "all")
+        chosen = choose_layers(layer_range, count_layers(DonorSpec.parse(content["donor"])))
     with usage():
         return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

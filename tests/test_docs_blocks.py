@@ -4,8 +4,10 @@ Tiny models stand in for the names on the Hub, on a Hub on loopback. Blocks that
 here, are listed with the reason.
 """
 
+import ast
 import csv
 import json
+import re
 import shutil
 import tomllib
 from importlib.util import find_spec
@@ -271,6 +273,23 @@ def test_the_reference_has_every_public_name():
     # The page has the whole module of errors.
     missing = [name for name in layer_surgeon.__all__ if f".{name}\n" not in page and not name.endswith("Error")]
     assert missing == ["__version__"]
+
+
+def test_quoted_messages_exist():
+    """Readers of Troubleshooting search it for the message that they got."""
+    rows = [
+        line.split("|")[1] for line in PAGES["docs/troubleshooting.md"].read_text().splitlines() if line[:2] == "| "
+    ]
+    quoted = {part for row in rows for text in re.findall(r'"([^"]+)"', row) for part in text.split("...")}
+    sources = (path.read_text() for folder in ("layer_surgeon", "cli") for path in (ROOT / folder).rglob("*.py"))
+    texts = [
+        node.value
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert "already holds" in quoted
+    assert [text for text in quoted if not any(text in message for message in texts)] == []
 
 
 def test_extras_are_listed_in_readme_and_docs():

@@ -30,7 +30,7 @@ class LayerMeasures:
     """Measures of all layers, and of all blocks of `block` neighbouring layers.
 
     Attributes:
-        source: Name of the model, or of the folder of states.
+        source: Name of the model.
         num_texts: Number of texts.
         num_tokens: Number of their tokens.
         layers: The measures of each layer.
@@ -159,7 +159,7 @@ def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) ->
 
             observer.observe(layer, earlier(1), earlier(0), earlier)
         observer.finish_layer(layer)
-    return observer.result(str(states.path))
+    return observer.result(str(states.info["source"]))
 
 
 def _batches_of(states: HiddenStates) -> tuple[Batch, ...]:

@@ -91,6 +91,8 @@ def test_states_of_an_earlier_run_give_the_same_measures(folder, measured, tmp_p
     run_layers(folder, TEXTS, pool="none", output=tmp_path / "states", dtype="float32", device="cpu")
     again = measure_layers(tmp_path / "states", block=2)
     assert (again.num_texts, again.num_tokens) == (measured.num_texts, measured.num_tokens) == (10, 80)
+    # `--suggest-drop` cuts layers out of the model, and not out of the states.
+    assert again.source == measured.source
     for one, other in zip((*again.layers, *again.blocks), (*measured.layers, *measured.blocks), strict=True):
         for field in FIELDS:
             assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-4, abs=1e-5)

@@ -23,6 +23,7 @@ from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.compare import make_plan
 from layer_surgeon_cli.errors import UsageError
 from layer_surgeon_cli.main import app
+from layer_surgeon_cli.sweep import sweep_plan
 from layer_surgeon_cli.ui import Ui
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
 from tests.support.studies import run_in_this_process, tiny_parts
@@ -228,6 +229,22 @@ def test_a_killed_study_continues(plan_file, here, tmp_path):
     ]
     assert len(results[0]) == 4
     assert results[0] == results[1]
+
+
+def test_a_sweep_has_the_layers_of_its_plan_unless_others_are_named(parts, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**parts, "data": parts["data"][:1], "layers": [0, [0, 1]]}))
+    options = {"donor": None, "host": None, "data": None, "config": path, "scale": "full", "num_seeds": 1}
+    options |= {"assignments": None, "folder": tmp_path / "sweep", "ui": None}
+
+    def layers(chosen, candidates):
+        arms = sweep_plan(**options, layers=chosen, candidates=candidates).arms
+        return {arm.donor.layers for arm in arms if arm.donor}
+
+    assert layers(None, "layers") == {(0,), (0, 1)}
+    assert layers("1", "layers") == {(1,)}
+    with pytest.raises(UsageError, match="layers"):
+        layers(None, "pairs")
 
 
 def test_only_a_plan_with_grafts_takes_the_latest_layer(tmp_path):
