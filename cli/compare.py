@@ -103,9 +103,14 @@ def compare(
             for line in commands:
                 ui.line(escape_text(line))
         return {"preset": preset, "commands": commands}
-    overrides: dict[str, Any] = {"host": host, "arms": arms, "data": data, "tests": tests, "fractions": fractions}
-    if equivalence is not None:
-        overrides["equivalence"] = equivalence
+    overrides: dict[str, Any] = {
+        "host": host,
+        "arms": arms,
+        "data": data,
+        "tests": tests,
+        "fractions": fractions,
+        "equivalence": equivalence,
+    }
     if donor is not None or layer is not None:
         overrides["donor"] = {"source": donor, "layer": layer}
     with usage():
@@ -148,7 +153,7 @@ def make_plan(
 
     complete_path = _complete_plan_path(config, preset, output)
     complete_plan = None if complete_path is None else StudyPlan.read(complete_path)
-    has_options = any(overrides.values()) or settings or num_seeds or scale != "full"
+    has_options = any(map(_is_given, overrides.values())) or settings or num_seeds is not None or scale != "full"
     if complete_plan is not None and not has_options:
         return complete_plan
     plan = None
@@ -223,7 +228,7 @@ def make_content(
         raise UsageError(
             "--config and --preset can't be combined, because a study has one plan. Leave one of them out."
         )
-    changes = {name: value for name, value in overrides.items() if value}
+    changes = {name: value for name, value in overrides.items() if _is_given(value)}
     content: dict[str, Any] = {"name": "study", "arms": ["host", "graft", "random", "wide-head"]}
     if preset is not None:
         content = find_preset(preset, scale)
@@ -267,6 +272,11 @@ def make_content(
         except NoDonorError:
             content["donor"] = str(ui.latest("layer"))
     return content
+
+
+def _is_given(value: Any) -> bool:
+    """Whether an option was given; one that takes several values may be an empty list if not."""
+    return value is not None and value != []
 
 
 def _first_seeds(content: dict[str, Any], count: int) -> list[Any]:

@@ -245,19 +245,20 @@ def _number(value: Any) -> Any:
 
 
 def _show(result: "FinetuneResult", ui: Ui) -> None:
-    scores = list(result.validation.scores)
-    titles = [score_title(score) for score in scores]
+    # Extra metrics are computed once, at the end.
+    epoch_scores = list(result.history[0].scores)
     rows = [
         (
             f"{epoch.epoch:g}" + (" (kept)" if number == result.best_epoch else ""),
             f"{epoch.training_loss:.4f}",
-            *(f"{epoch.scores[score]:.4f}" for score in scores),
+            *(f"{epoch.scores[score]:.4f}" for score in epoch_scores),
         )
         for number, epoch in enumerate(result.history, start=1)
     ]
-    ui.table(("epoch", "training loss", *(f"validation {title}" for title in titles)), rows)
+    ui.table(("epoch", "training loss", *(f"validation {score_title(score)}" for score in epoch_scores)), rows)
+    scores = list(result.validation.scores)
     ui.table(
-        ("set", "examples", *titles),
+        ("set", "examples", *map(score_title, scores)),
         [
             (name, f"{measured.examples:,}", *(f"{measured.scores[score]:.4f}" for score in scores))
             for name, measured in result.measured.items()

@@ -42,7 +42,9 @@ def profile(
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure time and peak memory, with random weights.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="Device for --measure (default: a GPU if there is one).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device for --measure (default: cuda if there is such a GPU).")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="How many times each step is timed.")] = 3,
     token: Annotated[str | None, typer.Option(help="Hub token (default: the one of `hf auth login`).")] = None,
     *,

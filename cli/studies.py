@@ -40,7 +40,7 @@ ScaleOption = Annotated[Scale, typer.Option(help="small: use models and data tha
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the study. [dim](default: in the workspace)[/]")
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", "-w", help="How many trainings run at the same time.")]
+WorkersOption = Annotated[int, typer.Option("--workers", "-w", min=1, help="How many trainings run at the same time.")]
 ExecutorOption = Annotated[Executor, typer.Option(help="Where trainings run: on this machine or on a Ray cluster.")]
 AddressOption = Annotated[str | None, typer.Option(help="Address of the Ray cluster.")]
 DryRunOption = Annotated[

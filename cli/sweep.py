@@ -7,6 +7,7 @@ import typer
 
 from .command import command, new_app, usage
 from .compare import make_content, run_plan
+from .errors import UsageError
 from .report import write_sweep_picture
 from .set_option import SetOption, StudyCommand, parse_settings
 from .studies import (
@@ -120,6 +121,8 @@ def sweep_plan(
         chosen = listed(content, "layers", [])
     else:
         layer_range = layers or ("-1" if candidates == "sites" else "all")
+        if not content.get("donor"):
+            raise UsageError("A sweep compares the layers of one donor, and the plan has none. Add --donor MODEL.")
         chosen = choose_layers(layer_range, count_layers(DonorSpec.parse(content["donor"])))
     with usage():
         return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

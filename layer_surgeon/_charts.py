@@ -179,7 +179,7 @@ def draw_png(spec: Mapping[str, Any]) -> bytes:
     """Render a Vega-Lite chart as PNG on a white background."""
     import vl_convert
 
-    png: bytes = vl_convert.vegalite_to_png(dict(spec), scale=2, config=_file_config())
+    png: bytes = vl_convert.vegalite_to_png(_without_theme(spec), scale=2, config=_file_config())
     return png
 
 
@@ -187,8 +187,13 @@ def draw_svg(spec: Mapping[str, Any]) -> str:
     """Render a Vega-Lite chart as SVG on a white background. It has no scripts, and all text is escaped."""
     import vl_convert
 
-    svg: str = vl_convert.vegalite_to_svg(dict(spec), config=_file_config())
+    svg: str = vl_convert.vegalite_to_svg(_without_theme(spec), config=_file_config())
     return svg
+
+
+def _without_theme(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A chart without the theme that Altair adds, which would come before ours."""
+    return {name: value for name, value in spec.items() if name != "config"}
 
 
 def _file_config() -> dict[str, Any]:

@@ -183,8 +183,8 @@ def _median_seconds(function: Callable[[], None], repeats: int, device: torch.de
     for _ in range(_WARM_UP + repeats):
         start = time.perf_counter()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[_WARM_UP:])
 

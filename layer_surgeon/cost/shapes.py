@@ -108,6 +108,8 @@ def _new_donor(
         name = os.fspath(donor.path if isinstance(donor, LayerArtifact) else donor)
         values = _read_donor(name, token)
     if values.get("model_type") == SurgeonDonorConfig.model_type:
+        if not values.get("layer_indices") or not values.get("donor_config"):
+            raise GraftError(f"The config.json of {name or 'the donor'} does not describe a layer artifact completely.")
         _check_holds(values["layer_indices"], layer, name)
         stored = {key: values[key] for key in SHAPE if values.get(key) is not None}
         shape = SurgeonDonorConfig(**stored, source=values.get("source") or {"name": name})

@@ -45,9 +45,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
         ),
     ]
     chart = alt.layer(*parts).properties(width=side, height=side, title=alt.Title(title))
-    spec = chart.to_dict(validate=False)
-    del spec["config"]
-    write_bytes(path, draw_png(spec))
+    write_bytes(path, draw_png(chart.to_dict(validate=False)))
 
 
 def _cells(confusion: Sequence[Sequence[int]], *, few: bool) -> list[dict[str, Any]]:

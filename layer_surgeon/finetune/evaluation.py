@@ -88,7 +88,7 @@ def evaluate_model(
         data_name, examples = prepare_evaluation(
             data, context.label_names, config, split=split, task=task, known_columns=columns, progress=progress
         )
-        dataset = task.tokenize(examples, context, training=False)
+        dataset = task.tokenize(examples, context)
         started = time.monotonic()
         outputs = run_model(task, dataset, context, description="Evaluating", progress=progress)
         seconds = time.monotonic() - started
@@ -136,7 +136,7 @@ def predict(
         examples = finetune_task(find_task(model_or_path, config.task)).inputs(texts)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, None, donor)
         _notice_if_untrained(model_or_path, context.model, progress or NullProgress())
-        dataset = task.tokenize(examples, context, training=False)
+        dataset = task.tokenize(examples, context)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
 

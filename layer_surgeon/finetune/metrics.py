@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 
 
 class Metrics(Protocol):
@@ -82,7 +83,7 @@ def measure(
     precision, recall, f1, support = precision_recall_fscore_support(
         true, predicted, labels=ids, average=None, zero_division=0.0
     )
-    log_probabilities = log_softmax(logits)
+    log_probabilities = log_softmax(logits.astype(float), axis=-1)
     return ClassificationMetrics(
         accuracy=float(accuracy_score(true, predicted)),
         macro_f1=float(f1_score(true, predicted, average="macro", zero_division=0.0)),
@@ -99,11 +100,3 @@ def measure(
         },
         confusion=tuple(tuple(int(count) for count in row) for row in confusion_matrix(true, predicted, labels=ids)),
     )
-
-
-def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Compute the log-softmax over the last axis, in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result

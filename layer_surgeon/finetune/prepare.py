@@ -134,7 +134,7 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
 
 
 def _tokenize_all(data: TaskData, context: TaskContext, progress: Progress) -> dict[str, TokenizedDataset]:
-    sets = {name: data.task.tokenize(part, context, training=name == "train") for name, part in data.splits.items()}
+    sets = {name: data.task.tokenize(part, context) for name, part in data.splits.items()}
     for line in summary(data, sets, context.config):
         progress.notice(line)
     return sets

@@ -65,7 +65,7 @@ def draw_curve(result: FinetuneResult, path: Path) -> None:
     ]
     title = alt.Title(f"{result.path.name}: training loss and validation")
     spec = alt.vconcat(*(part.properties(width=620, height=190) for part in parts)).properties(title=title)
-    write_bytes(path, draw_png({key: value for key, value in spec.to_dict(validate=False).items() if key != "config"}))
+    write_bytes(path, draw_png(spec.to_dict(validate=False)))
 
 
 def _chart(records: Sequence[dict[str, Any]]) -> Any:

@@ -39,11 +39,6 @@ class EpochResult:
         return self.scores["accuracy"]
 
     @property
-    def macro_f1(self) -> float:
-        """Validation macro F1; only for classification."""
-        return self.scores["macro_f1"]
-
-    @property
     def loss(self) -> float:
         """Mean cross-entropy on the validation examples, in nats, without label smoothing."""
         return self.scores["loss"]
@@ -161,4 +156,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         content = read_json(folder / RESULTS)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "best_epoch" in content else None
+    if not isinstance(content, dict) or "best_epoch" not in content:
+        return None
+    parts = (content.get("config"), content.get("data"))
+    return content if all(isinstance(part, dict) for part in parts) else None

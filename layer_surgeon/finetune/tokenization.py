@@ -73,8 +73,9 @@ class NumberedDataset:
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: int) -> int:
-    """Limit `max_length` to what the tokenizer, the model's position embeddings and a donor that reads text support."""
-    limits = [max_length, int(tokenizer.model_max_length)]
+    """Limit `max_length` to what the tokenizer, the model's positions and a donor that reads text support."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits: list[int] = [max_length, int(tokenizer.model_max_length), *([positions] if positions else [])]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa and similar models start counting positions after the padding id.

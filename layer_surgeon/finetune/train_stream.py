@@ -295,4 +295,4 @@ class StreamedDataset(IterableDataset[Features]):
             return TokenizedDataset([], 0, 0)
 
     def _tokenize(self, examples: ExampleSet) -> TokenizedDataset:
-        return self._stream.task.tokenize(examples, self._context, training=True)
+        return self._stream.task.tokenize(examples, self._context)

@@ -268,7 +268,7 @@ def training_arguments(
         num_examples: Number of training examples, which determines the number of steps.
         num_processes: Number of processes, each of which takes one batch per forward pass.
     """
-    _, total = count_steps(config, num_examples, num_processes)
+    per_epoch, total = count_steps(config, num_examples, num_processes)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.num_epochs,
@@ -300,7 +300,8 @@ def training_arguments(
         metric_for_best_model=LOGGED.get(str(config.select_by), config.select_by),
         greater_is_better=not get_task(str(config.task)).score(str(config.select_by)).lower_is_better,
         logging_strategy="steps",
-        logging_steps=max(1, total // _LOGS_PER_RUN),
+        # Each epoch has a loss of its own.
+        logging_steps=max(1, min(per_epoch, total // _LOGS_PER_RUN)),
         # By default, the trainer replaces a NaN loss in the log with the mean of the losses before it.
         logging_nan_inf_filter=False,
         disable_tqdm=True,

@@ -138,7 +138,7 @@ def save_graft(
         donor: As in `graft_layer`.
         config: Settings; default: the paper's.
         output: The folder; default: in the workspace, named after host, layer, and the settings that are not defaults.
-        seed: Seed of the new weights. torch's random state doesn't change.
+        seed: Seed of the new weights. torch's random state on the CPU doesn't change.
         revision: Branch, tag or commit of the host's repo.
         token: Hub token.
         force: Replace an existing graft in the folder.

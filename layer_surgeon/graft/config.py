@@ -1,6 +1,7 @@
 """The settings of a graft, with the paper's defaults. They are validated on creation. Imports no torch."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -160,7 +161,7 @@ class GraftConfig:
         return tuple(f"LABEL_{index}" for index in range(2 if self.num_labels is None else self.num_labels))
 
     def _check_site(self) -> None:
-        if isinstance(self.site, str) and self.site.lstrip("-").isdecimal():
+        if isinstance(self.site, str) and re.fullmatch(r"-?[0-9]+", self.site):
             object.__setattr__(self, "site", int(self.site))
         is_number = isinstance(self.site, int) and not isinstance(self.site, bool)
         expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the number of a layer of the host, from 0"

@@ -23,14 +23,15 @@ from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.workspace import Workspace
 
 
-def store_donor(layer: Donor, source: Path | None, target: Path) -> tuple[Path, str]:
+def store_donor(layer: Donor, source: Path | None, target: Path, sha256: str | None) -> tuple[Path, str]:
     """Store the layer artifact of a frozen donor in the graft's folder. Other files in its folder are not copied.
 
     Args:
         layer: The layer.
-        source: The artifact that holds exactly its weights. If it is None or no longer exists, the layer is written
-            from memory.
+        source: The artifact that the layer was loaded from. If it is None, no longer exists or was replaced, the layer
+            is written from memory.
         target: The folder to write; existing content is replaced.
+        sha256: The sha256 of the artifact's weights file when it was loaded.
 
     Returns:
         The folder, and the sha256 of the weights file in it.
@@ -39,7 +40,7 @@ def store_donor(layer: Donor, source: Path | None, target: Path) -> tuple[Path, 
         ArtifactError: A file of the artifact is a link out of its folder.
         OSError: It can't be written.
     """
-    if source is not None and not (source / WEIGHTS).is_file():
+    if source is not None and (not (source / WEIGHTS).is_file() or sha256 not in (None, file_sha256(source))):
         source = None
     if source is not None and target.exists() and target.resolve() == source.resolve():
         return target, file_sha256(target)

@@ -1,4 +1,4 @@
-"""The gate of `residual="gated"`: host + gate x graft."""
+"""The gate of `residual="gated"` and `join="gated"`: host + gate x graft."""
 
 import torch
 from torch import Tensor, nn

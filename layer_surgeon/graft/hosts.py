@@ -142,7 +142,7 @@ def load_host(
             # Read everything at one commit, because a branch may move between config, weights and tokenizer.
             commit = Path(hf_hub_download(path, "config.json", revision=revision, token=token)).parent.name
             revision = commit
-        config = _load_config(name, revision, token)
+        config = load_host_config(name, revision, token)
         _check_host(config, name, task)
         loader, keywords = _loader(config, task)
         with quiet_transformers(), _quantisation_errors(config, name):
@@ -265,7 +265,12 @@ def _needed_part(model: PreTrainedModel, task: str) -> PreTrainedModel:
     return model.get_encoder()
 
 
-def _load_config(name: str, revision: str | None, token: str | bool | None) -> PretrainedConfig:
+def load_host_config(name: str, revision: str | None = None, token: str | bool | None = None) -> PretrainedConfig:
+    """Read the config of a host: a folder or a repo id.
+
+    Raises:
+        GraftError: It is not a transformers model, or its family is not known.
+    """
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
         raise GraftError(

@@ -316,7 +316,7 @@ class GraftedModel(StoredModel):
 
     @property
     def gate(self) -> nn.Parameter | None:
-        """The factor of the graft, [1], if residual="gated"; it starts at zero. Otherwise None."""
+        """The factor of the graft, [1], if residual or join is "gated"; it starts at zero. Otherwise None."""
         return None if self.residual_gate is None else self.residual_gate.weight
 
     def train(self, mode: bool = True) -> Self:

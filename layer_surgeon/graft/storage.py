@@ -164,7 +164,8 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
         if self.donor is not None and self.config.frozen_donor is not None and is_main_process:
             if include_donor:
                 check_donor_place(folder / DONOR_FOLDER)
-                stored_folder, sha256 = store_donor(self.donor, self._donor_folder, folder / DONOR_FOLDER)
+                target, known_sha256 = folder / DONOR_FOLDER, self.config.donor.get("sha256")
+                stored_folder, sha256 = store_donor(self.donor, self._donor_folder, target, known_sha256)
                 self._donor_folder = self._donor_folder or stored_folder
                 self.config.donor = {**self.config.donor, "sha256": sha256}
             # Earlier versions stored the layer's path on this machine.

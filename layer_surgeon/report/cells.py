@@ -281,7 +281,7 @@ def study_facts(report: StudyReport) -> dict[str, object]:
         "trainings": f"{len(report.results):,} of {summary.cells.planned:,} are done",
         "seeds": report.plan.seeds,
         "shares of the training data": [f"{fraction:g}" for fraction in report.plan.fractions],
-        "trained between": period,
+        "trainings ended between": period,
         "time of all trainings": say.say_time(report.training_seconds),
         "machine": "; ".join(report.machines),
     }

@@ -120,8 +120,7 @@ def write_picture(chart: LayeredChart, path: Path, *, title: str) -> None:
         WorkspaceError: The file can't be written.
     """
     check_picture(path)
-    content: dict[str, Any] = chart.to_dict(validate=False)
-    spec = {name: value for name, value in content.items() if name != "config"}
+    spec: dict[str, Any] = chart.to_dict(validate=False)
     if path.suffix == ".png":
         write_bytes(path, draw_png(spec))
         return

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from layer_surgeon._charts import DARK, LIGHT, chart_config, css_variables, glyph
 from layer_surgeon._format import format_amount
+from layer_surgeon._text import printable
 from layer_surgeon._version import __version__
+from layer_surgeon._yaml import dump_yaml
 from layer_surgeon.report import cells
 from layer_surgeon.report import words as say
 from layer_surgeon.report.load import StudyReport
@@ -38,12 +38,13 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "$": "&#36;"
 
 def escape_markdown(text: object) -> str:
     """Escape text from users for a line or a table cell in Markdown."""
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()), keep="")
     return "".join(_ENTITIES.get(char, char) for char in _MARKED.sub(r"\\\1", line))
 
 
 def code_block(text: str) -> str:
     """Return a Markdown code block, which can contain any text."""
+    text = printable(text)
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     return f"{fence}\n{text}\n{fence}"
 
@@ -79,9 +80,7 @@ def html(report: StudyReport) -> str:
     from layer_surgeon.report.figures import Figures
 
     figures = Figures(report)
-    script = (
-        _resource("assets", "report.js") if not report.summary.arms else _bundle() + _resource("assets", "report.js")
-    )
+    script = _bundle() + _resource("assets", "report.js")
     # The policy only allows the script with this hash. Even unescaped user text could not run as a script.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{css_variables(DARK)}}}}}"
@@ -101,7 +100,7 @@ def html(report: StudyReport) -> str:
         "metric": say.first_upper(report.summary.metric.replace("_", " ")),
         "margin": say_equivalence(report.summary.equivalence, report.summary.metric),
         "headline_facts": _headline_facts(report),
-        "plan": yaml.safe_dump(report.plan.as_dict(), sort_keys=False, allow_unicode=True),
+        "plan": dump_yaml(report.plan.as_dict()),
         "looks": {name: glyph(figures.style.number_of(name)) for name in report.summary.arms},
         "tags": {**dict.fromkeys(("not significant", "equivalent", "not run yet"), ""), **_TAGS},
         "version": __version__,

@@ -159,7 +159,7 @@ def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) ->
 
             observer.observe(layer, earlier(1), earlier(0), earlier)
         observer.finish_layer(layer)
-    return observer.result(str(states.info["source"]))
+    return observer.result(str(states.info["source"]["name"]))
 
 
 def _batches_of(states: HiddenStates) -> tuple[Batch, ...]:

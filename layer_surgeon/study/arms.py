@@ -428,11 +428,7 @@ def _with_form(donor: DonorSpec, control: str | None, graft: Mapping[str, Any], 
 
 
 def inherit(arm_spec: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Follow `like` to a built-in arm; return its name and the merged settings, where later arms override earlier.
-
-    Raises:
-        ConfigError: `like` is not the name of an arm.
-    """
+    """Follow `like` to a built-in arm; return its name and the merged settings, where later arms override earlier."""
     like = arm_spec.get("like") or (arm_spec["name"] if arm_spec["name"] in ARMS else "graft")
     changes = {key: value for key, value in arm_spec.items() if key not in ("name", "like")}
     if not isinstance(like, str):

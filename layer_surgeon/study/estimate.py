@@ -88,15 +88,15 @@ def _estimate_seconds(
 
 
 def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
-    batch = FinetuneConfig(**cell.finetune).batch_size
-    settings = {"max_steps": _STEPS, "max_eval_samples": batch, "train_fraction": 1.0}
+    config = FinetuneConfig(**cell.finetune)
+    settings = {"max_steps": _STEPS, "max_eval_samples": config.batch_size, "train_fraction": 1.0}
     trained = train_cell(replace(cell, keep_model=False), folder, progress, **settings)
     shutil.rmtree(folder.run(cell.id), ignore_errors=True)
-    return trained.seconds / (_STEPS + _FORWARD)
+    return trained.seconds / (_STEPS * config.gradient_accumulation_steps + _FORWARD)
 
 
 def _count_steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
-    """Return the number of training steps. Steps of validation and testing count as a third."""
+    """Return the number of batches of training. Those of validation and testing count as a third."""
     config = FinetuneConfig(**cell.finetune)
     counts, tests = _count_examples(cell, plan, folder)
     examples = counts.get("train", 0)
@@ -105,7 +105,7 @@ def _count_steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
     used = min(config.train_fraction * examples, config.max_train_samples or examples)
     epochs = config.num_epochs
     if config.max_steps is not None:
-        epochs = config.max_steps * config.batch_size / max(1, used)
+        epochs = config.max_steps * config.gradient_accumulation_steps * config.batch_size / max(1, used)
     validated = min(validation, config.max_eval_samples or validation) * max(1, epochs)
     return float(used * epochs + _FORWARD * (validated + validation + tests)) / config.batch_size
 

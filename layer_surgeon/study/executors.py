@@ -41,6 +41,8 @@ def run_process(
     Returns:
         None if the cell is finished; otherwise the reason why it failed.
     """
+    # A process that is killed writes no reason; that of an earlier call is not its own.
+    folder.failure(cell.id).unlink(missing_ok=True)
     cell_path = folder.run(cell.id, ".cell.json")
     write_json(cell_path, cell.as_dict())
     folder.log(cell.id).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@
     ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json next to it names the donor's source;
     │                         <donor>-first-9-for-<host>/: a stack, which reads text; <donor>-L0-1-model/: a cut model
     ├── donor-states/        what frozen donors that read text compute for each text; see `finetune.donor_states`
-    ├── hosts/<name>/         a host from an archive in a Python package, unpacked
     ├── probes.json, selection.json    the measurements of `surgeon select` before training, and its choice
     ├── sweep.png             the figure of `surgeon sweep`
     └── runs/                 unfinished trainings and, with `keep_models`, trained models

@@ -184,6 +184,8 @@ class StudyPlan:
         for key, values in (("fractions", self.fractions), ("test_fraction", (self.test_fraction,))):
             for value in values:
                 check(0 < value <= 1, key, value, "above 0 and at most 1")
+        # As they are in the names of trainings.
+        check_unique([f"{fraction:g}" for fraction in self.fractions], "fraction")
 
     def _check_arm(self, arm: Arm) -> None:
         graft = GraftConfig.from_settings(None, {"task": self.task, **arm.graft})

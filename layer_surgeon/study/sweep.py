@@ -5,10 +5,10 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from layer_surgeon._loading import load_config
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
+from layer_surgeon.graft.hosts import load_host_config
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.study.arms import DonorSpec
 
@@ -76,9 +76,10 @@ def host_sites(host: str) -> list[str | int]:
 
     Raises:
         SourceError: The host can't be read.
+        GraftError: Its family is not known.
     """
     with hub_errors(f"The host {host!r}"):
-        config = load_config(host)
+        config = load_host_config(host)
     return [EMBEDDINGS, *range(config.get_text_config().num_hidden_layers), ENCODER_OUTPUT]
 
 

@@ -50,7 +50,7 @@ def _classify(cell: Cell, trained: FinetuneResult, folder: StudyFolder, progress
             config = FinetuneConfig.from_settings(trained.config, {**data.columns, "max_eval_samples": None})
             _, examples = prepare_evaluation(str(data.part("test")), names, config, task=task)
             context = TaskContext(tokenizer=tokenizer, model=trained.model, config=config, label_names=names)
-            tokens = task.tokenize(examples, context, training=False)
+            tokens = task.tokenize(examples, context)
             states_of(cell, folder).attach({f"{name} test": tokens}, context, progress, device=device)
             outputs = run_model(task, tokens, context, description=f"Testing on {name}", progress=progress)
             metrics = task.measure(outputs, tokens, examples, context)

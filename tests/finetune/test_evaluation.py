@@ -1,6 +1,7 @@
 """Measuring and predicting with a trained model."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def trained(graft, tmp_path_factory):
         text_column="words",
         label_column="kind",
     )
+
+
+def test_a_folder_with_the_results_of_another_program(trained, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "model")
+    (tmp_path / "model/results.json").write_text(json.dumps({"best_epoch": 1}))
+    (prediction,) = predict(tmp_path / "model", ["good film"])
+    assert prediction.label in ("bad", "good")
 
 
 def test_evaluation_equals_predictions(trained):

@@ -38,7 +38,7 @@ def test_labels_are_at_first_tokens():
     names = data.label_names
     examples = data.train if ("anna", "saw?and", "rome") in data.train.words else data.validation
     row = examples.words.index(("anna", "saw?and", "rome"))
-    dataset = task.tokenize(examples, context_of(model), training=True)
+    dataset = task.tokenize(examples, context_of(model))
     tokens = tokenizer.convert_ids_to_tokens(dataset.features[row]["input_ids"])
     assert tokens == ["[CLS]", "anna", "saw", "?", "and", "rome", "[SEP]"]
     expected = [-100, names.index("B-PER"), names.index("O"), -100, -100, names.index("B-LOC"), -100]
@@ -86,7 +86,7 @@ def test_bad_rows_of_a_tagger(row, says, workspace):
 def windows(rows, **settings):
     task, model = finetune_task("question-answering"), bert(BertForQuestionAnswering)
     data = prepare_data(rows, rows[:1], None, FinetuneConfig(), task=task)
-    return data.train, task.tokenize(data.train, context_of(model, **settings), training=True)
+    return data.train, task.tokenize(data.train, context_of(model, **settings))
 
 
 def test_windows_cover_the_text_and_find_the_answer():
@@ -196,6 +196,7 @@ def test_loss_of_spans_is_the_models_without_smoothing():
         ({"text": ["rome"], "answer_start": [3]}, "is not at character 3 of the text; it begins at 13"),
         ({"text": ["rome"], "answer_start": []}, "text and answer_start must be lists of the same length"),
         ([7], "7 is not an answer. Expected"),
+        (1969, "1969 is not an answer. Expected"),
         ("milan", "the text does not contain it"),
     ],
 )

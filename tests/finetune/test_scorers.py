@@ -10,7 +10,7 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, scorers
 from layer_surgeon.finetune.scorers import bart_score, bert_score, extra_scores
 from tests.support.classification import Recorder, bert_config, word_tokenizer
-from tests.support.finetune_tasks import task_tokenizer, tiny_bart, translated_rows
+from tests.support.finetune_tasks import task_tokenizer, tiny_bart, train, translated_rows
 
 CPU = torch.device("cpu")
 
@@ -50,6 +50,16 @@ def test_they_are_in_the_metrics(monkeypatch):
     measured = evaluate_model(tiny_bart(), translated_rows(4), extra_metrics="bart_score", **settings).metrics
     assert measured.scores["bart_score"] == -2.5
     assert "bart_score" not in evaluate_model(tiny_bart(), translated_rows(4), **settings).metrics.scores
+
+
+def test_a_run_that_computes_them_once_at_its_end(monkeypatch, workspace):
+    monkeypatch.setitem(scorers._SCORERS, "bart_score", lambda written, references, device: -2.5)
+    settings = {"max_target_length": 4, "num_beams": 1, "max_steps": 2, "extra_metrics": "bart_score"}
+    result = train(tiny_bart(), workspace, translated_rows(20), **settings)
+    assert result.validation.scores["bart_score"] == -2.5
+    card = (result.path / "README.md").read_text()
+    (epochs,) = [line for line in card.splitlines() if line.startswith("| epoch ")]
+    assert ("BARTScore" in card, "BARTScore" in epochs, "BLEU" in epochs) == (True, False, True)
 
 
 @pytest.fixture

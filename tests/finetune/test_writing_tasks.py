@@ -60,7 +60,7 @@ def test_prefix_is_put_before_sources(workspace):
     result = train(tiny_bart(), workspace, translated_rows(20), max_steps=1, source_prefix="the day ", num_beams=1)
     assert json.loads((result.path / "results.json").read_text())["config"]["source_prefix"] == "the day "
     task = finetune_task("seq2seq")
-    features = task.tokenize(task.inputs(["one"]), context_of(result.model, source_prefix="the day "), training=False)
+    features = task.tokenize(task.inputs(["one"]), context_of(result.model, source_prefix="the day "))
     assert task_tokenizer().decode(features.features[0]["input_ids"]) == "[CLS] the day one [SEP]"
 
 
@@ -96,7 +96,7 @@ def test_blocks_lose_nothing():
     task, tokenizer = finetune_task("causal-lm"), task_tokenizer()
     rows = [{"text": row["de"]} for row in translated_rows(10)]
     data = prepare_data(rows, rows[:1], None, FinetuneConfig(), task=task)
-    dataset = task.tokenize(data.train, context_of(tiny_gpt2(), max_length=7), training=True)
+    dataset = task.tokenize(data.train, context_of(tiny_gpt2(), max_length=7))
     joined = [token for feature in dataset.features for token in feature["input_ids"]]
     whole = [token for row in rows for token in tokenizer(row["text"])["input_ids"]]
     assert joined == whole[: len(joined)]

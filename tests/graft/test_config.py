@@ -147,6 +147,8 @@ def test_bad_values_are_refused(settings, message):
 def test_site_can_be_a_number_as_text():
     assert GraftConfig(site="-1").site == -1
     assert GraftConfig(site=3).site == 3
+    with pytest.raises(ConfigError, match="site is '--5'"):
+        GraftConfig(site="--5")
 
 
 def test_only_some_tasks_have_labels():

@@ -26,7 +26,7 @@ from tests.graft.conftest import (
     make_inputs,
     word_tokenizer,
 )
-from tests.support.tiny_models import cut_artifact
+from tests.support.tiny_models import cut_artifact, save_quietly
 
 # torch 2.11 says so where transformers compiles parts of DeBERTa.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -197,6 +197,16 @@ def test_donor_gone_from_disk_is_written_from_memory(artifact, tmp_path):
     shutil.copytree(artifact, tmp_path / "layer")
     model = graft_layer(host_model("bert"), tmp_path / "layer")
     shutil.rmtree(tmp_path / "layer")
+    model.save_pretrained(tmp_path / "graft")
+    assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "graft")), logits(model))
+
+
+def test_donor_replaced_on_disk_is_written_from_memory(artifact, llm, tmp_path):
+    shutil.copytree(artifact, tmp_path / "layer")
+    model = graft_layer(host_model("bert"), tmp_path / "layer")
+    shutil.rmtree(tmp_path / "layer")
+    save_quietly(llm, tmp_path / "llm")
+    cut_artifact(tmp_path / "llm", [1], tmp_path / "layer")
     model.save_pretrained(tmp_path / "graft")
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "graft")), logits(model))
 

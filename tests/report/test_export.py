@@ -77,6 +77,11 @@ def test_a_code_block_can_contain_any_fence():
     assert code_block("a ```` b") == "`````\na ```` b\n`````"
 
 
+def test_control_sequences_are_escaped():
+    assert escape_markdown("a\x1b[31m\u202eb") == "a\\\\x1b\\[31m\\\\u202eb"
+    assert code_block("a\x1b[31m") == "```\na\\x1b[31m\n```"
+
+
 def test_csv(report, written):
     rows = list(csv.DictReader(io.StringIO((written / "measurements.csv").read_text(encoding="utf-8"))))
     # 3 arms x 3 seeds, less one that failed; on 2 test sets each.

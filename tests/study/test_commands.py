@@ -162,6 +162,17 @@ def test_a_dry_run_counts_trainings_and_estimates_their_time(plan_file, tmp_path
     assert not list(place.glob("cells/*"))
 
 
+def test_zero_is_a_value(tmp_path, plan_file):
+    for options in (("--num-seeds", "0"), ("--equivalence", "0"), ("--workers", "0")):
+        refused = surgeon("compare", "--config", str(plan_file), "--output", str(tmp_path / "study"), *options)
+        assert (refused.exit_code, options[0].strip("-").partition("-")[0] in refused.stderr) == (2, True), options
+    several = yaml.safe_load(plan_file.read_text())
+    several["donors"] = [several.pop("donor")]
+    plan_file.write_text(yaml.safe_dump(several))
+    swept = surgeon("sweep", "--config", str(plan_file), "--output", str(tmp_path / "sweep"))
+    assert (swept.exit_code, "A sweep compares the layers of one donor" in swept.stderr) == (2, True)
+
+
 def test_wrong_options_are_refused(tmp_path, plan_file):
     both = surgeon("compare", "--config", str(plan_file), "--preset", "table-5")
     assert (both.exit_code, "one plan" in both.stderr) == (2, True)

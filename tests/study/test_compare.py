@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from layer_surgeon.errors import ConfigError, WorkspaceError
-from layer_surgeon.study import compare
+from layer_surgeon.study import compare, executors
 from layer_surgeon.study.arms import ARMS, DonorSpec
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
@@ -134,6 +134,17 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_study(parts, tmp_path):
     assert any(text.startswith("Failed: broken on films, seed 1: ") and "nowhere" in text for text in progress.notices)
     failed = result.summary.cells.failed
     assert [(cell.arm, cell.error["type"]) for cell in failed] == [("broken", "SourceNotFoundError")]
+
+
+def test_a_killed_process_does_not_get_the_reason_of_an_earlier_failure(parts, tmp_path, monkeypatch):
+    folder = StudyFolder(root=tmp_path)
+    (cell,) = tiny_plan(parts, arms=["host"], seeds=[1], data=parts["data"][:1]).cells()
+    folder.failure(cell.id).parent.mkdir(parents=True)
+    folder.failure(cell.id).write_text(json.dumps({"error": {"type": "DataError", "message": "fixed since"}}))
+    monkeypatch.setattr(executors, "_run_python", lambda arguments, log, threads, running: log.write_text("") or -9)
+    reason = executors.run_process(cell, folder, threads=1)
+    assert "fixed since" not in reason
+    assert "code -9" in reason
 
 
 def test_an_arm_trains_on_synthetic_texts(parts, tmp_path):

@@ -163,7 +163,7 @@ def test_command(donor, tmp_path):
         (("planted", "--max-texts", "9"), "--max-texts does not go with --candidates layers"),
         (("--candidates", "depth"), "Name the donor, or the folder of an earlier run with --states"),
         (("planted", "--candidates", "depth", "--states", "s"), "no donor can be named"),
-        (("planted", "--candidates", "depth", "--workers", "0"), "workers is 0"),
+        (("planted", "--candidates", "depth", "--workers", "0"), "Invalid value for '--workers'"),
     ],
 )
 def test_usage_errors(tmp_path, arguments, message):

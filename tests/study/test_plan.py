@@ -110,6 +110,7 @@ def test_a_sweep():
         ({"arms": ["larger-host"]}, "No larger model"),
         ({"donor": None, "arms": ["graft"]}, "needs a donor"),
         ({"arms": ["host", "host"], "seeds": [1, 1]}, "has the seed 1 twice"),
+        ({"fractions": [1, 1.0]}, "has the fraction 1 twice"),
         ({"tests": ["nowhere"]}, "tests is 'nowhere'"),
         ({"fractions": [0]}, "fractions is 0"),
         ({"finetune": {"seed": 3}}, "use the keys seeds and fractions"),

@@ -108,8 +108,8 @@ class FinetuneTask(ABC):
     # ---- tokens
 
     @abstractmethod
-    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
-        """Tokenize examples without padding. With `training`, the features include the labels for the training loss.
+    def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
+        """Tokenize examples without padding. The features include the labels, where there are any, for the loss.
 
         Raises:
             ConfigError: The maximum length leaves no room for the text.

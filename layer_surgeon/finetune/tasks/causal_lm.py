@@ -74,7 +74,7 @@ class CausalLM(FinetuneTask):
         """Check that no text is empty."""
         return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"))
 
-    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+    def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
         """Join all texts and split them into blocks; tokenize prompts one by one, without labels.
 
         Raises:

@@ -1,13 +1,14 @@
 """Extractive question answering: the answer is a span of the text."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import log_softmax
 from transformers import DataCollatorWithPadding
 
 from layer_surgeon._io import parse_json
@@ -16,7 +17,6 @@ from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
-from layer_surgeon.finetune.metrics import log_softmax
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.squad import AnswerMetrics, measure_answers
 from layer_surgeon.finetune.tasks.base import FinetuneTask, LossFunction, Outputs, TaskContext
@@ -124,7 +124,7 @@ class QuestionAnswering(FinetuneTask):
             return config
         return replace(config, unanswerable=not all(_questions(train).answers))
 
-    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+    def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
         """Split each text into windows, each with the question; neighbours share `doc_stride` tokens. Nothing is lost.
 
         Raises:
@@ -254,7 +254,7 @@ def _read_answers(value: Any, context: str, location: str) -> Answers:
     if isinstance(value, Mapping):
         value = _to_rows(value, location)
     answers = []
-    for answer in value:
+    for answer in value if isinstance(value, Iterable) else (value,):
         if not isinstance(answer, Mapping) or not isinstance(answer.get("text"), str):
             raise DataError(
                 f"{location}: {answer!r} is not an answer. Expected "
@@ -332,7 +332,7 @@ def _smoothed(logits: torch.Tensor, target: torch.Tensor, smoothing: float) -> t
 
 def _window_loss(outputs: Outputs, index: int, window: Window) -> float:
     losses = [
-        -log_softmax(array[index, : len(window.offsets)])[position]
+        -log_softmax(array[index, : len(window.offsets)].astype(float))[position]
         for array, position in zip(outputs, (window.start, window.end), strict=True)
     ]
     return float(np.mean(losses))

@@ -66,7 +66,7 @@ class Seq2Seq(FinetuneTask):
         )
         return TextPairs(sources=sources, targets=targets)
 
-    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+    def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
         """Tokenize source and target, each truncated to its maximum length; a pair counts as truncated only once."""
         pairs, config = _pairs(examples), context.config
         longest = longest_input(context.tokenizer, context.model, config.max_length)

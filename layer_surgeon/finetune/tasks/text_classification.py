@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from transformers import DataCollatorWithPadding
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.examples import Examples, ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap, labels_of_model, make_label_map
-from layer_surgeon.finetune.metrics import ClassificationMetrics, log_softmax, measure
+from layer_surgeon.finetune.metrics import ClassificationMetrics, measure
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
 from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize
@@ -88,7 +89,7 @@ class TextClassification(FinetuneTask):
         counts = np.bincount(np.asarray(part.strata), minlength=len(label_names)).tolist()
         return {"per_class": dict(zip(label_names, counts, strict=True))}
 
-    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+    def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
         """Tokenize each text or pair, truncated to the maximum length."""
         if not isinstance(examples, Examples):
             raise TypeError(f"expected Examples, got {type(examples).__name__}")
@@ -134,7 +135,7 @@ class TextClassification(FinetuneTask):
         if not isinstance(examples, Examples):
             raise TypeError(f"expected Examples, got {type(examples).__name__}")
         names, results = context.label_names, []
-        for index, row in enumerate(log_softmax(outputs[0])):
+        for index, row in enumerate(log_softmax(outputs[0].astype(float), axis=-1)):
             probabilities = dict(zip(names, map(float, np.exp(row)), strict=True))
             best = names[int(row.argmax())]
             results.append(

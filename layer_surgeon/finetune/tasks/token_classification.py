@@ -147,7 +147,7 @@ class TokenClassification(FinetuneTask):
         counts = np.bincount(np.asarray(tags, dtype=int), minlength=len(label_names)).tolist()
         return {"words": len(tags), "per_class": dict(zip(label_names, counts, strict=True))}
 
-    def tokenize(self, examples: ExampleSet, context: TaskContext, *, training: bool) -> TokenizedDataset:
+    def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
         """Tokenize each text, truncated to the maximum length; each label is at its word's first token."""
         tokenizer = context.tokenizer
         if not tokenizer.is_fast:
