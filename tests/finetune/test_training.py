@@ -8,10 +8,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
-from layer_surgeon.finetune import finetune_model, predict, run
-from layer_surgeon.finetune.trainer import SurgeonTrainer
+from layer_surgeon.finetune import FinetuneConfig, finetune_model, predict, run
+from layer_surgeon.finetune.tokenization import longest_input
+from layer_surgeon.finetune.trainer import SurgeonTrainer, training_arguments
 from layer_surgeon.graft import GraftedModel, graft_layer
 from tests.support.classification import classifier, rows
+from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
 from tests.support.training import TRAIN, same, train, weights
 
 
@@ -36,6 +38,18 @@ def watched(monkeypatch):
     monkeypatch.setattr(SurgeonTrainer, "__init__", init)
     monkeypatch.setattr(SurgeonTrainer, "_save_checkpoint", save_checkpoint)
     return seen
+
+
+def test_each_epoch_has_a_loss(tmp_path):
+    config = FinetuneConfig(task="text-classification", select_by="accuracy", num_epochs=300, batch_size=4)
+    # Three steps for each of 300 epochs: with only 200 logs in the run, some epochs would have none.
+    assert training_arguments(config, tmp_path, torch.device("cpu"), 12).logging_steps == 3
+
+
+def test_texts_are_cut_to_the_positions_of_the_host():
+    tokenizer, model = task_tokenizer(), tiny_gpt2()
+    tokenizer.model_max_length = 10**9
+    assert longest_input(tokenizer, model, 4000) == 64
 
 
 # ---- the donor
