@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_surgeon._format import format_amount, format_count, format_score, format_seconds
+from layer_surgeon._format import format_amount, format_count, format_seconds
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from layer_surgeon.study.compare import StudyResult
     from layer_surgeon.study.estimate import Estimate
     from layer_surgeon.study.plan import StudyPlan
-    from layer_surgeon.study.tables import Comparison
 
 app = new_app()
 
@@ -344,6 +343,7 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
 
 
 def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
+    from layer_surgeon.report.words import say_gains
     from layer_surgeon.study.verdict import difference_in_words, say_p, say_place
 
     for table in result.summary.tables:
@@ -365,7 +365,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
                 (
                     f"{comparison.arm} - {comparison.against}",
                     difference_in_words(comparison.mean, plan.metric),
-                    _format_interval(comparison, plan.metric),
+                    say_gains(comparison.interval, result.summary),
                     "" if comparison.p is None else say_p(comparison.p),
                     "" if comparison.p_holm is None else say_p(comparison.p_holm),
                     result.summary.outcome(comparison) or "no test possible",
@@ -382,16 +382,6 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
 
 def _format_deviation(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _format_interval(comparison: "Comparison", metric: str) -> str:
-    """Format an interval in the unit of the difference: points if the metric is a share."""
-    from layer_surgeon.study.tables import SHARES
-
-    if comparison.interval is None:
-        return ""
-    ends = (comparison.interval.low, comparison.interval.high)
-    return " to ".join(f"{100 * end:+.1f}" if metric in SHARES else format_score(end, "+.3g") for end in ends)
 
 
 def _format_trained(result: "StudyResult", arm: str) -> str:

@@ -6,23 +6,7 @@ flops     multiply-accumulates
 measure   time and peak memory, in a new process
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from layer_surgeon.cost.measure import Workload
-    from layer_surgeon.cost.profile import GraftProfile, profile_graft
+import lazy_loader
 
 # Lazy, because torch and transformers take seconds to import.
-_MODULE_OF = {"Workload": "measure", "GraftProfile": "profile", "profile_graft": "profile"}
-
-__all__ = ["GraftProfile", "Workload", "profile_graft"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'layer_surgeon.cost' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"layer_surgeon.cost.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,7 +6,7 @@ The text of a cell is not escaped; the templates do that. Tables are sorted by t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from layer_surgeon._format import format_score
+from layer_surgeon._format import format_score, format_seconds
 from layer_surgeon.report import words as say
 from layer_surgeon.report.load import StudyReport
 from layer_surgeon.report.series import LayerSweep, LearningCurve, ShiftMatrix, place_of
@@ -119,7 +119,7 @@ def _score_cells(table: Table, row: Row, summary: Summary, others: Sequence[str]
         *(Cell(text=say.say_span(span, summary), value=None if span is None else span[0]) for span in spans),
         Cell(text=str(len(row.seeds)), value=len(row.seeds), hint=f"{row.arm}: {by_seed}"),
         _number(None if counts is None else counts.trained, say.say_count),
-        _number(row.training_seconds, say.say_time),
+        _number(row.training_seconds, format_seconds),
         _number(row.train_examples, lambda value: f"{value:,}"),
         *(_number(row.scores.get(name), format_score) for name in others),
     ]
@@ -238,7 +238,7 @@ def arms_table(summary: Summary) -> ReportTable:
             *(Cell(text=text) for text in (arm.text, arm.host, arm.donor or "")),
             _number(None if arm.parameters is None else arm.parameters.trained, say.say_count),
             _number(None if arm.parameters is None else arm.parameters.total, say.say_count),
-            _number(arm.training_seconds, say.say_time),
+            _number(arm.training_seconds, format_seconds),
         ]
         for name, arm in summary.arms.items()
     ]
@@ -282,6 +282,6 @@ def study_facts(report: StudyReport) -> dict[str, object]:
         "seeds": report.plan.seeds,
         "shares of the training data": [f"{fraction:g}" for fraction in report.plan.fractions],
         "trainings ended between": period,
-        "time of all trainings": say.say_time(report.training_seconds),
+        "time of all trainings": format_seconds(report.training_seconds),
         "machine": "; ".join(report.machines),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from layer_surgeon._format import format_seconds
 from layer_surgeon.report import words as say
 from layer_surgeon.report.charts import Lane, Tile, cost_chart, heat_map, lane_chart
 from layer_surgeon.report.curve_figures import learning_figures
@@ -125,7 +126,7 @@ class Figures:
         trained = {arm: 0.0 if (count := counts[arm]) is None else float(count.trained) for arm in lanes}
         kinds: Sequence[tuple[str, Mapping[str, float], Callable[[float], str]]] = (
             ("trained parameters", trained, say.say_count),
-            ("seconds of training", seconds, say.say_time),
+            ("seconds of training", seconds, format_seconds),
         )
         panels = [
             self._cost_panel(name, [(lanes[arm], costs[arm]) for arm in lanes if costs[arm] > 0], words)

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from layer_surgeon._charts import DARK, LIGHT, chart_config, css_variables, glyph
-from layer_surgeon._format import format_amount
+from layer_surgeon._format import format_amount, format_seconds
 from layer_surgeon._text import printable
 from layer_surgeon._version import __version__
 from layer_surgeon._yaml import dump_yaml
@@ -207,7 +207,7 @@ def _headline_facts(report: StudyReport) -> list[tuple[str, str, str]]:
         ("Host" if len(hosts) == 1 else "Hosts", *_few(hosts)),
         ("Donor layer" if len(donors) == 1 else "Donor layers", *_few(donors)),
         ("Seeds", *((seeds_text, "") if len(seeds) <= 3 else (f"{len(seeds)} seeds", seeds_text))),
-        ("Training time", say.say_time(report.training_seconds), "all trainings together"),
+        ("Training time", format_seconds(report.training_seconds), "all trainings together"),
         ("Machine", *_few(report.machines)),
         ("Last training", (report.finished or "").replace("T", " ")[:16], "UTC"),
     ]

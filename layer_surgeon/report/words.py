@@ -69,17 +69,6 @@ def say_count(count: float) -> str:
     return format_count(count, ".3g")
 
 
-def say_time(seconds: float) -> str:
-    """Return a duration, such as `8.31 s`, `2 min 25 s` or `1 h 30 min`."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, remaining = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {remaining} s" if remaining and minutes < 10 else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
-
-
 def say_setting(value: object) -> str:
     """Return the value of a setting as text."""
     if isinstance(value, bool):

@@ -16,11 +16,12 @@ from transformers import AutoTokenizer, pipeline
 import layer_surgeon as ls
 from layer_surgeon._format import format_score
 from layer_surgeon.errors import ArtifactError, ConfigError, DataError, GraftError
+from layer_surgeon.report.words import say_gains
 from layer_surgeon.study.paired import Interval
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.selection_result import Margin
 from layer_surgeon.study.verdict import say_margin
-from layer_surgeon_cli.compare import _format_interval, _show_estimate
+from layer_surgeon_cli.compare import _show_estimate
 from layer_surgeon_cli.ui import Ui
 from tests.support.classification import rows, save_host, word_tokenizer
 from tests.support.command_line import surgeon_here
@@ -363,6 +364,6 @@ def test_a_margin_of_nothing_is_not_ahead():
 
 
 def test_differences_and_intervals_have_one_unit():
-    comparison = SimpleNamespace(interval=Interval(low=-0.1021, high=-0.008))
-    assert _format_interval(comparison, "accuracy") == "-10.2 to -0.8"
-    assert _format_interval(comparison, "bleu") == "-0.102 to -0.008"
+    interval = Interval(low=-0.1021, high=-0.008)
+    assert say_gains(interval, SimpleNamespace(is_share=True)) == "-10.2 to -0.8"
+    assert say_gains(interval, SimpleNamespace(is_share=False)) == "-0.102 to -0.008"

@@ -18,7 +18,7 @@ from layer_surgeon.report.export import write_report
 from layer_surgeon.report.figures import Figures
 from layer_surgeon.report.load import load_report
 from layer_surgeon.report.render import html, markdown
-from layer_surgeon.report.words import say_count, say_time
+from layer_surgeon.report.words import say_count
 from layer_surgeon.study import paired
 from tests.support.made_up_studies import HOSTILE, made_up_study
 
@@ -324,10 +324,3 @@ def linear(color):
 @pytest.mark.parametrize(("value", "said"), [(950, "950"), (1_540, "1.54 k"), (23_205_506, "23.2 M"), (8e9, "8 B")])
 def test_counts_are_rounded_for_display(value, said):
     assert say_count(value) == said
-
-
-@pytest.mark.parametrize(
-    ("value", "said"), [(8.314, "8.31 s"), (145, "2 min 25 s"), (1500, "25 min"), (3600, "1 h"), (5400, "1 h 30 min")]
-)
-def test_durations_are_rounded_for_display(value, said):
-    assert say_time(value) == said
