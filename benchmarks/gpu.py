@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --device cpu --layers 2 --steps 2 --batch 4
 
 The weights are random and have the real shapes; neither time nor memory depends on their values. The script needs no
-files, and only torch, transformers, accelerate, safetensors and numpy (run it from the repository's root). Trained
+files, and only torch, transformers, accelerate, safetensors, numpy and lazy_loader (run it from the root). Trained
 weights are float32; the donor layer's weights have the precision of the computation. A step is forward, backward,
 clipping and Adam, as in fine-tuning.
 

@@ -127,7 +127,8 @@ def run_task(name: str, task: Task, data: Path, folder: Path, threads: int) -> d
     """Graft and train, and return the results."""
     host = "packaged:all-MiniLM-L6-v2" if task.host is None else task.host(data / task.files["dataset"], folder / "t5")
     graft = ["graft", str(host), "--donor", str(folder / "donor"), "--task", task.task, "--output", f"graft-{name}"]
-    surgeon(folder, *graft, *task.graft, threads=threads)
+    # The paper's projections, also for a loud layer.
+    surgeon(folder, *graft, "--projection-init", "default", *task.graft, threads=threads)
     files = [argument for split, file in task.files.items() for argument in (f"--{split}", str(data / file))]
     options = [*files, *task.finetune, "--output", f"run-{name}"]
     result = surgeon(folder, "finetune", f"graft-{name}", *options, threads=threads)

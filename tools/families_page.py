@@ -20,8 +20,8 @@ layer.
 - {refused} families are refused, for the reasons below.
 - {untested} families are untested, because no small model could be built.
 
-A family that is not on this page is tested in the same way when you load one of its layers. If it is not exact, it is
-refused.
+A family that is not on this page is checked when you load one of its layers: if the layer does not run alone, or reads
+anything that other layers make, it is refused. It is not compared with the whole model.
 
 ## Exact
 
@@ -45,7 +45,7 @@ UNTESTED = """
 ## Untested
 
 For these families, no small model could be built from general settings, or the model did not run. Their layers are
-tested when they are loaded.
+checked when they are loaded, as above.
 
 | family | problem |
 |---|---|
