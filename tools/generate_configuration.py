@@ -19,7 +19,8 @@ This page is generated from `FinetuneConfig` by `tools/generate_configuration.py
 
 You can give every setting as an option of `surgeon finetune` (`--batch-size 16`), as a keyword argument of
 `finetune_model` (`batch_size=16`), or in a configuration file (`batch_size: 16`). Options override the file, and the
-file overrides the defaults, which are the paper's. An unknown name is an error, and the message names the closest one or all of them.
+file overrides the defaults, which are the paper's. An unknown name is an error; the message names the closest one, or
+all of them.
 
 A finished run contains `run.yaml`: the final values of all settings, and the sources of the model and the data.
 `surgeon finetune --config RUN/run.yaml` repeats the run. On a CPU, with the same number of threads and the same package

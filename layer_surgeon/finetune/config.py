@@ -50,7 +50,8 @@ class FinetuneConfig:
 
     task: str | None = _option(
         None,
-        f"Task to train for. Default: the graft's task, else the data set's, else the stored model's, else {DEFAULT_TASK}.",
+        "Task to train for. Default: the graft's task, else the data set's, else the stored model's, else "
+        f"{DEFAULT_TASK}.",
         finetuned_tasks,
     )
     # Training
