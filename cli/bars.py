@@ -19,7 +19,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from .render import format_value
+from layer_surgeon._format import format_value
+
 from .ui import escape_text
 
 # Scores on the validation examples have this prefix. Values of every step don't.
@@ -91,7 +92,8 @@ class RichProgress:
     def metrics(self, values: Mapping[str, float]) -> None:
         """Show values below the bar. Names that are not in `values` keep their last value."""
         if self._bars is not None:
-            self._bars.values.update(values)
+            # A new dict, because rich draws the old one in a thread of its own.
+            self._bars.values = {**self._bars.values, **values}
 
     def end(self) -> None:
         """Stop the bar and leave it on the screen."""

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from layer_surgeon._io import parse_json
+from layer_surgeon._launched import is_main_process
 from layer_surgeon._text import printable
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.workspace import Workspace
 
 from .errors import UsageError, as_document, describe, format_traceback
 from .library_logs import hide_library_warnings
-from .processes import is_main
 from .surgeon_command import SurgeonCommand
 from .ui import Ui
 
@@ -90,7 +90,7 @@ def command(
 
         def run(**values: Any) -> None:
             # If several processes train together, only the first one prints.
-            json_, quiet = values.pop("json_") and is_main(), values.pop("quiet") or not is_main()
+            json_, quiet = values.pop("json_") and is_main_process(), values.pop("quiet") or not is_main_process()
             workspace = Workspace(values.pop("workspace"))
             ui = Ui(as_json=json_, quiet=quiet, debug=values.pop("debug"), workspace=workspace)
             if not ui.debug:
@@ -155,7 +155,7 @@ class _Guard:
             return
         self._ui.progress.end()
         code, message = describe(error)
-        if not is_main() and isinstance(error, LayerSurgeonError) and not isinstance(error, TrainingError):
+        if not is_main_process() and isinstance(error, LayerSurgeonError) and not isinstance(error, TrainingError):
             # Before training, every process meets the same error. Only the first one reports it.
             raise typer.Exit(code) from error
         if self._ui.debug:

@@ -9,7 +9,7 @@ import typer
 
 from layer_surgeon._format import format_bytes, list_names
 
-from .command import command, new_app
+from .command import command, new_app, nothing_kept
 from .ui import Ui
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def diff(
         from layer_surgeon.report.layer_heat_map import check_picture
 
         check_picture(output)
-    difference = diff_checkpoints(
-        a, b, revision_a=revision_a, revision_b=revision_b, token=token, use_hashes=hashes, progress=ui.progress
-    )
+    with nothing_kept():
+        difference = diff_checkpoints(
+            a, b, revision_a=revision_a, revision_b=revision_b, token=token, use_hashes=hashes, progress=ui.progress
+        )
     if output is not None:
         _draw(difference, output)
     if not ui.as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from layer_surgeon._format import format_bytes, format_count, format_seconds
+from layer_surgeon._launched import is_main_process, number_of_processes
 from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import LayerSurgeonError, SourceError, TrainingError
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -16,7 +17,7 @@ from layer_surgeon.tasks import score_title
 
 from .command import DonorOption, command, new_app, usage
 from .errors import UsageError
-from .processes import is_main, is_started, start_processes
+from .processes import start_processes
 from .push import show_push
 from .ui import Ui
 
@@ -120,12 +121,12 @@ def finetune(
     model = sources.get("graft") or ui.latest("graft")
 
     _check_options(seeds=seeds, resume=resume, push_to_hub=push_to_hub, public=public)
-    if push_to_hub is not None and is_main():
+    if push_to_hub is not None and is_main_process():
         from layer_surgeon.hub.access import check_access
 
         check_access(push_to_hub)
 
-    if num_processes is not None and num_processes > 1 and not dry_run and not is_started():
+    if num_processes is not None and num_processes > 1 and not dry_run and number_of_processes() == 1:
         return start_processes(num_processes)
 
     from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning
@@ -148,16 +149,16 @@ def finetune(
     try:
         if seeds is not None:
             outcome = finetune_seeds(model, *data, num_seeds=seeds, **common)
-            if not ui.as_json and is_main():
+            if not ui.as_json and is_main_process():
                 _show_seeds(outcome, ui)
             return outcome.as_dict()
         result = finetune_model(model, *data, resume=resume, **common)
     except KeyboardInterrupt as error:
         raise TrainingError(str(error) or "Interrupted before training started. Nothing was written.") from error
-    if not ui.as_json and is_main():
+    if not ui.as_json and is_main_process():
         _show(result, ui)
     document = result.as_dict() | {"path": result.path}
-    if push_to_hub is not None and is_main():
+    if push_to_hub is not None and is_main_process():
         document["pushed"] = asdict(_push(result.path, push_to_hub, public, ui))
     return document
 

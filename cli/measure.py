@@ -9,7 +9,7 @@ import typer
 
 from layer_surgeon.run.settings import RunConfig
 
-from .command import command, new_app, usage
+from .command import command, new_app, nothing_kept, usage
 from .errors import UsageError
 from .ui import Ui
 
@@ -89,22 +89,27 @@ def measure(
 
     from layer_surgeon.run.measures import measure_layers  # torch and transformers take seconds; --help must not
 
-    measures = measure_layers(
-        source,
-        texts,
-        block=block,
-        linear=linear,
-        revision=revision,
-        token=token,
-        progress=ui.progress,
-        **settings,
-    )
+    with nothing_kept():
+        measures = measure_layers(
+            source,
+            texts,
+            block=block,
+            linear=linear,
+            revision=revision,
+            token=token,
+            progress=ui.progress,
+            **settings,
+        )
+    # The table comes first: it took long, and should not be lost if what follows fails.
+    if not ui.as_json:
+        _show(ui, measures)
     dropped = None if suggest_drop is None else measures.suggest_drop(suggest_drop, drop_by)
+    command_line = None if dropped is None else _drop_command(measures, dropped, revision)
     if output is not None:
         _draw(measures, output)
-    command_line = None if dropped is None else _drop_command(measures, dropped)
     if not ui.as_json:
-        _show(ui, measures, output, command_line)
+        ui.facts({} if output is None else {"picture": output})
+        ui.facts({} if command_line is None else {"to drop them": command_line})
     return asdict(measures) | {
         "suggested_drop": None if dropped is None else list(dropped),
         "command": command_line,
@@ -112,25 +117,21 @@ def measure(
     }
 
 
-def _drop_command(measures: "LayerMeasures", dropped: tuple[int, ...]) -> str:
+def _drop_command(measures: "LayerMeasures", dropped: tuple[int, ...], revision: str | None) -> str:
     from layer_surgeon.run.measures import format_layers
 
-    return f"surgeon assemble {shlex.quote(measures.source)} --drop {format_layers(dropped)}"
+    at_revision = "" if revision is None else f" --revision {shlex.quote(revision)}"
+    return f"surgeon assemble {shlex.quote(measures.source)}{at_revision} --drop {format_layers(dropped)}"
 
 
-def _show(ui: Ui, measures: "LayerMeasures", output: Path | None, command_line: str | None) -> None:
+def _show(ui: Ui, measures: "LayerMeasures") -> None:
     header = [name for name, field in _COLUMNS.items() if any(getattr(m, field) is not None for m in measures.layers)]
     ui.table(("layer", *header), [_row(measure, header) for measure in measures.layers])
     if measures.blocks:
         title = f"Blocks of {measures.block} layers"
         ui.table(("layers", *header), [_row(measure, header) for measure in measures.blocks], title=title)
-    facts: dict[str, Any] = {
-        "model": measures.source,
-        "texts": f"{measures.num_texts:,}, with {measures.num_tokens:,} tokens",
-    }
-    ui.facts(facts | ({} if output is None else {"picture": output}))
-    if command_line is not None:
-        ui.facts({"to drop them": command_line})
+    texts = f"{measures.num_texts:,}, with {measures.num_tokens:,} tokens"
+    ui.facts({"model": measures.source, "texts": texts})
 
 
 def _name(measure: "LayerMeasure") -> str:

@@ -11,16 +11,6 @@ from layer_surgeon._python import start_python
 _OPTION = "--num-processes"
 
 
-def is_started() -> bool:
-    """Whether this process is already one of several, started by us, torchrun or `accelerate launch`."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_main() -> bool:
-    """Whether this process is the only one, or the first of several."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def start_processes(count: int) -> NoReturn:
     """Run this command in `count` processes, then exit with code 0, or 1 if they failed."""
     launcher = ("--standalone", "--nproc-per-node", str(count), "-m", __package__ or "")

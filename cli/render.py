@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from layer_surgeon._format import format_bytes, format_seconds
+from layer_surgeon._format import format_bytes, format_seconds, format_value
 
 from .ui import escape_text
 
@@ -20,17 +20,6 @@ SECONDS_OF_SILENCE = 600.0
 
 def _format_values(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {format_value(name, value)}" for name, value in values.items())
-
-
-def format_value(name: str, value: float) -> str:
-    """Format a value of `Progress.metrics` by its name."""
-    if name in ("memory", "read"):
-        return format_bytes(value)
-    if name == "layer":
-        return f"{value:.0f}"
-    if name.endswith("/s"):
-        return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
-    return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"
 
 
 class LineProgress:

@@ -73,7 +73,9 @@ class Ui:
 
     def document(self, content: Any) -> None:
         """Print the JSON document of `--json`."""
-        text = json.dumps(content, indent=2, default=_to_json, ensure_ascii=False)
+        # JSON has no NaN and no infinity.
+        plain = json.loads(json.dumps(content, default=_to_json), parse_constant=lambda _: None)
+        text = json.dumps(plain, indent=2, ensure_ascii=False)
         sys.stdout.write(printable_json(text) + "\n")
 
     def line(self, text: str) -> None:

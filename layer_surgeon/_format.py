@@ -52,6 +52,17 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole_seconds:02d} s"
 
 
+def format_value(name: str, value: float) -> str:
+    """Format a value of `Progress.metrics` by its name."""
+    if name in ("memory", "read"):
+        return format_bytes(value)
+    if name == "layer":
+        return f"{value:.0f}"
+    if name.endswith("/s"):
+        return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"
+
+
 def list_names(names: Sequence[str], most: int = 3) -> str:
     """Format names for a message: the first ones, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

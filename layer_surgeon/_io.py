@@ -1,7 +1,7 @@
 """Write files atomically, lock them, and read JSON with limits. `_folders` does the same for folders.
 
-Only these two modules write. A new file gets a random temporary name in the same folder and is then renamed, so a link
-that someone placed at the target is never followed.
+A new file gets a random temporary name in the same folder and is then renamed, so a link that someone placed at the
+target is never followed.
 """
 
 import contextlib
@@ -204,10 +204,10 @@ class FileLock:
                 os.close(descriptor)
         return -1
 
-    def release(self, *, remove: bool = True) -> None:
-        """Release the lock if it is held, and delete its file if `remove` is true."""
+    def release(self) -> None:
+        """Release the lock if it is held, and delete its file."""
         if self._descriptor >= 0:
-            if remove and _is_file(self._path, self._descriptor):
+            if _is_file(self._path, self._descriptor):
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1

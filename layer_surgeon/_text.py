@@ -54,6 +54,15 @@ def _is_safe(char: str) -> bool:
     return char not in _REORDERS and unicodedata.category(char) not in _UNSAFE
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written. JSON files may hold half of a character, a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def without_secrets(source: str) -> str:
     """Remove user, password, query and fragment from a URL, so that it may be shown and stored.
 

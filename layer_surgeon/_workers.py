@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from layer_surgeon._python import start_python
+from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError
 
 Executor = Literal["local", "ray"]
@@ -198,7 +199,7 @@ def run_on_ray(
                 try:
                     reason = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                    reason = f"{type(error).__name__}: {first_line(error)}"
                 yield job, reason
     finally:
         for reference in pending:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from layer_surgeon._format import format_bytes, format_score
+from layer_surgeon._format import format_value
 from layer_surgeon._text import printable
 
 
@@ -53,12 +53,6 @@ class NullProgress:
         """Ignore a message."""
 
 
-def _format_value(name: str, value: float) -> str:
-    if name == "memory":
-        return format_bytes(value)
-    return f"{value:.3g}" if name == "learning rate" else format_score(value)
-
-
 class ProgressBar:
     """A `Progress` for Python: one bar per step, as a widget in notebooks with ipywidgets, and as text elsewhere.
 
@@ -86,7 +80,7 @@ class ProgressBar:
     def metrics(self, values: Mapping[str, float]) -> None:
         """Show values behind the bar."""
         if self._bar is not None:
-            self._bar.set_postfix({name: _format_value(name, n) for name, n in values.items()}, refresh=False)
+            self._bar.set_postfix({name: format_value(name, n) for name, n in values.items()}, refresh=False)
 
     def end(self) -> None:
         """Close the bar, which stays visible."""

@@ -254,7 +254,7 @@ def _run(
     input_ids = arguments["input_ids"]
     # Only its shape, dtype and device matter, so it takes no memory.
     states = torch.empty((), dtype=dtype, device=input_ids.device).expand(*input_ids.shape, int(config.hidden_size))
-    run = Run(layer=_never_called, hidden_states=states, extras=extras)
+    run = Run(layer=never_called, hidden_states=states, extras=extras)
     run_surroundings(model, run, **arguments)
     if not isinstance(run.arrived, Tensor) or run.arrived.shape != states.shape:
         found = list(run.arrived.shape) if isinstance(run.arrived, Tensor) else type(run.arrived).__name__
@@ -262,7 +262,12 @@ def _run(
     return run
 
 
-def _never_called(*_: Any, **__: Any) -> Any:
+def never_called(*_: Any, **__: Any) -> Any:
+    """Stand in for the layers of a model that has none.
+
+    Raises:
+        RuntimeError: Always.
+    """
     raise RuntimeError("This model has no layers.")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-from layer_surgeon.donor.entrance import try_extras
+from layer_surgeon.donor.entrance import never_called, try_extras
 from layer_surgeon.donor.scaffold import Run, run_surroundings, surroundings_class
 from layer_surgeon.donor.tensors import load_state
 from layer_surgeon.errors import UnsupportedArchitectureError
@@ -193,13 +193,9 @@ class DonorExit(nn.Module):
 
 
 def _run(model: PreTrainedModel, states: Tensor, extras: int | None) -> tuple[Run, Any]:
-    run = Run(layer=_never_called, hidden_states=states, extras=extras)
+    run = Run(layer=never_called, hidden_states=states, extras=extras)
     embeddings = states.new_full((*states.shape[:-1], model.surgeon_embedding_width), torch.nan)
     return run, run_surroundings(model, run, inputs_embeds=embeddings)
-
-
-def _never_called(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("This model has no layers.")
 
 
 def _set_weight(model: PreTrainedModel, name: str, value: Tensor) -> None:

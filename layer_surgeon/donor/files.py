@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import _TYPES as _DTYPES
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
@@ -18,6 +17,10 @@ from layer_surgeon.checkpoint.safetensors import read_local_header
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.errors import ArtifactError, CheckpointError, LayerSurgeonError, SourceError
 from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS, artifact_files
+from layer_surgeon.extract.dtypes import NAME_OF_CODE
+
+# Not every version of torch has all of them.
+_DTYPES = {code: getattr(torch, name) for code, name in NAME_OF_CODE.items() if hasattr(torch, name)}
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:

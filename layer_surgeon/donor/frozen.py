@@ -25,7 +25,8 @@ from layer_surgeon.donor.files import (
     read_weights,
 )
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Keyword arguments of from_pretrained that say where the files are.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # AutoModel passes these too. Ignoring trust_remote_code is deliberate: code from a repo never runs.
 _IGNORED_ARGUMENTS = ("_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 
@@ -77,7 +78,7 @@ class FrozenDonor(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             UnsupportedArchitectureError: The donor's family is not supported. The message says why.
         """
         path = str(pretrained_model_name_or_path)
-        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
         # Also if a config is passed: the Auto classes make it without any check.
         stored = read_config(path, hub_arguments)

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from layer_surgeon._text import is_unicode
 from layer_surgeon.errors import DataError
 
 _E = TypeVar("_E", bound="ExampleSet")
@@ -82,6 +83,8 @@ def check_texts(values: Sequence[Any], location: str) -> tuple[str, ...]:
             raise DataError(
                 f"{location}, row {row}: found {value!r} of the type {type(value).__name__}, but expected a text."
             )
+        if not is_unicode(value):
+            raise DataError(f"{location}, row {row}: the text has half a character (a lone surrogate). Correct it.")
     return tuple(values)
 
 

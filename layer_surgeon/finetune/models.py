@@ -12,13 +12,14 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
+from layer_surgeon._devices import choose_device
 from layer_surgeon._loading import load_config
 from layer_surgeon._loading import load_model as load_any_model
 from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
 from layer_surgeon._model_types import ASSEMBLY_FILE, GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
-from layer_surgeon.finetune.config import Device, FinetuneConfig
+from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft import GraftedModel, GraftTokenizer, graft_layer
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.hosts import host_kind
@@ -235,21 +236,6 @@ def set_labels(model: Any, names: Sequence[str]) -> None:
         )
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
-
-
-def choose_device(device: Device) -> torch.device:
-    """Choose the device to run on. `auto` chooses CUDA if available, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: The device is not available.
-    """
-    candidates = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    available = [name for name, is_available in candidates.items() if is_available]
-    if device == "auto":
-        return torch.device(available[0])
-    if device not in available:
-        raise ConfigError(f"device is {device!r}, but this machine has only: {', '.join(available)}.")
-    return torch.device(device)
 
 
 def check_machine(config: FinetuneConfig) -> torch.device:

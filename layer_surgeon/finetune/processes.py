@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 
+from layer_surgeon._launched import number_of_processes
 from layer_surgeon.errors import ConfigError, LayerSurgeonError
 from layer_surgeon.graft import GraftedModel
 
@@ -56,16 +57,6 @@ class Processes:
             raise outcome[1]
         result: _T = outcome[0]
         return result
-
-
-def number_of_processes() -> int:
-    """The number of processes that the launcher has started, from its environment variable."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process is the only one, or the first of several."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def join_processes(device: torch.device) -> Processes:

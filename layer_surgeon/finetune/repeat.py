@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._io import write_json
+from layer_surgeon._launched import is_main_process
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.processes import is_main_process
 from layer_surgeon.finetune.results import FinetuneResult
 from layer_surgeon.finetune.run import finetune_model
 from layer_surgeon.finetune.sources import DataLike

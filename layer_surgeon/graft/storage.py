@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_weights
 from layer_surgeon._model_types import DONOR_FOLDER
+from layer_surgeon.donor.frozen import HUB_ARGUMENTS
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_loading import Donor, DonorInput, open_donor
@@ -23,8 +24,6 @@ from layer_surgeon.tasks import get_task
 
 # Keyword arguments of save_pretrained that are only used for uploads.
 _PUSH_KEYWORDS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
-# Keyword arguments of from_pretrained that say where the files are.
-_HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
@@ -95,7 +94,7 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             GraftError: The donor layer was not found, or differs from the one that the graft was made with.
             SourceError: A repo can't be read.
         """
-        hub_settings = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+        hub_settings = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config = open_graft_config(kwargs.get("config"), os.fspath(pretrained_model_name_or_path), hub_settings)
         task_class = cls._class_for(config.task)
         if task_class is not cls:

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
+from layer_surgeon._devices import choose_device
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance
 from layer_surgeon.donor.exit import ExitPlan, plan_exit
 from layer_surgeon.donor.family import family_config
-from layer_surgeon.errors import ConfigError
 from layer_surgeon.extract import plan_extraction
 from layer_surgeon.extract.memory import read_tensors
 from layer_surgeon.extract.other_tensors import plan_rows, plan_tensors
@@ -103,7 +103,7 @@ def prepare_run(
         LayerSurgeonError: As `run_layers`.
     """
     text_list = read_texts(texts, config.text_column, progress)
-    device = choose_device(config.device)
+    device = str(choose_device(config.device))
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
     config.depths(checkpoint.num_layers)
     entrance = plan_entrance(family_config(plain_config(checkpoint)))
@@ -232,20 +232,6 @@ def read_rows(checkpoint: Checkpoint, name: str, rows: Tensor, dtype: str | None
     values = torch.empty(sum(lengths), *first.source.shape[1:], dtype=torch_dtype(first.codec.dtype))
     read_tensors(checkpoint.source, plan, [as_bytes(part) for part in torch.split(values, lengths)], counter)
     return values if len(values) == len(rows) else values[rows]
-
-
-def choose_device(name: str) -> str:
-    """Choose the device: `auto` is a GPU if there is one.
-
-    Raises:
-        ConfigError: This machine has no such device.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if available[device])
-    if not available[name]:
-        raise ConfigError(f"device is {name!r}, but torch finds no such device on this machine. Use auto or cpu.")
-    return name
 
 
 def _weights_code(checkpoint: Checkpoint, config: RunConfig) -> str:

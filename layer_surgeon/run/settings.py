@@ -17,11 +17,18 @@ DepthSelection = str | int | Sequence[int | str]
 _NUMBER = re.compile(r"-?\d{1,9}")
 _SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?")
 _CHOICES = {"pool": Pool, "dtype": Dtype, "device": Device, "long_texts": LongTexts, "executor": Executor}
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("layers", str | int | Sequence, "all, numbers of layers such as 0,6,12, or a slice such as 4:9"),
+    ("text_column", str | None, "the name of a column"),
+    ("address", str | None, "an address such as HOST:PORT"),
+    ("keep_layers", bool, "true or false"),
+    ("score", bool, "true or false"),
+)
 _T = TypeVar("_T")
 
 
 def _option(default: _T, help_text: str) -> _T:
-    value: _T = field(default=default, metadata={"help": help_text, "choices": None})
+    value: _T = field(default=default, metadata={"help": help_text})
     return value
 
 
@@ -63,6 +70,9 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        for name, kinds, expected in _KINDS:
+            if not isinstance(getattr(self, name), kinds):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {expected}.")
 
     @classmethod
     def from_settings(cls, config: Self | None, settings: dict[str, Any]) -> Self:

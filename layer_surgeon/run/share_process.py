@@ -77,7 +77,9 @@ def take_gpu(index: int) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: a thread that waits in it holds its lock, and Python then aborts when it ends.
+    while os.read(0, 1024):
+        pass
     os._exit(1)
 
 

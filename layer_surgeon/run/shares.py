@@ -41,6 +41,7 @@ from layer_surgeon.run.inputs import RunInputs, SourceLike
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import KeptStates
 from layer_surgeon.run.states import HiddenStates
+from layer_surgeon.run.walk import name_layers
 from layer_surgeon.workspace import Workspace
 
 PROCESS = "layer_surgeon.run.share_process"
@@ -176,7 +177,7 @@ def run_shares(
     config, num_layers = inputs.config, inputs.checkpoint.num_layers
     last_depth = num_layers if config.score else config.depths(num_layers)[-1]
     watch = _Watch(shares, folder, last_depth, progress)
-    progress.begin(f"layers 0 to {last_depth - 1}, {len(shares)} shares", inputs.num_tokens * last_depth, "tokens")
+    progress.begin(f"{name_layers(last_depth)}, {len(shares)} shares", inputs.num_tokens * last_depth, "tokens")
     with contextlib.closing(_start(remaining, source, folder, config, watch)) as outcomes:
         for share, reason in outcomes:
             if reason is not None:

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from layer_surgeon._yaml import MAX_CHARACTERS, parse_yaml
+from layer_surgeon._model_types import ASSEMBLY_FILE, MAX_ASSEMBLY_CHARACTERS
+from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from layer_surgeon.checkpoint.quantization import is_fp8
 from layer_surgeon.checkpoint.sources import FolderSource, Source
@@ -18,8 +19,6 @@ from layer_surgeon.extract.fp8 import pair_scales
 from layer_surgeon.extract.plan import choose_codecs, has_fp8
 
 SourceName = str | os.PathLike[str]
-# Of an assembled model.
-_RECORD_FILE = "assembly.yaml"
 SideSource = SourceName | Sequence[SourceName] | Checkpoint
 
 
@@ -108,10 +107,11 @@ class _CheckpointSide:
     @cached_property
     def _recorded(self) -> Mapping[str, Any]:
         """The sha256 of each tensor of an assembled model, from its record; empty if there is none that can be read."""
-        if _RECORD_FILE not in self.source.list_files():
+        if ASSEMBLY_FILE not in self.source.list_files():
             return {}
         try:
-            record = parse_yaml(self.source.read_file(_RECORD_FILE, MAX_CHARACTERS).decode())
+            content = self.source.read_file(ASSEMBLY_FILE, MAX_ASSEMBLY_CHARACTERS).decode()
+            record = parse_yaml(content, MAX_ASSEMBLY_CHARACTERS)
         except (SourceError, ValueError):
             # The tensors are then read, with the same result.
             return {}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from layer_surgeon._io import new_file
+from layer_surgeon.extract.copy import write_all
 from layer_surgeon.run.batches import Batch
 
 STATES_FILE = "states.safetensors"
@@ -112,13 +113,13 @@ class KeptStates:
         self._shapes = shapes
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         os.ftruncate(self._descriptor, self.num_bytes)
-        self._write(self._header, 0)
+        write_all(self._descriptor, self._header, 0)
 
     def add(self, name: str, row: int, values: Tensor) -> None:
         """Write rows of a tensor, from `row` on."""
         dtype, shape = self._shapes[name]
         offset = self._offsets[name] + row * prod(shape[1:]) * dtype.itemsize
-        self._write(as_bytes(values.to(dtype).cpu().contiguous()), offset)
+        write_all(self._descriptor, as_bytes(values.to(dtype).cpu().contiguous()), offset)
 
     def flush(self) -> None:
         """Wait until what was written is on the disk."""
@@ -127,12 +128,6 @@ class KeptStates:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
-
-    def _write(self, content: Any, offset: int) -> None:
-        view = memoryview(content)
-        while view:
-            count = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[count:], offset + count
 
 
 def lay_out(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int], int]:

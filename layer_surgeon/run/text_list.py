@@ -8,10 +8,9 @@ from typing import Any
 
 from layer_surgeon._loading import load_dataset
 from layer_surgeon._table_files import READERS, read_files
-from layer_surgeon._text import first_line
+from layer_surgeon._text import first_line, is_unicode
 from layer_surgeon.errors import DataError
 from layer_surgeon.progress import Progress
-from layer_surgeon.workspace import short_name
 
 TextsLike = str | os.PathLike[str] | Sequence[str]
 
@@ -26,12 +25,10 @@ class TextList:
 
     Attributes:
         texts: The texts; at least one, none of them empty.
-        name: A short name that can be part of a folder name.
         location: Their file, data set or list, for messages.
     """
 
     texts: tuple[str, ...]
-    name: str
     location: str
 
 
@@ -48,19 +45,19 @@ def read_texts(texts: TextsLike, column: str | None, progress: Progress) -> Text
         DataError: The texts can't be read, or there are none.
     """
     if not isinstance(texts, str | os.PathLike):
-        return _check(list(texts), "texts", "the list of texts")
+        return _check(list(texts), "the list of texts")
     name = os.fspath(texts)
     path = Path(name).expanduser()
     if path.suffix.lower() == _TEXT_SUFFIX:
-        return _check(_read_lines(path), short_name(path.stem), name)
+        return _check(_read_lines(path), name)
     if path.suffix.lower() in READERS or path.exists() or name.count("/") != 1:
         if not path.exists() and path.suffix.lower() not in READERS:
             raise DataError(
                 f"There is no file {name}. Expected a .txt file or one of {', '.join(READERS)}, or the id of a data "
                 "set on the Hub (owner/name)."
             )
-        return _check(_choose_column(read_files([path]), column, name), short_name(path.stem), name)
-    return _check(_choose_column(_read_hub(name, progress), column, name), short_name(name), name)
+        return _check(_choose_column(read_files([path]), column, name), name)
+    return _check(_choose_column(_read_hub(name, progress), column, name), name)
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -107,11 +104,13 @@ def _choose_column(columns: Mapping[str, Sequence[Any]], column: str | None, loc
     return list(columns[column])
 
 
-def _check(texts: list[Any], name: str, location: str) -> TextList:
+def _check(texts: list[Any], location: str) -> TextList:
     if not texts:
         raise DataError(f"{location} has no texts. Add at least one.")
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.strip():
             described = "is empty" if isinstance(text, str) else f"has the type {type(text).__name__}"
             raise DataError(f"Text {number} of {location} {described}; each text must be a non-empty string.")
-    return TextList(texts=tuple(texts), name=name, location=location)
+        if not is_unicode(text):
+            raise DataError(f"Text {number} of {location} has half a character (a lone surrogate). Correct the text.")
+    return TextList(texts=tuple(texts), location=location)

@@ -88,6 +88,11 @@ class Walk:
     observer: LayerObserver | None = None
 
 
+def name_layers(last_depth: int) -> str:
+    """Name the layers of a walk, for its progress."""
+    return f"layers 0 to {last_depth - 1}" if last_depth else "embeddings"
+
+
 def walk_layers(walk: Walk, entrance: DonorEntrance | None, fetcher: LayerFetcher) -> None:
     """Take all texts through the layers that are left.
 
@@ -105,7 +110,7 @@ def walk_layers(walk: Walk, entrance: DonorEntrance | None, fetcher: LayerFetche
     done = [depth for depth in walk.files.depths() if depth <= walk.last_depth]
     first = done[-1] + 1 if done else 0
     num_tokens = walk.files.num_tokens
-    walk.progress.begin(f"layers 0 to {walk.last_depth - 1}", num_tokens * walk.last_depth, "tokens")
+    walk.progress.begin(name_layers(walk.last_depth), num_tokens * walk.last_depth, "tokens")
     walk.progress.advance(num_tokens * max(first - 1, 0))
     for depth in range(first, walk.last_depth + 1):
         if depth == 0 and entrance is not None:

@@ -13,7 +13,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from layer_surgeon.finetune.models import choose_device, load_tokenizer, quiet
+from layer_surgeon._devices import choose_device
+from layer_surgeon.finetune.models import load_tokenizer, quiet
 from layer_surgeon.graft.matching import match_projections
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.layout import StudyFolder

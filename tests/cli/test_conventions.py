@@ -26,6 +26,12 @@ def test_summaries_match_the_help_of_the_commands():
         assert getattr(module, name).__doc__.splitlines()[0] == summary
 
 
+def test_variables_of_other_launchers_are_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert surgeon("env", "--json", cwd=tmp_path).code == 0
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, tmp_path):
     result = surgeon_here(name, "--help", cwd=tmp_path)

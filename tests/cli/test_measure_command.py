@@ -1,8 +1,11 @@
 """`surgeon measure`: what it shows, writes, returns and suggests."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from layer_surgeon.run import run_layers
+from layer_surgeon_cli.measure import _drop_command
 from tests.support.command_line import surgeon_here
 from tests.support.numbered_texts import as_text, random_tokens, save_numbered_tokenizer
 from tests.support.tiny_models import save_quietly, tiny_llama
@@ -39,6 +42,13 @@ def test_table_and_the_command_that_drops_layers(folder, document):
     assert f"{document['layers'][2]['rms_in']:.4g}" in result.out
     assert document["command"].startswith("surgeon assemble 'my model' --drop ")
     assert document["command"] in result.out
+
+
+def test_an_impossible_suggestion_keeps_the_table_and_the_revision_is_in_the_command(folder):
+    refused = surgeon_here("measure", "my model", *SETTINGS, "--suggest-drop", "4", cwd=folder)
+    assert (refused.code, "block influence" in refused.out) == (2, True)
+    measures = SimpleNamespace(source="org/m")
+    assert _drop_command(measures, (3,), "v 1") == "surgeon assemble org/m --revision 'v 1' --drop 3"
 
 
 def test_blocks(folder):

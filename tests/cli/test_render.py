@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from layer_surgeon._format import format_value
 from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli import render
 from layer_surgeon_cli.bars import RichProgress
@@ -27,6 +28,26 @@ def clock(monkeypatch):
 
 def lines(console):
     return console.file.getvalue().splitlines()
+
+
+def test_bytes_that_were_read_are_bytes():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    progress = RichProgress(console)
+    progress.begin("Running", 2, "layers")
+    progress.metrics({"read": 436_207_616})
+    progress.end()
+    assert "436.2 MB" in console.file.getvalue()
+    assert format_value("read", 436_207_616) == "436.2 MB"
+
+
+def test_json_has_no_nan(tmp_path, capsys):
+    ui = Ui(as_json=True, quiet=True, debug=False, workspace=Workspace(tmp_path))
+    ui.document({"perplexity": float("nan"), "path": tmp_path, "values": (1.5, float("inf"))})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "perplexity": None,
+        "path": str(tmp_path),
+        "values": [1.5, None],
+    }
 
 
 def test_panel():

@@ -163,6 +163,7 @@ MISTAKES = {
         odd([row | {"text_pair": "a b"} for row in rows(9)], 2, text_pair=""),
         "column 'text_pair': 1 empty texts (rows 2).",
     ),
+    "half a character": (odd(rows(9), 4, text="cut \ud83d"), "row 4: the text has half a character"),
     "number as text": (odd(rows(9), 4, text=7), "row 4: found 7 of the type int, but expected a text"),
     "no rows in a split": ({"train": rows(9), "test": []}, "the given rows (test) has no rows."),
     "no labels in a split": (

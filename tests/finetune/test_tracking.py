@@ -198,7 +198,7 @@ def test_what_a_person_sees(graft, workspace):
     first = result.history[0]
     assert lines[0] == (
         f"Epoch 1: training loss {first.training_loss:.4f}, validation accuracy {first.accuracy:.4f}, macro F1 "
-        f"{first.macro_f1:.4f}, loss {first.loss:.4f} (best so far)."
+        f"{first.scores['macro_f1']:.4f}, loss {first.loss:.4f} (best so far)."
     )
     assert lines[1].endswith("(best so far).") == (result.best_epoch == 2)
 

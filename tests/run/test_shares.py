@@ -4,6 +4,8 @@ Most tests run the processes' program in threads of this process, because each p
 """
 
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -28,6 +30,13 @@ from tests.support.recorder import Recorder
 # Loading a model patches transformers for a moment, which threads would leave patched.
 ONE_AT_A_TIME = threading.Lock()
 SETTINGS = {"batch_tokens": 20, "score": True}
+
+
+def test_a_process_that_watches_its_parent_ends_like_any_other():
+    code = "import threading; from layer_surgeon.run import share_process as p; "
+    code += "threading.Thread(target=p._end_with_parent, daemon=True).start(); raise SystemExit(3)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        assert process.wait() == 3
 
 
 @pytest.fixture

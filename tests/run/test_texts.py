@@ -29,7 +29,7 @@ def test_files(tmp_path):
     Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("one\n\ntwo, and\n")
     for name in ("a.csv", "a.jsonl", "a.parquet", "a.txt"):
-        assert read(tmp_path / name) == TextList(texts=("one", "two, and"), name="a", location=str(tmp_path / name))
+        assert read(tmp_path / name) == TextList(texts=("one", "two, and"), location=str(tmp_path / name))
 
 
 def test_columns(tmp_path):
@@ -88,6 +88,8 @@ def test_missing_texts(tmp_path):
         read("nothing")
     with pytest.raises(DataError, match="the list of texts has no texts"):
         read([])
+    with pytest.raises(DataError, match="Text 2 of the list of texts has half a character"):
+        read(["whole", "cut \ud83d"])
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(DataError, match="folder.txt can't be read: Is a directory"):
         read(tmp_path / "folder.txt")
@@ -95,7 +97,7 @@ def test_missing_texts(tmp_path):
 
 def tokenize(tokenizer, *texts, positions=None, progress=None, **settings):
     family = PretrainedConfig(max_position_embeddings=positions)
-    texts = TextList(texts=texts, name="texts", location="texts.txt")
+    texts = TextList(texts=texts, location="texts.txt")
     return tokenize_texts(tokenizer, texts, family, RunConfig(**settings), progress or NullProgress())
 
 

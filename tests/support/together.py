@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from layer_surgeon._launched import number_of_processes
 from layer_surgeon.finetune import finetune_model
-from layer_surgeon.finetune.processes import number_of_processes
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import rows
