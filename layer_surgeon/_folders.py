@@ -18,6 +18,7 @@ _OLD = ".old"
 _RANDOM = "[a-z0-9_]" * 8
 # The Hub's cache names the files that its snapshots link to by git's sha1, or by the sha256 of a large file.
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHARED_BLOB = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 
 
 @contextlib.contextmanager
@@ -169,16 +170,38 @@ def check_replaceable(
         )
 
 
+def resolve_blob(path: Path) -> Path:
+    """Resolve a path, but only as far as the blob of a repo in the Hub's cache, whose name is the file's hash.
+
+    Since version 2.4, huggingface_hub moves large blobs to a store that all repos of the cache share, and replaces them
+    with links. Files in the store are named `blobs/<2 digits>/<Xet hash>`. Only links to the same cache's store count.
+
+    Args:
+        path: The path, such as that of a file in a snapshot.
+
+    Raises:
+        OSError, RuntimeError: As `Path.resolve` raises them.
+    """
+    target = path.resolve()
+    store = target.parent.parent
+    if path.is_symlink() and store.name == "blobs" and _SHARED_BLOB.fullmatch(f"{target.parent.name}/{target.name}"):
+        blob = path.parent / path.readlink()
+        blobs = blob.parent.resolve()
+        if _BLOB.fullmatch(blob.name) and blobs.name == "blobs" and blobs.parent.parent == store.parent:
+            return blobs / blob.name
+    return target
+
+
 def leaving_link(path: Path, folder: Path) -> Path | None:
     """Return where a path leads if a link takes it out of the folder, or None if it stays inside.
 
-    Links of a snapshot in the Hub's cache to the cache's own blobs count as inside.
+    Links of a snapshot in the Hub's cache to the blobs of its repo count as inside.
 
     Args:
         path: A path below the folder.
         folder: The folder; its own path may be a link.
     """
-    root, target = folder.resolve(), path.resolve()
+    root, target = folder.resolve(), resolve_blob(path)
     if target.is_relative_to(root):
         return None
     # The folder may be part of a snapshot, such as a graft's donor/.

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
-from layer_surgeon._folders import check_links
+from layer_surgeon._folders import check_links, resolve_blob
 from layer_surgeon._io import MAX_JSON_BYTES, read_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
@@ -386,7 +386,7 @@ def _check_text_links(folder: Path) -> None:
         for path in folder.glob(pattern)
         if path.suffix in _TEXT_SUFFIXES
     )
-    check_links((path for path in text_files if not _is_cached(path.resolve())), folder, GraftError)
+    check_links((path for path in text_files if not _is_cached(resolve_blob(path))), folder, GraftError)
 
 
 def _is_cached(target: Path) -> bool:

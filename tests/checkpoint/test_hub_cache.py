@@ -1,5 +1,6 @@
 """Repos that are fully or partly in the local Hub cache are read from it, and offline only from it."""
 
+import hashlib
 import json
 import logging
 import os
@@ -54,9 +55,22 @@ def blob_of(cache: Path, file: str) -> Path:
     return next(cache.glob(f"models--owner--name/snapshots/*/{file}")).resolve()
 
 
-def test_cached_files_are_not_read_from_the_network(hub: LoopbackHub, cache: Path) -> None:
+def share(cache: Path, file: str) -> Path:
+    """Move the content of a file to the cache's shared store, as huggingface_hub 2.4 does with large files."""
+    blob = blob_of(cache, file)
+    shared = cache / "blobs/ab" / f"ab{'0' * 62}"
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(f"../../blobs/ab/{shared.name}")
+    return shared
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_cached_files_are_not_read_from_the_network(hub: LoopbackHub, cache: Path, is_shared: bool) -> None:
     commit = hub.add_repo(REPO, FILES).refs["main"]
     download(hub, cache, "config.json", "model.safetensors", "sub/model.safetensors")
+    if is_shared:
+        share(cache, "model.safetensors")
     source = open_source(REPO)
     assert (source.kind, source.commit) == ("hub", commit)
     assert source.read_file("config.json", 100) == b'{"a": 1}'
@@ -148,6 +162,34 @@ def test_offline_a_cached_repo_is_read(hub: LoopbackHub, cache: Path, monkeypatc
     assert part.read_range("model.safetensors", 1, 9) == SHARD[1:10]
     assert open_source("hf://owner/name/x.gguf").list_files() == {"config.json": 8, "x.gguf": 4}
     assert not hub.requests
+
+
+def test_a_file_in_the_shared_store_is_read_offline_and_from_the_snapshot(
+    hub: LoopbackHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo(REPO, FILES)
+    download(hub, cache, "model.safetensors")
+    shared = share(cache, "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    link = next(cache.glob("models--owner--name/snapshots/*/model.safetensors"))
+    for source in (open_source(REPO), open_source(link.parent)):
+        assert source.read_range("model.safetensors", 10, 100) == SHARD[10:110]
+        assert source.sha256("model.safetensors") == hashlib.sha256(SHARD).hexdigest()
+    # Only through a blob of the repo, and only to the store of this cache.
+    blob = link.parent / link.readlink()
+    link.unlink()
+    link.symlink_to(shared)
+    with pytest.raises(SourceError, match="symbolic link"):
+        open_source(link.parent).read_range("model.safetensors", 0, 9)
+    link.unlink()
+    link.symlink_to(blob)
+    foreign = cache.parent / "other/blobs/ab" / shared.name
+    foreign.parent.mkdir(parents=True)
+    shared.rename(foreign)
+    blob.unlink()
+    blob.symlink_to(foreign)
+    with pytest.raises(SourceError, match="symbolic link"):
+        open_source(link.parent).read_range("model.safetensors", 0, 9)
 
 
 def test_offline_a_layer_is_extracted_from_the_cached_shards(

@@ -78,6 +78,15 @@ def test_links_of_the_hubs_cache_are_allowed(tmp_path):
     donor.mkdir(parents=True)
     for name, target in (("a", blob), ("b", repo / "blobs/notes"), ("c", repo / "token")):
         (donor / name).symlink_to(target)
+    shared = tmp_path / "blobs" / "ab" / f"ab{'0' * 62}"
+    shared.parent.mkdir(parents=True)
+    shared.write_text("x")
+    shared_blob = blob.with_name("1" * 64)
+    shared_blob.symlink_to(f"../../blobs/ab/{shared.name}")
+    (donor / "d").symlink_to(shared_blob)
+    (donor / "e").symlink_to(shared)
+    assert leaving_link(donor / "d", donor) is None
+    assert leaving_link(donor / "e", donor) == shared
     assert leaving_link(donor / "a", donor) is None
     assert leaving_link(donor / "a", donor.parent) is None
     assert leaving_link(donor / "b", donor) == repo / "blobs/notes"

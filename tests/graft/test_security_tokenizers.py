@@ -78,7 +78,8 @@ def test_generation_config_that_is_a_link_is_refused(host, secret):
         load_model(AutoTokenizer, host)
 
 
-def test_harmless_paths_and_links_are_accepted(host, artifact, tmp_path):
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_harmless_paths_and_links_are_accepted(is_shared, host, artifact, tmp_path):
     """Old versions stored paths of their machine, and for years the Hub's client made links into its cache."""
     edit(
         host, "tokenizer_config.json", vocab_file="/root/.cache/vocab.txt", special_tokens_map_file="/x", init_inputs=[]
@@ -88,6 +89,11 @@ def test_harmless_paths_and_links_are_accepted(host, artifact, tmp_path):
     blob.parent.mkdir(parents=True)
     (host / "vocab.txt").rename(blob)
     (host / "vocab.txt").symlink_to(blob)
+    if is_shared:
+        shared = tmp_path / "hub/blobs/ab" / f"ab{'0' * 62}"
+        shared.parent.mkdir(parents=True)
+        blob.rename(shared)
+        blob.symlink_to(shared)
     graft = save_graft(host, artifact, output=tmp_path / "graft", workspace=Workspace(tmp_path / "w")).path
     assert "film" in AutoTokenizer.from_pretrained(graft).get_vocab()
 

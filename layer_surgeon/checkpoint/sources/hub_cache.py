@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants
 
+from layer_surgeon._folders import resolve_blob
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile
 from layer_surgeon.checkpoint.sources.local import COMMIT, FolderSource
 from layer_surgeon.checkpoint.sources.shards import (
@@ -76,7 +77,7 @@ class CachedFiles:
             return False
         size = folder.size(file.name)
         # The name of a blob is the hash that the Hub lists. Without support for links, the cache holds the file itself.
-        blob = path.resolve().name if path.is_symlink() else None
+        blob = resolve_blob(path).name if path.is_symlink() else None
         if size == file.size and (blob is None or blob in (file.sha256, file.blob_id)):
             return True
         _LOGGER.warning(

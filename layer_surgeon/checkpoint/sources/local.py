@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
+from layer_surgeon._folders import resolve_blob
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
 from layer_surgeon.checkpoint.sources.shards import without_other_models
 from layer_surgeon.checkpoint.types import ByteRange
@@ -66,7 +67,7 @@ class FolderSource:
         """Return the name of the blob for a file in the Hub's cache, which is its sha256 on the Hub; otherwise None."""
         if self._blobs is None:
             return None
-        target = self._path_of(file).resolve()
+        target = resolve_blob(self._path_of(file))
         return target.name if target.parent == self._blobs.resolve() and SHA256.fullmatch(target.name) else None
 
     def read_file(self, file: str, max_bytes: int) -> bytes:
@@ -124,7 +125,7 @@ class FolderSource:
             )
         path = self.root / relative
         try:
-            target = path.resolve()
+            target = resolve_blob(path)
         except (OSError, RuntimeError) as error:
             raise SourceError(
                 f"The link {path} can't be resolved: {error}. Replace it with the file itself."
