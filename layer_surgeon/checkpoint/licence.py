@@ -28,7 +28,7 @@ _BASE_MODEL = re.compile(
 def licence_files(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the licence files in the top folder of the checkpoint."""
     files = checkpoint.source.list_files()
-    return [name for name in files if any(fnmatchcase(name, pattern) for pattern in LICENCE_FILES)]
+    return [name for name in files if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LICENCE_FILES)]
 
 
 def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:

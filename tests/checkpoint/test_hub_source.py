@@ -7,10 +7,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
 
+from layer_surgeon.checkpoint.licence import licence_files
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceError, SourceNotFoundError
@@ -277,6 +279,18 @@ def test_sizes_that_are_not_listed_are_requested(hub: LoopbackHub, monkeypatch: 
     hub.faults.add(header("X-Linked-Size", None), method="HEAD", times=-1)
     with pytest.raises(SourceError, match=r"does not report the size of model\.safetensors"):
         open_repo(hub).size("model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["LICENSE-/../../../escaped.txt", "/etc/LICENSE", "a//NOTICE", "LICENSE\n"])
+def test_listed_names_that_lead_out_of_the_repo_are_dropped(hub: LoopbackHub, name: str) -> None:
+    hub.add_repo(REPO, {**FILES, name: "x"})
+    assert list(open_repo(hub).list_files()) == sorted(FILES)
+
+
+def test_licence_files_are_those_of_the_top_folder(hub: LoopbackHub) -> None:
+    hub.add_repo(REPO, {**FILES, "LICENSE-MIT": "x", "LICENSE-files/a.txt": "x"})
+    checkpoint = SimpleNamespace(source=open_repo(hub))
+    assert licence_files(checkpoint) == ["LICENSE-MIT"]  # type: ignore[arg-type]
 
 
 def test_no_network() -> None:

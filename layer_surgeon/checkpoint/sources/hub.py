@@ -20,7 +20,7 @@ from layer_surgeon.checkpoint.sources.hub_early import EarlyFiles, has_listed_ha
 from layer_surgeon.checkpoint.sources.hub_errors import Asker
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile, HubFiles
 from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, retried
-from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, WEIGHTS
+from layer_surgeon.checkpoint.sources.shards import INDEX_FILES, WEIGHTS, lies_inside
 from layer_surgeon.errors import SourceAccessError, SourceError, SourceNotFoundError
 
 # The files that most checkpoints have, and that are read first.
@@ -183,7 +183,7 @@ class HubSource:
         )
 
     def _ask_for_repo(self, headers: dict[str, str]) -> tuple[str, dict[str, HubFile]]:
-        """Return the repo's commit and files, from one request."""
+        """Return the repo's commit and files, from one request. Names that lead out of the repo are dropped."""
         asker = self._asker
         url = f"{self.endpoint}/api/models/{asker.repo_id}"
         if asker.revision is not None:
@@ -199,7 +199,8 @@ class HubSource:
         try:
             validate_repo_id(asker.repo_id)
             info = retried(Tries(f"The repo {asker.repo_id}", self.limits, self.limits.contact_tries), ask)
-            files = {sibling["rfilename"]: _hub_file(sibling) for sibling in info.get("siblings") or []}
+            files = [_hub_file(sibling) for sibling in info.get("siblings") or []]
+            listed = {file.name: file for file in files if lies_inside(file.name)}
             commit = info["sha"]
         except HFValidationError as error:
             raise SourceNotFoundError(f"{asker.repo_id!r} is not a valid repo id: {error}") from error
@@ -207,7 +208,7 @@ class HubSource:
             raise self._not_a_hub() from error
         if not isinstance(commit, str) or not commit:
             raise self._not_a_hub()
-        return commit, files
+        return commit, listed
 
     def _not_a_hub(self) -> SourceError:
         return SourceError(
