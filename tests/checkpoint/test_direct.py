@@ -3,6 +3,8 @@
 import gc
 import os
 from collections.abc import Generator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import get_session
@@ -108,6 +110,19 @@ def test_a_body_that_is_not_read_to_its_end_closes_its_connection(url: str) -> N
         with reader.get(url, {"range": f"bytes=0-{len(SHARD) - 1}"}, TIMEOUT) as (response, read_into):
             assert read_into(memoryview(bytearray(10))) == 10
         assert not isinstance(response, DirectResponse)
+
+
+def test_a_url_with_a_password_needs_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_socket_of", lambda _: object())
+    response = SimpleNamespace(
+        headers={"content-length": str(len(SHARD))},
+        iter_raw=lambda: iter([SHARD]),
+        history=[],
+        request=SimpleNamespace(headers={}),
+    )
+    client = SimpleNamespace(stream=lambda *_, **__: nullcontext(response))
+    with DirectReader(lambda: client).get("http://me:secret@host/file", {}, TIMEOUT) as (_, read_into):
+        assert read_into(memoryview(bytearray(len(SHARD)))) == len(SHARD)
 
 
 def test_connections_that_were_idle_for_long_are_not_used(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

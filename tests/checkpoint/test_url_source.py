@@ -75,6 +75,13 @@ def test_name_and_password_are_sent_but_never_shown(web: HttpFolder) -> None:
     source = open_source(f"http://me:secret@{web.host}/m")
     assert source.name == f"{web.url}/m"
     assert all(asked.headers["authorization"].startswith("Basic ") for asked in web.asked)
+    web.asked.clear()
+    for start in range(3):
+        assert source.read_range("model.safetensors", start, 2 * CHUNK_BYTES) == SHARD[start : start + 2 * CHUNK_BYTES]
+    # The first request is for the size. Nothing is asked for twice.
+    assert [asked.range for asked in web.asked[1:]] == [f"bytes={n}-{n + 2 * CHUNK_BYTES - 1}" for n in range(3)]
+    assert {asked.headers["host"] for asked in web.asked} == {web.host}
+    assert all(asked.headers["authorization"].startswith("Basic ") for asked in web.asked)
     del web.files["m/config.json"]
     with pytest.raises(SourceNotFoundError) as error:
         source.read_file("config.json", 100)

@@ -73,8 +73,9 @@ class DirectReader:
         response: Any = None if line is None else line.ask(url, headers)
         if line is None or response is None:
             line = _Line()
-            response = line.open(self._client(), url, headers, timeout)
         try:
+            if response is None:
+                response = line.open(self._client(), url, headers, timeout)
             yield response, line.read_into
         finally:
             # Also after GeneratorExit: a reader that has all its bytes doesn't ask for the end of the body.
@@ -102,6 +103,8 @@ class _Line:
         self._connection: HTTPConnection | None = None
         self._source: ReadInto
         self._pieces: Iterator[bytes]
+        self._login: dict[str, str] = {}
+        """The header that the client made from the name and password in the URL."""
         self._missing = -1
         """How many bytes of the body are still to come; -1 if the client reads it."""
         self.last_read = 0.0
@@ -125,7 +128,10 @@ class _Line:
             self._source = lambda buffer: first_piece(buffer) or sock.recv_into(buffer)
             self._missing = int(length)
             if not response.history:
-                self._connection = HTTPConnection(urlsplit(url).netloc)
+                login, _, host = urlsplit(url).netloc.rpartition("@")
+                sent = response.request.headers.items()
+                self._login = {name: value for name, value in sent if login and name == "authorization"}
+                self._connection = HTTPConnection(host)
                 self._connection.auto_open = 0
                 self._connection.sock = sock
         return response
@@ -136,7 +142,8 @@ class _Line:
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         try:
             assert self._connection is not None
-            self._connection.request("GET", target or "/", headers={"host": parts.netloc, **headers})
+            host = parts.netloc.rpartition("@")[2]
+            self._connection.request("GET", target or "/", headers={"host": host, **headers, **self._login})
             answer = self._connection.getresponse()
         except (OSError, HTTPException):
             self.close()
