@@ -63,7 +63,8 @@ def open_side(source: SideSource, *, revision: str | None = None, token: str | b
         UnsupportedArchitectureError: The weights are packed, and can't be compared as numbers.
         LayerSurgeonError: Anything that `open_checkpoint` raises.
     """
-    if isinstance(source, str | os.PathLike) and is_artifact(Path(source)):
+    # A revision of a folder is refused by `open_checkpoint`.
+    if revision is None and isinstance(source, str | os.PathLike) and is_artifact(Path(source)):
         return _ArtifactSide(LayerArtifact.open(source), str(source))
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, revision=revision, token=token)

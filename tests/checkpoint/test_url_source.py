@@ -222,9 +222,14 @@ def test_invalid_urls(memory: dict[str, bytes], url: str, message: str) -> None:
         open_source(url)
 
 
-def test_a_plain_url_has_no_revision(web: HttpFolder) -> None:
-    with pytest.raises(SourceError, match="no revisions"):
-        open_source(f"{web.url}/m", revision="main")
+def test_only_repos_have_revisions(web: HttpFolder, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    sources = (f"{web.url}/m", tmp_path, str(tmp_path), tmp_path / "model.gguf", "packaged:gemma-3-270m")
+    for source in sources:
+        with pytest.raises(
+            SourceError, match=r"is not a repo on the Hub, so it has no revisions\. Remove the revision"
+        ):
+            open_source(source, revision="main")
 
 
 def test_file_urls_are_local_paths(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from layer_surgeon import diff_checkpoints, extract_layer, open_checkpoint
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
+from layer_surgeon.errors import CheckpointError, SourceError, UnsupportedArchitectureError
 from layer_surgeon.run import difference as difference_module
 from tests.support.gguf_models import write_model
 from tests.support.hub_reading import read_from, weight_bytes
@@ -212,6 +212,8 @@ class TestHashes:
         assert compared["mlp.up_proj.weight"] == "bytes"
         assert compared["mlp.down_proj.weight"] == "hash"
         assert diff_checkpoints(tmp_path / "la", tmp_path / "la").bytes_read == 0
+        with pytest.raises(SourceError, match="no revisions"):
+            diff_checkpoints(tmp_path / "la", tmp_path / "lb", revision_b="main")
 
     def test_stack_artifacts(self, tmp_path):
         """With embeddings. Another artifact without them, or the norm of a whole model, is not compared with them."""

@@ -209,7 +209,7 @@ def test_the_token_is_passed_in_the_environment(source, many_texts, tmp_path, he
     assert replace(described, token=False).environment() == {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN": ""}
     config = RunConfig(workers=2, **SETTINGS)
     inputs = prepare_run(source, many_texts, config, progress=NullProgress())
-    shares.run_shares(inputs, described, tmp_path, 2, NullProgress())
+    shares.run_shares(inputs, replace(described, revision=None), tmp_path, 2, NullProgress())
     assert all("secret" not in path.read_text() for path in tmp_path.glob("share-*.json*"))
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from layer_surgeon.checkpoint.sources.addresses import is_url, open_url
+from layer_surgeon.checkpoint.sources.addresses import check_no_revision, is_url, open_url
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk, Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
 from layer_surgeon.errors import SourceNotFoundError
@@ -33,7 +33,7 @@ def open_source(
     Raises:
         SourceNotFoundError: Neither the path nor the repo exists, or there is nothing at the URL.
         SourceAccessError: The repo is gated or private, and the token is missing or was rejected.
-        SourceError: The source can't be reached.
+        SourceError: The source can't be reached, or a revision is given although the source has no revisions.
         CheckpointError: A Python package has other weights than expected.
     """
     name = os.fspath(source)
@@ -41,10 +41,13 @@ def open_source(
         # Imported only when needed, and because it imports this package.
         from layer_surgeon.checkpoint.packaged import open_packaged
 
+        check_no_revision(name, revision)
         return open_packaged(source)
     if isinstance(source, str) and is_url(source):
         return open_url(source, revision=revision, token=token)
     path = Path(name).expanduser()
+    if path.exists():
+        check_no_revision(name, revision)
     if path.is_dir():
         return FolderSource(path, name=name)
     if path.is_file():

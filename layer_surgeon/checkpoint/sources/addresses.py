@@ -65,13 +65,24 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
         from layer_surgeon.checkpoint.sources.hub import open_hub
 
         return open_hub(address.repo_id, revision=address.revision or revision, token=token, path=address.path)
-    if revision is not None:
-        raise SourceError(f"{url} is not a repo on the Hub, so it has no revisions. Remove the revision.")
+    check_no_revision(url, revision)
     if parts.scheme == "file":
         return _open_file_url(url)
     if parts.scheme in ("http", "https") and not host:
         raise SourceNotFoundError(f"{url!r} has no host name. Check it.")
     return _open_remote(url)
+
+
+def check_no_revision(name: str, revision: str | None) -> None:
+    """Refuse a revision of something that is not a repo on the Hub.
+
+    Raises:
+        SourceError: There is a revision.
+    """
+    if revision is not None:
+        raise SourceError(
+            f"{without_secrets(name)} is not a repo on the Hub, so it has no revisions. Remove the revision."
+        )
 
 
 def _open_file_url(url: str) -> Source:
