@@ -84,16 +84,16 @@ def push_graft(
             f"{folder} was saved without its donor layer. Load it and save it with include_donor=True, or upload it "
             "without the layer (--without-donor)."
         )
+    is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
+    terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
     ignored = [] if include_donor else [f"{DONOR_FOLDER}/*"]
     commit, files = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )
     random = bool(donor) and graft.get("donor_init") == "random" and frozen
-    is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
     holds_donor = (
         is_assembled or config["model_type"] == LAYER or (bool(donor) and not random and (include_donor or not frozen))
     )
-    terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
     return PushResult(
         repo_id=str(commit.repo_url.repo_id),
         url=str(commit.repo_url),

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from layer_surgeon import AssembledModel, assemble_model
 from layer_surgeon.errors import GraftError
+from layer_surgeon.hub import push
 from layer_surgeon.hub.push import _assembly_terms, push_graft
 from layer_surgeon_cli.errors import EXIT_FAILED, EXIT_USAGE
 from tests.assemble.conftest import FIXTURES
@@ -152,7 +153,7 @@ def test_push_uploads_it(cut, siblings, tmp_path, monkeypatch):
     assert b'from_pretrained("me/model")' in files["README.md"]
 
 
-def test_terms_that_are_not_stated(siblings, tmp_path):
+def test_terms_that_are_not_stated(siblings, tmp_path, monkeypatch):
     model = assemble_model(siblings / "base", tmp_path / "model", keep="0")
     assert _assembly_terms(model.path) == "apache-2.0"
     record = model.path / "assembly.yaml"
@@ -160,8 +161,9 @@ def test_terms_that_are_not_stated(siblings, tmp_path):
     record.write_text(text.replace("license: apache-2.0", "license: null"))
     assert _assembly_terms(model.path) is None
     record.write_text("sources: 3")
+    monkeypatch.setattr(push, "upload", None)
     with pytest.raises(GraftError, match="doesn't list the sources"):
-        _assembly_terms(model.path)
+        push_graft(model.path, "me/model")
 
 
 def test_tokenizer_of_a_gguf_file(tmp_path):
