@@ -90,7 +90,8 @@ def _shorten_path(text: str, path: str) -> str:
     for spelling in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"), markdown(path))):
         # YAML breaks long lines at spaces.
         pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", spelling))
-        text = re.sub(pattern, lambda _: short_path, text)
+        # Not inside of a name: /model is no part of owner/model-7b.
+        text = re.sub(rf"(?<![\w.-]){pattern}", lambda _: short_path, text)
     return text
 
 

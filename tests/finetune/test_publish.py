@@ -97,6 +97,18 @@ def test_paths_are_shortened_in_every_spelling(tmp_path, name, width):
         )
 
 
+def test_repo_ids_that_end_like_a_path_are_kept(tmp_path):
+    config = {
+        "path": "/model",
+        "base_model": "meta-llama/model-7b",
+        "url": "https://host.org/model",
+        "note": "in /model",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    content = json.loads(published_files(tmp_path, "me/run")["config.json"])
+    assert content == {**config, "path": "./model", "note": "in ./model"}
+
+
 def test_logs_and_checkpoints_stay_here(place, hub):
     for name in ("logs/events.out.tfevents.1.host", "checkpoint-3/optimizer.pt", "runs/x", "model.tmp", ".git/config"):
         (place / "run" / name).parent.mkdir(exist_ok=True)
