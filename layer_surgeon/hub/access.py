@@ -8,14 +8,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not re-exported
 
-from layer_surgeon._text import first_line
+from layer_surgeon._text import first_line, without_secrets_in
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
-from layer_surgeon.errors import ConfigError, SourceAccessError, SourceError
+from layer_surgeon.errors import ConfigError, LayerSurgeonError, SourceAccessError, SourceError
 
 _NO_WRITE_ROLES = ("read", "no_access")
 
 
-def check_access(repo_id: str, *, token: str | bool | None = None) -> None:
+def check_access(repo_id: str) -> None:
     """Check that this account may write to a repo, or create it if it doesn't exist. Nothing is created.
 
     Whether a new repo can be created is only certain once it is created. Until then, this relies on what the Hub says
@@ -23,7 +23,6 @@ def check_access(repo_id: str, *, token: str | bool | None = None) -> None:
 
     Args:
         repo_id: Such as `me/my-model`.
-        token: Hub token; default: the one of `hf auth login`.
 
     Raises:
         ConfigError: The repo id is invalid.
@@ -32,7 +31,7 @@ def check_access(repo_id: str, *, token: str | bool | None = None) -> None:
     """
     with upload_errors(repo_id):
         validate_repo_id(repo_id)
-        api = HfApi(token=token, library_name="layer_surgeon")
+        api = HfApi(library_name="layer_surgeon")
         account = api.whoami()
         owner, _, name = repo_id.rpartition("/")
         owner = owner or account["name"]
@@ -101,6 +100,15 @@ def upload_errors(repo_id: str) -> Iterator[None]:
                 "your organisation."
             ) from error
         raise SourceError(f"The Hub rejected the upload to {repo_id}: {first_line(error)}") from error
+    except LayerSurgeonError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        # huggingface_hub wraps the client's errors for large files in RuntimeError. Its ValueError has several lines.
+        message = " ".join(str(error).split()).rstrip(".")
+        reason = f"{message}: {first_line(error.__cause__)}" if error.__cause__ is not None else message
+        raise SourceError(
+            f"The upload to {repo_id} failed: {without_secrets_in(reason).rstrip('.')}. Try again."
+        ) from error
     except (CLIENT_ERROR, ConnectionError, TimeoutError) as error:
         raise SourceError(
             f"The Hub can't be reached to upload {repo_id}: {error}. Nothing was committed; try again."

@@ -3,8 +3,8 @@
 import huggingface_hub.constants
 import pytest
 
-from layer_surgeon.errors import ConfigError, SourceAccessError, SourceError
-from layer_surgeon.hub.access import check_access
+from layer_surgeon.errors import ConfigError, GraftError, SourceAccessError, SourceError
+from layer_surgeon.hub.access import check_access, upload_errors
 from tests.support.hub_uploads import serve_here
 
 
@@ -56,3 +56,15 @@ def test_not_logged_in_and_hub_unreachable(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(SourceAccessError, match="You are not logged in"):
         check_access("me/new")
+
+
+def test_errors_that_huggingface_hub_wraps():
+    with (
+        pytest.raises(SourceError, match=r"to me/new failed: Error with 'm': reset\. Try again"),
+        upload_errors("me/new"),
+    ):
+        raise RuntimeError("Error with 'm'.") from OSError("reset")
+    with pytest.raises(SourceError, match=r"to me/new failed: LFS errors: full\. Try again"), upload_errors("me/new"):
+        raise ValueError("LFS errors:\nfull")
+    with pytest.raises(GraftError, match="a link"), upload_errors("me/new"):
+        raise GraftError("a link")
