@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from layer_surgeon.checkpoint.gguf_families import (
@@ -43,8 +42,8 @@ class GgufTensorInfo(TensorInfo):
 class GgufTable:
     """The tensors of a GGUF model that transformers loads into its own model.
 
-    Tensors that transformers ignores are not listed. The constructor checks the tensors of all layers, so a file with
-    unusable layers is refused before an extraction is planned.
+    Tensors that transformers ignores are not listed. The constructor checks the shapes of all others, so an unusable
+    file is refused before an extraction is planned.
 
     Args:
         source: The source to read from.
@@ -159,9 +158,7 @@ class GgufTable:
         return infos
 
     def _check_shape(self, tensor: ModelTensor, stored: TensorEntry) -> None:
-        is_in_layer = stored.name.startswith("blk.")
-        # Tensors outside of the layers are never extracted, so only their number of elements matters.
-        if stored.shape != tensor.stored_shape if is_in_layer else prod(stored.shape) != prod(tensor.shape):
+        if stored.shape != tensor.stored_shape:
             raise CheckpointError(
                 f"In {stored.file} the tensor {stored.name!r} has the shape {list(stored.shape)}, but the metadata of "
                 f"the file requires {list(tensor.stored_shape)} for {tensor.name}. The metadata or the tensor is "

@@ -134,6 +134,20 @@ def test_missing_tensor_of_a_layer_is_refused(tmp_path: Path) -> None:
         _open(other)
 
 
+def test_transposed_table_of_tokens_is_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", "llama")
+    tensors = [
+        (
+            tensor.name,
+            np.array(tensor.data.T if tensor.name == "token_embd.weight" else tensor.data),
+            tensor.tensor_type,
+        )
+        for tensor in gguf.GGUFReader(path).tensors
+    ]
+    with pytest.raises(CheckpointError, match=r"'token_embd.weight' has the shape .* requires \[\d+, 256\]"):
+        _open(write_gguf(tmp_path / "other.gguf", "llama", tensors))
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
