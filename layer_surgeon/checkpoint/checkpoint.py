@@ -81,9 +81,8 @@ class Checkpoint:
 
     @property
     def repo_id(self) -> str | None:
-        """The repo on the Hub, `owner/name`; None for other sources."""
-        # The source of a folder in a repo is named `owner/name/folder`.
-        return "/".join(self.source.name.split("/")[:2]) if self.source.kind == "hub" else None
+        """The repo on the Hub, such as `owner/name` or `gpt2`; None for other sources."""
+        return self.source.repo_id
 
     @property
     def format(self) -> str:

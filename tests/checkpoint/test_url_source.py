@@ -274,7 +274,7 @@ def test_a_hub_url_is_read_as_a_repo(hub: LoopbackHub, monkeypatch: pytest.Monke
     assert (source.kind, source.commit, source.name) == ("hub", first, "owner/name")
     assert open_source("hf://owner/name").commit == repo.refs["main"]
     part = open_source(f"hf://owner/name@{first}/sub")
-    assert part.name == "owner/name/sub"
+    assert (part.name, part.repo_id) == ("owner/name/sub", "owner/name")
     assert part.list_files() == {"config.json": 2, "model.safetensors": len(SHARD)}
     assert part.read_range("model.safetensors", 9, 9) == SHARD[9:18]
     file_source = open_source("hf://owner/name/x.gguf", revision=first)
@@ -283,6 +283,13 @@ def test_a_hub_url_is_read_as_a_repo(hub: LoopbackHub, monkeypatch: pytest.Monke
         open_source("hf://owner/name/y/z")
     with pytest.raises(SourceError, match="Remove one of the two"):
         open_source(f"hf://owner/name@{first}", revision="main")
+
+
+def test_a_file_in_a_repo_without_an_owner(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint))
+    hub.add_repo("gpt2", {"x.gguf": write_model(tmp_path / "x.gguf", "llama").read_bytes()})
+    checkpoint = ls.open_checkpoint("https://huggingface.co/gpt2/blob/main/x.gguf")
+    assert (checkpoint.source.name, checkpoint.repo_id) == ("gpt2/x.gguf", "gpt2")
 
 
 def test_a_layer_of_a_gguf_file_over_the_network(

@@ -30,7 +30,7 @@ MAX_READ = 32_000_000
 class HugeSource:
     """A server whose files have 2^62 bytes, with the given content at their beginning and end."""
 
-    kind, name, commit, connections = "url", "huge", None, 4
+    kind, name, repo_id, commit, connections = "url", "huge", None, None, 4
 
     def __init__(self, begin: bytes = b"", end: bytes = b"") -> None:
         self.begin, self.end = begin, end

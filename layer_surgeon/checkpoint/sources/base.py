@@ -26,6 +26,9 @@ class Source(Protocol):
     kind: str
     """`folder`, `file`, `hub` or `url`."""
 
+    repo_id: str | None
+    """The model repo on the Hub; None for other sources."""
+
     commit: str | None
     """The commit that is read, as 40 hex digits; None if the source has no commits."""
 

@@ -89,6 +89,7 @@ class HubSource:
         path: str = "",
         early_files: Sequence[str] = (),
     ) -> None:
+        self.repo_id: str | None = repo_id
         self.name = f"{repo_id}/{path}" if path else repo_id
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         headers = _headers(token)

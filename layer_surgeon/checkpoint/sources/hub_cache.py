@@ -115,7 +115,7 @@ class CachedHubSource(FolderSource):
                 "give the path of a local folder with the checkpoint."
             )
         super().__init__(snapshot, name=f"{repo_id}/{path}" if path else repo_id)
-        self._repo_id = repo_id
+        self.repo_id = repo_id
         cached_files = [cached.relative_to(self.root).as_posix() for cached in self.root.rglob("*") if cached.is_file()]
         self._repo_path_of = part_of_repo(cached_files, path)
         if not any(file.endswith(WEIGHTS) for file in self._repo_path_of):
@@ -141,7 +141,7 @@ class CachedHubSource(FolderSource):
         if file not in self._repo_path_of:
             raise SourceNotFoundError(
                 f"{file} of {self.name} at commit {self.commit} is not in the local Hub cache, and HF_HUB_OFFLINE is "
-                f"set. Unset it, or download the file with `hf download {self._repo_id} {file}`."
+                f"set. Unset it, or download the file with `hf download {self.repo_id} {file}`."
             )
         return super()._open(file)
 

@@ -29,6 +29,7 @@ class FolderSource:
     """
 
     kind = "folder"
+    repo_id: str | None = None
     connections = 1
 
     def __init__(self, root: Path, *, name: str) -> None:

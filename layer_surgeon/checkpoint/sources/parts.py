@@ -35,7 +35,7 @@ class PartsSource:
         self.files = tuple(self._source_of_part)
         """The names of the parts, in the order in which the user gave them."""
         self._first = parts[0][0]
-        self.name, self.kind = self._first.name, self._first.kind
+        self.name, self.kind, self.repo_id = self._first.name, self._first.kind, self._first.repo_id
         self.commit = _one_commit(parts)
         self.connections = max(source.connections for source, _ in parts)
 
@@ -97,7 +97,7 @@ class CutSource:
         self.file = file or (match[1] if match is not None else f"{parts[0][1]}.gguf")
         """The name of the whole file."""
         self.name = name or f"{self._first.name.removesuffix(parts[0][1])}{self.file}"
-        self.kind = self._first.kind
+        self.kind, self.repo_id = self._first.kind, self._first.repo_id
         self.commit = _one_commit(parts)
         self.connections = max(source.connections for source, _ in parts)
         self._ends = list(accumulate(source.size(file) for source, file in parts))

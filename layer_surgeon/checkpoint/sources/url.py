@@ -72,6 +72,7 @@ class UrlSource:
     """
 
     kind = "url"
+    repo_id: str | None = None
     commit: str | None = None
     connections = 8
 
