@@ -60,7 +60,8 @@ def parse_yaml(text: str, max_characters: int = MAX_CHARACTERS) -> Any:
     """Parse YAML text. Tags for Python objects and aliases are refused.
 
     Raises:
-        ValueError: It is not plain YAML, has an alias, is nested too deeply, or has over `max_characters`.
+        ValueError: It is not plain YAML, has an alias or a value that doesn't fit its tag, is nested too deeply, or has
+            over `max_characters`.
     """
     if len(text) > max_characters:
         raise ValueError(f"{len(text):,} characters of YAML; at most {max_characters:,} are read")
@@ -72,6 +73,8 @@ def parse_yaml(text: str, max_characters: int = MAX_CHARACTERS) -> Any:
         return loader.get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except (LookupError, AttributeError, TypeError) as error:  # PyYAML's for `!!bool x`, `!!float ""` and the like
+        raise ValueError("a value doesn't fit its tag, such as !!bool; remove the tag") from error
     except RecursionError as error:
         raise ValueError("the YAML is nested too deeply") from error
     finally:

@@ -27,3 +27,9 @@ def test_unusual_line_breaks(character, text):
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_any_content(content):
     assert parse_yaml(dump_yaml(content)) == content
+
+
+@pytest.mark.parametrize("value", ["!!bool x", '!!float ""', "!!int ''", "!!int '-'", "!!timestamp x"])
+def test_values_that_dont_fit_their_tag_are_refused(value):
+    with pytest.raises(ValueError, match="a value doesn't fit its tag, such as !!bool; remove the tag"):
+        parse_yaml(f"license: {value}")
