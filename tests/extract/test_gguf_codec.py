@@ -73,7 +73,6 @@ def test_every_type_equals_gguf(kind: gguf.GGMLQuantizationType, monkeypatch: py
         file="model.gguf",
         offset=0,
         num_bytes=raw.nbytes,
-        gguf_name="blk.0.ffn_up.weight",
         layout=Layout.SAME,
         heads=1,
     )
@@ -216,7 +215,6 @@ def test_type_that_gguf_cannot_dequantise_is_refused() -> None:
         file="model.gguf",
         offset=0,
         num_bytes=16,
-        gguf_name="blk.0.ffn_up.weight",
         layout=Layout.SAME,
         heads=1,
     )

@@ -41,7 +41,6 @@ def gguf_file(site, tmp_path, monkeypatch):
         file="toy.gguf",
         part=r"[^/]+/data/part\d\.bin",
         sha256=hashlib.sha256(content).hexdigest(),
-        license="MIT",
         install="toy",
     )
     monkeypatch.setattr(packaged, "PARTED", {"toy": record})

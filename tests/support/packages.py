@@ -54,7 +54,6 @@ def install_archive(
         file="model.safetensors",
         part=rf"[^/]+/input/{name}\.zip\.\d+",
         sha256=hashes.pop("model.safetensors"),
-        license="MIT",
         install=f"{name}-part-0",
         other_files=hashes,
     )
