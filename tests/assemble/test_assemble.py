@@ -395,6 +395,12 @@ class TestTheFolder:
             assemble_model(siblings / "base", tmp_path / "out", expand=1)
         assert names_below(tmp_path) == []
 
+    def test_weights_of_a_killed_run_with_other_shards(self, siblings, tmp_path):
+        (tmp_path / ".out.partial").mkdir()
+        (tmp_path / ".out.partial" / "model.safetensors").write_bytes(b"stale")
+        model = assemble_model(siblings / "base", tmp_path / "out", max_shard_size="50KB")
+        assert not (model.path / "model.safetensors").exists()
+
     def test_verify_finds_changes(self, siblings, tmp_path):
         model = assemble_model(siblings / "base", tmp_path / "out", keep="0:1", max_shard_size="20KB")
         shard = sorted(model.path.glob("*.safetensors"))[-1]

@@ -114,6 +114,19 @@ def test_connection_that_breaks_midway_goes_on(hub: LoopbackHub, tmp_path: Path,
     assert weight_bytes(hub) == plan.num_bytes - already_read
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # Random bytes are also odd numbers.
+def test_another_scale_starts_over(hub: LoopbackHub, repo: Path, tmp_path: Path) -> None:
+    """What an interrupted assembly wrote is already scaled, so only the same factor can go on with it."""
+    settings = {"layers": LAYERS, "max_shard_size": "6MB"}
+    hub.faults.add(reset(), server="cdn", method="GET", path=r"\.safetensors", skip=4, times=-1)
+    with pytest.raises(SourceError):
+        assemble_model("owner/model", tmp_path / "made" / "out", scale="0=0.5", **settings)
+    assert journaled(tmp_path / "made" / "out")
+    hub.faults.clear()
+    model = assemble_model("owner/model", tmp_path / "made" / "out", scale="0=0.25", **settings)
+    check(model, assemble_model(repo, tmp_path / "expected", scale="0=0.25", **settings))
+
+
 def test_layer_of_a_local_model_is_read_again(
     hub: LoopbackHub, repo: Path, tmp_path: Path, expected: AssembledModel
 ) -> None:
