@@ -141,12 +141,13 @@ def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, for
 
     Without a commit, only the bytes show whether an artifact is the same. It is then compared after they are read.
     """
-    if force or folder.is_symlink() or not is_artifact(folder):
-        _check_replaceable(folder)
-        return None
-    if _identity(read_config(folder)) != _identity(_describe(checkpoint, plan, None, {})):
-        raise _another_layer(folder)
-    return None if checkpoint.commit is None else LayerArtifact.open(folder)
+    if not force and not folder.is_symlink() and is_artifact(folder):
+        if _identity(read_config(folder)) != _identity(_describe(checkpoint, plan, None, {})):
+            raise _another_layer(folder)
+        if checkpoint.commit is not None:
+            return LayerArtifact.open(folder)
+    _check_replaceable(folder)
+    return None
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -186,16 +187,12 @@ def _extract(
             progress.end()
             config = _describe(checkpoint, plan, digests, licence)
             write_json(staging.path / CONFIG_FILE, config)
-            if is_artifact(folder) and not force:
-                if read_config(folder).get("sha256") != digests.file:
-                    raise _another_layer(folder)
-                # The same bytes of the same source: keep the existing artifact.
-                staging.drop()
-                progress.notice(f"{folder} already holds exactly these bytes.")
-            else:
-                # Check again: somebody may have put files there during the extraction.
-                _check_replaceable(folder)
-                staging.put_in_place()
+            if is_artifact(folder) and not force and read_config(folder).get("sha256") != digests.file:
+                raise _another_layer(folder)
+            # Check again: somebody may have put files there during the extraction.
+            _check_replaceable(folder)
+            # Even if the weights are the same, the donor's config or tokenizer may have changed.
+            staging.put_in_place()
             return LayerArtifact.open(folder)
     finally:
         if staging.kept:

@@ -120,10 +120,6 @@ class Staging:
         # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)
 
-    def drop(self) -> None:
-        """Delete the temporary folder, because the final one already holds the same bytes."""
-        shutil.rmtree(self.path)
-
     def _check_contents(self) -> None:
         """Refuse files that no extraction creates: they could redirect writes, or become part of the artifact."""
         written, kept = self._files.written, (*self._files.kept, _LOCK_FILE)

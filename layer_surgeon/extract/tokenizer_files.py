@@ -10,6 +10,7 @@ from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES, companion_files, is_tokenizer_file
 from layer_surgeon.checkpoint.sources.together import read_files
+from layer_surgeon.errors import SourceError
 from layer_surgeon.progress import Progress
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def read_gguf_tokenizer(checkpoint: Checkpoint, progress: Progress) -> dict[str,
         from layer_surgeon._checkpoint_tokenizer import gguf_tokenizer_files
 
         return gguf_tokenizer_files(checkpoint)
+    except SourceError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         progress.notice(f"The tokenizer in {checkpoint.source.name} can't be read: {first_line(error)}.")
         return {}

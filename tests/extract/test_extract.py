@@ -109,13 +109,18 @@ def test_default_output_is_in_the_workspace(donor, tmp_path):
     assert artifact.path == tmp_path / "surgery" / "layers" / "donor-L3" == workspace.latest("layer")
 
 
-def test_same_layer_is_reused(donor, tmp_path):
+def test_same_layer_is_replaced(donor, tmp_path):
+    """Without a commit, only reading shows whether something changed. The config may have, with the same weights."""
     first = extract_layer(donor, -1, tmp_path / "out")
-    before = (first.path / "model.safetensors").stat().st_ino
+    before = everything_below(tmp_path)
+    (donor / "config.json").write_text(json.dumps(TINY | {"rope_theta": 1_000_000.0}))
     again = extract_layer(donor, -1, tmp_path / "out")
     assert again.sha256 == first.sha256
-    assert (again.path / "model.safetensors").stat().st_ino == before
-    assert everything_below(tmp_path / "out") == everything_below(first.path)
+    assert again.config["donor_config"]["rope_theta"] == 1_000_000.0
+    assert everything_below(tmp_path) == before
+    (again.path / "notes.md").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"files that are not part of one: notes\.md"):
+        extract_layer(donor, -1, tmp_path / "out")
 
 
 def test_replacing_another_layer_needs_force(donor, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from layer_surgeon import DonorStack, LayerArtifact, Workspace, extract_layer, open_checkpoint, plan_extraction
+from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.checkpoint.sources.hub import HubSource
 from layer_surgeon.checkpoint.sources.retry import HubLimits
 from layer_surgeon.checkpoint.stack import family_record
@@ -125,6 +126,17 @@ def test_tokenizer_of_a_gguf_file(tmp_path):
     for word, counterpart in {"ab": "Ġab", "##ab": "ab", "[CLS]": "<s>", "[UNK]": "<unk>"}.items():
         ours, theirs = host_tokenizer.convert_tokens_to_ids(word), tokenizer.convert_tokens_to_ids(counterpart)
         assert torch.equal(mapped[ours], own[theirs]), word
+
+
+def test_tokenizer_that_the_network_cuts_off(tmp_path, monkeypatch):
+    def fail(_):
+        raise SourceError("the connection broke")
+
+    write_model(tmp_path / "model.gguf", "llama", "Q8_0", general=GGUF_VOCABULARY)
+    monkeypatch.setattr(GgufTable, "header_bytes", fail)
+    with pytest.raises(SourceError, match="connection broke"):
+        extract_layer(tmp_path / "model.gguf", 0, tmp_path / "out", embeddings=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_command(donor, tmp_path):
