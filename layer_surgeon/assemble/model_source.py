@@ -16,6 +16,7 @@ class ModelSource:
 
     Attributes:
         number: Its number among the sources of the assembly, from 0.
+        name: The path, repo id or URL. No two sources have the same.
         checkpoint: The checkpoint.
         config: Its config.json, or that of the language model in it.
         new_name: Returns the name of a tensor in a checkpoint of the language model alone; None for tensors of other
@@ -23,14 +24,10 @@ class ModelSource:
     """
 
     number: int
+    name: str
     checkpoint: Checkpoint
     config: Mapping[str, Any]
     new_name: Callable[[str], str | None]
-
-    @property
-    def name(self) -> str:
-        """The path, repo id or URL."""
-        return self.checkpoint.source.name
 
     @cached_property
     def stack_prefix(self) -> str:
@@ -69,11 +66,12 @@ class ModelSource:
         return tuple(name for name in names if _is_numbered(name, prefix) and name not in in_layers)
 
 
-def model_source(number: int, checkpoint: Checkpoint, *, text_only: bool) -> ModelSource:
+def model_source(number: int, name: str, checkpoint: Checkpoint, *, text_only: bool) -> ModelSource:
     """Make the source of an assembly from a checkpoint.
 
     Args:
         number: Its number among the sources.
+        name: Its name among them.
         checkpoint: The checkpoint.
         text_only: Take only the language model out of a vision-language checkpoint.
 
@@ -81,15 +79,17 @@ def model_source(number: int, checkpoint: Checkpoint, *, text_only: bool) -> Mod
         UnsupportedArchitectureError: It is a vision-language checkpoint, and `text_only` is false.
     """
     if not is_multimodal(checkpoint.config):
-        return ModelSource(number=number, checkpoint=checkpoint, config=checkpoint.config, new_name=lambda name: name)
+        return ModelSource(
+            number=number, name=name, checkpoint=checkpoint, config=checkpoint.config, new_name=lambda tensor: tensor
+        )
     if not text_only:
         raise UnsupportedArchitectureError(
-            f"{checkpoint.source.name} ({checkpoint.config.get('model_type')}) is a vision-language checkpoint. Only "
+            f"{name} ({checkpoint.config.get('model_type')}) is a vision-language checkpoint. Only "
             f"its language model ({checkpoint.model_type}) can be assembled: add --text-only (in Python: "
             "text_only=True)."
         )
     config, new_name = text_model(checkpoint)
-    return ModelSource(number=number, checkpoint=checkpoint, config=config, new_name=new_name)
+    return ModelSource(number=number, name=name, checkpoint=checkpoint, config=config, new_name=new_name)
 
 
 def _is_numbered(name: str, prefix: str) -> bool:

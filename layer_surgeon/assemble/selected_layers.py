@@ -37,16 +37,31 @@ def open_sources(recipe: AssemblyRecipe, token: str | bool | None) -> tuple[dict
     head = recipe.base if recipe.head is None else recipe.head
     used = [recipe.base, *(part.source for part in recipe.slices)]
     used += [source for source, _ in recipe.replace.values()] + [head]
-    sources: dict[SourceRef, ModelSource] = {}
+    checkpoints: dict[SourceRef, Checkpoint] = {}
     for reference in dict.fromkeys(used):
         revision = recipe.revision if reference == first else None
-        checkpoint = (
+        checkpoints[reference] = (
             reference
             if isinstance(reference, Checkpoint)
             else open_checkpoint(reference, revision=revision, token=token)
         )
-        sources[reference] = model_source(len(sources), checkpoint, text_only=recipe.text_only)
+    names = _unique_names(list(checkpoints.values()))
+    sources = {
+        reference: model_source(number, name, checkpoint, text_only=recipe.text_only)
+        for number, (name, (reference, checkpoint)) in enumerate(zip(names, checkpoints.items(), strict=True))
+    }
     return sources, sources[head]
+
+
+def _unique_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Name each checkpoint: with its commit if others are of the same repo, and with a number if that is not enough."""
+    plain = [checkpoint.source.name for checkpoint in checkpoints]
+    names = [
+        f"{name}@{checkpoint.commit[:12]}" if checkpoint.commit and plain.count(name) > 1 else name
+        for name, checkpoint in zip(plain, checkpoints, strict=True)
+    ]
+    counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
+    return [name if count == 1 else f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
 
 
 def select(recipe: AssemblyRecipe, sources: Mapping[SourceRef, ModelSource]) -> tuple[SelectedLayer, ...]:

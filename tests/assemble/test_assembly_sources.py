@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from layer_surgeon import assemble_model, plan_assembly
+from layer_surgeon import AssemblyRecipe, LayerSlice, assemble_model, plan_assembly
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
-from layer_surgeon.errors import UnsupportedArchitectureError
+from layer_surgeon.errors import AssemblyError, UnsupportedArchitectureError
 from tests.assemble.test_assemble import IDS, logits, raw_tensors
 from tests.extract.test_formats_and_places import FORMATS, make
 from tests.support.http_folder import HttpFolder
@@ -60,6 +60,25 @@ def test_every_format(remote: tuple[Path, str], tmp_path: Path) -> None:
     assert raw_tensors(model.path) == raw_tensors(assemble_model(local, tmp_path / "local", **settings).path)
     for name in ("LICENSE", "tokenizer.json", "chat_template.jinja"):
         assert (model.path / name).read_text() == f'"{name}"'
+
+
+def test_two_revisions_of_a_repo(siblings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = assemble_model(siblings / "other", tmp_path / "half", dtype="float16")
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(hub_module, "HubSource", partial(HubSource, endpoint=hub.endpoint, token=False))
+        repo = hub.add_repo("owner/m", siblings / "base")
+        commits = [repo.refs["main"], repo.commit(siblings / "other"), repo.commit(half.path)]
+        slices = [LayerSlice(source=f"hf://owner/m@{commit}", layers=0) for commit in commits]
+        model = assemble_model(AssemblyRecipe(slices=tuple(slices[:2])), tmp_path / "out")
+        with pytest.raises(AssemblyError, match=f"owner/m@{commits[0][:12]} are float32, and those of owner/m@"):
+            plan_assembly(AssemblyRecipe(slices=tuple(slices)))
+        twice = AssemblyRecipe(slices=(slices[2], LayerSlice(source="owner/m", layers=1)))
+        newest = f"owner/m@{commits[2][:12]}"
+        assert [layer.source for layer in plan_assembly(twice).layers] == [newest, f"{newest} (2)"]
+    names = [f"owner/m@{commit[:12]}" for commit in commits[:2]]
+    assert [layer["source"] for layer in model.record["layers"]] == names
+    card = (model.path / "README.md").read_text()
+    assert f"| {names[1]} | {commits[1]} | layers 0 (of 4 layers) |" in card
 
 
 def test_gguf_becomes_what_transformers_loads(tmp_path: Path) -> None:
