@@ -115,7 +115,8 @@ def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:
     Returns:
         The foreign files, which stay; see `foreign_files`.
     """
-    if folder.is_symlink():
+    # `lexists` is also false, and raises nothing, if the name is too long.
+    if not os.path.lexists(folder) or folder.is_symlink():
         return []
     foreign = foreign_files(folder, ours)
     if not foreign:
@@ -153,6 +154,11 @@ def check_replaceable(
     Raises:
         error: The folder may not be replaced; the message says what it holds and what to do.
     """
+    if folder.name in ("", ".."):
+        raise error(
+            f"The {kind} is written next to its folder and then moved, so the folder can't be {str(folder)!r}. Name a "
+            "new folder with --output."
+        )
     if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
         return
     noun = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

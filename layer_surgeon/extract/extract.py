@@ -141,7 +141,7 @@ def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, for
 
     Without a commit, only the bytes show whether an artifact is the same. It is then compared after they are read.
     """
-    if not force and not folder.is_symlink() and is_artifact(folder):
+    if not force and is_artifact(folder) and not folder.is_symlink():
         if _identity(read_config(folder)) != _identity(_describe(checkpoint, plan, None, {})):
             raise _another_layer(folder)
         if checkpoint.commit is not None:

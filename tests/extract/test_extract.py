@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from layer_surgeon import LayerArtifact, Workspace, extract_layer
+from layer_surgeon import LayerArtifact, Workspace, assemble_model, extract_layer
 from layer_surgeon.errors import ArtifactError, CheckpointError, LayerNotFoundError, SourceError
 from layer_surgeon.extract import plan as plan_module
 from tests.support.checkpoints import LLAMA_8B, write_safetensors, write_sparse_checkpoint
@@ -177,6 +177,25 @@ def test_folder_with_other_files_is_never_changed(donor, tmp_path, force):
     with pytest.raises(ArtifactError, match="already exists and is not a layer artifact"):
         extract_layer(donor, -1, tmp_path / "file", force=force)
     assert everything_below(tmp_path / "home") == ["thesis.tex"]
+
+
+def test_current_folder_is_refused(donor, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for folder in (".", ".."):
+        with pytest.raises(ArtifactError, match=rf"can't be '{folder}'\. Name a new folder"):
+            extract_layer(donor, -1, folder)
+        with pytest.raises(ArtifactError, match=rf"can't be '{folder}'\. Name a new folder"):
+            assemble_model(donor, folder)
+    assert everything_below(tmp_path / "empty") == []
+
+
+def test_name_that_is_too_long(donor, tmp_path):
+    before = everything_below(tmp_path)
+    for extract in (extract_layer, assemble_model):
+        with pytest.raises(ArtifactError, match=r"can't be written: File name too long\. Name another folder"):
+            extract(donor, output=tmp_path / ("x" * 300))
+    assert everything_below(tmp_path) == before
 
 
 def test_empty_folder_is_used(donor, tmp_path):
