@@ -83,8 +83,10 @@ class AssemblyRecipe:
         for name in ("embeddings", "head"):
             if getattr(self, name) is not None:
                 _check_source(getattr(self, name), name)
-        if self.dtype is not None and self.dtype not in CODE_OF_NAME:
+        if self.dtype not in (None, *CODE_OF_NAME):
             raise ConfigError(f"dtype is {self.dtype!r}; it must be one of {', '.join(CODE_OF_NAME)}.")
+        if not isinstance(self.revision, str | None):
+            raise ConfigError(f"revision is {self.revision!r}, which is not text. Put it in quotes.")
         if not isinstance(self.text_only, bool):
             raise ConfigError(f"text_only is {self.text_only!r}; it must be true or false.")
         for factor in self.scale.values():
@@ -164,7 +166,7 @@ def _replacements(value: Any) -> dict[int, tuple[SourceRef, int]]:
     if isinstance(value, Mapping):
         pairs = [_pair(position, layer) for position, layer in value.items()]
     else:
-        pairs = [_replacement(text) for text in ([value] if isinstance(value, str) else value)]
+        pairs = [_replacement(text) for text in (value if isinstance(value, list | tuple) else [value])]
     replacements = dict(pairs)
     if len(replacements) != len(pairs):
         raise ConfigError("replace names a position twice. Name each position once.")
@@ -197,7 +199,7 @@ def _replacement(text: Any) -> tuple[int, tuple[SourceRef, int]]:
 def _scales(value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping):
         pairs = []
-        for text in [value] if isinstance(value, str) else value:
+        for text in value if isinstance(value, list | tuple) else [value]:
             match = _SCALE.fullmatch(text) if isinstance(text, str) else None
             if match is None:
                 raise ConfigError(f"scale is {text!r}; it must be POSITION=FACTOR, such as 12=0.5.")
