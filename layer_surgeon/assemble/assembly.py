@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,11 @@ def _read_papers(plan: AssemblyPlan, progress: Progress) -> _Papers:
     licence_files = dict(read_licence_files(base.checkpoint))
     for other in others:
         for name, content in read_licence_files(other.checkpoint).items():
-            if licence_files.get(name, content) != content:
-                # Names with a suffix are still those of licence files.
-                stem, dot, ending = name.partition(".")
-                name = f"{stem}-{short_name(other.name)}{dot}{ending}"
-            licence_files[name] = content
+            # Names with a suffix are still those of licence files.
+            stem, dot, ending = name.partition(".")
+            suffixed = f"{stem}-{short_name(other.name)}"
+            names = chain((name, f"{suffixed}{dot}{ending}"), (f"{suffixed}-{n}{dot}{ending}" for n in count(2)))
+            licence_files[next(free for free in names if licence_files.get(free, content) == content)] = content
     return _Papers(
         licences=tuple(read_licence(source.checkpoint) for source in plan.sources),
         licence_files=licence_files,

@@ -188,7 +188,7 @@ def plan_assembly(
         shards=shards,
         dtype=dtype,
         notes=tuple(dict.fromkeys(notes)),
-        changed=_is_changed(base, layers),
+        changed=head is not base or _is_changed(base, layers),
     )
 
 

@@ -31,6 +31,7 @@ from layer_surgeon.extract.plan import (
 _EMBEDDING = re.compile(r"embed(?!_out)|wte|wpe")
 # And those after the last one: norm, ln_f, final_layernorm, lm_head, embed_out.
 _HEAD = re.compile(r"norm|ln_f|head|embed_out")
+_Content = tuple[TensorInfo, str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ class ModelTensor:
     factor: float = 1.0
 
     @property
-    def content(self) -> tuple[str, int, int, str, float]:
-        """Identifies its bytes in the new model: equal for two copies of one layer."""
-        return self.source.file, self.source.offset, self.source.num_bytes, self.codec.dtype, self.factor
+    def content(self) -> _Content:
+        """Identifies its bytes in the new model: equal for two copies of one layer, but not for views of one tensor."""
+        return replace(self.source, name=""), self.codec.dtype, self.factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ def plan_shards(tensors: Iterable[ModelTensor], connections: Sequence[int], max_
             size = 0
         groups[-1].append(tensor)
         size += num_bytes
-    first_of: dict[tuple[str, int, int, str, float], str] = {}
+    first_of: dict[_Content, str] = {}
     shards = []
     for number, group in enumerate(groups, 1):
         file = SINGLE_FILE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
@@ -176,7 +177,7 @@ def _shard(
     file: str,
     group: Sequence[ModelTensor],
     connections: Sequence[int],
-    first_of: dict[tuple[str, int, int, str, float], str],
+    first_of: dict[_Content, str],
 ) -> ShardPlan:
     planned, header = lay_out((tensor.name, tensor.source, tensor.codec) for tensor in group)
     by_name = {tensor.name: tensor for tensor in group}

@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from layer_surgeon import AssemblyRecipe, LayerSlice, assemble_model, plan_assembly
@@ -20,6 +21,7 @@ from tests.extract.test_formats_and_places import FORMATS, make
 from tests.support.http_folder import HttpFolder
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny_models import save_quietly, tiny_llama
+from tests.support.torch_files import tiny_state_dict, write_checkpoint
 
 
 @pytest.fixture
@@ -79,6 +81,35 @@ def test_two_revisions_of_a_repo(siblings: Path, tmp_path: Path, monkeypatch: py
     assert [layer["source"] for layer in model.record["layers"]] == names
     card = (model.path / "README.md").read_text()
     assert f"| {names[1]} | {commits[1]} | layers 0 (of 4 layers) |" in card
+
+
+def test_matrix_and_its_transpose_in_one_storage(tmp_path: Path) -> None:
+    state = tiny_state_dict(torch.float32)
+    query, output = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qo")
+    state[output] = state[query].t()
+    model = assemble_model(write_checkpoint(tmp_path / "model", state), tmp_path / "out", dtype="float32")
+    tensors = load_file(model.path / "model.safetensors")
+    assert torch.equal(tensors[output], state[query].t())
+    assert torch.equal(tensors[query], state[query])
+    model.verify()
+
+
+def test_head_of_another_model_is_a_change(siblings: Path, tmp_path: Path) -> None:
+    recipe = AssemblyRecipe(slices=(LayerSlice(source=siblings / "base"),), head=siblings / "other")
+    model = assemble_model(recipe, tmp_path / "out")
+    assert model.record["changed"]
+    assert "It has not been trained in this form" in (model.path / "README.md").read_text()
+
+
+def test_every_licence_is_kept(siblings: Path, tmp_path: Path) -> None:
+    names = ("base/base", "org1/Llama", "org2/Llama", "org3/Llama")
+    for name in names:
+        shutil.copytree(siblings / "base", tmp_path / name)
+        (tmp_path / name / "LICENSE").write_text(name.replace("3", "2"))
+    slices = tuple(LayerSlice(source=tmp_path / name, layers=0) for name in names)
+    model = assemble_model(AssemblyRecipe(slices=slices), tmp_path / "out")
+    texts = {path.name: path.read_text() for path in model.path.glob("LICENSE*")}
+    assert texts == dict(zip(("LICENSE", "LICENSE-Llama", "LICENSE-Llama-2"), names[:3], strict=True))
 
 
 def test_gguf_becomes_what_transformers_loads(tmp_path: Path) -> None:
