@@ -63,6 +63,17 @@ def format_value(name: str, value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"
 
 
+def format_runs(numbers: Sequence[int], *, to: str = "-", between: str = ", ") -> str:
+    """Format numbers in their order as runs: `0-15, 8-23`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return between.join(f"{run[0]}{to}{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
 def list_names(names: Sequence[str], most: int = 3) -> str:
     """Format names for a message: the first ones, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

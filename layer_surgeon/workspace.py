@@ -13,15 +13,19 @@ surgery/                        (or $SURGEON_WORKSPACE, or --workspace)
 import os
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from layer_surgeon._format import format_runs
 from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
 
 Kind = Literal["layer", "states", "graft", "run", "model"]
 
 DEFAULT_WORKSPACE = "surgery"
+# Of the layers in the name of a folder. A name can have 255 characters, and that of a graft has a host and a site too.
+MAX_LAYERS_CHARACTERS = 60
 # What frozen donors compute for each text, which runs share; see finetune/donor_states.py.
 DONOR_STATES = "donor-states"
 # Marks the name of a model whose weights are in Python packages: see checkpoint/packaged.py.
@@ -113,8 +117,15 @@ def short_name(source: str) -> str:
 
 
 def layer_name(source: str, layer_indices: Sequence[int]) -> str:
-    """Return the folder name of a layer artifact: `Llama-3.1-8B-L31`, or `Llama-3.1-8B-L30-31` for two layers."""
-    return f"{short_name(source)}-L{'-'.join(str(index) for index in layer_indices)}"
+    """Return the folder name of a layer artifact: `Llama-3.1-8B-L31`, or `Llama-3.1-8B-L30-31` for two layers.
+
+    Many layers are written as runs (`-L0to79`), or with their number if that is long, too.
+    """
+    listed = "-".join(str(index) for index in layer_indices)
+    layers = listed if len(listed) <= MAX_LAYERS_CHARACTERS else format_runs(layer_indices, to="to", between="-")
+    if len(layers) > MAX_LAYERS_CHARACTERS:
+        return f"{short_name(source)}-{len(layer_indices)}-layers-{sha256(listed.encode()).hexdigest()[:8]}"
+    return f"{short_name(source)}-L{layers}"
 
 
 def stack_name(source: str, num_layers: int, host: str | None = None) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import chain, count
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._folders import check_replaceable
+from layer_surgeon._format import format_runs
 from layer_surgeon._io import write_bytes, write_json, write_text
 from layer_surgeon._model_types import ASSEMBLY_FILE
 from layer_surgeon._version import __version__
@@ -35,9 +36,7 @@ from layer_surgeon.extract.staging import JOURNAL_FILE, Staging
 from layer_surgeon.extract.tokenizer_files import read_gguf_tokenizer
 from layer_surgeon.hub.assembly_card import AssemblyCard, CardSource
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.workspace import Workspace, short_name
-
-_MAX_NAME_CHARACTERS = 60
+from layer_surgeon.workspace import MAX_LAYERS_CHARACTERS, Workspace, short_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +287,7 @@ def _card(plan: AssemblyPlan, papers: _Papers) -> AssemblyCard:
     sources = []
     for source, licence in zip(plan.sources, papers.licences, strict=True):
         layers = [layer.layer for layer in plan.layers if layer.source == source.name]
-        parts = [f"layers {describe_layers(layers)}"] if layers else []
+        parts = [f"layers {format_runs(layers)}"] if layers else []
         parts += ["embeddings"] if source is plan.sources[0] else []
         parts += ["norm and head"] if source is plan.head else []
         sources.append(
@@ -312,23 +311,12 @@ def _card(plan: AssemblyPlan, papers: _Papers) -> AssemblyCard:
     )
 
 
-def describe_layers(indices: Sequence[int]) -> str:
-    """Describe layers in their order as runs: `0-15, 8-23`."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
 def _model_name(plan: AssemblyPlan) -> str:
     """Return the folder name in the workspace: `gemma-3-270m-L0-8`, or with the number of layers if that is long."""
     names = "+".join(dict.fromkeys(short_name(source.name) for source in plan.sources))
-    layers = describe_layers([layer.layer for layer in plan.layers]).replace(", ", "+")
+    layers = format_runs([layer.layer for layer in plan.layers], between="+")
     is_plain = len(plan.sources) == 1 and not any(layer.silent or layer.scale != 1 for layer in plan.layers)
-    if is_plain and len(layers) <= _MAX_NAME_CHARACTERS:
+    if is_plain and len(layers) <= MAX_LAYERS_CHARACTERS:
         return f"{names}-L{layers}"
     digest = hashlib.sha256(repr([asdict(layer) for layer in plan.layers]).encode()).hexdigest()[:8]
     return f"{names}-{len(plan.layers)}-layers-{digest}"

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from layer_surgeon import LayerArtifact, Workspace, assemble_model, extract_layer
 from layer_surgeon.errors import ArtifactError, CheckpointError, LayerNotFoundError, SourceError
 from layer_surgeon.extract import plan as plan_module
+from layer_surgeon.workspace import layer_name
 from tests.support.checkpoints import LLAMA_8B, write_safetensors, write_sparse_checkpoint
 from tests.support.recorder import Recorder
 
@@ -107,6 +108,19 @@ def test_default_output_is_in_the_workspace(donor, tmp_path):
     workspace = Workspace(tmp_path / "surgery")
     artifact = extract_layer(donor, workspace=workspace)
     assert artifact.path == tmp_path / "surgery" / "layers" / "donor-L3" == workspace.latest("layer")
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [
+        ([0, 1], "m-L0-1"),
+        ([2, 3, 4, 9], "m-L2-3-4-9"),
+        ([*range(120), 5], "m-L0to119-5"),
+        (range(0, 240, 2), "m-120-layers-7c2cd485"),
+    ],
+)
+def test_folder_name_of_many_layers(layers, name):
+    assert layer_name("org/m", layers) == name
 
 
 def test_same_layer_is_replaced(donor, tmp_path):
