@@ -86,7 +86,7 @@ def fill_range(path: Path, offset: int, length: int, origin: tuple[Path, int] | 
         origin: The file to copy from, and the position there; None for zeros.
 
     Raises:
-        ArtifactError: The disk is full.
+        ArtifactError: The disk is full, or another program shortened the file to copy from.
     """
     with _disk_errors(path, length), contextlib.ExitStack() as opened:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
@@ -99,6 +99,11 @@ def fill_range(path: Path, offset: int, length: int, origin: tuple[Path, int] | 
         while done < length:
             size = min(CHUNK_BYTES, length - done)
             chunk = bytes(size) if source is None else os.pread(source, size, start + done)
+            if not chunk:
+                raise ArtifactError(
+                    f"Another program shortened {path.parent} while it was written: a file in it ends at byte "
+                    f"{start + done:,}, before the end of a tensor. Run the command again."
+                )
             write_all(descriptor, chunk, offset + done)
             done += len(chunk)
 
@@ -140,7 +145,7 @@ def _run(
     if num_kept:
         progress.notice(f"Resuming: {num_kept:,} of {plan.num_bytes_read:,} bytes are left from an earlier run.")
     readers = max(1, min(source.connections, len(plan.pieces)))
-    with ThreadPoolExecutor(readers + 2, thread_name_prefix="extract") as pool:
+    with ThreadPoolExecutor(readers + (2 if whole_file else 1), thread_name_prefix="extract") as pool:
         # Submitted first, because they need threads from the start. Each reads the file itself: waiting for each other
         # took longer than the second read from the page cache.
         file_digest = pool.submit(hash_file, descriptor, plan, copy.front) if whole_file else None
