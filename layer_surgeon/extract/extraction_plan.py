@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from layer_surgeon.checkpoint import Checkpoint, TensorInfo
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import CheckpointError, ConfigError
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import CODE_OF_NAME, PLAIN_FLOATS
 from layer_surgeon.extract.embeddings import PREFIX, Embeddings, check_first_layers, find_embeddings, find_table
@@ -153,6 +153,11 @@ def _plan_table(
 ) -> tuple[CopyPlan, tuple[TensorInfo, Codec]]:
     """Plan the reads of the donor's rows, and the table that is made of them."""
     (info,) = checkpoint.table.tensors([name])
+    if len(info.shape) != 2 or not info.num_elements:
+        raise CheckpointError(
+            f"The table of tokens {name} has the shape {list(info.shape)}, but must be a matrix with a row per token. "
+            "Get the checkpoint again."
+        )
     is_plain = checkpoint.format != "gguf" and info.dtype in PLAIN_FLOATS
     # Plain numbers are converted after the mean is taken, so that they are rounded once.
     rows = plan_rows(

@@ -92,11 +92,11 @@ def fp8_codec(source: Source, config: Mapping[str, Any], weight: TensorInfo, sca
         CheckpointError: The shape of the scales does not fit the weight.
         SourceError: The scales can't be read.
     """
-    if scale.num_bytes > _MAX_SCALE_BYTES or len(weight.shape) != 2:
+    if scale.num_bytes > _MAX_SCALE_BYTES or len(weight.shape) != 2 or not weight.num_elements:
         raise CheckpointError(
             f"{scale.name} {list(scale.shape)} can't be used as the scale of {weight.name} {list(weight.shape)}: "
-            f"expected a matrix with at most {_MAX_SCALE_BYTES:,} bytes of scales. Extract from the unquantised "
-            "model instead."
+            f"expected a matrix that is not empty, with at most {_MAX_SCALE_BYTES:,} bytes of scales. Extract from the "
+            "unquantised model instead."
         )
     raw = source.read_range(scale.file, scale.offset, scale.num_bytes)
     values = _decode_powers_of_two(raw) if scale.dtype == "F8_E8M0" else decode_floats(raw, scale.dtype).astype("<f4")

@@ -210,6 +210,16 @@ def test_weight_without_scale_is_refused(tmp_path):
         plan_extraction(open_checkpoint(tmp_path / "donor"), dtype="bfloat16")
 
 
+@pytest.mark.parametrize("shape", [(0, 8), (8, 0)])
+def test_empty_weight_is_refused(tmp_path, shape):
+    quantised(tmp_path / "donor", "tensor")
+    tensors = load_file(tmp_path / "donor" / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] = torch.zeros(shape).to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "donor" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected a matrix that is not empty"):
+        plan_extraction(open_checkpoint(tmp_path / "donor"), dtype="bfloat16")
+
+
 def test_scale_of_wrong_shape_is_refused(tmp_path):
     quantised(tmp_path / "donor", "block")
     tensors = load_file(tmp_path / "donor" / "model.safetensors")

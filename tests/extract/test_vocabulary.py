@@ -1,17 +1,24 @@
 """Which of a donor's tokens stand for each token of a host, for each kind of vocabulary, and the table made of them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from layer_surgeon import DonorStack, LayerArtifact, extract_layer, open_checkpoint
 from layer_surgeon._vocabulary import map_vocabulary
-from layer_surgeon.errors import ConfigError, DataError, SourceNotFoundError, UnsupportedArchitectureError
+from layer_surgeon.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    SourceNotFoundError,
+    UnsupportedArchitectureError,
+)
 from layer_surgeon.extract.extraction_plan import plan_extraction
 from tests.support.small_tokenizers import byte_level, sentencepiece, word_level, wordpiece
 from tests.support.tiny_models import save_quietly, tiny_llama, tiny_model
@@ -222,6 +229,15 @@ def test_family_without_a_table_alone(hosts, tmp_path):
     save_quietly(tiny_model("roberta", is_decoder=True), tmp_path)
     with pytest.raises(UnsupportedArchitectureError, match="In roberta, token ids are used for more than the rows"):
         extract_layer(tmp_path, 0, embeddings=True, vocabulary=str(hosts["wordpiece"]))
+
+
+def test_table_that_is_no_matrix(hosts, donors, tmp_path):
+    shutil.copytree(donors["byte_level"], tmp_path / "donor")
+    tensors = load_file(tmp_path / "donor" / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].flatten()
+    save_file(tensors, tmp_path / "donor" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has the shape \[\d+\], but must be a matrix"):
+        extract_layer(tmp_path / "donor", 0, embeddings=True, vocabulary=str(hosts["wordpiece"]))
 
 
 def test_plan_has_only_the_rows(hosts, donors):
