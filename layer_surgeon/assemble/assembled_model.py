@@ -6,7 +6,6 @@ README.md           model card
 LICENSE*, NOTICE*   of the sources
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,10 +17,9 @@ from layer_surgeon._model_types import ASSEMBLY_FILE, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.checkpoint.companions import GENERATION_FILE, TOKENIZER_FILES
 from layer_surgeon.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, parse_index, read_local_header
-from layer_surgeon.checkpoint.sources import CHUNK_BYTES
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import ArtifactError, CheckpointError
-from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS
+from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS, range_sha256
 from layer_surgeon.extract.staging import JOURNAL_FILE, StagedFiles
 
 SHARD_PATTERN = "model-*-of-*.safetensors"
@@ -131,12 +129,8 @@ class AssembledModel:
             )
         for tensor in tensors:
             with (self.path / tensor.file).open("rb") as file:
-                file.seek(tensor.offset)
-                remaining, digest = tensor.num_bytes, hashlib.sha256()
-                while remaining and (chunk := file.read(min(CHUNK_BYTES, remaining))):
-                    digest.update(chunk)
-                    remaining -= len(chunk)
-            if digest.hexdigest() != digests[tensor.name]:
+                sha256 = range_sha256(file, tensor.offset, tensor.num_bytes)
+            if sha256 != digests[tensor.name]:
                 raise ArtifactError(
                     f"{self.path / tensor.file}: the sha256 of {tensor.name!r} differs from the one in "
                     f"{ASSEMBLY_FILE}. The file was changed or damaged. Assemble the model again, with --force."

@@ -14,7 +14,6 @@ from layer_surgeon.assemble.model_source import ModelSource
 from layer_surgeon.assemble.recipe import AssemblyRecipe, SourceRef
 from layer_surgeon.assemble.recipe_files import read_recipe
 from layer_surgeon.assemble.selected_layers import SelectedLayer, open_sources, select
-from layer_surgeon.assemble.several_sources import own_name
 from layer_surgeon.assemble.shards import ShardPlan, model_tensors, plan_shards
 from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.errors import ConfigError
@@ -101,13 +100,6 @@ class AssemblyPlan:
             sizes += [listed.get(file) for file in sorted(set(source.checkpoint.table.files().values()))]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
-
-    @cached_property
-    def files(self) -> tuple[tuple[str, str], ...]:
-        """The files to read, as names of source and file."""
-        joint = sorted({file for shard in self.shards for file in shard.files})
-        numbered = [own_name(file) for file in joint]
-        return tuple((self.sources[number].name, file) for number, file in numbered)
 
 
 def as_recipe(recipe: Recipe, settings: dict[str, Any]) -> AssemblyRecipe:

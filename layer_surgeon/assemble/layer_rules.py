@@ -164,8 +164,3 @@ def collapse_list(values: list[Any], form: str, stated: Any) -> Any:
     if isinstance(stated, str) and all(isinstance(value, str) and len(value) == 1 for value in values):
         return "".join(values)
     return [[values, 1]] if form == "groups" else values
-
-
-def count_names(family: Mapping[str, Any]) -> list[str]:
-    """Return the names under which a config can have the number of layers, the family's own first."""
-    return [family["num_layers"], "num_hidden_layers", "n_layer", "n_layers", "num_layers"]

@@ -21,13 +21,12 @@ from layer_surgeon.assemble.layer_rules import (
     SAVE_ADVICE,
     Rule,
     collapse_list,
-    count_names,
     expand_list,
     rule_settings,
     rule_values,
     solve_rule,
 )
-from layer_surgeon.checkpoint.stack import count_layers, text_config
+from layer_surgeon.checkpoint.stack import count_layers, count_names, text_config
 from layer_surgeon.errors import AssemblyError, CheckpointError, UnsupportedArchitectureError
 
 _MAP = "per_layer_config"

@@ -168,7 +168,7 @@ def count_layers(config: Mapping[str, Any]) -> int:
     """
     language_config = text_config(config)
     family = _families_table()["families"].get(str(language_config.get("model_type")))
-    for name in ([family["num_layers"]] if family else []) + list(_LAYER_COUNT_NAMES):
+    for name in count_names(family):
         count = language_config.get(name)
         if type(count) is int and 0 < count < 100_000:
             return count
@@ -180,6 +180,11 @@ def count_layers(config: Mapping[str, Any]) -> int:
         f"config.json does not state the number of layers (as {', '.join(_LAYER_COUNT_NAMES)}). "
         "Use a checkpoint in the format of the transformers library."
     )
+
+
+def count_names(family: Mapping[str, Any] | None) -> list[str]:
+    """Return the names under which a config can have the number of layers, the family's own first."""
+    return [*([family["num_layers"]] if family else []), *_LAYER_COUNT_NAMES]
 
 
 def _choose_decoder(matching_prefixes: list[str], family: Mapping[str, Any] | None) -> str:

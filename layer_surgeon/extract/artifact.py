@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from layer_surgeon._folders import check_links
 from layer_surgeon._io import read_json
@@ -88,7 +88,7 @@ class LayerArtifact:
             return str(self.config["sha256"])
         path = self.path / SINGLE_FILE
         with path.open("rb") as file:
-            return _digest(file, 0, path.stat().st_size)
+            return range_sha256(file, 0, path.stat().st_size)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -121,12 +121,12 @@ class LayerArtifact:
             )
         with path.open("rb") as file:
             for tensor in self.tensors():
-                if _digest(file, tensor.offset, tensor.num_bytes) != recorded.get(tensor.name, {}).get("sha256"):
+                if range_sha256(file, tensor.offset, tensor.num_bytes) != recorded.get(tensor.name, {}).get("sha256"):
                     raise ArtifactError(
                         f"{path}: the sha256 of {tensor.name!r} differs from the one recorded during extraction. "
                         "The file was changed or damaged. Extract the layer again, with --force."
                     )
-            if _digest(file, 0, path.stat().st_size) != self.sha256:
+            if range_sha256(file, 0, path.stat().st_size) != self.sha256:
                 raise ArtifactError(
                     f"The sha256 of {path} differs from the one recorded during extraction. "
                     "Extract the layer again, with --force."
@@ -202,7 +202,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _digest(file: Any, start: int, length: int) -> str:
+def range_sha256(file: BinaryIO, start: int, length: int) -> str:
+    """Return the sha256 of `length` bytes of an open file as hex; of fewer if the file ends before."""
     digest = hashlib.sha256()
     file.seek(start)
     while length > 0 and (chunk := file.read(min(CHUNK_BYTES, length))):

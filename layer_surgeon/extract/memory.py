@@ -36,7 +36,7 @@ def read_tensors(source: Source, plan: CopyPlan, buffers: Sequence[memoryview], 
                 position, done = segment.offset - offsets[index], 0
                 block = segment.codec.block_bytes
                 while done < segment.length:
-                    # A conversion holds several copies of a chunk, so limit the chunk to 1 MiB or one block.
+                    # A conversion holds several copies of a chunk, so limit the chunk to 512 KiB or one block.
                     most = min(segment.length - done, max(block, CHUNK_BYTES // block * block))
                     blocks = chunks.take(most, block)
                     result = segment.codec.convert(blocks, segment.first_block + done // block)

@@ -42,8 +42,8 @@ def plan_rows(
     """Plan to read some rows of a matrix, such as those of a few tokens.
 
     The plan has one tensor per stretch of rows, in their order. If the matrix is stored in a form without rows, such as
-    transposed, the plan has the whole matrix. Over a network, gaps of up to `max_gap` bytes between two stretches are
-    read and dropped, to save requests.
+    transposed, the plan has the whole matrix. Gaps between two stretches are read and dropped, to save requests: of up
+    to `max_gap` bytes over a network, and 64 KiB from a local disk.
 
     Args:
         checkpoint: An open checkpoint.

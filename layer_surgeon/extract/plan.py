@@ -88,8 +88,8 @@ class CopyPlan:
 
     Attributes:
         planned: The tensors to read, in the order of the file.
-        pieces: The reads. They cover exactly the wanted bytes, except over a network: there they also cover gaps of up
-            to 1 KiB between two tensors if that saves a request.
+        pieces: The reads. They cover the wanted bytes, and short gaps between two of them if that saves a request: over
+            a network up to 1 KiB between tensors, and more between the rows of a table (see `plan_rows`).
         header: The safetensors header, which is the start of the file.
     """
 
