@@ -56,13 +56,15 @@ OURS = {"write_text", "write_bytes"}
 
 ALLOWED = {
     "cli/surgeon_command.py": {"write_text": "of the formatter of help pages, which writes to a text in memory"},
+    "layer_surgeon/assemble/assembly.py": {
+        "unlink": "weights of a killed run with other shards, in the locked temporary folder"
+    },
     "layer_surgeon/extract/copy.py": {
         "os.open": "the growing file of weights: ranges from several threads, in a locked folder without links",
         "ftruncate": "the same file",
     },
     "layer_surgeon/extract/journal.py": {"os.open": "a journal grows by lines, in the same folder"},
     "layer_surgeon/extract/staging.py": {
-        "rmtree": "the locked folder in which the artifact was put together, when its place holds the same already",
         "unlink": "the journal and the lock of that folder",
         "rmdir": "parents that were made and are empty",
     },
