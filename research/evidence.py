@@ -359,7 +359,7 @@ class Evidence:
         return {"with_depth": with_depth, **correlate_given(layer_gains, list(sweep.means.values()), depths)}
 
     def average_gap(self, tables: Sequence[tuple[str, str]], arm: str, against: str) -> Gap:
-        """The difference between two arms, averaged over tables with the same seeds; interval and p over the seeds.
+        """The difference between two arms, averaged over tables; interval and p over the seeds that all tables have.
 
         Args:
             tables: A study and one of its data sets, tested on itself, for each.
@@ -369,8 +369,12 @@ class Evidence:
         Raises:
             ConfigError: A study does not make the comparison.
         """
-        gaps = [self.study(study).gap(data, data, arm, against).by_seed for study, data in tables]
-        by_seed = [statistics.fmean(of_seed) for of_seed in zip(*gaps, strict=True)]
+        gaps = [
+            dict(zip(self.study(study).seeds[data], self.study(study).gap(data, data, arm, against).by_seed, strict=True))
+            for study, data in tables
+        ]
+        common_seeds = [seed for seed in gaps[0] if all(seed in by_seed for by_seed in gaps)]
+        by_seed = [statistics.fmean(by_seed[seed] for by_seed in gaps) for seed in common_seeds]
         interval = seed_interval_of_mean(by_seed)
         return Gap(
             arm=arm,
