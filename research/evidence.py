@@ -369,10 +369,10 @@ class Evidence:
         Raises:
             ConfigError: A study does not make the comparison.
         """
-        gaps = [
-            dict(zip(self.study(study).seeds[data], self.study(study).gap(data, data, arm, against).by_seed, strict=True))
-            for study, data in tables
-        ]
+        gaps = []
+        for name, data in tables:
+            study = self.study(name)
+            gaps.append(dict(zip(study.seeds[data], study.gap(data, data, arm, against).by_seed, strict=True)))
         common_seeds = [seed for seed in gaps[0] if all(seed in by_seed for by_seed in gaps)]
         by_seed = [statistics.fmean(by_seed[seed] for by_seed in gaps) for seed in common_seeds]
         interval = seed_interval_of_mean(by_seed)

@@ -32,7 +32,7 @@ class ModelSource:
     @cached_property
     def stack_prefix(self) -> str:
         """The prefix of the names of all layers in the new model, such as `model.layers.`."""
-        prefix = self.checkpoint.layer_prefix(0).removesuffix("0.")
+        prefix = self.checkpoint.stack_prefix
         renamed = self.new_name(prefix)
         if renamed is None:
             raise ValueError(f"the layers {prefix}* are not part of the language model")
@@ -49,21 +49,18 @@ class ModelSource:
     @cached_property
     def other_names(self) -> tuple[str, ...]:
         """The names of all tensors in the checkpoint that belong to no layer: embeddings, final norm, head."""
-        prefix = self.checkpoint.layer_prefix(0).removesuffix("0.")
-        in_layers = {name for layer in range(self.checkpoint.num_layers) for name in self.checkpoint.layer_names(layer)}
+        prefix = self.checkpoint.stack_prefix
         return tuple(
             name
-            for name in self.checkpoint.table.files()
-            if name not in in_layers and not _is_numbered(name, prefix) and self.new_name(name) is not None
+            for name in self.checkpoint.names_outside_layers()
+            if not _is_numbered(name, prefix) and self.new_name(name) is not None
         )
 
     @cached_property
     def extra_names(self) -> tuple[str, ...]:
         """The names of tensors of layers beyond the last one, such as the layer of DeepSeek-V3 that predicts ahead."""
-        prefix = self.checkpoint.layer_prefix(0).removesuffix("0.")
-        in_layers = {name for layer in range(self.checkpoint.num_layers) for name in self.checkpoint.layer_names(layer)}
-        names = self.checkpoint.table.files()
-        return tuple(name for name in names if _is_numbered(name, prefix) and name not in in_layers)
+        prefix = self.checkpoint.stack_prefix
+        return tuple(name for name in self.checkpoint.names_outside_layers() if _is_numbered(name, prefix))
 
 
 def model_source(number: int, name: str, checkpoint: Checkpoint, *, text_only: bool) -> ModelSource:

@@ -28,7 +28,7 @@ def text_model(checkpoint: Checkpoint) -> tuple[dict[str, Any], Callable[[str], 
     """
     config = dict(text_config(checkpoint.config))
     family = family_record(checkpoint.model_type)
-    stack = checkpoint.layer_prefix(0).removesuffix(".0.")
+    stack = checkpoint.stack_prefix.rstrip(".")
     root = stack.removesuffix(f".{family['stack']}") if family is not None else stack
     if family is None or root == stack:
         raise UnsupportedArchitectureError(

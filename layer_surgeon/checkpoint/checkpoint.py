@@ -111,6 +111,16 @@ class Checkpoint:
         """Return the prefix of the names of one layer's tensors, such as `model.layers.31.`."""
         return self._stack.layer_prefix(self.layer_index(layer))
 
+    @property
+    def stack_prefix(self) -> str:
+        """The prefix that the names of all layers' tensors share, such as `model.layers.`."""
+        return self.layer_prefix(0).removesuffix("0.")
+
+    def names_outside_layers(self) -> tuple[str, ...]:
+        """Return the names of all tensors that belong to no layer: embeddings, final norm, head."""
+        in_layers = {name for layer in range(self.num_layers) for name in self.layer_names(layer)}
+        return tuple(name for name in self.table.files() if name not in in_layers)
+
     def layer_names(self, layer: int) -> tuple[str, ...]:
         """Return the names of one layer's tensors. Reads no files."""
         return self._stack.members[self.layer_index(layer)]

@@ -1,6 +1,6 @@
 """Find the tensors outside of the layers in a checkpoint, by the names of the module's weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -29,10 +29,8 @@ def checkpoint_names(
     Raises:
         UnsupportedArchitectureError: One is not there, or has another shape.
     """
-    files = checkpoint.table.files()
-    in_layers = {name for index in range(checkpoint.num_layers) for name in checkpoint.layer_names(index)}
-    outside = [name for name in files if name not in in_layers]
-    stored_stack = checkpoint.layer_prefix(0).removesuffix(".").removesuffix("0").rstrip(".")
+    outside = checkpoint.names_outside_layers()
+    stored_stack = checkpoint.stack_prefix.rstrip(".")
     names: dict[str, str] = {}
     for name in shapes:
         tied = model.surgeon_tied_weights.get(name)
@@ -78,7 +76,7 @@ def _revert(model: PreTrainedModel, name: str) -> Iterable[str]:
     return reverted
 
 
-def _find(candidates: list[str], stored_stack: str, module_stack: str, outside: list[str]) -> str | None:
+def _find(candidates: list[str], stored_stack: str, module_stack: str, outside: Sequence[str]) -> str | None:
     known = set(outside)
     for candidate in candidates:
         for stack in (module_stack, module_stack.partition(".")[2]):

@@ -1,6 +1,6 @@
 """Which tensors of a checkpoint act before layer 0, by the table of families."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from layer_surgeon.checkpoint import Checkpoint
@@ -56,10 +56,8 @@ def find_embeddings(checkpoint: Checkpoint) -> Embeddings:
             f"What acts before layer 0 of {family} is not known ({reason}), so its embeddings can't be extracted. "
             "Extract the layers without --embeddings, or use a model of another family."
         )
-    in_layers = {name for index in range(checkpoint.num_layers) for name in checkpoint.layer_names(index)}
-    outside = [name for name in checkpoint.table.files() if name not in in_layers]
-    stack = checkpoint.layer_prefix(0).removesuffix("0.")
-    root = stack.removesuffix(f"{record['stack']}.")
+    outside = checkpoint.names_outside_layers()
+    root = checkpoint.stack_prefix.removesuffix(f"{record['stack']}.")
     stored_names = {}
     for name in names:
         stored = _find(name, record.get("stored_as", {}).get(name, name), root, outside)
@@ -96,7 +94,7 @@ def find_table(embeddings: Embeddings | None, family: str) -> tuple[str, str]:
     return embeddings.token_table, embeddings.names[embeddings.token_table]
 
 
-def _find(name: str, stored_as: str, root: str, outside: list[str]) -> str | None:
+def _find(name: str, stored_as: str, root: str, outside: Sequence[str]) -> str | None:
     """The name in the checkpoint. Of multimodal models, the decoder's tensors have the same prefix as its layers."""
     for candidate in (root + stored_as, root + name):
         if candidate in outside:

@@ -123,8 +123,7 @@ class _CheckpointSide:
         if layer not in self._infos:
             table = self._checkpoint.table
             if layer is None:
-                in_layers = {name for index in self.layers for name in self._checkpoint.layer_names(index)}
-                self._infos[layer] = table.tensors(name for name in table.files() if name not in in_layers)
+                self._infos[layer] = table.tensors(self._checkpoint.names_outside_layers())
             else:
                 self._infos[layer] = self._checkpoint.layer_tensors(layer)
         return self._infos[layer]
@@ -133,7 +132,7 @@ class _CheckpointSide:
         if layer is not None:
             return info.name.removeprefix(self._checkpoint.layer_prefix(layer))
         # `model.norm.weight` of a whole model is `norm.weight` of its base model, whose layers are called `layers.0.`.
-        stack = self._checkpoint.layer_prefix(0).removesuffix("0.").rstrip(".")
+        stack = self._checkpoint.stack_prefix.rstrip(".")
         base, dot, _ = stack.rpartition(".")
         return info.name.removeprefix(base + dot)
 
