@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layer_surgeon.checkpoint.formats import open_table
-from layer_surgeon.checkpoint.quantization import describe_packing, describe_quantization
+from layer_surgeon.checkpoint.quantization import describe_packing, describe_quantization, without_quantization
 from layer_surgeon.checkpoint.sources import Source, open_source
 from layer_surgeon.checkpoint.sources.parts import join_parts
 from layer_surgeon.checkpoint.stack import LayerStack, check_family, find_stack, text_config
@@ -93,6 +93,11 @@ class Checkpoint:
     def quantization(self) -> str | None:
         """The quantisation method of the weights, such as `gptq, 4 bits`; None if they are not quantised."""
         return describe_quantization(self.table.config) or describe_packing(self.layer_names(-1))
+
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """The model's own config, without its quantisation if the weights are converted to plain numbers."""
+        return without_quantization(self.config) if self.quantization else dict(self.config)
 
     def layer_index(self, layer: int) -> int:
         """Convert a layer index that may count from the end into one that counts from 0.

@@ -12,7 +12,6 @@ from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import README_FILE, read_licence, read_licence_files
-from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
@@ -277,7 +276,7 @@ def _describe(
         "model_type": LAYER,
         "architectures": ["DonorLayer" if plan.embeddings is None else "DonorStack"],
         # The LLM's own config, verbatim, except that dequantised weights are no longer called quantised.
-        "donor_config": without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config),
+        "donor_config": checkpoint.plain_config,
         "layer_indices": list(plan.layer_indices),
         **({} if plan.embeddings is None else {"embeddings": _describe_embeddings(plan.embeddings, plan.vocabulary)}),
         "dtype": plan.dtype,

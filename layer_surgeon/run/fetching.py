@@ -13,14 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from layer_surgeon._io import locked
 from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.quantization import without_quantization
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.checkpoint.sources import FolderSource
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
@@ -34,11 +33,6 @@ from layer_surgeon.extract.plan import CopyPlan
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run.state_files import as_bytes
 from layer_surgeon.workspace import Workspace, layer_name
-
-
-def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The model's config for its layers with plain weights."""
-    return without_quantization(checkpoint.config) if checkpoint.quantization else dict(checkpoint.config)
 
 
 class ByteCounter(NullProgress):
@@ -149,7 +143,7 @@ class LayerFetcher:
         following = self._next_of.get(index)
         if following is not None:
             self._begin(following)
-        config = SurgeonDonorConfig(donor_config=plain_config(self._checkpoint), layer_indices=[index])
+        config = SurgeonDonorConfig(donor_config=self._checkpoint.plain_config, layer_indices=[index])
         donor = DonorLayer.from_tensors(config, [tensors], dtype=self._weights_dtype)
         tensors.clear()
         donor.to(device)

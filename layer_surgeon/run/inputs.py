@@ -21,7 +21,7 @@ from layer_surgeon.extract.memory import read_tensors
 from layer_surgeon.extract.other_tensors import plan_rows, plan_tensors
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.batches import Batch, make_batches
-from layer_surgeon.run.fetching import ByteCounter, LayerFetcher, plain_config, read_plan, torch_dtype
+from layer_surgeon.run.fetching import ByteCounter, LayerFetcher, read_plan, torch_dtype
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import DepthFiles, as_bytes
 from layer_surgeon.run.text_list import TextList, TextsLike, read_texts
@@ -106,7 +106,7 @@ def prepare_run(
     device = str(choose_device(config.device))
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
     config.depths(checkpoint.num_layers)
-    entrance = plan_entrance(family_config(plain_config(checkpoint)))
+    entrance = plan_entrance(family_config(checkpoint.plain_config))
     head = plan_exit(entrance.config) if config.score else None
     for plan in (entrance, head):
         if plan is not None:  # Refuse a checkpoint without these weights before the first layer.
