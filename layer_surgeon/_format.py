@@ -60,7 +60,7 @@ def format_value(name: str, value: float) -> str:
         return f"{value:.0f}"
     if name.endswith("/s"):
         return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
-    return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"
+    return f"{value:.3g}" if name == "learning rate" else format_score(value)
 
 
 def format_runs(numbers: Sequence[int], *, to: str = "-", between: str = ", ") -> str:

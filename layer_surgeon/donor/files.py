@@ -19,8 +19,8 @@ from layer_surgeon.errors import ArtifactError, CheckpointError, LayerSurgeonErr
 from layer_surgeon.extract.artifact import CONFIG_FILE, PAPERS, artifact_files
 from layer_surgeon.extract.dtypes import NAME_OF_CODE
 
-# Not every version of torch has all of them.
-_DTYPES = {code: getattr(torch, name) for code, name in NAME_OF_CODE.items() if hasattr(torch, name)}
+# Not every version of torch has all of them. F4 has two numbers in a byte, so its shape is another in torch.
+_DTYPES = {code: getattr(torch, name) for code, name in NAME_OF_CODE.items() if hasattr(torch, name) and code != "F4"}
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:

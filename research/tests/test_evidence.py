@@ -127,7 +127,7 @@ def test_a_study_under_way_has_the_seeds_that_all_arms_have(tmp_path):
     assert [len(gap.by_seed) for gap in desk.load().study("a-gemma").gaps("sst2", "sst2").values()] == [1] * 14
 
 
-def test_contrasts_on_each_data_set_and_over_those_with_the_same_seeds(tmp_path):
+def test_contrasts_on_each_data_set_and_over_the_seeds_that_all_have(tmp_path):
     desk = Desk(tmp_path, LITTLE)
 
     def rows():
@@ -138,7 +138,7 @@ def test_contrasts_on_each_data_set_and_over_those_with_the_same_seeds(tmp_path)
     desk.train("a-gemma", lambda cell: cell.data == "sst2")
     assert [row[:2] for row in rows()] == [["sst2", "3"]]
     desk.train("a-gemma", lambda cell: cell.seed < 3)
-    assert [row[:2] for row in rows()] == [["sst2", "3"], ["cr", "2"]]
+    assert [row[:2] for row in rows()] == [["sst2", "3"], ["cr", "2"], ["mean of these", "2"]]
     desk.train("a-gemma")
     sst2, cr, both = rows()
     assert (both[:2], len(both)) == (["mean of these", "3"], 6)
