@@ -138,7 +138,7 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         label = ARM_LABELS.get(cost["arm"], cost["arm"])
         rows.append({"arm": label, **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
     # At the bottom, so that no label is cut off where a browser's font is wider.
-    legend = alt.Legend(orient="bottom", columns=3, labelLimit=0, symbolOpacity=1)
+    legend = alt.Legend(orient="bottom", columns=2, labelLimit=0, symbolOpacity=1)
     panels = []
     for title in PRICES:
         base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
