@@ -122,7 +122,9 @@ def sweep_plan(
     else:
         layer_range = layers or ("-1" if candidates == "sites" else "all")
         if not content.get("donor"):
-            raise UsageError("A sweep compares the layers of one donor, and the plan has none. Add --donor MODEL.")
+            raise UsageError(
+                "A sweep compares the layers of one donor, and the plan names none or several. Add --donor MODEL."
+            )
         chosen = choose_layers(layer_range, count_layers(DonorSpec.parse(content["donor"])))
     with usage():
         return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

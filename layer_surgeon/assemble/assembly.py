@@ -161,7 +161,7 @@ def _write_weights(plan: AssemblyPlan, folder: Path, progress: Progress) -> dict
     versions = _versions(plan)
     unversioned = {file for file, version in versions.items() if version is None}
     names = [source.name for source in plan.sources]
-    where = names, versions, [asdict(layer) for layer in plan.layers]
+    sources_and_layers = names, versions, [asdict(layer) for layer in plan.layers]
     digests: dict[str, str] = {}
     # An earlier run with other shards may have been killed.
     for path in folder.glob("*.safetensors"):
@@ -169,7 +169,7 @@ def _write_weights(plan: AssemblyPlan, folder: Path, progress: Progress) -> dict
             path.unlink()
     progress.begin(f"{len(plan.layers)} layers", plan.num_bytes_read, "bytes")
     for number, shard in enumerate(plan.shards, 1):
-        journal = folder / f"{JOURNAL_FILE}-{number:05}", plan_identity((shard.file, *where), shard)
+        journal = folder / f"{JOURNAL_FILE}-{number:05}", plan_identity((shard.file, *sources_and_layers), shard)
         path = folder / shard.file
         copied = copy_tensors(source, shard, path, progress, journal=journal, whole_file=False, unversioned=unversioned)
         digests |= copied.tensors

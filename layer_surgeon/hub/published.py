@@ -90,7 +90,7 @@ def _shorten_path(text: str, path: str) -> str:
     for spelling in dict.fromkeys((path, json.dumps(path)[1:-1], path.replace("'", "''"), markdown(path))):
         # YAML breaks long lines at spaces.
         pattern = r"\s+".join(re.escape(word) for word in re.split(r"\s+", spelling))
-        # Not inside of a name: /model is no part of owner/model-7b.
+        # Not inside a name: owner/model-7b does not hold the path /model.
         text = re.sub(rf"(?<![\w.-]){pattern}", lambda _: short_path, text)
     return text
 

@@ -79,15 +79,15 @@ def _estimate_seconds(
     step_seconds: dict[str, float] = {}
     for cell in todo:
         if cell.arm.name not in step_seconds:
-            step_seconds[cell.arm.name] = _time_step(cell, folder, progress)
+            step_seconds[cell.arm.name] = _time_batch(cell, folder, progress)
     forked = SUPPORTED and len(todo) > 1
     start_seconds = _FORKED_SECONDS if forked else _START_SECONDS
-    seconds = sum(start_seconds + step_seconds[cell.arm.name] * _count_steps(cell, plan, folder) for cell in todo)
+    seconds = sum(start_seconds + step_seconds[cell.arm.name] * _count_batches(cell, plan, folder) for cell in todo)
     seconds += _START_SECONDS if forked else 0.0
     return step_seconds, seconds
 
 
-def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
+def _time_batch(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
     config = FinetuneConfig(**cell.finetune)
     settings = {"max_steps": _STEPS, "max_eval_samples": config.batch_size, "train_fraction": 1.0}
     trained = train_cell(replace(cell, keep_model=False), folder, progress, **settings)
@@ -95,7 +95,7 @@ def _time_step(cell: Cell, folder: StudyFolder, progress: Progress) -> float:
     return trained.seconds / (_STEPS * config.gradient_accumulation_steps + _FORWARD)
 
 
-def _count_steps(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
+def _count_batches(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
     """Return the number of batches of training. Those of validation and testing count as a third."""
     config = FinetuneConfig(**cell.finetune)
     counts, tests = _count_examples(cell, plan, folder)
