@@ -52,6 +52,8 @@ class LayerSlice:
 class AssemblyRecipe:
     """A new model, as layers of one or several sources.
 
+    `replace`, `scale` and `expand` also accept the text forms of the command line: `12=OTHER:12`, `12=0.5`, `every:4`.
+
     Attributes:
         slices: The layers, in the order in which they will run.
         embeddings: The source of the config, the tokenizer, and everything before the first layer. Default: the source
@@ -78,6 +80,10 @@ class AssemblyRecipe:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        for name, parse in (("replace", _replacements), ("scale", _scales)):
+            object.__setattr__(self, name, parse(getattr(self, name)))
+        if self.expand is not None:
+            object.__setattr__(self, "expand", _period(self.expand))
         if not self.slices:
             raise ConfigError("The recipe has no slices, so the model would have no layers. Name at least one layer.")
         for name in ("embeddings", "head"):
@@ -104,8 +110,7 @@ class AssemblyRecipe:
         Args:
             source: The source.
             settings: `layers`, `keep` or `drop` (at most one of them), and the fields `replace`, `scale`, `expand`,
-                `text_only`, `dtype` and `revision`. The text forms of the command line also work: `12=OTHER:12` for
-                `replace`, `12=0.5` for `scale`, `every:4` for `expand`.
+                `text_only`, `dtype` and `revision`.
 
         Raises:
             ConfigError: A setting is unknown or has an invalid value.
@@ -119,27 +124,11 @@ class AssemblyRecipe:
         unknown = sorted(set(given) - {item.name for item in fields(cls)} | set(given) & {"slices"})
         if unknown:
             raise ConfigError(f"There is no setting {unknown[0]!r} for a single source. See AssemblyRecipe.of.")
-        return cls(slices=(LayerSlice(source=source, **choices),), **parse_settings(given))
+        return cls(slices=(LayerSlice(source=source, **choices),), **given)
 
     def with_settings(self, **settings: Any) -> "AssemblyRecipe":
         """Return the recipe with other fields. Settings that are None are ignored."""
         return replace(self, **{name: value for name, value in settings.items() if value is not None})
-
-
-def parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse the text forms of `replace`, `scale` and `expand`; other settings stay as they are.
-
-    Raises:
-        ConfigError: A value is invalid.
-    """
-    parsed = dict(settings)
-    if "replace" in parsed:
-        parsed["replace"] = _replacements(parsed["replace"])
-    if "scale" in parsed:
-        parsed["scale"] = _scales(parsed["scale"])
-    if "expand" in parsed:
-        parsed["expand"] = _period(parsed["expand"])
-    return parsed
 
 
 def as_parts(selection: Any, name: str) -> tuple[int | str, ...]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from layer_surgeon._yaml import read_yaml
-from layer_surgeon.assemble.recipe import AssemblyRecipe, LayerSlice, parse_settings
+from layer_surgeon.assemble.recipe import AssemblyRecipe, LayerSlice
 from layer_surgeon.errors import ConfigError
 
 _SLICE_KEYS = tuple(item.name for item in fields(LayerSlice))
@@ -64,7 +64,7 @@ def _recipe(content: Mapping[str, Any], path: Path) -> AssemblyRecipe:
     _check_keys(content, _RECIPE_KEYS, f"{path}")
     slices = tuple(LayerSlice(**entry) for entry in _entries(content, path, _SLICE_KEYS, "source"))
     settings = {name: value for name, value in content.items() if name != "slices" and value is not None}
-    return AssemblyRecipe(slices=slices, **parse_settings(settings))
+    return AssemblyRecipe(slices=slices, **settings)
 
 
 def _mergekit_recipe(content: Mapping[str, Any], path: Path) -> AssemblyRecipe:

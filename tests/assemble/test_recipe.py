@@ -5,7 +5,8 @@ from textwrap import dedent
 
 import pytest
 
-from layer_surgeon import plan_assembly
+from layer_surgeon import AssemblyRecipe, plan_assembly
+from layer_surgeon.assemble import LayerSlice
 from layer_surgeon.assemble.recipe_files import read_recipe
 from layer_surgeon.errors import ConfigError
 from tests.support.checkpoints import TINY, write_sparse_checkpoint
@@ -176,6 +177,18 @@ def test_refused_recipes(tmp_path, text, message):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("settings", [{"scale": 0.5}, {"replace": 3}, {"expand": 0}], ids=str)
+def test_refused_fields(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is .* it must be"):
+        AssemblyRecipe(slices=(LayerSlice(source="owner/m"),), **settings)
+
+
+def test_fields_accept_the_text_forms():
+    slices = (LayerSlice(source="owner/m"),)
+    parsed = AssemblyRecipe(slices=slices, replace="1=other/m:2", scale=["0=0.5"], expand="every:4")
+    assert parsed == AssemblyRecipe(slices=slices, replace={1: ("other/m", 2)}, scale={0: 0.5}, expand=4)
 
 
 def test_missing_file(tmp_path):

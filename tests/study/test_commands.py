@@ -163,9 +163,14 @@ def test_a_dry_run_counts_trainings_and_estimates_their_time(plan_file, tmp_path
 
 
 def test_zero_is_a_value(tmp_path, plan_file):
-    for options in (("--num-seeds", "0"), ("--equivalence", "0"), ("--workers", "0")):
-        refused = surgeon("compare", "--config", str(plan_file), "--output", str(tmp_path / "study"), *options)
-        assert (refused.exit_code, options[0].strip("-").partition("-")[0] in refused.stderr) == (2, True), options
+    messages = {
+        "--num-seeds": "--num-seeds is 0; it must be at least 1.",
+        "--equivalence": "equivalence is 0.0; it must be a positive number.",
+        "--workers": "Input should be greater than or equal to 1",
+    }
+    for option, message in messages.items():
+        refused = surgeon("compare", "--config", str(plan_file), "--output", str(tmp_path / "study"), option, "0")
+        assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
     several = yaml.safe_load(plan_file.read_text())
     several["donors"] = [several.pop("donor")]
     plan_file.write_text(yaml.safe_dump(several))
