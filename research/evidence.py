@@ -42,6 +42,8 @@ class Gap:
         p: After Holm's correction; None where there is no test.
         by_seed: The difference of each seed.
         raw_p: Before the correction; None where there is none.
+        p_equivalence: Of the test that the difference is within the plan's margin, after Holm's correction; None where
+            there is none.
     """
 
     arm: str
@@ -51,6 +53,7 @@ class Gap:
     p: float | None
     by_seed: tuple[float, ...]
     raw_p: float | None = None
+    p_equivalence: float | None = None
 
     def __str__(self) -> str:
         return f"{points(self.mean)} points ({interval_points(self.interval)}; {p_values(self.raw_p, self.p)})"
@@ -59,6 +62,11 @@ class Gap:
     def significant(self) -> bool:
         """Whether p is below the level of the tests."""
         return self.p is not None and self.p < ALPHA
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the difference is shown to be within the plan's margin."""
+        return self.p_equivalence is not None and self.p_equivalence < ALPHA
 
     def reversed(self) -> "Gap":
         """The same difference with the arms exchanged."""
@@ -193,6 +201,7 @@ class Study:
                 p=comparison["p_holm"],
                 by_seed=tuple(comparison["by_seed"]),
                 raw_p=comparison["p"],
+                p_equivalence=comparison["p_equivalence"],
             )
             for comparison in self.table(data, test)["comparisons"]
         ]

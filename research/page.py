@@ -27,6 +27,7 @@ Filters are the functions of `research.numbers`. A name that does not exist is a
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def render(
         jinja2.TemplateError: It uses an unknown name, or its syntax is wrong.
     """
     others = {} if reading is None else {"reading": vocabulary(page, reading, figures)}
-    return environment().from_string(source).render(**vocabulary(page, evidence, figures), **others)
+    text = environment().from_string(source).render(**vocabulary(page, evidence, figures), **others)
+    # Sections without evidence leave blank lines.
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> dict[str, Any]:

@@ -62,19 +62,33 @@ def _tested(study: Study) -> list[str]:
 
 
 def contrasts_table(evidence: Evidence, study: Study, pairs: Sequence[tuple[str, str]]) -> str:
-    """Differences of pairs of arms on each data set; and over all of them, with the seeds that all have."""
-    tested = _tested(study)
+    """Differences of pairs of arms on each data set; and over all of them, with the seeds that all have.
+
+    If the plan has a margin of equivalence, the table also says whether each difference is within it.
+    """
+    tested, margin = _tested(study), study.plan.equivalence
     rows = []
     for data in tested:
         gaps = [study.gap(data, data, *pair) for pair in pairs]
-        rows.append([data, str(len(study.seeds[data])), *(cell for gap in gaps for cell in _cells(gap))])
+        rows.append([data, str(len(study.seeds[data])), *(cell for gap in gaps for cell in _judged(gap, margin))])
     if len(tested) > 1:
         tables = [(study.name, data) for data in tested]
         means = [evidence.average_gap(tables, *pair) for pair in pairs]
-        rows.append(["mean of these", str(len(means[0].by_seed)), *(cell for gap in means for cell in _cells(gap))])
+        rows.append(
+            ["mean of these", str(len(means[0].by_seed)), *(cell for gap in means for cell in _judged(gap, margin))]
+        )
     head = ["trained and tested on", "seeds"]
-    head += [text for arm, against in pairs for text in (f"{arm} minus {against}, points", "p; corrected")]
+    for arm, against in pairs:
+        head += [f"{arm} minus {against}, points", "p; corrected"]
+        head += [] if margin is None else [f"within ±{margin:g}; p corrected"]
     return table(head, rows)
+
+
+def _judged(gap: Gap, margin: float | None) -> tuple[str, ...]:
+    if margin is None:
+        return _cells(gap)
+    p = gap.p_equivalence
+    return (*_cells(gap), "" if p is None else f"{'**yes**' if gap.equivalent else 'not shown'}; {say_p(p)}")
 
 
 def sweep_table(study: Study, gains: Mapping[str, float]) -> str:

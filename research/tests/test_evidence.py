@@ -22,11 +22,11 @@ from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
 from research import figures
 from research.collect import pack_bits
-from research.evidence import Gap, correlate, correlate_given, load_plans, unpack_bits
+from research.evidence import READING, Gap, correlate, correlate_given, load_plans, unpack_bits
 from research.figures import draw_domains
 from research.hypotheses import for_all, for_any, judge_gain, judge_gate
 from research.numbers import fixed, interval_points, p_value, three_digits
-from research.page import BEGIN, END, write_block
+from research.page import BEGIN, END, TEMPLATES, write_block
 from research.tests.made_up_evidence import LITTLE, OTHER, SHIFT, SWEEP, Desk
 
 
@@ -147,6 +147,39 @@ def test_contrasts_on_each_data_set_and_over_the_seeds_that_all_have(tmp_path):
     assert both[2].replace("**", "").startswith(f"{50 * sum(means):+.1f} (")
     assert sst2[2].replace("**", "").startswith(f"{100 * means[0]:+.1f} (")
     assert (";" in cr[3], ";" in both[3]) == (True, False)
+
+
+def test_contrasts_say_what_is_within_the_margin_of_the_plan(tmp_path):
+    desk = Desk(tmp_path, LITTLE | {"equivalence": 40})
+    desk.train("a-gemma")
+    desk.collect()
+    head, _, sst2, _, both = desk.render("{{ contrasts_table('a-gemma', (('random', 'host'),)) }}").splitlines()
+    assert "within ±40; p corrected" in head
+    assert sst2.split("|")[5].strip().startswith("**yes**; ")
+    assert both.split("|")[5].strip() == ""
+    gap = desk.load().study("a-gemma").gap("sst2", "sst2", "graft", "random")
+    assert (gap.equivalent, gap.p_equivalence > 0.05) == (False, True)
+
+
+STUDIES_TO_COME = {
+    "g-gemma": "| 5 | g-gemma: no on sst2",
+    "g-qwen": "The last layer of qwen2.5-coder-1.5b-instruct:",
+    "i-inside": "Expected: within the margin of permuted weights. Not shown: ",
+    "k-cut-2": "| 7 | 2 layers: influence against random is within 3 |",
+    "k-cut-6": "| 7 | 6 layers: influence against last is ahead by more than 2 |",
+    "n-steps": "## All of SST-2",
+    "s-mpnet": "| 2 | mpnet-permuted is below mpnet by 0 to 2 on cr |",
+}
+
+
+@pytest.mark.parametrize(("study", "text"), STUDIES_TO_COME.items(), ids=STUDIES_TO_COME)
+def test_a_section_for_each_study_before_it_is_run(tmp_path, study, text):
+    contents = {path.stem: yaml.safe_load(path.read_text()) for path in (READING / "plans").glob("*.yaml")}
+    desk = Desk(tmp_path, *contents.values())
+    desk.train(study, lambda cell: cell.seed in contents[study]["seeds"][:2])
+    desk.collect()
+    page = desk.render((TEMPLATES / "reading.md.jinja").read_text(encoding="utf-8"))
+    assert page.count(text) == 1
 
 
 def test_what_was_collected_stays_and_what_is_new_is_added(desk):
