@@ -105,16 +105,6 @@ def write_cell(path: Path, result: CellResult) -> None:
     write_json(path, as_json(result))
 
 
-def read_cells(folder: StudyFolder) -> tuple[CellResult, ...]:
-    """Read all finished trainings of a folder, in the order of their ids.
-
-    Raises:
-        WorkspaceError: A file can't be read, or lacks a field.
-    """
-    names = sorted(path.name for path in (folder.root / "cells").glob("*.json"))
-    return tuple(read_cell(folder.path("cells", name)) for name in names if not name.endswith(".failed.json"))
-
-
 def read_failures(folder: StudyFolder) -> tuple[FailedCell, ...]:
     """Read all trainings of a folder that failed and have not succeeded since.
 

@@ -15,9 +15,10 @@ from layer_surgeon.report.load import load_report
 from layer_surgeon.report.series import layer_sweeps, learning_curves, place_of, shift_matrices
 from layer_surgeon.report.words import score_span
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.records import as_json, read_cells, read_summary
+from layer_surgeon.study.records import as_json, read_summary
 from layer_surgeon.study.summary import summarize
 from tests.support.made_up_studies import HOSTILE, VERSIONS, made_up_study
+from tests.support.studies import read_cells
 
 
 def layers(*indices):

@@ -16,7 +16,6 @@ from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.report.load import load_report
 from layer_surgeon.study import compare
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.records import read_cells
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
 from layer_surgeon.workspace import Workspace
@@ -26,7 +25,7 @@ from layer_surgeon_cli.main import app
 from layer_surgeon_cli.sweep import sweep_plan
 from layer_surgeon_cli.ui import Ui
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
-from tests.support.studies import run_in_this_process, tiny_parts
+from tests.support.studies import read_cells, run_in_this_process, tiny_parts
 from tests.support.tiny_models import save_quietly
 
 

@@ -17,11 +17,10 @@ from layer_surgeon.study import demo as demo_module
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.preset import preset, preset_plan
-from layer_surgeon.study.records import read_cells
 from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.main import app
 from tests.support.classification import Recorder, word_tokenizer
-from tests.support.studies import run_in_this_process, tiny_parts, write_data
+from tests.support.studies import read_cells, run_in_this_process, tiny_parts, write_data
 
 pytestmark = pytest.mark.charts
 

@@ -7,9 +7,8 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.study import compare, executors
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.layout import StudyFolder
-from layer_surgeon.study.records import read_cells
 from tests.support.hostile_folders import plant_modules, was_run
-from tests.support.studies import run_in_this_process, tiny_parts, tiny_plan
+from tests.support.studies import read_cells, run_in_this_process, tiny_parts, tiny_plan
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from layer_surgeon.errors import LayerSurgeonError
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
+from layer_surgeon.study.records import CellResult, read_cell
 from tests.support.classification import rows, save_host
 from tests.support.tiny_models import save_quietly, tiny_llama
 
@@ -32,6 +33,12 @@ def tiny_parts(folder: Path) -> dict[str, Any]:
         "finetune": {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3},
         "seeds": [1, 2],
     }
+
+
+def read_cells(folder: StudyFolder) -> tuple[CellResult, ...]:
+    """Read all finished trainings of a folder, in the order of their ids."""
+    names = sorted(path.name for path in (folder.root / "cells").glob("*.json"))
+    return tuple(read_cell(folder.path("cells", name)) for name in names if not name.endswith(".failed.json"))
 
 
 def run_in_this_process(
