@@ -144,15 +144,11 @@ def _show(ui: Ui, artifact: LayerArtifact) -> None:
             "folder": artifact.path,
         }
     )
-    embeddings = artifact.config.get("embeddings")
-    reads = " --donor-reads text" if embeddings else ""
-    if embeddings and embeddings.get("vocabulary") is None:
-        reads += " --donor-tokens own"
     # Only a donor from the Hub shows that a host can be downloaded from it.
     is_from_hub = donor.get("commit") is not None and not donor["name"].startswith("packaged:")
     host = "bert-base-uncased" if is_from_hub else "HOST"
     hint = "" if is_from_hub else " (HOST: a folder, packaged:all-MiniLM-L6-v2, or a Hub id such as bert-base-uncased)"
-    ui.line(f"Next: [bold]surgeon graft {host}{reads}[/]{hint}")
+    ui.line(f"Next: [bold]surgeon graft {host}[/]{hint}")
 
 
 def _embeddings(artifact: LayerArtifact) -> dict[str, Any]:

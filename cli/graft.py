@@ -16,6 +16,8 @@ from .ui import Ui, escape_text
 if TYPE_CHECKING:
     from layer_surgeon.graft.build import GraftResult
 
+_TOKENS = {"host": "the host's tokens", "own": "tokens of the donor"}
+
 app = new_app()
 
 
@@ -45,22 +47,24 @@ def graft(
 
     The result is an ordinary transformers model of host, projections, frozen layer and head. Train it next.
     """
-    if recipe == "paper" and settings.get("donor_reads") == "text":
-        raise UsageError(
-            "--recipe is paper, and --donor-reads is text, but the paper's donor gets the host's vectors. Leave one of "
-            "the two options out."
-        )
     if recipe == "paper" and settings.setdefault("projection_init", "default") != "default":
         raise UsageError(
             f"--recipe is paper, and --projection-init is {settings['projection_init']}, but the paper's "
             "initialisation is default. Leave one of the two options out."
         )
-    with usage():
-        config = GraftConfig(**settings)
     donor_folder = donor or ui.latest("layer")
 
     from layer_surgeon.graft.build import save_graft  # torch and transformers take seconds; --help must not
+    from layer_surgeon.graft.donor_loading import reading_settings
 
+    reading = reading_settings(donor_folder, settings, token=token)
+    with usage():
+        config = GraftConfig(**{**reading, **settings})
+    if recipe == "paper" and config.reads_text:
+        raise UsageError(
+            "--recipe is paper, and the donor is a stack, which reads text, but the paper's donor gets the host's "
+            "vectors. Leave --recipe out, or extract a layer without --embeddings."
+        )
     result = save_graft(
         host,
         donor_folder,
@@ -79,7 +83,8 @@ def graft(
 
 
 def _show(ui: Ui, result: "GraftResult") -> None:
-    ui.facts({"host": result.host, "donor": result.donor, "folder": result.path})
+    reads = {"reads": f"the text, as {_TOKENS[result.settings.donor_tokens]}"} if result.settings.reads_text else {}
+    ui.facts({"host": result.host, "donor": result.donor, **reads, "folder": result.path})
     rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in result.parameters.items()]
     rows.append(("all", f"{result.num_parameters:,}", f"{result.num_trained_parameters:,}"))
     ui.table(("part", "parameters", "trained"), rows)

@@ -17,7 +17,7 @@ from layer_surgeon.errors import ArtifactError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.graft.donor_loading import DonorInput
+from layer_surgeon.graft.donor_loading import DonorInput, reading_settings
 from layer_surgeon.graft.files import check_graft_place
 from layer_surgeon.graft.graft_tokenizer import GraftTokenizer
 from layer_surgeon.graft.matching import is_loud, measure_loudness
@@ -94,11 +94,12 @@ def graft_layer(
     Args:
         host: The small model: a folder, a Hub repo id, `packaged:NAME`, or a loaded transformers model. The graft
             shares the parameters of a loaded model; its head and pooler are left out.
-        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`; with
-            donor_reads="text", a stack artifact or a loaded `DonorStack`. None makes the control arm: the host alone,
-            with the same pooling and head.
+        donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`; or a stack,
+            which reads the text itself: a stack artifact or a loaded `DonorStack`. None makes the control arm: the
+            host alone, with the same pooling and head.
         task: What the model does.
-        config: Settings; default: the paper's.
+        config: Settings; default: the paper's. For a stack, the default is donor_reads="text", and the donor_tokens
+            that it was extracted for.
         settings: Fields of `GraftConfig`, which override `config`.
 
     Returns:
@@ -111,7 +112,9 @@ def graft_layer(
         ArtifactError: The donor is not a layer artifact, or it is damaged.
         SourceError: A folder or repo can't be read.
     """
-    graft_settings = GraftConfig.from_settings(config, settings if config is not None else {"task": task, **settings})
+    if config is None:
+        settings = {"task": task, **reading_settings(donor, settings), **settings}
+    graft_settings = GraftConfig.from_settings(config, settings)
     model, loudness = assemble(host, donor, graft_settings, revision=None, token=None)
     if loudness is not None:
         warnings.warn(_matched_notice(loudness), UserWarning, stacklevel=2)
@@ -136,7 +139,7 @@ def save_graft(
     Args:
         host: The small model: a folder, a Hub repo id or `packaged:NAME`.
         donor: As in `graft_layer`.
-        config: Settings; default: the paper's.
+        config: Settings; default: as in `graft_layer`.
         output: The folder; default: in the workspace, named after host, layer, and the settings that are not defaults.
         seed: Seed of the new weights. torch's random state on the CPU doesn't change.
         revision: Branch, tag or commit of the host's repo.
@@ -151,7 +154,7 @@ def save_graft(
         ConfigError, GraftError, SourceError: As in `graft_layer`.
     """
     workspace, progress = workspace or Workspace(), progress or NullProgress()
-    config = config or GraftConfig()
+    config = config or GraftConfig(**reading_settings(donor, {}, token=token))
     name = _default_name(host, donor) + _settings_suffix(config, seed)
     target = Path(output) if output is not None else workspace.folder("graft", name)
     check_graft_place(target, force=force)

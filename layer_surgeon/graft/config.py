@@ -78,13 +78,13 @@ class GraftConfig:
     donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
     donor_reads: DonorReads = _option(
         "host",
-        "host: the donor layer gets the host's vectors, as in the paper; text: the donor is the first layers of its "
-        "model, and reads the text itself.",
+        "host: the donor layer gets the host's vectors, as in the paper; text: the donor is a stack, the first layers "
+        "of its model, and reads the text itself. A stack reads text by default.",
     )
     donor_tokens: DonorTokens = _option(
         "host",
         "For a donor that reads text. host: it reads the host's tokens; own: it reads the tokens of its own tokenizer "
-        "(text classification and feature extraction).",
+        "(text classification and feature extraction). By default, those that the stack was extracted for.",
     )
     join: Join | None = _option(
         None,
@@ -196,8 +196,9 @@ class GraftConfig:
         task = get_task(self.task)
         if self.donor_tokens == "own" and not task.pools:
             raise ConfigError(
-                f"donor_tokens is 'own', but {self.task} needs the donor's state of each of the host's tokens. Leave "
-                f"donor_tokens out, or choose one of these tasks: {', '.join(n for n, t in TASKS.items() if t.pools)}."
+                f"donor_tokens is 'own', but {self.task} needs the donor's state of each of the host's tokens. Extract "
+                "the stack with --vocabulary HOST, and leave donor_tokens out; or choose one of these tasks: "
+                f"{', '.join(n for n, t in TASKS.items() if t.pools)}."
             )
         if self.join == "concat" and not (task.head and self.site == ENCODER_OUTPUT):
             problem = f"site is {self.site!r}" if task.head else f"{self.task} has no head of ours"

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -117,6 +117,31 @@ def open_donor(
     return OpenedDonor(layer=layer, reference=reference, folder=folder, source=source)
 
 
+def reading_settings(
+    donor: DonorInput, settings: Mapping[str, Any], *, token: str | bool | None = None
+) -> dict[str, Any]:
+    """Return how a stack reads: text, as the tokens that it was extracted for. Nothing for a layer or no donor.
+
+    Args:
+        donor: As in `open_donor`; None for no donor.
+        settings: The settings that were given. With another `donor_reads`, nothing is returned.
+        token: Hub token, if donor is a repo id.
+
+    Raises:
+        ArtifactError: The folder or repo is not a layer artifact.
+        SourceError: The folder or repo doesn't exist or can't be read.
+    """
+    if donor is None or settings.get("donor_reads", "text") != "text":
+        return {}
+    if isinstance(donor, DonorLayer | DonorStack):
+        embeddings = donor.config.embeddings
+    else:
+        embeddings = read_artifact_config(artifact_folder(donor, None, token)).get("embeddings")
+    if embeddings is None:
+        return {}
+    return {"donor_reads": "text", "donor_tokens": "own" if embeddings.get("vocabulary") is None else "host"}
+
+
 def _donor_class(settings: GraftConfig) -> type[Donor]:
     return DonorStack if settings.reads_text else DonorLayer
 
@@ -126,8 +151,8 @@ def _check_kind(embeddings: dict[str, Any] | None, settings: GraftConfig, name: 
     if not settings.reads_text:
         if embeddings is not None:
             raise GraftError(
-                f"{name} is a stack, which reads text, but donor_reads is 'host'. Set donor_reads to text "
-                "(--donor-reads text), or extract a layer without --embeddings."
+                f"{name} is a stack, which reads text, but donor_reads is 'host'. Set donor_reads to text, or "
+                "extract a layer without --embeddings."
             )
         return
     extract = "surgeon extract MODEL --layer 0:9 --embeddings"

@@ -59,17 +59,17 @@ def test_a_graft_in_memory_is_trained_with_the_tokenizer_of_its_host(desk, tmp_p
     assert (result.path / "tokenizer.json").read_bytes() == (desk / "bert/tokenizer.json").read_bytes()
 
 
-def test_the_next_step_of_a_stack_names_the_tokens_that_it_reads(desk, tmp_path):
+def test_a_stack_is_grafted_as_it_was_extracted(desk, tmp_path):
     shutil.copytree(desk / "llm", tmp_path / "llm")
     word_tokenizer().save_pretrained(tmp_path / "llm")
     stack = ("extract", "llm", "--layer", "0:2", "--embeddings")
-    own = surgeon_here(*stack, "-o", "own", cwd=tmp_path)
-    assert "Next: surgeon graft HOST --donor-reads text --donor-tokens own (" in flat(own.out)
-    host = surgeon_here(*stack, "--vocabulary", desk / "bert", "-o", "host", cwd=tmp_path)
-    assert "Next: surgeon graft HOST --donor-reads text (" in flat(host.out)
-    for name, settings in (("own", ("--donor-tokens", "own")), ("host", ())):
-        reads = ("--donor", name, "--donor-reads", "text", *settings)
-        assert surgeon_here("graft", desk / "bert", *reads, "-o", f"{name}-graft", cwd=tmp_path).code == 0
+    for vocabulary, tokens in (((), "tokens of the donor"), (("--vocabulary", desk / "bert"), "the host's tokens")):
+        extracted = surgeon_here(*stack, *vocabulary, "--force", cwd=tmp_path)
+        assert "Next: surgeon graft HOST (" in flat(extracted.out)
+        grafted = surgeon_here("graft", desk / "bert", "--force", cwd=tmp_path)
+        assert f"reads the text, as {tokens} " in flat(grafted.out)
+    refused = surgeon_here("graft", desk / "bert", "--recipe", "paper", cwd=tmp_path)
+    assert (refused.code, "--recipe is paper, and the donor is a stack" in flat(refused.err)) == (2, True)
 
 
 def test_a_model_from_nowhere_still_needs_a_tokenizer(desk):

@@ -391,10 +391,11 @@ class TestScale:
 class TestDonors:
     """Which donors fit, and how they are stored."""
 
-    def test_the_papers_recipe_has_no_such_donor(self, tmp_path):
-        done = surgeon_here("graft", "bert", "--donor-reads", "text", "--recipe", "paper", cwd=tmp_path)
-        assert done.code == 2
-        assert "--recipe is paper, and --donor-reads is text, but" in " ".join(done.err.split())
+    def test_a_stack_reads_text_as_it_was_extracted(self, stack, own_stack):
+        for donor, tokens in ((stack, "host"), (own_stack, "own")):
+            for given in (donor, DonorStack.from_pretrained(donor)):
+                settings = graft_layer(host_model("bert"), given, join="gated").config.settings
+                assert (settings.reads_text, settings.donor_tokens, settings.join) == (True, tokens, "gated")
 
     def test_kinds_that_dont_fit(self, artifact, stack, own_stack):
         host = host_model("bert")
@@ -408,11 +409,15 @@ class TestDonors:
             with pytest.raises(
                 GraftError, match="is a stack, which reads text, but donor_reads is 'host'. Set donor_r"
             ):
-                graft_layer(host, donor)
+                graft_layer(host, donor, donor_reads="host")
+            with pytest.raises(GraftError, match="but donor_reads is 'host'"):
+                graft_layer(host, donor, config=GraftConfig())
         with pytest.raises(
             GraftError, match=r"reads its model's own tokens, but .* 'host'. Set donor_tokens to own, or"
         ):
-            graft_layer(host, own_stack, donor_reads="text")
+            graft_layer(host, own_stack, donor_tokens="host")
+        with pytest.raises(ConfigError, match="is .own., but causal-lm needs .* with --vocabulary HOST, and"):
+            graft_layer(host, own_stack, "causal-lm")
         with pytest.raises(
             GraftError, match=r"reads the tokens of a host, but .* Set donor_tokens to host.*embeddings$"
         ):
