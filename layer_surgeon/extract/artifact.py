@@ -194,10 +194,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         or not indices
         or not all(type(index) is int for index in indices)
         or not isinstance(config.get("donor_config"), dict)
+        or not isinstance(config.get("embeddings"), dict | None)
     ):
         raise ArtifactError(
-            f"{path} needs a donor_config (an object) and layer_indices (a list of integers); "
-            f"at least one is missing or malformed. {_HOW_TO_MAKE}"
+            f"{path} needs a donor_config (an object) and layer_indices (a list of integers); embeddings, if there are "
+            f"any, are an object. At least one is missing or malformed. {_HOW_TO_MAKE}"
         )
     return config
 

@@ -310,6 +310,12 @@ def test_verify_detects_a_changed_byte(donor, tmp_path):
         (lambda folder: (folder / "config.json").unlink(), "is not a layer artifact"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "model_type is 'llama'"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "surgeon_donor"}'), "needs a donor_config"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                '{"model_type": "surgeon_donor", "layer_indices": [0], "donor_config": {}, "embeddings": [1]}'
+            ),
+            "embeddings, if there are any, are an object",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "not a complete layer artifact"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "not a complete layer artifact"),
         (
