@@ -18,6 +18,9 @@ MAX_TEXTS, MAX_TOKENS, MAX_BATCH = 1_000_000, 1_000_000, 10_000
 
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_shared_experts"})
 _LAYERS = frozenset({"n_layer", "n_layers", "num_layers", "depth"})
+_WIDTHS = frozenset(
+    {"hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads"}
+)
 # The largest number of entries of keys that hold a list or a mapping.
 _MAX_LENGTHS = {"layer_indices": MAX_LAYERS, "id2label": MAX_LABELS}
 
@@ -39,7 +42,7 @@ def check_size(size: int, limit: int, noun: str, error: type[LayerSurgeonError])
 
 
 def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:
-    """Refuse a model's config.json with more layers, experts or labels than any model has.
+    """Refuse a model's config.json with more layers, experts or labels than any model has, or with a negative width.
 
     A config class makes lists of these lengths, and a model as many modules, before any weight is read.
 
@@ -49,7 +52,7 @@ def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSu
         error: The exception type to raise.
 
     Raises:
-        error: A number is too large; the message has it.
+        error: A number is too large or negative; the message has it.
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -62,6 +65,8 @@ def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSu
         limit = _limit(str(key))
         if limit is not None and isinstance(value, int | float) and value > limit:
             raise error(f"The config.json of {name} sets {key} to {value:,}; at most {limit:,} are allowed.")
+        if key in _WIDTHS and isinstance(value, int) and value < 0:
+            raise error(f"The config.json of {name} sets {key} to {value:,}, which is negative.")
 
 
 def check_no_code(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:

@@ -229,6 +229,7 @@ def test_a_config_that_is_nested_too_deeply(artifact, tmp_path):
         ("donor_config.num_hidden_layers", 10**9, "1,000,000,000"),
         ("layer_indices", [0] * 20_000, "20,000"),
         ("donor_config.num_local_experts", 10**9, "1,000,000,000"),
+        ("donor_config.num_attention_heads", -1, "num_attention_heads to -1, which is negative"),
     ],
 )
 def test_layer_config_sizes_are_checked_first(path, value, number, artifact, tmp_path):
