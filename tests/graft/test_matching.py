@@ -56,6 +56,12 @@ def graft(host_type, donor, task="text-classification", *, seed=3, dtype=None, *
     return graft_layer(host if dtype is None else host.to(dtype), donor, task, **settings)
 
 
+@pytest.fixture(autouse=True)
+def folder_of_its_own(tmp_path, monkeypatch):
+    """`save_graft` records the latest graft in ./surgery."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory):
     """A loud layer: the last weight matrix of its MLP is multiplied by 20,000."""
