@@ -16,7 +16,7 @@ from .ui import Ui, escape_text
 if TYPE_CHECKING:
     from layer_surgeon.graft.build import GraftResult
 
-_TOKENS = {"host": "the host's tokens", "own": "tokens of the donor"}
+_READS = {"host": "the text, as the host's tokens", "own": "the text, as tokens of the donor"}
 
 app = new_app()
 
@@ -59,7 +59,7 @@ def graft(
 
     reading = reading_settings(donor_folder, settings, token=token)
     with usage():
-        config = GraftConfig(**{**reading, **settings})
+        config = GraftConfig(**(reading | settings))
     if recipe == "paper" and config.reads_text:
         raise UsageError(
             "--recipe is paper, and the donor is a stack, which reads text, but the paper's donor gets the host's "
@@ -83,7 +83,7 @@ def graft(
 
 
 def _show(ui: Ui, result: "GraftResult") -> None:
-    reads = {"reads": f"the text, as {_TOKENS[result.settings.donor_tokens]}"} if result.settings.reads_text else {}
+    reads = {"reads": _READS[result.settings.donor_tokens]} if result.settings.reads_text else {}
     ui.facts({"host": result.host, "donor": result.donor, **reads, "folder": result.path})
     rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in result.parameters.items()]
     rows.append(("all", f"{result.num_parameters:,}", f"{result.num_trained_parameters:,}"))

@@ -18,7 +18,7 @@ MAX_TEXTS, MAX_TOKENS, MAX_BATCH = 1_000_000, 1_000_000, 10_000
 
 _EXPERTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_shared_experts"})
 _LAYERS = frozenset({"n_layer", "n_layers", "num_layers", "depth"})
-_WIDTHS = frozenset(
+_SIZES = frozenset(
     {"hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads"}
 )
 # The largest number of entries of keys that hold a list or a mapping.
@@ -42,7 +42,7 @@ def check_size(size: int, limit: int, noun: str, error: type[LayerSurgeonError])
 
 
 def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSurgeonError]) -> None:
-    """Refuse a model's config.json with more layers, experts or labels than any model has, or with a negative width.
+    """Refuse a model's config.json with more layers, experts or labels than any model has, or with a negative size.
 
     A config class makes lists of these lengths, and a model as many modules, before any weight is read.
 
@@ -65,7 +65,7 @@ def check_config_sizes(config: Mapping[str, Any], name: str, error: type[LayerSu
         limit = _limit(str(key))
         if limit is not None and isinstance(value, int | float) and value > limit:
             raise error(f"The config.json of {name} sets {key} to {value:,}; at most {limit:,} are allowed.")
-        if key in _WIDTHS and isinstance(value, int) and value < 0:
+        if key in _SIZES and isinstance(value, int) and value < 0:
             raise error(f"The config.json of {name} sets {key} to {value:,}, which is negative.")
 
 

@@ -64,6 +64,11 @@ class Gap:
         return self.p is not None and self.p < ALPHA
 
     @property
+    def ahead(self) -> bool:
+        """Whether the first arm is significantly better."""
+        return self.significant and self.mean > 0
+
+    @property
     def equivalent(self) -> bool:
         """Whether the difference is shown to be within the plan's margin."""
         return self.p_equivalence is not None and self.p_equivalence < ALPHA

@@ -35,7 +35,7 @@ def hypotheses_table(evidence: Evidence) -> str:
 
 def judge_gain(gap: Gap) -> Answer:
     """Judge the claim that one arm is better than another."""
-    if gap.significant and gap.mean > 0:
+    if gap.ahead:
         return "yes"
     return "no" if gap.interval is not None and gap.interval[1] < _POINT else "inconclusive"
 

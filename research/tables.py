@@ -70,13 +70,13 @@ def contrasts_table(evidence: Evidence, study: Study, pairs: Sequence[tuple[str,
     rows = []
     for data in tested:
         gaps = [study.gap(data, data, *pair) for pair in pairs]
-        rows.append([data, str(len(study.seeds[data])), *(cell for gap in gaps for cell in _judged(gap, margin))])
+        cells = (cell for gap in gaps for cell in _cells_with_margin(gap, margin))
+        rows.append([data, str(len(study.seeds[data])), *cells])
     if len(tested) > 1:
         tables = [(study.name, data) for data in tested]
         means = [evidence.average_gap(tables, *pair) for pair in pairs]
-        rows.append(
-            ["mean of these", str(len(means[0].by_seed)), *(cell for gap in means for cell in _judged(gap, margin))]
-        )
+        cells = (cell for gap in means for cell in _cells_with_margin(gap, margin))
+        rows.append(["mean of these", str(len(means[0].by_seed)), *cells])
     head = ["trained and tested on", "seeds"]
     for arm, against in pairs:
         head += [f"{arm} minus {against}, points", "p; corrected"]
@@ -84,7 +84,7 @@ def contrasts_table(evidence: Evidence, study: Study, pairs: Sequence[tuple[str,
     return table(head, rows)
 
 
-def _judged(gap: Gap, margin: float | None) -> tuple[str, ...]:
+def _cells_with_margin(gap: Gap, margin: float | None) -> tuple[str, ...]:
     if margin is None:
         return _cells(gap)
     p = gap.p_equivalence
@@ -130,7 +130,7 @@ def gains_table(evidence: Evidence) -> str:
         for study in evidence.studies.values()
         for data, test in study.tables
         for gap in study.gaps(data, test).values()
-        if gap.against == study.plan.reference and gap.significant and gap.mean > 0
+        if gap.against == study.plan.reference and gap.ahead
     ]
     head = ["study", "trained on", "tested on", "arm", "minus host, points", "p; corrected"]
     return table(head, rows, left=4) if rows else "None."

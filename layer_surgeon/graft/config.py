@@ -79,12 +79,12 @@ class GraftConfig:
     donor_reads: DonorReads = _option(
         "host",
         "host: the donor layer gets the host's vectors, as in the paper; text: the donor is a stack, the first layers "
-        "of its model, and reads the text itself. A stack reads text by default.",
+        "of its model, and reads the text itself. graft sets text for a stack.",
     )
     donor_tokens: DonorTokens = _option(
         "host",
         "For a donor that reads text. host: it reads the host's tokens; own: it reads the tokens of its own tokenizer "
-        "(text classification and feature extraction). By default, those that the stack was extracted for.",
+        "(text classification and feature extraction). graft sets what the stack was extracted for.",
     )
     join: Join | None = _option(
         None,
