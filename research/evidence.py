@@ -375,28 +375,35 @@ class Evidence:
     def average_gap(self, tables: Sequence[tuple[str, str]], arm: str, against: str) -> Gap:
         """The difference between two arms, averaged over tables; interval and p over the seeds that all tables have.
 
+        If all studies have the same margin of equivalence, equivalence is tested over these seeds, too.
+
         Args:
             tables: A study and one of its data sets, tested on itself, for each.
             arm: The first arm.
             against: The arm that is subtracted from it.
 
         Raises:
-            ConfigError: A study does not make the comparison.
+            ConfigError: A study does not make the comparison, or no seed is in all tables.
         """
         gaps = []
         for name, data in tables:
             study = self.study(name)
             gaps.append(dict(zip(study.seeds[data], study.gap(data, data, arm, against).by_seed, strict=True)))
         common_seeds = [seed for seed in gaps[0] if all(seed in by_seed for by_seed in gaps)]
+        if not common_seeds:
+            raise ConfigError(f"No seed is in all of {', '.join(f'{name} {data}' for name, data in tables)}.")
         by_seed = [statistics.fmean(by_seed[seed] for by_seed in gaps) for seed in common_seeds]
-        interval = seed_interval_of_mean(by_seed)
+        interval, difference = seed_interval_of_mean(by_seed), compare_scores([0.0] * len(by_seed), by_seed)
+        margins = {self.study(name).plan.equivalence for name, _ in tables}
+        margin = margins.pop() if len(margins) == 1 else None
         return Gap(
             arm=arm,
             against=against,
-            mean=statistics.fmean(by_seed),
+            mean=difference.mean,
             interval=None if interval is None else (interval.low, interval.high),
-            p=compare_scores([0.0] * len(by_seed), by_seed).t_test,
+            p=difference.t_test,
             by_seed=tuple(by_seed),
+            p_equivalence=None if margin is None else difference.test_equivalence(margin / 100),
         )
 
 

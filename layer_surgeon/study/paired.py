@@ -261,6 +261,13 @@ class ScoreDifference:
     effect_size: float | None
     seed_interval: Interval | None
 
+    def test_equivalence(self, margin: float) -> float | None:
+        """Return p of the two one-sided t-tests that the mean is within ±margin; None with one seed."""
+        if self.deviation is None:
+            return None
+        seeds = len(self.by_seed)
+        return equivalence_test(self.mean, self.deviation / math.sqrt(seeds), seeds - 1, margin)
+
 
 def compare_scores(first: Sequence[float], second: Sequence[float]) -> ScoreDifference:
     """Compare two arms by their scores, second minus first.

@@ -4,7 +4,6 @@ summary.json has the field `format`, followed by the fields of `tables.Summary`:
 trainings, the arms, and one table per test set.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -262,14 +261,13 @@ def _compare(
 
 
 def _test_equivalence(plan: StudyPlan, difference: ScoreDifference, crossed: CrossedTest | None) -> float | None:
-    """Return p of the test that a difference is within the plan's margin; None without a margin or a deviation."""
-    if plan.equivalence is None or difference.deviation is None:
+    """Return p of the test that a difference is within the plan's margin; None without a margin or with one seed."""
+    if plan.equivalence is None:
         return None
     margin = plan.equivalence / 100 if plan.metric in SHARES else plan.equivalence
     if crossed is not None:
         return equivalence_test(crossed.mean, crossed.error, crossed.df, margin)
-    seeds = len(difference.by_seed)
-    return equivalence_test(difference.mean, difference.deviation / math.sqrt(seeds), seeds - 1, margin)
+    return difference.test_equivalence(margin)
 
 
 def _test_examples(differences: Matrix, pooled: SeedVariance | None) -> _ExampleTests:

@@ -156,17 +156,17 @@ def test_contrasts_say_what_is_within_the_margin_of_the_plan(tmp_path):
     head, _, sst2, _, both = desk.render("{{ contrasts_table('a-gemma', (('random', 'host'),)) }}").splitlines()
     assert "within ±40; p corrected" in head
     assert sst2.split("|")[5].strip().startswith("**yes**; ")
-    assert both.split("|")[5].strip() == ""
+    assert both.split("|")[5].strip().startswith("**yes**; ")
     gap = desk.load().study("a-gemma").gap("sst2", "sst2", "graft", "random")
     assert (gap.equivalent, gap.p_equivalence > 0.05) == (False, True)
 
 
 STUDIES_TO_COME = {
-    "g-gemma": "| 5 | g-gemma: no on sst2",
+    "g-gemma": "| Gemma, cr | ",
     "g-qwen": "The last layer of qwen2.5-coder-1.5b-instruct:",
     "i-inside": "Expected: within the margin of permuted weights. Not shown: ",
-    "k-cut-2": "| 7 | 2 layers: influence against random is within 3 |",
-    "k-cut-6": "| 7 | 6 layers: influence against last is ahead by more than 2 |",
+    "k-cut-2": "| 7 | 2 layers: the accuracies of influence, last and random differ by less than 3 |",
+    "k-cut-6": "| 7 | 6 layers: influence is ahead of last by more than 2 |",
     "n-steps": "## All of SST-2",
     "s-mpnet": "| 2 | mpnet-permuted is below mpnet by 0 to 2 on cr |",
 }
@@ -272,6 +272,15 @@ def test_an_average_over_tables_is_taken_seed_by_seed(desk):
     gap = evidence.average_gap([("d-domains", "sst2"), ("d-domains", "cr")], "graft", "host")
     assert gap.by_seed == pytest.approx(evidence.study("d-domains").domains["graft"]["own"].by_seed)
     assert gap.interval == pytest.approx(evidence.study("d-domains").domains["graft"]["own"].interval)
+    assert gap.p_equivalence is None  # the plan has no margin
+
+
+def test_an_average_needs_a_seed_that_all_tables_have(tmp_path):
+    desk = Desk(tmp_path, SHIFT)
+    desk.train("d-domains", lambda cell: cell.seed == (1 if cell.data == "sst2" else 2))
+    desk.collect()
+    with pytest.raises(ConfigError, match="No seed is in all of d-domains sst2, d-domains cr"):
+        desk.load().average_gap([("d-domains", "sst2"), ("d-domains", "cr")], "graft", "host")
 
 
 def test_validation_scores_of_a_training(desk):
