@@ -44,7 +44,7 @@ def demo(
     if num_seeds < 1:
         raise UsageError(f"--num-seeds is {num_seeds}; it must be at least 1.")
     with usage():
-        config = FinetuneConfig(**settings)
+        FinetuneConfig(**settings)
 
     from layer_surgeon.finetune import predict
     from layer_surgeon.study.arms import is_called
@@ -53,7 +53,7 @@ def demo(
     from layer_surgeon.study.plan import StudyPlan
 
     seeds = range(FinetuneConfig.seed, FinetuneConfig.seed + num_seeds)
-    result = run_demo(ui.workspace, ui.progress, seeds=seeds, config=config)
+    result = run_demo(ui.workspace, ui.progress, seeds=seeds, finetune=settings)
     if result.failed:
         raise TrainingError(
             f"{len(result.failed)} of {result.summary.cells.planned} trainings failed. "
@@ -70,7 +70,7 @@ def demo(
     if not ui.as_json:
         _show_cut(cut, predictions, ui)
         ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(stack))}[/]')
-        if num_seeds < _ENOUGH_SEEDS and config == FinetuneConfig():
+        if num_seeds < _ENOUGH_SEEDS and not settings:
             ui.line(f"      [bold]surgeon demo --num-seeds {_ENOUGH_SEEDS}[/] adds seeds, for a clearer result")
     return result.as_dict() | {
         "report": page,

@@ -1,7 +1,7 @@
 """The demo: the preset `demo` as a study in its own folder, with real models and data from Python packages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from layer_surgeon.assemble import AssembledModel, assemble_model
 from layer_surgeon.assemble.assembled_model import is_assembled_model
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm, is_called
 from layer_surgeon.study.cells import run_cell
@@ -32,7 +31,7 @@ def run_demo(
     *,
     parts: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
-    config: FinetuneConfig | None = None,
+    finetune: Mapping[str, Any] | None = None,
 ) -> StudyResult:
     """Train a small model alone, with the first half of a language model, and with its last layer; test all of them.
 
@@ -44,24 +43,21 @@ def run_demo(
         progress: Receives an update for every training.
         parts: Keys of the plan, such as host, arms and data, that replace those of the preset.
         seeds: The seeds; the preset's by default. Every arm is trained once with each of them.
-        config: Settings that override those of the arms, where they are not the paper's. Its seed is ignored.
+        finetune: Fields of `FinetuneConfig` that override those of the preset and of its arms.
 
     Raises:
+        ConfigError: A key or value of `parts` or `finetune` is wrong.
         SourceNotFoundError: The packages of the extra [demo] are not installed.
         WorkspaceError: The workspace can't be written.
     """
     content = preset("demo") | {"keep_models": True} | dict(parts or {})
     if seeds is not None:
         content["seeds"] = list(seeds)
-    if config is not None:
-        content["fractions"] = [config.train_fraction]
-        changes = {
-            item.name: getattr(config, item.name)
-            for item in fields(config)
-            if item.name not in ("seed", "train_fraction") and getattr(config, item.name) != item.default
-        }
-        content["finetune"] = changes
-        content["arms"] = [_override(arm, changes) for arm in listed(content, "arms", [])]
+    changes = dict(finetune or {})
+    if "train_fraction" in changes:
+        content["fractions"] = [changes.pop("train_fraction")]
+    content["finetune"] = {**content["finetune"], **changes}
+    content["arms"] = [_override(arm, changes) for arm in listed(content, "arms", [])]
     # Two trainings at a time use two cores better than one training with two threads.
     folder = (workspace or Workspace()).root / "demo"
     return run_study(StudyPlan.from_dict(content), folder, workers=2, progress=progress)

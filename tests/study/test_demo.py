@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from layer_surgeon.errors import ConfigError, SourceNotFoundError
-from layer_surgeon.finetune import FinetuneConfig, evaluate_model, predict
+from layer_surgeon.finetune import evaluate_model, predict
 from layer_surgeon.study import compare, cut_donor, run_demo
 from layer_surgeon.study import demo as demo_module
 from layer_surgeon.study.layout import StudyFolder
@@ -24,7 +24,7 @@ from tests.support.studies import read_cells, run_in_this_process, tiny_parts, w
 
 pytestmark = pytest.mark.charts
 
-CONFIG = FinetuneConfig(num_epochs=2, batch_size=8, learning_rate=1e-3)
+SETTINGS = {"num_epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def workspace(parts, tmp_path_factory):
     workspace = Workspace(tmp_path_factory.mktemp("demo") / "surgery")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "run_local", run_in_this_process)
-        run_demo(workspace, parts=parts, config=CONFIG, seeds=(1, 2))
+        run_demo(workspace, parts=parts, finetune=SETTINGS, seeds=(1, 2))
     return workspace
 
 
@@ -65,16 +65,19 @@ def test_the_preset_is_the_demo():
     assert {cell.tests for cell in plan.cells()} == {("imdb", "amazon", "yelp")}
     assert (plan.reference, plan.focus, plan.metric) == ("host", "stack", "accuracy")
     host, stack, graft = plan.arms
-    # Host and stack differ only in the stack. The graft has the paper's settings.
+    # Host and stack differ only in the stack. The graft has the paper's learning rates.
     assert {**host.finetune, "projection_learning_rate": 1e-3} == stack.finetune
-    assert dict(plan.finetune) == dict(graft.finetune) == {}
+    assert dict(graft.finetune) == {}
+    assert dict(plan.finetune) == {"max_train_samples": 320, "max_eval_samples": 100, "batch_size": 16}
     assert (stack.donor.form, stack.donor.layers, graft.donor.layers) == ("stack", tuple(range(9)), (-1,))
     assert preset_plan("demo", "small").as_dict() | {"name": "demo"} == plan.as_dict()
 
 
 def test_all_arms_are_tested_on_all_sets(workspace):
     plan = StudyPlan.read(workspace.root / "demo/study.yaml")
-    assert dict(plan.finetune) == {"num_epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
+    # The settings of the user, and those of the preset that are left.
+    sizes = {"max_train_samples": 320, "max_eval_samples": 100, "batch_size": 8}
+    assert dict(plan.finetune) == sizes | {"num_epochs": 2, "learning_rate": 1e-3}
     cells = {(cell.arm, cell.seed): cell for cell in read_cells(StudyFolder(root=workspace.root / "demo"))}
     assert len(cells) == len(plan.cells()) == 6
     for cell in cells.values():
@@ -89,13 +92,15 @@ def test_all_arms_are_tested_on_all_sets(workspace):
 
 
 def test_a_setting_of_the_user_is_for_all_arms(parts, tmp_path):
-    config = FinetuneConfig(max_steps=1, batch_size=8, head_learning_rate=1e-4)
-    run_demo(Workspace(tmp_path / "surgery"), parts=parts, config=config, seeds=(1,))
+    # 32 is also FinetuneConfig's default, but not the preset's.
+    settings = {"max_steps": 1, "batch_size": 32, "head_learning_rate": 1e-4}
+    run_demo(Workspace(tmp_path / "surgery"), parts=parts, finetune=settings, seeds=(1,))
     cells = read_cells(StudyFolder(root=tmp_path / "surgery/demo"))
     assert {cell.arm: cell.config["head_learning_rate"] for cell in cells} == dict.fromkeys(
         ("host", "stack", "graft"), 1e-4
     )
     assert {cell.arm: cell.config["projection_learning_rate"] for cell in cells}["stack"] == 1e-3
+    assert {cell.config["batch_size"] for cell in cells} == {32}
 
 
 def test_only_a_stack_can_be_cut(parts, tmp_path):
@@ -116,10 +121,10 @@ def test_the_trained_models_stay(workspace, parts):
 
 def test_a_second_run_repeats_nothing_and_more_seeds_add_to_it(workspace, parts):
     progress = Recorder()
-    again = run_demo(workspace, progress, parts=parts, config=CONFIG, seeds=(1, 2))
+    again = run_demo(workspace, progress, parts=parts, finetune=SETTINGS, seeds=(1, 2))
     assert (again.done, again.ran) == (6, 0)
     assert "6 of 6 trainings are already done." in progress.notices
-    more = run_demo(workspace, progress, parts=parts, config=CONFIG, seeds=(1, 2, 3))
+    more = run_demo(workspace, progress, parts=parts, finetune=SETTINGS, seeds=(1, 2, 3))
     assert (more.done, more.ran) == (9, 3)
     assert any(text.startswith("graft on imdb, seed 3: accuracy 0.") for text in progress.notices)
 
@@ -153,8 +158,8 @@ def test_the_users_latest_results_stay(parts, tmp_path):
     (tmp_path / "mine").mkdir()
     for kind in ("layer", "graft", "run"):
         workspace.set_latest(kind, tmp_path / "mine")
-    config = FinetuneConfig(max_steps=1, batch_size=8, train_fraction=0.5)
-    result = run_demo(workspace, parts=parts, config=config, seeds=(1,))
+    settings = {"max_steps": 1, "batch_size": 8, "train_fraction": 0.5}
+    result = run_demo(workspace, parts=parts, finetune=settings, seeds=(1,))
     assert [table.fraction for table in result.summary.tables] == [0.5] * 3
     assert all(workspace.latest(kind).samefile(tmp_path / "mine") for kind in ("layer", "graft", "run"))
 
@@ -176,7 +181,9 @@ def test_the_command_says_what_it_did(tiny_demo, tmp_path):
     assert "Gemma's layer 3, which gets MiniLM's vectors" in text
     assert "Tested on 12 other sentences of film reviews (imdb)" in text
     assert all(f" {pair} " in text for pair in ("stack - host", "graft - host", "stack - graft"))
-    assert "the paper's, except max_steps = 1, head_learning_rate of host = 0.001, head_learning_rate of stack" in text
+    assert (
+        "the paper's, except max_train_samples = 320, max_eval_samples = 100, batch_size = 16, max_steps = 1, " in text
+    )
     assert "6 done, 6 of them now time" in text
     assert "report surgery/demo/report/report.html" in text
     assert (tmp_path / "surgery/demo/report/report.html").is_file()
