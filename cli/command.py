@@ -5,9 +5,10 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,7 @@ def command(
     *,
     settings: type | None = None,
     without: Collection[str] = (),
+    defaults: Mapping[str, str] = MappingProxyType({}),
     panel: str = "Settings",
     command_class: type[SurgeonCommand] = SurgeonCommand,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -76,6 +78,7 @@ def command(
         app: The application made by `new_app`.
         settings: A dataclass whose fields become options. The help texts come from the fields' metadata.
         without: Names of fields that do not become options, because the command has a better way to set them.
+        defaults: By field, the default that the help names instead of the field's, where the command has another one.
         panel: The heading of these options in the help.
         command_class: The class of the typer command, which parses the arguments.
     """
@@ -84,7 +87,7 @@ def command(
         own_parameters = [
             p for p in inspect.signature(function).parameters.values() if p.name not in ("ui", "settings")
         ]
-        options = [] if settings is None else _settings_options(settings, without, panel)
+        options = [] if settings is None else _settings_options(settings, without, defaults, panel)
         text_fields = set() if settings is None else _text_fields(settings)
         common = [_parameter(name, kind, None if name == "workspace" else False) for name, kind in _COMMON.items()]
 
@@ -174,14 +177,18 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _settings_options(settings: type, without: Collection[str], panel: str) -> list[inspect.Parameter]:
+def _settings_options(
+    settings: type, without: Collection[str], defaults: Mapping[str, str], panel: str
+) -> list[inspect.Parameter]:
     hints = typing.get_type_hints(settings)
     options = []
     for field in fields(settings):
         if field.name in without:
             continue
         # None means that the option was not set, so it does not override the configuration file.
-        option = typer.Option(help=_help_text(field), rich_help_panel=panel, show_default=False)
+        option = typer.Option(
+            help=_help_text(field, defaults.get(field.name)), rich_help_panel=panel, show_default=False
+        )
         annotation: Any = Annotated[_option_type(field, hints[field.name]) | None, option]
         options.append(_parameter(field.name, annotation, None))
     return options
@@ -211,13 +218,12 @@ def _option_type(field: "Field[Any]", hint: Any) -> Any:
     return str
 
 
-def _help_text(field: "Field[Any]") -> str:
+def _help_text(field: "Field[Any]", default: str | None) -> str:
     # Without the backslash, rich takes words in brackets for markup and removes them.
     text = str(field.metadata.get("help", "")).replace("[", r"\[")
-    default = field.default if field.default is not MISSING else None
-    if default is None or default is False:
-        return text
-    return f"{text} [dim](default: {default})[/]"
+    if default is None and field.default is not MISSING and field.default not in (None, False):
+        default = str(field.default)
+    return text if default is None else f"{text} [dim](default: {default})[/]"
 
 
 def _parse(name: str, value: Any) -> Any:

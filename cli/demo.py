@@ -24,11 +24,14 @@ app = new_app()
 # Settings that the demo chooses itself, and settings of tasks other than classification.
 _WITHOUT = ("seed", "task", *COLUMN_SETTINGS, *OTHER_TASKS_SETTINGS, "extra_metrics")
 
+# Those of the preset. Each arm has its own learning rates: docs/demo.md has them.
+_DEFAULTS = {"batch_size": "16", "max_train_samples": "320", "max_eval_samples": "100"}
+
 _ENOUGH_SEEDS = 5
 _SENTENCE = "The plot is thin, but I loved every minute of it."
 
 
-@command(app, settings=FinetuneConfig, without=_WITHOUT)
+@command(app, settings=FinetuneConfig, without=_WITHOUT, defaults=_DEFAULTS)
 def demo(
     num_seeds: Annotated[int, typer.Option("--num-seeds", help="Runs of each arm.")] = 2,
     *,

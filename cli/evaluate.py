@@ -18,9 +18,15 @@ app = new_app()
 # The fine-tuning settings that also matter without training.
 _SETTINGS = (*MODEL_SETTINGS, *COLUMN_SETTINGS, "max_eval_samples", "extra_metrics", "device", "eval_batch_size")
 WITHOUT = tuple(field.name for field in fields(FinetuneConfig) if field.name not in _SETTINGS)
+# What a run keeps is the default, and not the default of training.
+OF_THE_RUN = {
+    field.name: f"that of the run, else {field.default}"
+    for field in fields(FinetuneConfig)
+    if field.name in MODEL_SETTINGS and field.default
+}
 
 
-@command(app, settings=FinetuneConfig, without=WITHOUT)
+@command(app, settings=FinetuneConfig, without=WITHOUT, defaults=OF_THE_RUN)
 def evaluate(
     model: Annotated[
         str | None, typer.Argument(help="Folder or repo id of a trained model (default: the latest run).")

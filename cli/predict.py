@@ -17,7 +17,7 @@ from layer_surgeon.tasks import get_task
 
 from .command import DonorOption, command, new_app, nothing_kept, usage
 from .errors import UsageError
-from .evaluate import WITHOUT
+from .evaluate import OF_THE_RUN, WITHOUT
 from .ui import Ui
 
 app = new_app()
@@ -25,7 +25,10 @@ app = new_app()
 _FORMATS = (".jsonl", ".csv")
 
 
-@command(app, settings=FinetuneConfig, without=(*WITHOUT, "max_eval_samples", "label_column", "extra_metrics"))
+_WITHOUT = (*WITHOUT, "max_eval_samples", "label_column", "extra_metrics")
+
+
+@command(app, settings=FinetuneConfig, without=_WITHOUT, defaults=OF_THE_RUN)
 def predict(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts, or - to read one text per line from stdin.")] = None,
     model: Annotated[

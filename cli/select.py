@@ -39,7 +39,12 @@ def select(
     config: BaseOption = None,
     scale: ScaleOption = "full",
     num_seeds: Annotated[
-        int | None, typer.Option("--num-seeds", help="Runs of each candidate in the last rung. [dim](default: 5)[/]")
+        int | None,
+        typer.Option(
+            "--num-seeds",
+            help="Runs of each candidate in the last rung; for depth: ways of making the folds. "
+            "[dim](default: 5; for depth: 3)[/]",
+        ),
     ] = None,
     assignments: SetOption = None,
     probe: Annotated[bool, typer.Option(help="Start with a probe that needs no training.")] = True,

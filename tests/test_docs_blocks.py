@@ -244,11 +244,12 @@ def test_kinds_of_blocks():
         list(blocks_of("```yaml\nb: 1\n```\n"))
 
 
-def test_the_plan_of_a_study_is_valid(tmp_path):
-    (plan,) = [block.text for block in blocks_of(PAGES["docs/compare.md"].read_text()) if block.kind == "file"]
+@pytest.mark.parametrize(("page", "file", "arms"), [("compare", "my.yaml", 6), ("studies", "stack.yaml", 3)])
+def test_the_plan_of_a_study_is_valid(tmp_path, page, file, arms):
+    (plan,) = [block.text for block in blocks_of(PAGES[f"docs/{page}.md"].read_text()) if block.kind == "file"]
     name, _, content = plan.partition("\n")
     (tmp_path / name).write_text(content)
-    assert len(StudyPlan.from_dict(read_yaml(tmp_path / "my.yaml")).arms) == 6
+    assert len(StudyPlan.from_dict(read_yaml(tmp_path / file)).arms) == arms
 
 
 @pytest.mark.real_weights

@@ -50,8 +50,7 @@ class FinetuneConfig:
 
     task: str | None = _option(
         None,
-        "Task to train for. Default: the graft's task, else the data set's, else the stored model's, else "
-        f"{DEFAULT_TASK}.",
+        f"The task. Default: the graft's task, else the data set's, else the stored model's, else {DEFAULT_TASK}.",
         finetuned_tasks,
     )
     # Training

@@ -29,6 +29,7 @@ from layer_surgeon.finetune.sources import DataLike, Table, load_data, task_of_d
 from layer_surgeon.finetune.tasks import FinetuneTask, TaskContext, finetune_task
 from layer_surgeon.graft import GraftedModel
 from layer_surgeon.graft.donor_loading import DonorInput
+from layer_surgeon.graft.untrained import notice_if_untrained
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import DEFAULT_TASK
 
@@ -142,16 +143,9 @@ def predict(
 
 
 def _notice_if_untrained(model_or_path: ModelLike, model: Any, progress: Progress) -> None:
-    if not isinstance(model, GraftedModel) or not model.config.untrained:
-        return
-    if model.head is None and model.gate is not None:
-        return  # It equals its host.
-    name = model_or_path if isinstance(model_or_path, str | os.PathLike) else "The model"
-    part = "projections have" if model.head is None else "head has"
-    progress.notice(
-        f"{name} is an untrained graft: its {part} random weights, so its results mean nothing. Train it first: "
-        f"surgeon finetune {name if isinstance(model_or_path, str | os.PathLike) else 'GRAFT'}"
-    )
+    path = os.fspath(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
+    if isinstance(model, GraftedModel):
+        notice_if_untrained(model, path, progress)
 
 
 def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> str:

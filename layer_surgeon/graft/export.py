@@ -25,6 +25,7 @@ from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_conf
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.reading import vocabulary_size
+from layer_surgeon.graft.untrained import notice_if_untrained
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import TASKS, get_task
 from layer_surgeon.workspace import short_name
@@ -141,6 +142,7 @@ def export_model(
         config.graft = {**config.graft, "donor_dtype": "float32"}
     with quiet_transformers():
         model = GraftedModel.from_pretrained(name, config=config, donor=donor, dtype=torch.float32, **hub_settings)
+    notice_if_untrained(model, name, progress)
     exported = _TensorsOnly(model).eval()
     batches = _batches(exported)
     with torch.no_grad():

@@ -47,6 +47,12 @@ def seconds(*command, cwd):
     return time.perf_counter() - start
 
 
+def test_the_help_names_the_default_of_the_command(tmp_path):
+    for name, text in {"evaluate": "(default: that of the run, else 100)", "finetune": "(default: 100)"}.items():
+        shown = " ".join(surgeon_here(name, "--help", cwd=tmp_path).out.replace("│", " ").split())
+        assert f"longer texts are truncated. {text}" in shown
+
+
 def test_help_is_fast(tmp_path):
     base, helps = [], []
     for _ in range(7):  # alternating, because a busy machine then slows both

@@ -16,6 +16,7 @@ from tests.graft.conftest import host_model, make_inputs, word_tokenizer
 from tests.support.command_line import surgeon_here
 from tests.support.page_blocks import blocks_of
 from tests.support.preloaded import run_code
+from tests.support.recorder import Recorder
 
 pytestmark = [
     # torch 2.11 says so where transformers compiles parts of DeBERTa.
@@ -76,8 +77,8 @@ def by_command(artifact, tmp_path_factory):
     """A folder with a graft of BERT and its export to ONNX, the command's output, and the converted program."""
     folder = tmp_path_factory.mktemp("command")
     model = graft_layer(host_model("bert"), artifact, id2label={"0": "bad", "1": "good"})
-    model.save_pretrained(folder / "my-graft")
-    word_tokenizer().save_pretrained(folder / "my-graft")
+    model.save_pretrained(folder / "my-run")
+    word_tokenizer().save_pretrained(folder / "my-run")
     convert, programs = torch.onnx.export, []
 
     def keep(*arguments, **keywords):
@@ -135,7 +136,7 @@ def compare_with_graft(model, path, outputs):
 @torch.no_grad()
 def test_metadata_of_the_onnx_file(by_command):
     folder, _, _ = by_command
-    session = onnxruntime.InferenceSession(str(folder / "my-graft.onnx"))
+    session = onnxruntime.InferenceSession(str(folder / "my-run.onnx"))
     inputs = {value.name: (value.shape, value.type) for value in session.get_inputs()}
     assert inputs == {
         name: (["batch", "length"], "tensor(int64)") for name in ("input_ids", "attention_mask", "token_type_ids")
@@ -150,8 +151,11 @@ def test_metadata_of_the_onnx_file(by_command):
 def test_torch_export_computes_what_the_graft_computes(stored, tmp_path):
     """With a donor in bfloat16; `test_the_command` has one in float32."""
     folder = stored("llama", "token-classification", donor_dtype="bfloat16")
-    result = export_model(folder, tmp_path / "graft.pt2", format="torch")
+    progress = Recorder()
+    result = export_model(folder, tmp_path / "graft.pt2", format="torch", progress=progress)
     assert result.outputs == ("logits",)
+    (notice,) = progress.notices
+    assert "is an untrained graft: its head has random weights, so its results mean nothing" in notice
     compare_with_program(GraftedModel.from_pretrained(folder), result.path)
 
 
@@ -175,7 +179,7 @@ def test_large_weights_are_in_a_second_file(by_command, tmp_path, monkeypatch):
     from torch.onnx._internal.exporter import _onnx_program
 
     folder, _, program = by_command
-    folder, path = folder / "my-graft", tmp_path / "graft.onnx"
+    folder, path = folder / "my-run", tmp_path / "graft.onnx"
     write_again(program, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
@@ -254,43 +258,43 @@ def test_tasks_that_generate_text_cant_be_exported(model_type, task, artifact, t
 @torch.no_grad()
 def test_the_command(by_command):
     folder, document, _ = by_command
-    model = GraftedModel.from_pretrained(folder / "my-graft")
-    assert (document["path"], document["outputs"]) == ("my-graft.onnx", ["logits"])
+    model = GraftedModel.from_pretrained(folder / "my-run")
+    assert (document["path"], document["outputs"]) == ("my-run.onnx", ["logits"])
     assert document["max_difference"] < 1e-5
-    compare_with_graft(model, folder / "my-graft.onnx", ["logits"])
-    tokens = AutoTokenizer.from_pretrained(folder / "my-graft")(
+    compare_with_graft(model, folder / "my-run.onnx", ["logits"])
+    tokens = AutoTokenizer.from_pretrained(folder / "my-run")(
         ["a film", "the plot was good"], padding=True, return_tensors="pt"
     )
     tokens["token_type_ids"] = torch.zeros_like(tokens["input_ids"])
-    found = run_onnx(folder / "my-graft.onnx", tokens)["logits"]
+    found = run_onnx(folder / "my-run.onnx", tokens)["logits"]
     torch.testing.assert_close(found, model(**tokens).logits, rtol=1e-5, atol=1e-5)
-    again = surgeon_here("export", "my-graft", cwd=folder)
+    again = surgeon_here("export", "my-run", cwd=folder)
     assert again.code == 1
-    assert "my-graft.onnx already exists. Replace it with --force" in again.err
+    assert "my-run.onnx already exists. Replace it with --force" in again.err
     shown = surgeon_here(*TO_TORCH, cwd=folder)
     assert shown.code == 0, shown.err
     assert "largest difference from the graft" in shown.out
-    compare_with_program(model, folder / "my-graft.pt2")
+    compare_with_program(model, folder / "my-run.pt2")
     assert "Traceback" not in shown.err
     # In a process without this package.
     script = (
-        "import sys, torch; p = torch.export.load('my-graft.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
+        "import sys, torch; p = torch.export.load('my-run.pt2').module(); i = torch.ones(2, 5, dtype=torch.long);"
         "print(p(i, i, i * 0)[0].shape, 'layer_surgeon' in sys.modules)"
     )
     done = run_code(script, cwd=folder, bare=True)
     assert done.stdout.strip() == "torch.Size([2, 2]) False"
-    assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["my-graft.onnx", "my-graft.pt2"]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["my-run.onnx", "my-run.pt2"]
 
 
 def test_the_command_exports_the_latest_graft(by_command, tmp_path, monkeypatch):
     """The program that `by_command` converted is written again."""
     folder, _, program = by_command
-    Workspace(tmp_path / "surgery").set_latest("graft", folder / "my-graft")
+    Workspace(tmp_path / "surgery").set_latest("graft", folder / "my-run")
     write_again(program, monkeypatch)
     result = surgeon_here(*OF_THE_LATEST, cwd=tmp_path)
     assert result.code == 0, result.err
     inputs = padded(2, 9, segments=True)
-    expected = run_onnx(folder / "my-graft.onnx", inputs)["logits"]
+    expected = run_onnx(folder / "my-run.onnx", inputs)["logits"]
     torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", inputs)["logits"], expected)
 
 

@@ -18,6 +18,7 @@ from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.preset import preset, preset_plan
 from layer_surgeon.workspace import Workspace
+from layer_surgeon_cli.demo import _DEFAULTS
 from layer_surgeon_cli.main import app
 from tests.support.classification import Recorder, word_tokenizer
 from tests.support.studies import read_cells, run_in_this_process, tiny_parts, write_data
@@ -69,6 +70,7 @@ def test_the_preset_is_the_demo():
     assert {**host.finetune, "projection_learning_rate": 1e-3} == stack.finetune
     assert dict(graft.finetune) == {}
     assert dict(plan.finetune) == {"max_train_samples": 320, "max_eval_samples": 100, "batch_size": 16}
+    assert {name: int(value) for name, value in _DEFAULTS.items()} == dict(plan.finetune)  # in the help
     assert (stack.donor.form, stack.donor.layers, graft.donor.layers) == ("stack", tuple(range(9)), (-1,))
     assert preset_plan("demo", "small").as_dict() | {"name": "demo"} == plan.as_dict()
 
