@@ -1,6 +1,7 @@
 """Read the committed evidence back: the tables that `surgeon compare` makes, computed from the single trainings."""
 
 import functools
+import itertools
 import math
 import statistics
 import tempfile
@@ -72,6 +73,23 @@ class Gap:
     def equivalent(self) -> bool:
         """Whether the difference is shown to be within the plan's margin."""
         return self.p_equivalence is not None and self.p_equivalence < ALPHA
+
+    @property
+    def seeds_for_one_point(self) -> int:
+        """With how many seeds the t-test finds a difference of one point in 80 % of studies that scatter like this one.
+
+        Raises:
+            ConfigError: There is only one seed, or no scatter.
+        """
+        deviation = statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else 0
+        if not deviation:
+            raise ConfigError("The number of seeds needs differences that scatter, over two seeds or more.")
+
+        def power(seeds: int) -> float:
+            limit = stats.t.ppf(1 - ALPHA / 2, seeds - 1)
+            return float(stats.nct.sf(limit, seeds - 1, 0.01 / deviation * math.sqrt(seeds)))
+
+        return next(seeds for seeds in itertools.count(2) if power(seeds) >= 0.8)
 
     def reversed(self) -> "Gap":
         """The same difference with the arms exchanged."""

@@ -18,6 +18,7 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
     selection_table(SELECTION, STUDY)         what `surgeon select` chose, in the sweep
     has(STUDY, DATA)                          whether there is anything to show
     price_table(STUDY)                        accuracy and costs of the arms
+    training_seconds(STUDY, DATA, ARM)        mean times of its trainings: the steps, and with reading and testing
     figure(NAME)                              a figure of `research.figures`
 
 and the values `evidence`, `measured` (the files of research/measured), `gains_table`, `hypotheses_table`,
@@ -120,6 +121,7 @@ def vocabulary(page: Path, evidence: Evidence, figures: Mapping[str, str]) -> di
         "hypotheses_table": lambda: hypotheses_table(evidence),
         "price_table": of_study(lambda study: tables.price_table(evidence, study)),
         "missing_list": lambda: tables.missing_list(evidence),
+        "training_seconds": of_study(tables.training_seconds),
         "efficiency_table": lambda: tables.efficiency_table(evidence.measured["efficiency"]),
         "loudness_table": lambda: tables.loudness_table(evidence.measured["loudness"]),
         "num_planned": len({cell.id for plan in evidence.plans.values() for cell in plan.cells()}),

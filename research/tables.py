@@ -210,19 +210,28 @@ def price_table(evidence: Evidence, study: Study) -> str:
                 say_count(cost["parameters_total"]),
                 say_count(cost["parameters_trained"]),
                 f"{fixed(cost['macs_training'] / 1e9, 2)}",
-                f"{fixed(_seconds(study, tested[0], cost['arm']), 0)} s",
+                " of ".join(f"{fixed(seconds, 0)} s" for seconds in training_seconds(study, tested[0], cost["arm"])),
                 f"{fixed(cost['disk_bytes'] / 1e6, 0)} MB",
             ]
         )
     head = ["arm", *(f"{data}, % ({seeds_text(study, data)})" for data in tested)]
-    head += ["GMACs per text", "weights", "trained", "GMACs per trained text", f"a training on {tested[0]}", "disk"]
+    head += [
+        "GMACs per text",
+        "weights",
+        "trained",
+        "GMACs per trained text",
+        f"steps of a training on {tested[0]}",
+        "disk",
+    ]
     return table(head, rows)
 
 
-def _seconds(study: Study, data: str, arm: str) -> float:
-    """The mean time of an arm's trainings on a data set, reading and testing included."""
-    cells = [cell for cell in study.cells if (cell["data"], cell["arm"]) == (data, arm)]
-    return statistics.fmean(cell["seconds"]["all"] for cell in cells)
+def training_seconds(study: Study, data: str, arm: str) -> tuple[float, ...]:
+    """The mean times of an arm's trainings on a data set: of the steps alone, and with reading and testing."""
+    cells = [
+        cell for cell in study.cells if (cell["data"], cell["arm"]) == (data, arm) and cell["seed"] in study.seeds[data]
+    ]
+    return tuple(statistics.fmean(cell["seconds"][part] for cell in cells) for part in ("training", "all"))
 
 
 def _interval_percent(interval: Sequence[float] | None) -> str:

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -275,6 +276,14 @@ def test_an_average_over_tables_is_taken_seed_by_seed(desk):
     assert gap.p_equivalence is None  # the plan has no margin
 
 
+def test_seeds_for_a_difference_of_one_point():
+    """With a standard deviation as large as the difference, ten pairs have a power of 80 % (Cohen 1988, d = 1)."""
+    gap = Gap(arm="a", against="b", mean=0, interval=None, p=None, by_seed=(-0.01 / 2**0.5, 0.01 / 2**0.5))
+    assert gap.seeds_for_one_point == 10
+    with pytest.raises(ConfigError, match="needs differences that scatter"):
+        _ = replace(gap, by_seed=(0.1,)).seeds_for_one_point
+
+
 def test_an_average_needs_a_seed_that_all_tables_have(tmp_path):
     desk = Desk(tmp_path, SHIFT)
     desk.train("d-domains", lambda cell: cell.seed == (1 if cell.data == "sst2" else 2))
@@ -481,7 +490,7 @@ def test_prices_are_those_of_the_counted_arms(desk, monkeypatch):
         for line in desk.render("{{ price_table('d-domains') }}").splitlines()[2:]
     ]
     assert [line[0] for line in lines] == [f"`{arm}`" for arm in arms]
-    assert lines[0][3:] == ["0.10", "29 M", "23.2 M", "0.30", "1800 s", "115 MB"]
+    assert lines[0][3:] == ["0.10", "29 M", "23.2 M", "0.30", "1 s of 1800 s", "115 MB"]
     for column, data in enumerate(("sst2", "cr"), start=1):
         assert f"{data}, % (3 seeds)" in desk.render("{{ price_table('d-domains') }}").splitlines()[0]
         mean = desk.load().study("d-domains").row(data, data, "wide-head")["mean"]
