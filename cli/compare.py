@@ -219,7 +219,7 @@ def make_content(
         LayerSurgeonError: The file or preset can't be read, options contradict each other, or a value can't be used.
     """
     from layer_surgeon.study.arms import NoDonorError
-    from layer_surgeon.study.plan_parts import choose, mapping, read_arms, read_yaml
+    from layer_surgeon.study.plan_parts import choose, mapping, read_arms, read_yaml, value_of
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 
@@ -234,7 +234,8 @@ def make_content(
         if content.get("kind") == "profile":
             preset_plan(preset, scale)
     elif config is not None:
-        content = {"name": config.stem, **read_yaml(config)}
+        content = read_yaml(config)
+        content["name"] = value_of(content, "name", config.stem)
         small = content.pop("small", None)
         content = scale_down(content, small) if scale == "small" else content
     elif scale == "small":
@@ -248,6 +249,9 @@ def make_content(
             content.pop("layers", None)
         if "source" in new_donor:
             plan_donor.pop("revision", None)
+        elif not plan_donor.get("source"):
+            has_several = "the plan names several" if content.get("donors") else "the plan names none"
+            raise UsageError(f"--layer needs one donor, but {has_several}. Name it with --donor.")
         changes["donor"] = {**plan_donor, **new_donor}
         content.pop("donors", None)
     if "host" in changes:
@@ -279,12 +283,12 @@ def _is_given(value: Any) -> bool:
 
 
 def _first_seeds(content: dict[str, Any], count: int) -> list[Any]:
-    """The first seeds of a plan, and if it has fewer, the numbers after its last one."""
+    """The first seeds of a plan, and if it has fewer, the numbers after its highest one."""
     from layer_surgeon.study.plan_parts import listed
 
     seeds = listed(content, "seeds", [FinetuneConfig.seed])
-    last = seeds[-1]
-    more = range(last + 1, last + 1 + count - len(seeds)) if isinstance(last, int) else ()
+    start = max(seeds) + 1 if all(isinstance(seed, int) for seed in seeds) else None
+    more = () if start is None else range(start, start + count - len(seeds))
     return [*seeds, *more][:count]
 
 

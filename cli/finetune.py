@@ -142,10 +142,14 @@ def finetune(
         "donor": donor,
     }
     if dry_run:
+        runs = _runs_by_seed(finetune_config.seed, seeds, sources.get("output"))
+        common["output"] = next(iter(runs.values()), common["output"])
         plan = plan_finetuning(model, *data, num_processes=num_processes or 1, **common)
         if not ui.as_json:
-            _show_plan(plan, ui)
-        return plan.as_dict()
+            _show_plan(plan, runs, ui)
+        return plan.as_dict() | (
+            {"runs": [{"seed": seed, "path": path} for seed, path in runs.items()]} if runs else {}
+        )
     try:
         if seeds is not None:
             outcome = finetune_seeds(model, *data, num_seeds=seeds, **common)
@@ -275,7 +279,13 @@ def _show(result: "FinetuneResult", ui: Ui) -> None:
     ui.line('\nNext: [bold]surgeon evaluate --dataset FILE[/] or [bold]surgeon predict "A text."[/]')
 
 
-def _show_plan(plan: "RunPlan", ui: Ui) -> None:
+def _runs_by_seed(first: int, count: int | None, output: str | Path | None) -> dict[int, Path | None]:
+    """The folders of the runs of --seeds, as `finetune_seeds` names them; None for a new folder in the workspace."""
+    seeds = range(first, first + (count or 0))
+    return {seed: None if output is None else Path(output) / f"seed-{seed}" for seed in seeds}
+
+
+def _show_plan(plan: "RunPlan", runs: dict[int, Path | None], ui: Ui) -> None:
     counts = [
         (name, *(format_count(part[key]) for key in ("total", "trained"))) for name, part in plan.parameters.items()
     ]
@@ -287,7 +297,8 @@ def _show_plan(plan: "RunPlan", ui: Ui) -> None:
             "model": f"{plan.model}, {plan.task}",
             "examples": ", ".join(f"{count:,} {name}" for name, count in plan.examples.items()),
             "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch, on {plan.device}",
-            "run": plan.output,
+            **({"runs": f"{len(runs)}, one for each seed"} if runs else {"run": plan.output}),
+            **{f"seed {seed}": path or "a new folder in the workspace" for seed, path in runs.items()},
         }
     )
     ui.line("\nNothing was trained or written. To start, leave [bold]--dry-run[/] out.")

@@ -22,7 +22,7 @@ from layer_surgeon._limits import MAX_LAYERS, check_size
 from layer_surgeon._text import printable, without_secrets
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.checked import MAX_NAME, check_types, shown
-from layer_surgeon.study.synthesis_config import SynthesisConfig
+from layer_surgeon.study.synthesis_config import check_synthetic
 from layer_surgeon.workspace import layer_name, short_name, stack_name
 
 Control = Literal["projections-only", "wide-head", "permuted", "shuffled", "cut"]
@@ -190,6 +190,8 @@ class DonorSpec:
                 f"A donor is {shown(value)}; it must be a model, or a mapping such as "
                 "{source: meta-llama/Llama-3.1-8B, layer: -1}."
             )
+        if {"layer", "layers"} <= set(value):
+            raise ConfigError(f"The donor {value['source']} has the keys layer and layers. Leave one of them out.")
         layers = value.get("layers", value.get("layer", -1))
         layers = tuple(layers) if isinstance(layers, list | tuple) else (layers,)
         layers = tuple(index for layer in layers for index in _expand(layer))
@@ -292,8 +294,7 @@ class Arm:
         if self.lora is not None:
             _check_lora(self.name, self.lora)
         if self.synthetic is not None:
-            # `prepare_synthetic` checks that a model is named, since an arm with a file needs none.
-            SynthesisConfig.from_settings({key: value for key, value in self.synthetic.items() if key != "file"})
+            check_synthetic(self.synthetic)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without secrets, which `from_dict` reads."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._io import write_bytes
 from layer_surgeon._workers import Executor, threads_each
-from layer_surgeon.errors import ConfigError, LayerSurgeonError
+from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.executors import run_local, run_ray
 from layer_surgeon.study.layout import StudyFolder, locked
@@ -89,15 +90,17 @@ def run_study(
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
     folder.check()
     with locked(folder.lock, wait=False):
-        is_new = not folder.plan.exists()
+        cells = plan.cells()
+        previous_plan = folder.plan.read_bytes() if folder.plan.exists() else None
         plan.write(folder.plan)
         try:
             prepare_study(plan, folder, progress)
-        except LayerSurgeonError:
-            if is_new:  # Nothing was trained, so the corrected command may use the same folder.
+        except Exception:  # After Ctrl-C the new plan stays: the study continues from its folder.
+            if previous_plan is None:
                 folder.plan.unlink(missing_ok=True)
+            else:
+                write_bytes(folder.plan, previous_plan)
             raise
-        cells = plan.cells()
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]
         if len(todo) < len(cells):
             progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are already done.")

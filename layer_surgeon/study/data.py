@@ -3,6 +3,7 @@
 Every cell reads the same file, so the n-th digit of each cell's `correct` is about the same example.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,9 +12,11 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from layer_surgeon._io import read_json, write_text
+from layer_surgeon._table_files import find_files
 from layer_surgeon._text import without_secrets
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.registry import find_dataset
 from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types, shown
 from layer_surgeon.workspace import short_name
 
@@ -173,6 +176,35 @@ class PreparedData:
 def spec_key(spec: DataSpec, test_fraction: float) -> dict[str, Any]:
     """Return the settings of the plan that decide the content of a prepared data set."""
     return {"spec": spec.as_dict(), "test_fraction": test_fraction, "seed": SPLIT_SEED}
+
+
+def file_hashes(spec: DataSpec) -> dict[str, str]:
+    """Return path -> sha256 for the local files of a data set.
+
+    Raises:
+        DataError: A file can't be read.
+    """
+    hashes: dict[str, str] = {}
+    for source in (*spec.train, *spec.validation, *spec.test):
+        for path in _local_files(source):
+            try:
+                with path.expanduser().open("rb") as file:
+                    hashes[without_secrets(str(path))] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+    return hashes
+
+
+def _local_files(source: str) -> list[Path]:
+    """Return the files that `load_data` reads for a source; none for a name of the registry or the Hub."""
+    path = Path(source)
+    if path.expanduser().is_file():
+        return [path]
+    if find_dataset(source) is not None:
+        return []
+    return [path / file.name for file in find_files(path.expanduser())] or [
+        path / "data" / file.name for file in find_files(path.expanduser() / "data")
+    ]
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,7 +6,8 @@
     ├── cells/<id>.json       one per finished training
     ├── cells/<id>.failed.json  one per training that failed, until it succeeds
     ├── logs/<id>.txt         the output of each training's process
-    ├── data/<name>/          train.jsonl, validation.jsonl (if the data set has one), test.jsonl, data.json;
+    ├── data/<name>/          train.jsonl, validation.jsonl (if the data set has one), test.jsonl, data.json (only the
+    │                         last for tasks without one label per text: the sha256 of the local data files);
     │                         synthetic-<arm>-<hash>.jsonl: texts that a model wrote; the hash is of the settings
     ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json next to it names the donor's source;
     │                         <donor>-first-9-for-<host>/: a stack, which reads text; <donor>-L0-1-model/: a cut model

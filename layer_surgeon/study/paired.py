@@ -247,7 +247,7 @@ class ScoreDifference:
         mean: Mean of the paired differences.
         deviation: Standard deviation of the paired differences; None with one seed.
         by_seed: The difference for each seed.
-        t_test: p of the paired t-test; None with one seed.
+        t_test: p of the paired t-test; None with one seed, or if all differences are equal.
         permutation: p of the paired permutation test; None with one seed.
         effect_size: Mean divided by deviation, Cohen's d for pairs; None without a t-test.
         seed_interval: 95 % interval by bootstrap; None with one seed.
@@ -292,7 +292,7 @@ def compare_scores(first: Sequence[float], second: Sequence[float]) -> ScoreDiff
 
 
 def _t_test(delta: Matrix) -> float | None:
-    """Return the p-value of the paired t-test over one difference per seed; None if all differences are the same."""
+    """Return p of the paired t-test over the differences of the seeds; None for one, or if all are equal."""
     if len(delta) < 2 or delta.std(ddof=1) <= 1e-12:
         return None
     return float(stats.ttest_1samp(delta, 0.0).pvalue)

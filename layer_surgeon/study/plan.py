@@ -26,11 +26,12 @@ from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.study.arms import Arm, is_called
+from layer_surgeon.study.arms import BLOCKS, Arm, is_called
 from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
 from layer_surgeon.study.data import DataSpec, check_name, parse_data, spec_key
 from layer_surgeon.study.plan_parts import (
     as_number,
+    check_finetune,
     check_keys,
     check_task,
     check_unique,
@@ -40,6 +41,7 @@ from layer_surgeon.study.plan_parts import (
     read_comparison,
     read_tests,
     read_yaml,
+    value_of,
 )
 from layer_surgeon.tasks import DEFAULT_TASK, get_task
 from layer_surgeon.workspace import short_name
@@ -195,6 +197,11 @@ class StudyPlan:
                 f"for each token (task {self.task}, site {graft.site}, donor_reads {graft.donor_reads}). It needs "
                 "donor_reads text, a task that pools, and site encoder_output. Leave the arm out."
             )
+        if arm.control in BLOCKS and arm.graft.get("donor_reads") == "text":
+            raise ConfigError(
+                f"The arm {arm.name} trains a block in the donor's place. A block can't read text, but donor_reads is "
+                "text. Leave the arm out, or set donor_reads in the arms that have a donor, not for the whole study."
+            )
         FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
         if arm.synthetic is not None and not get_task(self.task).one_label_per_text:
             raise ConfigError(
@@ -220,14 +227,12 @@ class StudyPlan:
         arms = read_arms(content)
         data = tuple(parse_data(value) for value in listed(content, "data", ["sst2"]))
         finetune = mapping(content, "finetune")
-        for name in ("seed", "train_fraction"):
-            if name in finetune:
-                raise ConfigError(
-                    f"{name} is set under finetune. In a study, use the keys seeds and fractions of the plan instead."
-                )
+        check_finetune(finetune, "finetune")
+        for arm in arms:
+            check_finetune(arm.finetune, f"finetune of the arm {arm.name}")
         return cls(
-            name=short_name(as_text(content.get("name", "study"))),
-            title=as_text(content.get("title", content.get("name", "A study"))),
+            name=short_name(as_text(value_of(content, "name", "study"))),
+            title=as_text(value_of(content, "title", value_of(content, "name", "A study"))),
             task=task,
             arms=arms,
             data=data,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from layer_surgeon import _yaml
@@ -20,6 +21,8 @@ _KEYS = (
     *("name", "title", "task", "host", "hosts", "donor", "donors", "arms", "data", "tests", "fractions", "seeds"),
     *("finetune", "graft", "reference", "focus", "metric", "equivalence", "test_fraction", "keep_models", "layers"),
 )
+# Settings of a training that a study has keys for.
+_FINETUNE_KEYS = MappingProxyType({"seed": "seeds", "train_fraction": "fractions", "task": "task"})
 _POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
 _NONE: list[DonorSpec | None] = [None]
 
@@ -157,6 +160,12 @@ def read_comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) 
     }
 
 
+def value_of(content: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return the value of a key; the default if the key is missing or left empty."""
+    value = content.get(key)
+    return default if value is None else value
+
+
 def listed(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
     """Return the values of a key that takes one value or a list."""
     value = content.get(key, default)
@@ -186,6 +195,21 @@ def check_task(task: Any) -> None:
     """
     tasks = finetuned_tasks()
     check(task in tasks, "task", task, f"one of {', '.join(tasks)}")
+
+
+def check_finetune(settings: Mapping[str, Any], section: str) -> None:
+    """Reject settings of a training that must be the same for all arms, or that the study chooses.
+
+    Args:
+        settings: Fields of `FinetuneConfig`.
+        section: The part of the plan, for the message.
+
+    Raises:
+        ConfigError: The seed, the share of the training data or the task is set.
+    """
+    for name, key in _FINETUNE_KEYS.items():
+        if name in settings:
+            raise ConfigError(f"{name} is set under {section}. In a study, use the key {key} of the plan instead.")
 
 
 def mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:

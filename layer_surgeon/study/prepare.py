@@ -1,6 +1,6 @@
 """Prepares what all trainings of a study share, once, before the first one: data, hosts, layers, synthetic texts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from layer_surgeon.finetune.sources import RawData, load_data
 from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import Arm, DonorSpec
-from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, spec_key, write_rows
+from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, file_hashes, spec_key, write_rows
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.layout import read_json as read_ours
 from layer_surgeon.study.plan import StudyPlan, digest_of
@@ -34,7 +34,7 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
     """Prepare everything that is still missing. A second call does nothing.
 
     Raises:
-        ConfigError: The layers of two donors would have the same name.
+        ConfigError: As in `prepare_layers`, or a data file has changed since an earlier call.
         DataError: A data set can't be used.
         SourceError, CheckpointError, ArtifactError: A host or a layer can't be read.
     """
@@ -44,6 +44,9 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
         for spec in plan.data:
             settled = replace(spec, columns={**common, **spec.columns})
             prepare_data_set(settled, folder.data(spec.name), plan.test_fraction, progress, task=plan.task)
+    else:
+        for spec in plan.data:
+            _remember_files(spec, folder.data(spec.name), plan.test_fraction)
     for host in dict.fromkeys(arm.host for arm in plan.arms):
         local_model(host, progress)  # An archive is unpacked before the first training.
     prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)
@@ -54,14 +57,14 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     """Write a data set with one label per text as train.jsonl, validation.jsonl, test.jsonl and data.json.
 
     Raises:
+        ConfigError: A data file has changed since an earlier call.
         DataError: The data set can't be used.
     """
     key = spec_key(spec, test_fraction)
-    try:
-        if read_json(folder / INFO)["key"] == key:
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    if (info := _read_info(folder, key)) is not None:
+        _check_files(spec, info)
+        return
+    files = file_hashes(spec)
     parts = {name: _read(spec, name, task, progress) for name in ("train", "validation", "test")}
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
     train = parts["train"]
@@ -77,11 +80,48 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
                 f"{used}."
             )
     filled_parts = {name: rows for name, rows in parts.items() if rows}
+    # While the rows are replaced, there is no data.json that would call them complete.
+    (folder / INFO).unlink(missing_ok=True)
     for name, rows in filled_parts.items():
         write_rows(folder / f"{name}.jsonl", rows)
     pairs = any("text_pair" in row for rows in filled_parts.values() for row in rows)
     counts = {name: len(rows) for name, rows in filled_parts.items()}
-    write_json(folder / INFO, {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts})
+    info = {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts, "files": files}
+    write_json(folder / INFO, info)
+
+
+def _remember_files(spec: DataSpec, folder: Path, test_fraction: float) -> None:
+    """Write a data.json with only the sha256 of the local files, for a task whose trainings read these files.
+
+    Raises:
+        ConfigError: A file has changed since an earlier call.
+    """
+    key = spec_key(spec, test_fraction)
+    if (info := _read_info(folder, key)) is not None:
+        _check_files(spec, info)
+    elif files := file_hashes(spec):
+        write_json(folder / INFO, {"format": 1, "key": key, "files": files})
+
+
+def _read_info(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the content of data.json; None if it is missing, damaged, or that of another data set."""
+    try:
+        info = read_json(folder / INFO)
+        return info if info["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_files(spec: DataSpec, info: Mapping[str, Any]) -> None:
+    known = info.get("files")
+    if not isinstance(known, dict):  # Earlier versions did not write hashes.
+        return
+    for path, sha256 in file_hashes(spec).items():
+        if known.get(path) != sha256:
+            raise ConfigError(
+                f"{path} has changed since the study's trainings. Use another folder with --output, or restore the "
+                "file."
+            )
 
 
 def _read(spec: DataSpec, part: str, task: str, progress: Progress) -> list[dict[str, Any]] | None:
@@ -164,8 +204,8 @@ def prepare_layers(donors: Iterable[DonorSpec], folder: StudyFolder, progress: P
     """Extract the layers that are still missing, and open each checkpoint only once for all of its layers.
 
     Raises:
-        ConfigError: The layers of two donors would have the same name, or the folder has a layer of that name from
-            another donor.
+        ConfigError: The layers of two donors would have the same name, the folder has a layer of that name from
+            another donor, or a donor is a layer artifact that does not hold what the plan names.
         SourceError, CheckpointError, LayerNotFoundError, ArtifactError: A layer can't be extracted.
     """
     extracted_donors = check_layers(donors, folder)
@@ -202,16 +242,14 @@ def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[Donor
 
     Raises:
         ConfigError: As in `prepare_layers`.
+        ArtifactError: A donor is a layer artifact that is damaged.
     """
     extracted_donors = []
     for donor in dict.fromkeys(donors):
-        if not _is_artifact(donor):
+        if _is_artifact(donor):
+            _check_artifact(donor)
+        else:
             extracted_donors.append(donor)
-        elif donor.form == "model":
-            raise ConfigError(
-                f"{donor.shown_source} is a layer artifact, but an arm trains the donor's model, cut to some layers. "
-                "Name the model as that arm's donor: {source: MODEL, layer: '0:9'}."
-            )
     by_name: dict[str, DonorSpec] = {}
     for donor in extracted_donors:
         other = by_name.setdefault(donor.name, donor)
@@ -223,6 +261,38 @@ def check_layers(donors: Iterable[DonorSpec], folder: StudyFolder) -> list[Donor
             )
         _check_origin(donor, folder)
     return extracted_donors
+
+
+def _check_artifact(donor: DonorSpec) -> None:
+    """Check that a layer artifact is what an arm needs: nothing is extracted, so it is used as it is."""
+    source = donor.shown_source
+    if donor.form == "model":
+        raise ConfigError(
+            f"{source} is a layer artifact, but an arm trains the donor's model, cut to some layers. "
+            "Name the model as that arm's donor: {source: MODEL, layer: '0:9'}."
+        )
+    artifact = LayerArtifact.open(Path(donor.source).expanduser())
+    indices = artifact.layer_indices
+    has_embeddings = artifact.config.get("embeddings") is not None
+    if has_embeddings and donor.form == "layers":
+        raise ConfigError(
+            f"{source} is a layer artifact with embeddings, for arms whose donor reads text. Use the arm stack with "
+            f"donor: {{source: {source}, layer: '0:{len(indices)}'}}, or name a donor without embeddings."
+        )
+    if not has_embeddings and donor.form == "stack":
+        raise ConfigError(
+            f"{source} is a layer artifact without embeddings, but an arm's donor reads text. Name the model as that "
+            "arm's donor, or an artifact made by surgeon extract MODEL --layer 0:9 --embeddings."
+        )
+    settings = [f"{name} {value}" for name in ("revision", "dtype") if (value := getattr(donor, name)) is not None]
+    if donor.layers not in (DonorSpec.layers, indices):
+        settings.append(f"layers {', '.join(map(str, donor.layers))}")
+    if settings:
+        dtypes = ", ".join(sorted({tensor.dtype for tensor in artifact.tensors()}))
+        raise ConfigError(
+            f"{source} is a layer artifact, which is used as it is: layers {', '.join(map(str, indices))} in {dtypes}. "
+            f"The plan names {' and '.join(settings)}. Leave that out, or name the model as the donor."
+        )
 
 
 def _origin_file(donor: DonorSpec, folder: StudyFolder) -> Path:

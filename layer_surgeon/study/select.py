@@ -31,11 +31,11 @@ from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.study.arms import Arm
+from layer_surgeon.study.arms import BLOCKS, Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import PROBES, StudyFolder, locked, read_json
-from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.prepare import open_layer, prepare_study
 from layer_surgeon.study.probe import Place, probe_arm
 from layer_surgeon.study.records import read_cell, write_selection
@@ -70,8 +70,8 @@ def select_arm(
         progress: Receives an update for every training.
 
     Raises:
-        ConfigError: The plan has fewer than two candidates, or more than one data set or share of the data; or the
-            probe would have to rate a donor that reads text.
+        ConfigError: The plan has fewer than two candidates, a candidate that is not a graft, or more than one data set
+            or share of the data; or the probe would have to rate a donor that reads text.
         TrainingError: All candidates of a rung failed.
     """
     progress, folder = progress or NullProgress(), StudyFolder(root=output)
@@ -128,6 +128,11 @@ def _check_plan(plan: StudyPlan, candidates: Sequence[Arm], *, probe: bool) -> N
         raise ConfigError(
             f"The plan has {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}. A "
             f"selection needs at least two layers, one data set, and the task {tasks}."
+        )
+    blocks = [arm.name for arm in candidates if arm.control in (*BLOCKS, "cut")]
+    if blocks:
+        raise ConfigError(
+            f"The plan has the arm {blocks[0]}, which is not a graft. A selection compares grafts. Leave the arm out."
         )
     if len(plan.fractions) != 1:
         raise ConfigError(
@@ -223,10 +228,9 @@ def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progr
     Raises:
         TrainingError: No arm can be built.
     """
-    name = plan.data[0].name
     path = folder.path(PROBES)
     stored_scores: dict[str, Any] = read_json(path) if path.is_file() else {"format": 1}
-    rows = PreparedData.open(folder.data(name)).rows("train")
+    rows = PreparedData.open(folder.data(plan.data[0].name)).rows("train")
     rows = spread_rows(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
     labels = [str(row["label"]) for row in rows]
@@ -235,11 +239,12 @@ def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progr
         place = "head"
     vectors: dict[tuple[str, str], Tensor] = {}
     length = int(plan.finetune.get("max_length", 100))
+    data_key = digest_of(rows)
     scores: dict[str, float] = {}
     reason = ""
     progress.begin("Probing", len(arms), "candidates")
     for arm in arms:
-        key = json.dumps([arm.as_dict(), name, plan.seeds, len(rows), place], sort_keys=True)
+        key = json.dumps([arm.as_dict(), plan.seeds, place, length, data_key], sort_keys=True)
         try:
             if not _is_score(stored_scores.get(key)):
                 stored_scores[key] = probe_arm(

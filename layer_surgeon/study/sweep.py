@@ -11,6 +11,7 @@ from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
 from layer_surgeon.graft.hosts import load_host_config
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.study.arms import DonorSpec
+from layer_surgeon.study.plan_parts import listed
 
 Candidates = Literal["layers", "pairs", "sites"]
 
@@ -122,7 +123,8 @@ def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: 
             sites: every layer at every site, see `host_sites`.
 
     Raises:
-        ConfigError: The plan does not have a donor, or a single layer is to make pairs.
+        ConfigError: The plan does not have a donor, a single layer is to make pairs, or sites are compared in several
+            hosts.
         SourceError: The host's config can't be read.
     """
     if candidates == "pairs":
@@ -132,7 +134,12 @@ def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: 
         return with_layers(plan, pairs)
     content = with_layers(plan, layers)
     if candidates == "sites":
-        sites = host_sites(str(content.get("host", "bert-base-uncased")))
+        hosts = listed(content, "hosts", [content.get("host", "bert-base-uncased")])
+        if len(hosts) > 1:
+            raise ConfigError(
+                f"The plan has {len(hosts)} hosts, and each host has its own sites. Name one of them with --host."
+            )
+        sites = host_sites(str(hosts[0]))
         grafts = [{"name": f"graft-{site}", "like": "graft", "graft": {"site": site}} for site in sites]
         content["arms"] = ["host", *grafts]
     return content

@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 
 from layer_surgeon._limits import MAX_BATCH, MAX_TEXTS, MAX_TOKENS, check_size
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.checked import check_types
+from layer_surgeon.study.checked import check, check_types
 
 _T = TypeVar("_T")
 
@@ -52,6 +52,7 @@ class SynthesisConfig:
                 f"top_p is {self.top_p}, temperature is {self.temperature} and top_k is {self.top_k}. top_p must be "
                 "above 0 and at most 1, temperature above 0, and top_k at least 0."
             )
+        check(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         unknown = sorted(set(self.prompts) - set(self.labels)) if self.labels else []
         if unknown:
             raise ConfigError(
@@ -73,3 +74,16 @@ class SynthesisConfig:
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return cls(**values)
+
+
+def check_synthetic(settings: Mapping[str, Any]) -> None:
+    """Check what an arm of a study says about its synthetic texts: settings for writing them, or their file.
+
+    `prepare_synthetic` checks that a model is named, since an arm with a file needs none.
+
+    Raises:
+        ConfigError: A setting has an unknown name, or an invalid value.
+    """
+    path = settings.get("file")
+    check(path is None or (isinstance(path, str) and bool(path)), "file of synthetic texts", path, "a path")
+    SynthesisConfig.from_settings({name: value for name, value in settings.items() if name != "file"})

@@ -1,6 +1,6 @@
 """Writes training texts for each label with a causal language model (ZeroGen; paper, table 17)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def synthesize(config: SynthesisConfig, *, output: Path, progress: Progress | No
         progress: Receives an update for every batch of texts.
 
     Raises:
-        ConfigError: There are fewer than two labels, or the model wrote no text for a label.
+        ConfigError: There are fewer than two labels, a text could be longer than the model can write, or the model
+            wrote no text for a label.
         SourceError: The model can't be loaded.
     """
     progress = progress or NullProgress()
@@ -56,13 +57,16 @@ def synthesize(config: SynthesisConfig, *, output: Path, progress: Progress | No
         raise ConfigError(
             f"The labels are {', '.join(config.labels) or 'missing'}; at least two are needed. Name them with --labels."
         )
-    write = _make_writer(config)
+    prompts = {
+        label: config.prompts.get(label, config.prompt).replace("{label}", label.replace("_", " "))
+        for label in config.labels
+    }
+    write = _make_writer(config, prompts.values())
     set_seed(config.seed)
     rows: list[dict[str, str]] = []
     counts: dict[str, int] = {}
     drawn = 0
-    for label in config.labels:
-        prompt = config.prompts.get(label, config.prompt).replace("{label}", label.replace("_", " "))
+    for label, prompt in prompts.items():
         texts: dict[str, None] = {}
         progress.begin(f"Writing {label}", config.per_label, "texts")
         for _ in range(10 * -(-config.per_label // config.batch_size)):
@@ -87,7 +91,8 @@ def _cut(text: str) -> str:
     return text.split('"', 1)[0].strip().split("\n", 1)[0].strip()
 
 
-def _make_writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
+def _make_writer(config: SynthesisConfig, prompts: Collection[str]) -> Callable[[str], list[str]]:
+    """Return a function that writes texts for a prompt, after checking that the model has room for all prompts."""
     with quiet(), hub_errors(f"The model {config.model!r}"):
         try:
             model = load_model(AutoModelForCausalLM, config.model, dtype=torch.float32)
@@ -95,6 +100,13 @@ def _make_writer(config: SynthesisConfig) -> Callable[[str], list[str]]:
         except (ValueError, KeyError) as error:
             first_line = str(error).strip().split("\n", 1)[0]
             raise ConfigError(f"{config.model} can't be loaded as a causal language model: {first_line}") from error
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    if positions is not None and longest + config.max_new_tokens > positions:
+        raise ConfigError(
+            f"The longest prompt has {longest} tokens and max_new_tokens is {config.max_new_tokens}, but "
+            f"{config.model} has only {positions} positions. Use a shorter prompt or a lower max_new_tokens."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
 

@@ -57,9 +57,9 @@ class Comparison:
         mean: Mean of the paired differences.
         deviation: Standard deviation of the paired differences; None with one seed.
         by_seed: The difference for each seed.
-        t_test: p of the paired t-test over the seeds; None with one seed.
+        t_test: p of the paired t-test over the seeds; None with one seed, or if all differences are equal.
         permutation: p of the paired permutation test over the seeds; None with one seed.
-        effect_size: Mean divided by deviation (Cohen's d for pairs).
+        effect_size: Mean divided by deviation (Cohen's d for pairs); None without a t-test.
         seed_interval: 95 % interval by bootstrap over the seeds.
         example_interval: 95 % interval by bootstrap over the test examples.
         both_interval: 95 % interval by bootstrap over both.
@@ -237,8 +237,12 @@ class Summary:
 
     def outcome(self, comparison: Comparison | None) -> str | None:
         """Return a comparison in one or two words, such as "better" or "not significant"; None without a test."""
-        if comparison is None or comparison.p_holm is None:
+        if comparison is None:
+            return None
+        if comparison.equivalent and not comparison.significant:
+            return "equivalent"
+        if comparison.p_holm is None:
             return None
         if not comparison.significant:
-            return "equivalent" if comparison.equivalent else "not significant"
+            return "not significant"
         return "better" if self.is_better(comparison) else "worse"

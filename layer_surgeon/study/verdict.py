@@ -17,13 +17,15 @@ def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
     arm, against, delta = comparison.arm, comparison.against, comparison.mean
     size = difference_in_words(delta, plan.metric)
     p = comparison.p_holm
-    if comparison.p is None or p is None:
-        return f"{arm} and {against}: {size}; one seed without single examples can't be tested"
-    significance = f"{_p_is(p)}, {_basis(comparison)}"
     if comparison.p_equivalence is not None and comparison.equivalent and not comparison.significant:
         margin = say_equivalence(plan.equivalence, plan.metric)
         reason = f"a difference of {size}, {_p_is(comparison.p_equivalence)}, {_basis(comparison)}"
         return f"{arm} and {against} are equivalent within {margin} ({reason})"
+    if p is None:
+        several = len(comparison.seeds) > 1
+        reason = "all seeds have the same difference, which" if several else "one seed without single examples"
+        return f"{arm} and {against}: {size}; {reason} can't be tested"
+    significance = f"{_p_is(p)}, {_basis(comparison)}"
     if not comparison.significant:
         return f"{arm} and {against}: the difference of {size} is not significant ({significance})"
     better = (delta > 0) == plan.higher_is_better
@@ -83,6 +85,7 @@ def _basis(comparison: Comparison) -> str:
         "seeds and examples": f"over {count} seeds and the test examples",
         "seeds": f"over {count} seeds",
         "examples": f"over the test examples, {_ONE_SEED}",
+        None: f"over {count} seeds",
     }
     return texts[comparison.basis]
 

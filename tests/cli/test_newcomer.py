@@ -211,6 +211,15 @@ def test_a_learning_rate_that_no_training_survives_is_pointed_out(desk, tmp_path
     assert "usually needs" not in surgeon_here(*command, "--head-learning-rate", "1e-3", cwd=tmp_path).err
 
 
+def test_a_dry_run_with_several_seeds_names_all_runs(desk, tmp_path):
+    command = ("finetune", desk / "bert", "--dataset", desk / "reviews.csv", "--dry-run", "--seeds", "3", "-o", "mine")
+    shown = flat(surgeon_here(*command, cwd=tmp_path).out)
+    assert "3, one for each seed" in shown
+    assert "seed-2023" in shown
+    runs = json.loads(surgeon_here(*command, "--json", cwd=tmp_path).out)["runs"]
+    assert [run["path"] for run in runs] == [str(Path("mine") / f"seed-{seed}") for seed in (2023, 2024, 2025)]
+
+
 def test_predict_says_that_a_graft_is_untrained(desk, tmp_path):
     surgeon_here("graft", desk / "bert", "--donor", desk / "layer", "-o", "graft", cwd=tmp_path)
     shown = surgeon_here("predict", "--model", "graft", "a film", cwd=tmp_path)

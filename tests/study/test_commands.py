@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -75,6 +76,18 @@ def test_the_options_for_a_donor_replace_those_of_the_plan(tmp_path):
 
     assert donors(source=None, layer=3) == {("b/llm", "v1", (3,))}
     assert donors(source="c/llm", layer=3) == {("c/llm", None, (3,))}
+    for named, several in (({"donors": ["b/llm", "c/llm"]}, "several"), ({}, "none")):
+        plan.write_text(yaml.safe_dump({**named, "data": ["sst2"]}))
+        with pytest.raises(UsageError, match=f"--layer needs one donor, but the plan names {several}"):
+            donors(source=None, layer=3)
+
+
+def test_an_empty_name_and_unordered_seeds(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": None, "arms": ["host"], "seeds": [2025, 2023]}))
+    options = {"config": path, "preset": None, "scale": "full", "output": tmp_path, "settings": {}, "ui": None}
+    made = make_plan(**options, overrides={}, num_seeds=4)
+    assert (made.name, made.seeds) == ("mine", (2025, 2023, 2026, 2027))
 
 
 def test_a_part_of_a_plan_is_chosen_by_name_and_has_the_same_trainings(tmp_path):
@@ -211,6 +224,15 @@ def test_synthesize_writes_texts_for_each_label(tmp_path):
     )
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["counts"] == {"good": 3, "bad": 3}
+    for option, value, message in (
+        ("--max-new-tokens", "999", r"prompt has \d+ tokens and max_new_tokens is 999, but .* has only \d+ positions"),
+        ("--seed", "-1", "seed is -1; it must be a whole number from 0 to 4294967295"),
+    ):
+        refused = surgeon(
+            "synthesize", str(folder), "-l", "a", "-l", "b", "-o", str(tmp_path / "no.jsonl"), option, value
+        )
+        assert refused.exit_code == 2, refused.output
+        assert re.search(message, " ".join(refused.stderr.split())), refused.stderr
 
 
 @pytest.mark.slow

@@ -2,18 +2,20 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from layer_surgeon.errors import ConfigError, WorkspaceError
-from layer_surgeon.study import compare, executors
+from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
+from layer_surgeon.study import compare, executors, prepare
 from layer_surgeon.study.arms import ARMS, DonorSpec
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import DataSpec, PreparedData
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import donor_name, prepare_layers, prepare_study, synthetic_file
+from layer_surgeon.study.prepare import check_layers, donor_name, prepare_layers, prepare_study, synthetic_file
 from tests.support.classification import Recorder
 from tests.support.studies import run_in_this_process, tiny_parts, tiny_plan, write_data
 
@@ -27,6 +29,13 @@ def in_this_process(plan, root):
     folder = StudyFolder(root=root)
     prepare_study(plan, folder, Recorder())
     return {cell.id: run_cell(cell, folder) for cell in plan.cells()}
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
 
 
 ALL_BUT = ("larger-host", "zerogen")
@@ -123,6 +132,70 @@ def test_donors_are_named_by_the_number_of_their_layer(parts, tmp_path):
     prepare_layers([last], folder, Recorder())
     artifact = DonorSpec(source=str(folder.layer(last.name)))
     assert [donor_name(donor, folder) for donor in (last, artifact)] == ["tiny-llama-L3"] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"layers": [0, 1]}, "layers 0, 1"), ({"revision": "v7", "dtype": "bfloat16"}, "revision v7 and dtype bfloat16")],
+)
+def test_a_layer_artifact_is_used_as_it_is(parts, tmp_path, settings, named):
+    folder, last = StudyFolder(root=tmp_path), DonorSpec.parse(parts["donor"])
+    prepare_layers([last], folder, Recorder())
+    source = str(folder.layer(last.name))
+    check_layers([DonorSpec(source=source), DonorSpec(source=source, layers=(3,))], folder)
+    with pytest.raises(ConfigError, match=rf"used as it is: layers 3 in F32\. The plan names {named}\."):
+        check_layers([DonorSpec.parse({"source": source, **settings})], folder)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_changed_data_file_is_refused(parts, tmp_path, task):
+    folder, films = StudyFolder(root=tmp_path / "study"), tmp_path / "films.jsonl"
+    films.write_text(Path(parts["data"][0]).read_text())
+    plan = tiny_plan(parts, arms=["host"], data=[str(films)])
+    plan = replace(plan, task=task)
+    prepare_study(plan, folder, Recorder())
+    info_path = folder.data("films") / "data.json"
+    info = json.loads(info_path.read_text())
+    assert list(info["files"]) == [str(films)]
+    prepare_study(plan, folder, Recorder())
+    films.write_text(films.read_text().replace("film", "movie"))
+    with pytest.raises(ConfigError, match=r"films.jsonl has changed since the study's trainings\. Use another folder"):
+        prepare_study(plan, folder, Recorder())
+    # Earlier versions did not write hashes.
+    del info["files"]
+    info_path.write_text(json.dumps(info))
+    prepare_study(plan, folder, Recorder())
+
+
+def test_an_interrupted_preparation_does_not_look_complete(parts, tmp_path, monkeypatch):
+    folder = StudyFolder(root=tmp_path)
+    plans = [tiny_plan(parts, arms=["host"], data=[{"name": "films", "train": path}]) for path in parts["data"]]
+    prepare_study(plans[0], folder, Recorder())
+    before = PreparedData.open(folder.data("films")).rows("train")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_json", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_study(plans[1], folder, Recorder())
+    prepare_study(plans[0], folder, Recorder())
+    assert PreparedData.open(folder.data("films")).rows("train") == before
+
+
+def test_a_failed_preparation_keeps_the_plan_of_the_folder(parts, tmp_path, monkeypatch):
+    folder = StudyFolder(root=tmp_path)
+
+    def fail(error):
+        monkeypatch.setattr(compare, "prepare_study", raising(error))
+        with pytest.raises(type(error)):
+            run_study(tiny_plan(parts, arms=["host"]), tmp_path)
+
+    fail(RuntimeError())
+    assert not folder.plan.exists()
+    folder.plan.write_text("of a finished study")
+    for error in (DataError(), RuntimeError()):
+        fail(error)
+        assert folder.plan.read_text() == "of a finished study"
+    fail(KeyboardInterrupt())
+    assert StudyPlan.read(folder.plan) == tiny_plan(parts, arms=["host"])
 
 
 def test_a_failed_cell_is_reported_and_does_not_stop_the_study(parts, tmp_path):

@@ -11,6 +11,7 @@ from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_layers
 
 DONOR = {"source": "someone/llm", "layer": -1}
+FIRST = {"source": "someone/llm", "layer": "0:2"}
 
 
 def plan(**changes):
@@ -85,6 +86,11 @@ def test_custom_arms():
     assert (middle.kind, slower.kind) == ("random", "graft")
 
 
+def test_an_empty_name_is_not_a_name():
+    made = plan(name=None, title=None)
+    assert (made.name, made.title) == ("study", "A study")
+
+
 def test_names_of_arms_include_hosts_and_donors():
     made = plan(hosts=["a/bert", "b/roberta"], donors=["c/one", "d/two"], arms=["host", "graft"])
     assert [arm.name for arm in made.arms] == [
@@ -113,7 +119,14 @@ def test_a_sweep():
         ({"fractions": [1, 1.0]}, "has the fraction 1 twice"),
         ({"tests": ["nowhere"]}, "tests is 'nowhere'"),
         ({"fractions": [0]}, "fractions is 0"),
-        ({"finetune": {"seed": 3}}, "use the keys seeds and fractions"),
+        ({"finetune": {"seed": 3}}, "seed is set under finetune. .* use the key seeds"),
+        ({"finetune": {"task": "seq2seq"}}, "use the key task of the plan"),
+        ({"arms": [{"name": "x", "finetune": {"train_fraction": 0.1}}]}, "finetune of the arm x. .* key fractions"),
+        ({"graft": {"donor_reads": "text"}, "arms": ["wide-head"], "donor": FIRST}, "A block can't read text"),
+        ({"graft": {"donor_reads": "text"}, "arms": ["projections-only"], "donor": FIRST}, "A block can't read text"),
+        ({"donor": {"source": "a", "layer": 3, "layers": [5]}}, "has the keys layer and layers"),
+        ({"arms": [{"name": "zerogen", "synthetic": {"seed": -1}}]}, "seed is -1; it must be a whole number from 0"),
+        ({"arms": [{"name": "zerogen", "synthetic": {"file": 5}}]}, "file of synthetic texts is 5; it must be a path"),
         ({"finetune": {"epochs": 3}}, "epochs"),
         ({"graft": {"pooling": "first"}}, "pooling is 'first'"),
         ({"reference": "nobody"}, "reference is 'nobody'"),

@@ -170,6 +170,8 @@ def test_pairs_and_sites_are_candidates(parts, tmp_path):
     assert [arm.donor.layers for arm in pairs.arms if arm.donor] == [(0, 2), (2, 3)]
     with pytest.raises(ConfigError, match="Layer 3 alone"):
         with_candidates(content, [3], "pairs")
+    with pytest.raises(ConfigError, match="The plan has 2 hosts, and each host has its own sites"):
+        with_candidates({**content, "hosts": ["a/bert", "b/roberta"]}, [3], "sites")
     assert host_sites(parts["host"]) == ["embeddings", 0, 1, "encoder_output"]
     sites = StudyPlan.from_dict(with_candidates(content, [1], "sites"))
     grafts = [arm for arm in sites.arms if arm.donor]
@@ -222,6 +224,28 @@ def test_the_probe_finds_classes_that_can_be_separated(parts, tmp_path):
     assert told == probe_arm(arm, texts, labels, folder, seeds=[1, 2])
     mixed = [str(index // 2 % 2) for index in range(200)]
     assert told > 0.6 > probe_arm(arm, texts, mixed, folder, seeds=[1, 2])
+
+
+def test_a_stored_probe_is_only_used_for_the_same_texts_and_length(parts, tmp_path):
+    folder = StudyFolder(root=tmp_path)
+    swapped = {"negative": "positive", "positive": "negative"}
+    for changes in (
+        {},
+        {"finetune": {"max_length": 3}},
+        {"data": [{"name": "films", "train": parts["data"], "labels": swapped}]},
+    ):
+        plan = sweep(parts, [0], **changes)
+        prepare_study(plan, folder, Recorder())
+        select._probe_arms(plan.arms[1:], plan, folder, Recorder())
+    # The format, and a score for each of the three.
+    assert len(json.loads((tmp_path / "probes.json").read_text())) == 4
+
+
+@pytest.mark.parametrize("arm", ["wide-head", "cut"])
+def test_a_selection_only_compares_grafts(parts, tmp_path, arm):
+    plan = StudyPlan.from_dict({**parts, "arms": ["host", "graft", arm]})
+    with pytest.raises(ConfigError, match=f"the arm {arm}, which is not a graft"):
+        select_arm(plan, tmp_path)
 
 
 def test_a_selection_needs_two_candidates(parts, tmp_path):

@@ -6,6 +6,7 @@ texts occurs in a test text. The host can't know the others; in the donor's tabl
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from layer_surgeon.study.controls import permute_weights
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model, states_of, tokenizer_of
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_study
+from layer_surgeon.study.prepare import prepare_layers, prepare_study
 from layer_surgeon.study.records import read_cell
 from tests.support.classification import Recorder, bert_config
 from tests.support.classification import tokenizer_of as word_tokenizer_of
@@ -257,6 +258,24 @@ def test_a_layer_artifact_cannot_be_cut(content, study, tmp_path):
     plan = StudyPlan.from_dict({**content, "donor": {"source": source, "layer": 0}, "arms": ["cut"]})
     with pytest.raises(ConfigError, match="is a layer artifact, but an arm trains the donor's model"):
         prepare_study(plan, StudyFolder(root=tmp_path / "study"), Recorder())
+
+
+@pytest.mark.parametrize(
+    ("arm", "form", "message"),
+    [
+        ("graft", "stack", r"artifact with embeddings.* Use the arm stack with donor: .* layer: '0:2'"),
+        ("wide-head", "stack", "artifact with embeddings"),
+        ("stack", "layers", "artifact without embeddings, but an arm's donor reads text"),
+    ],
+)
+def test_an_artifact_must_have_what_the_arm_needs(content, tmp_path, arm, form, message):
+    folder = StudyFolder(root=tmp_path)
+    made = replace(DonorSpec.parse(content["donor"]), form=form)
+    prepare_layers([made], folder, Recorder())
+    donor = {"source": str(folder.layer(made.name)), "layer": "0:2"}
+    plan = StudyPlan.from_dict({**content, "donor": donor, "arms": [arm]})
+    with pytest.raises(ConfigError, match=message):
+        prepare_study(plan, folder, Recorder())
 
 
 def test_shuffled_states_need_all_texts_in_memory(content, study):
