@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -25,11 +26,12 @@ from .surgeon_command import SurgeonCommand
 from .ui import Ui
 
 _COMMON_PANEL = "Common options"
+_WORKSPACE_VARIABLE = "SURGEON_WORKSPACE"
 _COMMON: dict[str, Any] = {
     "workspace": Annotated[
         Path | None,
         typer.Option(
-            envvar="SURGEON_WORKSPACE", help="Folder of layers, grafts and runs.", rich_help_panel=_COMMON_PANEL
+            envvar=_WORKSPACE_VARIABLE, help="Folder of layers, grafts and runs.", rich_help_panel=_COMMON_PANEL
         ),
     ],
     "json_": Annotated[
@@ -94,11 +96,11 @@ def command(
         def run(**values: Any) -> None:
             # If several processes train together, only the first one prints.
             json_, quiet = values.pop("json_") and is_main_process(), values.pop("quiet") or not is_main_process()
-            workspace = Workspace(values.pop("workspace"))
-            ui = Ui(as_json=json_, quiet=quiet, debug=values.pop("debug"), workspace=workspace)
+            folder = values.pop("workspace")
+            ui = Ui(as_json=json_, quiet=quiet, debug=values.pop("debug"), workspace=Workspace(folder))
             if not ui.debug:
                 hide_library_warnings()
-            with _Guard(ui):
+            with _Guard(ui), _default_workspace(folder):
                 if settings is not None:
                     option_values = {p.name: values.pop(p.name) for p in options}
                     values["settings"] = {
@@ -141,6 +143,24 @@ class usage:  # noqa: N801  # used as `with usage():`
         """Re-raise our errors as `UsageError`."""
         if isinstance(error, LayerSurgeonError):
             raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _default_workspace(folder: Path | None) -> Iterator[None]:
+    """Make the folder of `--workspace` the default of this process and of those that it starts.
+
+    A graft that was saved without its donor layer looks for the layer there.
+    """
+    previous = os.environ.get(_WORKSPACE_VARIABLE)
+    if folder is not None:
+        os.environ[_WORKSPACE_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            os.environ[_WORKSPACE_VARIABLE] = previous
+        elif folder is not None:
+            os.environ.pop(_WORKSPACE_VARIABLE, None)
 
 
 class _Guard:

@@ -68,7 +68,7 @@ NOT_RUN = {
             ("surgeon assemble", "surgeon finetune gemma-9", "surgeon predict"),
             "what surgeon demo does with real weights",
         ),
-        "surgeon graft HOST": "HOST stands for any model",
+        "surgeon graft packaged": "needs the folder of the demo",
     },
     "docs/distributed.md": {"": "needs several processes; tests/finetune/test_distributed.py runs the page"},
     "docs/extract.md": {"": "tests/extract/test_page.py runs the page"},

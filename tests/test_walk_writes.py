@@ -105,6 +105,9 @@ ALLOWED = {
         "rmtree": "what a training wrote into runs/, whose paths are checked by `StudyFolder`",
         "unlink": "the note of a failure, after a success",
     },
+    "layer_surgeon/study/prepare.py": {
+        "unlink": "the note that data are complete, before they are replaced, in the study's locked folder"
+    },
     "layer_surgeon/study/estimate.py": {"rmtree": "a training in the folder of a rehearsal"},
     "layer_surgeon/study/executors.py": {"unlink": "the description of a cell that was run"},
     "layer_surgeon/study/preload_server.py": {"os.open": "the same log, in a forked child"},

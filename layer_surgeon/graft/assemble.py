@@ -20,6 +20,17 @@ from layer_surgeon.graft.part_tokenizers import check_vocabulary, first_special_
 from layer_surgeon.graft.sites import resolve_site
 from layer_surgeon.tasks import get_task
 
+# Values that would have no effect without a donor.
+_NEED_A_DONOR = {
+    "donor_reads": "text",
+    "residual": "gated",
+    "donor_init": "random",
+    "train_donor": True,
+    "projection_init": "matched",
+    "projection_bias": True,
+    "proj_out_norm": True,
+}
+
 Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
 
@@ -31,13 +42,8 @@ def assemble(
     Returns:
         The model; and, if `projection_init="auto"` matched its projections, its loudness before that, else None.
     """
-    if donor is None and settings.projection_init == "matched":
-        raise ConfigError(
-            f"projection_init is {settings.projection_init!r}, which needs a donor. Leave projection_init out, or name "
-            "a donor."
-        )
-    if donor is None and settings.reads_text:
-        raise ConfigError("donor_reads is 'text', but there is no donor. Leave donor_reads out, or name a donor.")
+    if donor is None:
+        _check_host_alone(settings)
     opened_host = open_host(host, settings.task, revision=revision, token=token)
     settings = _resolve(settings, opened_host)
     host_width(opened_host.config)
@@ -76,6 +82,16 @@ def assemble(
         elif settings.projection_init == "auto":
             loudness = match_if_loud(grafted)
     return grafted, loudness
+
+
+def _check_host_alone(settings: GraftConfig) -> None:
+    """Refuse settings of the parts that a host without a donor doesn't have."""
+    for name, value in _NEED_A_DONOR.items():
+        if getattr(settings, name) == value:
+            raise ConfigError(
+                f"{name} is {value!r}, which needs a donor. Leave {name} out, or name a donor. In a study, set {name} "
+                "only for arms with a donor."
+            )
 
 
 def _shown(name: str | None) -> str | None:

@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon._folders import new_folder
 from layer_surgeon.donor import DonorLayer, DonorStack
-from layer_surgeon.errors import ArtifactError, WorkspaceError
+from layer_surgeon.errors import ArtifactError, ConfigError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput, reading_settings
-from layer_surgeon.graft.files import check_graft_place
+from layer_surgeon.graft.files import check_graft_place, expand_home
 from layer_surgeon.graft.graft_tokenizer import GraftTokenizer
 from layer_surgeon.graft.matching import is_loud, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
@@ -27,10 +27,11 @@ from layer_surgeon.graft.part_tokenizers import load_donor_tokenizer, load_part_
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.sentence_files import write_sentence_files
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.tasks import DEFAULT_TASK, get_task
+from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name, stack_name
 
 _SEED = 2023
+_MAX_SEED = 2**32 - 1  # as in finetune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class GraftResult:
 def graft_layer(
     host: Host,
     donor: DonorInput,
-    task: str = DEFAULT_TASK,
+    task: str | None = None,
     *,
     config: GraftConfig | None = None,
     **settings: Any,
@@ -97,10 +98,10 @@ def graft_layer(
         donor: The layer: a layer artifact (folder, repo id or `LayerArtifact`) or a loaded `DonorLayer`; or a stack,
             which reads the text itself: a stack artifact or a loaded `DonorStack`. None makes the control arm: the
             host alone, with the same pooling and head.
-        task: What the model does.
+        task: What the model does; default: the task of `config`, and text-classification without one.
         config: Settings; default: the paper's. For a stack, the default is donor_reads="text", and the donor_tokens
             that it was extracted for.
-        settings: Fields of `GraftConfig`, which override `config`.
+        settings: Fields of `GraftConfig`, which override `config`, as `task` does.
 
     Returns:
         A model in eval mode, as after `from_pretrained`. If `projection_init="auto"` scaled its projections, a
@@ -113,7 +114,9 @@ def graft_layer(
         SourceError: A folder or repo can't be read.
     """
     if config is None:
-        settings = {"task": task, **reading_settings(donor, settings), **settings}
+        settings = {**reading_settings(donor, settings), **settings}
+    if task is not None:
+        settings["task"] = task
     graft_settings = GraftConfig.from_settings(config, settings)
     model, loudness = assemble(host, donor, graft_settings, revision=None, token=None)
     if loudness is not None:
@@ -141,7 +144,7 @@ def save_graft(
         donor: As in `graft_layer`.
         config: Settings; default: as in `graft_layer`.
         output: The folder; default: in the workspace, named after host, layer, and the settings that are not defaults.
-        seed: Seed of the new weights. torch's random state on the CPU doesn't change.
+        seed: Seed of the new weights, from 0 to 4294967295. torch's random state on the CPU doesn't change.
         revision: Branch, tag or commit of the host's repo.
         token: Hub token.
         force: Replace an existing graft in the folder.
@@ -153,6 +156,8 @@ def save_graft(
         WorkspaceError: The output can't be written.
         ConfigError, GraftError, SourceError: As in `graft_layer`.
     """
+    if not 0 <= seed <= _MAX_SEED:
+        raise ConfigError(f"seed is {seed}; it must be a whole number from 0 to {_MAX_SEED}.")
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     config = config or GraftConfig(**reading_settings(donor, {}, token=token))
     name = _default_name(host, donor) + _settings_suffix(config, seed)
@@ -168,7 +173,7 @@ def save_graft(
     if model.config.settings.donor_tokens == "own":
         tokenizer = GraftTokenizer.from_tokenizers(tokenizer, load_donor_tokenizer(model.donor_source))
     progress.advance(1)
-    _write(model, tokenizer, target, host=os.fspath(host), token=token, force=force)
+    _write(model, tokenizer, target, host=expand_home(host), token=token, force=force)
     progress.advance(1)
     progress.end()
     workspace.set_latest("graft", target)

@@ -9,7 +9,7 @@ from transformers.utils import can_return_tuple
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.graft.head import ClassificationHead, check_labels
 from layer_surgeon.graft.modeling import GraftedModel
-from layer_surgeon.graft.pooling import check_mask, find_padding, pool
+from layer_surgeon.graft.pooling import pool
 
 
 class GraftedModelForSequenceClassification(GraftedModel):
@@ -61,15 +61,15 @@ class GraftedModelForSequenceClassification(GraftedModel):
         Raises:
             GraftError: There is no mask, and the host has no padding token.
         """
+        mask = self.token_mask(input_ids, attention_mask)
         inputs = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
             **kwargs,
         }
-        mask = self._token_mask(input_ids, attention_mask)
         donor_states = self.read_text(input_ids, mask, donor_input_ids, donor_attention_mask, donor_states)
         if self.config.graft["site"] == ENCODER_OUTPUT:
             outputs = self.run_host(**inputs)
@@ -89,10 +89,3 @@ class GraftedModelForSequenceClassification(GraftedModel):
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
-
-    def _token_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-        """Return the mask, [batch, seq], 1 for text and 0 for padding; None if there is no padding."""
-        check_mask(attention_mask)
-        if attention_mask is None and self.host_kind == "decoder" and self.pooling != "mean_with_padding":
-            return find_padding(input_ids, self.config.pad_token_id)
-        return attention_mask

@@ -102,8 +102,10 @@ def open_donor(
     if settings.donor_init == "random" and expected is None:
         layer, folder, config = _random(config, settings), None, {**config, "sha256": None}
     elif isinstance(donor, DonorLayer | DonorStack):
-        # Convert a copy, because the caller's own layer must not change.
-        layer = donor if donor.dtype == dtype else copy.deepcopy(donor).to(dtype)
+        # Share a layer that stays frozen. Convert or train a copy, because the caller's own layer must not change; and
+        # freeze a copy, because another graft may be training the layer.
+        stays_frozen = not settings.train_donor and not any(tensor.requires_grad for tensor in donor.parameters())
+        layer = donor if stays_frozen and donor.dtype == dtype else copy.deepcopy(donor).to(dtype)
         if folder is None:
             # The layer's artifact is missing, or the weights have changed: no file holds these weights.
             config["sha256"] = None

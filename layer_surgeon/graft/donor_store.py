@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from layer_surgeon._folders import check_links, new_folder
 from layer_surgeon._io import copy_file
 from layer_surgeon._model_types import DONOR_FOLDER
-from layer_surgeon.errors import GraftError
+from layer_surgeon.errors import ArtifactError, GraftError
 from layer_surgeon.extract.artifact import ARTIFACT_FILES, artifact_files
 from layer_surgeon.graft.donor_loading import WEIGHTS, Donor, describe, file_sha256, how_to_extract, recorded_sha256
 from layer_surgeon.graft.translate import hub_errors
@@ -28,8 +28,8 @@ def store_donor(layer: Donor, source: Path | None, target: Path, sha256: str | N
 
     Args:
         layer: The layer.
-        source: The artifact that the layer was loaded from. If it is None, no longer exists or was replaced, the layer
-            is written from memory.
+        source: The artifact that the layer was loaded from. If it is None, no longer exists, or was replaced or
+            damaged, the layer is written from memory.
         target: The folder to write; existing content is replaced.
         sha256: The sha256 of the artifact's weights file when it was loaded.
 
@@ -40,7 +40,7 @@ def store_donor(layer: Donor, source: Path | None, target: Path, sha256: str | N
         ArtifactError: A file of the artifact is a link out of its folder.
         OSError: It can't be written.
     """
-    if source is not None and (not (source / WEIGHTS).is_file() or sha256 not in (None, file_sha256(source))):
+    if source is not None and not _is_unchanged(source, sha256):
         source = None
     if source is not None and target.exists() and target.resolve() == source.resolve():
         return target, file_sha256(target)
@@ -84,6 +84,14 @@ def find_stored_donor(reference: dict[str, Any], graft: str | os.PathLike[str], 
         if recorded_sha256(candidate) == reference["sha256"]:
             return candidate
     raise GraftError(_how_to_get(reference, name, roots[0]))
+
+
+def _is_unchanged(source: Path, sha256: str | None) -> bool:
+    """Whether a folder is still a complete artifact, with weights of this sha256 if it is known."""
+    try:
+        return file_sha256(source) == sha256 or sha256 is None
+    except (ArtifactError, OSError):
+        return False
 
 
 def _link_artifact(source: Path, target: Path) -> None:

@@ -7,11 +7,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from layer_surgeon.graft.modeling import GraftedModel
-from layer_surgeon.graft.pooling import check_mask, find_padding, pool
+from layer_surgeon.graft.pooling import pool
 
 
 class GraftedModelForFeatureExtraction(GraftedModel):
-    """A grafted model without a head, for sentence embeddings or as a base for other models.
+    """A grafted model without a head, for sentence embeddings.
 
     All tokens go through the graft. `last_hidden_state` has the result, as in every base model of transformers, and
     `pooler_output` has one vector per text, unless pooling is none.
@@ -50,9 +50,7 @@ class GraftedModelForFeatureExtraction(GraftedModel):
         Raises:
             GraftError: There is no mask, and the host has no padding token.
         """
-        check_mask(attention_mask)
-        if attention_mask is None and self.host_kind == "decoder" and self.pooling in ("last", "mean"):
-            attention_mask = find_padding(input_ids, self.config.pad_token_id)
+        attention_mask = self.token_mask(input_ids, attention_mask)
         donor_states = self.read_text(input_ids, attention_mask, donor_input_ids, donor_attention_mask, donor_states)
         outputs, states = self.read(
             attention_mask,

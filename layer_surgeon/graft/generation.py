@@ -21,12 +21,18 @@ class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # t
             self.generation_config = copy.deepcopy(host.generation_config)
 
     def keep_states(self, input_ids: Tensor | None, attention_mask: Tensor | None, donor_states: Tensor | None) -> None:
-        """Check states of the donor that were computed earlier, and keep them for the host's next pass."""
-        if donor_states is not None and self._site_hooks is not None:
-            self._site_hooks.next_states = self.read_text(input_ids, attention_mask, donor_states=donor_states)
+        """Check states of the donor that were computed earlier, and keep them for the host's next pass.
+
+        Without states, forget those that an earlier pass left.
+        """
+        if self._site_hooks is not None:
+            has_states = donor_states is not None
+            states = self.read_text(input_ids, attention_mask, donor_states=donor_states) if has_states else None
+            self._site_hooks.next_states = states
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate text with the host's own `generate`."""
+        self.keep_states(None, None, None)
         self.host.generation_config = self.generation_config
         return self.host.generate(*args, **kwargs)
 

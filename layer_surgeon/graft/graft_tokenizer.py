@@ -19,8 +19,8 @@ _IDS, _MASK = "donor_input_ids", "donor_attention_mask"
 class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transformers is untyped here
     """Gives the host's tokens of a text, and the donor's as `donor_input_ids` and `donor_attention_mask`.
 
-    In everything else it is the host's tokenizer. The donor's tokens are cut to the same maximum length, and padded on
-    the right. `AutoTokenizer` loads it, after `import layer_surgeon`.
+    In everything else it is the host's tokenizer. The donor's tokens are cut to the same maximum length on the
+    same side, and padded on the right. `AutoTokenizer` loads it, after `import layer_surgeon`.
 
     Args:
         args: As for `PreTrainedTokenizerFast`.
@@ -149,7 +149,9 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
             self._donor.no_truncation()
         else:
             limits = [limit for limit in (max_length, self.donor_max_length) if limit is not None]
-            self._donor.enable_truncation(min(limits), strategy=truncation_strategy.value)
+            self._donor.enable_truncation(
+                min(limits), strategy=truncation_strategy.value, direction=self.truncation_side
+            )
         rows = self._donor.encode_batch(
             texts if pairs is None else list(zip(texts, pairs, strict=True)),
             add_special_tokens=settings.get("add_special_tokens", True),

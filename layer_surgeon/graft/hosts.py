@@ -22,10 +22,12 @@ from transformers import (
 )
 
 from layer_surgeon._loading import load_config, load_model
+from layer_surgeon._model_types import GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import GraftError, LayerSurgeonError
+from layer_surgeon.graft.files import expand_home
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, HostKind, get_task
@@ -108,7 +110,7 @@ def open_host(
     if isinstance(host, str | os.PathLike):
         model, commit = load_host(host, task, revision=revision, token=token)
         config = model.config
-        name: str | None = os.fspath(host)
+        name: str | None = expand_home(host)
     else:
         model = bare_host(host, task)
         config, commit, name = host.config, None, host.name_or_path or None
@@ -134,11 +136,11 @@ def load_host(
         SourceError: The folder or repo doesn't exist or may not be read, or the Hub can't be reached.
         GraftError: It is not a transformers text model with complete weights, or doesn't fit the task.
     """
-    name = os.fspath(source)
+    name = expand_home(source)
     path = local_model(name)
     commit = None
     with hub_errors(f"The host {name!r}"):
-        if not Path(path).expanduser().is_dir():
+        if not Path(path).is_dir():
             # Read everything at one commit, because a branch may move between config, weights and tokenizer.
             commit = Path(hf_hub_download(path, "config.json", revision=revision, token=token)).parent.name
             revision = commit
@@ -196,12 +198,13 @@ def bare_host(model: PreTrainedModel, task: str = DEFAULT_TASK) -> PreTrainedMod
     For tasks that generate text, the whole model is returned.
 
     Raises:
-        GraftError: It is not a transformers text model, or lacks the language head that the task needs.
+        GraftError: It is not a transformers text model, is a graft, or lacks the language head that the task needs.
     """
     if not isinstance(model, PreTrainedModel):
         raise GraftError(
             f"The host is a {type(model).__name__}; it must be a folder, a repo id or a loaded transformers model."
         )
+    _refuse_graft(model.config, model.name_or_path or type(model).__name__)
     base = model.base_model
     _check_host(base.config, base.config.name_or_path or type(model).__name__, task)
     if get_task(task).generates:
@@ -271,7 +274,8 @@ def load_host_config(name: str, revision: str | None = None, token: str | bool |
     Raises:
         GraftError: It is not a transformers model, or its family is not known.
     """
-    path = Path(name).expanduser()
+    name = expand_home(name)
+    path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise GraftError(
             f"The folder {name} holds no config.json, so it is not a transformers model. Name a folder that "
@@ -288,7 +292,16 @@ def load_host_config(name: str, revision: str | None = None, token: str | bool |
         ) from error
 
 
+def _refuse_graft(config: PretrainedConfig, name: str) -> None:
+    if config.model_type == GRAFT:
+        raise GraftError(
+            f"The host {name!r} is a graft, but a graft can't be the host of another one. Graft the layer onto the "
+            "graft's own host instead."
+        )
+
+
 def _check_host(config: PretrainedConfig, name: str, task: str) -> None:
+    _refuse_graft(config, name)
     if type(config) not in MODEL_MAPPING or _model_class(config).main_input_name != "input_ids":
         raise GraftError(
             f"The host {name!r} is a {config.model_type} model, which doesn't read text. Choose a text model, such as "

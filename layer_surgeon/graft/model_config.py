@@ -159,6 +159,11 @@ def graft_fields(settings: GraftConfig) -> dict[str, Any]:
 
 def _config_from_dict(values: dict[str, Any]) -> PretrainedConfig:
     model_type = values.get("model_type")
+    if model_type == GRAFT:
+        raise GraftError(
+            "The host of this graft is a graft too, which is not supported. Make a graft with the inner graft's own "
+            "host instead."
+        )
     if model_type not in CONFIG_MAPPING:
         raise GraftError(
             f"The graft's host is a {model_type!r}, which this version of transformers doesn't know. "

@@ -17,7 +17,7 @@ from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.head import ClassificationHead
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.pooling import check_mask, count_positions
+from layer_surgeon.graft.pooling import check_mask, count_positions, find_padding
 from layer_surgeon.graft.projection import new_projection
 from layer_surgeon.graft.reading import DonorNorm, check_states, run_stack
 from layer_surgeon.graft.sites import SiteHooks, checkpoints_hooks, find_reader, prepare_host
@@ -141,6 +141,20 @@ class GraftedModel(StoredModel):
         return ClassificationHead(
             width, num_outputs, self.config.settings.dropout, 2 * width if self._join == "concat" else width
         )
+
+    def token_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+        """Check the mask, or find the padding if a decoder has to pool without one.
+
+        Returns:
+            [batch, seq], 1 for text and 0 for padding; None: no padding.
+
+        Raises:
+            GraftError: The mask has another shape; or there is none, and the host has no padding token.
+        """
+        check_mask(attention_mask)
+        if attention_mask is None and self.host_kind == "decoder" and self.pooling in ("last", "mean"):
+            return find_padding(input_ids, self.config.pad_token_id)
+        return attention_mask
 
     def run_host(
         self,

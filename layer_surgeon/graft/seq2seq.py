@@ -42,13 +42,15 @@ class GraftedModelForSeq2SeqLM(GeneratingModel):
             decoder_inputs_embeds: [batch, target_seq, host_hidden], instead of decoder_input_ids.
             labels: [batch, target_seq] token ids; -100 is ignored in the loss.
             use_cache: Return the decoder's cache.
-            donor_states: From `read_text` of the source, instead of running a donor that reads text.
+            donor_states: From `read_text` of the source, instead of running a donor that reads text. Not used with
+                encoder_outputs.
             kwargs: Passed to the host, such as the decoder's cache.
 
         Returns:
             The host's output: loss (with labels), logits, [batch, target_seq, vocabulary], and more.
         """
-        self.keep_states(input_ids, attention_mask, donor_states)
+        # With encoder_outputs the encoder doesn't run, so the states would stay for the next text.
+        self.keep_states(input_ids, attention_mask, donor_states if encoder_outputs is None else None)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -15,7 +15,7 @@ from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_loading import Donor, DonorInput, open_donor
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
-from layer_surgeon.graft.files import check_donor_place
+from layer_surgeon.graft.files import check_donor_place, expand_home
 from layer_surgeon.graft.graft_facts import write_card
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, open_graft_config
 from layer_surgeon.graft.translate import config_errors, hub_errors
@@ -94,8 +94,9 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             GraftError: The donor layer was not found, or differs from the one that the graft was made with.
             SourceError: A repo can't be read.
         """
+        pretrained_model_name_or_path = expand_home(pretrained_model_name_or_path)
         hub_settings = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        config = open_graft_config(kwargs.get("config"), os.fspath(pretrained_model_name_or_path), hub_settings)
+        config = open_graft_config(kwargs.get("config"), pretrained_model_name_or_path, hub_settings)
         task_class = cls._class_for(config.task)
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
@@ -109,7 +110,7 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             raise GraftError(f"You passed a donor layer, but {problem}. Load the graft without donor=...")
         if frozen_donor is not None:
             kwargs, donor_device = plan_devices(cls, config, {**kwargs, "with_donor": False})
-        subject = f"The graft {os.fspath(pretrained_model_name_or_path)!r}"
+        subject = f"The graft {pretrained_model_name_or_path!r}"
         with config_errors(subject), hub_errors(subject):
             check_weights(
                 pretrained_model_name_or_path, **{**hub_settings, "subfolder": hub_settings.get("subfolder") or ""}

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import pytest
 import yaml
@@ -49,6 +51,15 @@ def test_no_workspace_yet(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".hf"] == []
     assert surgeon("evaluate", cwd=tmp_path).code == 1
     assert "Train one first: surgeon finetune" in surgeon("predict", "A text.", cwd=tmp_path).err
+
+
+def test_the_layer_of_a_graft_without_donor_is_in_the_workspace(run, graft, artifact, tmp_path):
+    shutil.copytree(graft, tmp_path / "graft", ignore=shutil.ignore_patterns("donor"))
+    shutil.copytree(artifact, tmp_path / "elsewhere/layers/l")
+    assert "saved without its donor layer" in run("predict", "A text.", "--model", "graft").stderr
+    done = run("predict", "A text.", "--model", "graft", "--workspace", "elsewhere")
+    assert done.exit_code == 0, done.output
+    assert "SURGEON_WORKSPACE" not in os.environ
 
 
 def test_the_whole_way(run, graft, train_csv, test_csv, tmp_path):

@@ -260,6 +260,37 @@ def test_settings_of_graft_layer(artifact):
     assert (model.config.settings.dropout, model.config.settings.pooling) == (0.5, "mean")
 
 
+def test_the_task_overrides_the_config(artifact):
+    host, config = host_model("bert"), GraftConfig(task="token-classification", residual="gated")
+    assert graft_layer(host, artifact, config=config).config.task == "token-classification"
+    model = graft_layer(host, artifact, "feature-extraction", config=config)
+    assert (model.config.task, model.config.settings.residual) == ("feature-extraction", "gated")
+
+
+@pytest.mark.parametrize("name", ["residual", "donor_init", "train_donor", "projection_bias", "proj_out_norm"])
+def test_settings_that_need_a_donor(name):
+    value = {"residual": "gated", "donor_init": "random"}.get(name, True)
+    with pytest.raises(ConfigError, match=f"{name} is {value!r}, which needs a donor. Leave {name} out, or name a don"):
+        graft_layer(host_model("bert"), None, **{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_seeds_out_of_range(seed, host_folder, artifact, tmp_path):
+    with pytest.raises(ConfigError, match=f"seed is {seed}; it must be a whole number from 0 to 4294967295"):
+        save_graft(host_folder("bert"), artifact, output=tmp_path / "graft", seed=seed)
+
+
+def test_paths_in_the_home_folder(host_folder, artifact, workspace, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(host_folder("bert"), tmp_path / "bert")
+    config = GraftConfig(task="feature-extraction")
+    save_graft("~/bert", artifact, config=config, output=tmp_path / "graft", workspace=workspace)
+    model = GraftedModel.from_pretrained("~/graft")
+    assert model.config.host["name"] == str(tmp_path / "bert")
+    expected = GraftedModel.from_pretrained(tmp_path / "graft")
+    assert torch.equal(model(**make_inputs()).pooler_output, expected(**make_inputs()).pooler_output)
+
+
 def test_donor_with_another_width_is_not_attached(artifact):
     model = graft_layer(host_model("bert"), artifact)
     model.donor.hidden_size = 40

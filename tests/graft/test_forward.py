@@ -90,6 +90,15 @@ def test_decoder_without_mask_finds_the_last_token(artifact):
     torch.testing.assert_close(model(input_ids=inputs["input_ids"]).logits, model(**inputs).logits)
 
 
+@pytest.mark.parametrize("site", ["encoder_output", 0])
+@torch.no_grad()
+def test_decoder_without_mask_ignores_padding_on_the_left(site, artifact):
+    model = graft_layer(host_model("llama"), artifact, site=site)
+    ids = make_inputs()["input_ids"]
+    padded = torch.nn.functional.pad(ids, (4, 0))
+    torch.testing.assert_close(model(input_ids=padded).logits, model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_decoder_without_mask_and_padding_token(artifact):
     model = graft_layer(host_model("llama", pad_token_id=None), artifact)

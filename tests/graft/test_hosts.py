@@ -88,6 +88,16 @@ def test_models_that_cant_be_hosts(artifact):
         graft_layer(torch.nn.Linear(2, 2), artifact)
 
 
+def test_a_graft_cant_be_a_host(artifact, tmp_path):
+    graft = graft_layer(host_model("bert"), artifact, "feature-extraction")
+    graft.save_pretrained(tmp_path / "graft")
+    for host in (graft, tmp_path / "graft"):
+        with pytest.raises(GraftError, match="is a graft, but a graft can't be the host of another one. Graft the lay"):
+            graft_layer(host, artifact)
+    with pytest.raises(GraftError, match="The host of this graft is a graft too, which is not supported"):
+        SurgeonGraftConfig(host_config=graft.config.to_dict(), graft=graft.config.graft)
+
+
 @pytest.mark.parametrize(
     ("model_type", "task", "message"),
     [

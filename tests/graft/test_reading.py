@@ -197,6 +197,15 @@ class TestOwnTokens:
                     assert type(found[name]) is type(value)
                     assert torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value, settings
 
+    def test_tokenizer_cuts_both_on_the_same_side(self, own_graft, own_stack):
+        both = AutoTokenizer.from_pretrained(own_graft, truncation_side="left")
+        donor = AutoTokenizer.from_pretrained(own_stack, truncation_side="left")
+        cut = {"truncation": True, "max_length": 5}
+        assert both(TEXTS, **cut)["donor_input_ids"] == donor(TEXTS, **cut)["input_ids"]
+        assert (
+            both(TEXTS[2], **cut)["input_ids"] == word_tokenizer(truncation_side="left")(TEXTS[2], **cut)["input_ids"]
+        )
+
     def test_tokenizer_after_saving_and_loading(self, own_graft, tmp_path):
         both = AutoTokenizer.from_pretrained(own_graft)
         both(TEXTS, truncation=True, max_length=4)
@@ -328,6 +337,15 @@ class TestStatesComputedEarlier:
             model(**inputs, donor_states=torch.zeros(3, 9, 32))
             assert torch.equal(model(**inputs).logits, expected)
 
+    @torch.no_grad()
+    def test_are_not_kept_for_a_source_that_is_already_encoded(self, stack):
+        model, inputs = new_graft(stack, "seq2seq", "t5"), padded_inputs()
+        decoder_inputs = {"decoder_input_ids": inputs["input_ids"]}
+        expected, encoded = model(**inputs, **decoder_inputs).logits, model.get_encoder()(**inputs)
+        model(**inputs, **decoder_inputs, encoder_outputs=encoded, donor_states=torch.zeros(3, 9, 32))
+        assert torch.equal(model.get_encoder()(**inputs).last_hidden_state, encoded.last_hidden_state)
+        assert torch.equal(model(**inputs, **decoder_inputs).logits, expected)
+
     def test_own_tokens(self, own_stack):
         model, inputs = new_graft(own_stack, donor_tokens="own"), own_inputs()
         with torch.no_grad():
@@ -422,7 +440,7 @@ class TestDonors:
             GraftError, match=r"reads the tokens of a host, but .* Set donor_tokens to host.*embeddings$"
         ):
             graft_layer(host, stack, donor_reads="text", donor_tokens="own")
-        with pytest.raises(ConfigError, match="donor_reads is 'text', but there is no donor. Leave donor_reads out"):
+        with pytest.raises(ConfigError, match="donor_reads is 'text', which needs a donor. Leave donor_reads out"):
             graft_layer(host, None, donor_reads="text")
 
     def test_a_vocabulary_of_another_host(self, llm, stack, host_folder, tmp_path):

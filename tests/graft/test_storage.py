@@ -211,6 +211,18 @@ def test_donor_replaced_on_disk_is_written_from_memory(artifact, llm, tmp_path):
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "graft")), logits(model))
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json"])
+def test_donor_damaged_on_disk_is_written_from_memory(damaged, artifact, tmp_path):
+    shutil.copytree(artifact, tmp_path / "layer")
+    model = graft_layer(host_model("bert"), tmp_path / "layer")
+    (tmp_path / "layer" / damaged).write_bytes(b"{")
+    model.save_pretrained(tmp_path / "graft")
+    (tmp_path / "layer" / damaged).unlink()
+    model.save_pretrained(tmp_path / "again")
+    for name in ("graft", "again"):
+        assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / name)), logits(model))
+
+
 def test_auto_classes(artifact, tmp_path):
     assert ls.__version__
     model = graft_layer(host_model("bert"), artifact)

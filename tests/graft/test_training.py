@@ -74,6 +74,20 @@ def test_train_donor(artifact):
     assert total == trained > 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_grafts_of_one_loaded_layer_train_their_own(first, artifact):
+    layer = DonorLayer.from_pretrained(artifact)
+    models = {
+        is_trained: graft_layer(host_model("bert"), layer, train_donor=is_trained) for is_trained in (first, not first)
+    }
+    assert models[False].donor is layer
+    assert "donor" in changed_parts(models[True], trained_step(models[True]))
+    assert "donor" not in changed_parts(models[False], trained_step(models[False]))
+    again = graft_layer(host_model("bert"), models[True].donor)
+    assert models[True].donor.training
+    assert not again.donor.training
+
+
 def test_gate_learns_first(artifact):
     model = graft_layer(host_model("bert"), artifact, residual="gated")
     before = trained_step(model)
