@@ -45,7 +45,7 @@ def parts(tmp_path_factory):
     ]
     data = [{"name": "imdb", "train": write_data(folder, "imdb")}, *tests]
     arms = preset("demo")["arms"]
-    arms[1]["donor"] = {"source": tiny["donor"]["source"], "layer": "0:2"}
+    arms[2]["donor"] = {"source": tiny["donor"]["source"], "layer": "0:2"}
     return {"host": tiny["host"], "donor": tiny["donor"], "arms": arms, "data": data}
 
 
@@ -61,11 +61,11 @@ def workspace(parts, tmp_path_factory):
 
 def test_the_preset_is_the_demo():
     plan = preset_plan("demo")
-    names = ("host", "stack", "graft")
+    names = ("host", "graft", "stack")
     assert [(cell.arm.name, cell.seed) for cell in plan.cells()] == [(n, s) for s in (2023, 2024) for n in names]
     assert {cell.tests for cell in plan.cells()} == {("imdb", "amazon", "yelp")}
     assert (plan.reference, plan.focus, plan.metric) == ("host", "stack", "accuracy")
-    host, stack, graft = plan.arms
+    host, graft, stack = plan.arms
     # Host and stack differ only in the stack. The graft has the paper's learning rates.
     assert {**host.finetune, "projection_learning_rate": 1e-3} == stack.finetune
     assert dict(graft.finetune) == {}
