@@ -250,8 +250,8 @@ def make_content(
         if "source" in new_donor:
             plan_donor.pop("revision", None)
         elif not plan_donor.get("source"):
-            has_several = "the plan names several" if content.get("donors") else "the plan names none"
-            raise UsageError(f"--layer needs one donor, but {has_several}. Name it with --donor.")
+            count = "several" if content.get("donors") else "none"
+            raise UsageError(f"--layer needs one donor, but the plan names {count}. Name it with --donor.")
         changes["donor"] = {**plan_donor, **new_donor}
         content.pop("donors", None)
     if "host" in changes:

@@ -147,9 +147,8 @@ def finetune(
         plan = plan_finetuning(model, *data, num_processes=num_processes or 1, **common)
         if not ui.as_json:
             _show_plan(plan, runs, ui)
-        return plan.as_dict() | (
-            {"runs": [{"seed": seed, "path": path} for seed, path in runs.items()]} if runs else {}
-        )
+        listed = [{"seed": seed, "path": path} for seed, path in runs.items()]
+        return plan.as_dict() | ({"runs": listed} if runs else {})
     try:
         if seeds is not None:
             outcome = finetune_seeds(model, *data, num_seeds=seeds, **common)
@@ -280,9 +279,11 @@ def _show(result: "FinetuneResult", ui: Ui) -> None:
 
 
 def _runs_by_seed(first: int, count: int | None, output: str | Path | None) -> dict[int, Path | None]:
-    """The folders of the runs of --seeds, as `finetune_seeds` names them; None for a new folder in the workspace."""
+    """The folders of the runs of --seeds; None for a new folder in the workspace."""
+    from layer_surgeon.finetune.repeat import seed_folder
+
     seeds = range(first, first + (count or 0))
-    return {seed: None if output is None else Path(output) / f"seed-{seed}" for seed in seeds}
+    return {seed: None if output is None else seed_folder(output, seed) for seed in seeds}
 
 
 def _show_plan(plan: "RunPlan", runs: dict[int, Path | None], ui: Ui) -> None:

@@ -13,6 +13,8 @@ MAX_LABELS = 100_000
 MAX_VOCABULARY = 10_000_000
 # A study of this many trainings takes weeks even if each takes a minute; listing them takes a second.
 MAX_TRAININGS = 100_000
+# numpy takes no larger seed.
+MAX_SEED = 2**32 - 1
 # Limits for generated data: ZeroGen's largest set has 500,000 texts; contexts have up to 1,000,000 tokens.
 MAX_TEXTS, MAX_TOKENS, MAX_BATCH = 1_000_000, 1_000_000, 10_000
 

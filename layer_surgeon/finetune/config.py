@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
+from layer_surgeon._limits import MAX_SEED
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.tasks import DEFAULT_TASK, finetuned_tasks, selection_names
 
@@ -176,7 +177,7 @@ class FinetuneConfig:
                 f"train_fraction is {self.train_fraction:g}, which streaming does not support: a stratified fraction "
                 "needs all rows. Use max_train_samples to train on the first rows."
             )
-        _check(self, "seed", 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
+        _check(self, "seed", 0 <= self.seed <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
 
     @classmethod
     def from_settings(cls, config: "FinetuneConfig | None" = None, settings: Mapping[str, Any] | None = None) -> Self:

@@ -86,7 +86,7 @@ def finetune_seeds(
     results = []
     for number, seed in enumerate(seeds, start=1):
         progress.notice(f"Seed {seed} ({number} of {num_seeds}):")
-        run_folder = None if folder is None else folder / f"seed-{seed}"
+        run_folder = None if folder is None else seed_folder(folder, seed)
         seed_config = replace(config, seed=seed)
         results.append(
             finetune_model(
@@ -106,3 +106,8 @@ def finetune_seeds(
     if folder is not None and is_main_process():
         write_json(folder / SEEDS_FILE, outcome.as_dict())
     return outcome
+
+
+def seed_folder(output: str | os.PathLike[str], seed: int) -> Path:
+    """Return the folder of the run with a seed, below the parent folder of all runs."""
+    return Path(output) / f"seed-{seed}"

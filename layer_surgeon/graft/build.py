@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from layer_surgeon._folders import new_folder
+from layer_surgeon._limits import MAX_SEED
 from layer_surgeon.donor import DonorLayer, DonorStack
 from layer_surgeon.errors import ArtifactError, ConfigError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
@@ -31,7 +32,6 @@ from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import Workspace, graft_name, layer_name, short_name, stack_name
 
 _SEED = 2023
-_MAX_SEED = 2**32 - 1  # as in finetune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +156,8 @@ def save_graft(
         WorkspaceError: The output can't be written.
         ConfigError, GraftError, SourceError: As in `graft_layer`.
     """
-    if not 0 <= seed <= _MAX_SEED:
-        raise ConfigError(f"seed is {seed}; it must be a whole number from 0 to {_MAX_SEED}.")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed is {seed}; it must be a whole number from 0 to {MAX_SEED}.")
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     config = config or GraftConfig(**reading_settings(donor, {}, token=token))
     name = _default_name(host, donor) + _settings_suffix(config, seed)

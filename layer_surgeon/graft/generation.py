@@ -26,9 +26,9 @@ class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # t
         Without states, forget those that an earlier pass left.
         """
         if self._site_hooks is not None:
-            has_states = donor_states is not None
-            states = self.read_text(input_ids, attention_mask, donor_states=donor_states) if has_states else None
-            self._site_hooks.next_states = states
+            if donor_states is not None:
+                donor_states = self.read_text(input_ids, attention_mask, donor_states=donor_states)
+            self._site_hooks.next_states = donor_states
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate text with the host's own `generate`."""

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from layer_surgeon import _yaml
 from layer_surgeon._io import write_text
-from layer_surgeon._limits import MAX_TRAININGS, check_size
+from layer_surgeon._limits import MAX_SEED, MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
@@ -179,7 +179,7 @@ class StudyPlan:
         check_size(count, MAX_TRAININGS, "trainings", ConfigError)
         check_size(sum(map(len, self.tests.values())), MAX_TRAININGS, "pairs of a training and a test set", ConfigError)
         for seed in self.seeds:
-            check(0 <= seed < 2**32, "seeds", seed, "whole numbers from 0 to 4294967295")
+            check(0 <= seed <= MAX_SEED, "seeds", seed, f"whole numbers from 0 to {MAX_SEED}")
         check_unique([str(seed) for seed in self.seeds], "seed")
         if self.equivalence is not None:
             check(0 < self.equivalence < math.inf, "equivalence", self.equivalence, "a positive number")

@@ -80,7 +80,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
                 f"{used}."
             )
     filled_parts = {name: rows for name, rows in parts.items() if rows}
-    # While the rows are replaced, there is no data.json that would call them complete.
+    # A data set without data.json is not complete: so half of the new rows are never taken for all of them.
     (folder / INFO).unlink(missing_ok=True)
     for name, rows in filled_parts.items():
         write_rows(folder / f"{name}.jsonl", rows)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 
-from layer_surgeon._limits import MAX_BATCH, MAX_TEXTS, MAX_TOKENS, check_size
+from layer_surgeon._limits import MAX_BATCH, MAX_SEED, MAX_TEXTS, MAX_TOKENS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.checked import check, check_types
 
@@ -52,7 +52,7 @@ class SynthesisConfig:
                 f"top_p is {self.top_p}, temperature is {self.temperature} and top_k is {self.top_k}. top_p must be "
                 "above 0 and at most 1, temperature above 0, and top_k at least 0."
             )
-        check(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        check(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"a whole number from 0 to {MAX_SEED}")
         unknown = sorted(set(self.prompts) - set(self.labels)) if self.labels else []
         if unknown:
             raise ConfigError(
