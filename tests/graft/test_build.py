@@ -57,11 +57,12 @@ def test_the_installed_command_makes_the_same_graft(host_folder, artifact, works
 
 
 def test_seed_decides_the_weights_and_torchs_state_is_kept(host_folder, artifact, workspace, tmp_path):
+    host = host_folder("bert")
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
 
     def weights(name, seed):
-        result = save_graft(host_folder("bert"), artifact, output=tmp_path / name, seed=seed, workspace=workspace)
+        result = save_graft(host, artifact, output=tmp_path / name, seed=seed, workspace=workspace)
         return (result.path / "model.safetensors").read_bytes()
 
     assert weights("a", 1) == weights("b", 1) != weights("c", 2)
