@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import filecmp
 import fnmatch
 import glob
 import os
@@ -27,10 +28,11 @@ def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
 
     Args:
         folder: The final path.
-        replace: Replace an existing folder; see `check_replaceable`.
+        replace: Replace an existing folder; see `check_replaceable`. If this is false, a folder that holds the same
+            files already stays as it is.
 
     Raises:
-        FileExistsError: There is a non-empty folder, and `replace` is false.
+        FileExistsError: There is a folder with other files, and `replace` is false.
         OSError: It can't be written. No partial folder is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +44,16 @@ def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
         yield made
         if replace:
             put_in_place(made, folder)
-        else:
+        elif not have_same_files(made, folder):
             put_where_nothing_is(made, folder)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
+
+
+def have_same_files(folder: Path, other: Path) -> bool:
+    """Whether two folders hold files of the same names with the same bytes."""
+    names, others = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (folder, other))
+    return names == others and all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names)
 
 
 def put_where_nothing_is(made: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from layer_surgeon._folders import new_folder
 from layer_surgeon._limits import MAX_SEED
 from layer_surgeon.donor import DonorLayer, DonorStack
-from layer_surgeon.errors import ArtifactError, ConfigError, WorkspaceError
+from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.config import GraftConfig
@@ -147,12 +147,12 @@ def save_graft(
         seed: Seed of the new weights, from 0 to 4294967295. torch's random state on the CPU doesn't change.
         revision: Branch, tag or commit of the host's repo.
         token: Hub token.
-        force: Replace an existing graft in the folder.
+        force: Replace an existing graft in the folder. Without it, the same graft may be there already, and stays.
         workspace: Contains the default folder, and records the graft as the latest.
         progress: Receives progress reports.
 
     Raises:
-        ArtifactError: The output folder is in use, or the donor is not a layer artifact.
+        ArtifactError: The output folder holds something else, or the donor is not a layer artifact.
         WorkspaceError: The output can't be written.
         ConfigError, GraftError, SourceError: As in `graft_layer`.
     """
@@ -162,7 +162,7 @@ def save_graft(
     config = config or GraftConfig(**reading_settings(donor, {}, token=token))
     name = _default_name(host, donor) + _settings_suffix(config, seed)
     target = Path(output) if output is not None else workspace.folder("graft", name)
-    check_graft_place(target, force=force)
+    check_graft_place(target, force=True)  # A graft may be there: whether it is the same is known at the end.
     progress.begin("Grafting", 3, "steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -266,12 +266,10 @@ def _write(
             if task.pools and not task.head:  # the graft's output is one vector per text
                 write_sentence_files(folder, model.config, host, token)
             # Check again: making a graft takes long, and someone may have put files there.
-            check_graft_place(target, force=force)
+            check_graft_place(target, force=True)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, FileExistsError) and target.is_dir():
-            raise ArtifactError(
-                f"Another process created {target} in the meantime. Choose another folder with --output."
-            ) from error
+        if isinstance(error, FileExistsError):
+            check_graft_place(target, force=False)
         raise WorkspaceError(
             f"{target} can't be written: {getattr(error, 'strerror', None) or error}. Make room, or choose another "
             "folder with --output."

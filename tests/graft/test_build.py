@@ -119,17 +119,38 @@ def test_a_tokenizer_without_padding_token_gets_one(artifact, workspace, tmp_pat
 
 def test_existing_output_is_only_replaced_with_force(host_folder, artifact, workspace, tmp_path):
     save_graft(host_folder("bert"), artifact, output=tmp_path / "out", workspace=workspace)
-    (tmp_path / "out/note.txt").write_text("x")
-    before = files(tmp_path / "out")
     with pytest.raises(ArtifactError, match="already holds a graft. Replace it with --force"):
         save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", workspace=workspace)
-    assert files(tmp_path / "out") == before
+    assert GraftedModel.from_pretrained(tmp_path / "out").config.host_config.model_type == "bert"
+    (tmp_path / "out/note.txt").write_text("x")
+    before = files(tmp_path / "out")
     with pytest.raises(ArtifactError, match=r"also files that are not part of one: note.txt\. Replacing it would"):
         save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", force=True, workspace=workspace)
     assert files(tmp_path / "out") == before
     (tmp_path / "out/note.txt").unlink()
     save_graft(host_folder("roberta"), artifact, output=tmp_path / "out", force=True, workspace=workspace)
     assert GraftedModel.from_pretrained(tmp_path / "out").config.host_config.model_type == "roberta"
+
+
+def test_the_same_graft_made_again_stays_and_is_the_latest(host_folder, artifact, workspace):
+    first = save_graft(host_folder("bert"), artifact, workspace=workspace)
+    times = {name: (first.path / name).stat().st_mtime_ns for name in files(first.path)}
+    other = save_graft(host_folder("roberta"), artifact, workspace=workspace)
+    assert workspace.latest("graft").samefile(other.path)
+    assert save_graft(host_folder("bert"), artifact, workspace=workspace) == first
+    assert workspace.latest("graft").samefile(first.path)
+    assert {name: (first.path / name).stat().st_mtime_ns for name in files(first.path)} == times
+
+
+def test_a_graft_that_was_trained_in_its_folder_is_not_replaced(host_folder, artifact, workspace):
+    path = save_graft(host_folder("bert"), artifact, workspace=workspace).path
+    weights = path / "model.safetensors"
+    trained = weights.read_bytes()[:-1] + b"\0"
+    weights.unlink()
+    weights.write_bytes(trained)
+    with pytest.raises(ArtifactError, match="already holds a graft. Replace it with --force"):
+        save_graft(host_folder("bert"), artifact, workspace=workspace)
+    assert weights.read_bytes() == trained
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -130,8 +130,8 @@ def test_modes(host_folder, artifact, workspace, tmp_path):
             assert stat.S_IMODE(path.stat().st_mode) == (0o640 if linked else usual), path
 
 
-def test_one_of_two_grafts_into_one_folder_fails(host_folder, artifact, tmp_path):
+def test_one_of_two_different_grafts_into_one_folder_fails(host_folder, artifact, tmp_path):
     for turn in race(graft_in_process, 8, host_folder("bert"), artifact, tmp_path):
         message, result = sorted(turn)
         assert result == "done", turn
-        assert "Another process created" in message or "already holds a graft" in message
+        assert "already holds a graft" in message

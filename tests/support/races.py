@@ -81,10 +81,11 @@ def claim(number: int, turn: int, root: Path, by_default: bool) -> Any:
 
 
 def graft(number: int, turn: int, host: Path, artifact: Path, root: Path) -> None:
-    """Make a graft."""
+    """Make a graft, with the number of the process as seed."""
     from layer_surgeon.graft import save_graft
 
-    save_graft(host, artifact, output=root / f"graft{turn}", workspace=Workspace(root / f"surgery{number}"))
+    workspace = Workspace(root / f"surgery{number}")
+    save_graft(host, artifact, output=root / f"graft{turn}", seed=number, workspace=workspace)
 
 
 # What takes long to import. `remember` needs neither.
