@@ -22,6 +22,12 @@ _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHARED_BLOB = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 
 
+def expand_home(name: str | os.PathLike[str]) -> str:
+    """Replace a leading `~` with the home folder, as the shell does. Other names, such as `./x`, stay as they are."""
+    text = os.fspath(name)
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     """Yield a temporary folder to write into, and rename it to `folder` when it is complete.

@@ -184,7 +184,7 @@ def check_indexes(folder: Path) -> None:
 def read_optional_json(name: str, file_name: str, **hub: Any) -> Any:
     """Read a JSON file of a model, by `name` as in `load_config`; None if there is none, or it can't be read."""
     name = local_model(name)
-    folder = Path(name).expanduser()
+    folder = Path(name)
     path = folder / file_name if folder.is_dir() else _fetch(name, file_name, "", hub)
     try:
         return read_json(path) if path is not None and path.is_file() else None

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from layer_surgeon._folders import foreign_files
+from layer_surgeon._folders import expand_home, foreign_files
 from layer_surgeon._io import new_file
 from layer_surgeon.checkpoint.joined import JoinedFile
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Source
@@ -118,7 +118,7 @@ def open_packaged(source: str) -> Source:
 
 
 def local_model(name: str, progress: Progress | None = None) -> str:
-    """Return the folder of a model in Python packages that transformers can load; other names stay as they are.
+    """Return the name of a model for transformers: of one in Python packages the folder, and `~` expanded.
 
     An archive is unpacked once, into `layer_surgeon/` in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`).
 
@@ -132,7 +132,7 @@ def local_model(name: str, progress: Progress | None = None) -> str:
         SourceError: It is a GGUF model, or the cache folder can't be written or holds foreign files.
     """
     if not name.startswith(PACKAGED):
-        return name
+        return expand_home(name)
     key = name.removeprefix(PACKAGED)
     if key in PARTED:
         raise SourceError(

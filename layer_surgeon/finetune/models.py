@@ -22,7 +22,6 @@ from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, Sou
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft import GraftedModel, GraftTokenizer, graft_layer
 from layer_surgeon.graft.donor_loading import DonorInput
-from layer_surgeon.graft.files import expand_home
 from layer_surgeon.graft.hosts import host_kind
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
@@ -185,7 +184,7 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
         if not tokenizer_source:
             raise ConfigError("The model was built in memory, so its tokenizer can't be loaded. Pass tokenizer=...")
         try:
-            tokenizer = load_any_tokenizer(expand_home(tokenizer_source), revision=commit)
+            tokenizer = load_any_tokenizer(tokenizer_source, revision=commit)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ConfigError(
                 f"There is no usable tokenizer at {tokenizer_source} ({first_line(error)}). Pass tokenizer=..."

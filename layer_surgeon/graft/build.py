@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from layer_surgeon._folders import new_folder
+from layer_surgeon._folders import expand_home, new_folder
 from layer_surgeon._limits import MAX_SEED
 from layer_surgeon.donor import DonorLayer, DonorStack
 from layer_surgeon.errors import ConfigError, WorkspaceError
@@ -19,7 +19,7 @@ from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.graft.donor_loading import DonorInput, reading_settings
-from layer_surgeon.graft.files import check_graft_place, expand_home
+from layer_surgeon.graft.files import check_graft_place
 from layer_surgeon.graft.graft_tokenizer import GraftTokenizer
 from layer_surgeon.graft.matching import is_loud, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig

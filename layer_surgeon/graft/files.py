@@ -1,6 +1,5 @@
 """The files in a graft's folder. They identify such a folder, and only they are ever deleted."""
 
-import os
 from pathlib import Path
 
 from layer_surgeon._folders import check_replaceable
@@ -34,12 +33,6 @@ def is_graft(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("model_type") == SurgeonGraftConfig.model_type
-
-
-def expand_home(name: str | os.PathLike[str]) -> str:
-    """Replace a leading `~` with the home folder, as the shell does. Other names, such as `./x`, stay as they are."""
-    text = os.fspath(name)
-    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def check_graft_place(folder: Path, *, force: bool) -> None:

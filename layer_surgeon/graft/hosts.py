@@ -21,13 +21,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._loading import load_config, load_model
 from layer_surgeon._model_types import GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
 from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.errors import GraftError, LayerSurgeonError
-from layer_surgeon.graft.files import expand_home
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, HostKind, get_task
@@ -225,7 +225,7 @@ def bare_host(model: PreTrainedModel, task: str = DEFAULT_TASK) -> PreTrainedMod
 
 def read_licence(name: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
     """Return the licence that a model card states; None if there is no card or it states none."""
-    folder = Path(local_model(name)).expanduser()
+    folder = Path(local_model(name))
     try:
         if folder.is_dir():
             card = folder / "README.md"

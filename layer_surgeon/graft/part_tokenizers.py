@@ -10,7 +10,6 @@ from layer_surgeon._text import first_line
 from layer_surgeon._vocabulary import vocabulary_sha256
 from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import GraftError, LayerSurgeonError
-from layer_surgeon.graft.files import expand_home
 from layer_surgeon.graft.hosts import OpenedHost
 from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
@@ -35,7 +34,7 @@ def load_part_tokenizer(
     advice = f"Put the tokenizer's files into the model's folder, or choose another {part}."
     try:
         with hub_errors(f"The tokenizer of the {part} {name!r}"), quiet_transformers():
-            return load_tokenizer(expand_home(name), revision=revision, token=token)
+            return load_tokenizer(name, revision=revision, token=token)
     except (ValueError, KeyError, TypeError, ImportError) as error:
         if isinstance(error, LayerSurgeonError):
             raise

@@ -7,6 +7,7 @@ from typing import Any, Self
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_weights
 from layer_surgeon._model_types import DONOR_FOLDER
@@ -15,7 +16,7 @@ from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.devices import place_donor, plan_devices
 from layer_surgeon.graft.donor_loading import Donor, DonorInput, open_donor
 from layer_surgeon.graft.donor_store import find_stored_donor, store_donor
-from layer_surgeon.graft.files import check_donor_place, expand_home
+from layer_surgeon.graft.files import check_donor_place
 from layer_surgeon.graft.graft_facts import write_card
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, open_graft_config
 from layer_surgeon.graft.translate import config_errors, hub_errors

@@ -118,10 +118,13 @@ def _check_files(spec: DataSpec, info: Mapping[str, Any]) -> None:
         return
     for path, sha256 in file_hashes(spec).items():
         if known.get(path) != sha256:
-            raise ConfigError(
-                f"{path} has changed since the study's trainings. Use another folder with --output, or restore the "
-                "file."
-            )
+            raise _changed(path)
+
+
+def _changed(path: str) -> ConfigError:
+    return ConfigError(
+        f"{path} has changed since the study's trainings. Use another folder with --output, or restore the file."
+    )
 
 
 def _read(spec: DataSpec, part: str, task: str, progress: Progress) -> list[dict[str, Any]] | None:
@@ -358,7 +361,7 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
     """Have a model write the training texts of the arms with synthetic texts.
 
     Raises:
-        ConfigError: An arm names neither a model nor a file.
+        ConfigError: An arm names neither a model nor a file, or its file has changed since an earlier call.
     """
     for arm in plan.arms:
         if arm.synthetic is None:
@@ -367,13 +370,13 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
             if not spec.train:
                 continue
             target = synthetic_file(arm, spec.name, folder)
-            if target.is_file():
-                continue
             labels = PreparedData.open(folder.data(spec.name)).labels
             settings = dict(arm.synthetic)
             texts_path = settings.pop("file", None)
             if texts_path is not None:
-                write_rows(target, _read_texts(Path(texts_path).expanduser(), labels))
+                _copy_texts(texts_path, target, labels)
+                continue
+            if target.is_file():
                 continue
             if "model" not in settings:
                 raise ConfigError(
@@ -382,6 +385,14 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
                 )
             config = replace(SynthesisConfig.from_settings(settings), labels=labels)
             synthesize(config, output=target, progress=progress)
+
+
+def _copy_texts(source: str, target: Path, labels: Sequence[str]) -> None:
+    path = Path(source).expanduser()
+    if not target.is_file():
+        write_rows(target, _read_texts(path, labels))
+    elif path.is_file() and _read_texts(path, labels) != _read_texts(target, labels):
+        raise _changed(source)
 
 
 def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:

@@ -159,3 +159,9 @@ def test_the_real_record_is_well_formed() -> None:
 def test_a_host_that_is_complete_in_its_package_is_used_in_place(tmp_path: Path) -> None:
     assert packaged_host("all-MiniLM-L6-v2", tmp_path / "out") == packaged.packaged_folder("all-MiniLM-L6-v2")
     assert not (tmp_path / "out").exists()
+
+
+def test_other_names_stay_with_the_home_folder_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"~/bert": f"{tmp_path}/bert", "bert-base-uncased": "bert-base-uncased", "./bert": "./bert"}
+    assert {name: packaged.local_model(name) for name in names} == names

@@ -239,6 +239,11 @@ def test_an_arm_trains_on_synthetic_texts(parts, tmp_path):
     prepare_study(changed, folder, Recorder())
     counts = [len(synthetic_file(made.arms[1], "films", folder).read_text().splitlines()) for made in (plan, changed)]
     assert counts == [24, 32]
+    Path(again).write_bytes(Path(written).read_bytes())
+    with pytest.raises(ConfigError, match="again.* has changed since the study's trainings"):
+        prepare_study(changed, folder, Recorder())
+    Path(again).unlink()
+    prepare_study(changed, folder, Recorder())
     nameless = tiny_plan(parts, arms=["host", "zerogen"], seeds=[1])
     with pytest.raises(ConfigError, match="which model writes them"):
         prepare_study(nameless, StudyFolder(root=tmp_path / "nameless"), Recorder())
