@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from layer_surgeon.graft.build import GraftResult
 
 _READS = {"host": "the text, as the host's tokens", "own": "the text, as tokens of the donor"}
+# The settings of the studies in which a donor that reads its own tokens helped; see docs/reading_donor.md.
+_TUNED = "--head-learning-rate 1e-3 --projection-learning-rate 1e-3 --num-epochs 10"
 
 app = new_app()
 
@@ -101,6 +103,8 @@ def _show(ui: Ui, result: "GraftResult") -> None:
         ui.line("Next: train it with sentence-transformers: docs/embeddings.md")
     elif record.labels and len(result.settings.labels) == 1:
         ui.line("Next: train it with transformers' Trainer: docs/trainer.md (one label is regression)")
+    elif result.settings.donor_tokens == "own":
+        ui.line(f"Next: [bold]surgeon finetune {_TUNED}[/] (the settings of our studies: docs/reading_donor.md)")
     else:
         ui.line("Next: [bold]surgeon finetune[/]")
 

@@ -68,6 +68,9 @@ def test_a_stack_is_grafted_as_it_was_extracted(desk, tmp_path):
         assert "Next: surgeon graft HOST (" in flat(extracted.out)
         grafted = surgeon_here("graft", desk / "bert", "--force", cwd=tmp_path)
         assert f"reads the text, as {tokens} " in flat(grafted.out)
+        tuned = "--head-learning-rate 1e-3 --projection-learning-rate 1e-3 --num-epochs 10"
+        assert (f"Next: surgeon finetune {tuned} (" in flat(grafted.out)) == (not vocabulary)
+    assert tuned in (ROOT / "docs/reading_donor.md").read_text()
     refused = surgeon_here("graft", desk / "bert", "--recipe", "paper", cwd=tmp_path)
     assert (refused.code, "--recipe is paper, and the donor is a stack" in flat(refused.err)) == (2, True)
 
