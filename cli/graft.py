@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _READS = {"host": "the text, as the host's tokens", "own": "the text, as tokens of the donor"}
 # The settings of the studies in which a donor that reads its own tokens helped; see docs/reading_donor.md.
-_TUNED = "--head-learning-rate 1e-3 --projection-learning-rate 1e-3 --num-epochs 10"
+_STUDY_OPTIONS = "--head-learning-rate 1e-3 --projection-learning-rate 1e-3 --num-epochs 10"
 
 app = new_app()
 
@@ -104,7 +104,7 @@ def _show(ui: Ui, result: "GraftResult") -> None:
     elif record.labels and len(result.settings.labels) == 1:
         ui.line("Next: train it with transformers' Trainer: docs/trainer.md (one label is regression)")
     elif result.settings.donor_tokens == "own":
-        ui.line(f"Next: [bold]surgeon finetune {_TUNED}[/] (the settings of our studies: docs/reading_donor.md)")
+        ui.line(f"Next: [bold]surgeon finetune {_STUDY_OPTIONS}[/] (as in our studies: docs/reading_donor.md)")
     else:
         ui.line("Next: [bold]surgeon finetune[/]")
 

@@ -162,7 +162,7 @@ def save_graft(
     config = config or GraftConfig(**reading_settings(donor, {}, token=token))
     name = _default_name(host, donor) + _settings_suffix(config, seed)
     target = Path(output) if output is not None else workspace.folder("graft", name)
-    check_graft_place(target, force=True)  # A graft may be there: whether it is the same is known at the end.
+    check_graft_place(target, force=True)  # A graft may be there. Only at the end is it known whether it is the same.
     progress.begin("Grafting", 3, "steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -269,7 +269,7 @@ def _write(
             check_graft_place(target, force=True)
     except (OSError, SafetensorError) as error:
         if isinstance(error, FileExistsError):
-            check_graft_place(target, force=False)
+            check_graft_place(target, force=False)  # This error says what is there.
         raise WorkspaceError(
             f"{target} can't be written: {getattr(error, 'strerror', None) or error}. Make room, or choose another "
             "folder with --output."

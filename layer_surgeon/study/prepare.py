@@ -118,10 +118,10 @@ def _check_files(spec: DataSpec, info: Mapping[str, Any]) -> None:
         return
     for path, sha256 in file_hashes(spec).items():
         if known.get(path) != sha256:
-            raise _changed(path)
+            raise _changed_file(path)
 
 
-def _changed(path: str) -> ConfigError:
+def _changed_file(path: str) -> ConfigError:
     return ConfigError(
         f"{path} has changed since the study's trainings. Use another folder with --output, or restore the file."
     )
@@ -392,7 +392,7 @@ def _copy_texts(source: str, target: Path, labels: Sequence[str]) -> None:
     if not target.is_file():
         write_rows(target, _read_texts(path, labels))
     elif path.is_file() and _read_texts(path, labels) != _read_texts(target, labels):
-        raise _changed(source)
+        raise _changed_file(source)
 
 
 def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:
