@@ -35,8 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from layer_surgeon.assemble import layer_settings  # noqa: E402
+from layer_surgeon.assemble.ignored_settings import NOT_COMPARED  # noqa: E402
 from layer_surgeon.assemble.layer_rules import Rule, rule_settings, rule_values  # noqa: E402
-from layer_surgeon.assemble.layer_settings import _NOT_COMPARED, LayerChoice, assembled_config  # noqa: E402
+from layer_surgeon.assemble.layer_settings import LayerChoice, assembled_config  # noqa: E402
 from layer_surgeon.donor.family import find_stack, model_class  # noqa: E402
 from layer_surgeon.errors import LayerSurgeonError  # noqa: E402
 from tests.support.assembly_walk import (  # noqa: E402
@@ -248,7 +249,7 @@ def bound_switches(tiny: Family, folder: Path) -> dict[str, Any]:
     defaults = CONFIG_MAPPING[model_type]().to_dict()
     bound: dict[str, list[Any]] = {}
     for name, value in defaults.items():
-        if type(value) is not bool or name in _NOT_COMPARED or name in ("is_decoder", "add_cross_attention"):
+        if type(value) is not bool or name in NOT_COMPARED or name in ("is_decoder", "add_cross_attention"):
             continue
         place = folder / f"switch-{name}"
         try:
@@ -409,7 +410,7 @@ class Study:
             "defaults": {
                 name: value
                 for name, value in self.defaults.items()
-                if value is not None and name not in _NOT_COMPARED and type(value) in (int, float, bool, str)
+                if value is not None and name not in NOT_COMPARED and type(value) in (int, float, bool, str)
             },
             "lists": lists,
         }
@@ -423,7 +424,28 @@ class Study:
             aliases.setdefault(name, []).append(alias)
         if aliases:
             family["aliases"] = aliases
+        family["unstated"] = self.find_unstated()
         return family
+
+    def find_unstated(self) -> dict[str, Any]:
+        """What some settings are if a config doesn't state them: a number, or one or two settings to divide."""
+        found: dict[str, Any] = {}
+        heads, width = (self.defaults.get(name) for name in ("num_attention_heads", "hidden_size"))
+        if isinstance(heads, int) and isinstance(width, int):
+            # Heads of another size than by default.
+            size = width // heads + 8
+            try:
+                config = self.config_class(num_attention_heads=2 * heads, hidden_size=2 * heads * size).to_dict()
+            except Exception:  # noqa: BLE001 - whatever the family's validation raises
+                return found
+            if config.get("num_key_value_heads") == 2 * heads:
+                found["num_key_value_heads"] = ["num_attention_heads"]
+            if config.get("head_dim") in (None, size):
+                found["head_dim"] = ["hidden_size", "num_attention_heads"]
+        rope = self.defaults.get("rope_parameters")
+        if isinstance(rope, Mapping) and isinstance(rope.get("rope_theta"), int | float):
+            found["rope_theta"] = rope["rope_theta"]
+        return found
 
     # Configs
 
@@ -603,7 +625,7 @@ class Study:
         names = [
             other
             for other in (*self.defaults, *self.legacy)
-            if other not in (name, self.count) and other not in _NOT_COMPARED
+            if other not in (name, self.count) and other not in NOT_COMPARED
         ]
         switches = [{other: not self.defaults[other]} for other in names if isinstance(self.defaults.get(other), bool)]
         found: dict[str, None] = {}
@@ -761,7 +783,7 @@ class Study:
             for name in (*self.defaults, *self.legacy)
             if name not in family["lists"]
             and name != self.count
-            and name not in _NOT_COMPARED
+            and name not in NOT_COMPARED
             and not isinstance(self.defaults.get(name), bool)
         ]
         found: dict[str, None] = {}
@@ -795,7 +817,7 @@ class Study:
             other
             for other in self.defaults
             if other not in (name, self.count)
-            and other not in _NOT_COMPARED
+            and other not in NOT_COMPARED
             and any(numbers(LAYERS, **{other: trial}) not in (None, numbers(LAYERS)) for trial in self.trials(other))
         ]
         samples = []

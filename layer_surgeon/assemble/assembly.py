@@ -23,11 +23,12 @@ from layer_surgeon.assemble.assembled_model import (
 )
 from layer_surgeon.assemble.assembly_plan import AssemblyPlan, Recipe, as_recipe, plan_assembly
 from layer_surgeon.assemble.several_sources import SeveralSources, joint_name, own_name
-from layer_surgeon.assemble.shards import ShardPlan
+from layer_surgeon.assemble.shards import ShardPlan, is_tied
 from layer_surgeon.checkpoint.companions import GENERATION_FILE, read_companions
-from layer_surgeon.checkpoint.licence import README_FILE, read_licence, read_licence_files
+from layer_surgeon.checkpoint.licence import read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import INDEX_FILE
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.papers import README_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import CONFIG_FILE
 from layer_surgeon.extract.copy import copy_tensors, fill_range
@@ -289,7 +290,8 @@ def _card(plan: AssemblyPlan, papers: _Papers) -> AssemblyCard:
         layers = [layer.layer for layer in plan.layers if layer.source == source.name]
         parts = [f"layers {format_runs(layers)}"] if layers else []
         parts += ["embeddings"] if source is plan.sources[0] else []
-        parts += ["norm and head"] if source is plan.head else []
+        is_split = plan.head is not plan.sources[0]
+        parts += ["norm" if is_split and is_tied(source) else "norm and head"] if source is plan.head else []
         sources.append(
             CardSource(
                 name=source.name,

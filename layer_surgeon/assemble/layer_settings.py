@@ -17,6 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from layer_surgeon.assemble.ignored_settings import NOT_COMPARED
 from layer_surgeon.assemble.layer_rules import (
     SAVE_ADVICE,
     Rule,
@@ -30,23 +31,6 @@ from layer_surgeon.checkpoint.stack import count_layers, count_names, text_confi
 from layer_surgeon.errors import AssemblyError, CheckpointError, UnsupportedArchitectureError
 
 _MAP = "per_layer_config"
-# Settings that don't change what a layer computes, or that don't have to be equal.
-# fmt: off
-_NOT_COMPARED = frozenset(
-    {
-        "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache",
-        "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id",
-        "unk_token_id", "decoder_start_token_id", "tie_word_embeddings", "tie_weights", "max_position_embeddings",
-        "n_positions", "n_ctx", "model_max_length", "max_seq_len", "initializer_range", "initializer_factor",
-        "attention_dropout", "hidden_dropout", "dropout", "activation_dropout", "layerdrop",
-        "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout", "embd_pdrop", "resid_pdrop",
-        "attn_pdrop", "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id",
-        "problem_type", "task_specific_params", "pretraining_tp", "chunk_size_feed_forward", "is_encoder_decoder",
-        "gradient_checkpointing", "model_type", "quantization_config", "torchscript", "output_router_logits",
-        "router_aux_loss_coef", "_attn_implementation_autoset", "_attn_implementation",
-    }
-)
-# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +162,15 @@ class _Settings:
             return [index for index, hit in enumerate(self.rule_values(rule)) if hit]
         return self.family.get("defaults", {}).get(name)
 
+    def unstated(self) -> dict[str, Any]:
+        """Return what the config doesn't state, and the family derives from other settings or has a number for."""
+        derived = {}
+        for name, rule in self.family.get("unstated", {}).items():
+            operands = [self.value(operand) for operand in rule] if isinstance(rule, list) else [rule]
+            if self.stated(name) is None and all(isinstance(value, int | float) and value for value in operands):
+                derived[name] = operands[0] if len(operands) == 1 else operands[0] // operands[1]
+        return derived
+
     def values(self, name: str) -> list[Any]:
         """Return a setting with one value per layer.
 
@@ -231,7 +224,10 @@ class _Settings:
                 "one family."
             )
         values, other_values = _comparable(self), _comparable(other)
-        for name in sorted(set(values) | set(other_values)):
+        # The layers of the other source have no window, if the kinds of all of them are known and none slides.
+        kinds = other.values("layer_types") if "layer_types" in other.family.get("lists", {}) else ["sliding"]
+        unused = set() if any("sliding" in str(kind) for kind in kinds) else {"sliding_window"}
+        for name in sorted((set(values) | set(other_values)) - unused):
             if values.get(name) != other_values.get(name):
                 raise AssemblyError(
                     f"The sources differ in {name}: {values.get(name)!r} and {other_values.get(name)!r}. A "
@@ -406,8 +402,8 @@ def _comparable(settings: _Settings) -> dict[str, Any]:
     per_layer |= set(count_names(family))
     values = {
         name: value
-        for name, value in {**family.get("defaults", {}), **settings.text}.items()
-        if name not in per_layer and name not in _NOT_COMPARED and value is not None
+        for name, value in {**family.get("defaults", {}), **settings.text, **settings.unstated()}.items()
+        if name not in per_layer and name not in NOT_COMPARED and not name.startswith("unsloth_") and value is not None
     }
     for name, exponent in family.get("scaled_by_count", {}).items():
         if isinstance(value := settings.value(name), int | float):

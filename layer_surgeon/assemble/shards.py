@@ -31,6 +31,7 @@ from layer_surgeon.extract.plan import (
 _EMBEDDING = re.compile(r"embed(?!_out)|wte|wpe")
 # And those after the last one: norm, ln_f, final_layernorm, lm_head, embed_out.
 _HEAD = re.compile(r"norm|ln_f|head|embed_out")
+_HEAD_MATRIX = re.compile(r"head|embed_out")
 _Content = tuple[TensorInfo, str, float]
 
 
@@ -123,6 +124,11 @@ def model_tensors(
                 f"{base.name} has {len(base.extra_names)} tensors of layers beyond its last one, which predict several "
                 "tokens ahead. They are left out."
             )
+    if head is not base and is_tied(head):
+        notes.append(
+            f"{head.name} has no head of its own: it uses its embeddings. So the new model uses those of {base.name}, "
+            f"and only the norm after the last layer is taken from {head.name}."
+        )
     tensors = []
     for source, names in other_names:
         infos = source.checkpoint.table.tensors(names)
@@ -245,7 +251,25 @@ def _other_names(base: ModelSource, head: ModelSource) -> list[tuple[ModelSource
             f"Only one of {base.name} and {head.name} has the tensor {differing[0]!r} after its layers, for example "
             "because only one of them ties its embeddings. Take embeddings and head from one source."
         )
+    base_shapes, head_shapes = (_shapes(source, after[source]) for source in (base, head))
+    for name in sorted(base_names):
+        if base_shapes[name] != head_shapes[name]:
+            raise AssemblyError(
+                f"{name!r} has the shape {list(base_shapes[name])} in {base.name} and {list(head_shapes[name])} in "
+                f"{head.name}, for example because one of them has more tokens. Take embeddings and head from one "
+                "source."
+            )
     return [(base, [name for name in base.other_names if name not in after[base]]), (head, after[head])]
+
+
+def _shapes(source: ModelSource, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    infos = source.checkpoint.table.tensors(names)
+    return {source.new_name(info.name) or info.name: tuple(info.shape) for info in infos}
+
+
+def is_tied(source: ModelSource) -> bool:
+    """Whether no tensor of a source is a head, so that its embeddings are used as one."""
+    return not any(_HEAD_MATRIX.search(name) and not _EMBEDDING.search(name) for name in source.other_names)
 
 
 def _is_before(name: str, source: ModelSource) -> bool:

@@ -314,6 +314,25 @@ class TestRefusals:
         with pytest.raises(AssemblyError, match=r"not clear whether 'model.odd1.weight'"):
             plan_assembly(AssemblyRecipe(slices=(LayerSlice(source=folder),), head=siblings / "base"))
 
+    def test_a_head_of_another_size(self, siblings, tmp_path):
+        save_quietly(tiny_llama(vocab_size=52), tmp_path / "added")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "added" / name).write_bytes((siblings / "base" / name).read_bytes())
+        slices = (LayerSlice(source=siblings / "base"),)
+        with pytest.raises(AssemblyError, match=r"'lm_head.weight' has the shape \[96, 32\] in .*base and \[52, 32\]"):
+            plan_assembly(AssemblyRecipe(slices=slices, head=tmp_path / "added"))
+
+    def test_a_tied_head_is_that_of_the_embeddings(self, tmp_path):
+        for seed in (0, 1):
+            save_quietly(tiny_llama(seed=seed, tie_word_embeddings=True), tmp_path / f"tied{seed}")
+        recipe = AssemblyRecipe(slices=(LayerSlice(source=tmp_path / "tied0"),), head=tmp_path / "tied1")
+        progress = Recorder()
+        model = assemble_model(recipe, tmp_path / "out", progress=progress)
+        assert any("tied1 has no head of its own: it uses its embeddings" in notice for notice in progress.notices)
+        card = (model.path / "README.md").read_text()
+        assert "norm and head" not in card
+        assert "norm" in card
+
     def test_unknown_family(self, tmp_path):
         folder = write_sparse_checkpoint(tmp_path / "model", TINY | {"model_type": "novel"}, [0])
         with pytest.raises(UnsupportedArchitectureError, match="novel"):

@@ -257,6 +257,40 @@ class TestSources:
         with pytest.raises(AssemblyError, match=message):
             assembled_config(LLAMA, choices)
 
+    @pytest.mark.parametrize(
+        ("stated", "is_same"),
+        [
+            ({"head_dim": 8}, True),
+            ({"head_dim": 128}, False),
+            ({"num_key_value_heads": 8}, True),
+            ({"num_key_value_heads": 32}, False),
+            ({"rope_theta": 10000.0}, True),
+            ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, True),
+            ({"do_sample": True, "unsloth_fixed": True, "tokenizer_class": "LlamaTokenizer"}, True),
+        ],
+    )
+    def test_what_one_config_states_and_the_other_does_not(self, stated, is_same):
+        """The defaults of the family's class, such as a head_dim of 128, are those of another size."""
+        config = {**LLAMA, "num_attention_heads": 8}
+        for base, other in ((config, config | stated), (config | stated, config)):
+            choices = [LayerChoice(config=base, layer=0), LayerChoice(config=other, layer=1)]
+            if is_same:
+                assert assembled_config(base, choices) == {**base, "num_hidden_layers": 2}
+            else:
+                with pytest.raises(AssemblyError, match=f"differ in {next(iter(stated))}: "):
+                    assembled_config(base, choices)
+
+    def test_a_window_that_no_layer_uses(self):
+        config = {"model_type": "qwen2", "num_hidden_layers": 2, "max_window_layers": 0, "sliding_window": 4096}
+        for use, differs in ((False, False), (True, True)):
+            base = {**config, "use_sliding_window": use}
+            choices = [LayerChoice(config=base, layer=0), LayerChoice(config={**base, "sliding_window": 9}, layer=1)]
+            if differs:
+                with pytest.raises(AssemblyError, match="differ in sliding_window"):
+                    assembled_config(base, choices)
+            else:
+                assert assembled_config(base, choices)["sliding_window"] == 4096
+
     def test_old_and_new_forms_of_the_same_settings_agree(self):
         old = {**LLAMA, "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
         new = {**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}}
