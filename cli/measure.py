@@ -76,6 +76,8 @@ def measure(
     """
     with usage():
         RunConfig(**settings)
+    if suggest_drop is not None and suggest_drop < 1:
+        raise UsageError(f"--suggest-drop is {suggest_drop}; it must be 1 or more.")
     if suggest_drop is not None and drop_by == "block" and suggest_drop > 1:
         if block not in (None, suggest_drop):
             raise UsageError(
@@ -88,6 +90,10 @@ def measure(
         check_picture(output)
 
     from layer_surgeon.run.measures import measure_layers  # torch and transformers take seconds; --help must not
+    from layer_surgeon.run.states import is_states
+
+    if texts is None and not is_states(Path(source)):
+        raise UsageError("Name a file with --texts, or the folder of a run with --pool none instead of a model.")
 
     with nothing_kept():
         measures = measure_layers(
@@ -104,7 +110,7 @@ def measure(
     if not ui.as_json:
         _show(ui, measures)
     dropped = None if suggest_drop is None else measures.suggest_drop(suggest_drop, drop_by)
-    command_line = None if dropped is None else _drop_command(measures, dropped, revision)
+    command_line = None if dropped is None else _drop_command(measures, dropped)
     if output is not None:
         _draw(measures, output)
     if not ui.as_json:
@@ -117,10 +123,10 @@ def measure(
     }
 
 
-def _drop_command(measures: "LayerMeasures", dropped: tuple[int, ...], revision: str | None) -> str:
+def _drop_command(measures: "LayerMeasures", dropped: tuple[int, ...]) -> str:
     from layer_surgeon.run.measures import format_layers
 
-    at_revision = "" if revision is None else f" --revision {shlex.quote(revision)}"
+    at_revision = "" if measures.commit is None else f" --revision {measures.commit}"
     return f"surgeon assemble {shlex.quote(measures.source)}{at_revision} --drop {format_layers(dropped)}"
 
 

@@ -146,6 +146,15 @@ def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:
     return foreign
 
 
+def check_name(folder: Path, kind: str, error: type[Exception]) -> None:
+    """Refuse folders such as `.`, next to which nothing can be written; arguments as in `check_replaceable`."""
+    if folder.name in ("", ".."):
+        raise error(
+            f"The {kind} is written next to its folder and then moved, so the folder can't be {str(folder)!r}. Name a "
+            "new folder with --output."
+        )
+
+
 def check_replaceable(
     folder: Path,
     ours: Sequence[str],
@@ -168,11 +177,7 @@ def check_replaceable(
     Raises:
         error: The folder may not be replaced; the message says what it holds and what to do.
     """
-    if folder.name in ("", ".."):
-        raise error(
-            f"The {kind} is written next to its folder and then moved, so the folder can't be {str(folder)!r}. Name a "
-            "new folder with --output."
-        )
+    check_name(folder, kind, error)
     if not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
         return
     noun = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from layer_surgeon.donor.entrance import never_called, try_extras
 from layer_surgeon.donor.scaffold import Run, run_surroundings, surroundings_class
 from layer_surgeon.donor.tensors import load_state
-from layer_surgeon.errors import UnsupportedArchitectureError
+from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 
 _BATCH = 5
 # Equal numbers from products of different sizes may differ in the last bits.
@@ -175,6 +175,7 @@ class DonorExit(nn.Module):
 
         Raises:
             UnsupportedArchitectureError: A logit depends on other tokens' rows.
+            CheckpointError: A logit is infinite or NaN.
         """
         half = max(1, len(tensors[self.plan.sliced[0]]) // 2)
         parts = []
@@ -185,11 +186,23 @@ class DonorExit(nn.Module):
                 parts.append(self(states))
         self.set_slice(tensors)
         whole = self(states)
+        if (whole.isnan() | whole.isposinf()).any():
+            raise not_finite("The logits", whole.dtype)
         difference = (torch.cat(parts, dim=-1) - whole).abs().max()
         # In half precision, the last bits are larger.
         tolerance = max(_TOLERANCE, 4 * torch.finfo(states.dtype).eps) * whole.abs().max().clamp(min=1.0)
         if not difference <= tolerance:
             raise _no_head(type(self.model))
+
+
+def not_finite(what: str, dtype: torch.dtype) -> CheckpointError:
+    """Return the error for numbers that are infinite or NaN; `what` begins a sentence."""
+    name = str(dtype).removeprefix("torch.")
+    return CheckpointError(
+        f"{what} of some tokens are infinite or NaN, so everything after them would be wrong. The numbers may be too "
+        f"large for {name}: choose another dtype, such as bfloat16 or float32. If these have them too, the weights are "
+        "damaged."
+    )
 
 
 def _run(model: PreTrainedModel, states: Tensor, extras: int | None) -> tuple[Run, Any]:

@@ -31,6 +31,7 @@ class LayerMeasures:
 
     Attributes:
         source: Name of the model.
+        commit: Its commit, if it is on the Hub.
         num_texts: Number of texts.
         num_tokens: Number of their tokens.
         layers: The measures of each layer.
@@ -39,6 +40,7 @@ class LayerMeasures:
     """
 
     source: str
+    commit: str | None
     num_texts: int
     num_tokens: int
     layers: tuple[LayerMeasure, ...]
@@ -110,10 +112,10 @@ def measure_layers(
     """
     if isinstance(source, HiddenStates) or (isinstance(source, str | os.PathLike) and is_states(Path(source))):
         states = source if isinstance(source, HiddenStates) else HiddenStates.open(source)
-        if texts is not None or config is not None or settings:
+        if texts is not None or config is not None or revision is not None or settings:
             raise ConfigError(
-                f"{states.path} has the states of an earlier run, so texts and settings of a run can't be given. Leave "
-                "them out, or name a model."
+                f"{states.path} has the states of an earlier run, so texts, a revision and settings of a run can't be "
+                "given. Leave them out, or name a model."
             )
         return _measure_states(states, block=block, linear=linear)
     if texts is None:
@@ -136,7 +138,8 @@ def measure_layers(
             progress=progress,
             observer=observer,
         )
-    return observer.result(inputs.checkpoint.source.name)
+    model = inputs.checkpoint.source
+    return observer.result(model.name, model.commit if model.kind == "hub" else None)
 
 
 def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) -> LayerMeasures:
@@ -159,7 +162,8 @@ def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) ->
 
             observer.observe(layer, earlier(1), earlier(0), earlier)
         observer.finish_layer(layer)
-    return observer.result(str(states.info["source"]["name"]))
+    model = states.info["source"]
+    return observer.result(str(model["name"]), model["commit"] if model["kind"] == "hub" else None)
 
 
 def _batches_of(states: HiddenStates) -> tuple[Batch, ...]:
@@ -223,10 +227,11 @@ class MeasureObserver:
         self._sums.clear()
         self._next_batch = 0
 
-    def result(self, source: str) -> LayerMeasures:
-        """Return the measures of all layers."""
+    def result(self, source: str, commit: str | None) -> LayerMeasures:
+        """Return the measures of all layers of a model."""
         return LayerMeasures(
             source=source,
+            commit=commit,
             num_texts=sum(len(batch.texts) for batch in self._batches),
             num_tokens=sum(batch.num_tokens for batch in self._batches),
             layers=tuple(self._layers),

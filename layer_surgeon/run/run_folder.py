@@ -11,13 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from layer_surgeon._folders import check_replaceable, foreign_files, put_in_place, remove_ours
+from layer_surgeon._folders import check_name, check_replaceable, foreign_files, put_in_place, remove_ours
 from layer_surgeon._format import format_bytes, list_names
 from layer_surgeon._io import BusyError, FileLock, read_json, write_json
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES
 from layer_surgeon.run.states import FILES, RUN_FILE, HiddenStates, is_states
 
+_KIND = "folder of hidden states"
 _LOCK_FILE, _IDENTITY_FILE = ".lock", ".identity.json"
 _LAYERS = tuple(f"{folder}/{name}" for folder in ("layer-*", ".layer-*.partial") for name in REPLACEABLE_FILES)
 _DEPTHS = "depth-*.bin"
@@ -52,6 +53,7 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, force: bool, num_shares: int = 0) -> None:
+        check_name(folder, _KIND, ArtifactError)
         self.num_shares = num_shares
         self._folder, self._identity, self._force = folder, dict(identity), force
         self.path = folder.with_name(f".{folder.name}.partial")
@@ -150,7 +152,7 @@ class RunFolder:
             (*FILES, _LOCK_FILE),
             is_ours=is_states,
             force=self._force,
-            kind="folder of hidden states",
+            kind=_KIND,
             error=ArtifactError,
         )
 

@@ -258,11 +258,11 @@ def _describe(inputs: RunInputs, depths: tuple[int, ...], num_bytes: int) -> dic
 def run_identity(inputs: RunInputs) -> Mapping[str, Any]:
     """Everything that determines the states: a run only goes on from files of a run with the same identity."""
     config = inputs.config
-    ids = json.dumps([inputs.tokens.ids, inputs.texts.texts]).encode()
     return {
         "source": inputs.checkpoint.source.name,
         "files": _file_versions(inputs.checkpoint),
-        "texts": hashlib.sha256(ids).hexdigest(),
+        "config": _sha256(inputs.checkpoint.config),
+        "texts": _sha256([inputs.tokens.ids, inputs.texts.texts]),
         "layers": list(config.depths(inputs.checkpoint.num_layers)),
         "pool": config.pool,
         "dtype": dtype_name(inputs.dtype),
@@ -270,6 +270,10 @@ def run_identity(inputs: RunInputs) -> Mapping[str, Any]:
         "score": config.score,
         "versions": list(run_versions().values()),
     }
+
+
+def _sha256(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _file_versions(checkpoint: Checkpoint) -> dict[str, str]:

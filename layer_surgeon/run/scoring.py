@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
-from layer_surgeon.donor.exit import DonorExit, ExitPlan
+from layer_surgeon.donor.exit import DonorExit, ExitPlan, not_finite
 from layer_surgeon.extract.other_tensors import plan_tensors
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.batches import Batch
@@ -51,6 +51,7 @@ def score_tokens(inputs: RunInputs, plan: ExitPlan, folder: Path, counter: ByteC
     Raises:
         SourceError: The checkpoint can't be read.
         UnsupportedArchitectureError: The family's logits can't be computed in slices.
+        CheckpointError: The logits of a token are infinite or NaN.
     """
     names = checkpoint_names(plan.outline, plan.shapes, inputs.checkpoint)
     total = torch.full((inputs.num_tokens,), -torch.inf, dtype=torch.float64)
@@ -76,7 +77,10 @@ def score_tokens(inputs: RunInputs, plan: ExitPlan, folder: Path, counter: ByteC
                 of_target[tokens][hits] = picked.double().cpu()
             progress.advance(len(rows))
     progress.end()
-    return _to_text_order(inputs, of_target - total)
+    following = of_target - total
+    if following.isnan().sum() != sum(map(bool, inputs.tokens.ids)):  # the last token of each text predicts nothing
+        raise not_finite("The logits", inputs.dtype)
+    return _to_text_order(inputs, following)
 
 
 def _read_slice(

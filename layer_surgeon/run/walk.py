@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.donor.entrance import DonorEntrance
+from layer_surgeon.donor.exit import not_finite
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.batches import Batch
 from layer_surgeon.run.fetching import LayerFetcher
@@ -106,6 +107,7 @@ def walk_layers(walk: Walk, entrance: DonorEntrance | None, fetcher: LayerFetche
     Raises:
         SourceError: A layer can't be read.
         UnsupportedArchitectureError: A layer can't be run by itself.
+        CheckpointError: The states of a token are infinite or NaN.
     """
     done = [depth for depth in walk.files.depths() if depth <= walk.last_depth]
     first = done[-1] + 1 if done else 0
@@ -125,6 +127,7 @@ def _enter(walk: Walk, entrance: DonorEntrance) -> None:
         for batch in walk.texts.batches:
             mask = None if batch.mask is None else batch.mask.to(walk.device)
             states = batch.unpad(entrance(walk.texts.input_ids(batch).to(walk.device), mask))
+            _check_finite(states, "The embeddings")
             writer.add(states)
             if walk.keep is not None:
                 walk.keep(0, batch, states)
@@ -140,6 +143,7 @@ def _run_layer(walk: Walk, depth: int, layer: DonorLayer, fetcher: LayerFetcher)
             before = files.read(depth - 1, batch).to(walk.device)
             mask = None if batch.mask is None else batch.mask.to(walk.device)
             after = batch.unpad(layer(batch.pad(before), attention_mask=mask))
+            _check_finite(after, f"After layer {depth - 1}, the states")
             writer.add(after)
             if walk.keep is not None:
                 walk.keep(depth, batch, after)
@@ -155,6 +159,11 @@ def _run_layer(walk: Walk, depth: int, layer: DonorLayer, fetcher: LayerFetcher)
         observer.finish_layer(depth - 1)
     history = 1 if observer is None else observer.history
     files.keep(range(depth - history + 1, depth + 1))
+
+
+def _check_finite(states: Tensor, what: str) -> None:
+    if not torch.isfinite(states).all():
+        raise not_finite(what, states.dtype)
 
 
 def _earlier(walk: Walk, depth: int, batch: Batch) -> Callable[[int], Tensor]:

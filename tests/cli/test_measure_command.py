@@ -47,8 +47,22 @@ def test_table_and_the_command_that_drops_layers(folder, document):
 def test_an_impossible_suggestion_keeps_the_table_and_the_revision_is_in_the_command(folder):
     refused = surgeon_here("measure", "my model", *SETTINGS, "--suggest-drop", "4", cwd=folder)
     assert (refused.code, "block influence" in refused.out) == (2, True)
-    measures = SimpleNamespace(source="org/m")
-    assert _drop_command(measures, (3,), "v 1") == "surgeon assemble org/m --revision 'v 1' --drop 3"
+    measures = SimpleNamespace(source="org/m", commit="abc")
+    assert _drop_command(measures, (3,)) == "surgeon assemble org/m --revision abc --drop 3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("my model",), "Name a file with --texts, or the folder of a run"),
+        (("my model", *SETTINGS, "--suggest-drop", "0"), "--suggest-drop is 0; it must be 1 or more"),
+        (("states", "--revision", "main"), "so texts, a revision and settings of a run can't be given"),
+    ],
+)
+def test_usage(folder, arguments, message):
+    run_layers(folder / "my model", folder / "texts.txt", pool="none", device="cpu", output=folder / "states")
+    result = surgeon_here("measure", *arguments, cwd=folder)
+    assert (result.code, message in result.err) == (2, True)
 
 
 def test_blocks(folder):
@@ -102,9 +116,3 @@ def test_usage_errors(folder, arguments, message):
     result = surgeon_here("measure", "my model", *arguments, cwd=folder)
     assert result.code == 2
     assert message in " ".join(result.err.split())
-
-
-def test_texts_are_needed(folder):
-    result = surgeon_here("measure", "my model", cwd=folder)
-    assert result.code == 1
-    assert "Texts are missing" in result.err

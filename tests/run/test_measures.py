@@ -105,7 +105,7 @@ def test_states_that_are_not_enough(folder, tmp_path):
     some = run_layers(folder, TEXTS, pool="none", layers="0,2,3", device="cpu", output=tmp_path / "some")
     with pytest.raises(DataError, match="the states after 0,2:4 layers"):
         measure_layers(some)
-    with pytest.raises(ConfigError, match="states of an earlier run, so texts and settings"):
+    with pytest.raises(ConfigError, match="states of an earlier run, so texts, a revision and settings"):
         measure_layers(pooled, TEXTS)
 
 

@@ -2,22 +2,24 @@
 
 import json
 from itertools import pairwise
+from shutil import copytree
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from layer_surgeon import HiddenStates, Workspace, run_layers
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.checkpoint.sources.local import FolderSource
-from layer_surgeon.errors import ArtifactError, ConfigError, LayerNotFoundError, SourceError
+from layer_surgeon.errors import ArtifactError, CheckpointError, ConfigError, LayerNotFoundError, SourceError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run.fetching import ByteCounter
 from layer_surgeon.run.inputs import prepare_run, walk_inputs
 from layer_surgeon.run.settings import RunConfig
 from tests.support.hub_reading import read_from, weight_bytes
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.numbered_texts import as_text
 from tests.support.recorder import Recorder
 
 
@@ -109,6 +111,49 @@ def test_result_is_reused_or_replaced(source, texts, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"files that are not part of one: mine\.txt"):
         run_layers(source, texts, output=tmp_path / "out", layers=2, force=True)
+
+
+def test_a_changed_config_is_another_run(model, source, texts, tmp_path):
+    copytree(source, tmp_path / "model")
+    first = run_layers(tmp_path / "model", texts, output=tmp_path / "out")[2]
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    with pytest.raises(ArtifactError, match="already holds a folder of hidden states"):
+        run_layers(tmp_path / "model", texts, output=tmp_path / "out")
+    again = run_layers(tmp_path / "model", texts, output=tmp_path / "out", force=True)[2]
+    assert not torch.equal(again, first)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("model.embed_tokens.weight", {}, "The embeddings of some tokens are infinite or NaN"),
+        (
+            "model.layers.2.mlp.down_proj.weight",
+            {},
+            "After layer 2, the states of some tokens .* too large for float32",
+        ),
+        ("lm_head.weight", {"score": True}, "The logits of some tokens are infinite or NaN"),
+    ],
+)
+def test_numbers_that_are_not_finite(source, texts, tmp_path, name, settings, message):
+    """Without this check, perplexity would leave them out, and the layers to drop would be any."""
+    copytree(source, tmp_path / "model")
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    path = tmp_path / "model" / index["weight_map"][name]
+    tensors = load_file(path)
+    tensors[name][-1] = torch.inf
+    save_file(tensors, path, {"format": "pt"})
+    texts = [*texts, as_text([len(tensors[name]) - 1] if "embed" in name else [3, 4])]
+    with pytest.raises(CheckpointError, match=message):
+        run_layers(tmp_path / "model", texts, output=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_current_folder_is_refused(source, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=r"so the folder can't be '.'\. Name a new folder with --output"):
+        run_layers(source, texts, output=".")
 
 
 class Interrupted(NullProgress):
