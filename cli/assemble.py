@@ -12,7 +12,7 @@ from layer_surgeon.assemble.assembly import write_model
 from layer_surgeon.assemble.assembly_plan import Recipe
 from layer_surgeon.assemble.recipe_files import read_recipe
 
-from .command import command, new_app
+from .command import command, new_app, only_verify
 from .errors import UsageError
 from .ui import Ui, escape_text
 
@@ -87,6 +87,8 @@ def assemble(
 ) -> dict[str, Any]:
     """Make a model out of layers of other models, reading only their bytes."""
     if verify:
+        parts = (layers, keep, drop, replace, scale, expand, text_only, config)
+        only_verify((*parts, output, revision, dtype, dry_run, force))
         return _verify(ui, source)
     settings = {
         "layers": layers,

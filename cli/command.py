@@ -6,7 +6,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -122,6 +122,16 @@ def command(
         return function
 
     return decorate
+
+
+def only_verify(others: Sequence[object]) -> None:
+    """Refuse other options next to `--verify`.
+
+    Raises:
+        UsageError: One of their values is set.
+    """
+    if any(others):
+        raise UsageError("--verify only checks what was written before. Leave out the other options.")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.extract import ExtractionPlan, LayerArtifact, extract_layer
 from layer_surgeon.extract.extract import plan_stack
 
-from .command import command, new_app
+from .command import command, new_app, only_verify
 from .ui import Ui
 
 app = new_app()
@@ -62,6 +62,7 @@ def extract(
     The default is the last layer.
     """
     if verify:
+        only_verify((layer, output, revision, dtype, embeddings, vocabulary, dry_run, force))
         return _verify(ui, source)
     layers = layer or ["-1"]
     if dry_run:
@@ -92,7 +93,8 @@ def _verify(ui: Ui, folder: str) -> dict[str, Any]:
     artifact = LayerArtifact.open(folder)
     artifact.verify()
     if not ui.as_json:
-        ui.line(f"All {len(artifact.recorded)} tensors are byte for byte as they were extracted.")
+        how = "saved after a change" if artifact.config["source"].get("changed") else "extracted"
+        ui.line(f"All {len(artifact.recorded)} tensors are byte for byte as they were {how}.")
     return _document(artifact) | {"verified": True}
 
 

@@ -23,7 +23,7 @@ _STUDY_OPTIONS = "--head-learning-rate 1e-3 --projection-learning-rate 1e-3 --nu
 app = new_app()
 
 
-@command(app, settings=GraftConfig, panel="Graft settings (default: the paper's)")
+@command(app, settings=GraftConfig, panel="Graft settings (default: the paper's, but for --projection-init)")
 def graft(
     host: Annotated[str, typer.Argument(help="The small model: a Hub repo id, a folder or packaged:NAME.")],
     donor: Annotated[
@@ -104,7 +104,8 @@ def _show(ui: Ui, result: "GraftResult") -> None:
     elif record.labels and len(result.settings.labels) == 1:
         ui.line("Next: train it with transformers' Trainer: docs/trainer.md (one label is regression)")
     elif result.settings.donor_tokens == "own":
-        ui.line(f"Next: [bold]surgeon finetune {_STUDY_OPTIONS}[/] (as in our studies: docs/reading_donor.md)")
+        pooled = "" if result.settings.pooling == "mean" else ", which graft with --pooling mean"
+        ui.line(f"Next: [bold]surgeon finetune {_STUDY_OPTIONS}[/] (as in our studies{pooled}: docs/reading_donor.md)")
     else:
         ui.line("Next: [bold]surgeon finetune[/]")
 

@@ -142,7 +142,7 @@ def profile_graft(
         token: Hub token.
 
     Raises:
-        ConfigError: You passed settings for a graft, which has its own.
+        ConfigError: You passed settings or a layer for a graft, which has its own, or a layer without a donor.
         GraftError: Host, donor and settings don't fit together, or a model doesn't run on shapes alone.
         SourceError: A folder or repo can't be read.
     """

@@ -47,6 +47,11 @@ def graft_config(
         raise GraftError(
             "The target is a donor layer. Name a host or a graft, and pass the layer with donor=... (--donor)."
         )
+    if layer is not None and (donor is None or isinstance(shape, SurgeonGraftConfig)):
+        raise ConfigError(
+            f"You passed layer {layer}, but no language model to take it from. Name a host as the target and the "
+            "language model with donor=... (--donor)."
+        )
     if not isinstance(shape, SurgeonGraftConfig):
         settings = config or GraftConfig()
         return _new_config(shape, _new_donor(donor, layer, token, settings, shape), settings)
