@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layer_surgeon._format import format_bytes
+from layer_surgeon._model_types import DONOR_FOLDER
 
 from .command import command, new_app
 from .ui import Ui
@@ -63,12 +64,15 @@ def show_push(result: "PushResult", folder: Path, ui: Ui) -> None:
     if result.holds_donor:
         terms = f"its licence is {result.terms}" if result.terms else "its licence is not stated"
         ui.progress.notice(f"The repo has weights of other models; {terms}. Check that you may share them.")
+    if any(name.startswith(f"{DONOR_FOLDER}/") for name in result.deleted):
+        ui.progress.notice("The donor layer is deleted, but earlier commits of the repo still hold it.")
     if not ui.as_json:
         ui.facts(
             {
                 "folder": folder,
                 "page": result.url,
                 "commit": result.commit,
+                **({"deleted": ", ".join(result.deleted)} if result.deleted else {}),
                 "files": f"{len(result.files)}, {format_bytes(result.num_bytes)}: {', '.join(result.files)}",
             }
         )

@@ -1,23 +1,27 @@
 """Upload grafts, runs, layer artifacts and assembled models to the Hub."""
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, metadata_save
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, metadata_save
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
 from layer_surgeon._io import read_json
 from layer_surgeon._model_types import ASSEMBLY_FILE, DONOR_FOLDER, GRAFT, LAYER, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._yaml import front_matter, parse_yaml
-from layer_surgeon.errors import GraftError
+from layer_surgeon.errors import ConfigError, GraftError
 from layer_surgeon.hub.access import upload_errors
 from layer_surgeon.hub.published import published_files
 
 # Every finished fine-tuning run has this file, with or without a graft.
 _RESULTS = "results.json"
+# Weights that transformers would load instead of, or together with, those of a new commit.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class PushResult:
         commit: The commit.
         private: Whether a private repo was requested.
         files: Paths of the uploaded files in the repo.
+        deleted: Paths of files of earlier commits that this one deletes: other weights, and donor/ without the donor.
         num_bytes: Total size of the files.
         holds_donor: Whether the files include weights of a donor model, or of the models that a model was assembled
             from.
@@ -41,6 +46,7 @@ class PushResult:
     commit: str
     private: bool
     files: tuple[str, ...]
+    deleted: tuple[str, ...]
     num_bytes: int
     holds_donor: bool
     terms: str | None
@@ -65,14 +71,15 @@ def push_graft(
         folder: The folder.
         repo_id: Such as `me/my-graft`; created if it doesn't exist.
         private: Make a new repo private. It holds weights of the donor model, whose terms may forbid passing them on.
-        include_donor: Upload donor/ too. Without it, the graft can only be loaded by users who have the layer.
+        include_donor: Upload donor/ too. Without it, the graft can only be loaded by users who have the layer, and a
+            donor/ of earlier commits is deleted. Those commits still hold it.
         message: Message of the commit.
         revision: Branch; default: main.
         token: Hub token with write access.
 
     Raises:
         GraftError: The folder is none of these, or lacks some of its files.
-        ConfigError: The repo id is invalid.
+        ConfigError: The repo id is invalid, or the donor can't be left out.
         SourceError: The Hub can't be reached, or rejects the upload.
     """
     folder = Path(folder)
@@ -84,10 +91,15 @@ def push_graft(
             f"{folder} was saved without its donor layer. Load it and save it with include_donor=True, or upload it "
             "without the layer (--without-donor)."
         )
+    if not include_donor and not frozen:
+        raise ConfigError(
+            f"{folder} is not a graft with a frozen donor layer, so there is no layer to leave out. Upload it without "
+            "this option, or not at all."
+        )
     is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
     terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
     ignored = [] if include_donor else [f"{DONOR_FOLDER}/*"]
-    commit, files = upload(
+    commit, files, deleted = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )
     random = bool(donor) and graft.get("donor_init") == "random" and frozen
@@ -100,6 +112,7 @@ def push_graft(
         commit=str(commit.oid),
         private=private,
         files=tuple(files),
+        deleted=deleted,
         num_bytes=sum(files.values()),
         holds_donor=holds_donor,
         terms=terms if holds_donor else None,
@@ -116,11 +129,13 @@ def upload(
     revision: str | None = None,
     token: str | bool | None = None,
     **settings: Any,
-) -> tuple[CommitInfo, dict[str, int]]:
+) -> tuple[CommitInfo, dict[str, int], tuple[str, ...]]:
     """Create the repo if needed, and upload a folder in one commit.
 
+    The commit also deletes files that are ignored, and weights that would be loaded instead of those in the folder.
+
     Returns:
-        The commit, and the size of each file in bytes.
+        The commit, the size of each file in bytes, and the deleted files.
 
     Raises:
         ConfigError: The repo id is invalid.
@@ -136,15 +151,21 @@ def upload(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         files = published_files(folder, repo_id, ignored)
+        others = [name for name in api.list_repo_files(repo_id, revision=revision) if name not in files]
+        unwanted = filter_repo_objects(others, allow_patterns=ignored or [])
+        deleted = sorted({*unwanted, *filter(_WEIGHTS.fullmatch, others)})
         commit = api.create_commit(
             repo_id=repo_id,
-            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()],
+            operations=[
+                *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()),
+                *map(CommitOperationDelete, deleted),
+            ],
             commit_message=message or f"Upload {folder.name}",
             revision=revision,
             **settings,
         )
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
-    return commit, sizes
+    return commit, sizes, tuple(deleted)
 
 
 def push_model(

@@ -8,8 +8,10 @@ import torch
 import yaml
 
 from layer_surgeon.graft import GraftedModel, graft_layer
+from layer_surgeon.hub.push import push_graft
 from tests.graft.conftest import host_model, make_inputs
 from tests.support.command_line import surgeon
+from tests.support.hub_uploads import serve_here
 from tests.support.preloaded import run_code
 
 
@@ -59,7 +61,10 @@ def test_push_uploads_the_folder(hub, settings, stored, tmp_path):
     arguments = ("push", "me/graft", stored, "--without-donor", "--revision", "small", "--public")
     result = surgeon(*arguments, cwd=tmp_path, env=settings)
     assert result.code == 0, result.err
-    assert "donor" not in result.err
+    assert "weights of other models" not in result.err
+    assert "The donor layer is deleted, but earlier commits of the repo still hold it." in result.err
+    assert set(uploaded(hub, "me/graft", "small")) == {name for name in whole if not name.startswith("donor/")}
+    assert uploaded(hub, "me/graft") == whole
     hub.add_repo("me/other", {"README.md": "x"})
     result = surgeon("push", "me/other", stored, "--without-donor", cwd=tmp_path, env=settings)
     assert result.code == 0, result.err
@@ -76,6 +81,25 @@ def test_a_layer_artifact(hub, settings, artifact, tmp_path):
     result = surgeon("push", "me/layer", artifact, cwd=tmp_path, env=settings)
     assert result.code == 0, result.err
     assert uploaded(hub, "me/layer") == files(artifact)
+    result = surgeon("push", "me/layer", artifact, "--without-donor", cwd=tmp_path, env=settings)
+    assert result.code == 2
+    assert "is not a graft with a frozen donor layer, so there is no layer to leave out" in result.err
+
+
+def test_other_weights_are_deleted(hub, artifact, tmp_path, monkeypatch):
+    """transformers takes model.safetensors first, so old weights would be loaded with the new config."""
+    serve_here(hub, monkeypatch)
+    model = graft_layer(host_model("bert"), artifact)
+    model.save_pretrained(tmp_path / "graft")
+    kept = {"notes.txt": "mine", "onnx/model.safetensors": "mine"}
+    hub.add_repo("me/graft", {"model-00001-of-00002.safetensors": "old", "model.safetensors.index.json": "{}", **kept})
+    result = push_graft(tmp_path / "graft", "me/graft")
+    assert result.deleted == ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    assert set(uploaded(hub, "me/graft")) == set(files(tmp_path / "graft")) | set(kept)
+    model.push_to_hub("me/graft", max_shard_size="20KB")
+    names = set(uploaded(hub, "me/graft"))
+    assert "model.safetensors" not in names
+    assert {"model.safetensors.index.json", "donor/model.safetensors", *kept} <= names
 
 
 def test_what_is_refused(hub, settings, stored, artifact, tmp_path):

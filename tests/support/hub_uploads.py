@@ -106,7 +106,13 @@ class UploadRouter(Router):
             for entry in entries
             if entry["key"] == "file"
         }
-        oid = self.repos["models", parts["repo"]].commit(files, branch=parts["branch"], keep=True)
+        deleted = {entry["value"]["path"] for entry in entries if entry["key"] == "deletedFile"}
+        repo = self.repos["models", parts["repo"]]
+        kept = repo.commits[repo.refs[parts["branch"]]]
+        if missing := deleted - set(kept):
+            raise RefusalError(404, "EntryNotFound", f"There is no {min(missing)} to delete")
+        kept = {name: content.whole() for name, content in kept.items() if name not in deleted}
+        oid = repo.commit({**kept, **files}, branch=parts["branch"])
         return json_reply({"success": True, "commitOid": oid, "commitUrl": f"{self._url(parts['repo'])}/commit/{oid}"})
 
     def _url(self, repo_id: str) -> str:
