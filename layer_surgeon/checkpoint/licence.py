@@ -1,21 +1,13 @@
 """Read the licence and the base model of a checkpoint from its model card, metadata and licence files."""
 
 import re
-from fnmatch import fnmatchcase
 
 from layer_surgeon._yaml import front_matter_text, parse_yaml
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.sources.papers import README_FILE, is_licence_file
 from layer_surgeon.checkpoint.sources.together import read_files
 
-README_FILE = "README.md"
 MAX_TEXT_BYTES = 2_000_000
-# Names of the files that must accompany the weights, as patterns of `fnmatch` for upper and lower case. Llama has
-# LICENSE and USE_POLICY.md.
-LICENCE_FILES = tuple(
-    "".join(f"[{letter}{letter.lower()}]" if letter.isalpha() else letter for letter in name) + ending
-    for name in ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
-    for ending in ("", "[._-]*")
-)
 _LICENCE_ENTRY = re.compile(
     r"^(?P<key>license|license_name|license_link):(?P<value>[^\n]{0,1000}(?:\n[ \t][^\n]{0,1000})?)$", re.MULTILINE
 )
@@ -27,8 +19,7 @@ _BASE_MODEL = re.compile(
 
 def licence_files(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the licence files in the top folder of the checkpoint."""
-    files = checkpoint.source.list_files()
-    return [name for name in files if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LICENCE_FILES)]
+    return list(filter(is_licence_file, checkpoint.source.list_files()))
 
 
 def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from layer_surgeon.extract.dtypes import NAME_OF_CODE
 
 # Not every version of torch has all of them. F4 has two numbers in a byte, so its shape is another in torch.
 _DTYPES = {code: getattr(torch, name) for code, name in NAME_OF_CODE.items() if hasattr(torch, name) and code != "F4"}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def read_config(path: str, hub: Mapping[str, Any]) -> SurgeonDonorConfig:
@@ -166,5 +167,7 @@ def describe_saved(source: dict[str, Any] | None, tensors: dict[str, Tensor]) ->
     described = {}
     for name, tensor in tensors.items():
         digest = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
-        described[name] = {**recorded.get(name, {}), "sha256": digest}
-    return {**source, "tensors": described}
+        kind = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)}
+        described[name] = {**recorded.get(name, {}), **kind, "sha256": digest}
+    is_changed = any(entry["sha256"] != recorded.get(name, {}).get("sha256") for name, entry in described.items())
+    return {**source, "tensors": described} | ({"changed": True} if is_changed else {})

@@ -19,9 +19,9 @@ from layer_surgeon._folders import check_links
 from layer_surgeon._io import read_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
-from layer_surgeon.checkpoint.licence import LICENCE_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.papers import LICENCE_FILES
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import ArtifactError, CheckpointError
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Chunk
+from layer_surgeon.checkpoint.sources.base import STOPPED
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.follow import Digests, Front, StoppedError, hash_file, hash_tensors
 from layer_surgeon.extract.journal import STRETCH_BYTES, Journal
@@ -139,6 +140,7 @@ def _run(
         journal=journal,
         unversioned=unversioned,
         lock=threading.Lock(),
+        stopped=threading.Event(),
     )
     verified = (0,) * len(plan.pieces) if journal is None else journal.verified
     num_kept = sum(done for piece, done in zip(plan.pieces, verified, strict=True) if not piece.is_computed)
@@ -156,6 +158,7 @@ def _run(
             _wait_for_all([*hashing, *reads])
         except BaseException:
             copy.front.stop()
+            copy.stopped.set()
             for future in reads:
                 future.cancel()
             raise
@@ -182,9 +185,11 @@ class _Copy:
     journal: Journal | None
     unversioned: Collection[str]
     lock: threading.Lock
+    stopped: threading.Event
 
     def piece(self, index: int, piece: Piece, verified: int) -> None:
         """Read and write one piece, without its first `verified` bytes."""
+        STOPPED.set(self.stopped)
         self._report(piece, verified)
         byte_range = piece.range
         stream = self.source.stream_range(byte_range.file, byte_range.start + verified, byte_range.length - verified)

@@ -154,6 +154,6 @@ _DECODERS: dict[str, Callable[[Buffer], "np.ndarray[Any, Any]"]] = {
 }
 _ENCODERS: dict[str, Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]] = {
     "F32": _encoder("<f4"),
-    "F16": _encoder("<f2"),
+    "F16": lambda values: _encoder("<f2")(_encoder("<f4")(values)),  # torch rounds a float64 twice, too
     "BF16": _encode_bfloat16,
 }

@@ -11,8 +11,9 @@ from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
-from layer_surgeon.checkpoint.licence import README_FILE, read_licence, read_licence_files
+from layer_surgeon.checkpoint.licence import read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
+from layer_surgeon.checkpoint.sources.papers import README_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
     CONFIG_FILE,
@@ -30,7 +31,7 @@ from layer_surgeon.extract.journal import plan_identity
 from layer_surgeon.extract.plan import CopyPlan
 from layer_surgeon.extract.selection import LayerSelection
 from layer_surgeon.extract.staging import JOURNAL_FILE, ROWS_FILE, ROWS_JOURNAL_FILE, Staging
-from layer_surgeon.extract.tokenizer_files import read_tokenizer_files, read_vocabulary
+from layer_surgeon.extract.tokenizer_files import read_tokenizer_files, read_vocabulary, with_class
 from layer_surgeon.extract.vocabulary import TABLE_FILE, TableSource
 from layer_surgeon.hub.layer_card import LayerCard
 from layer_surgeon.progress import NullProgress, Progress
@@ -95,7 +96,7 @@ def extract_layer(
         folder = workspace.folder("layer", _name(checkpoint, plan))
     else:
         folder = Path(output)
-    artifact = _check_place(folder, checkpoint, plan, force)
+    artifact = _check_place(folder, checkpoint, plan, progress, force=force)
     if artifact is None:
         artifact = _extract(checkpoint, plan, folder, force, progress)
     else:
@@ -135,7 +136,9 @@ def _name(checkpoint: Checkpoint, plan: ExtractionPlan) -> str:
     return stack_name(checkpoint.source.name, len(plan.layer_indices), host)
 
 
-def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, force: bool) -> LayerArtifact | None:
+def _check_place(
+    folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, progress: Progress, *, force: bool
+) -> LayerArtifact | None:
     """Refuse a folder that is in use, or return the artifact that it contains, before any weight is read.
 
     Without a commit, only the bytes show whether an artifact is the same. It is then compared after they are read.
@@ -144,7 +147,10 @@ def _check_place(folder: Path, checkpoint: Checkpoint, plan: ExtractionPlan, for
         if _identity(read_config(folder)) != _identity(_describe(checkpoint, plan, None, {})):
             raise _another_layer(folder)
         if checkpoint.commit is not None:
-            return LayerArtifact.open(folder)
+            try:
+                return LayerArtifact.open(folder)
+            except ArtifactError:
+                progress.notice(f"{folder} is not complete, perhaps after a power cut. It is extracted again.")
     _check_replaceable(folder)
     return None
 
@@ -162,7 +168,7 @@ def _identity(config: dict[str, Any]) -> object:
     recorded = recorded_tensors(config)
     tensors = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in recorded.items()}
     parts = [config.get(key) for key in ("layer_indices", "embeddings")]
-    return [*parts, source.get("name"), source.get("commit"), source.get("files"), tensors]
+    return [*parts, *map(source.get, ("name", "commit", "files", "changed")), tensors]
 
 
 def _another_layer(folder: Path) -> ArtifactError:
@@ -258,7 +264,7 @@ def _read_tokenizer(checkpoint: Checkpoint, plan: ExtractionPlan, progress: Prog
     """The files of the tokenizer whose ids the artifact reads."""
     if plan.vocabulary is not None:
         return plan.vocabulary.files
-    return {} if plan.embeddings is None else read_tokenizer_files(checkpoint, progress)
+    return {} if plan.embeddings is None else with_class(read_tokenizer_files(checkpoint, progress), checkpoint)
 
 
 def _describe(

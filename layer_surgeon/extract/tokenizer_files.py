@@ -4,14 +4,18 @@ Only GGUF files and other vocabularies need transformers, and then torch. The mo
 in functions: plain extraction takes less time than that import.
 """
 
+import json
 from typing import TYPE_CHECKING
 
+from layer_surgeon._io import parse_json
 from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES, companion_files, is_tokenizer_file
 from layer_surgeon.checkpoint.sources.together import read_files
-from layer_surgeon.errors import SourceError
+from layer_surgeon.errors import SourceError, SourceNotFoundError
 from layer_surgeon.progress import Progress
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 
 if TYPE_CHECKING:
     from layer_surgeon._vocabulary import VocabularyMap
@@ -53,6 +57,31 @@ def read_tokenizer_files(checkpoint: Checkpoint, progress: Progress) -> dict[str
             "model into its folder."
         )
     return files
+
+
+def with_class(files: dict[str, bytes], checkpoint: Checkpoint) -> dict[str, bytes]:
+    """State in the files of a donor's tokenizer which class it has.
+
+    transformers also chooses it by the model's family, and the config.json of an artifact names another one.
+
+    Args:
+        files: The files, by name.
+        checkpoint: The donor.
+
+    Returns:
+        The files; unchanged if transformers can't load the tokenizer.
+    """
+    if not files or checkpoint.format == "gguf":
+        return files
+    from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
+
+    try:
+        name = type(load_checkpoint_tokenizer(checkpoint)).__name__
+    except SourceNotFoundError:
+        return files
+    config = parse_json(files.get(_TOKENIZER_CONFIG, b"{}"))
+    text = json.dumps({**config, "tokenizer_class": name}, ensure_ascii=False, indent=2)
+    return {**files, _TOKENIZER_CONFIG: f"{text}\n".encode()}
 
 
 def read_gguf_tokenizer(checkpoint: Checkpoint, progress: Progress) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ import layer_surgeon as ls
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, open_source
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.checkpoint.sources.hub_cache import part_of_repo
 from layer_surgeon.errors import SourceError, SourceNotFoundError
 from tests.support.checkpoints import TINY, write_sparse_checkpoint
 from tests.support.loopback_hub import LoopbackHub
@@ -234,3 +235,14 @@ def test_offline_a_hostile_index_adds_no_files(cache: Path, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     source = open_source(REPO, revision="a" * 40)
     assert set(source.list_files()) == {"model.safetensors.index.json", "y.safetensors"}
+
+
+@pytest.mark.parametrize("path", ["sub", "sub/model.safetensors"])
+def test_a_subfolder_without_papers_has_those_of_its_repo(path: str) -> None:
+    files = ["LICENSE", "README.md", "config.json", "other/NOTICE", "sub/README.md", "sub/model.safetensors"]
+    assert part_of_repo(files, path) == {
+        "LICENSE": "LICENSE",
+        "README.md": "sub/README.md",
+        "model.safetensors": "sub/model.safetensors",
+    }
+    assert part_of_repo(files, "none") == {}

@@ -222,6 +222,11 @@ def test_invalid_urls(memory: dict[str, bytes], url: str, message: str) -> None:
         open_source(url)
 
 
+def test_a_space_in_an_object_store(memory: dict[str, bytes]) -> None:
+    with pytest.raises(SourceNotFoundError, match="memory file system has no /my store/m"):
+        open_source("memory://my store/m")
+
+
 def test_only_repos_have_revisions(web: HttpFolder, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     sources = (f"{web.url}/m", tmp_path, str(tmp_path), tmp_path / "model.gguf", "packaged:gemma-3-270m")

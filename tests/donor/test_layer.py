@@ -11,13 +11,15 @@ from torch import nn
 from transformers import AutoModel, LlamaModel
 
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.errors import UnsupportedArchitectureError
-from layer_surgeon.extract import LayerArtifact
+from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
+from layer_surgeon.extract import LayerArtifact, extract_layer
+from tests.support.command_line import surgeon_here
 from tests.support.exactness import watch
 from tests.support.tiny_models import (
     WIDTH,
     model_from,
     save_artifact,
+    save_quietly,
     tiny_config,
     tiny_llama,
     tiny_model,
@@ -249,8 +251,28 @@ def test_a_saved_artifact_passes_its_own_verification_after_training(llama, tmp_
     donor.save_pretrained(tmp_path / "second")
     saved = LayerArtifact.open(tmp_path / "second")
     saved.verify()
+    assert saved.config["source"]["changed"] is True
+    assert {(entry["dtype"], len(entry["shape"]) > 0) for entry in saved.recorded.values()} == {("F32", True)}
     assert "layers.0.attn.bias" not in saved.recorded
     assert (tmp_path / "second" / "LICENSE").read_text() == "terms"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_changed_weights_are_not_taken_for_the_donors(llama, tmp_path, dtype):
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / ("a" * 40)
+    save_quietly(llama, snapshot)
+    artifact = extract_layer(snapshot, 1, tmp_path / "out")
+    donor = DonorLayer.from_pretrained(artifact.path, dtype=dtype)
+    if dtype == "float32":
+        donor.layers[0].mlp.up_proj.weight.data.mul_(2)
+    donor.save_pretrained(artifact.path)
+    assert {entry["dtype"] for entry in LayerArtifact.open(artifact.path).recorded.values()} == {
+        {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    }
+    result = surgeon_here("extract", "--verify", artifact.path, cwd=tmp_path)
+    assert "byte for byte as they were saved after a change" in result.out
+    with pytest.raises(ArtifactError, match="already holds another layer, or another version"):
+        extract_layer(snapshot, 1, artifact.path)
 
 
 def test_random_weights_can_be_saved_and_loaded(donor, tmp_path):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,23 @@ def test_same_layer_is_replaced(donor, tmp_path):
     (again.path / "notes.md").write_text("mine")
     with pytest.raises(ArtifactError, match=r"files that are not part of one: notes\.md"):
         extract_layer(donor, -1, tmp_path / "out")
+
+
+def test_an_incomplete_artifact_is_extracted_again(donor, tmp_path):
+    """With a commit, nothing is read if the artifact is there. A power cut can leave its config without its weights."""
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / ("a" * 40)
+    shutil.copytree(donor, snapshot)
+    first = extract_layer(snapshot, -1, tmp_path / "out")
+    weights = first.path / "model.safetensors"
+    whole = weights.read_bytes()
+    for left in (whole, whole[:1000], bytes(1000), None):
+        weights.unlink()
+        if left is not None:
+            weights.write_bytes(left)
+        progress = Recorder()
+        extract_layer(snapshot, -1, tmp_path / "out", progress=progress).verify()
+        state = "already holds this layer; nothing was read." if left == whole else "is not complete, perhaps after a"
+        assert any(state in notice for notice in progress.notices)
 
 
 def test_replacing_another_layer_needs_force(donor, tmp_path):

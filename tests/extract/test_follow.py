@@ -1,6 +1,7 @@
 """Copying into a file, and hashing it while it is written."""
 
 import hashlib
+import itertools
 import os
 import threading
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from layer_surgeon import open_checkpoint, plan_extraction
 from layer_surgeon.checkpoint.sources.local import FolderSource
-from layer_surgeon.errors import ArtifactError
+from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError
+from layer_surgeon.errors import ArtifactError, SourceError
 from layer_surgeon.extract import plan as plan_module
 from layer_surgeon.extract.copy import copy_tensors, fill_range
 from layer_surgeon.extract.follow import hash_file
@@ -39,6 +41,25 @@ def test_an_origin_that_another_program_shortened_is_an_error(tmp_path):
         (tmp_path / name).write_bytes(b"12345")
     with pytest.raises(ArtifactError, match=r"ends at byte 5, before the end of a tensor\. Run"):
         fill_range(tmp_path / "copy", 0, 5, (tmp_path / "origin", 2))
+
+
+def test_a_stopped_copy_does_not_wait_for_a_server(tmp_path):
+    """A Hub that limits requests asks for minutes; after an error or Ctrl-C, no one wants to wait for them."""
+    folder = write_sparse_checkpoint(tmp_path / "donor", TINY, range(4), max_shard_bytes=8_000)
+    calls = itertools.count()
+
+    class Limited(FolderSource):
+        connections = 2
+
+        def stream_range(self, file, start, length):
+            if next(calls) == 0:
+                Tries(file, HubLimits()).wait(TroubleError("too many requests", asked_wait=300))
+            raise SourceError("the other connection broke")
+
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(SourceError, match="the other connection broke"):
+        copy_tensors(Limited(folder, name="limited"), plan_extraction(checkpoint, -1), tmp_path / "out", NullProgress())
+    assert next(calls) >= 2
 
 
 @pytest.mark.parametrize("whole_file", [True, False])

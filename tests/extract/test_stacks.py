@@ -30,7 +30,7 @@ from tests.support.hub_reading import note_waits, read_from, weight_bytes
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.numbered_texts import save_numbered_tokenizer
 from tests.support.recorder import Recorder
-from tests.support.small_tokenizers import word_level, wordpiece
+from tests.support.small_tokenizers import byte_level, sentencepiece, word_level, wordpiece
 from tests.support.tiny_models import save_quietly, tiny_llama, tiny_model
 from tests.support.tiny_stacks import states_after
 
@@ -76,13 +76,15 @@ def test_layers_embeddings_and_tokenizer(model, donor, tmp_path):
     assert "no embeddings" not in card
 
 
-def test_needs_no_torch(donor, tmp_path):
+def test_needs_no_torch(model, tmp_path):
+    """Only a tokenizer does, to find its class."""
+    save_quietly(model, tmp_path / "model")
     code = (
         "import sys; from layer_surgeon import extract_layer; "
         "extract_layer(sys.argv[1], '0:2', sys.argv[2], embeddings=True); "
         "print(*{'torch', 'transformers', 'numpy'}.intersection(sys.modules))"
     )
-    command = [sys.executable, "-c", code, donor, tmp_path / "out"]
+    command = [sys.executable, "-c", code, tmp_path / "model", tmp_path / "out"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
     LayerArtifact.open(tmp_path / "out").verify()
 
@@ -126,6 +128,27 @@ def test_tokenizer_of_a_gguf_file(tmp_path):
     for word, counterpart in {"ab": "Ġab", "##ab": "ab", "[CLS]": "<s>", "[UNK]": "<unk>"}.items():
         ours, theirs = host_tokenizer.convert_tokens_to_ids(word), tokenizer.convert_tokens_to_ids(counterpart)
         assert torch.equal(mapped[ours], own[theirs]), word
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stated"), [("gpt2", None), ("phi3", "LlamaTokenizer"), ("mistral", "LlamaTokenizer")]
+)
+def test_tokenizer_whose_class_follows_from_the_family(model_type, stated, tmp_path):
+    """An artifact has another model type, so the class would be another, with other tokens or without special ones."""
+    donor = tmp_path / "donor"
+    save_quietly(tiny_model(model_type, vocab_size=400), donor)
+    if model_type == "gpt2":
+        byte_level(["the", "cat"], donor)
+    else:
+        sentencepiece(["the", "cat"], donor, adds_space=True)
+    path = donor / "tokenizer_config.json"
+    config = {**json.loads(path.read_text()), "tokenizer_class": stated}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    artifact = extract_layer(donor, "0:2", tmp_path / "out", embeddings=True)
+    expected, found = (AutoTokenizer.from_pretrained(folder) for folder in (donor, artifact.path))
+    text = "the cat<|chat|> \n the cat"
+    assert (type(found), found(text)) == (type(expected), expected(text))
+    assert found.special_tokens_map == expected.special_tokens_map
 
 
 def test_tokenizer_that_the_network_cuts_off(tmp_path, monkeypatch):

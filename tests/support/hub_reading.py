@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +19,7 @@ def read_from(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def note_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The list to which each wait of a reader, in seconds, is added instead of being made."""
     waited: list[float] = []
-    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(retry, "pause", waited.append)
     return waited
 
 

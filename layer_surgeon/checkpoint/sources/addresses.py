@@ -50,7 +50,8 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
         _ = parts.port
     except ValueError as error:
         raise SourceNotFoundError(f"{url!r} is not a valid URL: {error}. Check it.") from error
-    if not url.isprintable() or " " in url:
+    # Other file systems than web servers take a path as it is.
+    if not url.isprintable() or (" " in url and parts.scheme in ("http", "https", "hf")):
         raise SourceNotFoundError(
             f"{url.split('?')[0]!r} is not a valid URL: it contains a space or a control character. "
             "Write a space as %20."

@@ -1,6 +1,8 @@
 """`Source`, the protocol of the objects that read a checkpoint's files. Nothing else does I/O on them."""
 
+import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Protocol
 
 Chunk = bytes | bytearray | memoryview
@@ -8,6 +10,9 @@ Chunk = bytes | bytearray | memoryview
 # Larger chunks are no faster: with 512 KiB and 1 MiB, extracting 436 MB takes equally much processor time. Each of the
 # up to 16 connections has a buffer of this size.
 CHUNK_BYTES = 512 << 10
+
+# An event of the threads that read for one copy. When it is set, they no longer wait, not even if a server asks for it.
+STOPPED: ContextVar[threading.Event | None] = ContextVar("STOPPED", default=None)
 
 
 class Source(Protocol):

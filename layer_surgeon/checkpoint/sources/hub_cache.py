@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from layer_surgeon._folders import resolve_blob
 from layer_surgeon.checkpoint.sources.hub_ranges import HubFile
 from layer_surgeon.checkpoint.sources.local import COMMIT, FolderSource
+from layer_surgeon.checkpoint.sources.papers import README_FILE, is_licence_file
 from layer_surgeon.checkpoint.sources.shards import (
     INDEX_FILES,
     MAX_INDEX_BYTES,
@@ -156,12 +157,16 @@ def part_of_repo(files: Iterable[str], path: str) -> dict[str, str]:
         path: The subfolder or file; empty for the whole repo.
 
     Returns:
-        The path in the repo of each file, by its path relative to the subfolder. Empty if `path` does not exist.
+        The path in the repo of each file, by its path relative to the subfolder. A subfolder without a model card or
+        licence files has those of the repo. Empty if `path` does not exist.
     """
     files = list(files)
-    if path not in files:
+    if path in files:
+        folder = PurePosixPath(path).parent
+        neighbours = {PurePosixPath(file).name: file for file in files if PurePosixPath(file).parent == folder}
+        part = without_other_models(neighbours, PurePosixPath(path).name)
+    else:
         prefix = f"{path}/" if path else ""
-        return {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
-    folder = PurePosixPath(path).parent
-    neighbours = {PurePosixPath(file).name: file for file in files if PurePosixPath(file).parent == folder}
-    return without_other_models(neighbours, PurePosixPath(path).name)
+        part = {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
+    papers = {file: file for file in files if file == README_FILE or is_licence_file(file)}
+    return {**papers, **part} if part else {}

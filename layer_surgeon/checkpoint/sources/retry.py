@@ -11,7 +11,7 @@ from typing import TypeVar
 from huggingface_hub import constants
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported lazily
 
-from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
+from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, STOPPED
 from layer_surgeon.errors import SourceError
 
 _LOGGER = logging.getLogger(__name__)
@@ -132,7 +132,18 @@ class Tries:
         if seconds >= _LOG_WAIT_FROM_SECONDS:
             _LOGGER.warning("%s: %s. Retrying in %.0f s.", self._subject, trouble.problem, seconds)
         if self._failed > 1 or not trouble.at_once:
-            time.sleep(seconds)
+            pause(seconds)
+            if (stopped := STOPPED.get()) is not None and stopped.is_set():
+                raise SourceError(f"{self._subject} was not read: the copy was stopped.") from trouble
+
+
+def pause(seconds: float) -> None:
+    """Wait, or return early if the thread is stopped."""
+    stopped = STOPPED.get()
+    if stopped is None:
+        time.sleep(seconds)
+    else:
+        stopped.wait(seconds)
 
 
 def retried(tries: Tries, action: Callable[[], _Result]) -> _Result:
