@@ -13,10 +13,12 @@ from research.numbers import fixed, interval_points, p_values, percent, points, 
 
 
 def seeds_text(study: Study, data: str | None = None) -> str:
-    """`3 of 5 seeds`: of a data set, or of the one that has fewest."""
-    done = len(study.seeds[data]) if data is not None else min(map(len, study.seeds.values()))
+    """`3 of 5 seeds`: of a data set, or of all; `0 to 3 of 5 seeds` if they have different numbers."""
+    done = {len(seeds) for name, seeds in study.seeds.items() if data in (None, name)}
     planned = len(study.plan.seeds)
-    return f"{planned} seeds" if done == planned else f"{done} of {planned} seeds"
+    if done == {planned}:
+        return f"{planned} seeds"
+    return f"{' to '.join(str(number) for number in sorted({min(done), max(done)}))} of {planned} seeds"
 
 
 def _mean(row: Mapping[str, Any]) -> str:

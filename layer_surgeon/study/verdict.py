@@ -13,7 +13,7 @@ _SMALLEST = 0.001
 
 
 def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
-    """Return a comparison as one phrase, such as `graft is better than host by 1.2 points (p = 0.003)`."""
+    """Return a comparison as one phrase, such as `graft is better than host by 1.2 points (corrected p = 0.003)`."""
     arm, against, delta = comparison.arm, comparison.against, comparison.mean
     size = difference_in_words(delta, plan.metric)
     p = comparison.p_holm
@@ -25,7 +25,7 @@ def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
         several = len(comparison.seeds) > 1
         reason = "all seeds have the same difference, which" if several else "one seed without single examples"
         return f"{arm} and {against}: {size}; {reason} can't be tested"
-    significance = f"{_p_is(p)}, {_basis(comparison)}"
+    significance = f"corrected {_p_is(p)}, {_basis(comparison)}"
     if not comparison.significant:
         return f"{arm} and {against}: the difference of {size} is not significant ({significance})"
     better = (delta > 0) == plan.higher_is_better

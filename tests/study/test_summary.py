@@ -101,7 +101,7 @@ def test_a_control_that_is_better_is_named_as_such(tmp_path):
 
 def test_equal_arms(tmp_path):
     summary = made_up(tmp_path, {"host": 0.75, "graft": 0.75})
-    assert "is not significant (p = " in summary.verdict
+    assert "is not significant (corrected p = " in summary.verdict
 
 
 def test_several_tables(tmp_path):
