@@ -68,7 +68,7 @@ def predict(
         task = get_task(trained_task(folder, config))
         inputs: Sequence[Any]
         if input:
-            inputs = load_texts(input, config, task.name)
+            inputs = load_texts(input, config, task.name, model=folder, progress=ui.progress)
         else:
             inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
             if task.columns.pair:

@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint from any source: next to the weights, or in the header of a GGUF file."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +15,14 @@ from layer_surgeon.checkpoint.gguf import GgufTable
 from layer_surgeon.errors import LayerSurgeonError, SourceNotFoundError
 
 
-def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def load_checkpoint_tokenizer(
+    checkpoint: Checkpoint, files: Mapping[str, bytes] | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer that is next to the weights, or in the header of a GGUF file.
+
+    Args:
+        checkpoint: The checkpoint.
+        files: The tokenizer's files, if they have been read.
 
     Raises:
         SourceNotFoundError: There is none that can be loaded.
@@ -27,7 +34,7 @@ def load_checkpoint_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase
                 return _load_from_header(checkpoint.table, checkpoint.model_type, Path(folder))
             # Some tokenizers without a class of their own are chosen by the model's family.
             write_json(Path(folder) / "config.json", dict(checkpoint.config))
-            for name, content in read_companions(checkpoint).items():
+            for name, content in (read_companions(checkpoint) if files is None else files).items():
                 write_bytes(Path(folder) / name, content)
             return load_tokenizer(folder)
         except LayerSurgeonError:

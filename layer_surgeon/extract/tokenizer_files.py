@@ -76,7 +76,7 @@ def with_class(files: dict[str, bytes], checkpoint: Checkpoint) -> dict[str, byt
     from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 
     try:
-        name = type(load_checkpoint_tokenizer(checkpoint)).__name__
+        name = type(load_checkpoint_tokenizer(checkpoint, files)).__name__
     except SourceNotFoundError:
         return files
     config = parse_json(files.get(_TOKENIZER_CONFIG, b"{}"))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import ColumnChoice, choose_columns
@@ -109,8 +109,9 @@ def prepare_data(
     train_examples = reader.examples(train_table, columns)
     raw_validation = load_data(validation, progress, task=task.name) if validation is not None else None
     raw_test = load_data(test, progress, task=task.name) if test is not None else None
-    validation_examples = reader.other_split(raw, raw_validation, raw.validation)
-    test_examples = reader.other_split(raw, raw_test, raw.test)
+    check_apart(raw_validation, raw_test)
+    validation_examples = reader.other_split(raw, raw_validation, raw.validation, "validation")
+    test_examples = reader.other_split(raw, raw_test, raw.test, "test")
     held_out = validation_examples is None
     if validation_examples is None:
         train_examples, validation_examples = hold_out(train_examples, config.validation_fraction, config.seed)
@@ -161,19 +162,41 @@ def prepare_evaluation(
     progress = progress or NullProgress()
     raw = load_data(data, progress, task=task.name)
     table = raw.choose(split)
-    if known_columns and raw.record is None and {name for name in known_columns.values() if name} <= set(table.columns):
-        config = replace(
-            config,
-            text_column=config.text_column or known_columns["text"],
-            text_pair_column=config.text_pair_column or known_columns["text_pair"],
-            label_column=config.label_column or known_columns["label"],
-        )
+    if raw.record is None:
+        config = with_known_columns(config, known_columns, table)
     columns = settle_columns(table, config, raw.record, task, progress)
     table = drop_unusable(table, columns, raw.record, progress)
     label_map = task.known_labels(table, columns, declared_names(raw, table, columns), label_names)
     reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     examples = reader.examples(table, columns)
     return table.location, subsample(examples, config.max_eval_samples, config.seed)
+
+
+def check_apart(validation: RawData | None, test: RawData | None) -> None:
+    """Check that separate validation and test data are not the same rows, since validation chooses the best epoch.
+
+    Raises:
+        DataError: They are.
+    """
+    if validation is None or test is None or not test.spec or validation.spec != test.spec:
+        return
+    rows, test_rows = validation.choose(role="validation"), test.choose()
+    if rows.location == test_rows.location:
+        raise DataError(
+            f"{rows.location} is named as validation and as test data. The best epoch is chosen on the validation "
+            "data, so the test scores would be too good. Leave one of them out, or name other rows."
+        )
+
+
+def with_known_columns(
+    config: FinetuneConfig, known: Mapping[str, str | None], table: Table, *, with_label: bool = True
+) -> FinetuneConfig:
+    """Fill in the columns that the model was trained on, if a table has them and the settings name no others."""
+    roles = ("text", "text_pair", *(["label"] if with_label else []))
+    if not known or not {known[role] for role in roles if known[role]} <= set(table.columns):
+        return config
+    columns: dict[str, Any] = {f"{role}_column": known[role] for role in roles}
+    return replace(config, **{name: getattr(config, name) or column for name, column in columns.items()})
 
 
 def settle_columns(
@@ -207,23 +230,34 @@ class SplitReader:
     config: FinetuneConfig
     progress: Progress
 
-    def examples(self, table: Table, columns: ColumnChoice) -> ExampleSet:
-        """Check the rows of a table and convert them to examples."""
+    def examples(self, table: Table, columns: ColumnChoice, declared: Sequence[str] = ()) -> ExampleSet:
+        """Check the rows of a table and convert them to examples; `declared` are its own class names, if it has any."""
         if len(table) == 0:
             raise DataError(f"{table.location} has no rows. Add at least one row.")
-        return self.task.examples(table, columns, self.labels)
+        labels = self.labels
+        if labels is not None and declared and set(declared) <= set(labels.names):
+            # Its class ids may be in another order than those of the training data.
+            labels = self.task.known_labels(table, columns, declared, labels.names)
+        return self.task.examples(table, columns, labels)
 
-    def other_split(self, train_data: RawData, separate_data: RawData | None, own: Table | None) -> ExampleSet | None:
+    def other_split(
+        self,
+        train_data: RawData,
+        separate_data: RawData | None,
+        own: Table | None,
+        role: Literal["test", "validation"],
+    ) -> ExampleSet | None:
         """Read validation or test examples from `separate_data`, else from the training data set's `own` split."""
         if separate_data is None:
             if own is None:
                 return None
             return self.examples(drop_unusable(own, self.columns, train_data.record, self.progress), self.columns)
-        table, columns = separate_data.choose(), self.columns
+        table, columns = separate_data.choose(role=role), self.columns
         # Use the training columns if the table has them; another file may use other names.
         if separate_data.record is not None or not all(name in table.columns for name in columns.used):
             columns = choose_columns(table, self.config, separate_data.record, roles=self.task.record.columns)
-        return self.examples(drop_unusable(table, columns, separate_data.record, self.progress), columns)
+        table = drop_unusable(table, columns, separate_data.record, self.progress)
+        return self.examples(table, columns, declared_names(separate_data, table, columns))
 
 
 def drop_unusable(table: Table, columns: ColumnChoice, record: DatasetRecord | None, progress: Progress) -> Table:

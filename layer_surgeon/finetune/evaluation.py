@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig
-from layer_surgeon.finetune.data import prepare_evaluation
+from layer_surgeon.finetune.data import prepare_evaluation, with_known_columns
 from layer_surgeon.finetune.examples import check_filled
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.models import (
@@ -160,13 +160,28 @@ def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None)
         return find_task(model_or_path, run_config.task)
 
 
-def load_texts(files: Sequence[str | os.PathLike[str]], config: FinetuneConfig, task: str = DEFAULT_TASK) -> list[Any]:
+def load_texts(
+    files: Sequence[str | os.PathLike[str]],
+    config: FinetuneConfig,
+    task: str = DEFAULT_TASK,
+    *,
+    model: ModelLike | None = None,
+    progress: Progress | None = None,
+) -> list[Any]:
     """Read the texts to predict on: one per line of a .txt file, else from the text column or columns.
+
+    Args:
+        files: The files.
+        config: Names of columns.
+        task: The model's task.
+        model: The folder or repo of a run, whose columns are used if a file has them and `config` names no others.
+        progress: Receives notices about guessed columns.
 
     Raises:
         DataError: A file can't be read, or its text column can't be determined.
     """
     texts: list[Any] = []
+    known = {} if model is None else _settings_of(model, config, {})[1]
     for file in files:
         path = Path(file)
         if path.suffix.lower() == ".txt":
@@ -177,14 +192,18 @@ def load_texts(files: Sequence[str | os.PathLike[str]], config: FinetuneConfig, 
                 raise DataError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
             texts += [line for line in lines if line.strip()]
         else:
-            texts += _texts_of(load_data(path, task=task).train, config, finetune_task(task))
+            table = load_data(path, task=task).train
+            settings = with_known_columns(config, known, table, with_label=False)
+            texts += _texts_of(table, settings, finetune_task(task), progress or NullProgress())
     if not texts:
         raise DataError(f"There is no text in {', '.join(map(str, files))}. Add at least one text.")
     return texts
 
 
-def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask) -> list[Any]:
+def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask, progress: Progress) -> list[Any]:
     columns = choose_columns(table, config, with_label=False, roles=task.record.columns)
+    if columns.guessed:
+        progress.notice(f"Guessed columns of {table.location}: {columns}.")
     for name in columns.texts:
         check_filled(table.columns[name], f"{table.location}, column {name!r}")
     if columns.text_pair is None:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -31,7 +31,11 @@ class LabelMap:
         Raises:
             DataError: A value is not one of the classes.
         """
-        labels = normalize(values, location)
+        # A part of the data may have only those classes whose names are numbers.
+        labels = [
+            str(label) if label not in self.ids and str(label) in self.ids else label
+            for label in normalize(values, location)
+        ]
         unknown = Counter(label for label in labels if label not in self.ids)
         if unknown:
             raise DataError(_unknown_message(unknown, self, location))
@@ -84,7 +88,8 @@ def check_label(value: Any, location: str) -> None:
 
 def _as_int(value: Any) -> int | None:
     if isinstance(value, str):
-        return int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else None
+        # Not "07" and "+7": they may be other classes than "7".
+        return int(value) if re.fullmatch(r"\s*(0|-?[1-9]\d*)\s*", value) else None
     return int(value) if isinstance(value, int) or (isinstance(value, float) and value.is_integer()) else None
 
 
@@ -107,7 +112,7 @@ def make_label_map(
     if len(distinct) == 1:
         raise DataError(f"{location} has only one class, {distinct[0]!r}. Classification needs at least two.")
     if declared:
-        return _with_declared(distinct, tuple(declared), location)
+        return _with_declared(distinct, tuple(declared), location, model_names)
     if len(distinct) > _MOST_CLASSES or (len(labels) >= 20 and len(distinct) * _FEWEST_ROWS_PER_CLASS > len(labels)):
         raise DataError(
             f"{location} has {len(distinct)} different labels in {len(labels)} rows, so they are probably not classes. "
@@ -123,10 +128,14 @@ def make_label_map(
     return LabelMap(names=tuple(map(str, distinct)), ids={label: index for index, label in enumerate(distinct)})
 
 
-def declared_label_map(names: Sequence[str]) -> LabelMap:
-    """Make the label map of declared class names, for labels that are class ids or class names."""
-    ids: dict[Label, int] = {name: index for index, name in enumerate(names)}
-    return LabelMap(names=tuple(names), ids={**ids, **{index: index for index in range(len(names))}})
+def declared_label_map(declared: Sequence[str], model_names: Sequence[str] = ()) -> LabelMap:
+    """Make the label map of declared class names, for labels that are class ids or class names.
+
+    If the model has the same classes, their order is the model's, whose head was trained with it.
+    """
+    names = tuple(model_names) if set(model_names) == set(declared) else tuple(declared)
+    ids: dict[Label, int] = {name: names.index(name) for name in declared}
+    return LabelMap(names=names, ids={**ids, **{index: ids[name] for index, name in enumerate(declared)}})
 
 
 def counted_label_map(counts: "Counter[Any]", location: str, model_names: Sequence[str] = ()) -> LabelMap:
@@ -151,16 +160,20 @@ def counted_label_map(counts: "Counter[Any]", location: str, model_names: Sequen
     return LabelMap(names=label_map.names, ids=integer_ids | label_map.ids)
 
 
-def _with_declared(distinct: Sequence[Label], names: tuple[str, ...], location: str) -> LabelMap:
+def _with_declared(
+    distinct: Sequence[Label], declared: tuple[str, ...], location: str, model_names: Sequence[str]
+) -> LabelMap:
     by_id = all(isinstance(label, int) for label in distinct)
-    ids: dict[Label, int] = {index if by_id else name: index for index, name in enumerate(names)}
-    undeclared = [label for label in distinct if label not in ids]
+    labels = declared_label_map(declared, model_names)
+    kind = int if by_id else str
+    labels = replace(labels, ids={label: index for label, index in labels.ids.items() if isinstance(label, kind)})
+    undeclared = [label for label in distinct if label not in labels.ids]
     if undeclared:
         raise DataError(
             f"{location} has the label {undeclared[0]!r}; the data set's classes are "
-            f"{', '.join(f'{index} ({name})' for index, name in enumerate(names))}."
+            f"{', '.join(f'{index} ({name})' for index, name in enumerate(declared))}."
         )
-    return LabelMap(names=names, ids=ids)
+    return labels
 
 
 def labels_of_model(

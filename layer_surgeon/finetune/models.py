@@ -72,14 +72,14 @@ def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = 
     try:
         with hub_errors(f"The model {name!r}"):
             config = load_config(name)
+            # Always train in float32: weights in half precision would lose Adam's small updates.
             if config.model_type == GRAFT:
-                return _checked_graft(GraftedModel.from_pretrained(name, donor=donor), task)
+                return _checked_graft(GraftedModel.from_pretrained(name, donor=donor, dtype=torch.float32), task)
             if donor is not None:
                 raise GraftError(f"A donor layer was passed, but {name} is not a graft. Omit the donor.")
             if _is_assembled_decoder(name, config) and get_task(task).pools:
                 labels: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
                 return graft_layer(name, None, task, pooling="mean", **labels)
-            # Always train in float32: weights in half precision would lose Adam's small updates.
             label_options: dict[str, Any] = (
                 {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
             )
@@ -195,12 +195,19 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(model, GraftedModel) and model.config.settings.donor_tokens == "own":
         _check_both_tokens(tokenizer)
-    # Decoder hosts classify from the last token that is not padding, and need the padding id to find it.
+    set_padding(model, tokenizer)
+    checked: PreTrainedTokenizerBase = tokenizer
+    return checked
+
+
+def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the padding id of a model that has none.
+
+    Decoder hosts classify from the last token that is not padding, and need the id to find it.
+    """
     for config in (model.config, getattr(getattr(model, "host", None), "config", None)):
         if config is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
-    checked: PreTrainedTokenizerBase = tokenizer
-    return checked
 
 
 def _check_both_tokens(tokenizer: Any) -> None:

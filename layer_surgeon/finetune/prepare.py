@@ -21,6 +21,7 @@ from layer_surgeon.finetune.models import (
     load_model,
     load_tokenizer,
     set_labels,
+    set_padding,
 )
 from layer_surgeon.finetune.parts import choose_trained
 from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
@@ -77,6 +78,7 @@ class Preparation:
             "config": {name: value for name, value in asdict(self.config).items() if name not in _CHANGEABLE},
             "data": self.data.facts(),
             "model": self.model_name,
+            **_graft_facts(self.context.model),
             "parameters": count_parameters(self.context.model),
         }
 
@@ -124,6 +126,7 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
     if task.record.labels:
         if _needs_new_head(model_or_path, model, data):
             model = load_model(model_or_path, task.name, num_labels=len(data.label_names))
+            set_padding(model, tokenizer)
         set_labels(model, data.label_names)
     task.prepare_model(model)
     name = _model_name(model_or_path, model)
@@ -157,6 +160,13 @@ def _resolve_for_task(config: FinetuneConfig, task: FinetuneTask) -> FinetuneCon
 def _needs_new_head(model_or_path: ModelLike, model: Any, data: TaskData) -> bool:
     can_reload = isinstance(model_or_path, str | os.PathLike) and not isinstance(model, GraftedModel)
     return can_reload and model.config.num_labels != len(data.label_names)
+
+
+def _graft_facts(model: Any) -> dict[str, Any]:
+    """The settings of a graft, and its donor's weights, which are in no checkpoint."""
+    if not isinstance(model, GraftedModel) or model.config.donor is None:
+        return {}
+    return {"graft": model.config.graft, "donor": model.config.donor.get("sha256")}
 
 
 def _model_name(model_or_path: ModelLike, model: Any) -> str:

@@ -4,11 +4,18 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.config import FinetuneConfig
-from layer_surgeon.finetune.data import SplitReader, TaskData, declared_names, drop_unusable, settle_columns
+from layer_surgeon.finetune.data import (
+    SplitReader,
+    TaskData,
+    check_apart,
+    declared_names,
+    drop_unusable,
+    settle_columns,
+)
 from layer_surgeon.finetune.examples import ExampleSet, subsample
 from layer_surgeon.finetune.labels import counted_label_map, declared_label_map
 from layer_surgeon.finetune.row_stream import StreamedData, open_stream, opens_on_hub
@@ -75,9 +82,9 @@ def prepare_stream(
         raise DataError(f"{first.location} has no rows. Add at least one row.")
     columns = settle_columns(first, config, opened.record, task, progress)
     stream = TrainStream(source=opened.train, columns=columns, task=task, record=opened.record)
-    raw_validation, raw_test = (
-        None if data is None else _load_whole(data, config, task, progress) for data in (validation, test)
-    )
+    raw_validation = None if validation is None else _load_whole(validation, "validation", config, task, progress)
+    raw_test = None if test is None else _load_whole(test, "test", config, task, progress)
+    check_apart(raw_validation, raw_test)
     own_splits = {
         name: None if separate_data is not None or split is None else split.table(config.max_eval_samples)
         for name, separate_data, split in (
@@ -95,11 +102,11 @@ def prepare_stream(
     validation_examples = (
         stream.examples(held_out)
         if held_out is not None
-        else reader.other_split(raw, raw_validation, own_splits["validation"])
+        else reader.other_split(raw, raw_validation, own_splits["validation"], "validation")
     )
     if validation_examples is None:
         raise ValueError("no validation data")
-    test_examples = reader.other_split(raw, raw_test, own_splits["test"])
+    test_examples = reader.other_split(raw, raw_test, own_splits["test"], "test")
     return TaskData(
         name=opened.name,
         spec=opened.spec,
@@ -130,12 +137,14 @@ def _first_examples(stream: TrainStream, first: Table, progress: Progress) -> Ex
     return stream.examples(Window(numbers=tuple(numbers), table=table))
 
 
-def _load_whole(data: DataLike, config: FinetuneConfig, task: FinetuneTask, progress: Progress) -> RawData:
+def _load_whole(
+    data: DataLike, role: Literal["test", "validation"], config: FinetuneConfig, task: FinetuneTask, progress: Progress
+) -> RawData:
     """Load validation or test data that the user named separately; from the Hub, only the rows that are needed."""
     if not opens_on_hub(data):
         return load_data(data, progress, task=task.name)
     opened = open_stream(data, progress, task=task.name)
-    table = opened.choose().table(config.max_eval_samples)
+    table = opened.choose(role=role).table(config.max_eval_samples)
     return RawData(name=opened.name, spec=opened.spec, splits={"measured": table}, record=opened.record)
 
 
@@ -184,7 +193,7 @@ def _add_classes(
     if source.num_rows is not None:
         bounds.append(max(0, source.num_rows - len(stream.held_out.rows)))
     rows = min(bounds) if bounds else None
-    labels = declared_label_map(declared) if task.record.labels and declared else None
+    labels = declared_label_map(declared, model_names) if task.record.labels and declared else None
     counts: Counter[Any] = Counter()
     if (task.record.labels and labels is None) or (rows is None and config.max_steps is None):
         counted = (

@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ def finetune_seeds(
         raise ConfigError("The model must be loaded again for each seed. Pass its folder or repo id.")
     if num_seeds < 1:
         raise ConfigError(f"num_seeds is {num_seeds}; it must be a whole number of at least 1.")
-    config, progress = config or FinetuneConfig(), progress or NullProgress()
+    names = {field.name for field in fields(FinetuneConfig)}
+    settings = {name: arguments.pop(name) for name in names & set(arguments)}
+    config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     folder = None if output is None else Path(output)
     seeds = tuple(range(config.seed, config.seed + num_seeds))
     results = []

@@ -147,9 +147,11 @@ def _train(
     )
     parameters = count_parameters(model)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=None if folder.checkpoint is None else str(folder.checkpoint.resolve()))
+    checkpoint = None if folder.checkpoint is None else folder.checkpoint.resolve()
+    if checkpoint is None or processes.count > 1 or not trainer.restore_finished(checkpoint):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        progress.end()
     seconds = time.monotonic() - started
-    progress.end()
     evaluated_splits = [name for name in sets if name != "train"] if processes.count > 1 else []
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}
     weights = trainer.whole_weights()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import datasets
 import datasets.exceptions
@@ -92,18 +92,20 @@ class DataSplits(Generic[_Split]):
         split_name = self.record.test if self.record is not None else "test"
         return self.splits.get(split_name or "")
 
-    def choose(self, split: str | None = None) -> _Split:
-        """Choose the split to evaluate on: `split` if given, else the test split, else the only split.
+    def choose(self, split: str | None = None, *, role: Literal["test", "validation"] = "test") -> _Split:
+        """Choose the split to measure on: `split` if given, else that of the role, else the test or the only split.
 
         Raises:
-            DataError: `split` does not exist, or there are several splits and no test split.
+            DataError: `split` does not exist, or there are several splits and none for the role.
         """
         if split is not None and split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}. Its splits are: {', '.join(self.splits)}.")
-        chosen = self.splits[split] if split is not None else self.test
+        own = self.validation if role == "validation" and self.validation is not None else self.test
+        chosen = self.splits[split] if split is not None else own
         if chosen is None and len(self.splits) != 1:
             raise DataError(
-                f"{self.name} has no test split. Choose one of its splits with --split: {', '.join(self.splits)}."
+                f"{self.name} has no {role} split. Its splits are: {', '.join(self.splits)}. Choose one of its splits "
+                "with --split (surgeon evaluate), or name a file with these rows."
             )
         return next(iter(self.splits.values())) if chosen is None else chosen
 

@@ -17,6 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from layer_surgeon._io import usual_modes
 from layer_surgeon._loading import check_indexes
@@ -135,6 +136,24 @@ class SurgeonTrainer(ShardedTrainer):
             options = {"save_embedding_layers": False}
         model.save_pretrained(folder, state_dict=state_dict, **options)
         usual_modes(Path(folder))
+
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Load the best weights and the state of a run that had made its last step before it was stopped.
+
+        `train` would make another step if the last one was inside an epoch, or an epoch after an early stop.
+
+        Returns:
+            False if there are steps left. Then nothing is loaded.
+        """
+        with _reading_checkpoint():
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            control = state.stateful_callbacks["TrainerControl"]["args"]
+        if not control["should_training_stop"] and state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_callback_state()
+        self._load_best_model()
+        return True
 
     def _load_callback_state(self) -> None:
         """Fix the path of the best checkpoint. The trainer calls this right after it reads a checkpoint's state."""

@@ -10,6 +10,7 @@ from layer_surgeon.finetune import sources
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import prepare_data, prepare_evaluation
 from layer_surgeon.finetune.examples import hold_out, subsample
+from layer_surgeon.finetune.labels import make_label_map
 from layer_surgeon.finetune.sources import load_data
 from tests.support.classification import Recorder, rows
 
@@ -357,6 +358,53 @@ def test_columns_of_the_run_are_used_if_present():
     assert examples.texts == tuple(row["text"] for row in rows(4))
     _, examples = prepare_evaluation(rows(4), ("0", "1"), FinetuneConfig(), known_columns=columns)
     assert examples.texts == tuple(row["text"] for row in rows(4))
+
+
+def test_separate_data_are_the_split_of_their_role():
+    """The best epoch is chosen on the validation data, so it must not see the test split."""
+    other = {"train": rows(8), "validation": rows(6, seed=1), "test": rows(5, seed=2)}
+    data = prepare(rows(40), other, other)
+    assert (len(data.validation), len(data.test)) == (6, 5)
+    assert len(prepare(rows(40), {"train": rows(8), "test": rows(5)}).validation) == 5
+
+
+def test_validation_and_test_data_are_not_the_same_rows(tmp_path):
+    path = write_csv(tmp_path / "a.csv", rows(20))
+    fails("is named as validation and as test data", rows(40), path, path)
+
+
+def test_classes_of_separate_data_are_matched_by_name():
+    def declared(made, names):
+        return datasets.Dataset.from_list(made).cast_column("label", datasets.ClassLabel(names=names))
+
+    train = declared(rows(40), ["neg", "pos"])
+    turned = declared([row | {"label": 1 - row["label"]} for row in rows(20, seed=1)], ["pos", "neg"])
+    straight = declared(rows(20, seed=1), ["neg", "pos"])
+    assert prepare(train, straight, turned).test.labels == prepare(train, straight, straight).test.labels
+    words = [row | {"label": ("neg", "pos")[row["label"]]} for row in rows(40)]
+    assert prepare(words, straight).validation.labels == prepare(train, straight).validation.labels
+
+
+def test_numbers_among_class_names():
+    """A part of the data may have only those classes whose names are numbers."""
+    made = [row | {"label": ("1", "2", "other")[index % 3]} for index, row in enumerate(rows(60))]
+    part = [row | {"label": ("1", "2")[index % 2]} for index, row in enumerate(rows(8))]
+    data = prepare({"train": made, "test": part})
+    assert [data.label_names[label] for label in data.test.labels] == ["1", "2"] * 4
+    codes = [row | {"label": ("07", "7")[index % 2]} for index, row in enumerate(rows(60))]
+    assert prepare(codes).label_names == ("07", "7")
+
+
+def test_order_of_the_models_classes_is_kept():
+    """Its head was trained with it."""
+    names = ["contradiction", "entailment", "neutral"]
+    made = [row | {"label": index % 3} for index, row in enumerate(rows(60))]
+    train = datasets.Dataset.from_list(made).cast_column("label", datasets.ClassLabel(names=names))
+    data = prepare(train, model_names=("neutral", "contradiction", "entailment"))
+    assert data.label_names == ("neutral", "contradiction", "entailment")
+    labels = make_label_map([0, 1, 2], "x", declared=names, model_names=data.label_names)
+    assert [labels.names[index] for index in labels.encode([0, 1, 2], "x")] == names
+    assert prepare(train).label_names == tuple(names)
 
 
 def test_split_is_chosen():

@@ -133,6 +133,17 @@ def test_progress(trained):
     assert progress.amounts == [30]
 
 
+def test_texts_are_in_the_column_of_the_run(trained, tmp_path):
+    (tmp_path / "a.csv").write_text("text,words\nwrong,right\n")
+    progress = Recorder()
+    assert load_texts([tmp_path / "a.csv"], FinetuneConfig(), model=trained.path, progress=progress) == ["right"]
+    assert progress.notices == []
+    assert load_texts([tmp_path / "a.csv"], FinetuneConfig(text_column="text"), model=trained.path) == ["wrong"]
+    (tmp_path / "b.csv").write_text("sentence\nother\n")
+    assert load_texts([tmp_path / "b.csv"], FinetuneConfig(), model=trained.path, progress=progress) == ["other"]
+    assert any("Guessed columns of" in notice for notice in progress.notices)
+
+
 def test_texts_of_files(tmp_path):
     (tmp_path / "a.txt").write_text("one good\n\ntwo bad\n")
     (tmp_path / "b.csv").write_text("id,text\n1,three\n2,four\n")

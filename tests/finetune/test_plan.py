@@ -53,10 +53,10 @@ def test_a_plan_finds_what_is_wrong(graft, workspace, tmp_path):
 
 
 def test_seeds(graft, workspace, tmp_path):
-    settings = {"workspace": workspace, "tokenizer": None}
+    settings = {"workspace": workspace, "tokenizer": None, "seed": 7}
     outcome = finetune_seeds(graft, DATA, num_seeds=2, output=tmp_path / "runs", **settings)
-    assert outcome.seeds == (2023, 2024)
-    assert [result.path.name for result in outcome.results] == ["seed-2023", "seed-2024"]
+    assert outcome.seeds == (7, 8)
+    assert [result.path.name for result in outcome.results] == ["seed-7", "seed-8"]
     losses = [result.validation.scores["accuracy"] for result in outcome.results]
     assert outcome.mean["validation_accuracy"] == pytest.approx(statistics.fmean(losses))
     assert outcome.deviation["validation_accuracy"] == pytest.approx(statistics.stdev(losses))

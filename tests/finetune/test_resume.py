@@ -9,8 +9,10 @@ import torch
 from layer_surgeon.errors import TrainingError, WorkspaceError
 from layer_surgeon.finetune import finetune_model, run
 from layer_surgeon.finetune.trainer import SurgeonTrainer
+from layer_surgeon.graft import save_graft
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import Recorder, rows
+from tests.support.tiny_models import cut_artifact, save_quietly, tiny_llama
 
 DATA = {"train": rows(40), "validation": rows(16, seed=1)}
 SETTINGS = {"num_epochs": 3, "batch_size": 8, "learning_rate": 1e-3}  # 5 steps per epoch
@@ -152,6 +154,36 @@ def test_run_of_a_running_process_is_not_touched(graft, workspace, tmp_path):
     (work / "run.json").write_text(json.dumps({"signature": {}, "pid": 2**22 + 1}))  # above Linux's largest
     train(graft, workspace, output=tmp_path / "run", max_steps=1)
     assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_steps": 7}, {"learning_rate": 1e-12, "num_epochs": 6, "early_stopping_patience": 2}],
+    ids=["inside an epoch", "early stop"],
+)
+def test_a_run_that_was_stopped_after_its_last_step_trains_no_more(graft, workspace, tmp_path, stop_at, settings):
+    whole = train(graft, Workspace(tmp_path / "whole"), **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_report", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(graft, workspace, **settings)
+    stop_at(-1)
+    resumed = train(graft, workspace, resume=True, **settings)
+    assert stop_at.steps == 0
+    assert same(whole, resumed)
+    assert (resumed.history, resumed.best_epoch, resumed.steps) == (whole.history, whole.best_epoch, whole.steps)
+
+
+def test_another_donor_is_another_run(graft, host, workspace, tmp_path, stop_at):
+    """No checkpoint has the frozen donor, and its shape is the same."""
+    save_quietly(tiny_llama(seed=6), tmp_path / "llm")
+    other = tmp_path / "other" / graft.name
+    save_graft(host, cut_artifact(tmp_path / "llm", [3], tmp_path / "L3"), output=other, seed=7, workspace=workspace)
+    stop_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        train(graft, workspace)
+    with pytest.raises(TrainingError, match="donor was '.*' and is now"):
+        train(other, workspace, resume=True)
 
 
 def test_error_in_the_end_keeps_the_checkpoint(graft, workspace, monkeypatch):

@@ -13,6 +13,7 @@ from layer_surgeon.errors import ConfigError, DataError, GraftError, SourceNotFo
 from layer_surgeon.finetune import finetune_model
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft import GraftedModel, graft_layer
+from tests.graft.conftest import host_model
 from tests.support.classification import Recorder, classifier, rows, word_tokenizer
 from tests.support.tiny_models import save_quietly
 from tests.support.training import TRAIN, train
@@ -136,6 +137,15 @@ def test_plain_model_from_a_folder_gets_the_datas_classes(host, workspace):
     assert AutoTokenizer.from_pretrained(result.path).pad_token == "[PAD]"
 
 
+def test_a_decoder_without_a_padding_id(workspace, tmp_path):
+    """It is loaded again for three classes, and needs the id again."""
+    host_model("gpt2", auto=AutoModelForSequenceClassification, pad_token_id=None).save_pretrained(tmp_path / "gpt2")
+    word_tokenizer().save_pretrained(tmp_path / "gpt2")
+    three = [row | {"label": ("a", "b", "c")[i % 3]} for i, row in enumerate(rows(30))]
+    result = train(tmp_path / "gpt2", workspace, data=three, max_steps=1)
+    assert result.model.config.pad_token_id is not None
+
+
 def test_graft_gets_the_datas_classes(graft, workspace):
     three = [row | {"label": ("a", "b", "c")[i % 3]} for i, row in enumerate(rows(30))]
     result = train(graft, workspace, data=three)
@@ -160,6 +170,13 @@ def test_half_precision_weights_are_trained_in_float32(workspace, tmp_path):
     word_tokenizer().save_pretrained(tmp_path / "half")
     result = train(tmp_path / "half", workspace, max_steps=1)
     assert {parameter.dtype for parameter in result.model.parameters()} == {torch.float32}
+
+
+def test_a_graft_in_half_precision_is_trained_in_float32(graft, workspace, tmp_path):
+    GraftedModel.from_pretrained(graft).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    word_tokenizer().save_pretrained(tmp_path / "half")
+    result = train(tmp_path / "half", workspace, max_steps=1)
+    assert {value.dtype for value in result.model.parameters() if value.requires_grad} == {torch.float32}
 
 
 def test_graft_for_another_task(host, artifact, workspace):
