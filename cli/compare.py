@@ -338,7 +338,10 @@ def _show_estimate(plan: "StudyPlan", estimate: "Estimate", workers: int, ui: Ui
         {
             "trainings": f"{estimate.cells}: {product} of the data",
             "done": estimate.done,
-            "time": f"about {format_seconds(estimate.seconds / workers)}, {workers} at a time",
+            # One after the other, each training has all processor cores; several share them.
+            "time": f"about {format_seconds(estimate.seconds)}, one at a time"
+            if workers == 1
+            else f"at least {format_seconds(estimate.seconds / workers)}, {workers} at a time",
         }
     )
     rows = [(name, format_seconds(seconds)) for name, seconds in estimate.seconds_by_arm.items()]

@@ -47,6 +47,8 @@ def run_depths(
         raise UsageError("Name the donor, or the folder of an earlier run with --states.")
     if donor is not None and states is not None:
         raise UsageError("--states has the states of a donor, so no donor can be named. Leave one of them out.")
+    if states is not None and (layers is not None or workers != 1):
+        raise UsageError("--states has the states of an earlier run, so --layers and --workers change nothing.")
     with usage():
         config = RunConfig(layers="all" if layers is None else layers, workers=workers)
 

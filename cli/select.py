@@ -70,7 +70,7 @@ def select(
     """Find the best layer, pair, site or depth at a fraction of the cost of a sweep.
 
     Uses successive halving: a probe without training, then short trainings, then long ones, each with fewer candidates.
-    The test data is used only once, for the chosen candidate and the host alone.
+    Only validation data decides. Each training is also measured on the test data, which decides nothing.
 
     For the depth, nothing is trained and there is no host: a linear probe of the donor's states on the training texts
     shows after how many layers they say most about the classes.

@@ -16,7 +16,7 @@ CandidatesOption = Annotated[
     Candidates,
     typer.Option(
         help="What to try. layers: each layer; pairs: each layer of --layers with the next one; sites: the sites in "
-        "the host, with the last layer or those of --layers."
+        "the host, with the plan's layers (default: the last) or those of --layers."
     ),
 ]
 SelectedOption = Annotated[
@@ -29,7 +29,7 @@ SelectedOption = Annotated[
 LayersOption = Annotated[
     str | None,
     typer.Option(
-        "--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4. [dim](default: all; for sites: the last)[/]"
+        "--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4. [dim](default: all; for sites: those of the plan, or the last)[/]"
     ),
 ]
 HostOption = Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")]

@@ -120,11 +120,14 @@ def sweep_plan(
     if layers is None and "layers" in content:
         chosen = listed(content, "layers", [])
     else:
-        layer_range = layers or ("-1" if candidates == "sites" else "all")
         if not content.get("donor"):
             raise UsageError(
                 "A sweep compares the layers of one donor, and the plan names none or several. Add --donor MODEL."
             )
-        chosen = choose_layers(layer_range, count_layers(DonorSpec.parse(content["donor"])))
+        spec = DonorSpec.parse(content["donor"])
+        if layers is None and candidates == "sites":
+            chosen = [spec.layers]
+        else:
+            chosen = choose_layers(layers or "all", count_layers(spec))
     with usage():
         return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

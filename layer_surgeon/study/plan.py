@@ -24,7 +24,7 @@ from layer_surgeon import _yaml
 from layer_surgeon._io import write_text
 from layer_surgeon._limits import MAX_SEED, MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.config import EXTRA_METRICS, FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.study.arms import BLOCKS, Arm, is_called
 from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
@@ -202,7 +202,12 @@ class StudyPlan:
                 f"The arm {arm.name} trains a block in the donor's place. A block can't read text, but donor_reads is "
                 "text. Leave the arm out, or set donor_reads in the arms that have a donor, not for the whole study."
             )
-        FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
+        finetune = FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
+        if self.metric in EXTRA_METRICS and self.metric not in finetune.wanted_extra_metrics:
+            raise ConfigError(
+                f"metric is {self.metric}, but the arm {arm.name} does not compute it. Add it to the plan: finetune: "
+                f"{{extra_metrics: {self.metric}}}."
+            )
         if arm.synthetic is not None and not get_task(self.task).one_label_per_text:
             raise ConfigError(
                 f"The arm {arm.name} trains on texts that a model writes for each label, but {self.task} has no "

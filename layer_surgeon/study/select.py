@@ -6,8 +6,7 @@ Rung 2    one seed, all of the data
 Rung 3    all seeds
 
 After each rung, the better third stays, but at least two candidates until the last rung. A rung that would drop no
-candidate is skipped. Only the validation part decides. The test part is used once, at the end, for the winner and the
-host alone.
+candidate is skipped. Only the validation part decides. Trainings are also measured on the test part, as in any study.
 
 This is successive halving (Jamieson and Talwalkar, 2016) in its plain form. Its rungs are complete trainings in the
 folder of a study, so finished trainings are reused, and an interrupted selection can be resumed. Optuna has a pruner of
@@ -19,6 +18,7 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from layer_surgeon._format import format_amount
 from layer_surgeon._io import write_json
-from layer_surgeon.errors import ConfigError, LayerSurgeonError, TrainingError
+from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError, TrainingError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import BLOCKS, Arm
@@ -37,7 +37,7 @@ from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import PROBES, StudyFolder, locked, read_json
 from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.prepare import open_layer, prepare_study
-from layer_surgeon.study.probe import Place, probe_arm
+from layer_surgeon.study.probe import FOLDS, Place, probe_arm
 from layer_surgeon.study.records import read_cell, write_selection
 from layer_surgeon.study.selection_result import Margin, Rung, Selection
 from layer_surgeon.tasks import TASKS, get_task
@@ -128,6 +128,12 @@ def _check_plan(plan: StudyPlan, candidates: Sequence[Arm], *, probe: bool) -> N
         raise ConfigError(
             f"The plan has {len(candidates)} candidates, {len(plan.data)} data sets and the task {plan.task}. A "
             f"selection needs at least two layers, one data set, and the task {tasks}."
+        )
+    hosts = sorted({arm.host_name for arm in plan.arms})
+    if len(hosts) > 1:
+        raise ConfigError(
+            f"The plan has arms with the hosts {', '.join(hosts)}. A selection compares grafts into one host with that "
+            "host alone. Name one host."
         )
     blocks = [arm.name for arm in candidates if arm.control in (*BLOCKS, "cut")]
     if blocks:
@@ -226,6 +232,7 @@ def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progr
     An arm that can't be built is skipped with a notice.
 
     Raises:
+        DataError: All classes have too few texts.
         TrainingError: No arm can be built.
     """
     path = folder.path(PROBES)
@@ -234,6 +241,11 @@ def _probe_arms(arms: Sequence[Arm], plan: StudyPlan, folder: StudyFolder, progr
     rows = spread_rows(rows, _PROBE_TEXTS)
     texts = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
     labels = [str(row["label"]) for row in rows]
+    if (most := max(Counter(labels).values())) < FOLDS:
+        raise DataError(
+            f"The probe reads {len(rows):,} training texts of {plan.data[0].name}; no class has more than {most} of "
+            f"them. It needs {FOLDS}. Use more texts, or leave the probe out with --no-probe."
+        )
     place: Place = "donor"
     if any(arm.graft.get("site", ENCODER_OUTPUT) != ENCODER_OUTPUT for arm in arms):
         place = "head"

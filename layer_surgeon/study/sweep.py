@@ -101,7 +101,7 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
     if reads_text and any(candidate != tuple(range(len(candidate))) for candidate in candidates):
         raise ConfigError(
             "donor_reads is text, so the donor is its first layers together, and single layers can't be compared. Find "
-            "their number with surgeon select --candidates depth, or name --layers 0 to compare sites."
+            "their number with surgeon select --candidates depth."
         )
     donor = replace(DonorSpec.parse(content["donor"]), layers=(-1,))
     return {
@@ -113,12 +113,14 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
     }
 
 
-def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: Candidates) -> dict[str, Any]:
+def with_candidates(
+    plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]], candidates: Candidates
+) -> dict[str, Any]:
     """Turn a plan into a sweep over layers, pairs of layers, or sites, for `StudyPlan.from_dict`.
 
     Args:
         plan: The content of the plan's YAML file.
-        layers: Layers of the donor, in order.
+        layers: Layers of the donor, in order; for sites, also layers that are grafted together.
         candidates: What is compared. layers: the layers; pairs: each layer together with the next one in `layers`;
             sites: every layer at every site, see `host_sites`.
 
@@ -128,7 +130,7 @@ def with_candidates(plan: Mapping[str, Any], layers: Sequence[int], candidates: 
         SourceError: The host's config can't be read.
     """
     if candidates == "pairs":
-        pairs = [list(pair) for pair in pairwise(layers)]
+        pairs: list[Any] = [list(pair) for pair in pairwise(layers)]
         if not pairs:
             raise ConfigError(f"Layer {layers[0]} alone can't make a pair. Name at least two layers.")
         return with_layers(plan, pairs)

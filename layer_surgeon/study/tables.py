@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from layer_surgeon.study.arms import is_called
-from layer_surgeon.study.paired import CrossedTest, Interval
+from layer_surgeon.study.paired import CrossedTest, Interval, seed_interval_of_mean
 
 # Metrics from 0 to 1, which are shown as per cent. Their differences are shown in points.
 SHARES = ("accuracy", "macro_f1", "precision", "recall")
@@ -99,7 +99,9 @@ class Comparison:
     @property
     def interval(self) -> Interval | None:
         """The 95 % interval of the deciding test: over seeds and examples if possible."""
-        return self.crossed.interval if self.crossed else self.seed_interval or self.example_interval
+        if self.crossed is not None:
+            return self.crossed.interval
+        return seed_interval_of_mean(self.by_seed) if self.basis == "seeds" else self.example_interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,8 @@ def say_study(tables: Sequence[Table], plan: StudyPlan, *, missing: int) -> str:
     count = len(comparisons)
     if not significant:
         compared = format_amount(count, "comparison")
-        return f"No difference is significant, in {compared}.{missing_text}"
+        equal = _equivalences([c for _, c in comparisons], plan)
+        return f"No difference is significant, in {compared}{equal}.{missing_text}"
     smallest = sorted(significant, key=lambda item: item[1].p_holm or 0.0)[:3]
     phrases = "; ".join(f"{c.words}{test_set}" for test_set, c in smallest)
     total = f" {len(significant)} of {count} differences are significant." if len(significant) > len(smallest) else ""
@@ -126,13 +127,22 @@ def _headline(comparisons: Sequence[tuple[str, Comparison]], plan: StudyPlan) ->
     better = sum(c.significant and (c.mean > 0) == plan.higher_is_better for _, c in comparisons)
     worse = sum(c.significant and (c.mean > 0) != plan.higher_is_better for _, c in comparisons)
     count = len(comparisons)
+    equal = _equivalences([c for _, c in comparisons], plan)
     # The plan's names, because with several hosts each comparison has the names of its own host.
     if not better and not worse:
-        return f"None of {count} differences between {plan.focus} and {plan.reference} is significant."
+        return f"None of {count} differences between {plan.focus} and {plan.reference} is significant{equal}."
     return (
         f"{plan.focus} is significantly better than {plan.reference} in {better} of {count} comparisons, worse in "
-        f"{worse}, and not significantly different in {count - better - worse}."
+        f"{worse}, and not significantly different in {count - better - worse}{equal}."
     )
+
+
+def _equivalences(comparisons: Sequence[Comparison], plan: StudyPlan) -> str:
+    """Return a clause about how many of several comparisons show equivalence; empty without a margin."""
+    if plan.equivalence is None:
+        return ""
+    number = sum(comparison.equivalent and not comparison.significant for comparison in comparisons)
+    return f"; {number} of {len(comparisons)} are equivalent within {say_equivalence(plan.equivalence, plan.metric)}"
 
 
 def _controls(

@@ -163,6 +163,7 @@ def test_command(donor, tmp_path):
         (("planted", "--max-texts", "9"), "--max-texts does not go with --candidates layers"),
         (("--candidates", "depth"), "Name the donor, or the folder of an earlier run with --states"),
         (("planted", "--candidates", "depth", "--states", "s"), "no donor can be named"),
+        (("--candidates", "depth", "--states", "s", "--layers", "0:4"), "--layers and --workers change nothing"),
         (("planted", "--candidates", "depth", "--workers", "0"), "Invalid value for '--workers'"),
     ],
 )

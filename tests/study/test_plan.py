@@ -128,6 +128,10 @@ def test_a_sweep():
         ({"arms": [{"name": "zerogen", "synthetic": {"seed": -1}}]}, "seed is -1; it must be a whole number from 0"),
         ({"arms": [{"name": "zerogen", "synthetic": {"file": 5}}]}, "file of synthetic texts is 5; it must be a path"),
         ({"finetune": {"epochs": 3}}, "epochs"),
+        (
+            {"task": "seq2seq", "metric": "bert_score"},
+            "the arm host does not compute it.*extra_metrics: bert_score",
+        ),
         ({"graft": {"pooling": "first"}}, "pooling is 'first'"),
         ({"reference": "nobody"}, "reference is 'nobody'"),
         ({"arms": [{"name": "x", "lyke": "host"}]}, "'lyke'"),

@@ -6,8 +6,9 @@ from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from layer_surgeon.errors import ConfigError, LayerNotFoundError
+from layer_surgeon.errors import ConfigError, DataError, LayerNotFoundError
 from layer_surgeon.study import compare, select
 from layer_surgeon.study.arms import DonorSpec
 from layer_surgeon.study.cells import run_cell
@@ -27,6 +28,7 @@ from layer_surgeon.study.sweep import (
 )
 from layer_surgeon.study.verdict import say_margin
 from tests.support.classification import Recorder, rows
+from tests.support.command_line import surgeon_here
 from tests.support.studies import tiny_parts
 
 
@@ -246,6 +248,31 @@ def test_a_selection_only_compares_grafts(parts, tmp_path, arm):
     plan = StudyPlan.from_dict({**parts, "arms": ["host", "graft", arm]})
     with pytest.raises(ConfigError, match=f"the arm {arm}, which is not a graft"):
         select_arm(plan, tmp_path)
+
+
+def test_a_selection_has_one_host(parts, tmp_path):
+    """Else the chosen graft is compared with the host of another one."""
+    plan = sweep({**parts, "hosts": [parts["host"], "a/roberta"]}, [0, 1])
+    with pytest.raises(ConfigError, match="A selection compares grafts into one host with that host alone"):
+        select_arm(plan, tmp_path)
+
+
+def test_a_probe_needs_texts_of_a_class(parts, tmp_path):
+    made = [row | {"label": f"class {index % 12}"} for index, row in enumerate(rows(60))]
+    path = tmp_path / "few.csv"
+    path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in made))
+    with pytest.raises(DataError, match=r"no class has more than [34] of them\. It needs 5"):
+        select_arm(sweep(parts, [0, 1, 2], data=[str(path)]), tmp_path / "study")
+
+
+def test_sites_are_compared_with_the_layers_of_the_plan(parts, tmp_path, monkeypatch):
+    plan = {**parts, "donor": {"source": parts["donor"]["source"], "layer": [1, 2]}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({key: plan[key] for key in ("host", "donor", "data")}))
+    options = ("--candidates", "sites", "--config", "plan.yaml", "--output", "study", "--dry-run", "--json")
+    plans = []
+    monkeypatch.setattr("layer_surgeon_cli.sweep.run_plan", lambda plan, *_, **__: plans.append(plan) or {})
+    assert surgeon_here("sweep", *options, cwd=tmp_path).code == 0
+    assert {arm.donor.layers for arm in plans[0].arms if arm.donor} == {(1, 2)}
 
 
 def test_a_selection_needs_two_candidates(parts, tmp_path):

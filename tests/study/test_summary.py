@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from layer_surgeon._io import write_json
 from layer_surgeon.study.layout import StudyFolder
@@ -102,6 +103,27 @@ def test_a_control_that_is_better_is_named_as_such(tmp_path):
 def test_equal_arms(tmp_path):
     summary = made_up(tmp_path, {"host": 0.75, "graft": 0.75})
     assert "is not significant (corrected p = " in summary.verdict
+
+
+def test_a_score_without_single_examples_has_the_interval_of_its_test(tmp_path):
+    """A bootstrap over three seeds would be little wider than the three differences themselves."""
+    comparison = made_up(tmp_path, {"host": 0.7, "graft": 0.8}, metric="macro_f1").tables[0].comparisons[0]
+    assert comparison.basis == "seeds"
+    test = stats.ttest_1samp(comparison.by_seed, 0)
+    assert comparison.p == pytest.approx(test.pvalue)
+    assert comparison.interval == pytest.approx(test.confidence_interval(0.95))
+
+
+def test_equivalence_is_counted_over_several_comparisons(tmp_path):
+    plan = {"tests": "all", "equivalence": 5.0}
+    summary = made_up(tmp_path / "one", {"host": 0.7, "graft": 0.7}, **plan)
+    assert summary.verdict == (
+        "None of 4 differences between graft and host is significant; 4 of 4 are equivalent within ±5 points."
+    )
+    summary = made_up(tmp_path / "two", {"host": 0.7, "random": 0.7}, **plan)
+    assert summary.verdict == (
+        "No difference is significant, in 4 comparisons; 4 of 4 are equivalent within ±5 points."
+    )
 
 
 def test_several_tables(tmp_path):
