@@ -29,7 +29,9 @@ SelectedOption = Annotated[
 LayersOption = Annotated[
     str | None,
     typer.Option(
-        "--layers", "-l", help="all, 0,4,8, or a range such as 0:32:4. [dim](default: all; for sites: those of the plan, or the last)[/]"
+        "--layers",
+        "-l",
+        help="all, 0,4,8, or a range such as 0:32:4. [dim](default: all; for sites: those of the plan, or the last)[/]",
     ),
 ]
 HostOption = Annotated[str | None, typer.Option(help="The small model: a folder or a repo id.")]

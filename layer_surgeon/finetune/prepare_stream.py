@@ -11,9 +11,9 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import (
     SplitReader,
     TaskData,
-    check_apart,
     declared_names,
     drop_unusable,
+    notice_same_rows,
     settle_columns,
 )
 from layer_surgeon.finetune.examples import ExampleSet, subsample
@@ -84,7 +84,7 @@ def prepare_stream(
     stream = TrainStream(source=opened.train, columns=columns, task=task, record=opened.record)
     raw_validation = None if validation is None else _load_whole(validation, "validation", config, task, progress)
     raw_test = None if test is None else _load_whole(test, "test", config, task, progress)
-    check_apart(raw_validation, raw_test)
+    notice_same_rows(raw_validation, raw_test, progress)
     own_splits = {
         name: None if separate_data is not None or split is None else split.table(config.max_eval_samples)
         for name, separate_data, split in (

@@ -368,9 +368,12 @@ def test_separate_data_are_the_split_of_their_role():
     assert len(prepare(rows(40), {"train": rows(8), "test": rows(5)}).validation) == 5
 
 
-def test_validation_and_test_data_are_not_the_same_rows(tmp_path):
-    path = write_csv(tmp_path / "a.csv", rows(20))
-    fails("is named as validation and as test data", rows(40), path, path)
+def test_the_same_rows_for_validation_and_test_are_noticed(tmp_path):
+    path, other = (write_csv(tmp_path / name, rows(20)) for name in ("a.csv", "b.csv"))
+    for test, is_said in ((path, True), (other, False)):
+        progress = Recorder()
+        prepare(rows(40), path, test, progress=progress)
+        assert any("is named as validation and as test data" in notice for notice in progress.notices) == is_said
 
 
 def test_classes_of_separate_data_are_matched_by_name():

@@ -217,7 +217,6 @@ MISTAKES = {
 # Errors that a training run can't cause.
 ELSEWHERE = {
     "sources.py": ("no split {split!r}", "with --split (surgeon evaluate)"),
-    "data.py": ("as validation and as test data",),
     "_table_files.py": ("can't be streamed",),
     "_conll.py": ("columns; expected",),
     "text_classification.py": ("inputs mix", "two texts"),
