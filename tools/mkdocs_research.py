@@ -14,6 +14,7 @@ PATTERNS = (
     "results.md",
     "plan.md",
     "loudness.md",
+    "data.md",
     "dropping.md",
     "reading/*.md",
     "figures/*.svg",
