@@ -104,8 +104,8 @@ def _show(ui: Ui, result: "GraftResult") -> None:
     elif record.labels and len(result.settings.labels) == 1:
         ui.line("Next: train it with transformers' Trainer: docs/trainer.md (one label is regression)")
     elif result.settings.donor_tokens == "own":
-        pooled = "" if result.settings.pooling == "mean" else ", which graft with --pooling mean"
-        ui.line(f"Next: [bold]surgeon finetune {_STUDY_OPTIONS}[/] (as in our studies{pooled}: docs/reading_donor.md)")
+        advice = "" if result.settings.pooling == "mean" else ", which graft with --pooling mean"
+        ui.line(f"Next: [bold]surgeon finetune {_STUDY_OPTIONS}[/] (as in our studies{advice}: docs/reading_donor.md)")
     else:
         ui.line("Next: [bold]surgeon finetune[/]")
 

@@ -436,7 +436,7 @@ class Study:
             size = width // heads + 8
             try:
                 config = self.config_class(num_attention_heads=2 * heads, hidden_size=2 * heads * size).to_dict()
-            except Exception:  # noqa: BLE001 - whatever the family's validation raises
+            except Exception:  # noqa: BLE001 - the classes check their settings with errors of many types
                 return found
             if config.get("num_key_value_heads") == 2 * heads:
                 found["num_key_value_heads"] = ["num_attention_heads"]

@@ -163,7 +163,7 @@ class _Settings:
         return self.family.get("defaults", {}).get(name)
 
     def unstated(self) -> dict[str, Any]:
-        """Return what the config doesn't state, and the family derives from other settings or has a number for."""
+        """Return the settings that the config leaves to its family, with the values that the family gives them."""
         derived = {}
         for name, rule in self.family.get("unstated", {}).items():
             operands = [self.value(operand) for operand in rule] if isinstance(rule, list) else [rule]

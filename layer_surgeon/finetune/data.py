@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import ColumnChoice, choose_columns
@@ -11,7 +11,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, hold_out, is_empty, subsample
 from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.registry import DatasetRecord
-from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
+from layer_surgeon.finetune.sources import DataLike, RawData, Role, Table, load_data
 from layer_surgeon.finetune.tasks import FinetuneTask, finetune_task
 from layer_surgeon.finetune.train_stream import TrainStream
 from layer_surgeon.progress import NullProgress, Progress
@@ -196,14 +196,20 @@ def with_known_columns(
 
 
 def settle_columns(
-    table: Table, config: FinetuneConfig, record: DatasetRecord | None, task: FinetuneTask, progress: Progress
+    table: Table,
+    config: FinetuneConfig,
+    record: DatasetRecord | None,
+    task: FinetuneTask,
+    progress: Progress,
+    *,
+    with_label: bool = True,
 ) -> ColumnChoice:
     """Choose the columns of a table, and report them if they are guessed.
 
     Raises:
         DataError: As `choose_columns`.
     """
-    columns = choose_columns(table, config, record, roles=task.record.columns)
+    columns = choose_columns(table, config, record, with_label=with_label, roles=task.record.columns)
     if columns.guessed:
         progress.notice(f"Guessed columns of {table.location}: {columns}.")
     return columns
@@ -241,7 +247,7 @@ class SplitReader:
         train_data: RawData,
         separate_data: RawData | None,
         own: Table | None,
-        role: Literal["test", "validation"],
+        role: Role,
     ) -> ExampleSet | None:
         """Read validation or test examples from `separate_data`, else from the training data set's `own` split."""
         if separate_data is None:

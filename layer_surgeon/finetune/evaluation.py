@@ -10,9 +10,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from layer_surgeon.errors import DataError
-from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig
-from layer_surgeon.finetune.data import prepare_evaluation, with_known_columns
+from layer_surgeon.finetune.data import prepare_evaluation, settle_columns, with_known_columns
 from layer_surgeon.finetune.examples import check_filled
 from layer_surgeon.finetune.inference import run_model
 from layer_surgeon.finetune.models import (
@@ -201,9 +200,7 @@ def load_texts(
 
 
 def _texts_of(table: Table, config: FinetuneConfig, task: FinetuneTask, progress: Progress) -> list[Any]:
-    columns = choose_columns(table, config, with_label=False, roles=task.record.columns)
-    if columns.guessed:
-        progress.notice(f"Guessed columns of {table.location}: {columns}.")
+    columns = settle_columns(table, config, None, task, progress, with_label=False)
     for name in columns.texts:
         check_filled(table.columns[name], f"{table.location}, column {name!r}")
     if columns.text_pair is None:

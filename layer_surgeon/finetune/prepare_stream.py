@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -19,7 +19,7 @@ from layer_surgeon.finetune.data import (
 from layer_surgeon.finetune.examples import ExampleSet, subsample
 from layer_surgeon.finetune.labels import counted_label_map, declared_label_map
 from layer_surgeon.finetune.row_stream import StreamedData, open_stream, opens_on_hub
-from layer_surgeon.finetune.sources import DataLike, RawData, Table, load_data
+from layer_surgeon.finetune.sources import DataLike, RawData, Role, Table, load_data
 from layer_surgeon.finetune.tasks import FinetuneTask
 from layer_surgeon.finetune.train_stream import HeldOut, TrainStream, Window, draw
 from layer_surgeon.progress import Progress
@@ -137,9 +137,7 @@ def _first_examples(stream: TrainStream, first: Table, progress: Progress) -> Ex
     return stream.examples(Window(numbers=tuple(numbers), table=table))
 
 
-def _load_whole(
-    data: DataLike, role: Literal["test", "validation"], config: FinetuneConfig, task: FinetuneTask, progress: Progress
-) -> RawData:
+def _load_whole(data: DataLike, role: Role, config: FinetuneConfig, task: FinetuneTask, progress: Progress) -> RawData:
     """Load validation or test data that the user named separately; from the Hub, only the rows that are needed."""
     if not opens_on_hub(data):
         return load_data(data, progress, task=task.name)

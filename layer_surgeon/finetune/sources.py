@@ -23,6 +23,8 @@ from layer_surgeon.workspace import short_name
 # A name, a file, several files, rows, a dict of splits, or an object of the datasets library (Any: untyped here).
 DataLike: TypeAlias = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Any
 
+# What the rows of a split are for.
+Role = Literal["test", "validation"]
 _Split = TypeVar("_Split")
 
 STDIN = "-"
@@ -92,7 +94,7 @@ class DataSplits(Generic[_Split]):
         split_name = self.record.test if self.record is not None else "test"
         return self.splits.get(split_name or "")
 
-    def choose(self, split: str | None = None, *, role: Literal["test", "validation"] = "test") -> _Split:
+    def choose(self, split: str | None = None, *, role: Role = "test") -> _Split:
         """Choose the split to measure on: `split` if given, else that of the role, else the test or the only split.
 
         Raises:

@@ -147,8 +147,8 @@ class SurgeonTrainer(ShardedTrainer):
         """
         with _reading_checkpoint():
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            is_finished = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
-        if not is_finished and state.global_step < state.max_steps:
+            wants_stop = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+        if not wants_stop and state.global_step < state.max_steps:
             return False
         self.state = state
         self._load_callback_state()

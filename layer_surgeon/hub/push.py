@@ -93,8 +93,8 @@ def push_graft(
         )
     if not include_donor and not frozen:
         raise ConfigError(
-            f"{folder} is not a graft with a frozen donor layer, so there is no layer to leave out. Upload it without "
-            "this option, or not at all."
+            f"{folder} has no frozen donor layer in a folder of its own, so nothing can be left out. Upload it without "
+            "--without-donor (in Python: include_donor=True), or not at all."
         )
     is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
     terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")

@@ -138,8 +138,8 @@ def measure_layers(
             progress=progress,
             observer=observer,
         )
-    model = inputs.checkpoint.source
-    return observer.result(model.name, model.commit if model.kind == "hub" else None)
+    origin = inputs.checkpoint.source
+    return observer.result(origin.name, origin.commit if origin.kind == "hub" else None)
 
 
 def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) -> LayerMeasures:
@@ -162,8 +162,8 @@ def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) ->
 
             observer.observe(layer, earlier(1), earlier(0), earlier)
         observer.finish_layer(layer)
-    model = states.info["source"]
-    return observer.result(str(model["name"]), model["commit"] if model["kind"] == "hub" else None)
+    origin = states.info["source"]
+    return observer.result(str(origin["name"]), origin["commit"] if origin["kind"] == "hub" else None)
 
 
 def _batches_of(states: HiddenStates) -> tuple[Batch, ...]:

@@ -83,7 +83,7 @@ def test_a_layer_artifact(hub, settings, artifact, tmp_path):
     assert uploaded(hub, "me/layer") == files(artifact)
     result = surgeon("push", "me/layer", artifact, "--without-donor", cwd=tmp_path, env=settings)
     assert result.code == 2
-    assert "is not a graft with a frozen donor layer, so there is no layer to leave out" in result.err
+    assert "has no frozen donor layer in a folder of its own, so nothing can be left out" in result.err
 
 
 def test_other_weights_are_deleted(hub, artifact, tmp_path, monkeypatch):
