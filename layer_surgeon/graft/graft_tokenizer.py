@@ -152,10 +152,12 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
             self._donor.enable_truncation(
                 min(limits), strategy=truncation_strategy.value, direction=self.truncation_side
             )
+        if is_split_into_words:  # The donor reads a text: its labels are those of the host's tokens.
+            texts = [" ".join(words) for words in texts]
+            pairs = None if pairs is None else [" ".join(words) for words in pairs]
         rows = self._donor.encode_batch(
             texts if pairs is None else list(zip(texts, pairs, strict=True)),
             add_special_tokens=settings.get("add_special_tokens", True),
-            is_pretokenized=is_split_into_words,
         )
         pad_to_multiple_of = settings.get("pad_to_multiple_of")
         donor = self._padded([row.ids for row in rows], padding_strategy, max_length, pad_to_multiple_of)

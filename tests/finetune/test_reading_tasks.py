@@ -1,17 +1,20 @@
 """Tasks that read: labels of words, and answers to questions."""
 
 import itertools
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import BertForQuestionAnswering, BertForTokenClassification
+from transformers import AutoTokenizer, BertForQuestionAnswering, BertForTokenClassification
 
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, predict
 from layer_surgeon.finetune.data import prepare_data
 from layer_surgeon.finetune.tasks import finetune_task
+from layer_surgeon.finetune.tasks.token_classification import TaggedTexts
 from tests.support.finetune_tasks import (
     bert,
     context_of,
@@ -21,6 +24,7 @@ from tests.support.finetune_tasks import (
     task_tokenizer,
     train,
 )
+from tests.support.small_tokenizers import byte_level, sentencepiece
 
 # ---- tagging
 
@@ -44,6 +48,27 @@ def test_labels_are_at_first_tokens():
     expected = [-100, names.index("B-PER"), names.index("O"), -100, -100, names.index("B-LOC"), -100]
     assert dataset.features[row]["labels"] == expected
     assert dataset.num_truncated == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "space"), [(byte_level, "Ġ"), (partial(sentencepiece, adds_space=False), "▁")], ids=["gpt2", "gemma"]
+)
+def test_words_are_read_as_in_a_text(make, space, tmp_path):
+    """`Ġwent` after a space and `went` in a word are two tokens, and a pipeline's text has spaces."""
+    words = ("anna", "went", "to-rome", "日本")
+    tokenizer = AutoTokenizer.from_pretrained(make([f"{space}went", "anna", "went", "rome"], tmp_path))
+    task = finetune_task("token-classification")
+    examples = TaggedTexts(words=(words,), tags=((1, 0, 2, 2),))
+    dataset = task.tokenize(examples, replace(context_of(bert(BertForTokenClassification)), tokenizer=tokenizer))
+    (feature,) = dataset.features
+    assert feature["input_ids"] == tokenizer(" ".join(words))["input_ids"]
+    assert "offset_mapping" not in feature
+    tokens = tokenizer.convert_ids_to_tokens(feature["input_ids"])
+    (firsts,) = dataset.alignments
+    assert tokens[firsts[0]] == "anna"
+    assert tokens[firsts[1]] == f"{space}went"
+    assert [feature["labels"][firsts[word]] for word in range(4)] == [1, 0, 2, 2]
+    assert sum(label != -100 for label in feature["labels"]) == 4
 
 
 def test_truncated_words_count_as_outside():

@@ -197,6 +197,14 @@ class TestOwnTokens:
                     assert type(found[name]) is type(value)
                     assert torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value, settings
 
+    def test_the_donor_reads_words_as_a_text(self, own_graft, own_stack):
+        both, words = AutoTokenizer.from_pretrained(own_graft), [text.split() for text in TEXTS]
+        expected = AutoTokenizer.from_pretrained(own_stack)(TEXTS)["input_ids"]
+        assert both(words, is_split_into_words=True)["donor_input_ids"] == expected
+        assert both(words[0], is_split_into_words=True)["donor_input_ids"] == expected[0]
+        pairs = both(words, words, is_split_into_words=True)["donor_input_ids"]
+        assert pairs == both(TEXTS, TEXTS)["donor_input_ids"]
+
     def test_tokenizer_cuts_both_on_the_same_side(self, own_graft, own_stack):
         both = AutoTokenizer.from_pretrained(own_graft, truncation_side="left")
         donor = AutoTokenizer.from_pretrained(own_stack, truncation_side="left")

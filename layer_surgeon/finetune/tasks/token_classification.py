@@ -152,20 +152,19 @@ class TokenClassification(FinetuneTask):
         tokenizer = context.tokenizer
         if not tokenizer.is_fast:
             raise ConfigError(
-                f"{self.name} needs the word of each token, which only fast tokenizers know. Pass a fast tokenizer."
+                f"{self.name} needs the place of each token, which only fast tokenizers know. Pass a fast tokenizer."
             )
         longest = longest_input(tokenizer, context.model, context.config.max_length)
         features, alignments, cut = [], [], 0
         tagged = _tagged(examples)
         for words, tags in zip(tagged.words, tagged.tags, strict=True):
-            encoded = tokenizer(list(words), is_split_into_words=True, verbose=False)
+            # As one text, which is what a pipeline gets: many tokenizers have other tokens for words without a space.
+            text = " ".join(words)
+            encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
             if len(encoded["input_ids"]) > longest:
                 cut += 1
-                encoded = tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=longest)
-            firsts: dict[int, int] = {}
-            for position, word in enumerate(encoded.word_ids()):
-                if word is not None:
-                    firsts.setdefault(word, position)
+                encoded = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=longest)
+            firsts = _first_tokens(words, encoded.pop("offset_mapping"))
             labels = [_IGNORED] * len(encoded["input_ids"])
             for word, position in firsts.items():
                 labels[position] = tags[word]
@@ -283,6 +282,17 @@ def _entity_report(true: list[list[str]], predicted: list[list[str]]) -> dict[st
             return {"micro avg": {"precision": 0.0, "recall": 0.0, "f1-score": 0.0, "support": 0}}
         report: dict[str, Any] = entity_report(true, predicted, output_dict=True, zero_division=0)
     return report
+
+
+def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Get the position of each word's first token, from the span of each token in the words joined by spaces."""
+    word_at = [None if char.isspace() else index for index, word in enumerate(words) for char in f"{word} "]
+    firsts: dict[int, int] = {}
+    for position, (start, end) in enumerate(spans):
+        for word in word_at[start:end]:
+            if word is not None:
+                firsts.setdefault(word, position)
+    return firsts
 
 
 def _tagged(examples: ExampleSet) -> TaggedTexts:
