@@ -9,7 +9,7 @@ from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.columns import ColumnChoice, choose_columns
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, hold_out, is_empty, subsample
-from layer_surgeon.finetune.labels import LabelMap
+from layer_surgeon.finetune.labels import DEFAULT_NAME, LabelMap
 from layer_surgeon.finetune.registry import DatasetRecord
 from layer_surgeon.finetune.sources import DataLike, RawData, Role, Table, load_data
 from layer_surgeon.finetune.tasks import FinetuneTask, finetune_task
@@ -109,9 +109,9 @@ def prepare_data(
     train_examples = reader.examples(train_table, columns)
     raw_validation = load_data(validation, progress, task=task.name) if validation is not None else None
     raw_test = load_data(test, progress, task=task.name) if test is not None else None
-    notice_same_rows(raw_validation, raw_test, progress)
     validation_examples = reader.other_split(raw, raw_validation, raw.validation, "validation")
     test_examples = reader.other_split(raw, raw_test, raw.test, "test")
+    notice_same_rows(validation_examples, test_examples, progress)
     held_out = validation_examples is None
     if validation_examples is None:
         train_examples, validation_examples = hold_out(train_examples, config.validation_fraction, config.seed)
@@ -166,21 +166,29 @@ def prepare_evaluation(
         config = with_known_columns(config, known_columns, table)
     columns = settle_columns(table, config, raw.record, task, progress)
     table = drop_unusable(table, columns, raw.record, progress)
-    label_map = task.known_labels(table, columns, declared_names(raw, table, columns), label_names)
+    declared = declared_names(raw, table, columns)
+    _notice_other_names(table, declared, label_names, progress)
+    label_map = task.known_labels(table, columns, declared, label_names)
     reader = SplitReader(task=task, labels=label_map, columns=columns, config=config, progress=progress)
     examples = reader.examples(table, columns)
     return table.location, subsample(examples, config.max_eval_samples, config.seed)
 
 
-def notice_same_rows(validation: RawData | None, test: RawData | None, progress: Progress) -> None:
-    """Say if separate validation and test data are the same rows, since validation chooses the best epoch."""
-    if validation is None or test is None or not test.spec or validation.spec != test.spec:
-        return
-    location = test.choose().location
-    if validation.choose(role="validation").location == location:
+def notice_same_rows(validation: ExampleSet | None, test: ExampleSet | None, progress: Progress) -> None:
+    """Say if validation and test data are the same rows, since validation chooses the best epoch."""
+    if validation is not None and validation == test:
         progress.notice(
-            f"{location} is named as validation and as test data. The best epoch is chosen on it, so the test scores "
-            "are too good."
+            f"The validation and the test data are the same {len(validation)} examples. The best epoch is chosen on "
+            "them, so the test scores are too good."
+        )
+
+
+def _notice_other_names(table: Table, declared: Sequence[str], names: Sequence[str], progress: Progress) -> None:
+    """Say if class ids are matched by number, although both sides name their classes."""
+    if declared and not set(declared) <= set(names) and not any(DEFAULT_NAME.fullmatch(name) for name in names):
+        progress.notice(
+            f"{table.location} has the classes {', '.join(declared)}, and the model {', '.join(names)}. Labels that "
+            "are numbers are matched by number."
         )
 
 
@@ -237,6 +245,8 @@ class SplitReader:
         if len(table) == 0:
             raise DataError(f"{table.location} has no rows. Add at least one row.")
         labels = self.labels
+        if labels is not None:
+            _notice_other_names(table, declared, labels.names, self.progress)
         if labels is not None and declared and set(declared) <= set(labels.names):
             # Its class ids may be in another order than those of the training data.
             labels = self.task.known_labels(table, columns, declared, labels.names)

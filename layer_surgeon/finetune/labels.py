@@ -9,8 +9,8 @@ from typing import Any
 
 from layer_surgeon.errors import DataError
 
-# The default class names of transformers.
-_UNNAMED = re.compile(r"LABEL_\d+")
+# What transformers calls a class without a name.
+DEFAULT_NAME = re.compile(r"LABEL_\d+")
 # With more classes than this, or more than one class per two rows, the column is probably a text or an id.
 _MOST_CLASSES = 1000
 _FEWEST_ROWS_PER_CLASS = 2
@@ -88,8 +88,8 @@ def check_label(value: Any, location: str) -> None:
 
 def _as_int(value: Any) -> int | None:
     if isinstance(value, str):
-        # Not "07" and "+7": they may be other classes than "7".
-        return int(value) if re.fullmatch(r"\s*(0|-?[1-9]\d*)\s*", value) else None
+        # Not "07": it may be another class than "7".
+        return int(value) if re.fullmatch(r"\s*(0|[+-]?[1-9]\d*)\s*", value) else None
     return int(value) if isinstance(value, int) or (isinstance(value, float) and value.is_integer()) else None
 
 
@@ -119,7 +119,7 @@ def make_label_map(
             "If these are not the labels, choose the column with --label-column. To predict numbers, see "
             "docs/trainer.md."
         )
-    named = tuple(name for name in model_names if not _UNNAMED.fullmatch(name))
+    named = tuple(name for name in model_names if not DEFAULT_NAME.fullmatch(name))
     if named and set(named) == {str(label) for label in distinct}:
         by_name = {str(label): label for label in distinct}
         return LabelMap(names=named, ids={by_name[name]: index for index, name in enumerate(named)})
@@ -163,10 +163,9 @@ def counted_label_map(counts: "Counter[Any]", location: str, model_names: Sequen
 def _with_declared(
     distinct: Sequence[Label], declared: tuple[str, ...], location: str, model_names: Sequence[str]
 ) -> LabelMap:
-    by_id = all(isinstance(label, int) for label in distinct)
     labels = declared_label_map(declared, model_names)
-    kind = int if by_id else str
-    labels = replace(labels, ids={label: index for label, index in labels.ids.items() if isinstance(label, kind)})
+    if not all(isinstance(label, int) for label in distinct):  # Then numbers are names, and not class ids.
+        labels = replace(labels, ids={label: index for label, index in labels.ids.items() if isinstance(label, str)})
     undeclared = [label for label in distinct if label not in labels.ids]
     if undeclared:
         raise DataError(

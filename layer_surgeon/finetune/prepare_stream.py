@@ -84,7 +84,6 @@ def prepare_stream(
     stream = TrainStream(source=opened.train, columns=columns, task=task, record=opened.record)
     raw_validation = None if validation is None else _load_whole(validation, "validation", config, task, progress)
     raw_test = None if test is None else _load_whole(test, "test", config, task, progress)
-    notice_same_rows(raw_validation, raw_test, progress)
     own_splits = {
         name: None if separate_data is not None or split is None else split.table(config.max_eval_samples)
         for name, separate_data, split in (
@@ -107,6 +106,7 @@ def prepare_stream(
     if validation_examples is None:
         raise ValueError("no validation data")
     test_examples = reader.other_split(raw, raw_test, own_splits["test"], "test")
+    notice_same_rows(validation_examples, test_examples, progress)
     return TaskData(
         name=opened.name,
         spec=opened.spec,

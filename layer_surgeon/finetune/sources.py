@@ -24,11 +24,12 @@ from layer_surgeon.workspace import short_name
 DataLike: TypeAlias = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Any
 
 # What the rows of a split are for.
-Role = Literal["test", "validation"]
+Role = Literal["train", "validation", "test"]
 _Split = TypeVar("_Split")
 
 STDIN = "-"
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_NAMES: Mapping[Role, tuple[str, ...]] = {"train": ("train",), "validation": _VALIDATION_NAMES, "test": ("test",)}
 # Shard number in a file name: -00000-of-00002, -1, _2.
 _SHARD = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?$")
 
@@ -77,39 +78,46 @@ class DataSplits(Generic[_Split]):
         Raises:
             DataError: There are several splits, and none of them is the training split.
         """
-        split_name = self.record.train if self.record is not None else "train"
-        if split_name not in self.splits and len(self.splits) != 1:
-            raise DataError(f"{self.name} has no split {split_name!r}. Its splits are: {', '.join(self.splits)}.")
-        return self.splits[split_name] if split_name in self.splits else next(iter(self.splits.values()))
+        return self.choose(role="train")
 
     @property
     def validation(self) -> _Split | None:
         """The validation split, or None."""
-        names = (self.record.validation or "",) if self.record is not None else _VALIDATION_NAMES
-        return next((self.splits[name] for name in names if name in self.splits), None)
+        return self.splits.get(self._own_name("validation"))
 
     @property
     def test(self) -> _Split | None:
         """The test split, or None."""
-        split_name = self.record.test if self.record is not None else "test"
-        return self.splits.get(split_name or "")
+        return self.splits.get(self._own_name("test"))
 
     def choose(self, split: str | None = None, *, role: Role = "test") -> _Split:
-        """Choose the split to measure on: `split` if given, else that of the role, else the test or the only split.
+        """Choose a split: `split` if given, else that of the role, as in `split_name`.
 
         Raises:
             DataError: `split` does not exist, or there are several splits and none for the role.
         """
         if split is not None and split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}. Its splits are: {', '.join(self.splits)}.")
-        own = self.validation if role == "validation" and self.validation is not None else self.test
-        chosen = self.splits[split] if split is not None else own
-        if chosen is None and len(self.splits) != 1:
+        return self.splits[split if split is not None else self.split_name(role)]
+
+    def split_name(self, role: Role) -> str:
+        """Return the name of the split for a role; for validation without one, of the test split; else of the only one.
+
+        Raises:
+            DataError: There are several splits, and none for the role.
+        """
+        name = self._own_name(role) or (self._own_name("test") if role == "validation" else "")
+        if not name and len(self.splits) != 1:
+            choice = "Choose one of its splits with --split (surgeon evaluate), or name" if role == "test" else "Name"
             raise DataError(
-                f"{self.name} has no {role} split. Its splits are: {', '.join(self.splits)}. Choose one of its splits "
-                "with --split (surgeon evaluate), or name a file with these rows."
+                f"{self.name} has no {role} split. Its splits are: {', '.join(self.splits)}. {choice} a file with "
+                "these rows."
             )
-        return next(iter(self.splits.values())) if chosen is None else chosen
+        return name or next(iter(self.splits))
+
+    def _own_name(self, role: Role) -> str:
+        names = _NAMES[role] if self.record is None else (getattr(self.record, role) or "",)
+        return next((name for name in names if name in self.splits), "")
 
 
 class RawData(DataSplits[Table]):

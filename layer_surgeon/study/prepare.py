@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from layer_surgeon._io import parse_json, read_json, write_json
 from layer_surgeon._model_types import LAYER
@@ -16,7 +16,7 @@ from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, FinetuneConfig
 from layer_surgeon.finetune.data import declared_names, prepare_evaluation
 from layer_surgeon.finetune.examples import Examples, hold_out, subsample
-from layer_surgeon.finetune.sources import RawData, load_data
+from layer_surgeon.finetune.sources import RawData, Role, load_data
 from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.progress import Progress
 from layer_surgeon.study.arms import Arm, DonorSpec
@@ -65,7 +65,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
         _check_files(spec, info)
         return
     files = file_hashes(spec)
-    parts = {name: _read(spec, name, task, progress) for name in ("train", "validation", "test")}
+    parts = {name: _read(spec, name, task, progress) for name in get_args(Role)}
     labels = tuple(dict.fromkeys(row["label"] for rows in parts.values() for row in rows or ()))
     train = parts["train"]
     has_test = parts["test"] is not None
@@ -79,6 +79,11 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
                 f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings"
                 f"{used}."
             )
+    if parts["validation"] and parts["validation"] == parts["test"]:
+        progress.notice(
+            f"The validation and the test part of {spec.name} are the same {len(parts['validation'])} examples. The "
+            "best epochs are chosen on them, so the test scores are too good."
+        )
     filled_parts = {name: rows for name, rows in parts.items() if rows}
     # A data set without data.json is not complete: so half of the new rows are never taken for all of them.
     (folder / INFO).unlink(missing_ok=True)
@@ -127,15 +132,14 @@ def _changed_file(path: str) -> ConfigError:
     )
 
 
-def _read(spec: DataSpec, part: str, task: str, progress: Progress) -> list[dict[str, Any]] | None:
+def _read(spec: DataSpec, part: Role, task: str, progress: Progress) -> list[dict[str, Any]] | None:
     """Return the rows of a part, or None if there are none.
 
     They are from the sources that the plan names for the part, or else from that split of the training sources.
     """
     sources: Sequence[str] = getattr(spec, part)
     if sources:
-        split_part = part if part == "train" else None
-        return [row for source in sources for row in _rows(spec, source, split_part, task, progress)]
+        return [row for source in sources for row in _rows(spec, source, part, task, progress)]
     if part == "train" or not spec.train:
         return None
     raws = [load_data(source, progress, task=task) for source in spec.train]
@@ -144,10 +148,10 @@ def _read(spec: DataSpec, part: str, task: str, progress: Progress) -> list[dict
     return [row for source in spec.train for row in _rows(spec, source, part, task, progress)]
 
 
-def _rows(spec: DataSpec, source: str, part: str | None, task: str, progress: Progress) -> list[dict[str, Any]]:
+def _rows(spec: DataSpec, source: str, part: Role, task: str, progress: Progress) -> list[dict[str, Any]]:
     raw = load_data(source, progress, task=task)
     config = FinetuneConfig.from_settings(None, spec.columns)
-    split = None if part is None else _split_name(raw, part)
+    split = raw.split_name(part)
     label_names = _label_names(raw, split, config, task)
     _, examples = prepare_evaluation(
         source, label_names, config, split=split, task=finetune_task(task), progress=progress
@@ -164,12 +168,7 @@ def _rows(spec: DataSpec, source: str, part: str | None, task: str, progress: Pr
     return rows
 
 
-def _split_name(raw: RawData, part: str) -> str:
-    table = {"train": raw.train, "validation": raw.validation, "test": raw.test}[part]
-    return next(name for name, other in raw.splits.items() if other is table)
-
-
-def _label_names(raw: RawData, split: str | None, config: FinetuneConfig, task: str) -> tuple[str, ...]:
+def _label_names(raw: RawData, split: str, config: FinetuneConfig, task: str) -> tuple[str, ...]:
     table = raw.choose(split)
     columns = choose_columns(table, config, raw.record, roles=get_task(task).columns)
     return declared_names(raw, table, columns) or tuple(

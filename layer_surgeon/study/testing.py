@@ -92,7 +92,8 @@ def find_test_source(spec: DataSpec, cell: Cell, progress: Progress) -> tuple[tu
     if spec.test:
         return spec.test, None
     raw = load_data(list(spec.train), progress, task=cell.task)
-    if raw.test is None and spec.validation:
-        return spec.validation, None
-    table = raw.validation if raw.test is None else raw.test
-    return None if table is None else (spec.train, next(name for name, other in raw.splits.items() if other is table))
+    if raw.test is not None:
+        return spec.train, raw.split_name("test")
+    if spec.validation:
+        return spec.validation, load_data(list(spec.validation), progress, task=cell.task).split_name("validation")
+    return None if raw.validation is None else (spec.train, raw.split_name("validation"))

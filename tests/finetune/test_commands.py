@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.main import app
-from tests.support.classification import rows
+from tests.support.classification import rows, write_csv
 from tests.support.command_line import surgeon
 
 
@@ -32,11 +32,6 @@ def train_csv(tmp_path):
 @pytest.fixture
 def test_csv(tmp_path):
     return write_csv(tmp_path / "test.csv", rows(20, seed=4, labels=("bad", "good")))
-
-
-def write_csv(path, made):
-    path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in made))
-    return path
 
 
 FAST = ("--num-epochs", 2, "--batch-size", 8, "--learning-rate", "5e-3")

@@ -12,16 +12,11 @@ from layer_surgeon.finetune.data import prepare_data, prepare_evaluation
 from layer_surgeon.finetune.examples import hold_out, subsample
 from layer_surgeon.finetune.labels import make_label_map
 from layer_surgeon.finetune.sources import load_data
-from tests.support.classification import Recorder, rows
+from tests.support.classification import Recorder, rows, write_csv
 
 
 def prepare(train, validation=None, test=None, *, model_names=(), progress=None, **settings):
     return prepare_data(train, validation, test, FinetuneConfig(**settings), model_names=model_names, progress=progress)
-
-
-def write_csv(path, made):
-    path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in made))
-    return path
 
 
 def fails(says, *arguments, **settings):
@@ -369,11 +364,21 @@ def test_separate_data_are_the_split_of_their_role():
 
 
 def test_the_same_rows_for_validation_and_test_are_noticed(tmp_path):
-    path, other = (write_csv(tmp_path / name, rows(20)) for name in ("a.csv", "b.csv"))
-    for test, is_said in ((path, True), (other, False)):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_csv(folder / "train.csv", rows(40))
+    test, other = write_csv(folder / "test.csv", rows(20, seed=1)), write_csv(tmp_path / "b.csv", rows(20, seed=2))
+    for train, validation, tested, is_said in (
+        (rows(40), test, test, True),
+        (folder, folder, None, True),
+        (folder, test, None, True),
+        (rows(40), rows(20, seed=1), rows(20, seed=1), True),
+        (rows(40), test, other, False),
+        (folder, None, None, False),
+    ):
         progress = Recorder()
-        prepare(rows(40), path, test, progress=progress)
-        assert any("is named as validation and as test data" in notice for notice in progress.notices) == is_said
+        prepare(train, validation, tested, progress=progress)
+        assert any("are the same 20 examples" in notice for notice in progress.notices) == is_said
 
 
 def test_classes_of_separate_data_are_matched_by_name():
@@ -386,6 +391,24 @@ def test_classes_of_separate_data_are_matched_by_name():
     assert prepare(train, straight, turned).test.labels == prepare(train, straight, straight).test.labels
     words = [row | {"label": ("neg", "pos")[row["label"]]} for row in rows(40)]
     assert prepare(words, straight).validation.labels == prepare(train, straight).validation.labels
+    spelled = [row | {"label": ("neg", "pos")[row["label"]]} for row in rows(20, seed=1)]
+    assert prepare(train, spelled).validation.labels == prepare(train, straight).validation.labels
+
+
+def test_other_names_of_the_same_number_of_classes_are_noticed():
+    def declared(made, names):
+        return datasets.Dataset.from_list(made).cast_column("label", datasets.ClassLabel(names=names))
+
+    for names, is_said in ((["Pos", "Neg"], True), (["neg", "pos"], False)):
+        progress = Recorder()
+        prepare(declared(rows(40), ["neg", "pos"]), declared(rows(20, seed=1), names), progress=progress)
+        assert any("has the classes Pos, Neg, and the model neg, pos" in note for note in progress.notices) == is_said
+
+
+def test_numbers_with_a_plus_sign():
+    made = [row | {"label": ("-1", "+1")[row["label"]]} for row in rows(40)]
+    data = prepare(made, [row | {"label": 2 * row["label"] - 1} for row in rows(20, seed=1)])
+    assert data.label_names == ("-1", "1")
 
 
 def test_numbers_among_class_names():

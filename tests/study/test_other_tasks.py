@@ -128,6 +128,19 @@ def test_a_data_set_without_a_test_part_is_refused(donor, tmp_path):
     assert next(iter(results.values())).tests["one"].examples == 3
 
 
+def test_the_validation_split_of_a_folder_is_used_for_tests(donor, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data / "train.jsonl", tagged_rows(4, 1))
+    write(data / "validation.jsonl", tagged_rows(6, 2))
+    plan = study(tmp_path, "token-classification", donor, arms=["host"])
+    one = {"name": "one", "train": list(plan.data[0].train), "validation": str(data), "max_test_samples": 5}
+    plan = study(tmp_path, "token-classification", donor, arms=["host"], data=[one], tests="own")
+    results, _ = run(plan, tmp_path / "study")
+    (cell,) = results.values()
+    assert (cell.validation.examples, cell.tests["one"].examples) == (6, 5)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_block_has_as_many_parameters_as_the_projections(task):
     torch.manual_seed(0)

@@ -27,6 +27,11 @@ def rows(count: int = 40, *, seed: int = 0, labels: tuple[Any, Any] = (0, 1)) ->
     return made
 
 
+def write_csv(path: Path, made: list[dict[str, Any]]) -> Path:
+    path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in made))
+    return path
+
+
 def word_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer_of([*_GOOD, *_BAD, *_REST], model_input_names=["input_ids", "token_type_ids", "attention_mask"])
 
