@@ -23,7 +23,7 @@ from layer_surgeon.finetune.models import (
     set_labels,
     set_padding,
 )
-from layer_surgeon.finetune.parts import choose_trained
+from layer_surgeon.finetune.parts import choose_trained, plain_model
 from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
 from layer_surgeon.finetune.sources import task_of_data
 from layer_surgeon.finetune.summary import summary
@@ -78,7 +78,7 @@ class Preparation:
             "config": {name: value for name, value in asdict(self.config).items() if name not in _CHANGEABLE},
             "data": self.data.facts(),
             "model": self.model_name,
-            **_graft_facts(self.context.model),
+            **_graft_facts(plain_model(self.context.model)),
             "parameters": count_parameters(self.context.model),
         }
 

@@ -150,7 +150,7 @@ def _train(
     checkpoint = None if folder.checkpoint is None else folder.checkpoint.resolve()
     if checkpoint is None or processes.count > 1 or not trainer.restore_finished(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        progress.end()
+    progress.end()
     seconds = time.monotonic() - started
     evaluated_splits = [name for name in sets if name != "train"] if processes.count > 1 else []
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}

@@ -63,7 +63,7 @@ class Trackers(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self._trackers: dict[str, Any] = {}
         # Trackers whose run was opened here, and not by the caller.
         self._own = {"tensorboard"}
-        self._last_log: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._last_event: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         for name in names:
             with self._guard(name):
                 self._trackers[name] = _make_tracker(name, folder)
@@ -72,6 +72,7 @@ class Trackers(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open a run in each tracker, or use the run that the caller has opened."""
+        self._last_event = (args, state, control), kwargs
         args.run_name = self._folder.target.name
         self._own |= {name for name in list(self._trackers) if not self._ask(name, _is_open)}
         self._notify("on_train_begin", args, state, control, **kwargs)
@@ -85,7 +86,7 @@ class Trackers(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         **kwargs: Any,
     ) -> None:
         """Report losses, learning rate and validation scores."""
-        self._last_log = (args, state, control), kwargs
+        self._last_event = (args, state, control), kwargs
         names = {f"eval_{logged}": f"eval_{name}" for name, logged in LOGGED.items()}
         kept = {names.get(name, name): value for name, value in (logs or {}).items() if name not in _LEFT_OUT}
         self._notify("on_log", args, state, control, logs=kept, **kwargs)
@@ -103,8 +104,8 @@ class Trackers(TrainerCallback):  # type: ignore[misc]  # transformers is untype
 
     def finish(self, scores: Mapping[str, float]) -> None:
         """Report the scores of the kept model (`test_accuracy`, `validation_loss`, ...), and close all runs."""
-        if self._last_log is not None:
-            events, kwargs = self._last_log
+        if self._last_event is not None:
+            events, kwargs = self._last_event
             final_scores = {name.replace("validation_", "eval_best_"): value for name, value in scores.items()}
             self._notify("on_log", *events, logs=final_scores, **kwargs)
             self._notify("on_train_end", *events, **kwargs)

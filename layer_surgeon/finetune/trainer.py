@@ -152,7 +152,10 @@ class SurgeonTrainer(ShardedTrainer):
             return False
         self.state = state
         self._load_callback_state()
-        self._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        # The trackers open their runs, for the test scores.
+        self.callback_handler.on_train_begin(self.args, state, TrainerControl())
         return True
 
     def _load_callback_state(self) -> None:

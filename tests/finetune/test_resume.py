@@ -174,16 +174,17 @@ def test_a_run_that_was_stopped_after_its_last_step_trains_no_more(graft, worksp
     assert (resumed.history, resumed.best_epoch, resumed.steps) == (whole.history, whole.best_epoch, whole.steps)
 
 
-def test_another_donor_is_another_run(graft, host, workspace, tmp_path, stop_at):
+@pytest.mark.parametrize("settings", [{}, {"train_host": "lora"}], ids=["all", "lora"])
+def test_another_donor_is_another_run(graft, host, workspace, tmp_path, stop_at, settings):
     """No checkpoint has the frozen donor, and its shape is the same."""
     save_quietly(tiny_llama(seed=6), tmp_path / "llm")
     other = tmp_path / "other" / graft.name
     save_graft(host, cut_artifact(tmp_path / "llm", [3], tmp_path / "L3"), output=other, seed=7, workspace=workspace)
     stop_at(7)
     with pytest.raises(KeyboardInterrupt):
-        train(graft, workspace)
+        train(graft, workspace, **settings)
     with pytest.raises(TrainingError, match="donor was '.*' and is now"):
-        train(other, workspace, resume=True)
+        train(other, workspace, resume=True, **settings)
 
 
 def test_error_in_the_end_keeps_the_checkpoint(graft, workspace, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from layer_surgeon.errors import ConfigError, TrainingError
-from layer_surgeon.finetune import FinetuneConfig
+from layer_surgeon.finetune import FinetuneConfig, run
 from layer_surgeon.finetune.confusion import draw_confusion
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon_cli.main import app
@@ -183,6 +183,16 @@ def test_failed_run_is_closed_in_the_tracker_and_resumes(graft, workspace, track
     result = train(graft, workspace, report_to="tensorboard", resume=True)
     assert sorted(path.name for path in (result.path / "logs").iterdir()) == ["events-1.jsonl", "events-7.jsonl"]
     assert not result.path.with_name(f"{result.path.name}.unfinished").exists()
+
+
+def test_scores_of_a_run_that_was_stopped_after_its_last_step(graft, workspace, trackio, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_report", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(graft, workspace, report_to="trackio", max_steps=7)
+    result = train(graft, workspace, report_to="trackio", max_steps=7, resume=True)
+    logged = [pair for values in trackio.runs[-1][1] for pair in values.items()]
+    assert ("test/accuracy", result.test.accuracy) in logged
 
 
 def test_what_a_person_sees(graft, workspace):
