@@ -19,7 +19,7 @@ def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
     p = comparison.p_holm
     if comparison.p_equivalence is not None and comparison.equivalent and not comparison.significant:
         margin = say_equivalence(plan.equivalence, plan.metric)
-        reason = f"a difference of {size}, {_p_is(comparison.p_equivalence)}, {_basis(comparison)}"
+        reason = f"a difference of {size}, corrected {_p_is(comparison.p_equivalence)}, {_basis(comparison)}"
         return f"{arm} and {against} are equivalent within {margin} ({reason})"
     if p is None:
         several = len(comparison.seeds) > 1
@@ -138,11 +138,12 @@ def _headline(comparisons: Sequence[tuple[str, Comparison]], plan: StudyPlan) ->
 
 
 def _equivalences(comparisons: Sequence[Comparison], plan: StudyPlan) -> str:
-    """Return a clause about how many of several comparisons show equivalence; empty without a margin."""
-    if plan.equivalence is None:
+    """Return a clause about how many of several comparisons show equivalence; empty if it is not tested."""
+    tested = [comparison for comparison in comparisons if comparison.p_equivalence is not None]
+    if not tested:
         return ""
-    number = sum(comparison.equivalent and not comparison.significant for comparison in comparisons)
-    return f"; {number} of {len(comparisons)} are equivalent within {say_equivalence(plan.equivalence, plan.metric)}"
+    number = sum(comparison.equivalent and not comparison.significant for comparison in tested)
+    return f"; {number} of {len(tested)} are equivalent within {say_equivalence(plan.equivalence, plan.metric)}"
 
 
 def _controls(

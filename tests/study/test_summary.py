@@ -231,5 +231,6 @@ def test_the_same_difference_for_all_seeds(tmp_path, margin, outcome):
     assert comparison.words == (
         "graft and host: +0.0 points; all seeds have the same difference, which can't be tested"
         if margin is None
-        else "graft and host are equivalent within ±6 points (a difference of +0.0 points, p < 0.001, over 3 seeds)"
+        else "graft and host are equivalent within ±6 points "
+        "(a difference of +0.0 points, corrected p < 0.001, over 3 seeds)"
     )
