@@ -140,7 +140,7 @@ def _run(
         journal=journal,
         unversioned=unversioned,
         lock=threading.Lock(),
-        stopped=threading.Event(),
+        stopped=STOPPED.get() or threading.Event(),
     )
     verified = (0,) * len(plan.pieces) if journal is None else journal.verified
     num_kept = sum(done for piece, done in zip(plan.pieces, verified, strict=True) if not piece.is_computed)

@@ -1,6 +1,7 @@
 """`extract_layer`: write a layer artifact from a checkpoint, or raise an error and leave nothing."""
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
+from layer_surgeon.checkpoint.sources.base import STOPPED
 from layer_surgeon.checkpoint.sources.papers import README_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
@@ -184,11 +186,16 @@ def _extract(
     staging = Staging(folder, plan.num_out_bytes + (0 if plan.rows is None else plan.rows.num_out_bytes))
     try:
         with staging:
-            with ThreadPoolExecutor(1, thread_name_prefix="texts") as pool:
+            stopped = threading.Event()
+            with ThreadPoolExecutor(1, "texts", initializer=STOPPED.set, initargs=(stopped,)) as pool:
                 # While the weights arrive, the texts cost no time. Earlier, they would delay the headers.
                 writing_texts = pool.submit(_write_texts, checkpoint, plan, staging.path, progress)
-                digests = _write_weights(checkpoint, plan, staging.path, progress)
-                licence = writing_texts.result()
+                try:
+                    digests = _write_weights(checkpoint, plan, staging.path, progress)
+                    licence = writing_texts.result()
+                except BaseException:
+                    stopped.set()
+                    raise
             progress.end()
             config = _describe(checkpoint, plan, digests, licence)
             write_json(staging.path / CONFIG_FILE, config)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
+from layer_surgeon.checkpoint.sources.base import STOPPED
 from layer_surgeon.extract.copy import Chunks
 from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
@@ -52,6 +53,12 @@ def read_tensors(source: Source, plan: CopyPlan, buffers: Sequence[memoryview], 
         for piece in plan.pieces:
             read(piece)
         return
-    with ThreadPoolExecutor(min(source.connections, len(plan.pieces)), thread_name_prefix="read") as pool:
-        for _ in pool.map(read, plan.pieces):
-            pass
+    stopped = STOPPED.get() or threading.Event()
+    num_readers = min(source.connections, len(plan.pieces))
+    with ThreadPoolExecutor(num_readers, "read", initializer=STOPPED.set, initargs=(stopped,)) as pool:
+        try:
+            for _ in pool.map(read, plan.pieces):
+                pass
+        except BaseException:
+            stopped.set()
+            raise

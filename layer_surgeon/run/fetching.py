@@ -7,6 +7,7 @@ one into its cache, which takes no memory of the process. Layers from elsewhere,
 
 import gc
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from layer_surgeon._io import locked
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.checkpoint.sources import FolderSource
+from layer_surgeon.checkpoint.sources.base import STOPPED
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.files import read_weights
 from layer_surgeon.donor.tensors import split_by_layer
@@ -40,7 +42,7 @@ class ByteCounter(NullProgress):
 
     def __init__(self) -> None:
         self.num_bytes = 0
-        self._is_stopped = False
+        self.stopped = threading.Event()
 
     def advance(self, amount: int) -> None:
         """Count bytes.
@@ -48,13 +50,13 @@ class ByteCounter(NullProgress):
         Raises:
             SourceError: After `stop`.
         """
-        if self._is_stopped:
+        if self.stopped.is_set():
             raise SourceError("The run was stopped.")
         self.num_bytes += amount
 
     def stop(self) -> None:
         """Stop reading at the next bytes. What an extraction has read is kept, as after a network failure."""
-        self._is_stopped = True
+        self.stopped.set()
 
 
 def read_plan(checkpoint: Checkpoint, plan: CopyPlan, counter: ByteCounter) -> dict[str, Tensor]:
@@ -109,7 +111,7 @@ class LayerFetcher:
         self._weights_dtype, self._counter, self._force = weights_dtype, counter, force
         self._next_of = dict(zip(indices, [*indices[1:], None], strict=False))
         self._is_direct = workspace is None and checkpoint.source.connections == 1
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._pool = ThreadPoolExecutor(1, "fetch", initializer=STOPPED.set, initargs=(counter.stopped,))
         self._pending: dict[int, Future[LayerArtifact]] = {}
         self._last_donor: Callable[[], DonorLayer | None] = _no_donor
 

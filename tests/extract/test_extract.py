@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from layer_surgeon import LayerArtifact, Workspace, assemble_model, extract_layer
+from layer_surgeon.checkpoint.sources.base import STOPPED
 from layer_surgeon.errors import ArtifactError, CheckpointError, LayerNotFoundError, SourceError
+from layer_surgeon.extract import extract as extract_module
 from layer_surgeon.extract import plan as plan_module
 from layer_surgeon.workspace import layer_name
 from tests.support.checkpoints import LLAMA_8B, write_safetensors, write_sparse_checkpoint
@@ -280,6 +282,16 @@ def test_failure_leaves_nothing_behind(donor, tmp_path, monkeypatch, fault, erro
     with pytest.raises(error, match=message):
         extract_layer(donor, -1, tmp_path / "new" / "deep" / "out")
     assert everything_below(tmp_path) == before
+
+
+def test_a_failure_ends_the_waits_of_the_texts(donor, tmp_path, monkeypatch):
+    """A Hub may ask to wait for minutes before the licence is read."""
+    seen = []
+    monkeypatch.setattr(extract_module, "_write_texts", lambda *_: seen.append(STOPPED.get().wait(60)))
+    interrupted(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        extract_layer(donor, -1, tmp_path / "out")
+    assert seen == [True]
 
 
 def test_failure_keeps_the_existing_artifact(donor, tmp_path, monkeypatch):
