@@ -198,10 +198,14 @@ class DonorExit(nn.Module):
 def not_finite(what: str, dtype: torch.dtype) -> CheckpointError:
     """Return the error for numbers that are infinite or NaN; `what` begins a sentence."""
     name = str(dtype).removeprefix("torch.")
+    advice = "The weights may be damaged."
+    if dtype != torch.float32:
+        advice = (
+            f"The numbers may be too large for {name}: choose another dtype, such as float32. If this has them too, "
+            "the weights are damaged."
+        )
     return CheckpointError(
-        f"{what} of some tokens are infinite or NaN, so everything after them would be wrong. The numbers may be too "
-        f"large for {name}: choose another dtype, such as bfloat16 or float32. If these have them too, the weights are "
-        "damaged."
+        f"{what} of some tokens are infinite or NaN, so everything after them would be wrong. {advice}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from layer_surgeon.donor.exit import not_finite
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
@@ -160,7 +161,10 @@ def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) ->
             def earlier(distance: int, depth: int = layer + 1, tokens: slice = tokens) -> Tensor:
                 return states[depth - distance][tokens]
 
-            observer.observe(layer, earlier(1), earlier(0), earlier)
+            after = earlier(0)
+            if not after.isfinite().all():  # Earlier versions stored such states.
+                raise not_finite("The states", after.dtype)
+            observer.observe(layer, earlier(1), after, earlier)
         observer.finish_layer(layer)
     origin = states.info["source"]
     return observer.result(str(origin["name"]), origin["commit"] if origin["kind"] == "hub" else None)

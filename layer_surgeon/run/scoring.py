@@ -78,7 +78,8 @@ def score_tokens(inputs: RunInputs, plan: ExitPlan, folder: Path, counter: ByteC
             progress.advance(len(rows))
     progress.end()
     following = of_target - total
-    if following.isnan().sum() != sum(map(bool, inputs.tokens.ids)):  # the last token of each text predicts nothing
+    # The last token of each text predicts nothing.
+    if total.isposinf().any() or following.isnan().sum() != sum(map(bool, inputs.tokens.ids)):
         raise not_finite("The logits", inputs.dtype)
     return _to_text_order(inputs, following)
 

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from layer_surgeon import measure_layers
-from layer_surgeon.errors import ConfigError, DataError
+from layer_surgeon.errors import CheckpointError, ConfigError, DataError
 from layer_surgeon.run import measures as measures_module
 from layer_surgeon.run import run_layers
 from layer_surgeon.run.measures import format_layers
+from layer_surgeon.run.states import STATES_FILE
 from tests.support.numbered_texts import as_text, random_tokens, save_numbered_tokenizer
 from tests.support.tiny_models import save_quietly, tiny_llama
 
@@ -96,6 +98,18 @@ def test_states_of_an_earlier_run_give_the_same_measures(folder, measured, tmp_p
     for one, other in zip((*again.layers, *again.blocks), (*measured.layers, *measured.blocks), strict=True):
         for field in FIELDS:
             assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-4, abs=1e-5)
+
+
+def test_states_that_are_not_finite(folder, tmp_path):
+    """Earlier versions stored them, and then any layers would be the ones to drop."""
+    states = run_layers(folder, TEXTS, pool="none", output=tmp_path / "states", device="cpu")
+    path = states.path / STATES_FILE
+    tensors = load_file(path)
+    for tensor in filter(torch.is_floating_point, tensors.values()):
+        tensor.fill_(torch.nan)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="The states of some tokens are infinite or NaN"):
+        measure_layers(states.path)
 
 
 def test_states_that_are_not_enough(folder, tmp_path):

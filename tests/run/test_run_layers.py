@@ -1,5 +1,6 @@
 """`run_layers`: pooling, depths, files, resuming, and what is read."""
 
+import contextlib
 import json
 from itertools import pairwise
 from shutil import copytree
@@ -11,10 +12,13 @@ from transformers import AutoTokenizer
 
 from layer_surgeon import HiddenStates, Workspace, run_layers
 from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.checkpoint.sources.base import STOPPED
 from layer_surgeon.checkpoint.sources.local import FolderSource
+from layer_surgeon.donor.exit import DonorExit
 from layer_surgeon.errors import ArtifactError, CheckpointError, ConfigError, LayerNotFoundError, SourceError
 from layer_surgeon.progress import NullProgress
-from layer_surgeon.run.fetching import ByteCounter
+from layer_surgeon.run import scoring
+from layer_surgeon.run.fetching import ByteCounter, LayerFetcher
 from layer_surgeon.run.inputs import prepare_run, walk_inputs
 from layer_surgeon.run.settings import RunConfig
 from tests.support.hub_reading import read_from, weight_bytes
@@ -124,6 +128,21 @@ def test_a_changed_config_is_another_run(model, source, texts, tmp_path):
     assert not torch.equal(again, first)
 
 
+def test_logits_that_are_infinite_in_a_later_slice(model, source, texts, tmp_path, monkeypatch):
+    """Of another token than the next one: then the sum is infinite, and nothing is NaN."""
+    monkeypatch.setattr(scoring, "SLICE_ROWS", 40)
+    monkeypatch.setattr(DonorExit, "check_slices", lambda *arguments: None)
+    copytree(source, tmp_path / "model")
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    path = tmp_path / "model" / index["weight_map"]["lm_head.weight"]
+    tensors = load_file(path)
+    tensors["lm_head.weight"][-1] = 0
+    tensors["lm_head.weight"][-1, 0] = 3e38
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="The logits of some tokens are infinite or NaN"):
+        run_layers(tmp_path / "model", texts, output=tmp_path / "out", score=True)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -131,7 +150,7 @@ def test_a_changed_config_is_another_run(model, source, texts, tmp_path):
         (
             "model.layers.2.mlp.down_proj.weight",
             {},
-            "After layer 2, the states of some tokens .* too large for float32",
+            "After layer 2, the states of some tokens .* The weights may be damaged",
         ),
         ("lm_head.weight", {"score": True}, "The logits of some tokens are infinite or NaN"),
     ],
@@ -264,6 +283,15 @@ def test_a_stopped_counter_stops_reading(source, texts, tmp_path):
     inputs = prepare_run(source, texts, RunConfig(), progress=NullProgress())
     with pytest.raises(SourceError, match="The run was stopped"):
         walk_inputs(inputs, tmp_path, last_depth=1, counter=counter, progress=NullProgress())
+
+
+def test_a_stopped_fetcher_does_not_wait_for_the_network(source, tmp_path):
+    settings = {"dtype": None, "weights_dtype": torch.float32, "folder": tmp_path, "workspace": None, "force": False}
+    fetcher = LayerFetcher(open_checkpoint(source), [0], counter=(counter := ByteCounter()), **settings)
+    assert fetcher._pool.submit(STOPPED.get).result() is counter.stopped
+    with contextlib.suppress(KeyboardInterrupt), fetcher:
+        raise KeyboardInterrupt
+    assert counter.stopped.is_set()
 
 
 def test_layers_are_kept(source, texts, tmp_path):
