@@ -22,7 +22,7 @@ def load_checkpoint_tokenizer(
 
     Args:
         checkpoint: The checkpoint.
-        files: The tokenizer's files, if they have been read.
+        files: The tokenizer's files, if they have been read. A GGUF file's header is then not used.
 
     Raises:
         SourceNotFoundError: There is none that can be loaded.
@@ -30,7 +30,7 @@ def load_checkpoint_tokenizer(
     """
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as folder:
         try:
-            if isinstance(checkpoint.table, GgufTable):
+            if files is None and isinstance(checkpoint.table, GgufTable):
                 return _load_from_header(checkpoint.table, checkpoint.model_type, Path(folder))
             # Some tokenizers without a class of their own are chosen by the model's family.
             write_json(Path(folder) / "config.json", dict(checkpoint.config))

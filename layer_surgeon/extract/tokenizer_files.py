@@ -1,7 +1,7 @@
 """The files of a donor's tokenizer, and another vocabulary for its table of tokens.
 
-Only GGUF files and other vocabularies need transformers, and then torch. The modules that use it are therefore imported
-in functions: plain extraction takes less time than that import.
+Only extraction with embeddings needs transformers, and then torch. The modules that use it are therefore imported in
+functions: plain extraction takes less time than that import.
 """
 
 import json
@@ -12,7 +12,7 @@ from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.companions import MAX_COMPANION_BYTES, companion_files, is_tokenizer_file
 from layer_surgeon.checkpoint.sources.together import read_files
-from layer_surgeon.errors import SourceError, SourceNotFoundError
+from layer_surgeon.errors import GraftError, SourceError, SourceNotFoundError
 from layer_surgeon.progress import Progress
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -71,13 +71,14 @@ def with_class(files: dict[str, bytes], checkpoint: Checkpoint) -> dict[str, byt
     Returns:
         The files; unchanged if transformers can't load the tokenizer.
     """
-    if not files or checkpoint.format == "gguf":
+    made_from_header = checkpoint.format == "gguf" and "tokenizer.json" not in companion_files(checkpoint)
+    if not files or made_from_header:
         return files
     from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 
     try:
         name = type(load_checkpoint_tokenizer(checkpoint, files)).__name__
-    except SourceNotFoundError:
+    except (SourceNotFoundError, GraftError):
         return files
     config = parse_json(files.get(_TOKENIZER_CONFIG, b"{}"))
     text = json.dumps({**config, "tokenizer_class": name}, ensure_ascii=False, indent=2)

@@ -1,6 +1,7 @@
 """Stack artifacts: the first layers with what acts before them, from every format and place, and the same journal."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -149,6 +150,16 @@ def test_tokenizer_whose_class_follows_from_the_family(model_type, stated, tmp_p
     text = "the cat<|chat|> \n the cat"
     assert (type(found), found(text)) == (type(expected), expected(text))
     assert found.special_tokens_map == expected.special_tokens_map
+
+
+def test_config_that_transformers_refuses(donor, tmp_path):
+    """The layers are extracted all the same."""
+    shutil.copytree(donor, tmp_path / "donor")
+    path = tmp_path / "donor/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attn_implementation": "kernels-community/flash-attn"}))
+    artifact = extract_layer(tmp_path / "donor", "0:2", tmp_path / "out", embeddings=True)
+    stored = json.loads((donor / "tokenizer_config.json").read_text())
+    assert json.loads((artifact.path / "tokenizer_config.json").read_text()) == stored
 
 
 def test_tokenizer_that_the_network_cuts_off(tmp_path, monkeypatch):
