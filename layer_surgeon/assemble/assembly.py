@@ -23,7 +23,7 @@ from layer_surgeon.assemble.assembled_model import (
 )
 from layer_surgeon.assemble.assembly_plan import AssemblyPlan, Recipe, as_recipe, plan_assembly
 from layer_surgeon.assemble.several_sources import SeveralSources, joint_name, own_name
-from layer_surgeon.assemble.shards import ShardPlan, is_tied
+from layer_surgeon.assemble.shards import ShardPlan, stores_no_head
 from layer_surgeon.checkpoint.companions import GENERATION_FILE, read_companions
 from layer_surgeon.checkpoint.licence import read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import INDEX_FILE
@@ -291,7 +291,7 @@ def _card(plan: AssemblyPlan, papers: _Papers) -> AssemblyCard:
         parts = [f"layers {format_runs(layers)}"] if layers else []
         parts += ["embeddings"] if source is plan.sources[0] else []
         is_split = plan.head is not plan.sources[0]
-        parts += ["norm" if is_split and is_tied(source) else "norm and head"] if source is plan.head else []
+        parts += ["norm" if is_split and stores_no_head(source) else "norm and head"] if source is plan.head else []
         sources.append(
             CardSource(
                 name=source.name,

@@ -212,6 +212,16 @@ class _Settings:
                 f"({', '.join(rule_settings(rule))}: {error}). Get the config again, or correct it."
             ) from error
 
+    @property
+    def has_no_window(self) -> bool:
+        """Whether the kinds of all layers are known, and none of them has a window."""
+        if "layer_types" not in self.family.get("lists", {}):
+            return False
+        try:
+            return not any("sliding" in str(kind) for kind in self.values("layer_types"))
+        except (UnsupportedArchitectureError, CheckpointError):
+            return False
+
     def check_same(self, other: "_Settings") -> None:
         """Check that the layers of another source compute with the same settings.
 
@@ -224,11 +234,9 @@ class _Settings:
                 "one family."
             )
         values, other_values = _comparable(self), _comparable(other)
-        # The layers of the other source have no window, if the kinds of all of them are known and none slides.
-        kinds = other.values("layer_types") if "layer_types" in other.family.get("lists", {}) else ["sliding"]
-        unused = set() if any("sliding" in str(kind) for kind in kinds) else {"sliding_window"}
-        for name in sorted((set(values) | set(other_values)) - unused):
-            if values.get(name) != other_values.get(name):
+        for name in sorted(set(values) | set(other_values)):
+            is_unused = name == "sliding_window" and other.has_no_window
+            if values.get(name) != other_values.get(name) and not is_unused:
                 raise AssemblyError(
                     f"The sources differ in {name}: {values.get(name)!r} and {other_values.get(name)!r}. A "
                     f"{self.model_type} has one value for all layers, so a layer of one source would compute something "

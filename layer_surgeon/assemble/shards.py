@@ -124,10 +124,10 @@ def model_tensors(
                 f"{base.name} has {len(base.extra_names)} tensors of layers beyond its last one, which predict several "
                 "tokens ahead. They are left out."
             )
-    if head is not base and is_tied(head):
+    if head is not base and stores_no_head(head):
         notes.append(
-            f"{head.name} has no head of its own: it uses its embeddings. So the new model uses those of {base.name}, "
-            f"and only the norm after the last layer is taken from {head.name}."
+            f"{head.name} stores no head of its own, so only the norm after the last layer is taken from it. A head "
+            f"that is tied to the embeddings uses those of {base.name}."
         )
     tensors = []
     for source, names in other_names:
@@ -267,8 +267,8 @@ def _shapes(source: ModelSource, names: Iterable[str]) -> dict[str, tuple[int, .
     return {source.new_name(info.name) or info.name: tuple(info.shape) for info in infos}
 
 
-def is_tied(source: ModelSource) -> bool:
-    """Whether no tensor of a source is a head, so that its embeddings are used as one."""
+def stores_no_head(source: ModelSource) -> bool:
+    """Whether no tensor of a source is a head. The model may have none, or use its embeddings as one."""
     return not any(_HEAD_MATRIX.search(name) and not _EMBEDDING.search(name) for name in source.other_names)
 
 

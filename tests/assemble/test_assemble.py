@@ -328,7 +328,7 @@ class TestRefusals:
         recipe = AssemblyRecipe(slices=(LayerSlice(source=tmp_path / "tied0"),), head=tmp_path / "tied1")
         progress = Recorder()
         model = assemble_model(recipe, tmp_path / "out", progress=progress)
-        assert any("tied1 has no head of its own: it uses its embeddings" in notice for notice in progress.notices)
+        assert any("tied1 stores no head of its own, so only the norm" in notice for notice in progress.notices)
         card = (model.path / "README.md").read_text()
         assert "norm and head" not in card
         assert any("tied1" in line and "norm" in line for line in card.splitlines())

@@ -291,6 +291,17 @@ class TestSources:
             else:
                 assert assembled_config(base, choices)["sliding_window"] == 4096
 
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"model_type": "kimi_linear", "num_hidden_layers": 2, "linear_attn_config": {"kda_layers": [1]}},
+            {"model_type": "qwen3", "num_hidden_layers": 2, "layer_types": [FULL]},
+        ],
+        ids=["unknown kinds", "another length"],
+    )
+    def test_all_layers_of_a_config_with_kinds_that_are_not_known(self, config):
+        assert assemble(config, [0, 1]) == config
+
     def test_old_and_new_forms_of_the_same_settings_agree(self):
         old = {**LLAMA, "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
         new = {**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}}
