@@ -177,7 +177,8 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             write_card(self.config, self.parameter_counts(), folder)
         if push:
             repo_id = push_settings.pop("repo_id", folder.name)
-            upload(folder, repo_id, message=push_settings.pop("commit_message", None), **push_settings)
+            ignored = None if include_donor else [f"{DONOR_FOLDER}/*"]
+            upload(folder, repo_id, ignored=ignored, message=push_settings.pop("commit_message", None), **push_settings)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Save and upload the model with its donor layer and model card; the arguments are those of transformers."""

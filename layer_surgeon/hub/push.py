@@ -34,7 +34,7 @@ class PushResult:
         commit: The commit.
         private: Whether a private repo was requested.
         files: Paths of the uploaded files in the repo.
-        deleted: Paths of files of earlier commits that this one deletes: other weights, and donor/ without the donor.
+        deleted: Paths of files of earlier commits that this one deletes: other weights, and a donor/ that it lacks.
         num_bytes: Total size of the files.
         holds_donor: Whether the files include weights of a donor model, or of the models that a model was assembled
             from.
@@ -98,7 +98,7 @@ def push_graft(
         )
     is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
     terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
-    ignored = [] if include_donor else [f"{DONOR_FOLDER}/*"]
+    ignored = [] if frozen and include_donor else [f"{DONOR_FOLDER}/*"]
     commit, files, deleted = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )

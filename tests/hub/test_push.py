@@ -102,6 +102,18 @@ def test_other_weights_are_deleted(hub, artifact, tmp_path, monkeypatch):
     assert {"model.safetensors.index.json", "donor/model.safetensors", *kept} <= names
 
 
+def test_a_donor_of_earlier_commits_is_deleted(hub, artifact, tmp_path, monkeypatch):
+    serve_here(hub, monkeypatch)
+    model = graft_layer(host_model("bert"), artifact)
+    model.save_pretrained(tmp_path / "whole", push_to_hub=True, repo_id="me/graft")
+    assert "donor/model.safetensors" in uploaded(hub, "me/graft")
+    model.save_pretrained(tmp_path / "bare", include_donor=False, push_to_hub=True, repo_id="me/graft")
+    assert not [name for name in uploaded(hub, "me/graft") if name.startswith("donor/")]
+    model.push_to_hub("me/graft")
+    graft_layer(host_model("bert"), artifact, train_donor=True).save_pretrained(tmp_path / "trained")
+    assert "donor/model.safetensors" in push_graft(tmp_path / "trained", "me/graft").deleted
+
+
 def test_what_is_refused(hub, settings, stored, artifact, tmp_path):
     def fails(*arguments, env=None):
         result = surgeon("push", *arguments, cwd=tmp_path, env=settings | (env or {}))
