@@ -19,6 +19,7 @@ from .ui import Ui, escape_text
 app = new_app()
 
 _PARTS = "Layers"
+_SHARD_SIZE = "5GB"
 
 
 @command(app)
@@ -76,7 +77,7 @@ def assemble(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Convert to this dtype (default: keep the bytes; a GGUF file becomes float32)."),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest size of a file of weights.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of a file of weights.")] = _SHARD_SIZE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, but read no weights.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only check the assembled model SOURCE against its sha256s.")
@@ -88,7 +89,7 @@ def assemble(
     """Make a model out of layers of other models, reading only their bytes."""
     if verify:
         parts = (layers, keep, drop, replace, scale, expand, text_only, config)
-        only_verify((*parts, output, revision, dtype, dry_run, force))
+        only_verify((*parts, output, revision, token, dtype, max_shard_size != _SHARD_SIZE, dry_run, force))
         return _verify(ui, source)
     settings = {
         "layers": layers,

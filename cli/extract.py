@@ -62,7 +62,7 @@ def extract(
     The default is the last layer.
     """
     if verify:
-        only_verify((layer, output, revision, dtype, embeddings, vocabulary, dry_run, force))
+        only_verify((layer, output, revision, token, dtype, embeddings, vocabulary, dry_run, force))
         return _verify(ui, source)
     layers = layer or ["-1"]
     if dry_run:

@@ -125,9 +125,9 @@ def sweep_plan(
                 "A sweep compares the layers of one donor, and the plan names none or several. Add --donor MODEL."
             )
         spec = DonorSpec.parse(content["donor"])
-        if layers is None and candidates == "sites":
+        if layers is None and candidates == "sites" and spec.layers != (-1,):
             chosen = [spec.layers]
         else:
-            chosen = choose_layers(layers or "all", count_layers(spec))
+            chosen = choose_layers(layers or ("-1" if candidates == "sites" else "all"), count_layers(spec))
     with usage():
         return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})

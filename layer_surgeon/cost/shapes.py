@@ -47,7 +47,7 @@ def graft_config(
         raise GraftError(
             "The target is a donor layer. Name a host or a graft, and pass the layer with donor=... (--donor)."
         )
-    if layer is not None and (donor is None or isinstance(shape, SurgeonGraftConfig)):
+    if layer is not None and donor is None:
         raise ConfigError(
             f"You passed layer {layer}, but no language model to take it from. Name a host as the target and the "
             "language model with donor=... (--donor)."
@@ -55,7 +55,7 @@ def graft_config(
     if not isinstance(shape, SurgeonGraftConfig):
         settings = config or GraftConfig()
         return _new_config(shape, _new_donor(donor, layer, token, settings, shape), settings)
-    if donor is not None or config is not None:
+    if donor is not None or config is not None or layer is not None:
         raise ConfigError(
             "You passed a donor layer or settings, but a graft has its own donor layer and settings. Leave them out, "
             "or name a host instead."

@@ -266,6 +266,8 @@ def test_a_stored_graft_has_its_own_donor_and_settings(artifact, tmp_path):
     assert result.donor.startswith("layer 3 of")
     with pytest.raises(ConfigError, match="has its own donor layer and settings"):
         profile_graft(tmp_path / "graft", artifact)
+    with pytest.raises(ConfigError, match="has its own donor layer and settings"):
+        profile_graft(tmp_path / "graft", artifact, layer=1)
     for target in (tmp_path / "graft", host_config("bert")):
         with pytest.raises(ConfigError, match="You passed layer 1, but no language model to take it from"):
             profile_graft(target, layer=1)
