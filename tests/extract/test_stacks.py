@@ -152,6 +152,14 @@ def test_tokenizer_whose_class_follows_from_the_family(model_type, stated, tmp_p
     assert found.special_tokens_map == expected.special_tokens_map
 
 
+def test_tokenizer_next_to_a_gguf_file(tmp_path):
+    write_model(tmp_path / "model.gguf", "llama", "Q8_0", general=GGUF_VOCABULARY)
+    sentencepiece(["the", "cat"], tmp_path, adds_space=True)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    artifact = extract_layer(tmp_path / "model.gguf", "0:2", tmp_path / "out", embeddings=True)
+    assert list(json.loads((artifact.path / "tokenizer_config.json").read_text())) == ["tokenizer_class"]
+
+
 def test_config_that_transformers_refuses(donor, tmp_path):
     """The layers are extracted all the same."""
     shutil.copytree(donor, tmp_path / "donor")
