@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
-from layer_surgeon.checkpoint.sources.base import STOPPED
+from layer_surgeon.checkpoint.sources.base import stoppable_pool
 from layer_surgeon.checkpoint.sources.papers import README_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
@@ -187,7 +186,7 @@ def _extract(
     try:
         with staging:
             stopped = threading.Event()
-            with ThreadPoolExecutor(1, "texts", initializer=STOPPED.set, initargs=(stopped,)) as pool:
+            with stoppable_pool(1, "texts", stopped) as pool:
                 # While the weights arrive, the texts cost no time. Earlier, they would delay the headers.
                 writing_texts = pool.submit(_write_texts, checkpoint, plan, staging.path, progress)
                 try:
@@ -239,7 +238,7 @@ def _versions(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, str | N
 
 def _write_texts(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, progress: Progress) -> dict[str, str]:
     """Write model card, licence files and, for a stack, the tokenizer. Return the licence that the donor states."""
-    with ThreadPoolExecutor(2, thread_name_prefix="licence") as pool:
+    with stoppable_pool(2, "licence") as pool:
         reading_files = pool.submit(read_licence_files, checkpoint)
         reading_tokenizer = pool.submit(_read_tokenizer, checkpoint, plan, progress)
         licence = read_licence(checkpoint)

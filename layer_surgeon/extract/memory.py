@@ -3,10 +3,9 @@
 import threading
 from bisect import bisect_right
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES, Source
-from layer_surgeon.checkpoint.sources.base import STOPPED
+from layer_surgeon.checkpoint.sources.base import STOPPED, stoppable_pool
 from layer_surgeon.extract.copy import Chunks
 from layer_surgeon.extract.plan import CopyPlan, Piece
 from layer_surgeon.progress import Progress
@@ -54,8 +53,7 @@ def read_tensors(source: Source, plan: CopyPlan, buffers: Sequence[memoryview], 
             read(piece)
         return
     stopped = STOPPED.get() or threading.Event()
-    num_readers = min(source.connections, len(plan.pieces))
-    with ThreadPoolExecutor(num_readers, "read", initializer=STOPPED.set, initargs=(stopped,)) as pool:
+    with stoppable_pool(min(source.connections, len(plan.pieces)), "read", stopped) as pool:
         try:
             for _ in pool.map(read, plan.pieces):
                 pass

@@ -10,7 +10,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from layer_surgeon._io import locked
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.checkpoint.sources import FolderSource
-from layer_surgeon.checkpoint.sources.base import STOPPED
+from layer_surgeon.checkpoint.sources.base import stoppable_pool
 from layer_surgeon.donor import DonorLayer, SurgeonDonorConfig
 from layer_surgeon.donor.files import read_weights
 from layer_surgeon.donor.tensors import split_by_layer
@@ -111,7 +111,7 @@ class LayerFetcher:
         self._weights_dtype, self._counter, self._force = weights_dtype, counter, force
         self._next_of = dict(zip(indices, [*indices[1:], None], strict=False))
         self._is_direct = workspace is None and checkpoint.source.connections == 1
-        self._pool = ThreadPoolExecutor(1, "fetch", initializer=STOPPED.set, initargs=(counter.stopped,))
+        self._pool = stoppable_pool(1, "fetch", counter.stopped)
         self._pending: dict[int, Future[LayerArtifact]] = {}
         self._last_donor: Callable[[], DonorLayer | None] = _no_donor
 

@@ -287,7 +287,7 @@ def test_failure_leaves_nothing_behind(donor, tmp_path, monkeypatch, fault, erro
 def test_a_failure_ends_the_waits_of_the_texts(donor, tmp_path, monkeypatch):
     """A Hub may ask to wait for minutes before the licence is read."""
     seen = []
-    monkeypatch.setattr(extract_module, "_write_texts", lambda *_: seen.append(STOPPED.get().wait(60)))
+    monkeypatch.setattr(extract_module, "read_licence_files", lambda _: seen.append(STOPPED.get().wait(60)) or ())
     interrupted(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         extract_layer(donor, -1, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -13,6 +14,11 @@ CHUNK_BYTES = 512 << 10
 
 # An event of the threads that read for one copy. When it is set, they no longer wait, not even if a server asks for it.
 STOPPED: ContextVar[threading.Event | None] = ContextVar("STOPPED", default=None)
+
+
+def stoppable_pool(num_threads: int, name: str, stopped: threading.Event | None = None) -> ThreadPoolExecutor:
+    """Make threads that no longer wait when `stopped` is set; by default, the event of the calling thread."""
+    return ThreadPoolExecutor(num_threads, name, initializer=STOPPED.set, initargs=(stopped or STOPPED.get(),))
 
 
 class Source(Protocol):

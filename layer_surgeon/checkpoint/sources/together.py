@@ -1,9 +1,8 @@
 """Read several small files in parallel, which costs one network round trip instead of one per file."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
-from layer_surgeon.checkpoint.sources.base import Source
+from layer_surgeon.checkpoint.sources.base import Source, stoppable_pool
 
 
 def read_files(source: Source, files: Mapping[str, int]) -> dict[str, bytes]:
@@ -19,6 +18,6 @@ def read_files(source: Source, files: Mapping[str, int]) -> dict[str, bytes]:
     workers = min(len(files), source.connections)
     if workers < 2:
         return {file: source.read_file(file, max_bytes) for file, max_bytes in files.items()}
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+    with stoppable_pool(workers, "read") as pool:
         reads = {file: pool.submit(source.read_file, file, max_bytes) for file, max_bytes in files.items()}
         return {file: read.result() for file, read in reads.items()}
