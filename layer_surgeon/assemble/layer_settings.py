@@ -235,8 +235,7 @@ class _Settings:
             )
         values, other_values = _comparable(self), _comparable(other)
         for name in sorted(set(values) | set(other_values)):
-            is_unused = name == "sliding_window" and other.has_no_window
-            if values.get(name) != other_values.get(name) and not is_unused:
+            if values.get(name) != other_values.get(name) and not (name == "sliding_window" and other.has_no_window):
                 raise AssemblyError(
                     f"The sources differ in {name}: {values.get(name)!r} and {other_values.get(name)!r}. A "
                     f"{self.model_type} has one value for all layers, so a layer of one source would compute something "

@@ -87,7 +87,10 @@ MISTAKES = {
     "no splits": ({}, "The data is an empty dict. Pass at least one split."),
     "rows that are none": ([1, 2], "contain a row of the type int. Rows must be dicts"),
     "split that is none": ({"train": 3}, "Split 'train' has the type int; it must be a datasets.Dataset"),
-    "no training split": ({"one": rows(4), "two": rows(4)}, "data has no split 'train'. Its splits are: one, two."),
+    "no training split": (
+        {"one": rows(4), "two": rows(4)},
+        "data has no train split. Its splits are: one, two. Name a file",
+    ),
     "unknown name": ("sst-2", "There is no data set or file 'sst-2'. Did you mean sst2"),
     "name like no other": ("zzzz", "The data sets are: sst2, imdb"),
     "name of another task": ("squad", "squad is a data set for question-answering, but the model is for"),
