@@ -6,12 +6,11 @@ llama-gguf-split names the parts `model-00001-of-00003.gguf`. In their metadata 
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from layer_surgeon._format import list_names
 from layer_surgeon.checkpoint.gguf_header import MAX_HEADER_BYTES, GgufHeader, read_gguf_header
-from layer_surgeon.checkpoint.sources.base import Source
+from layer_surgeon.checkpoint.sources.base import Source, stoppable_pool
 from layer_surgeon.checkpoint.sources.shards import parts_of
 from layer_surgeon.errors import CheckpointError, SourceNotFoundError
 
@@ -72,7 +71,7 @@ def _read_parts(source: Source, parts: Sequence[str]) -> list[GgufHeader]:
             raise SourceNotFoundError(f"One of the {len(parts)} parts of a split model is missing. {error}") from error
 
     workers = 1 if first is None else min(source.connections, len(parts))
-    with ThreadPoolExecutor(workers, thread_name_prefix="header") as pool:
+    with stoppable_pool(workers, "header") as pool:
         return list(pool.map(read, parts))
 
 

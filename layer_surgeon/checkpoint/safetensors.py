@@ -10,13 +10,12 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from layer_surgeon._format import list_names
-from layer_surgeon.checkpoint.sources.base import Source
+from layer_surgeon.checkpoint.sources.base import Source, stoppable_pool
 from layer_surgeon.checkpoint.sources.shards import has_many_parts, lies_inside
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import CheckpointError
@@ -119,7 +118,7 @@ class SafetensorsTable:
         shards = list(dict.fromkeys(self._shard_of[name] for name in requested))
         unread = [shard for shard in shards if shard not in self._headers]
         if len(unread) > 1 and self._source.connections > 1:
-            with ThreadPoolExecutor(min(len(unread), self._source.connections)) as pool:
+            with stoppable_pool(min(len(unread), self._source.connections), "header") as pool:
                 list(pool.map(self._header, unread))
         infos = []
         for name in requested:

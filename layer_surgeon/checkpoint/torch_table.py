@@ -6,12 +6,11 @@ is parsed, never run.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from layer_surgeon.checkpoint.sources.base import Source
+from layer_surgeon.checkpoint.sources.base import Source, stoppable_pool
 from layer_surgeon.checkpoint.torch_pickle import MAX_PICKLE_BYTES, read_state_dict
 from layer_surgeon.checkpoint.torch_records import PickledTensor
 from layer_surgeon.checkpoint.torch_zip import ZipEntry, data_offset, local_header_bytes, read_entries
@@ -131,7 +130,7 @@ class TorchZipTable:
             for call_arguments in arguments:
                 action(*call_arguments)
             return
-        with ThreadPoolExecutor(workers) as pool:
+        with stoppable_pool(workers, "header") as pool:
             list(pool.map(lambda call_arguments: action(*call_arguments), arguments))
 
     def _tensor(self, name: str) -> PickledTensor:

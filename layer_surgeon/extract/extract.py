@@ -13,7 +13,7 @@ from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.checkpoint.licence import read_licence, read_licence_files
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
-from layer_surgeon.checkpoint.sources.base import stoppable_pool
+from layer_surgeon.checkpoint.sources.base import STOPPED, stoppable_pool
 from layer_surgeon.checkpoint.sources.papers import README_FILE
 from layer_surgeon.errors import ArtifactError
 from layer_surgeon.extract.artifact import (
@@ -185,7 +185,7 @@ def _extract(
     staging = Staging(folder, plan.num_out_bytes + (0 if plan.rows is None else plan.rows.num_out_bytes))
     try:
         with staging:
-            stopped = threading.Event()
+            stopped = STOPPED.get() or threading.Event()
             with stoppable_pool(1, "texts", stopped) as pool:
                 # While the weights arrive, the texts cost no time. Earlier, they would delay the headers.
                 writing_texts = pool.submit(_write_texts, checkpoint, plan, staging.path, progress)

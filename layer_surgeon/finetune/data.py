@@ -185,7 +185,8 @@ def notice_same_rows(validation: ExampleSet | None, test: ExampleSet | None, pro
 
 def _notice_other_names(table: Table, declared: Sequence[str], names: Sequence[str], progress: Progress) -> None:
     """Say if class ids are matched by number, although both sides name their classes."""
-    if declared and not set(declared) <= set(names) and not any(DEFAULT_NAME.fullmatch(name) for name in names):
+    is_named = not any(DEFAULT_NAME.fullmatch(name) or name.isdecimal() for name in names)
+    if declared and is_named and not set(declared) <= set(names):
         progress.notice(
             f"{table.location} has the classes {', '.join(declared)}, and the model {', '.join(names)}. Labels that "
             "are numbers are matched by number."

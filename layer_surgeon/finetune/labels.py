@@ -33,8 +33,8 @@ class LabelMap:
         """
         # A part of the data may have only those classes whose names are numbers.
         labels = [
-            str(label) if label not in self.ids and str(label) in self.ids else label
-            for label in normalize(values, location)
+            name if label not in self.ids and (name := _name(value, label)) in self.ids else label
+            for value, label in zip(values, normalize(values, location), strict=True)
         ]
         unknown = Counter(label for label in labels if label not in self.ids)
         if unknown:
@@ -84,6 +84,11 @@ def check_label(value: Any, location: str) -> None:
         raise DataError(f"{location}: the label is missing. Fill it in, or remove the row.")
     if isinstance(value, list | dict):
         raise DataError(f"{location}: the label is {value!r}, but one class per row is expected.")
+
+
+def _name(value: Any, label: Label) -> str:
+    """Return a label as the name of a class: text as it is, and numbers without a fraction."""
+    return value.strip() if isinstance(value, str) else str(label)
 
 
 def _as_int(value: Any) -> int | None:
@@ -164,8 +169,11 @@ def _with_declared(
     distinct: Sequence[Label], declared: tuple[str, ...], location: str, model_names: Sequence[str]
 ) -> LabelMap:
     labels = declared_label_map(declared, model_names)
-    if not all(isinstance(label, int) for label in distinct):  # Then numbers are names, and not class ids.
-        labels = replace(labels, ids={label: index for label, index in labels.ids.items() if isinstance(label, str)})
+    # Numbers are class ids if all labels are numbers, and else names; never both.
+    by_id = all(isinstance(label, int) for label in distinct)
+    ids = labels.ids.items()
+    kept = {label: index for label, index in ids if _as_int(label) is None or isinstance(label, int) == by_id}
+    labels = replace(labels, ids=kept)
     undeclared = [label for label in distinct if label not in labels.ids]
     if undeclared:
         raise DataError(
@@ -190,9 +198,7 @@ def labels_of_model(
     if all(isinstance(label, int) for label in labels):
         if declared and set(declared) <= set(names):
             ids = {index: names.index(name) for index, name in enumerate(declared)}
-        elif {str(label) for label in labels} <= set(names):
-            ids = {int(name): index for index, name in enumerate(names) if _as_int(name) is not None}
-        else:
+        elif not {_name(value, label) for value, label in zip(values, labels, strict=True)} <= set(names):
             ids = {index: index for index in range(len(names))}
     result = LabelMap(names=tuple(names), ids=ids)
     result.encode(values, location)

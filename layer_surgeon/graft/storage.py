@@ -177,9 +177,13 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             write_card(self.config, self.parameter_counts(), folder)
         if push:
             repo_id = push_settings.pop("repo_id", folder.name)
-            ignored = None if include_donor else [f"{DONOR_FOLDER}/*"]
-            upload(folder, repo_id, ignored=ignored, message=push_settings.pop("commit_message", None), **push_settings)
+            message = push_settings.pop("commit_message", None)
+            upload(folder, repo_id, ignored=self._not_uploaded(include_donor), message=message, **push_settings)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Save and upload the model with its donor layer and model card; the arguments are those of transformers."""
-        return push_model(self, repo_id, **kwargs)
+        return push_model(self, repo_id, ignored=self._not_uploaded(True), **kwargs)
+
+    def _not_uploaded(self, include_donor: bool) -> list[str]:
+        """Patterns of files that a repo must not keep from an earlier graft."""
+        return [] if include_donor and self.config.frozen_donor is not None else [f"{DONOR_FOLDER}/*"]

@@ -34,7 +34,7 @@ class PushResult:
         commit: The commit.
         private: Whether a private repo was requested.
         files: Paths of the uploaded files in the repo.
-        deleted: Paths of files of earlier commits that this one deletes: other weights, and a donor/ that it lacks.
+        deleted: Paths of files of earlier commits that this one deletes: other weights, and another graft's donor/.
         num_bytes: Total size of the files.
         holds_donor: Whether the files include weights of a donor model, or of the models that a model was assembled
             from.
@@ -72,7 +72,7 @@ def push_graft(
         repo_id: Such as `me/my-graft`; created if it doesn't exist.
         private: Make a new repo private. It holds weights of the donor model, whose terms may forbid passing them on.
         include_donor: Upload donor/ too. Without it, the graft can only be loaded by users who have the layer, and a
-            donor/ of earlier commits is deleted. Those commits still hold it.
+            donor/ of earlier commits is deleted, as for grafts without a frozen donor. Those commits still hold it.
         message: Message of the commit.
         revision: Branch; default: main.
         token: Hub token with write access.
@@ -98,7 +98,8 @@ def push_graft(
         )
     is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
     terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
-    ignored = [] if frozen and include_donor else [f"{DONOR_FOLDER}/*"]
+    has_no_donor = config.get("model_type") == GRAFT and not (frozen and include_donor)
+    ignored = [f"{DONOR_FOLDER}/*"] if has_no_donor else []
     commit, files, deleted = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )

@@ -63,6 +63,7 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     key = spec_key(spec, test_fraction)
     if (info := _read_info(folder, key)) is not None:
         _check_files(spec, info)
+        _notice_same_rows(spec.name, folder, progress)
         return
     files = file_hashes(spec)
     parts = {name: _read(spec, name, task, progress) for name in get_args(Role)}
@@ -79,11 +80,6 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
                 f"{spec.name} has no test part. {len(held_out)} of its examples are held out to test all trainings"
                 f"{used}."
             )
-    if parts["validation"] and parts["validation"] == parts["test"]:
-        progress.notice(
-            f"The validation and the test part of {spec.name} are the same {len(parts['validation'])} examples. The "
-            "best epochs are chosen on them, so the test scores are too good."
-        )
     filled_parts = {name: rows for name, rows in parts.items() if rows}
     # A data set without data.json is not complete: so half of the new rows are never taken for all of them.
     (folder / INFO).unlink(missing_ok=True)
@@ -93,6 +89,20 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     counts = {name: len(rows) for name, rows in filled_parts.items()}
     info = {"format": 1, "key": key, "labels": sorted(labels), "pairs": pairs, "examples": counts, "files": files}
     write_json(folder / INFO, info)
+    _notice_same_rows(spec.name, folder, progress)
+
+
+def _notice_same_rows(name: str, folder: Path, progress: Progress) -> None:
+    """Say if the test part is in the validation part, which chooses the best epochs."""
+    paths = [folder / f"{part}.jsonl" for part in ("validation", "test")]
+    if not all(path.is_file() for path in paths):
+        return
+    validation, test = (set(path.read_bytes().splitlines()) for path in paths)
+    if test <= validation:
+        progress.notice(
+            f"All test examples of {name} are in its validation part too. The best epochs are chosen on them, so the "
+            "test scores are too good."
+        )
 
 
 def _remember_files(spec: DataSpec, folder: Path, test_fraction: float) -> None:

@@ -409,6 +409,18 @@ def test_numbers_with_a_plus_sign():
     made = [row | {"label": ("-1", "+1")[row["label"]]} for row in rows(40)]
     data = prepare(made, [row | {"label": 2 * row["label"] - 1} for row in rows(20, seed=1)])
     assert data.label_names == ("-1", "1")
+    mixed = [row | {"label": ("-1", "+1", "neutral")[index % 3]} for index, row in enumerate(rows(60))]
+    data = prepare(mixed, made)
+    assert {data.label_names[label] for label in data.validation.labels} == {"-1", "+1"}
+    _, examples = evaluation(made, ("+1", "-1"))
+    assert {examples.labels[index] for index in range(0, 40, 2)} == {1}
+
+
+def test_names_that_are_numbers_are_not_class_ids():
+    made = [row | {"label": index % 3} for index, row in enumerate(rows(60))]
+    train = datasets.Dataset.from_list(made).cast_column("label", datasets.ClassLabel(names=["1", "2", "3"]))
+    with pytest.raises(DataError, match=r"labels that were not seen in training: 3 \(10 rows\)"):
+        prepare(train, [row | {"label": index % 3 + 1} for index, row in enumerate(rows(30, seed=1))])
 
 
 def test_numbers_among_class_names():

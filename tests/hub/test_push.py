@@ -110,8 +110,18 @@ def test_a_donor_of_earlier_commits_is_deleted(hub, artifact, tmp_path, monkeypa
     model.save_pretrained(tmp_path / "bare", include_donor=False, push_to_hub=True, repo_id="me/graft")
     assert not [name for name in uploaded(hub, "me/graft") if name.startswith("donor/")]
     model.push_to_hub("me/graft")
-    graft_layer(host_model("bert"), artifact, train_donor=True).save_pretrained(tmp_path / "trained")
+    trained = graft_layer(host_model("bert"), artifact, train_donor=True)
+    trained.save_pretrained(tmp_path / "trained")
     assert "donor/model.safetensors" in push_graft(tmp_path / "trained", "me/graft").deleted
+    model.push_to_hub("me/graft")
+    trained.push_to_hub("me/graft")
+    assert not [name for name in uploaded(hub, "me/graft") if name.startswith("donor/")]
+
+
+def test_a_layer_artifact_leaves_other_folders_alone(hub, artifact, monkeypatch):
+    serve_here(hub, monkeypatch)
+    hub.add_repo("me/layer", {"donor/notes.txt": "mine"})
+    assert push_graft(artifact, "me/layer").deleted == ()
 
 
 def test_what_is_refused(hub, settings, stored, artifact, tmp_path):

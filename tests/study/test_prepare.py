@@ -22,7 +22,7 @@ def prepared(spec, tmp_path):
     progress = Recorder()
     prepare_data_set(spec, tmp_path / "prepared", 0.2, progress, task="text-classification")
     examples = json.loads((tmp_path / "prepared/data.json").read_text())["examples"]
-    return examples, any("are the same" in notice for notice in progress.notices)
+    return examples, any("are in its validation part too" in notice for notice in progress.notices)
 
 
 def test_each_part_of_a_named_folder_is_the_split_of_its_role(folder, tmp_path):
@@ -31,7 +31,9 @@ def test_each_part_of_a_named_folder_is_the_split_of_its_role(folder, tmp_path):
     assert prepared(spec, tmp_path) == ({"train": 8, "validation": 6, "test": 10}, False)
 
 
-def test_the_same_rows_for_validation_and_test_are_noticed(folder, tmp_path):
+@pytest.mark.parametrize("limit", [None, 4])
+def test_the_same_rows_for_validation_and_test_are_noticed(folder, tmp_path, limit):
     test = f"{folder}/test.csv"
-    spec = DataSpec(name="x", train=(folder,), validation=(test,), test=(test,))
-    assert prepared(spec, tmp_path) == ({"train": 8, "validation": 10, "test": 10}, True)
+    spec = DataSpec(name="x", train=(folder,), validation=(test,), test=(test,), max_test_samples=limit)
+    for _ in range(2):  # The second call finds what the first one has written.
+        assert prepared(spec, tmp_path) == ({"train": 8, "validation": 10, "test": limit or 10}, True)
