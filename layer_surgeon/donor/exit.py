@@ -197,9 +197,9 @@ class DonorExit(nn.Module):
 
 def not_finite(what: str, dtype: torch.dtype) -> CheckpointError:
     """Return the error for numbers that are infinite or NaN; `what` begins a sentence."""
-    name = str(dtype).removeprefix("torch.")
     advice = "The weights may be damaged."
     if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
         advice = (
             f"The numbers may be too large for {name}: choose another dtype, such as float32. If this has them too, "
             "the weights are damaged."

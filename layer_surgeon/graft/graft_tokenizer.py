@@ -152,7 +152,7 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
             self._donor.enable_truncation(
                 min(limits), strategy=truncation_strategy.value, direction=self.truncation_side
             )
-        if is_split_into_words:  # The donor reads a text: its labels are those of the host's tokens.
+        if is_split_into_words:  # The donor reads them as one text. Only the host's tokens have to know their words.
             texts = [" ".join(words) for words in texts]
             pairs = None if pairs is None else [" ".join(words) for words in pairs]
         rows = self._donor.encode_batch(

@@ -185,5 +185,5 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
         return push_model(self, repo_id, ignored=self._not_uploaded(True), **kwargs)
 
     def _not_uploaded(self, include_donor: bool) -> list[str]:
-        """Patterns of files that a repo must not keep from an earlier graft."""
+        """Return patterns of files that are not uploaded, and that an earlier upload must not leave in the repo."""
         return [] if include_donor and self.config.frozen_donor is not None else [f"{DONOR_FOLDER}/*"]

@@ -98,8 +98,8 @@ def push_graft(
         )
     is_assembled = (folder / ASSEMBLY_FILE).is_file() and not (folder / _RESULTS).is_file()
     terms = _assembly_terms(folder) if is_assembled else donor.get("license") or source.get("license")
-    has_no_donor = config.get("model_type") == GRAFT and not (frozen and include_donor)
-    ignored = [f"{DONOR_FOLDER}/*"] if has_no_donor else []
+    uploads_no_donor = config.get("model_type") == GRAFT and not (frozen and include_donor)
+    ignored = [f"{DONOR_FOLDER}/*"] if uploads_no_donor else []
     commit, files, deleted = upload(
         folder, repo_id, ignored=ignored, private=private, message=message, revision=revision, token=token
     )
