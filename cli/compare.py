@@ -371,7 +371,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
             [
                 (
                     f"{comparison.arm} - {comparison.against}",
-                    difference_in_words(comparison.mean, plan.metric),
+                    difference_in_words(comparison.mean, is_share=plan.is_share),
                     say_gains(comparison.interval, result.summary),
                     "" if comparison.p is None else say_p(comparison.p),
                     "" if comparison.p_holm is None else say_p(comparison.p_holm),

@@ -116,7 +116,7 @@ def _show(result: "StudyResult", plan: "StudyPlan", ui: Ui) -> None:
             (
                 table.test if comparison is table.comparisons[0] else "",
                 f"{comparison.arm} - {comparison.against}",
-                difference_in_words(comparison.mean, summary.metric),
+                difference_in_words(comparison.mean, is_share=summary.is_share),
                 "" if (span := comparison.interval) is None else f"{100 * span.low:+.1f} to {100 * span.high:+.1f}",
                 "" if comparison.p_holm is None else say_p(comparison.p_holm),
                 summary.outcome(comparison) or "no test possible",

@@ -118,11 +118,11 @@ def select(
     except KeyboardInterrupt as error:
         raise TrainingError("Interrupted. Finished trainings are kept. Run the same command to continue.") from error
     if not ui.as_json:
-        _show(result, plan.metric, ui)
+        _show(result, ui, is_share=plan.is_share)
     return as_json(result) | {"report": write_page(folder, ui)}
 
 
-def _show(result: "Selection", metric: str, ui: Ui) -> None:
+def _show(result: "Selection", ui: Ui, *, is_share: bool) -> None:
     from layer_surgeon.study.verdict import say_margin
 
     names = list(dict.fromkeys(name for rung in result.rungs for name in rung.scores))
@@ -134,7 +134,7 @@ def _show(result: "Selection", metric: str, ui: Ui) -> None:
     ui.facts(
         {
             "chosen": f"{result.best}: layer {', '.join(map(str, result.layers))}, site {result.site}",
-            **({} if result.margin is None else {"margin": say_margin(result.margin, metric)}),
+            **({} if result.margin is None else {"margin": say_margin(result.margin, is_share=is_share)}),
             "cost": f"{result.cost:.0%} of the sweep's examples, about {result.time:.0%} of its time",
             "study": result.path,
         }

@@ -122,7 +122,7 @@ class StudyReport:
     def margin(self) -> str | None:
         """The margin of the chosen arm over the second best, in words."""
         margin = None if self.selection is None else self.selection.margin
-        return None if margin is None else say_margin(margin, self.plan.metric)
+        return None if margin is None else say_margin(margin, is_share=self.plan.is_share)
 
 
 def load_report(path: Path) -> StudyReport:

@@ -98,7 +98,7 @@ def html(report: StudyReport) -> str:
         "svg": _StaticCharts().draw,
         "kind": _KINDS[report.kind],
         "metric": say.first_upper(report.summary.metric.replace("_", " ")),
-        "margin": say_equivalence(report.summary.equivalence, report.summary.metric),
+        "margin": say_equivalence(report.summary.equivalence, is_share=report.summary.is_share),
         "headline_facts": _headline_facts(report),
         "plan": dump_yaml(report.plan.as_dict()),
         "looks": {name: glyph(figures.style.number_of(name)) for name in report.summary.arms},

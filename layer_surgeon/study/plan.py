@@ -322,3 +322,8 @@ class StudyPlan:
     def higher_is_better(self) -> bool:
         """Whether a higher value of the compared score is better."""
         return not get_task(self.task).score(self.metric).lower_is_better
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the compared score goes from 0 to 1 and is shown as per cent."""
+        return get_task(self.task).score(self.metric).is_share

@@ -29,7 +29,6 @@ from layer_surgeon.study.paired import (
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.records import CellResult, read_cell, read_failures
 from layer_surgeon.study.tables import (
-    SHARES,
     ArmSummary,
     Basis,
     CellCounts,
@@ -264,7 +263,7 @@ def _test_equivalence(plan: StudyPlan, difference: ScoreDifference, crossed: Cro
     """Return p of the test that a difference is within the plan's margin; None without a margin or with one seed."""
     if plan.equivalence is None:
         return None
-    margin = plan.equivalence / 100 if plan.metric in SHARES else plan.equivalence
+    margin = plan.equivalence / 100 if plan.is_share else plan.equivalence
     if crossed is not None:
         return equivalence_test(crossed.mean, crossed.error, crossed.df, margin)
     return difference.test_equivalence(margin)

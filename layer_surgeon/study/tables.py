@@ -9,9 +9,8 @@ from typing import Literal
 
 from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.paired import CrossedTest, Interval, seed_interval_of_mean
+from layer_surgeon.tasks import TASKS
 
-# Metrics from 0 to 1, which are shown as per cent. Their differences are shown in points.
-SHARES = ("accuracy", "macro_f1", "precision", "recall")
 Basis = Literal["seeds and examples", "seeds", "examples"]
 
 
@@ -214,7 +213,8 @@ class Summary:
     @property
     def is_share(self) -> bool:
         """Whether the metric goes from 0 to 1 and is shown as per cent."""
-        return self.metric in SHARES
+        task = TASKS.get(self.task)  # None: a task of a package that is not installed here
+        return task is not None and any(score.is_share for score in task.scores if score.name == self.metric)
 
     def parameters(self, arm: str) -> ParameterCounts | None:
         """Return the numbers of an arm's parameters; None before a training is finished."""

@@ -6,7 +6,7 @@ from layer_surgeon._format import format_amount, format_score
 from layer_surgeon.study.arms import is_called
 from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.selection_result import Margin
-from layer_surgeon.study.tables import SHARES, Basis, Comparison, Table
+from layer_surgeon.study.tables import Basis, Comparison, Table
 
 _ONE_SEED = "for this one seed"
 _SMALLEST = 0.001
@@ -15,10 +15,10 @@ _SMALLEST = 0.001
 def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
     """Return a comparison as one phrase, such as `graft is better than host by 1.2 points (corrected p = 0.003)`."""
     arm, against, delta = comparison.arm, comparison.against, comparison.mean
-    size = difference_in_words(delta, plan.metric)
+    size = difference_in_words(delta, is_share=plan.is_share)
     p = comparison.p_holm
     if comparison.p_equivalence is not None and comparison.equivalent and not comparison.significant:
-        margin = say_equivalence(plan.equivalence, plan.metric)
+        margin = say_equivalence(plan.equivalence, is_share=plan.is_share)
         reason = f"a difference of {size}, corrected {_p_is(comparison.p_equivalence)}, {_basis(comparison)}"
         return f"{arm} and {against} are equivalent within {margin} ({reason})"
     if p is None:
@@ -32,9 +32,9 @@ def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
     return f"{arm} is {'better' if better else 'worse'} than {against} by {size.lstrip('+-')} ({significance})"
 
 
-def say_equivalence(margin: float | None, metric: str) -> str:
+def say_equivalence(margin: float | None, *, is_share: bool) -> str:
     """Return a margin of equivalence, such as `±1 point`."""
-    unit = "" if metric not in SHARES else " point" if margin == 1 else " points"
+    unit = "" if not is_share else " point" if margin == 1 else " points"
     return f"±{margin or 0:g}{unit}"
 
 
@@ -42,9 +42,9 @@ def _p_is(p: float) -> str:
     return f"p {say_p(p)}" if p < _SMALLEST else f"p = {say_p(p)}"
 
 
-def difference_in_words(delta: float, metric: str) -> str:
+def difference_in_words(delta: float, *, is_share: bool) -> str:
     """Return a difference with its sign, in points if the metric is a share."""
-    return f"{100 * delta:+.1f} points" if metric in SHARES else format_score(delta, "+.3g")
+    return f"{100 * delta:+.1f} points" if is_share else format_score(delta, "+.3g")
 
 
 def say_p(p: float) -> str:
@@ -63,19 +63,19 @@ def say_place(test: str, data: str, fraction: float = 1) -> str:
     return f"{test}{trained}{say_share(fraction)}"
 
 
-def say_margin(margin: Margin, metric: str) -> str:
+def say_margin(margin: Margin, *, is_share: bool) -> str:
     """Return the margin of a chosen arm, such as "ahead of graft-L3 by 1.2 points, with one seed"."""
-    size = difference_in_words(margin.difference, metric).lstrip("+")
+    size = difference_in_words(margin.difference, is_share=is_share).lstrip("+")
     if not margin.difference:
         ahead = f"level with {margin.runner_up}"
     elif float(size.split()[0]):
         ahead = f"ahead of {margin.runner_up} by {size}"
     else:
-        ahead = f"ahead of {margin.runner_up} by less than {difference_in_words(0.001, metric).lstrip('+')}"
+        ahead = f"ahead of {margin.runner_up} by less than {difference_in_words(0.001, is_share=is_share).lstrip('+')}"
     if margin.deviation is None:
         return f"{ahead}, with one seed"
     close = ": too close to call" if margin.difference <= margin.deviation else ""
-    deviation = difference_in_words(margin.deviation, metric).lstrip("+")
+    deviation = difference_in_words(margin.deviation, is_share=is_share).lstrip("+")
     return f"{ahead}, with a standard deviation of {deviation} over the seeds{close}"
 
 
@@ -143,7 +143,8 @@ def _equivalences(comparisons: Sequence[Comparison], plan: StudyPlan) -> str:
     if not tested:
         return ""
     number = sum(comparison.equivalent and not comparison.significant for comparison in tested)
-    return f"; {number} of {len(tested)} are equivalent within {say_equivalence(plan.equivalence, plan.metric)}"
+    margin = say_equivalence(plan.equivalence, is_share=plan.is_share)
+    return f"; {number} of {len(tested)} are equivalent within {margin}"
 
 
 def _controls(

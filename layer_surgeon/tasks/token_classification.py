@@ -1,7 +1,7 @@
 """Token classification: one label per word (named entities, parts of speech, ...)."""
 
 from layer_surgeon.tasks.roles import ColumnRoles
-from layer_surgeon.tasks.scores import ACCURACY, F1, LOSS, PRECISION, RECALL
+from layer_surgeon.tasks.scores import ACCURACY, ENTITY_F1, LOSS, PRECISION, RECALL
 from layer_surgeon.tasks.task import Task
 
 TOKEN_CLASSIFICATION = Task(
@@ -16,7 +16,7 @@ TOKEN_CLASSIFICATION = Task(
     head=True,
     outputs={"logits": True},
     targets={"labels": True},
-    scores=(F1, PRECISION, RECALL, ACCURACY, LOSS),
+    scores=(ENTITY_F1, PRECISION, RECALL, ACCURACY, LOSS),
     columns=ColumnRoles(
         titles=("words", "text_pair", "tags"),
         text=("tokens", "words", "token", "word", "text", "sentence"),

@@ -368,7 +368,7 @@ def test_the_estimate_of_a_study_counts_in_singular_and_plural(desk, tmp_path, c
 
 def test_a_margin_of_nothing_is_not_ahead():
     def said(difference, deviation=None):
-        return say_margin(Margin(runner_up="graft-L3", difference=difference, deviation=deviation), "accuracy")
+        return say_margin(Margin(runner_up="graft-L3", difference=difference, deviation=deviation), is_share=True)
 
     assert said(0.0) == "level with graft-L3, with one seed"
     assert said(0.0004, 0.01).startswith("ahead of graft-L3 by less than 0.1 points, with a standard deviation of 1.0")

@@ -132,7 +132,7 @@ def test_each_rung_drops_candidates(parts, fake_training, tmp_path, monkeypatch)
     # Of 48 texts, less a fifth for validation, 24 are trained on: a quarter of these.
     assert chosen.rungs[1].examples == pytest.approx(6 * 0.25 * 24 / 38.4)
     assert chosen.margin.difference == pytest.approx(0.01 + 0.0015)
-    assert "too close" not in say_margin(chosen.margin, plan.metric)
+    assert "too close" not in say_margin(chosen.margin, is_share=plan.is_share)
 
 
 def test_rungs_use_shares_of_the_plans_share(parts, fake_training, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_rungs_use_shares_of_the_plans_share(parts, fake_training, tmp_path, mon
 )
 def test_a_margin_in_words(difference, deviation, text):
     margin = Margin(runner_up="other", difference=difference, deviation=deviation)
-    assert say_margin(margin, "accuracy") == f"ahead of other by {text}"
+    assert say_margin(margin, is_share=True) == f"ahead of other by {text}"
 
 
 def test_pairs_and_sites_are_candidates(parts, tmp_path):

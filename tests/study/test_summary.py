@@ -38,7 +38,8 @@ def made_up(tmp_path, shares, *, examples=800, seeds=SEEDS, skip=(), **changes):
         for test in cell.tests:
             right = hard[test] + rng.normal(0, 0.05, examples) < shares[cell.arm.name]
             bits = "".join("1" if value else "0" for value in right)
-            scores = {"accuracy": float(right.mean()), "macro_f1": float(right.mean()), "loss": float(1 - right.mean())}
+            share = float(right.mean())
+            scores = {"accuracy": share, "macro_f1": share, "f1": share, "loss": 1 - share}
             tests[test] = {"examples": examples, "scores": scores, "correct": bits}
         result = {
             "format": 1,
@@ -124,6 +125,16 @@ def test_equivalence_is_counted_over_several_comparisons(tmp_path):
     assert summary.verdict == (
         "No difference is significant, in 4 comparisons; 4 of 4 are equivalent within ±5 points."
     )
+
+
+def test_the_margin_of_the_f1_of_entities_is_in_points(tmp_path):
+    """It goes from 0 to 1, and the F1 of answers from 0 to 100."""
+    summary = made_up(tmp_path, {"host": 0.7, "graft": 0.72}, task="token-classification", equivalence=1.0)
+    (comparison,) = summary.tables[0].comparisons
+    assert (summary.metric, summary.is_share, comparison.equivalent) == ("f1", True, False)
+    assert " points" in comparison.words
+    answers = StudyPlan.from_dict({"host": "a/b", "donor": "c/d", "data": ["films"], "task": "question-answering"})
+    assert (answers.metric, answers.is_share) == ("f1", False)
 
 
 def test_several_tables(tmp_path):
