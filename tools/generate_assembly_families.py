@@ -32,6 +32,7 @@ from transformers import CONFIG_MAPPING
 from transformers.core_model_loading import revert_weight_conversion
 
 ROOT = Path(__file__).resolve().parents[1]
+# The tests are not an installed package, so the imports of this repository follow this line (E402).
 sys.path.insert(0, str(ROOT))
 
 from layer_surgeon.assemble import layer_settings  # noqa: E402
