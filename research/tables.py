@@ -229,11 +229,14 @@ def price_table(evidence: Evidence, study: Study) -> str:
 
 
 def training_seconds(study: Study, data: str, arm: str) -> tuple[float, ...]:
-    """The mean times of an arm's trainings on a data set: of the steps alone, and with reading and testing."""
+    """The median times of an arm's trainings on a data set: of the steps alone, and with reading and testing.
+
+    The median, since seeds of one study ran on several days, and a training can be paused.
+    """
     cells = [
         cell for cell in study.cells if (cell["data"], cell["arm"]) == (data, arm) and cell["seed"] in study.seeds[data]
     ]
-    return tuple(statistics.fmean(cell["seconds"][part] for cell in cells) for part in ("training", "all"))
+    return tuple(statistics.median(cell["seconds"][part] for cell in cells) for part in ("training", "all"))
 
 
 def _interval_percent(interval: Sequence[float] | None) -> str:
