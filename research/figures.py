@@ -137,8 +137,8 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         prices = {title: cost[name] / unit for title, (name, unit) in PRICES.items()}
         label = ARM_LABELS.get(cost["arm"], cost["arm"])
         rows.append({"arm": label, **{key: round(100 * value, 4) for key, value in accuracy.items()}, **prices})
-    # At the bottom, so that no label is cut off where a browser's font is wider.
-    legend = alt.Legend(orient="bottom", columns=2, labelLimit=0, symbolOpacity=1)
+    # At the bottom with space between the columns, because a browser may have a wider font than the one measured here.
+    legend = alt.Legend(orient="bottom", columns=2, columnPadding=40, labelLimit=0, symbolOpacity=1)
     panels = []
     for title in PRICES:
         base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
