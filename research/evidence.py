@@ -190,6 +190,10 @@ class Study:
         """Whether every table has at least one seed."""
         return all(self.seeds.values())
 
+    def whole_cells(self, data: str) -> list[Mapping[str, Any]]:
+        """The trainings on a data set, with the seeds that all arms have."""
+        return [cell for cell in self.cells if cell["data"] == data and cell["seed"] in self.seeds[data]]
+
     def table(self, data: str, test: str) -> Mapping[str, Any]:
         """The table for a training set and a test set.
 

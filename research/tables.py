@@ -54,8 +54,14 @@ def scores_table(study: Study, data: str, test: str) -> str:
         line = [f"`{arm}`", _mean(row), trained, *_cells(gaps.get((arm, reference)))]
         rows.append([*line, *_cells(gaps.get((focus, arm)) if arm != reference else None)] if has_focus else line)
     tested = f"{content['examples']:,} of {test}{'' if test == data else ' (another data set)'}"
-    trained_on = f"{content['rows'][0]['train_examples']:,} examples of {data}"
+    trained_on = f"{content['rows'][0]['train_examples']:,} examples of {data} ({_steps_text(study, data)})"
     return f"Trained on {trained_on}, tested on {tested}; {seeds_text(study, data)}:\n\n{table(head, rows)}"
+
+
+def _steps_text(study: Study, data: str) -> str:
+    """The number of steps of the trainings on a data set, or the least and the most."""
+    steps = sorted({cell["history"][-1]["step"] for cell in study.whole_cells(data)})
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((steps[0], steps[-1]))) + " steps"
 
 
 def _tested(study: Study) -> list[str]:
@@ -233,9 +239,7 @@ def training_seconds(study: Study, data: str, arm: str) -> tuple[float, ...]:
 
     The median, since seeds of one study ran on several days, and a training can be paused.
     """
-    cells = [
-        cell for cell in study.cells if (cell["data"], cell["arm"]) == (data, arm) and cell["seed"] in study.seeds[data]
-    ]
+    cells = [cell for cell in study.whole_cells(data) if cell["arm"] == arm]
     return tuple(statistics.median(cell["seconds"][part] for cell in cells) for part in ("training", "all"))
 
 

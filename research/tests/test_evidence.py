@@ -78,6 +78,7 @@ def test_tables_are_the_products_own(desk):
     )
     row = next(row for row in table["rows"] if row["arm"] == "random")
     lines = desk.render("{{ scores_table('a-gemma', 'sst2', 'cr') }}").splitlines()
+    assert lines[0].startswith("Trained on 30 examples of sst2 (3 steps), tested on ")
     line = next(line for line in lines if line.startswith("| `random`"))
     assert f"{100 * row['mean']:.1f} ± {100 * row['deviation']:.1f}" in line
     assert f"{100 * comparison['mean']:+.1f}" in line
