@@ -186,7 +186,7 @@ def _differences(title: str, rows: Sequence[tuple[str, str, Gap]]) -> Figure:
         for row, donor, gap in rows
         for value in (gap.by_seed if len(gap.by_seed) > 1 else ())
     ]
-    y = alt.Y("row:N", sort=[row for row, _, _ in rows], title=None, axis=alt.Axis(labelLimit=300))
+    y = alt.Y("row:N", sort=[row for row, _, _ in rows], title=None, axis=alt.Axis(labelLimit=300, minExtent=150))
     color = _color(("Gemma", "Qwen"), legend=None)
     means = alt.Chart(pd.DataFrame(columns)).encode(y=y, color=color)
     mark = alt.condition("datum.significant", color, alt.value("white"))
