@@ -93,15 +93,14 @@ class FinetuneConfig:
         0.2, "Fraction of the training data to hold out for validation if the data set has no validation split."
     )
     train_fraction: float = _option(1.0, "Fraction of the training data to use (stratified).")
-    max_train_samples: int | None = _option(
-        None, "Maximum number of training examples (stratified; with streaming, the first ones)."
-    )
+    max_train_samples: int | None = _option(None, "Maximum number of training examples (stratified).")
     max_eval_samples: int | None = _option(
-        None,
-        "Maximum number of validation examples, and of test examples (stratified; with streaming, the first ones).",
+        None, "Maximum number of validation examples, and of test examples (stratified)."
     )
     streaming: bool = _option(
-        False, "Read the training data row by row, for data that does not fit into memory; see docs/data.md."
+        False,
+        "Read the training data row by row, for data that does not fit into memory. Maximum numbers then take the first "
+        "examples; see docs/data.md.",
     )
     shuffle_buffer: int = _option(10_000, "Number of streamed rows to hold in memory and shuffle at a time.")
     eval_steps: int | None = _option(
