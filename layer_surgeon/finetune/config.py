@@ -99,8 +99,8 @@ class FinetuneConfig:
     )
     streaming: bool = _option(
         False,
-        "Read the training data row by row, for data that does not fit into memory. Limits then take the first examples; "
-        "see docs/data.md.",
+        "Read the training data row by row, for data that does not fit into memory. Limits then take the first "
+        "examples; see docs/data.md.",
     )
     shuffle_buffer: int = _option(10_000, "Number of streamed rows to hold in memory and shuffle at a time.")
     eval_steps: int | None = _option(
