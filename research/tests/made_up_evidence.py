@@ -33,7 +33,7 @@ SWEEP = LITTLE | {
     "data": [DATA["sst2"]],
 }
 SHIFT = LITTLE | {"name": "d-domains"}
-EXAMPLES = {"sst2": 90, "cr": 50}
+EXAMPLES = {"sst2": 90, "cr": 50, "tweet_offensive": 40, "sick": 60}
 
 
 def made_up(cell, examples=EXAMPLES):

@@ -170,6 +170,7 @@ STUDIES_TO_COME = {
     "k-cut-2": "| 7 | 2 layers: the accuracies of influence, last and random differ by less than 3 |",
     "k-cut-6": "| 7 | 6 layers: influence is ahead of last by more than 2 |",
     "n-steps": "## All of SST-2",
+    "s-qwen": "| 4 | qwen-alone is below qwen-stack by more than 2 on sick |",
     "s-mpnet": "| 2 | mpnet-permuted is below mpnet by 0 to 2 on cr |",
 }
 
