@@ -34,14 +34,15 @@ PANELS = {
     "Relative change of the head per step": ("update_head",),
     "Share of saturated inputs of the head's GELU": ("saturated",),
 }
-# The study whose arms are priced.
-PRICED = "s-larger"
+# The studies whose arms are priced. Two of them can share an arm: it is the same training.
+PRICED = ("s-larger", "s-qwen-mpnet")
 # What its arms are called in a figure.
 ARM_LABELS = {
     "host": "MiniLM",
     "lora": "MiniLM, LoRA",
     "matched": "MiniLM + one layer",
     "stack-own": "MiniLM + a donor that reads",
+    "qwen-stack": "MiniLM + a larger donor that reads",
     "cut": "half of Gemma",
     "mpnet": "MPNet",
 }
@@ -123,14 +124,15 @@ def draw_domains(evidence: Evidence) -> Figure:
 
 def draw_prices(reading: Evidence) -> dict[str, Figure]:
     """Accuracy against what an arm costs, one figure for each data set."""
-    names = [spec.name for spec in reading.plans[PRICED].data if reading.has(PRICED, spec.name)]
+    names = [spec.name for spec in reading.plans[PRICED[0]].data if reading.has(PRICED[0], spec.name)]
     return {f"price-{data}": _draw_price(reading, data) for data in names}
 
 
 def _draw_price(reading: Evidence, data: str) -> Figure:
     rows = []
-    study = reading.study(PRICED)
-    for cost in price_rows(reading, study):
+    studies = [reading.study(name) for name in PRICED if reading.has(name, data)]
+    priced = {cost["arm"]: (study, cost) for study in studies for cost in price_rows(reading, study)}
+    for study, cost in sorted(priced.values(), key=lambda pair: pair[1]["macs"]):
         row = study.row(data, data, cost["arm"])
         low, high = row["seed_interval"] or (row["mean"], row["mean"])
         accuracy = {"mean": row["mean"], "low": low, "high": high}

@@ -497,7 +497,7 @@ def test_prices_are_those_of_the_counted_arms(desk, monkeypatch):
         assert f"{data}, % (3 seeds)" in desk.render("{{ price_table('d-domains') }}").splitlines()[0]
         mean = desk.load().study("d-domains").row(data, data, "wide-head")["mean"]
         assert lines[0][column].startswith(f"{100 * mean:.1f} (")
-    monkeypatch.setattr(figures, "PRICED", "d-domains")
+    monkeypatch.setattr(figures, "PRICED", ("d-domains", "d-domains"))
     drawn = figures.draw_prices(desk.load())
     assert list(drawn) == ["price-sst2", "price-cr"]
     assert all(figures.ARM_LABELS.get(arm, arm) in drawn["price-sst2"].text for arm in arms)
