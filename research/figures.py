@@ -156,8 +156,8 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
         )
     title = f"{data}: accuracy against what a text and a model cost"
     chart = alt.hconcat(*panels, title=title)
-    texts = [f"{row['arm']} {fixed(row['mean'])} % at {three_digits(row['GMACs per text'])} GMACs" for row in rows]
-    return Figure(chart, f"{title}: {'; '.join(texts)}")
+    texts = [f"{row['arm']} {fixed(row['mean'])} at {three_digits(row['GMACs per text'])}" for row in rows]
+    return Figure(chart, f"{title}; per cent at GMACs: {'; '.join(texts)}")
 
 
 def _donor(study: Study) -> str:
