@@ -84,7 +84,7 @@ def contrasts_table(evidence: Evidence, study: Study, pairs: Sequence[tuple[str,
         tables = [(study.name, data) for data in tested]
         means = [evidence.average_gap(tables, *pair) for pair in pairs]
         cells = (cell for gap in means for cell in _cells_with_margin(gap, margin))
-        rows.append(["mean of these", str(len(means[0].by_seed)), *cells])
+        rows.append(["mean of these, p not corrected", str(len(means[0].by_seed)), *cells])
     head = ["trained and tested on", "seeds"]
     for arm, against in pairs:
         head += [f"{arm} minus {against}, points", "p; corrected"]

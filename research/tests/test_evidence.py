@@ -140,10 +140,10 @@ def test_contrasts_on_each_data_set_and_over_the_seeds_that_all_have(tmp_path):
     desk.train("a-gemma", lambda cell: cell.data == "sst2")
     assert [row[:2] for row in rows()] == [["sst2", "3"]]
     desk.train("a-gemma", lambda cell: cell.seed < 3)
-    assert [row[:2] for row in rows()] == [["sst2", "3"], ["cr", "2"], ["mean of these", "2"]]
+    assert [row[:2] for row in rows()] == [["sst2", "3"], ["cr", "2"], ["mean of these, p not corrected", "2"]]
     desk.train("a-gemma")
     sst2, cr, both = rows()
-    assert (both[:2], len(both)) == (["mean of these", "3"], 6)
+    assert (both[:2], len(both)) == (["mean of these, p not corrected", "3"], 6)
     study = desk.load().study("a-gemma")
     means = [study.gap(data, data, "graft", "host").mean for data in ("sst2", "cr")]
     assert both[2].replace("**", "").startswith(f"{50 * sum(means):+.1f} (")
