@@ -82,13 +82,13 @@ class DataSplits(Generic[_Split]):
 
     @property
     def validation(self) -> _Split | None:
-        """The validation split, or None."""
-        return self.splits.get(self._own_name("validation"))
+        """The validation split; None if there is none, or if it is the only split, which is the training split."""
+        return self._other("validation")
 
     @property
     def test(self) -> _Split | None:
-        """The test split, or None."""
-        return self.splits.get(self._own_name("test"))
+        """The test split; None if there is none, or if it is the only split, which is the training split."""
+        return self._other("test")
 
     def choose(self, split: str | None = None, *, role: Role = "test") -> _Split:
         """Choose a split: `split` if given, else that of the role, as in `split_name`.
@@ -114,6 +114,9 @@ class DataSplits(Generic[_Split]):
                 "these rows."
             )
         return name or next(iter(self.splits))
+
+    def _other(self, role: Role) -> _Split | None:
+        return self.splits.get(self._own_name(role)) if len(self.splits) > 1 else None
 
     def _own_name(self, role: Role) -> str:
         names = _NAMES[role] if self.record is None else (getattr(self.record, role) or "",)

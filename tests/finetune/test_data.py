@@ -71,6 +71,15 @@ def test_dataset_list_of_rows_and_dict_of_splits_are_the_same():
     assert prepare({"train": made, "dev": rows(6)}).validation.texts == tuple(r["text"] for r in rows(6))
 
 
+@pytest.mark.parametrize("split", ["test", "validation", "dev"])
+def test_the_only_split_is_for_training_whatever_its_name(split):
+    data = prepare({split: rows(20)})
+    assert data.held_out
+    assert data.test is None
+    assert (len(data.train), len(data.validation)) == (16, 4)
+    assert set(data.train.texts).isdisjoint(data.validation.texts)
+
+
 def test_unknown_name_offers_similar_ones():
     fails("Did you mean sst2", "sst-2")
     fails("There is no data set or file 'zzzz'. The data sets are: sst2", "zzzz")
