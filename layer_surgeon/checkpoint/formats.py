@@ -27,7 +27,7 @@ _MAX_LISTED_NAMES = 12
 def open_table(source: Source) -> TensorTable:
     """Find the checkpoint in a source and read its config and index.
 
-    Safetensors files (single or with an index) come first, then PyTorch files, then GGUF.
+    Safetensors files (single or with an index) come first, then PyTorch files, then a safetensors file of another name, then GGUF.
 
     Raises:
         CheckpointError: There is no checkpoint, more than one, or a damaged one.
@@ -40,9 +40,8 @@ def open_table(source: Source) -> TensorTable:
     else:
         candidates = [file for file in files if "/" not in file]
     safetensors_files = [file for file in candidates if file.endswith(".safetensors")]
-    if safetensors.SINGLE_FILE in safetensors_files or len(safetensors_files) == 1:
-        single = safetensors.SINGLE_FILE if safetensors.SINGLE_FILE in safetensors_files else safetensors_files[0]
-        return safetensors.SafetensorsTable(source, _read_config(source, files), single_file=single)
+    if safetensors.SINGLE_FILE in safetensors_files:
+        return safetensors.SafetensorsTable(source, _read_config(source, files), single_file=safetensors.SINGLE_FILE)
     if safetensors.INDEX_FILE in candidates:
         raw, config = _read_index(source, files, safetensors.INDEX_FILE)
         shard_of = safetensors.parse_index(raw, safetensors.INDEX_FILE, files)
@@ -54,6 +53,9 @@ def open_table(source: Source) -> TensorTable:
         raw, config = _read_index(source, files, TORCH_INDEX_FILE)
         shard_of = safetensors.parse_index(raw, TORCH_INDEX_FILE, files, suffix=".bin")
         return _torch_table(source, config, shard_of=shard_of)
+    if len(safetensors_files) == 1:
+        # After all names that mean a whole model: it may be one of several shards, or an adapter.
+        return safetensors.SafetensorsTable(source, _read_config(source, files), single_file=safetensors_files[0])
     gguf_models = _gguf_models(source, candidates)
     if len(gguf_models) == 1 and not safetensors_files:
         return _gguf_table(source, gguf_models[0])

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from layer_surgeon import open_checkpoint
 from layer_surgeon.checkpoint.summary import summarize
@@ -118,6 +120,20 @@ def test_a_missing_shard(sharded):
     sorted(sharded.glob("*.safetensors"))[-1].unlink()
     with pytest.raises(CheckpointError, match="is missing"):
         open_checkpoint(sharded)
+
+
+def test_all_shards_but_one_are_missing(sharded):
+    for path in sorted(sharded.glob("*.safetensors"))[1:]:
+        path.unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        open_checkpoint(sharded)
+
+
+def test_an_adapter_is_not_taken_for_the_model(tmp_path):
+    torch.save({"model.layers.0.w.weight": torch.ones(2, 2)}, tmp_path / "pytorch_model.bin")
+    save_file({"lora_A": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1}))
+    assert [info.file for info in open_checkpoint(tmp_path).layer_tensors(0)] == ["pytorch_model.bin"]
 
 
 def test_no_config(sharded):
