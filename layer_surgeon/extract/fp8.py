@@ -100,12 +100,12 @@ def fp8_codec(source: Source, config: Mapping[str, Any], weight: TensorInfo, sca
         )
     raw = source.read_range(scale.file, scale.offset, scale.num_bytes)
     values = _decode_powers_of_two(raw) if scale.dtype == "F8_E8M0" else decode_floats(raw, scale.dtype).astype("<f4")
-    scale_block = _scale_block(config, weight, scale)
-    shape = [-(-size // block_size) for size, block_size in zip(weight.shape, scale_block, strict=True)]
-    return Fp8Codec(weight, values.reshape(shape), scale_block, dtype)
+    block = scale_block(config, weight, scale)
+    shape = [-(-size // block_size) for size, block_size in zip(weight.shape, block, strict=True)]
+    return Fp8Codec(weight, values.reshape(shape), block, dtype)
 
 
-def _scale_block(config: Mapping[str, Any], weight: TensorInfo, scale: TensorInfo) -> tuple[int, int]:
+def scale_block(config: Mapping[str, Any], weight: TensorInfo, scale: TensorInfo) -> tuple[int, int]:
     """Rows and columns that share one scale."""
     rows, columns = weight.shape
     if scale.num_elements == 1:

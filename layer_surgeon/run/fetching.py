@@ -170,7 +170,9 @@ class LayerFetcher:
         if self._is_direct:
             source = self._checkpoint.source
             if isinstance(source, FolderSource):
-                source.will_need(piece.range for piece in plan_extraction(self._checkpoint, index).pieces)
+                source.will_need(
+                    piece.range for piece in plan_extraction(self._checkpoint, index, dtype=self._dtype).pieces
+                )
         elif index not in self._pending:
             self._pending[index] = self._pool.submit(self._extract, index)
 

@@ -15,11 +15,12 @@ from layer_surgeon.errors import SourceError, UnsupportedArchitectureError
 from layer_surgeon.extract.artifact import LayerArtifact, is_artifact
 from layer_surgeon.extract.codec import Codec
 from layer_surgeon.extract.dtypes import plain_codec
-from layer_surgeon.extract.fp8 import pair_scales
+from layer_surgeon.extract.fp8 import pair_scales, scale_block
 from layer_surgeon.extract.plan import choose_codecs, has_fp8
 
 SourceName = str | os.PathLike[str]
 SideSource = SourceName | Sequence[SourceName] | Checkpoint
+Hash = tuple[str | int, ...]
 
 
 class Side(Protocol):
@@ -46,8 +47,11 @@ class Side(Protocol):
     def codecs(self, layer: int | None) -> Mapping[str, Codec]:
         """Return what converts the tensors of a layer, or of the rest, to numbers, by the same names."""
 
-    def hashes(self, info: TensorInfo) -> set[tuple[str, int]]:
-        """Return the sha256s that are known without reading, each with the tensor's position in what was hashed."""
+    def hashes(self, info: TensorInfo) -> set[Hash]:
+        """Return the sha256s that are known without reading, each with the tensor's position in what was hashed.
+
+        Those of a weight in FP8 also have its scale's, and how much of the weight one scale is for.
+        """
 
 
 def open_side(source: SideSource, *, revision: str | None = None, token: str | bool | None = None) -> Side:
@@ -84,6 +88,7 @@ class _CheckpointSide:
         self.layers = tuple(range(checkpoint.num_layers))
         self._checkpoint = checkpoint
         self._infos: dict[int | None, list[TensorInfo]] = {}
+        self._scale_of: dict[str, TensorInfo] = {}
 
     def read_headers(self) -> None:
         if self.source.connections > 1:
@@ -92,7 +97,9 @@ class _CheckpointSide:
     def tensors(self, layer: int | None) -> dict[str, TensorInfo]:
         infos: Iterable[TensorInfo] = self._group(layer)
         if has_fp8(infos):
-            infos = [info for info, _ in pair_scales(infos)]
+            pairs = pair_scales(infos)
+            self._scale_of |= {info.name: scale for info, scale in pairs if scale is not None}
+            infos = [info for info, _ in pairs]
         return {self._short_name(info, layer): info for info in infos}
 
     def codecs(self, layer: int | None) -> Mapping[str, Codec]:
@@ -100,7 +107,14 @@ class _CheckpointSide:
         code = "F32" if has_fp8(infos) else None
         return {self._short_name(info, layer): codec for info, codec in choose_codecs(self._checkpoint, infos, code)}
 
-    def hashes(self, info: TensorInfo) -> set[tuple[str, int]]:
+    def hashes(self, info: TensorInfo) -> set[Hash]:
+        scale = self._scale_of.get(info.name)
+        if scale is None:
+            return set(self._known(info))
+        block = scale_block(self._checkpoint.config, info, scale)
+        return {(*known, *of_scale, *block) for known in self._known(info) for of_scale in self._known(scale)}
+
+    def _known(self, info: TensorInfo) -> set[tuple[str, int]]:
         hash_of_file, hash_of_tensor = self.source.sha256(info.file), self._recorded.get(info.name)
         hashes = {(hash_of_file, info.offset), (hash_of_tensor, 0)}
         return {(digest, position) for digest, position in hashes if isinstance(digest, str)}
@@ -163,6 +177,6 @@ class _ArtifactSide:
     def codecs(self, layer: int | None) -> Mapping[str, Codec]:
         return {name: plain_codec(info.dtype, None) for name, info in self.tensors(layer).items()}
 
-    def hashes(self, info: TensorInfo) -> set[tuple[str, int]]:
+    def hashes(self, info: TensorInfo) -> set[Hash]:
         digest = self._digests.get(info.name)
         return {(digest, 0)} if isinstance(digest, str) else set()

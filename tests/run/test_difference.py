@@ -316,6 +316,28 @@ class TestFormats:
         assert result.equal
         assert [tensor.name for tensor in result.layers[0].tensors] == ["norm.weight", "q.weight"]
 
+    def test_the_hash_of_an_fp8_weight_includes_its_scale(self, tmp_path):
+        weight = torch.ones(8, 16).to(torch.float8_e4m3fn)
+        config = {"model_type": "llama", "num_hidden_layers": 1, "quantization_config": {"quant_method": "fbgemm_fp8"}}
+        snapshots = []
+        for commit, size in (("a" * 40, 1.0), ("b" * 40, 2.0), ("c" * 40, 1.0)):
+            snapshots.append(tmp_path / f"models--{commit[0]}/snapshots" / commit)
+            snapshots[-1].mkdir(parents=True)
+            index = {}
+            # The weight and its scale are in files of their own.
+            for name, tensor in {"weight": weight, "weight_scale": torch.full((8, 1), size)}.items():
+                save_file({f"model.layers.0.q.{name}": tensor}, tmp_path / "file")
+                digest = hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+                (tmp_path / f"models--{commit[0]}/blobs").mkdir(exist_ok=True)
+                (tmp_path / "file").rename(tmp_path / f"models--{commit[0]}/blobs" / digest)
+                (snapshots[-1] / f"{name}.safetensors").symlink_to(f"../../blobs/{digest}")
+                index[f"model.layers.0.q.{name}"] = f"{name}.safetensors"
+            (snapshots[-1] / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+            (snapshots[-1] / "config.json").write_text(json.dumps(config))
+        assert not diff_checkpoints(snapshots[0], snapshots[1]).equal
+        same = diff_checkpoints(snapshots[0], snapshots[2])
+        assert (same.equal, same.bytes_read) == (True, 0)
+
     def test_packed_weights_are_refused(self, tmp_path):
         packed = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
         a = write_weights(tmp_path / "a", random_weights(), **packed)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from itertools import pairwise
-from shutil import copytree
+from shutil import copytree, ignore_patterns
 
 import pytest
 import torch
@@ -58,6 +58,26 @@ def test_pooling(source, texts, expected, batch_tokens):
     for depth in range(5):
         torch.testing.assert_close(mean[depth], torch.stack([of_text[depth].mean(0) for of_text in expected]))
         torch.testing.assert_close(last[depth], torch.stack([of_text[depth][-1] for of_text in expected]))
+
+
+def test_fp8_weights_are_multiplied_by_their_scales(source, texts, tmp_path):
+    tensors = {name: tensor for path in source.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    packed, plain = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if name.endswith("proj.weight")]:
+        packed[name] = (4 * tensors[name]).to(torch.float8_e4m3fn)
+        packed[f"{name}_scale"] = torch.full((len(tensors[name]), 1), 0.25)
+        plain[name] = packed[name].float() / 4
+    config = json.loads((source / "config.json").read_text())
+    for folder, weights, settings in (
+        (tmp_path / "packed", packed, {"quantization_config": {"quant_method": "fbgemm_fp8"}}),
+        (tmp_path / "plain", plain, {}),
+    ):
+        copytree(source, folder, ignore=ignore_patterns("*.safetensors*"))
+        save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config | settings))
+    states = run_layers(tmp_path / "packed", texts, dtype="float32")
+    expected = run_layers(tmp_path / "plain", texts, dtype="float32")
+    assert all(torch.equal(states[depth], expected[depth]) for depth in range(5))
 
 
 def test_some_depths(source, texts, expected):
