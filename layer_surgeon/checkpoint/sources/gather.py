@@ -1,22 +1,21 @@
-"""Read a response body in chunks of equal size, and check the total number of bytes."""
+"""Gather a response body into chunks of equal size, and check the total number of bytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES
-from layer_surgeon.checkpoint.sources.direct import ReadInto
 from layer_surgeon.checkpoint.sources.retry import TroubleError
 
 
 def gather(
-    length: int, read_into: ReadInto, sender: object, bad_answer: Callable[[str], TroubleError]
+    length: int, pieces: Iterable[bytes], sender: object, bad_answer: Callable[[str], TroubleError]
 ) -> Iterator[memoryview]:
-    """Read a body in chunks of CHUNK_BYTES that share one buffer.
+    """Yield a body in chunks of CHUNK_BYTES that share one buffer.
 
-    The last chunk is only yielded once the body has ended.
+    The last chunk is only yielded once the body has ended, so that its connection can be used again.
 
     Args:
         length: The expected number of bytes.
-        read_into: Reads the body.
+        pieces: The body, in pieces of any size.
         sender: The host that sends it, used as the subject of error messages.
         bad_answer: Builds the error for an answer that breaks the protocol, from a description.
 
@@ -25,24 +24,27 @@ def gather(
         Exception: Any exception that the client raises while the body arrives.
     """
     view = memoryview(bytearray(min(CHUNK_BYTES, length)))
-    spare = memoryview(bytearray(1))
     filled = done = 0
+    arriving = iter(pieces)
     while True:
         try:
-            count = read_into(view[filled : length - done] or spare)
+            unread = memoryview(next(arriving))
+        except StopIteration:
+            break
         except Exception:
             # The body was cut off, but the bytes so far are good and need not be requested again.
             if filled:
                 yield view[:filled]
             raise
-        if not count:
-            break
-        if done + filled == length:
+        if len(unread) > length - done - filled:
             raise bad_answer(f"it sent more than the {length} bytes that were requested")
-        filled += count
-        if filled == len(view) and done + filled < length:
-            yield view
-            done, filled = done + filled, 0
+        while unread:
+            if filled == len(view):
+                yield view
+                done, filled = done + filled, 0
+            count = min(len(view) - filled, len(unread))
+            view[filled : filled + count] = unread[:count]
+            filled, unread = filled + count, unread[count:]
     if filled:
         yield view[:filled]
     if done + filled < length:

@@ -12,7 +12,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from huggingface_hub import get_session
 
 from layer_surgeon._version import __version__
-from layer_surgeon.checkpoint.sources.direct import DirectReader, ReadInto
 from layer_surgeon.checkpoint.sources.gather import gather
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.checkpoint.sources.hub_ranges import plain_etag
@@ -59,7 +58,6 @@ class HttpFiles:
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
         self._host = self._parts.hostname or ""
-        self._reader = DirectReader(_client)
 
     def list_files(self, file: str | None) -> dict[str, int | None]:
         """Return the sizes of the usual checkpoint files that exist, and the shards that the index names."""
@@ -88,7 +86,7 @@ class HttpFiles:
 
         Asks for the first byte with GET, because some servers don't answer HEAD.
         """
-        with self._request(file, "bytes=0-0") as (response, _):
+        with self._request(file, "bytes=0-0") as response:
             if response.status_code == 416 and _EMPTY_RANGE.fullmatch(response.headers.get("content-range", "")):
                 return _stat(0, response)
             self._check_status(file, response, 200, 206)
@@ -112,7 +110,7 @@ class HttpFiles:
         """Read a range with one request. A whole file is requested without a range, which every server supports."""
         whole = (start, length) == (0, stat.size)
         byte_range = None if whole else f"bytes={start}-{start + length - 1}"
-        with self._request(file, byte_range) as (response, read_into):
+        with self._request(file, byte_range) as response:
             self._check_status(file, response, 200 if whole else 206)
             self._check_encoding(file, response)
             size = str(stat.size)
@@ -131,7 +129,7 @@ class HttpFiles:
                 raise changed(f"{file} at {self._host}", stat, current_stat)
             if (announced := response.headers.get("content-length", str(length))) != str(length):
                 raise self._bad_answer(file, f"it announced {announced} bytes, but {length} were requested")
-            yield from gather(length, read_into, f"{self._host}", partial(self._bad_answer, file))
+            yield from gather(length, response.iter_raw(), self._host, partial(self._bad_answer, file))
 
     def _probe_all(self, names: Sequence[str]) -> dict[str, Stat | LayerSurgeonError]:
         with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="list") as pool:
@@ -161,18 +159,15 @@ class HttpFiles:
         )
 
     @contextmanager
-    def _request(self, file: str, byte_range: str | None) -> Iterator[tuple[Any, ReadInto]]:
-        """Send one request. Yield its response, and a function that reads the body.
-
-        Client exceptions become TroubleError.
-        """
+    def _request(self, file: str, byte_range: str | None) -> Iterator[Any]:
+        """Send one request, and yield its response. Client exceptions become TroubleError."""
         # A server that may compress can answer a range request with the whole file.
         headers = {"accept-encoding": "identity", "user-agent": f"layer_surgeon/{__version__}"}
         if byte_range is not None:
             headers["range"] = byte_range
         try:
-            with self._reader.get(self._url(file), headers, self.limits.timeout) as answer:
-                yield answer
+            with _client().stream("GET", self._url(file), headers=headers, timeout=self.limits.timeout) as response:
+                yield response
         except (LayerSurgeonError, TroubleError):
             raise
         except (CLIENT_ERROR, OSError) as error:

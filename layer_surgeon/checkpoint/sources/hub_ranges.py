@@ -12,7 +12,6 @@ from huggingface_hub import get_session
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
 from layer_surgeon._text import printable, without_secrets_in
-from layer_surgeon.checkpoint.sources.direct import DirectReader
 from layer_surgeon.checkpoint.sources.gather import gather
 from layer_surgeon.checkpoint.sources.hub_errors import Asker
 from layer_surgeon.checkpoint.sources.local import SHA256
@@ -76,7 +75,6 @@ class HubFiles:
         self._asker, self._commit, self._limits = asker, commit, limits
         # A CDN that may compress can answer a range with the whole file (huggingface_hub#3778).
         self._headers = headers | {"accept-encoding": "identity"}
-        self._reader = DirectReader(get_session)
         self._locations: dict[str, _Location] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._etags: dict[tuple[str, str], str] = {}
@@ -180,11 +178,13 @@ class HubFiles:
             headers.pop("authorization", None)
         with (
             self._asker.asking_for(f"{location.file.name} of {self._asker.repo_id}"),
-            self._reader.get(location.url, headers, self._limits.timeout) as (response, read_into),
+            get_session().stream(
+                "GET", location.url, headers=headers, timeout=self._limits.timeout, follow_redirects=True
+            ) as response,
         ):
             self._check_status(location, response, 206 if ranged else 200)
             self._check_headers(location, response, start, length, ranged=ranged)
-            yield from gather(length, read_into, location, partial(_bad_answer, location))
+            yield from gather(length, response.iter_raw(), location, partial(_bad_answer, location))
 
     def _check_status(self, location: _Location, response: Any, expected_status: int) -> None:
         status = response.status_code
