@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The tests are not an installed package, so the imports of this repository follow this line (E402).
 sys.path.insert(0, str(ROOT))
 
-from layer_surgeon.assemble import layer_settings  # noqa: E402
+from layer_surgeon.assemble.family_table import family_table, residual_outputs  # noqa: E402
 from layer_surgeon.assemble.ignored_settings import NOT_COMPARED  # noqa: E402
 from layer_surgeon.assemble.layer_rules import Rule, rule_settings, rule_values  # noqa: E402
 from layer_surgeon.assemble.layer_settings import LayerChoice, assembled_config  # noqa: E402
@@ -109,14 +109,16 @@ def summary(details: Any) -> Any:
 def examine(model_type: str) -> tuple[str, Any]:
     """Return the section of the table that a family belongs to, and what the table says about it."""
     family = Study(model_type).details()
-    layer_settings._table()["families"][model_type] = family
-    layer_settings._table()["refused"].pop(model_type, None)
+    family_table()["families"][model_type] = family
+    family_table()["refused"].pop(model_type, None)
     with tempfile.TemporaryDirectory() as folder:
         tiny = Family(model_type, Path(folder))
         identity = tiny.expected([(0, layer) for layer in range(LAYERS)])
         if not relative_difference(identity, tiny.logits()) <= MAX_DIFFERENCE:
             return "refused", "its layers run more than once, or read what earlier layers made"
         family |= find_residual(tiny)
+        if "residual" in family:
+            family |= {"modules": find_modules(tiny), "silent_unless": loud_switches(tiny, Path(folder))}
         results = {name: check(tiny, Path(folder) / name, selection) for name, selection in SELECTIONS.items()}
         if results["swap"] is not None:
             return "refused", results["swap"].removeprefix(WRONG).strip()
@@ -148,7 +150,7 @@ def assemble(tiny: Family, folder: Path, selection: Sequence[tuple[int, int]], s
     config = assembled_config(tiny.config, choices)
     states = [load_file(path / "model.safetensors") for path in tiny.folders]
     prefix = layers_prefix(list(states[0]))
-    names = layer_settings.residual_outputs(tiny.config) if silent else ()
+    names = residual_outputs(tiny.config) if silent else ()
     patterns = [re.compile(re.escape(name).replace(r"\*", r"\d+")) for name in names]
     tensors = {name: tensor for name, tensor in states[0].items() if not re.match(rf"{re.escape(prefix)}\d+\.", name)}
     for position, (model, layer) in enumerate(selection):
@@ -214,7 +216,7 @@ def find_bond(tiny: Family, folder: Path, results: Mapping[str, str | None]) -> 
 
 def find_scale(tiny: Family, folder: Path) -> dict[str, Any]:
     """Find a setting whose product with a power of the number of layers is what layers compute with."""
-    family = layer_settings._table()["families"][tiny.config["model_type"]]
+    family = family_table()["families"][tiny.config["model_type"]]
     for name, value in family["defaults"].items():
         for exponent in (0.5, -0.5, 1.0, -1.0) if type(value) is float or type(tiny.config.get(name)) is float else ():
             family["scaled_by_count"] = {name: exponent}
@@ -288,6 +290,38 @@ def find_residual(tiny: Family) -> dict[str, Any]:
         found.update(dict.fromkeys(disk_names(tiny, index, names)))
         scalable = scalable and is_scalable(tiny, index, layer, names, states)
     return {"residual": sorted(found), **({"scalable": True} if scalable else {})}
+
+
+def find_modules(tiny: Family) -> list[str]:
+    """Find the modules of the layers that have matrices, by their names in the model and in the checkpoint."""
+    matrices = {
+        name for layer in find_layers(tiny.models[0]) for name, weight in layer.named_parameters() if weight.ndim > 1
+    }
+    stored = load_file(tiny.folders[0] / "model.safetensors")
+    prefix = re.escape(layers_prefix(list(stored)))
+    for name, weight in stored.items():
+        if weight.ndim > 1 and (match := re.match(rf"{prefix}\d+\.(.+)", name)):
+            matrices.add(match[1])
+    return sorted({re.sub(r"(?<=\.)\d+(?=\.)", "*", name).rpartition(".")[0] for name in matrices})
+
+
+def loud_switches(tiny: Family, folder: Path) -> dict[str, list[bool]]:
+    """Find switches with which a layer adds something although its outputs are zero, by turning each one."""
+    model_type = tiny.config["model_type"]
+    loud: dict[str, list[bool]] = {}
+    for name, value in CONFIG_MAPPING[model_type]().to_dict().items():
+        if type(value) is not bool or name in NOT_COMPARED or name in ("is_decoder", "add_cross_attention"):
+            continue
+        place = folder / f"loud-{name}"
+        try:
+            switched = Family(model_type, place, **{name: not value})
+            assemble(switched, place / "expanded", [(0, layer) for layer in EXPANSION], SILENT_POSITIONS)
+            difference = relative_difference(load_logits(place / "expanded", switched.input_ids), switched.logits())
+        except Exception:  # noqa: BLE001 - not every switch has two positions
+            continue
+        if difference > MAX_DIFFERENCE:
+            loud[name] = [value]
+    return loud
 
 
 def zero_outputs(tiny: Family, index: int, layer: nn.Module, states: Tensor) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""The config.json of a model made of chosen layers, and the tensors that carry what a layer adds to the hidden states.
+"""The config.json of a model made of chosen layers.
 
 A layer's behaviour may depend on its number: `layer_types` has a value for each layer, `first_k_dense_replace` makes
 the first layers dense, and every sixth layer of Gemma 3 attends to all positions unless the config says otherwise. A
@@ -9,14 +9,12 @@ the new config gets it as a list, or as a pattern if the family has no list and 
 This module needs no torch and no transformers.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
+from layer_surgeon.assemble.family_table import family_details, residual_outputs
 from layer_surgeon.assemble.ignored_settings import NOT_COMPARED
 from layer_surgeon.assemble.layer_rules import (
     SAVE_ADVICE,
@@ -87,26 +85,6 @@ def assembled_config(base_config: Mapping[str, Any], layers: Sequence[LayerChoic
     return config
 
 
-def residual_outputs(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the tensors that carry what a layer adds to the hidden states. If they are zero, it adds nothing.
-
-    Returns:
-        Names inside the layer, such as `mlp.down_proj.weight`. `*` stands for a number, such as that of an expert. A
-        layer need not have all of them: there are biases, and experts, that only some layers or checkpoints have.
-
-    Raises:
-        UnsupportedArchitectureError: The family has no such tensors.
-    """
-    settings = _Settings(config)
-    names = settings.family.get("residual")
-    if not names:
-        raise UnsupportedArchitectureError(
-            f"No tensors of a {settings.model_type} layer carry everything that the layer adds to the hidden states, "
-            "so the layer can't be made silent or scaled. Assemble the model without inserted or scaled layers."
-        )
-    return tuple(names)
-
-
 class _Settings:
     """The settings of one config that concern its layers.
 
@@ -120,8 +98,15 @@ class _Settings:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.text: Any = text_config(config)
         self.model_type = str(self.text.get("model_type"))
-        self.family = _family(self.model_type)
         self.num_layers = count_layers(config)
+        family = family_details(self.model_type)
+        # Of some settings, a config has one number for all layers or a list with one for each.
+        listed: dict[str, Any] = {name: {} for name in family.get("defaults", ()) if self._is_listed(name)}
+        self.family = {**family, "lists": {**listed, **family.get("lists", {})}} if listed else family
+
+    def _is_listed(self, name: str) -> bool:
+        value = self.text.get(name)
+        return isinstance(value, list) and len(value) == self.num_layers
 
     def set_count(self, number: int) -> None:
         """Write the number of layers, under each of the names that the config has, and what follows from it."""
@@ -428,23 +413,3 @@ def _comparable(settings: _Settings) -> dict[str, Any]:
     elif "rope_theta" in values:
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     return values
-
-
-def _family(model_type: str) -> dict[str, Any]:
-    table = _table()
-    if (reason := table["refused"].get(model_type)) is not None:
-        raise UnsupportedArchitectureError(f"No model can be assembled from layers of {model_type}: {reason}.")
-    family: dict[str, Any] | None = table["families"].get(model_type)
-    if family is None:
-        raise UnsupportedArchitectureError(
-            f"How the layers of {model_type} depend on their numbers is not known, so no model can be assembled from "
-            "them. docs/assemble_families.md lists the families that can be assembled."
-        )
-    return family
-
-
-@cache
-def _table() -> dict[str, Any]:
-    path = resources.files("layer_surgeon.assemble") / "assembly_families.json"
-    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return table

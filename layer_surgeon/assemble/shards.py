@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 from layer_surgeon.assemble.compatible import check_dtypes
-from layer_surgeon.assemble.layer_settings import residual_outputs
+from layer_surgeon.assemble.family_table import residual_outputs
 from layer_surgeon.assemble.model_source import ModelSource
 from layer_surgeon.assemble.scaled import Scaled
 from layer_surgeon.assemble.selected_layers import SelectedLayer
@@ -28,8 +28,8 @@ from layer_surgeon.extract.plan import (
 )
 
 # What marks the names of tensors before the first layer, such as wte and word_embeddings_layernorm.
-_EMBEDDING = re.compile(r"embed(?!_out)|wte|wpe")
-# And those after the last one: norm, ln_f, final_layernorm, lm_head, embed_out.
+_EMBEDDING = re.compile(r"embed(?!_out|ding_norm)|wte|wpe")
+# And those after the last one: norm, ln_f, final_layernorm, lm_head, embed_out, and the embedding_norm of LFM2.
 _HEAD = re.compile(r"norm|ln_f|head|embed_out")
 _HEAD_MATRIX = re.compile(r"head|embed_out")
 _Content = tuple[TensorInfo, str, float]
@@ -211,8 +211,8 @@ def _layer_tensors(layer: SelectedLayer, prefix: str, code: str | None) -> Itera
     source = layer.source
     infos = source.layer_tensors(layer.layer)
     factor = 0.0 if layer.silent else layer.scale
-    outputs = residual_outputs(source.config) if factor != 1 else ()
-    names = {info.name for info in infos}
+    matrices = [source.inner_name(layer.layer, info.name) for info in infos if len(info.shape) > 1]
+    outputs = residual_outputs(source.config, matrices) if factor != 1 else ()
     num_scaled = 0
     for info, codec in choose_codecs(source.checkpoint, infos, code):
         inner = source.inner_name(layer.layer, info.name)
@@ -225,7 +225,7 @@ def _layer_tensors(layer: SelectedLayer, prefix: str, code: str | None) -> Itera
     if factor != 1 and not num_scaled:
         raise UnsupportedArchitectureError(
             f"Layer {layer.layer} of {source.name} ({source.checkpoint.model_type}) has none of the tensors that carry "
-            f"what a layer adds ({', '.join(outputs)}) among its {len(names)}, so it can't be scaled or silent. Leave "
+            f"what a layer adds ({', '.join(outputs)}) among its {len(infos)}, so it can't be scaled or silent. Leave "
             "the scale at 1."
         )
 

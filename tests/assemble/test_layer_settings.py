@@ -302,6 +302,11 @@ class TestSources:
     def test_all_layers_of_a_config_with_kinds_that_are_not_known(self, config):
         assert assemble(config, [0, 1]) == config
 
+    def test_a_number_may_be_given_for_each_layer(self):
+        config = {"model_type": "hunyuan_v1_moe", "num_hidden_layers": 4, "num_experts": 8}
+        assert assemble({**config, "moe_topk": [1, 2, 3, 4]}, [0, 2, 2])["moe_topk"] == [1, 3, 3]
+        assert assemble({**config, "moe_topk": 2}, [0, 2, 2])["moe_topk"] == 2
+
     def test_old_and_new_forms_of_the_same_settings_agree(self):
         old = {**LLAMA, "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
         new = {**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}}
@@ -313,6 +318,18 @@ class TestResidual:
     def test_names(self):
         assert {"self_attn.o_proj.weight", "mlp.down_proj.weight"} <= set(residual_outputs(LLAMA))
         assert "mlp.experts.*.down_proj.weight" in residual_outputs({"model_type": "qwen3_moe", "num_hidden_layers": 1})
+
+    def test_parts_that_are_not_known_may_add_something(self):
+        residual_outputs(LLAMA, ["mlp.up_proj.weight", "self_attn.q_proj.weight"])
+        with pytest.raises(
+            UnsupportedArchitectureError, match=r"mlp\.shared\.2\.down\.weight, which is not known of llama"
+        ):
+            residual_outputs(LLAMA, ["mlp.up_proj.weight", "mlp.shared.2.down.weight"])
+
+    def test_a_switch_may_make_all_layers_loud(self):
+        config = {"model_type": "opt", "num_hidden_layers": 2, "do_layer_norm_before": False}
+        with pytest.raises(UnsupportedArchitectureError, match="With do_layer_norm_before False, a layer of opt can't"):
+            residual_outputs(config)
 
     def test_layer_that_ends_with_a_norm_is_refused(self):
         config = {"model_type": "bert", "num_hidden_layers": 2}

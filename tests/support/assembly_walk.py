@@ -39,13 +39,20 @@ _NEEDS: dict[str, dict[str, Any]] = {
     # With the default, each position attends to all of a short text.
     "axk2": {"index_topk": 4},
     "bamba": {"attn_layer_indices": [1, 3, 5]},
+    "cohere2_moe": {"num_shared_experts": 1, "mlp_layer_types": ["dense", *["sparse"] * 5]},
     "deepseek_v32": {"index_topk": 4},
     "dory": {"n_input_layers": 2, "n_output_layers": 2},
     "glm_moe_dsa": {"index_topk": 4},
+    "granitemoe_swa": {"shared_intermediate_size": 16},
+    "granitemoeshared": {"shared_intermediate_size": 16},
+    "inkling_text": {"mlp_layer_types": ["dense", *["sparse"] * 5]},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 3},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"]
     },
+    "mellum": {"mlp_layer_types": ["dense", *["sparse"] * 5]},
+    "minimax_m3_vl_text": {"mlp_layer_types": ["dense", *["sparse"] * 5]},
     "llama4_text": {"interleave_moe_layer_step": 2},
     "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 3},
     "qwen2_moe": {"mlp_only_layers": [1]},
