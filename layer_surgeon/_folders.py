@@ -25,7 +25,12 @@ _SHARED_BLOB = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 def expand_home(name: str | os.PathLike[str]) -> str:
     """Replace a leading `~` with the home folder, as the shell does. Other names, such as `./x`, stay as they are."""
     text = os.fspath(name)
-    return str(Path(text).expanduser()) if text.startswith("~") else text
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:  # There is no such user.
+        return text
 
 
 @contextlib.contextmanager
@@ -95,10 +100,10 @@ def put_in_place(made: Path, folder: Path) -> None:
         except BaseException:
             if os.path.lexists(old) and not os.path.lexists(folder):
                 old.rename(folder)
-            shutil.rmtree(old.parent)
+            shutil.rmtree(old.parent, ignore_errors=True)
             raise
     for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.{_RANDOM}{_OLD}"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # Another process may be deleting it too.
 
 
 def foreign_files(folder: Path, ours: Sequence[str]) -> list[str]:

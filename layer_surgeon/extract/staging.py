@@ -6,6 +6,7 @@
 Its name is fixed, so that a later run can continue in it. Its lock keeps two runs from writing into it.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,12 +87,14 @@ class Staging:
         self._lock = FileLock(self.path / _LOCK_FILE)
 
     def __enter__(self) -> Self:
+        existed = self.path.exists()
         try:
             self._made = [parent for parent in self._folder.parents if not parent.exists()]
             self._lock.take()
             self._check_contents()
         except OSError as error:
-            self._leave(remove=not isinstance(error, BusyError))
+            # What an earlier run has read, or another one is writing, stays.
+            self._leave(remove=not existed and not isinstance(error, BusyError))
             raise _explain(error, self._folder) from error
         except ArtifactError:
             self._leave(remove=False)
@@ -116,6 +119,10 @@ class Staging:
         """Rename the finished folder to its final path. An existing artifact is replaced."""
         for path in (*self._journals(), self.path / ROWS_FILE):
             path.unlink(missing_ok=True)
+        # All other files are on the disk already. After a power cut, no artifact must have a header without weights.
+        for path in (path for pattern in self._files.kept for path in self.path.glob(pattern)):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         put_in_place(self.path, self._folder)
         # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)

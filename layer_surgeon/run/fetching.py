@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -161,10 +161,15 @@ class LayerFetcher:
     def _take(self, index: int) -> dict[str, Tensor]:
         self._begin(index)
         artifact = self._pending.pop(index).result()
-        tensors = split_by_layer(read_weights(artifact.path / SINGLE_FILE), [index])[0]
+        with self._alone(artifact.path):
+            tensors = split_by_layer(read_weights(artifact.path / SINGLE_FILE), [index])[0]
         if self._workspace is None:
             shutil.rmtree(artifact.path)
         return tensors
+
+    def _alone(self, folder: Path) -> AbstractContextManager[None]:
+        """Make other processes with shares of the texts wait, if they keep layers in the same folder."""
+        return nullcontext() if self._workspace is None else locked(folder.with_name(f".{folder.name}.wait"), wait=True)
 
     def _begin(self, index: int) -> None:
         if self._is_direct:
@@ -181,8 +186,7 @@ class LayerFetcher:
             output = self._folder / f"layer-{index}"
         else:
             output = self._workspace.folder("layer", layer_name(self._checkpoint.source.name, [index]))
-        # Processes with shares of the texts keep layers in the same folder: one fetches, and the others wait.
-        with nullcontext() if self._workspace is None else locked(output.with_name(f".{output.name}.wait"), wait=True):
+        with self._alone(output):
             return extract_layer(
                 self._checkpoint, index, output, dtype=self._dtype, progress=self._counter, force=self._force
             )

@@ -1,5 +1,8 @@
 """An interrupted extraction continues with the same bytes, reads each once, and never mixes two commits."""
 
+import errno
+import os
+
 import pytest
 
 from layer_surgeon import extract_layer
@@ -130,6 +133,27 @@ def test_another_layer_starts_over(hub, tmp_path):
     artifact.verify()
     assert artifact.layer_indices == (0,)
     assert artifact.sha256 == extract_layer(tmp_path / "donor", 0, tmp_path / "expected").sha256
+
+
+def test_a_lock_that_fails_loses_nothing(hub, tmp_path, monkeypatch):
+    cut_off(hub, tmp_path)
+    staged = {path.name: path.stat().st_size for path in (tmp_path / ".out.partial").iterdir()}
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(ArtifactError, match="No locks available"):
+        extract_layer("owner/model", -1, tmp_path / "out")
+    left = {path.name: path.stat().st_size for path in (tmp_path / ".out.partial").iterdir()}
+    assert left.items() >= staged.items()
+
+
+def test_weights_are_on_the_disk_before_the_artifact_appears(hub, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    artifact = extract_layer("owner/model", -1, tmp_path / "out")
+    assert {path.stat().st_ino for path in artifact.path.iterdir()} <= set(synced)
 
 
 def test_second_process_is_refused(hub, tmp_path):
