@@ -145,11 +145,21 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: It can't be read.
-        ValueError: As in `parse_json`.
+        ValueError: As in `parse_json` and `read_json_bytes`.
+    """
+    return parse_json(read_json_bytes(path))
+
+
+def read_json_bytes(path: Path) -> bytes:
+    """Read a JSON file without parsing it.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is larger than any JSON file of a model.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
-    return parse_json(path.read_bytes())
+    return path.read_bytes()
 
 
 class BusyError(OSError):

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_json, read_json_bytes
 from layer_surgeon._model_types import ASSEMBLY_FILE, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.checkpoint.companions import GENERATION_FILE, TOKENIZER_FILES
@@ -110,7 +110,7 @@ class AssembledModel:
         """
         try:
             return [info for file in self._files() for info in read_local_header(self.path / file).values()]
-        except (OSError, CheckpointError) as error:
+        except (OSError, ValueError, CheckpointError) as error:
             raise ArtifactError(f"{self.path} is not a complete model: {error} Assemble it again.") from error
 
     def verify(self) -> None:
@@ -141,7 +141,7 @@ class AssembledModel:
         if not index.is_file():
             return [SINGLE_FILE]
         present = [path.name for path in self.path.iterdir()]
-        return sorted(set(parse_index(index.read_bytes(), INDEX_FILE, present).values()))
+        return sorted(set(parse_index(read_json_bytes(index), INDEX_FILE, present).values()))
 
 
 def is_assembled_model(folder: Path) -> bool:

@@ -27,7 +27,8 @@ _MAX_LISTED_NAMES = 12
 def open_table(source: Source) -> TensorTable:
     """Find the checkpoint in a source and read its config and index.
 
-    Safetensors files (single or with an index) come first, then PyTorch files, then a safetensors file of another name, then GGUF.
+    Safetensors files (single or with an index) come first, then PyTorch files, then a safetensors file of another name,
+    then GGUF.
 
     Raises:
         CheckpointError: There is no checkpoint, more than one, or a damaged one.

@@ -110,11 +110,7 @@ class GgufTable:
         Raises:
             SourceError: The file can't be read.
         """
-        first = min(
-            (tensor.offset for tensor in self._header.tensors if tensor.file == self._header.file),
-            default=self._source.size(self._header.file),
-        )
-        header = self._source.read_range(self._header.file, 0, first)
+        header = self._source.read_range(self._header.file, 0, self._header.num_bytes)
         # Bytes 8 to 16 are the number of tensors. What describes them is after the metadata, and then ignored.
         return header[:8] + bytes(8) + header[16:]
 

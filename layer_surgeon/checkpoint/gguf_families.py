@@ -206,6 +206,8 @@ class _Sizes:
             return prod(map(self.size, formula.split(" * ")))
         if " // " in formula:
             dividend, divisor = map(self.size, formula.split(" // "))
+            if dividend < divisor:
+                raise self.unusable(f"has a size of zero ({formula} is {dividend} // {divisor})")
             return dividend // divisor
         if formula in self._defaults and not self.has(formula):
             return self.size(self._defaults[formula])

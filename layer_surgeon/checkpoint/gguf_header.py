@@ -80,11 +80,13 @@ class GgufHeader:
         file: The file it was read from; the first part of a split model.
         metadata: The metadata of the model, by key.
         tensors: The tensors, in the order of the header.
+        num_bytes: The length of the header in `file`.
     """
 
     file: str
     metadata: Mapping[str, MetadataEntry]
     tensors: tuple[TensorEntry, ...]
+    num_bytes: int
 
     @property
     def architecture(self) -> str:
@@ -128,10 +130,11 @@ def read_gguf_header(source: Source, file: str, *, max_bytes: int = MAX_HEADER_B
     metadata = dict(_read_metadata(window, num_entries))
     alignment = _alignment(window, metadata)
     raw_tensors = [_read_tensor(window) for _ in range(num_tensors)]
-    data_start = -(-window.position // alignment) * alignment
+    header_end = window.position
+    data_start = -(-header_end // alignment) * alignment
     tensors = tuple(_check_tensor(window, raw_tensor, data_start, alignment) for raw_tensor in raw_tensors)
     _check_disjoint(window, tensors)
-    return GgufHeader(file=file, metadata=metadata, tensors=tensors)
+    return GgufHeader(file=file, metadata=metadata, tensors=tensors, num_bytes=header_end)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from layer_surgeon._folders import check_links
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_json, read_json_bytes
 from layer_surgeon._model_types import LAYER
 from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
@@ -179,9 +179,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        config = parse_json_object(path.read_bytes(), str(path))
-    except (OSError, CheckpointError) as error:
-        reason = f"{CONFIG_FILE}: {error.strerror}." if isinstance(error, OSError) else str(error)
+        config = parse_json_object(read_json_bytes(path), str(path))
+    except (OSError, ValueError, CheckpointError) as error:
+        reason = (
+            str(error)
+            if isinstance(error, CheckpointError)
+            else f"{CONFIG_FILE}: {getattr(error, 'strerror', None) or error}."
+        )
         raise ArtifactError(f"{folder} is not a layer artifact: {reason} {_HOW_TO_MAKE}") from error
     if config.get("model_type") != LAYER:
         raise ArtifactError(

@@ -158,5 +158,6 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or "best_epoch" not in content:
         return None
-    parts = (content.get("config"), content.get("data"))
-    return content if all(isinstance(part, dict) for part in parts) else None
+    config, data = content.get("config"), content.get("data")
+    is_whole = isinstance(config, dict) and isinstance(data, dict) and isinstance(data.get("columns"), dict)
+    return content if is_whole else None

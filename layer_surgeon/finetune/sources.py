@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 import datasets
 import datasets.exceptions
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._loading import load_dataset
 from layer_surgeon._table_files import READERS, Columns, find_files, read_files, read_stream, rows_to_columns
 from layer_surgeon._text import first_line
@@ -182,8 +183,8 @@ def _from_name(name: str, progress: Progress, task: str) -> RawData:
     if name == STDIN:
         table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), location="stdin")
         return RawData(name="stdin", spec=(), splits={"train": table})
-    if Path(name).expanduser().is_dir():
-        return _from_folder(Path(name).expanduser())
+    if Path(expand_home(name)).is_dir():
+        return _from_folder(Path(expand_home(name)))
     if Path(name).exists() or Path(name).suffix.lower() in READERS:
         return _from_files([name])
     if is_hub_id(name):
@@ -204,7 +205,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def _from_files(names: Sequence[str]) -> RawData:
-    paths = [Path(name).expanduser() for name in names]
+    paths = [Path(expand_home(name)) for name in names]
     table = Table(columns=read_files(paths), location=" + ".join(names))
     spec = tuple(str(path.resolve()) for path in paths)
     return RawData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": table})

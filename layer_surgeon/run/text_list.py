@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._loading import load_dataset
 from layer_surgeon._table_files import READERS, read_files
 from layer_surgeon._text import first_line, is_unicode
@@ -47,11 +48,17 @@ def read_texts(texts: TextsLike, column: str | None, progress: Progress) -> Text
     if not isinstance(texts, str | os.PathLike):
         return _check(list(texts), "the list of texts")
     name = os.fspath(texts)
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if path.suffix.lower() == _TEXT_SUFFIX:
         return _check(_read_lines(path), name)
-    if path.suffix.lower() in READERS or path.exists() or name.count("/") != 1:
-        if not path.exists() and path.suffix.lower() not in READERS:
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise DataError(
+            f"{name[:60]!r} can't be the name of a file ({error.strerror or error}). Give texts as a list."
+        ) from error
+    if path.suffix.lower() in READERS or exists or name.count("/") != 1:
+        if not exists and path.suffix.lower() not in READERS:
             raise DataError(
                 f"There is no file {name}. Expected a .txt file or one of {', '.join(READERS)}, or the id of a data "
                 "set on the Hub (owner/name)."

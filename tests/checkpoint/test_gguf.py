@@ -179,6 +179,7 @@ def test_impossible_number_of_heads_is_refused(heads: Any, message: str, tmp_pat
 @pytest.mark.parametrize(
     ("architecture", "metadata", "message"),
     [
+        ("llama", {"attention.head_count": 300, "rope.dimension_count": None}, r"has a size of zero .*is 256 // 300"),
         ("llama", {"attention.head_count": 3, "rope.dimension_count": None}, r"has 3 heads for the 255 rows of model"),
         ("llama", {"rope.dimension_count": 63}, r"has 4 heads for the 252 rows of model.layers.0.self_attn.q_proj"),
         ("bloom", {"attention.head_count": 3}, r"has 3 heads for the 768 rows of transformer.h.0.self_attention"),

@@ -232,6 +232,7 @@ HUB_FAULTS: dict[str, list[Fault]] = {
     "503": [status(503)],
     "504": [status(504)],
     "redirect loop": [redirect()],
+    "redirect to no address": [redirect("http://[::1")],
 }
 
 

@@ -26,6 +26,11 @@ def test_results(tmp_path, content):
     assert read_results(tmp_path) is None
 
 
+def test_results_of_strangers_need_not_be_whole(tmp_path):
+    (tmp_path / "results.json").write_text('{"best_epoch": 1, "config": {}, "data": {}}')
+    assert read_results(tmp_path) is None
+
+
 def test_cells():
     assert _as_list(DEEP) == [DEEP]
     assert _read_answers(DEEP, DEEP, "row 1") == ((0, DEEP),)

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon.checkpoint.sources.addresses import check_no_revision, is_url, open_url
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk, Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
@@ -45,7 +46,7 @@ def open_source(
         return open_packaged(source)
     if isinstance(source, str) and is_url(source):
         return open_url(source, revision=revision, token=token)
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if path.exists():
         check_no_revision(name, revision)
     if path.is_dir():

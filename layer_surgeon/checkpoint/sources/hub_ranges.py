@@ -164,8 +164,14 @@ class HubFiles:
                     "HEAD", url, headers=self._headers, timeout=self._limits.timeout, follow_redirects=False
                 )
                 hf_raise_for_status(head)
-                url = urljoin(url, head.headers.get("location", url))
-                if "location" not in head.headers or not self._on_hub(url):
+                if (redirect_url := head.headers.get("location")) is None:
+                    return head
+                try:
+                    url = urljoin(url, redirect_url)
+                    is_on_hub = self._on_hub(url)
+                except ValueError as error:
+                    raise TroubleError(f"{self._asker.endpoint} redirects to {redirect_url!r}: {error}") from error
+                if not is_on_hub:
                     return head
         raise TroubleError(f"{self._asker.endpoint} redirects more than {_MAX_REDIRECTS} times")
 

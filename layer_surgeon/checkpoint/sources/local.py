@@ -15,6 +15,7 @@ from layer_surgeon.errors import SourceAccessError, SourceChangedError, SourceEr
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+_TEMPLATES = "additional_chat_templates/"
 
 
 class FolderSource:
@@ -43,14 +44,18 @@ class FolderSource:
         self._identities: dict[str, tuple[int, int]] = {}
 
     def list_files(self) -> dict[str, int | None]:
-        """Return the sizes of the files in the folder itself. Subfolders are not searched: the folder might be `/`."""
+        """Return the sizes of the files in the folder itself, and of chat templates in their subfolder.
+
+        Other subfolders are not searched: the folder might be `/`.
+        """
         files: dict[str, int | None] = {}
         try:
-            with os.scandir(self.root) as entries:
-                for entry in entries:
-                    # A dangling link in a half-cleaned cache has no size and counts as missing.
-                    if entry.is_file():
-                        files[entry.name] = entry.stat().st_size
+            for prefix in ("", _TEMPLATES) if (self.root / _TEMPLATES).is_dir() else ("",):
+                with os.scandir(self.root / prefix) as entries:
+                    for entry in entries:
+                        # A dangling link in a half-cleaned cache has no size and counts as missing.
+                        if entry.is_file():
+                            files[f"{prefix}{entry.name}"] = entry.stat().st_size
         except OSError as error:
             raise _explain(error, f"The folder {self.name}") from error
         return dict(sorted(files.items()))
