@@ -42,6 +42,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "cohere2_moe": {"num_shared_experts": 1, "mlp_layer_types": ["dense", *["sparse"] * 5]},
     "deepseek_v32": {"index_topk": 4},
     "dory": {"n_input_layers": 2, "n_output_layers": 2},
+    "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
     "glm_moe_dsa": {"index_topk": 4},
     "granitemoe_swa": {"shared_intermediate_size": 16},
     "granitemoeshared": {"shared_intermediate_size": 16},
