@@ -144,7 +144,7 @@ FAULTS = {
     "a cut after two chunks": weights(cut(2 * CHUNK_BYTES + 10), stays=None),
     "a reset before the headers": weights(reset(), stays="failed to respond"),
     "a stall before the headers": weights(stall(60), stays="ReadTimeout", timeout=0.4),
-    "a stall within the body": weights(stall(60, after=1000), stays="TimeoutError", timeout=0.4),
+    "a stall within the body": weights(stall(60, after=1000), stays="ReadTimeout", timeout=0.4),
     "a slow drip": weights(drip(200_000, 0.002), stays=None),
     # statuses
     **{f"{code} of the CDN": weights(status(code), stays=f"status {code}") for code in (408, 500, 502, 503, 504)},
