@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import new_path
 from layer_surgeon.donor.config import SurgeonDonorConfig
 from layer_surgeon.donor.files import (
@@ -77,7 +79,7 @@ class FrozenDonor(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             SourceError: The folder or repo can't be read.
             UnsupportedArchitectureError: The donor's family is not supported. The message says why.
         """
-        path = str(pretrained_model_name_or_path)
+        path = expand_home(pretrained_model_name_or_path)
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         settings = {name: value for name, value in kwargs.items() if name not in _IGNORED_ARGUMENTS}
         # Also if a config is passed: the Auto classes make it without any check.
@@ -134,6 +136,18 @@ class FrozenDonor(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
     @abstractmethod
     def probe(self) -> Any:
         """Find out how to run it. It must have its weights by then."""
+
+    def is_stored_in(self, file: Path) -> bool:
+        """Whether an artifact's file of weights has exactly these weights, converted to their element types.
+
+        Weights that are offloaded to the disk can't have changed, and are not compared.
+        """
+        tensors = self._artifact_tensors()
+        with safe_open(file, framework="pt") as stored:
+            return set(stored.keys()) == tensors.keys() and all(
+                tensor.is_meta or torch.equal(stored.get_tensor(name).to(tensor.dtype), tensor.cpu())
+                for name, tensor in tensors.items()
+            )
 
     def unfreeze(self) -> Self:
         """Make the weights trainable, and let `train` switch to training mode (dropout, if the family has it)."""

@@ -250,14 +250,7 @@ def _random(config: dict[str, Any], settings: GraftConfig) -> Donor:
 def _matching_folder(layer: Donor) -> Path | None:
     """Return the artifact that a layer was loaded from, if it exists and has the same weights."""
     folder = _recorded_folder(layer)
-    if folder is None:
-        return None
-    donor_class = type(layer)
-    stored = donor_class.from_pretrained(folder, dtype=layer.dtype).state_dict()
-    loaded = layer.state_dict()
-    if stored.keys() != loaded.keys():
-        return None
-    return folder if all(torch.equal(value, loaded[key].cpu()) for key, value in stored.items()) else None
+    return folder if folder is not None and layer.is_stored_in(folder / WEIGHTS) else None
 
 
 def _recorded_folder(layer: Donor) -> Path | None:

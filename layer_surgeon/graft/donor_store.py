@@ -28,8 +28,8 @@ def store_donor(layer: Donor, source: Path | None, target: Path, sha256: str | N
 
     Args:
         layer: The layer.
-        source: The artifact that the layer was loaded from. If it is None, no longer exists, or was replaced or
-            damaged, the layer is written from memory.
+        source: The artifact that the layer was loaded from. If it is None, no longer exists, was replaced or damaged,
+            or if the layer has other weights by now, the layer is written from memory.
         target: The folder to write; existing content is replaced.
         sha256: The sha256 of the artifact's weights file when it was loaded.
 
@@ -40,7 +40,7 @@ def store_donor(layer: Donor, source: Path | None, target: Path, sha256: str | N
         ArtifactError: A file of the artifact is a link out of its folder.
         OSError: It can't be written.
     """
-    if source is not None and not _is_unchanged(source, sha256):
+    if source is not None and not (_is_unchanged(source, sha256) and layer.is_stored_in(source / WEIGHTS)):
         source = None
     if source is not None and target.exists() and target.resolve() == source.resolve():
         return target, file_sha256(target)

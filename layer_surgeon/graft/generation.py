@@ -28,7 +28,7 @@ class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # t
         if self._site_hooks is not None:
             if donor_states is not None:
                 donor_states = self.read_text(input_ids, attention_mask, donor_states=donor_states)
-            self._site_hooks.next_states = donor_states
+            self._site_hooks.expect(donor_states)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate text with the host's own `generate`."""
@@ -43,3 +43,7 @@ class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # t
     def get_output_embeddings(self) -> Any:
         """Return the host's language head."""
         return self.host.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Replace the host's language head, as `resize_token_embeddings` does."""
+        self.host.set_output_embeddings(new_embeddings)

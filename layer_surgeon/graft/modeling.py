@@ -205,7 +205,7 @@ class GraftedModel(StoredModel):
         if self._site_hooks is None:
             outputs = self.run_host(attention_mask=attention_mask, **inputs)
             return outputs, self.graft(outputs.last_hidden_state, attention_mask, donor_states=donor_states)
-        self._site_hooks.next_states = donor_states
+        self._site_hooks.expect(donor_states)
         outputs = self.run_host(attention_mask=attention_mask, **inputs)
         return outputs, outputs.last_hidden_state
 

@@ -6,10 +6,14 @@ host's own code then runs unchanged, with its `generate`.
 """
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -94,6 +98,33 @@ def prepare_host(
     return host, host.get_submodule(path)
 
 
+@dataclass
+class _Pass:
+    """What a graft needs of its host's current or last pass.
+
+    Attributes:
+        mask: The reader's mask, [batch, seq].
+        donor_cache: The donor's cache.
+        states: The donor's states of the text.
+        next_states: The donor's states for the reader's next pass, instead of those that `read_text` would compute.
+    """
+
+    mask: Tensor | None = None
+    donor_cache: Cache | None = None
+    states: Tensor | None = None
+    next_states: Tensor | None = None
+
+
+class _Thread(threading.local):
+    """The passes of the threads that run a model: several may do so at the same time."""
+
+    def __init__(self) -> None:
+        self.passes: WeakKeyDictionary[SiteHooks, _Pass] = WeakKeyDictionary()
+
+
+_THREAD = _Thread()
+
+
 class SiteHooks:
     """The hooks of a graft inside a host: one replaces the output of the module at the graft site with the graft's.
 
@@ -109,9 +140,6 @@ class SiteHooks:
         new_donor_cache: Makes an empty cache for the donor, or returns None if the donor can't have one.
         read_text: Computes the donor's states from the ids that the reader gets, the mask and the cache. None if the
             donor doesn't read the text.
-
-    Attributes:
-        next_states: The donor's states for the reader's next pass, instead of those that `read_text` would compute.
     """
 
     def __init__(
@@ -125,26 +153,38 @@ class SiteHooks:
         self._graft = graft
         self._new_donor_cache = new_donor_cache
         self._read_text = read_text
-        self.next_states: Tensor | None = None
-        self._states: Tensor | None = None
-        self._mask: Tensor | None = None
-        self._donor_cache: Cache | None = None
+        self._last = _Pass()
         if reader is not None:
             reader.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
         target.register_forward_hook(self._replace_output)
 
+    def expect(self, states: Tensor | None) -> None:
+        """Take the donor's states for the reader's next pass in this thread; None lets `read_text` compute them."""
+        self._begin().next_states = states
+
+    def _begin(self) -> _Pass:
+        """Return the pass of this thread, and let other threads of its backward pass find it."""
+        if not torch.compiler.is_dynamo_compiling():  # which traces one thread at a time, and knows no thread's values
+            self._last = _THREAD.passes.setdefault(self, _Pass())
+        return self._last
+
+    def _current(self) -> _Pass:
+        """Return the pass of this thread, or, in a thread of a backward pass, the last one of all threads."""
+        return self._last if torch.compiler.is_dynamo_compiling() else _THREAD.passes.get(self, self._last)
+
     def _keep_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        current = self._begin()
         # The name of the cache argument depends on the version of transformers.
         cache = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
-        self._donor_cache = follow_cache(cache, self._new_donor_cache)
-        self._mask = kwargs.get("attention_mask")
-        check_mask(self._mask)
+        current.donor_cache = follow_cache(cache, self._new_donor_cache)
+        current.mask = kwargs.get("attention_mask")
+        check_mask(current.mask)
         if self._read_text is not None:
-            states, self.next_states = self.next_states, None
+            states, current.next_states = current.next_states, None
             if states is None:
                 input_ids = kwargs.get("input_ids", args[0] if args else None)
-                states = self._read_text(input_ids, self._mask, self._donor_cache)
-            self._states = states
+                states = self._read_text(input_ids, current.mask, current.donor_cache)
+            current.states = states
 
     def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, ModelOutput):
@@ -156,8 +196,9 @@ class SiteHooks:
 
     def _run_graft(self, hidden: Tensor) -> Tensor:
         # The cache is for one pass, and must not stay in memory after it.
-        donor_cache, self._donor_cache = self._donor_cache, None
-        return self._graft(hidden, self._mask, donor_cache, self._states)
+        current = self._current()
+        donor_cache, current.donor_cache = current.donor_cache, None
+        return self._graft(hidden, current.mask, donor_cache, current.states)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:

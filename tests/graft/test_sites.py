@@ -2,6 +2,7 @@
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -292,6 +293,21 @@ def test_checkpointing_by_modules(artifact):
     assert plain.keys() == checkpointed.keys()
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, msg=name)
+
+
+def test_threads_have_masks_of_their_own(artifact):
+    model = graft_layer(host_model("gpt2", auto=AutoModelForCausalLM), artifact, "causal-lm").eval()
+    masks = [torch.ones(1, 3), torch.ones(1, 9), torch.tensor([[0] * 4 + [1] * 5]), torch.tensor([[0] * 2 + [1] * 7])]
+    inputs = [{"input_ids": torch.arange(4, 4 + mask.shape[1])[None], "attention_mask": mask.long()} for mask in masks]
+
+    @torch.no_grad()
+    def run(number):
+        return model(**inputs[number % len(inputs)]).logits
+
+    expected = [run(number) for number in range(len(inputs))]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(run, range(80)))
+    assert all(torch.equal(output, expected[number % len(inputs)]) for number, output in enumerate(outputs))
 
 
 @torch.no_grad()

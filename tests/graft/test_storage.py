@@ -193,6 +193,19 @@ def test_a_donor_in_memory_is_linked_only_while_it_is_the_same(artifact, tmp_pat
     assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "changed")), logits(model))
 
 
+def test_a_donor_that_was_trained_after_all_is_written_from_memory(artifact, tmp_path):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft")
+    model = GraftedModel.from_pretrained(tmp_path / "graft")
+    model.donor.unfreeze()
+    with torch.no_grad():
+        for parameter in model.donor.parameters():
+            parameter.mul_(1.5)
+    model.save_pretrained(tmp_path / "trained")
+    assert torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "trained")), logits(model))
+    assert not torch.equal(logits(GraftedModel.from_pretrained(tmp_path / "graft")), logits(model))
+    assert (tmp_path / "trained/donor/model.safetensors").stat().st_nlink == 1
+
+
 def test_donor_gone_from_disk_is_written_from_memory(artifact, tmp_path):
     shutil.copytree(artifact, tmp_path / "layer")
     model = graft_layer(host_model("bert"), tmp_path / "layer")

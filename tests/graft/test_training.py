@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Trainer, TrainingArguments
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.graft import GraftedModelForSequenceClassification, graft_layer
+from layer_surgeon.graft import GraftedModel, GraftedModelForSequenceClassification, graft_layer
 from tests.graft.conftest import host_model, make_inputs
 
 
@@ -185,6 +185,26 @@ def test_resizing_the_vocabulary(artifact):
     model.resize_token_embeddings(50, mean_resizing=False)
     assert model.host.get_input_embeddings().num_embeddings == 50
     assert model.config.host_config.vocab_size == 50
+
+
+@pytest.mark.parametrize(
+    ("auto", "name", "task"),
+    [
+        (AutoModelForCausalLM, "gpt2", "causal-lm"),
+        (AutoModelForCausalLM, "llama", "causal-lm"),
+        (AutoModelForSeq2SeqLM, "t5", "seq2seq"),
+    ],
+)
+def test_resizing_the_vocabulary_of_a_model_that_generates(auto, name, task, artifact, tmp_path):
+    model = graft_layer(host_model(name, auto=auto), artifact, task)
+    model.resize_token_embeddings(50, mean_resizing=False)
+    batch = {"input_ids": torch.tensor([[45, 5, 6]]), "labels": torch.tensor([[49, 5, 6]])}
+    expected = model.eval()(**batch)
+    assert expected.logits.shape[-1] == 50
+    model.save_pretrained(tmp_path)
+    loaded = GraftedModel.from_pretrained(tmp_path).eval()(**batch)
+    assert torch.equal(loaded.logits, expected.logits)
+    assert loaded.loss == expected.loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.05])
