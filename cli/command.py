@@ -195,7 +195,9 @@ class _Guard:
             self._ui.err.print(printable(format_traceback(error)), markup=False, highlight=False, soft_wrap=True)
         self._ui.error(message)
         if self._ui.as_json:
-            self._ui.document(as_document(error, message))
+            # Perhaps stdout is what failed. The message is on stderr already.
+            with contextlib.suppress(OSError, AttributeError):
+                self._ui.document(as_document(error, message))
         raise typer.Exit(code) from error
 
 

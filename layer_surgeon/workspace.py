@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._format import format_runs
 from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
@@ -55,7 +56,7 @@ class Workspace:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        self.root = Path(root or os.environ.get("SURGEON_WORKSPACE") or DEFAULT_WORKSPACE)
+        self.root = Path(expand_home(root or os.environ.get("SURGEON_WORKSPACE") or DEFAULT_WORKSPACE))
 
     def folder(self, kind: Kind, name: str) -> Path:
         """Return the path for the layer, graft or run called `name`. The folder need not exist."""

@@ -9,7 +9,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._folders import check_replaceable
+from layer_surgeon._folders import check_replaceable, expand_home
 from layer_surgeon._format import format_runs
 from layer_surgeon._io import write_bytes, write_json, write_text
 from layer_surgeon._model_types import ASSEMBLY_FILE
@@ -88,7 +88,7 @@ def assemble_model(
     """
     recipe = as_recipe(recipe, settings)
     if output is not None:
-        _check_output(Path(output), force)
+        _check_output(Path(expand_home(output)), force)
     plan = plan_assembly(recipe, max_shard_size=max_shard_size, token=token)
     return write_model(plan, output, progress=progress, workspace=workspace, force=force)
 
@@ -118,7 +118,9 @@ def write_model(
     progress = progress or NullProgress()
     for note in plan.notes:
         progress.notice(note)
-    folder = (workspace or Workspace()).folder("model", _model_name(plan)) if output is None else Path(output)
+    folder = (
+        (workspace or Workspace()).folder("model", _model_name(plan)) if output is None else Path(expand_home(output))
+    )
     _check_output(folder, force)
     papers = _read_papers(plan, progress)
     if all(name == GENERATION_FILE or "chat_template" in name for name in papers.companions):

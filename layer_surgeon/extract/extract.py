@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layer_surgeon._folders import check_replaceable
+from layer_surgeon._folders import check_replaceable, expand_home
 from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
@@ -96,7 +96,7 @@ def extract_layer(
     if output is None:
         folder = workspace.folder("layer", _name(checkpoint, plan))
     else:
-        folder = Path(output)
+        folder = Path(expand_home(output))
     artifact = _check_place(folder, checkpoint, plan, progress, force=force)
     if artifact is None:
         artifact = _extract(checkpoint, plan, folder, force, progress)

@@ -1,7 +1,9 @@
 """Resolve layer selections: indices, negative indices, and slices such as `30:32`."""
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.errors import ConfigError
@@ -24,7 +26,7 @@ def select_layers(checkpoint: Checkpoint, layer: LayerSelection) -> tuple[int, .
         LayerNotFoundError: There is no such layer.
         ConfigError: No layer is named, one is named twice, or a string is neither a number nor a slice.
     """
-    parts = [layer] if isinstance(layer, int | str) else list(layer)
+    parts = list(layer) if isinstance(layer, Iterable) and not isinstance(layer, str) else [layer]
     indices: list[int] = []
     for part in parts:
         indices += select_part(checkpoint, part)
@@ -40,9 +42,9 @@ def select_part(checkpoint: Checkpoint, part: int | str) -> list[int]:
         LayerNotFoundError: There is no such layer.
         ConfigError: A string is neither a number nor a slice.
     """
-    if isinstance(part, int):
-        return [checkpoint.layer_index(part)]
-    text = part.strip()
+    if isinstance(part, SupportsIndex) and not isinstance(part, bool):
+        return [checkpoint.layer_index(operator.index(part))]
+    text = str(part).strip()
     if _NUMBER.fullmatch(text):
         return [checkpoint.layer_index(int(text))]
     match = _SLICE.fullmatch(text)

@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from layer_surgeon.errors import DataError
+from layer_surgeon._format import list_names
+from layer_surgeon.errors import DataError, GraftError
 from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig
 from layer_surgeon.finetune.data import prepare_evaluation, settle_columns, with_known_columns
 from layer_surgeon.finetune.examples import check_filled
@@ -84,7 +85,7 @@ def evaluate_model(
     with quiet():
         config, columns = _settings_of(model_or_path, config, settings)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, task_of_data(data), donor)
-        _notice_if_untrained(model_or_path, context.model, progress)
+        _check_model(model_or_path, context, progress)
         data_name, examples = prepare_evaluation(
             data, context.label_names, config, split=split, task=task, known_columns=columns, progress=progress
         )
@@ -135,16 +136,28 @@ def predict(
         config, _ = _settings_of(model_or_path, config, settings)
         examples = finetune_task(find_task(model_or_path, config.task)).inputs(texts)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, None, donor)
-        _notice_if_untrained(model_or_path, context.model, progress or NullProgress())
+        _check_model(model_or_path, context, progress or NullProgress())
         dataset = task.tokenize(examples, context)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
 
 
-def _notice_if_untrained(model_or_path: ModelLike, model: Any, progress: Progress) -> None:
+def _check_model(model_or_path: ModelLike, context: TaskContext, progress: Progress) -> None:
+    """Refuse a model of another kind of classification, and send a notice if the model is not trained."""
+    model, problem = context.model, getattr(context.model.config, "problem_type", None)
+    if problem in ("regression", "multi_label_classification"):
+        raise GraftError(
+            f"The model was trained for {problem.replace('_', ' ')}, but evaluate and predict are for texts with one "
+            "class each. Use transformers' pipeline."
+        )
     path = os.fspath(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
     if isinstance(model, GraftedModel):
         notice_if_untrained(model, path, progress)
+    elif new := getattr(model, "new_weights", ()):
+        progress.notice(
+            f"{path or 'The model'} has no trained weights for this task ({list_names(new)} are random), so its "
+            f"results mean nothing. Train it first: surgeon finetune {path or 'MODEL'}"
+        )
 
 
 def trained_task(model_or_path: ModelLike, config: FinetuneConfig | None = None) -> str:

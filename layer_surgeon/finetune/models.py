@@ -84,7 +84,9 @@ def load_model(model_or_path: ModelLike, task: str, *, num_labels: int | None = 
                 {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
             )
             loader = getattr(transformers, get_task(task).auto)
-            return load_any_model(loader, name, dtype=torch.float32, **label_options)
+            model, info = load_any_model(loader, name, dtype=torch.float32, output_loading_info=True, **label_options)
+            model.new_weights = sorted(info["missing_keys"])
+            return model
     except (ValueError, KeyError) as error:
         if isinstance(error, LayerSurgeonError):
             raise

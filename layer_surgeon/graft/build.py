@@ -161,7 +161,7 @@ def save_graft(
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     config = config or GraftConfig(**reading_settings(donor, {}, token=token))
     name = _default_name(host, donor) + _settings_suffix(config, seed)
-    target = Path(output) if output is not None else workspace.folder("graft", name)
+    target = Path(expand_home(output)) if output is not None else workspace.folder("graft", name)
     check_graft_place(target, force=True)  # A graft may be there. Only at the end is it known whether it is the same.
     progress.begin("Grafting", 3, "steps")
     with torch.random.fork_rng(devices=[]):
@@ -171,7 +171,11 @@ def save_graft(
     tokenizer = load_part_tokenizer("host", os.fspath(host), revision=model.config.host["commit"], token=token)
     _set_padding_token(tokenizer, model.config)
     if model.config.settings.donor_tokens == "own":
-        tokenizer = GraftTokenizer.from_tokenizers(tokenizer, load_donor_tokenizer(model.donor_source))
+        donor_tokenizer = load_donor_tokenizer(model.donor_source)
+        _fit_texts(donor_tokenizer, model)
+        tokenizer = GraftTokenizer.from_tokenizers(tokenizer, donor_tokenizer)
+    else:
+        _fit_texts(tokenizer, model)
     progress.advance(1)
     _write(model, tokenizer, target, host=expand_home(host), token=token, force=force)
     progress.advance(1)
@@ -236,6 +240,14 @@ def _settings_suffix(config: GraftConfig, seed: int) -> str:
     if seed != _SEED:
         words.append(f"seed-{seed}")
     return "".join(f"-{word}" for word in words)
+
+
+def _fit_texts(tokenizer: Any, model: GraftedModel) -> None:
+    """Let a tokenizer cut texts to the positions of a donor that reads them."""
+    if isinstance(model.donor, DonorStack):
+        positions = getattr(model.donor.config.family_config(), "max_position_embeddings", None)
+        if positions is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
 
 
 def _set_padding_token(tokenizer: PreTrainedTokenizerBase, config: SurgeonGraftConfig) -> None:

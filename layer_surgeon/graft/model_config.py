@@ -68,6 +68,16 @@ class SurgeonGraftConfig(PretrainedConfig):  # type: ignore[misc]  # transformer
         # Validate once more, now with the labels.
         _ = self.settings
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a config; `donor` is then an argument for the model, which the Auto classes pass here first."""
+        passed = {"donor": kwargs.pop("donor")} if "donor" in kwargs else {}
+        read = super().from_dict(config_dict, **kwargs)
+        if not kwargs.get("return_unused_kwargs"):
+            return read
+        config, unused = read
+        return config, {**unused, **passed}
+
     @property
     def settings(self) -> GraftConfig:
         """The settings of the graft, with the labels."""

@@ -172,6 +172,8 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             # Earlier versions stored the layer's path on this machine.
             self.config.donor = {key: value for key, value in self.config.donor.items() if key != "path"}
         super().save_pretrained(save_directory, *args, **kwargs)
+        if not is_main_process:
+            return
         usual_modes(folder)
         if include_donor and not (folder / "README.md").exists():
             write_card(self.config, self.parameter_counts(), folder)

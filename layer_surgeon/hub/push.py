@@ -1,5 +1,6 @@
 """Upload grafts, runs, layer artifacts and assembled models to the Hub."""
 
+import inspect
 import os
 import re
 import tempfile
@@ -143,7 +144,9 @@ def upload(
         GraftError: A card or a configuration can't be read, or a link leads out of the folder.
         SourceError: The Hub can't be reached, or rejects the upload.
     """
-    # Find unreadable files before the repo is created.
+    # Find mistakes before the repo is created.
+    if unknown := sorted(settings.keys() - inspect.signature(HfApi.create_commit).parameters):
+        raise ConfigError(f"push_to_hub has no argument {unknown[0]!r}. Leave it out.")
     published_files(folder, repo_id, ignored)
     with upload_errors(repo_id):
         api = HfApi(token=token, library_name="layer_surgeon")

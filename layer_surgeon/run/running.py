@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import write_text
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources import FolderSource
@@ -82,7 +83,7 @@ def run_layers(
         ShareSource.make, source, inputs.checkpoint, revision=revision, token=token, workspace=keep_in, force=force
     )
     if output is not None:
-        return _run(inputs, Path(output), make_source, keep_in, progress, force=force)
+        return _run(inputs, Path(expand_home(output)), make_source, keep_in, progress, force=force)
     temporary = TemporaryDirectory(prefix="layer-surgeon-")
     try:
         states = _run(inputs, Path(temporary.name) / "states", make_source, keep_in, progress, force=force)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from layer_surgeon.errors import ConfigError, DataError
+from layer_surgeon.errors import ConfigError, DataError, GraftError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, finetune_model, predict
 from layer_surgeon.finetune.evaluation import load_texts
 from layer_surgeon.workspace import Workspace
@@ -99,6 +99,26 @@ def test_pairs():
     assert inputs["token_type_ids"].sum() == 3
     with torch.no_grad():
         assert pair.score == pytest.approx(float(model(**inputs).logits.softmax(-1).max()), abs=1e-6)
+
+
+def test_a_model_without_a_trained_head_is_named(tmp_path):
+    classifier().base_model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    progress = Recorder()
+    predict(tmp_path, ["the film"], progress=progress)
+    assert "no trained weights for this task (classifier.bias, classifier.weight are random)" in "".join(
+        progress.notices
+    )
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_other_kinds_of_classification_are_refused(problem, tmp_path):
+    model = classifier()
+    model.config.problem_type = problem
+    model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(GraftError, match=f"trained for {problem.replace('_', ' ')}"):
+        predict(tmp_path, ["the film"])
 
 
 def test_nothing_to_predict(trained):

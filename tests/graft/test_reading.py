@@ -289,6 +289,13 @@ class TestOwnTokens:
         both = GraftTokenizer.from_tokenizers(AutoTokenizer.from_pretrained(host_folder("bert")), donor)
         assert len(predict(model, ["a film"], tokenizer=both)) == 1
 
+    def test_texts_are_cut_to_the_donors_positions(self, own_graft, own_stack):
+        tokenizer = AutoTokenizer.from_pretrained(own_graft)
+        positions = DonorStack.from_pretrained(own_stack).config.family_config().max_position_embeddings
+        assert tokenizer.donor_max_length == positions
+        tokenizer.model_max_length = 2 * positions  # of the host
+        assert len(tokenizer("a film " * positions, truncation=True)["donor_input_ids"]) == positions
+
     def test_donors_without_a_tokenizer(self, llm, own_stack, host_folder, tmp_path):
         config = GraftConfig(donor_reads="text", donor_tokens="own")
         bare = save_stack(llm, 2, tmp_path / "bare")

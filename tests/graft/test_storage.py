@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -18,7 +20,7 @@ from transformers.utils import logging
 
 import layer_surgeon as ls
 from layer_surgeon.donor import DonorLayer
-from layer_surgeon.errors import ArtifactError, GraftError
+from layer_surgeon.errors import ArtifactError, ConfigError, GraftError
 from layer_surgeon.graft import GraftedModel, GraftedModelForSequenceClassification, graft_layer
 from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import (
@@ -248,6 +250,26 @@ def test_auto_classes(artifact, tmp_path):
     fresh = AutoModelForSequenceClassification.from_config(model.config)
     assert logits(fresh).shape == (3, 2)
     assert not torch.equal(logits(fresh), logits(model))
+
+
+@pytest.mark.parametrize("form", [str, Path, DonorLayer.from_pretrained])
+def test_auto_classes_pass_the_donor_on(form, artifact, tmp_path):
+    model = graft_layer(host_model("bert"), artifact)
+    model.save_pretrained(tmp_path / "graft", include_donor=False)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "graft", donor=form(artifact))
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.config.donor == AutoConfig.from_pretrained(tmp_path / "graft").donor
+
+
+def test_other_processes_write_no_card(artifact, tmp_path):
+    graft_layer(host_model("bert"), artifact).save_pretrained(tmp_path / "graft", is_main_process=False)
+    assert not (tmp_path / "graft/README.md").exists()
+
+
+def test_an_unknown_argument_creates_no_repo(artifact, monkeypatch):
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: pytest.fail("created a repo"))
+    with pytest.raises(ConfigError, match="push_to_hub has no argument 'variant'"):
+        graft_layer(host_model("bert"), artifact).push_to_hub("owner/name", variant="fp16")
 
 
 def test_pipeline(artifact, tmp_path):
