@@ -87,8 +87,9 @@ class Staging:
         self._lock = FileLock(self.path / _LOCK_FILE)
 
     def __enter__(self) -> Self:
-        existed = self.path.exists()
+        existed = False
         try:
+            existed = self.path.exists()
             self._made = [parent for parent in self._folder.parents if not parent.exists()]
             self._lock.take()
             self._check_contents()

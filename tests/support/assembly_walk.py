@@ -47,7 +47,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "granitemoe_swa": {"shared_intermediate_size": 16},
     "granitemoeshared": {"shared_intermediate_size": 16},
     "inkling_text": {"mlp_layer_types": ["dense", *["sparse"] * 5]},
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 3},
+    "lfm2": {"full_attn_idxs": [1, 3, 5]},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"]
