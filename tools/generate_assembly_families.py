@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The tests are not an installed package, so the imports of this repository follow this line (E402).
 sys.path.insert(0, str(ROOT))
 
-from layer_surgeon.assemble.family_table import family_table, residual_outputs  # noqa: E402
+from layer_surgeon.assemble.family_table import family_table, module_pattern, residual_outputs  # noqa: E402
 from layer_surgeon.assemble.ignored_settings import NOT_COMPARED  # noqa: E402
 from layer_surgeon.assemble.layer_rules import Rule, rule_settings, rule_values  # noqa: E402
 from layer_surgeon.assemble.layer_settings import LayerChoice, assembled_config  # noqa: E402
@@ -302,7 +302,7 @@ def find_modules(tiny: Family) -> list[str]:
     for name, weight in stored.items():
         if weight.ndim > 1 and (match := re.match(rf"{prefix}\d+\.(.+)", name)):
             matrices.add(match[1])
-    return sorted({re.sub(r"(?<=\.)\d+(?=\.)", "*", name).rpartition(".")[0] for name in matrices})
+    return sorted(set(map(module_pattern, matrices)))
 
 
 def loud_switches(tiny: Family, folder: Path) -> dict[str, list[bool]]:

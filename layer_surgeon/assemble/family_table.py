@@ -67,9 +67,9 @@ def residual_outputs(config: Mapping[str, Any], matrices: Iterable[str] = ()) ->
                 f"With {setting} {value!r}, a layer of {model_type} can't be made silent or scaled. Assemble the "
                 "model without inserted or scaled layers."
             )
-    known = {*family.get("modules", ()), *map(_module, names)}
+    known = {*family.get("modules", ()), *map(module_pattern, names)}
     for matrix in matrices:
-        module = _module(matrix)
+        module = module_pattern(matrix)
         if module not in known and not any(other.startswith(f"{module}.") for other in known):
             raise UnsupportedArchitectureError(
                 f"A layer has the tensor {matrix}, which is not known of {model_type}, and may add something to the "
@@ -79,6 +79,6 @@ def residual_outputs(config: Mapping[str, Any], matrices: Iterable[str] = ()) ->
     return tuple(names)
 
 
-def _module(name: str) -> str:
-    """Return the name of a tensor's module, with `*` for the numbers of experts."""
+def module_pattern(name: str) -> str:
+    """Return the name of a tensor's module inside its layer, with `*` for the numbers of experts."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name).rpartition(".")[0]

@@ -211,7 +211,7 @@ def _layer_tensors(layer: SelectedLayer, prefix: str, code: str | None) -> Itera
     source = layer.source
     infos = source.layer_tensors(layer.layer)
     factor = 0.0 if layer.silent else layer.scale
-    matrices = [source.inner_name(layer.layer, info.name) for info in infos if len(info.shape) > 1]
+    matrices = (source.inner_name(layer.layer, info.name) for info in infos if len(info.shape) > 1)
     outputs = residual_outputs(source.config, matrices) if factor != 1 else ()
     num_scaled = 0
     for info, codec in choose_codecs(source.checkpoint, infos, code):

@@ -181,11 +181,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = parse_json_object(read_json_bytes(path), str(path))
     except (OSError, ValueError, CheckpointError) as error:
-        reason = (
-            str(error)
-            if isinstance(error, CheckpointError)
-            else f"{CONFIG_FILE}: {getattr(error, 'strerror', None) or error}."
-        )
+        # Only a CheckpointError names the file.
+        cause = getattr(error, "strerror", None) or error
+        reason = str(error) if isinstance(error, CheckpointError) else f"{CONFIG_FILE}: {cause}."
         raise ArtifactError(f"{folder} is not a layer artifact: {reason} {_HOW_TO_MAKE}") from error
     if config.get("model_type") != LAYER:
         raise ArtifactError(

@@ -153,10 +153,10 @@ def _check_model(model_or_path: ModelLike, context: TaskContext, progress: Progr
     path = os.fspath(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
     if isinstance(model, GraftedModel):
         notice_if_untrained(model, path, progress)
-    elif new := getattr(model, "new_weights", ()):
+    elif new_weights := getattr(model, "new_weights", ()):
         progress.notice(
-            f"{path or 'The model'} has no trained weights for this task ({list_names(new)} are random), so its "
-            f"results mean nothing. Train it first: surgeon finetune {path or 'MODEL'}"
+            f"{path or 'The model'} has no trained weights for this task ({list_names(new_weights)} are random), so "
+            f"its results mean nothing. Train it first: surgeon finetune {path or 'MODEL'}"
         )
 
 

@@ -105,7 +105,7 @@ class _Pass:
     Attributes:
         mask: The reader's mask, [batch, seq].
         donor_cache: The donor's cache.
-        states: The donor's states of the text.
+        states: The donor's states of the text, [batch, seq, donor_hidden].
         next_states: The donor's states for the reader's next pass, instead of those that `read_text` would compute.
     """
 
@@ -164,9 +164,11 @@ class SiteHooks:
 
     def _begin(self) -> _Pass:
         """Return the pass of this thread, and let other threads of its backward pass find it."""
-        if not torch.compiler.is_dynamo_compiling():  # which traces one thread at a time, and knows no thread's values
-            self._last = _THREAD.passes.setdefault(self, _Pass())
-        return self._last
+        if torch.compiler.is_dynamo_compiling():  # It traces one thread at a time, and doesn't support threads' values.
+            return self._last
+        # Not `return self._last`: another thread may set that in between.
+        current = self._last = _THREAD.passes.setdefault(self, _Pass())
+        return current
 
     def _current(self) -> _Pass:
         """Return the pass of this thread, or, in a thread of a backward pass, the last one of all threads."""

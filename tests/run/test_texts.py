@@ -86,8 +86,8 @@ def test_missing_texts(tmp_path):
         read(tmp_path / "none.txt")
     with pytest.raises(DataError, match=r"There is no file nothing. Expected a \.txt file or one of \.csv"):
         read("nothing")
-    with pytest.raises(DataError, match=r"There is no file ~nobody-here/a\.txt"):
-        read("~nobody-here/a.txt")
+    with pytest.raises(DataError, match=r"There is no file ~no-such-user/a\.txt"):
+        read("~no-such-user/a.txt")
     with pytest.raises(DataError, match="can't be the name of a file .*Give texts as a list"):
         read("a long text " * 100)
     with pytest.raises(DataError, match="the list of texts has no texts"):
