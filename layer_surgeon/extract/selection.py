@@ -1,17 +1,12 @@
 """Resolve layer selections: indices, negative indices, and slices such as `30:32`."""
 
-import operator
-import re
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
 
+from layer_surgeon._indices import select_indices
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.errors import ConfigError
 
 LayerSelection = int | str | Sequence[int | str]
-
-_NUMBER = re.compile(r"-?\d{1,9}")
-_SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?")
 
 
 def select_layers(checkpoint: Checkpoint, layer: LayerSelection) -> tuple[int, ...]:
@@ -42,20 +37,9 @@ def select_part(checkpoint: Checkpoint, part: int | str) -> list[int]:
         LayerNotFoundError: There is no such layer.
         ConfigError: A string is neither a number nor a slice.
     """
-    if isinstance(part, SupportsIndex) and not isinstance(part, bool):
-        return [checkpoint.layer_index(operator.index(part))]
-    text = str(part).strip()
-    if _NUMBER.fullmatch(text):
-        return [checkpoint.layer_index(int(text))]
-    match = _SLICE.fullmatch(text)
-    if match is None:
+    indices = select_indices(part, checkpoint.num_layers, checkpoint.layer_index)
+    if indices is None:
         raise ConfigError(
             f"layer is {part!r}; it must be a number such as 31 or -1, or a slice such as 30:32 (30 and 31) or -2:"
         )
-    begin, end = (None if bound is None else int(bound) for bound in match.groups())
-    # Python's slices accept bounds out of range; here they are most likely a mistake.
-    if begin is not None:
-        checkpoint.layer_index(begin)
-    if end is not None and end != checkpoint.num_layers:
-        checkpoint.layer_index(end)
-    return list(range(checkpoint.num_layers))[begin:end]
+    return indices

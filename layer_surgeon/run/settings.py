@@ -1,10 +1,10 @@
 """Settings of a run through a model's layers. Values are checked on creation."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from layer_surgeon._indices import select_indices
 from layer_surgeon._workers import Executor
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 
@@ -14,8 +14,6 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 LongTexts = Literal["truncate", "refuse"]
 DepthSelection = str | int | Sequence[int | str]
 
-_NUMBER = re.compile(r"-?\d{1,9}")
-_SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?")
 _CHOICES = {"pool": Pool, "dtype": Dtype, "device": Device, "long_texts": LongTexts, "executor": Executor}
 _KINDS: tuple[tuple[str, Any, str], ...] = (
     ("layers", str | int | Sequence, "all, numbers of layers such as 0,6,12, or a slice such as 4:9"),
@@ -104,20 +102,12 @@ class RunConfig:
 
 
 def _select(part: str | int, num_layers: int) -> list[int]:
-    text = str(part).strip()
-    if _NUMBER.fullmatch(text):
-        return [_depth(int(text), num_layers)]
-    match = _SLICE.fullmatch(text)
-    if match is None:
+    depths = select_indices(part, num_layers + 1, lambda depth: _depth(depth, num_layers))
+    if depths is None:
         raise ConfigError(
             f"layers has {part!r}; write all, numbers of layers such as 0,6,12 or -1, or a slice such as 4:9 (4 to 8)."
         )
-    begin, end = (None if bound is None else int(bound) for bound in match.groups())
-    if begin is not None:
-        _depth(begin, num_layers)
-    if end is not None and end != num_layers + 1:
-        _depth(end, num_layers)
-    return list(range(num_layers + 1))[begin:end]
+    return depths
 
 
 def _depth(depth: int, num_layers: int) -> int:
