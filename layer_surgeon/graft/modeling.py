@@ -386,6 +386,13 @@ class GraftedModel(StoredModel):
         self.config.label2id = {name: index for index, name in enumerate(names)}
         self.head.set_num_labels(len(names))
 
+    def _replicate_for_data_parallel(self) -> Self:
+        """Refuse `torch.nn.DataParallel`: the hooks inside its copies of the host would run the original's donor."""
+        raise GraftError(
+            "DataParallel, which Trainer uses if one process sees several GPUs, can't run a graft. Start one process "
+            "per GPU (accelerate launch, or surgeon finetune --num-processes), or show one GPU: CUDA_VISIBLE_DEVICES=0."
+        )
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the host's token embeddings."""
         return self.host.get_input_embeddings()  # type: ignore[no-any-return]  # transformers is untyped here

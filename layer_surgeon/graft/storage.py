@@ -86,7 +86,8 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
             donor: The donor layer, if the graft was saved without it: a folder, a repo id, a `LayerArtifact` or a
                 `DonorLayer`. Default: the graft's own donor layer, or one with the same sha256 in the workspace.
             kwargs: Passed to transformers. `dtype` applies to host, projections and head; the donor layer keeps its
-                `donor_dtype`.
+                `donor_dtype`. `attn_implementation` applies to the host; for the donor, call
+                `model.donor.set_attn_implementation` afterwards.
 
         Returns:
             A model of the task's class, in eval mode.

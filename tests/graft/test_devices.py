@@ -1,6 +1,7 @@
 """Devices, number formats and memory: device maps, accelerate, `to`, gradient checkpointing."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator, dispatch_model
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
+from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import GraftedModel, graft_layer
 from layer_surgeon.graft.devices import plan_devices
 from tests.graft.conftest import host_model, make_inputs
@@ -108,6 +110,23 @@ def test_dtype_of_from_pretrained_doesnt_apply_to_the_donor(stored):
     rest = {p.dtype for name, p in model.named_parameters() if not name.startswith("donor.")}
     assert rest == {torch.bfloat16}
     assert model(**make_inputs()).logits.dtype == torch.bfloat16
+
+
+def test_attention_of_from_pretrained_is_the_hosts(stored):
+    model = AutoModelForSequenceClassification.from_pretrained(stored, attn_implementation="eager")
+    assert model.host.config._attn_implementation == "eager"
+    assert model.donor.config._attn_implementation == "sdpa"
+    model.donor.set_attn_implementation("eager")
+    assert {layer.self_attn.config._attn_implementation for layer in model.donor.layers} == {"eager"}
+
+
+def test_data_parallel_is_refused(artifact, monkeypatch):
+    # Copying to GPUs is the only part of it that needs them.
+    copying = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(copying, "_get_device_index", lambda device, optional: device)
+    monkeypatch.setattr(copying, "_broadcast_coalesced_reshape", lambda tensors, devices, detach: [tensors] * 2)
+    with pytest.raises(GraftError, match="Start one process per GPU"):
+        copying.replicate(graft_layer(host_model("bert"), artifact), [0, 1])
 
 
 @pytest.fixture
