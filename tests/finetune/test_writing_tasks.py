@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, evaluate_model, predict
 from layer_surgeon.finetune.data import prepare_data
 from layer_surgeon.finetune.tasks import finetune_task
@@ -156,3 +157,12 @@ def test_stored_graft_of_a_language_model_predicts_the_same(artifact, workspace)
         )
         expected = task_tokenizer().decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert prediction.written == expected.strip()
+
+
+def test_continuation_stays_within_the_positions(workspace):
+    result = train(tiny_gpt2(), workspace, [{"text": "eins zwei drei"}] * 10, task="causal-lm", max_steps=1)
+    long_text = "eins zwei drei " * 40
+    (prediction,) = predict(result.path, [long_text], max_target_length=20, max_length=1000, num_beams=1)
+    assert prediction.text == long_text
+    with pytest.raises(ConfigError, match="max_target_length is 64, but the model takes at most 64 tokens"):
+        predict(result.path, [long_text], max_target_length=64, num_beams=1)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq
 
-from layer_surgeon.errors import DataError
+from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
@@ -78,13 +78,13 @@ class CausalLM(FinetuneTask):
         """Join all texts and split them into blocks; tokenize prompts one by one, without labels.
 
         Raises:
+            ConfigError: The text to generate would need all positions of the model.
             DataError: All texts together have fewer than two tokens.
         """
         texts, tokenizer = _texts(examples), context.tokenizer
-        longest = longest_input(tokenizer, context.model, context.config.max_length)
         if isinstance(examples, Prompts):
-            features, cut = tokenize_texts(tokenizer, texts.texts, None, longest)
-            return TokenizedDataset(features, sum(cut), longest)
+            return _tokenize_prompts(texts.texts, context)
+        longest = longest_input(tokenizer, context.model, context.config.max_length)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         stream = [
             token
@@ -158,6 +158,19 @@ class CausalLM(FinetuneTask):
         return [
             TextPrediction(text=text, written=new) for text, new in zip(_texts(examples).texts, written, strict=True)
         ]
+
+
+def _tokenize_prompts(texts: Sequence[str], context: TaskContext) -> TokenizedDataset:
+    """Tokenize the beginnings of texts, and leave room for the tokens that follow."""
+    max_length, num_new = context.config.max_length, context.config.max_target_length
+    limit = longest_input(context.tokenizer, context.model, max_length + num_new)
+    if limit <= num_new:
+        raise ConfigError(
+            f"max_target_length is {num_new}, but the model takes at most {limit} tokens, text and continuation "
+            "together. Set it to less."
+        )
+    features, cut = tokenize_texts(context.tokenizer, texts, None, limit - num_new)
+    return TokenizedDataset(features, sum(cut), limit - num_new)
 
 
 def _padded_left(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
