@@ -20,17 +20,6 @@ from layer_surgeon.graft.part_tokenizers import check_vocabulary, first_special_
 from layer_surgeon.graft.sites import resolve_site
 from layer_surgeon.tasks import get_task
 
-# Values that would have no effect without a donor.
-_NEED_A_DONOR = {
-    "donor_reads": "text",
-    "residual": "gated",
-    "donor_init": "random",
-    "train_donor": True,
-    "projection_init": "matched",
-    "projection_bias": True,
-    "proj_out_norm": True,
-}
-
 Host: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
 
@@ -42,8 +31,10 @@ def assemble(
     Returns:
         The model; and, if `projection_init="auto"` matched its projections, its loudness before that, else None.
     """
-    if donor is None:
-        _check_host_alone(settings)
+    if donor is None and (name := settings.needs_donor) is not None:
+        raise ConfigError(
+            f"{name} is {getattr(settings, name)!r}, which needs a donor. Leave {name} out, or name a donor."
+        )
     opened_host = open_host(host, settings.task, revision=revision, token=token)
     settings = _resolve(settings, opened_host)
     host_width(opened_host.config)
@@ -82,16 +73,6 @@ def assemble(
         elif settings.projection_init == "auto":
             loudness = match_if_loud(grafted)
     return grafted, loudness
-
-
-def _check_host_alone(settings: GraftConfig) -> None:
-    """Refuse settings of the parts that a host without a donor doesn't have."""
-    for name, value in _NEED_A_DONOR.items():
-        if getattr(settings, name) == value:
-            raise ConfigError(
-                f"{name} is {value!r}, which needs a donor. Leave {name} out, or name a donor. In a study, set {name} "
-                "only for arms with a donor."
-            )
 
 
 def _shown(name: str | None) -> str | None:

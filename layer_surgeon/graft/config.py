@@ -149,6 +149,11 @@ class GraftConfig:
         return self.reads_text and (self.donor_tokens == "own" or pools_first)
 
     @property
+    def needs_donor(self) -> str | None:
+        """The name of a setting that has no effect without a donor; None if all of them make sense for a host alone."""
+        return next((name for name, value in _NEED_A_DONOR.items() if getattr(self, name) == value), None)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels in the order of their ids; default: LABEL_0, LABEL_1, ...
 
@@ -269,6 +274,16 @@ class GraftConfig:
         object.__setattr__(self, "id2label", dict(sorted(names.items())))
 
 
+# Values that would have no effect without a donor.
+_NEED_A_DONOR = {
+    "donor_reads": "text",
+    "residual": "gated",
+    "donor_init": "random",
+    "train_donor": True,
+    "projection_init": "matched",
+    "projection_bias": True,
+    "proj_out_norm": True,
+}
 _CHOICES: dict[str, Any] = {
     "pooling": Pooling,
     "attention": Attention,

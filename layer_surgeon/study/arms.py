@@ -315,6 +315,11 @@ class Arm:
         return ARMS[self.kind][0]
 
     @property
+    def grafts_nothing(self) -> bool:
+        """Whether the model has no graft: it is a host alone, has a block in its place, or is the donor cut short."""
+        return self.donor is None or self.control in (*BLOCKS, "cut")
+
+    @property
     def host_name(self) -> str:
         """The host's name for tables."""
         return short_name(without_secrets(self.host))

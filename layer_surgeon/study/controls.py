@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft import SurgeonGraftConfig, graft_layer
 from layer_surgeon.graft.hosts import host_width, mark_loaded, open_host
 from layer_surgeon.study.arms import Control
@@ -34,9 +33,9 @@ class ControlModel:
         width = host_width(config.host_config)
         activation = nn.GELU() if config.control == "wide-head" else nn.Identity()
         self.block = nn.Sequential(
-            nn.Linear(width, config.control_width, bias=config.settings.projection_bias),
+            nn.Linear(width, config.control_width, bias=False),
             activation,
-            nn.Linear(config.control_width, width, bias=config.settings.projection_bias),
+            nn.Linear(config.control_width, width, bias=False),
         )
         self.post_init()  # type: ignore[attr-defined]  # defined by the task's class
 
@@ -68,19 +67,9 @@ def control_model(host: Any, control: Control, donor_width: int, *, task: str, *
         settings: Fields of `GraftConfig`.
 
     Raises:
-        ConfigError: The settings ask for a gate, which would be trained too, or for projections that match a donor.
+        ConfigError: A setting needs a donor, such as a gate, which would be trained too.
         GraftError: The host can't be used for the task.
     """
-    if settings.get("residual", "none") != "none":
-        raise ConfigError(
-            f"residual is {settings['residual']!r}, but {control} has no gate. Set it in the arms that have a donor "
-            "(graft: {residual: gated}), not for the whole study."
-        )
-    if settings.get("projection_init") == "matched":
-        raise ConfigError(
-            f"projection_init is {settings['projection_init']!r}, but {control} has no donor to match. Set it in the "
-            "arms that have a donor."
-        )
     # The host of the model below can't be reused: with the site embeddings, `graft_layer` removes its layers.
     opened = open_host(host, task, revision=None, token=None)
     config = graft_layer(opened.model, None, task=task, **settings).config

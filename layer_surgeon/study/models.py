@@ -91,4 +91,7 @@ def _add_lora(model: Any, settings: dict[str, Any]) -> None:
         # peft's default for the family (for BERT: query and value, as in the LoRA paper).
         family = model_type_to_module_name(model.host.config.model_type)
         settings["target_modules"] = TARGETS.get(family, TARGETS.get(model.host.config.model_type, "all-linear"))
-    inject_adapter_in_model(LoraConfig(**settings), model.host)
+    try:
+        inject_adapter_in_model(LoraConfig(**settings), model.host)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"The lora settings of an arm don't fit its host: {error}") from error

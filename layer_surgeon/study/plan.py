@@ -26,7 +26,7 @@ from layer_surgeon._limits import MAX_SEED, MAX_TRAININGS, check_size
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import EXTRA_METRICS, FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
-from layer_surgeon.study.arms import BLOCKS, Arm, is_called
+from layer_surgeon.study.arms import Arm, is_called
 from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
 from layer_surgeon.study.data import DataSpec, check_name, parse_data, spec_key
 from layer_surgeon.study.plan_parts import (
@@ -197,10 +197,10 @@ class StudyPlan:
                 f"for each token (task {self.task}, site {graft.site}, donor_reads {graft.donor_reads}). It needs "
                 "donor_reads text, a task that pools, and site encoder_output. Leave the arm out."
             )
-        if arm.control in BLOCKS and arm.graft.get("donor_reads") == "text":
+        if arm.grafts_nothing and (name := graft.needs_donor) is not None:
             raise ConfigError(
-                f"The arm {arm.name} trains a block in the donor's place. A block can't read text, but donor_reads is "
-                "text. Leave the arm out, or set donor_reads in the arms that have a donor, not for the whole study."
+                f"The arm {arm.name} grafts nothing, but {name} is {getattr(graft, name)!r}. Set it in the arms that "
+                "have a donor, not for the whole study."
             )
         finetune = FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
         if self.metric in EXTRA_METRICS and self.metric not in finetune.wanted_extra_metrics:

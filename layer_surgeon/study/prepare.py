@@ -285,16 +285,22 @@ def _check_artifact(donor: DonorSpec) -> None:
         )
     artifact = LayerArtifact.open(Path(donor.source).expanduser())
     indices = artifact.layer_indices
-    has_embeddings = artifact.config.get("embeddings") is not None
-    if has_embeddings and donor.form == "layers":
+    embeddings = artifact.config.get("embeddings")
+    if embeddings is not None and donor.form == "layers":
         raise ConfigError(
             f"{source} is a layer artifact with embeddings, for arms whose donor reads text. Use the arm stack with "
             f"donor: {{source: {source}, layer: '0:{len(indices)}'}}, or name a donor without embeddings."
         )
-    if not has_embeddings and donor.form == "stack":
+    if embeddings is None and donor.form == "stack":
         raise ConfigError(
             f"{source} is a layer artifact without embeddings, but an arm's donor reads text. Name the model as that "
             "arm's donor, or an artifact made by surgeon extract MODEL --layer 0:9 --embeddings."
+        )
+    if embeddings is not None and (reads_own := embeddings.get("vocabulary") is None) != (donor.vocabulary is None):
+        whose, tokens = ("its own", "own") if reads_own else ("a host's", "host")
+        raise ConfigError(
+            f"{source} is a layer artifact that reads {whose} tokens, so donor_tokens of its arm must be {tokens}. Set "
+            "that under graft, or name the model as that arm's donor."
         )
     settings = [f"{name} {value}" for name in ("revision", "dtype") if (value := getattr(donor, name)) is not None]
     if donor.layers not in (DonorSpec.layers, indices):

@@ -31,7 +31,7 @@ from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError, TrainingError
 from layer_surgeon.graft.config import ENCODER_OUTPUT
 from layer_surgeon.progress import NullProgress, Progress
-from layer_surgeon.study.arms import BLOCKS, Arm
+from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
 from layer_surgeon.study.layout import PROBES, StudyFolder, locked, read_json
@@ -135,7 +135,7 @@ def _check_plan(plan: StudyPlan, candidates: Sequence[Arm], *, probe: bool) -> N
             f"The plan has arms with the hosts {', '.join(hosts)}. A selection compares grafts into one host with that "
             "host alone. Name one host."
         )
-    blocks = [arm.name for arm in candidates if arm.control in (*BLOCKS, "cut")]
+    blocks = [arm.name for arm in candidates if arm.grafts_nothing]
     if blocks:
         raise ConfigError(
             f"The plan has the arm {blocks[0]}, which is not a graft. A selection compares grafts. Leave the arm out."

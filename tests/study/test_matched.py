@@ -6,10 +6,8 @@ import pytest
 import torch
 from transformers import BertModel
 
-from layer_surgeon.errors import ConfigError
 from layer_surgeon.graft.matching import is_loud, matching_batch, measure_loudness
 from layer_surgeon.study import probe
-from layer_surgeon.study.controls import control_model
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import StudyPlan
@@ -113,8 +111,3 @@ def test_a_probe_matches_every_draw(content, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "_accuracy", score)
     probe.probe_arm(arm, TEXTS, ["a", "b"] * 10, folder, seeds=[1, 2, 3])
     assert ratios == pytest.approx([1, 1, 1], rel=0.01)
-
-
-def test_a_control_with_matched_projections_is_refused():
-    with pytest.raises(ConfigError, match="wide-head has no donor to match. Set it in the arms that have a donor"):
-        control_model(BertModel(bert_config()), "wide-head", 32, task="question-answering", projection_init="matched")

@@ -184,8 +184,3 @@ def test_the_block_is_at_the_graft_site(task, site):
 def test_arms_that_do_not_fit_the_task_are_refused(task, change, said):
     with pytest.raises(ConfigError, match=said):
         StudyPlan.from_dict({"task": task, "host": "a/host", "donor": "b/llm", "data": ["x"], **change})
-
-
-def test_a_control_with_a_gate_is_refused():
-    with pytest.raises(ConfigError, match="has no gate"):
-        control_model(BertModel(bert_config()), "wide-head", 32, task="question-answering", residual="gated")

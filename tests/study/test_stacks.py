@@ -7,6 +7,7 @@ texts occurs in a test text. The host can't know the others; in the donor's tabl
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import BertModel, LlamaConfig, LlamaForCausalLM
 from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study import compare
-from layer_surgeon.study.arms import DonorSpec
+from layer_surgeon.study.arms import Arm, DonorSpec
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.controls import permute_weights
 from layer_surgeon.study.layout import StudyFolder
@@ -266,6 +267,7 @@ def test_a_layer_artifact_cannot_be_cut(content, study, tmp_path):
         ("graft", "stack", r"artifact with embeddings.* Use the arm stack with donor: .* layer: '0:2'"),
         ("wide-head", "stack", "artifact with embeddings"),
         ("stack", "layers", "artifact without embeddings, but an arm's donor reads text"),
+        ("stack", "stack", "reads its own tokens, so donor_tokens of its arm must be own"),
     ],
 )
 def test_an_artifact_must_have_what_the_arm_needs(content, tmp_path, arm, form, message):
@@ -276,6 +278,12 @@ def test_an_artifact_must_have_what_the_arm_needs(content, tmp_path, arm, form, 
     plan = StudyPlan.from_dict({**content, "donor": donor, "arms": [arm]})
     with pytest.raises(ConfigError, match=message):
         prepare_study(plan, folder, Recorder())
+
+
+def test_lora_of_modules_that_the_host_lacks(content):
+    arm = Arm(name="lora", kind="lora", host=content["host"], donor=None, lora={"target_modules": ["wrong"]})
+    with pytest.raises(ConfigError, match="The lora settings of an arm don't fit its host: .*wrong"):
+        build_model(arm, "text-classification", 0, StudyFolder(root=Path("unused")))
 
 
 def test_shuffled_states_need_all_texts_in_memory(content, study):
