@@ -62,7 +62,11 @@ class GraftedModelForCausalLM(GeneratingModel):
             kwargs |= self._choose_cache(use_cache, kwargs)
         self.keep_states(input_ids, attention_mask, donor_states)
         return self.host(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            **self.wanted_outputs(kwargs),
         )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

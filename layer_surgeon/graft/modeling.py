@@ -1,7 +1,7 @@
 """`GraftedModel`: a host, two projections, a donor layer and a head in one transformers model."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -181,7 +181,12 @@ class GraftedModel(StoredModel):
         host_inputs = {name: value for name, value in inputs.items() if value is not None and name not in unsupported}
         if "use_cache" in self._host_inputs:
             host_inputs["use_cache"] = False
-        return self.host(**host_inputs, **kwargs, return_dict=True)
+        return self.host(**host_inputs, **self.wanted_outputs(kwargs), return_dict=True)
+
+    def wanted_outputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the outputs of the host that the config asks for to the arguments of its pass, which come first."""
+        names = ("output_hidden_states", "output_attentions")
+        return {name: True for name in names if getattr(self.config, name)} | dict(arguments)
 
     def _positions(self, attention_mask: Tensor | None) -> Tensor | None:
         """Return positions that don't count padding, so padding on the left doesn't change a decoder's result."""

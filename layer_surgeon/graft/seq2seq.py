@@ -62,7 +62,8 @@ class GraftedModelForSeq2SeqLM(GeneratingModel):
             "labels": labels,
             "use_cache": use_cache,
         }
-        return self.host(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return self.host(**given, **self.wanted_outputs(kwargs))
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift the target by one, as the host's decoder expects."""

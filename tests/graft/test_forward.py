@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft import graft_layer
@@ -175,6 +176,23 @@ def test_host_outputs_on_request(artifact):
     logits, *rest = model(**make_inputs(), return_dict=False)
     assert logits.shape == (3, 2)
     assert not rest
+
+
+@pytest.mark.parametrize(
+    ("auto", "host", "task", "field"),
+    [
+        (AutoModel, "bert", "text-classification", "hidden_states"),
+        (AutoModelForCausalLM, "gpt2", "causal-lm", "hidden_states"),
+        (AutoModelForSeq2SeqLM, "t5", "seq2seq", "encoder_hidden_states"),
+    ],
+)
+def test_host_outputs_that_the_config_asks_for(auto, host, task, field, artifact):
+    model = graft_layer(host_model(host, auto=auto), artifact, task).eval()
+    inputs = make_inputs() | ({"labels": make_inputs()["input_ids"]} if task == "seq2seq" else {})
+    assert getattr(model(**inputs), field) is None
+    model.config.output_hidden_states = True
+    assert len(getattr(model(**inputs), field)) == 3
+    assert getattr(model(**inputs, output_hidden_states=False), field) is None
 
 
 def test_masks_of_other_shapes_are_refused(artifact):
