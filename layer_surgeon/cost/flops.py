@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from layer_surgeon.donor import DonorLayer
 from layer_surgeon.donor.influence import needed_by_shape
@@ -136,13 +137,16 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
     """Run a model from the meta device on shapes alone, inside a `with` block.
 
     This uses torch's fake tensors and not the meta device, because transformers reads values of tensors that are not
-    fake (is there padding? are there several texts in a row?). Attention is computed as separate products, because
-    torch doesn't count those inside the CPU's attention kernel.
+    fake (is there padding? are there several texts in a row?). Attention is computed as separate products, and so are
+    experts, because torch doesn't count those inside the kernels for attention and for grouped products.
 
     Raises:
         GraftError: A forward pass needs values.
     """
     donors = [part for part in model.modules() if isinstance(part, DonorLayer)]
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config._experts_implementation = "batched_mm"
     # Compute this before fake tensors are active, because it needs real numbers.
     needed = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
     was_disabled, _TORCH_LOGGER.disabled = _TORCH_LOGGER.disabled, True

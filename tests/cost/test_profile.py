@@ -251,6 +251,20 @@ def test_products_of_a_host_are_told_apart():
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_experts_are_counted(dtype):
+    """Counted by hand: two of four experts for each token, and the layer's router and attention."""
+    donor = tiny_config("mixtral", num_local_experts=4, num_experts_per_tok=2)
+    width, inner, host = donor.hidden_size, donor.intermediate_size, host_config("bert")
+    head_dim = donor.head_dim or width // donor.num_attention_heads
+    heads = 2 * donor.num_attention_heads + 2 * donor.num_key_value_heads
+    per_token = 2 * 3 * width * inner + 4 * width + heads * head_dim * width + 2 * width * host.hidden_size
+    settings = GraftConfig(site=0, donor_dtype=dtype)
+    result = profile_graft(host, donor, config=settings, workload=SMALL)
+    assert result.added.linear == result.full.linear == SMALL.batch * SMALL.length * per_token
+    assert result.grafted.training_macs > result.grafted.macs.total
+
+
 def test_a_host_without_donor():
     result = profile_graft(host_config("bert"), workload=SMALL)
     assert (result.grafted, result.donor, result.added, result.full) == (None, None, None, None)
