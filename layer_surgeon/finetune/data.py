@@ -264,7 +264,8 @@ class SplitReader:
         if separate_data is None:
             if own is None:
                 return None
-            return self.examples(drop_unusable(own, self.columns, train_data.record, self.progress), self.columns)
+            own = drop_unusable(own, self.columns, train_data.record, self.progress)
+            return self.examples(own, self.columns, declared_names(train_data, own, self.columns))
         table, columns = separate_data.choose(role=role), self.columns
         # Use the training columns if the table has them; another file may use other names.
         if separate_data.record is not None or not all(name in table.columns for name in columns.used):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from layer_surgeon.errors import DataError
 
 # What transformers calls a class without a name.
@@ -61,6 +63,7 @@ def normalize(values: Sequence[Any], location: str) -> list[Label]:
     Raises:
         DataError: A value is missing, or is a fraction.
     """
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
     for row, value in enumerate(values, start=1):
         check_label(value, f"{location}, row {row}")
     numbers = [_as_int(value) for value in values]

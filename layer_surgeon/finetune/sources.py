@@ -277,12 +277,9 @@ def _datasets_table(table: datasets.Dataset, location: str, *, curated: bool = F
 
 
 def class_names(data: datasets.Dataset | datasets.IterableDataset) -> dict[str, tuple[str, ...]]:
-    """Class names by column, for the columns that the data set declares as class labels."""
-    return {
-        column: tuple(feature.names)
-        for column, feature in (data.features or {}).items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    """Class names by column, for the columns that the data set declares as class labels or lists of them."""
+    labels = {column: getattr(feature, "feature", feature) for column, feature in (data.features or {}).items()}
+    return {column: tuple(label.names) for column, label in labels.items() if isinstance(label, datasets.ClassLabel)}
 
 
 def _from_splits(data: Mapping[str, Any]) -> RawData:

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import datasets
+import numpy as np
 import pytest
 
 from layer_surgeon.errors import DataError
@@ -12,6 +13,7 @@ from layer_surgeon.finetune.data import prepare_data, prepare_evaluation
 from layer_surgeon.finetune.examples import hold_out, subsample
 from layer_surgeon.finetune.labels import make_label_map
 from layer_surgeon.finetune.sources import load_data
+from layer_surgeon.finetune.tasks import finetune_task
 from tests.support.classification import Recorder, rows, write_csv
 
 
@@ -404,6 +406,30 @@ def test_classes_of_separate_data_are_matched_by_name():
     assert prepare(train, spelled).validation.labels == prepare(train, straight).validation.labels
 
 
+def test_classes_of_a_split_are_matched_by_name():
+    train = datasets.Dataset.from_list(rows(40)).cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
+    turned = datasets.Dataset.from_list([row | {"label": 1 - row["label"]} for row in rows(20, seed=1)])
+    turned = turned.cast_column("label", datasets.ClassLabel(names=["pos", "neg"]))
+    data = prepare({"train": train, "validation": turned})
+    assert data.validation.labels == tuple(row["label"] for row in rows(20, seed=1))
+
+
+def test_class_names_of_tagged_words():
+    """As most data sets of entities on the Hub have them."""
+
+    def tagged(names):
+        made = [{"tokens": ["a", "b", "c"], "ner_tags": [0, 1, 2]} for _ in range(20)]
+        tags = datasets.Sequence(datasets.ClassLabel(names=names))
+        features = {"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": tags}
+        return datasets.Dataset.from_list(made, features=datasets.Features(features))
+
+    task = finetune_task("token-classification")
+    other = tagged(["O", "B-LOC", "B-PER"])
+    data = prepare_data(tagged(["O", "B-PER", "B-LOC"]), other, None, FinetuneConfig(), task=task)
+    assert data.label_names == ("O", "B-PER", "B-LOC")
+    assert data.validation.tags[0] == (0, 2, 1)
+
+
 def test_other_names_of_the_same_number_of_classes_are_noticed():
     def declared(made, names):
         return datasets.Dataset.from_list(made).cast_column("label", datasets.ClassLabel(names=names))
@@ -452,6 +478,11 @@ def test_order_of_the_models_classes_is_kept():
     labels = make_label_map([0, 1, 2], "x", declared=names, model_names=data.label_names)
     assert [labels.names[index] for index in labels.encode([0, 1, 2], "x")] == names
     assert prepare(train).label_names == tuple(names)
+
+
+def test_labels_of_numpy_are_numbers():
+    made = [{"text": f"text {index}", "label": number} for index, number in enumerate(np.arange(60) % 12)]
+    assert prepare(made).label_names == tuple(map(str, range(12)))
 
 
 def test_split_is_chosen():
