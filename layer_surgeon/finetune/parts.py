@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,7 @@ _PART_OF = {
     "residual_gate": PROJECTIONS,
     "donor": DONOR,
 }
+_HEADS = ("lm_head", "qa_outputs", "classifier", "score")
 
 
 def choose_trained(model: Any, config: FinetuneConfig, task: Task) -> Any:
@@ -58,11 +59,26 @@ def choose_trained(model: Any, config: FinetuneConfig, task: Task) -> Any:
     return model
 
 
-def as_it_was(model: Any, config: FinetuneConfig) -> Any:
-    """Undo `choose_trained` after training: merge adapters into the weights, turn off gradient checkpointing."""
+def trained_names(model: Any) -> frozenset[str]:
+    """Return the names of the parameters that require gradients."""
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def as_it_was(model: Any, config: FinetuneConfig, was_trained: Collection[str]) -> Any:
+    """Undo `choose_trained`: merge adapters into the weights, turn off gradient checkpointing, unfreeze.
+
+    Args:
+        model: The model that `choose_trained` returned.
+        config: The settings that it got.
+        was_trained: What `trained_names` returned before it.
+    """
     if config.gradient_checkpointing:
         _method(plain_model(model), "disable")()
-    return model.merge_and_unload() if is_adapted(model) else model
+    model = model.merge_and_unload() if is_adapted(model) else model
+    for name, parameter in model.named_parameters():
+        if name in was_trained:
+            parameter.requires_grad_(True)
+    return model
 
 
 def is_adapted(model: Any) -> bool:
@@ -81,7 +97,16 @@ def part_of(name: str, model: Any) -> str:
     submodule = name.removeprefix("base_model.model.").split(".", 1)[0]
     if isinstance(base, GraftedModel):
         return _PART_OF.get(submodule, HEAD)
-    return HOST if submodule == base.base_model_prefix else HEAD
+    return HEAD if submodule in _head_names(base) else HOST
+
+
+def _head_names(model: Any) -> list[str]:
+    """Return the names of a plain model's parts that follow its host."""
+    names = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
+    if model.base_model_prefix in names:
+        return [name for name in names if name != model.base_model_prefix]
+    # T5's classes for two stacks hold the parts of the host themselves.
+    return [name for name in names if name in _HEADS]
 
 
 def rates(model: Any, config: FinetuneConfig) -> Iterator[tuple[str, nn.Parameter, float]]:
@@ -112,13 +137,8 @@ def _with_lora(model: Any, config: FinetuneConfig, task: Task) -> Any:
         settings = adapter_settings(model)
     else:
         settings = {"target_modules": "all-linear", "task_type": task.peft_type}
-        head_modules = [
-            name
-            for name, part in model.named_children()
-            if name != model.base_model_prefix and any(True for _ in part.parameters())
-        ]
-        if not task.generates and head_modules:
-            settings["modules_to_save"] = head_modules
+        if not task.generates and (head_names := _head_names(model)):
+            settings["modules_to_save"] = head_names
     lora = peft.LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, **settings
     )

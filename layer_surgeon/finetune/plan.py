@@ -8,7 +8,7 @@ from typing import Any
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.folder import check_free
 from layer_surgeon.finetune.models import ModelLike, quiet
-from layer_surgeon.finetune.parts import part_of, plain_model
+from layer_surgeon.finetune.parts import as_it_was, part_of, plain_model
 from layer_surgeon.finetune.prepare import Preparation, prepare_run
 from layer_surgeon.finetune.sampling import count_steps, examples_per_step
 from layer_surgeon.finetune.sources import DataLike
@@ -96,14 +96,16 @@ def plan_finetuning(
     examples = {name: len(part) for name, part in run.sets.items()}
     if run.data.stream is not None:
         examples["train"] = run.data.stream.num_rows or steps * examples_per_step(resolved, num_processes)
+    parameters, memory = _parameters(run.context.model), _memory(run)
+    as_it_was(run.context.model, config, run.was_trained)
     return RunPlan(
         task=run.data.task.name,
         model=run.model_name,
         examples=examples,
         steps_per_epoch=per_epoch,
         steps=steps,
-        parameters=_parameters(run.context.model),
-        memory=_memory(run),
+        parameters=parameters,
+        memory=memory,
         device=str(run.device),
         output=folder,
         config=resolved,

@@ -155,7 +155,7 @@ def _train(
     evaluated_splits = [name for name in sets if name != "train"] if processes.count > 1 else []
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}
     weights = trainer.whole_weights()
-    model = as_it_was(model, config)
+    model = as_it_was(model, config, run.was_trained)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
     best = next((i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step), None)

@@ -74,6 +74,9 @@ class SurgeonTrainer(ShardedTrainer):
             optimizer_cls_and_kwargs=optimizer,
             **arguments,
         )
+        if self.compute_loss_func is None and self.label_smoother is None:
+            # Many models take the number of examples in all accumulated batches, and ignore it in their loss.
+            self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
     def prediction_step(

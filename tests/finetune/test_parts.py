@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration, T5ForQuestionAnswering
 
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.finetune import finetune_model
-from layer_surgeon.finetune.parts import part_of
+from layer_surgeon.finetune import FinetuneConfig, finetune_model
+from layer_surgeon.finetune.parts import choose_trained, part_of
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft import GraftedModel
+from layer_surgeon.tasks import get_task
 from tests.support.classification import classifier, rows, word_tokenizer
 
 DATA = {"train": rows(24), "validation": rows(8, seed=1)}
@@ -122,6 +124,18 @@ def test_lora_on_a_plain_model(workspace):
     moved = {name for name, value in result.model.state_dict().items() if not torch.equal(value, before[name])}
     assert {"classifier.weight", "bert.encoder.layer.0.attention.self.query.weight"} <= moved
     assert "bert.embeddings.word_embeddings.weight" not in moved
+
+
+def test_a_model_whose_class_holds_the_parts_of_its_host():
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
+    for kind, head in ((T5ForConditionalGeneration, "lm_head"), (T5ForQuestionAnswering, "qa_outputs")):
+        model = kind(T5Config(**sizes, num_labels=2, tie_word_embeddings=False, decoder_start_token_id=0))
+        names = [name for name, _ in model.named_parameters()]
+        assert [name for name in names if part_of(name, model) == "head"] == [n for n in names if n.startswith(head)]
+    lora = choose_trained(model, FinetuneConfig(train_host="lora"), get_task("question-answering"))
+    trained = {name for name, parameter in lora.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "qa_outputs" in name for name in trained)
+    assert any("qa_outputs" in name for name in trained)
 
 
 @pytest.mark.parametrize(

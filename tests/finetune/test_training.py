@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
-from layer_surgeon.finetune import FinetuneConfig, finetune_model, predict, run
+from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, predict, run
 from layer_surgeon.finetune.tokenization import longest_input
 from layer_surgeon.finetune.trainer import SurgeonTrainer, training_arguments
 from layer_surgeon.graft import GraftedModel, graft_layer
@@ -180,6 +180,26 @@ def test_accumulation_steps_and_max_steps(graft, workspace, watched):
     result = train(graft, workspace, batch_size=4, gradient_accumulation_steps=3, max_steps=3)
     assert watched["trainers"][0].state.global_step == 3
     assert [epoch.step for epoch in result.history] == [3]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.05])
+def test_accumulated_batches_weigh_as_one(label_smoothing, workspace):
+    settings = {"num_epochs": 1, "group_by_length": False, "learning_rate": 1e-9, "label_smoothing": label_smoothing}
+    losses = [
+        train(classifier(), workspace, batch_size=size, gradient_accumulation_steps=steps, **settings).history[0]
+        for size, steps in ((8, 1), (2, 4))
+    ]
+    assert losses[1].training_loss == pytest.approx(losses[0].training_loss, rel=0.01)
+
+
+@pytest.mark.parametrize("train_host", ["frozen", "lora"])
+@pytest.mark.parametrize("call", [finetune_model, plan_finetuning])
+def test_what_was_trained_before_can_be_trained_again(call, train_host, workspace):
+    model = classifier()
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    settings = {"train_host": train_host, "gradient_checkpointing": True, "max_steps": 1, "device": "cpu"}
+    call(model, {"train": rows(16), "validation": rows(8)}, workspace=workspace, tokenizer=task_tokenizer(), **settings)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
 
 
 def test_early_stopping(graft, workspace):
