@@ -74,9 +74,9 @@ class Origin:
             # Of the Hub's four relations, "merge" is the only one for a model with weights of two others.
             merged = repo_ids(model.name for model in self.models if model.part == "donor")
             fields = {"base_model": base_models, "base_model_relation": "merge" if merged else "finetune"}
-        # The Hub allows one licence: two become `other`, with both names.
-        licences = [printable(model.licence, keep="") for model in self.models if model.licence]
-        names = list(dict.fromkeys(licences))
+        # The Hub allows one licence: two become `other`, with both names. None says for all what only some state.
+        licences = [printable(model.licence or "", keep="") for model in self.models]
+        names = list(dict.fromkeys(licences)) if all(licences) else []
         if len(names) > 1:
             return {**fields, "license": "other", "license_name": "-and-".join(names)}
         return {**fields, "license": names[0]} if names else fields
