@@ -107,8 +107,6 @@ def _test_data(folder: str) -> list[str]:
             f"{folder} is not a run of surgeon finetune, so its test data is unknown. Choose the data with --dataset."
         )
     if not run["data"]["test_spec"]:
-        raise DataError(
-            f"The run {folder} had no test data ({run['data']['name']} has no test split). Choose the data with "
-            "--dataset."
-        )
+        problem = "had no test data" if run.get("test") is None else "got its test data from memory or stdin"
+        raise DataError(f"The run {folder} {problem}. Choose the data with --dataset.")
     return find_moved(list(run["data"]["test_spec"]), Path(folder))

@@ -29,7 +29,8 @@ def conll_rows(path: Path) -> Iterator[dict[str, Any]]:
                     yield {"tokens": tokens, "tags": tags}
                 tokens, tags = [], []
                 continue
-            if columns[0] == "#" and not tokens:
+            # A tab after # says that it is a word.
+            if not tokens and (line.startswith("# ") or columns == ["#"]):
                 continue
             width = width or len(columns)
             if len(columns) != width or width < 2:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
-from layer_surgeon._folders import check_links, resolve_blob
+from layer_surgeon._folders import check_links, expand_home, resolve_blob
 from layer_surgeon._io import MAX_JSON_BYTES, read_json
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
@@ -147,7 +147,7 @@ def check_weights(name: str | os.PathLike[str], *, subfolder: str = "", **hub: A
     Raises:
         GraftError: An index names a file outside the folder, or an adapter's config names another model.
     """
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     # Of an adapter, the Auto classes read the one in the top folder, and the model's class the one in the subfolder.
     parts = {"", subfolder}
     if folder.is_dir():
@@ -346,7 +346,7 @@ def without_asking() -> Iterator[None]:
 
 def _check_tokenizer(name: str | os.PathLike[str], hub: Mapping[str, Any]) -> None:
     """Refuse files that would make transformers read another file of this machine into the vocabulary."""
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     if folder.is_dir():
         _check_text_links(folder)
     for file_name in _TOKENIZER_FILES:

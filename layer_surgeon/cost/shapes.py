@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PretrainedConfig
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._loading import load_config, read_config
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.donor import DonorLayer, DonorStack, SurgeonDonorConfig
@@ -140,7 +141,7 @@ def _new_donor(
 
 def _read_donor(name: str, token: str | bool | None) -> dict[str, Any]:
     """Read the config of a layer artifact or of a language model. For a file, this reads its header."""
-    if name.startswith(PACKAGED) or Path(name).expanduser().is_file():
+    if name.startswith(PACKAGED) or Path(expand_home(name)).is_file():
         return dict(open_checkpoint(name, token=token).config)
     with hub_errors(f"The donor {name!r}"):
         return read_config(name, token=token)

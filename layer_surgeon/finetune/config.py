@@ -116,7 +116,8 @@ class FinetuneConfig:
     max_answer_length: int = _option(30, "Question answering: maximum length of an answer in tokens.")
     unanswerable: bool | None = _option(
         None,
-        "Question answering: allow the model to give no answer. Default: true if any training question has no answer.",
+        "Question answering: allow the model to give no answer. Default: true if any training question has no answer "
+        "(in a stream: any of the first 1,000).",
     )
     # Text generation
     max_target_length: int = _option(100, "Maximum length of target texts and of generated texts, in tokens.")

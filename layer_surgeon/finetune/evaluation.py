@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._format import list_names
 from layer_surgeon.errors import DataError, GraftError
 from layer_surgeon.finetune.config import MODEL_SETTINGS, FinetuneConfig
@@ -70,8 +71,8 @@ def evaluate_model(
         model_or_path: A folder, a repo id, or a loaded model.
         data: Data in any form that `finetune_model` accepts.
         split: The split to use. Default: the test split, else the only split.
-        config: Settings. Columns, lengths, device, batch size and `max_eval_samples` are used. For the folder or repo
-            of a run, the lengths and, if the data has them, the columns default to those of the run.
+        config: Settings, of which columns, lengths, device, batch size and `max_eval_samples` are used. Without it,
+            for the folder or repo of a run, the lengths and, if the data has them, the columns are those of the run.
         tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model.
         donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
         progress: Receives every batch.
@@ -115,7 +116,8 @@ def predict(
     Args:
         model_or_path: A folder, a repo id, or a loaded model.
         texts: Texts, or pairs as tuples, but not both. For question answering: (question, context).
-        config: Settings. Lengths, device and batch size are used.
+        config: Settings, of which lengths, device and batch size are used. Without it, the lengths are those of the run
+            that made the model.
         tokenizer: A tokenizer, or its folder or repo id. Default: the tokenizer stored with the model.
         donor: The donor layer, for a graft that was saved without it: a layer artifact, as a folder or repo id.
         progress: Receives every batch.
@@ -145,6 +147,8 @@ def predict(
 def _check_model(model_or_path: ModelLike, context: TaskContext, progress: Progress) -> None:
     """Refuse a model of another kind of classification, and send a notice if the model is not trained."""
     model, problem = context.model, getattr(context.model.config, "problem_type", None)
+    if len(context.label_names) == 1:
+        problem = "regression"
     if problem in ("regression", "multi_label_classification"):
         raise GraftError(
             f"The model was trained for {problem.replace('_', ' ')}, but evaluate and predict are for texts with one "
@@ -241,7 +245,7 @@ def _read_run(model_or_path: ModelLike) -> dict[str, Any] | None:
     """Read results.json from the folder or repo of a model; None if no run made the model."""
     if not isinstance(model_or_path, str | os.PathLike):
         return None
-    folder = Path(model_or_path).expanduser()
+    folder = Path(expand_home(model_or_path))
     if not folder.is_dir():
         try:
             folder = Path(hf_hub_download(os.fspath(model_or_path), RESULTS)).parent

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from layer_surgeon._devices import choose_device
+from layer_surgeon._folders import expand_home
 from layer_surgeon._loading import load_config
 from layer_surgeon._loading import load_model as load_any_model
 from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
@@ -158,7 +159,7 @@ def _plain_models(task: Task) -> frozenset[str]:
 
 def _checked_name(model_or_path: str | os.PathLike[str]) -> str:
     name = os.fspath(model_or_path)
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SourceNotFoundError(

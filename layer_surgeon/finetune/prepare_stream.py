@@ -193,7 +193,9 @@ def _add_classes(
     rows = min(bounds) if bounds else None
     labels = declared_label_map(declared, model_names) if task.record.labels and declared else None
     counts: Counter[Any] = Counter()
-    if (task.record.labels and labels is None) or (rows is None and config.max_steps is None):
+    # A limit may be above the number of rows, so it stands for it only where counting needs the network.
+    is_unknown = source.num_rows is None and config.max_steps is None and (source.is_near or rows is None)
+    if (task.record.labels and labels is None) or is_unknown:
         counted = (
             f"the classes in column {stream.columns.label!r}" if labels is None and task.record.labels else "its rows"
         )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import write_text
 from layer_surgeon._text import without_secrets
 from layer_surgeon._yaml import dump_yaml
@@ -43,7 +44,7 @@ def _as_text(value: Any) -> str | list[str] | None:
     if isinstance(value, str | os.PathLike):
         if value in DATASETS:
             return str(value)
-        path = Path(value).expanduser()
+        path = Path(expand_home(value))
         return str(path.resolve()) if path.exists() else without_secrets(os.fspath(value))
     if isinstance(value, Sequence) and value and all(isinstance(item, str | os.PathLike) for item in value):
         return [str(_as_text(item)) for item in value]

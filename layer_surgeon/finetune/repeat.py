@@ -11,9 +11,10 @@ from layer_surgeon._io import write_json
 from layer_surgeon._launched import is_main_process
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import FinetuneConfig
+from layer_surgeon.finetune.folder import check_free
 from layer_surgeon.finetune.results import FinetuneResult
 from layer_surgeon.finetune.run import finetune_model
-from layer_surgeon.finetune.sources import DataLike
+from layer_surgeon.finetune.sources import STDIN, DataLike
 from layer_surgeon.progress import NullProgress, Progress
 
 SEEDS_FILE = "seeds.json"
@@ -74,7 +75,8 @@ def finetune_seeds(
         arguments: Other arguments of `finetune_model`, except `resume`.
 
     Raises:
-        ConfigError: The model is already loaded, or `num_seeds` is below 1.
+        ConfigError: The model is already loaded, `num_seeds` is below 1, or several seeds would read stdin.
+        WorkspaceError: A seed's folder can't be used.
     """
     if not isinstance(model, str | os.PathLike):
         raise ConfigError("The model must be loaded again for each seed. Pass its folder or repo id.")
@@ -85,6 +87,11 @@ def finetune_seeds(
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     folder = None if output is None else Path(output)
     seeds = tuple(range(config.seed, config.seed + num_seeds))
+    # What a later seed would only find out after hours.
+    if num_seeds > 1 and STDIN in (train, validation, arguments.get("test")):
+        raise ConfigError("Data from stdin can be read only once, and each seed reads it. Save it in a file.")
+    for seed in seeds if folder is not None and is_main_process() else ():
+        check_free(seed_folder(folder, seed))
     results = []
     for number, seed in enumerate(seeds, start=1):
         progress.notice(f"Seed {seed} ({number} of {num_seeds}):")

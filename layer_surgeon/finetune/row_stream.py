@@ -12,6 +12,7 @@ import datasets
 import datasets.exceptions
 import pyarrow
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._table_files import READERS, Row, check_streamable, count_rows, iterate_file, rows_to_columns
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError
@@ -125,14 +126,14 @@ def opens_on_hub(data: DataLike) -> bool:
     if not isinstance(names, list | tuple) or len(names) != 1 or not isinstance(names[0], str):
         return False
     name = names[0]
-    if Path(name).expanduser().exists() or Path(name).suffix.lower() in READERS:
+    if Path(expand_home(name)).exists() or Path(name).suffix.lower() in READERS:
         return False
     record = find_dataset(name)
     return is_hub_id(name) if record is None else record.hub_id is not None
 
 
 def _from_name(name: str, progress: Progress, task: str) -> StreamedData:
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     record = find_dataset(name) if not path.is_file() else None
     if record is not None:
         record.check(task)
@@ -157,7 +158,7 @@ def _from_name(name: str, progress: Progress, task: str) -> StreamedData:
 
 
 def _from_files(names: Sequence[str]) -> StreamedData:
-    paths = [Path(name).expanduser() for name in names]
+    paths = [Path(expand_home(name)) for name in names]
     stream = _stream_files(paths, " + ".join(names))
     spec = tuple(str(path.resolve()) for path in paths)
     return StreamedData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": stream})

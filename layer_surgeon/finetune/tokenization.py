@@ -74,7 +74,7 @@ class NumberedDataset:
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: int) -> int:
     """Limit `max_length` to what the tokenizer, the model's positions and a donor that reads text support."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = num_positions(model)
     limits: list[int] = [max_length, int(tokenizer.model_max_length), *([positions] if positions else [])]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -84,6 +84,12 @@ def longest_input(tokenizer: PreTrainedTokenizerBase, model: Any, max_length: in
         longest = getattr(model.donor.config.family_config(), "max_position_embeddings", None)
         limits += [] if longest is None else [int(longest)]
     return min(limits)
+
+
+def num_positions(model: Any) -> int | None:
+    """Return how many positions a model's config allows; None if it names no number."""
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions
 
 
 def padding_right(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

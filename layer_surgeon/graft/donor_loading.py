@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import read_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._text import without_secrets
@@ -113,7 +114,7 @@ def open_donor(
         donor_class = _donor_class(settings)
         layer = donor_class.from_pretrained(str(folder), dtype=dtype)
     reference = _reference(config, layer)
-    if folder is not None and isinstance(donor, str) and not Path(donor).expanduser().is_dir():
+    if folder is not None and isinstance(donor, str) and not Path(expand_home(donor)).is_dir():
         # In the Hub's cache, a snapshot's folder is named after its commit.
         reference |= {"repo": donor, "repo_commit": folder.name}
     return OpenedDonor(layer=layer, reference=reference, folder=folder, source=source)
@@ -194,7 +195,7 @@ def new_donor(reference: dict[str, Any], settings: GraftConfig) -> Donor:
 def artifact_folder(donor: Any, revision: str | None, token: str | bool | None) -> Path:
     """Return the local folder of an artifact; a Hub repo is downloaded into the Hub's cache."""
     name = os.fspath(donor)
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     if folder.is_dir():
         return folder
     if isinstance(donor, os.PathLike) or name.startswith((".", "/", "~")):

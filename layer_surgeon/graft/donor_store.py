@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from layer_surgeon._folders import check_links, new_folder
+from layer_surgeon._folders import check_links, expand_home, new_folder
 from layer_surgeon._io import copy_file
 from layer_surgeon._model_types import DONOR_FOLDER
 from layer_surgeon.errors import ArtifactError, GraftError
@@ -69,7 +69,7 @@ def find_stored_donor(reference: dict[str, Any], graft: str | os.PathLike[str], 
     name, subfolder = os.fspath(graft), hub_settings.get("subfolder") or ""
     if reference.get("sha256") is None:
         raise GraftError(_without_sha256(reference, name))
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     if not folder.is_dir():
         keywords = {key: value for key, value in hub_settings.items() if key not in ("subfolder", "proxies")}
         patterns = [f"{subfolder}/{DONOR_FOLDER}/{pattern}".lstrip("/") for pattern in ARTIFACT_FILES]

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._limits import check_config_sizes
 from layer_surgeon._loading import read_config
 from layer_surgeon._model_types import GRAFT
@@ -213,7 +214,7 @@ def read_graft_config(name: str, hub_settings: dict[str, Any]) -> SurgeonGraftCo
         GraftError: It is not a graft, or its config can't be used.
         SourceError: It can't be read.
     """
-    folder = Path(name).expanduser() / (hub_settings.get("subfolder") or "")
+    folder = Path(expand_home(name)) / (hub_settings.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise GraftError(
             f"The folder {name} holds no config.json, so it is not a grafted model. Name a folder that surgeon graft "

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import read_json, write_text
 from layer_surgeon._table_files import find_files
 from layer_surgeon._text import without_secrets
@@ -188,7 +189,7 @@ def file_hashes(spec: DataSpec) -> dict[str, str]:
     for source in (*spec.train, *spec.validation, *spec.test):
         for path in _local_files(source):
             try:
-                with path.expanduser().open("rb") as file:
+                with Path(expand_home(path)).open("rb") as file:
                     hashes[without_secrets(str(path))] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
@@ -198,12 +199,12 @@ def file_hashes(spec: DataSpec) -> dict[str, str]:
 def _local_files(source: str) -> list[Path]:
     """Return the files that `load_data` reads for a source; none for a name of the registry or the Hub."""
     path = Path(source)
-    if path.expanduser().is_file():
+    if Path(expand_home(path)).is_file():
         return [path]
     if find_dataset(source) is not None:
         return []
-    return [path / file.name for file in find_files(path.expanduser())] or [
-        path / "data" / file.name for file in find_files(path.expanduser() / "data")
+    return [path / file.name for file in find_files(Path(expand_home(path)))] or [
+        path / "data" / file.name for file in find_files(Path(expand_home(path)) / "data")
     ]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import parse_json, read_json, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon.assemble import AssemblyRecipe, assemble_model
@@ -283,7 +284,7 @@ def _check_artifact(donor: DonorSpec) -> None:
             f"{source} is a layer artifact, but an arm trains the donor's model, cut to some layers. "
             "Name the model as that arm's donor: {source: MODEL, layer: '0:9'}."
         )
-    artifact = LayerArtifact.open(Path(donor.source).expanduser())
+    artifact = LayerArtifact.open(Path(expand_home(donor.source)))
     indices = artifact.layer_indices
     embeddings = artifact.config.get("embeddings")
     if embeddings is not None and donor.form == "layers":
@@ -330,11 +331,11 @@ def _check_origin(donor: DonorSpec, folder: StudyFolder) -> None:
 
 def layer_folder(donor: DonorSpec, folder: StudyFolder) -> Path:
     """Return the folder of an arm's layers, or of the model of only these layers."""
-    return Path(donor.source).expanduser() if _is_artifact(donor) else folder.layer(donor.name)
+    return Path(expand_home(donor.source)) if _is_artifact(donor) else folder.layer(donor.name)
 
 
 def _is_artifact(donor: DonorSpec) -> bool:
-    path = Path(donor.source).expanduser()
+    path = Path(expand_home(donor.source))
     if not (path / "config.json").is_file():
         return False
     try:
@@ -403,7 +404,7 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
 
 
 def _copy_texts(source: str, target: Path, labels: Sequence[str]) -> None:
-    path = Path(source).expanduser()
+    path = Path(expand_home(source))
     if not target.is_file():
         write_rows(target, _read_texts(path, labels))
     elif path.is_file() and _read_texts(path, labels) != _read_texts(target, labels):

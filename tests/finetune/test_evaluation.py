@@ -121,6 +121,12 @@ def test_other_kinds_of_classification_are_refused(problem, tmp_path):
         predict(tmp_path, ["the film"])
 
 
+def test_models_with_one_output_are_refused():
+    model = classifier(num_labels=1)
+    with pytest.raises(GraftError, match="trained for regression"):
+        predict(model, ["the film"], tokenizer=word_tokenizer())
+
+
 def test_nothing_to_predict(trained):
     assert predict(trained.path, []) == []
 

@@ -206,6 +206,8 @@ def test_conll_files_are_texts_of_words_and_tags(tmp_path):
     assert list(iterate_file(path)) == texts
     (tmp_path / "tabs.bio").write_text("New York\tB-LOC\n")
     assert read_file(tmp_path / "tabs.bio") == {"tokens": [["New York"]], "tags": [["B-LOC"]]}
+    (tmp_path / "tabs.bio").write_text("#\tO\nsunny\tB-TAG\n")
+    assert read_file(tmp_path / "tabs.bio") == {"tokens": [["#", "sunny"]], "tags": [["O", "B-TAG"]]}
 
 
 @pytest.mark.parametrize(

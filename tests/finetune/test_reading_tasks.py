@@ -155,6 +155,9 @@ def test_answers_are_mapped_back_to_the_text(workspace):
     outputs[1, :, 0] = 0
     empty = task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None, unanswerable=True))[0]
     assert (empty.answer, empty.score) == ("", 20)
+    asked = task.inputs([(row["question"], row["context"]) for row in rows * 2])
+    answered = task.predictions((outputs[0], outputs[1]), dataset, asked, context_of(None))[0]
+    assert answered.answer == "anna   went"
     short = task.predictions((outputs[0], outputs[1]), dataset, examples, context_of(None, max_answer_length=1))[0]
     assert len(short.answer.split()) == 1
 

@@ -258,6 +258,12 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, workspace, stop_at):
     assert [epoch.scores for epoch in resumed.history] == [epoch.scores for epoch in whole.history]
 
 
+def test_a_limit_above_the_number_of_rows_is_not_their_number(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", translated_rows(30))
+    data = prepare(path, translated_rows(4, 1), task=finetune_task("seq2seq"), max_train_samples=5000)
+    assert data.stream.num_rows == 30
+
+
 def test_bad_row_late_in_a_stream_stops_the_run_and_keeps_the_checkpoint(tmp_path, workspace, monkeypatch):
     """With declared classes, no rows are read beforehand; once the row is corrected, the run resumes."""
     validation = rows(8, labels=LABELS)

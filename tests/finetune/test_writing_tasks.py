@@ -90,6 +90,13 @@ def test_one_column_is_not_enough(workspace):
     refused(tiny_bart(), workspace, rows, "has no source column. Its columns are: english.")
 
 
+def test_targets_are_cut_to_the_positions_of_the_decoder(workspace):
+    rows = [row | {"de": " ".join([row["de"]] * 40)} for row in translated_rows(20)]
+    result = train(tiny_bart(), workspace, rows, task="seq2seq", max_steps=1, max_target_length=100)
+    assert result.data["truncated"] == {"train": 16, "validation": 4}
+    assert len(predict(result.path, ["one two"], num_beams=1)) == 1
+
+
 # ---- language modelling
 
 

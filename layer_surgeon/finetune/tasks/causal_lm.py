@@ -130,7 +130,7 @@ class CausalLM(FinetuneTask):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if "labels" not in batch:
             inputs = _padded_left(inputs)
-            return (write(model, inputs, context)[:, inputs["input_ids"].shape[1] :],)
+            return (write(model, inputs, context, context.config.max_target_length)[:, inputs["input_ids"].shape[1] :],)
         targets = batch["labels"][:, 1:]
         logits = model(**inputs).logits[:, :-1].float()
         losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")

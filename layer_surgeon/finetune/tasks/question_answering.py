@@ -207,8 +207,9 @@ class QuestionAnswering(FinetuneTask):
     ) -> list[AnswerPrediction]:
         """Return the best answer over all windows of each text."""
         questions, config = _questions(examples), context.config
-        # If neither the user nor a run has set it, decide from the data.
-        may_be_empty = not all(questions.answers) if config.unanswerable is None else config.unanswerable
+        # If neither the user nor a run has set it, decide from the data; to predict, there are no answers.
+        has_answer = [bool(answers) for answers in questions.answers]
+        may_be_empty = any(has_answer) and not all(has_answer) if config.unanswerable is None else config.unanswerable
         best: list[tuple[float, int, int] | None] = [None] * len(questions)
         no_answer_scores = [np.inf] * len(questions)
         for index, window in enumerate(dataset.alignments):

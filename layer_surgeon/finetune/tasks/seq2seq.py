@@ -15,7 +15,7 @@ from layer_surgeon.finetune.labels import LabelMap
 from layer_surgeon.finetune.scorers import extra_scores
 from layer_surgeon.finetune.sources import Table
 from layer_surgeon.finetune.tasks.base import FinetuneTask, Outputs, TaskContext
-from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, tokenize_texts
+from layer_surgeon.finetune.tokenization import TokenizedDataset, longest_input, num_positions, tokenize_texts
 from layer_surgeon.finetune.written import TextMetrics, measure_texts
 from layer_surgeon.progress import Progress
 
@@ -69,16 +69,15 @@ class Seq2Seq(FinetuneTask):
     def tokenize(self, examples: ExampleSet, context: TaskContext) -> TokenizedDataset:
         """Tokenize source and target, each truncated to its maximum length; a pair counts as truncated only once."""
         pairs, config = _pairs(examples), context.config
+        longest_target = _longest_target(context)
         longest = longest_input(context.tokenizer, context.model, config.max_length)
         sources = [(config.source_prefix or "") + text for text in pairs.sources]
         inputs, cut = tokenize_texts(context.tokenizer, sources, None, longest)
         if any(pairs.targets):
-            targets, cut_targets = tokenize_texts(
-                context.tokenizer, pairs.targets, None, config.max_target_length, targets=True
-            )
+            targets, cut_targets = tokenize_texts(context.tokenizer, pairs.targets, None, longest_target, targets=True)
             inputs = [source | {"labels": target["input_ids"]} for source, target in zip(inputs, targets, strict=True)]
             cut = [source_cut or target_cut for source_cut, target_cut in zip(cut, cut_targets, strict=True)]
-        limits = f"{longest} tokens (source, --max-length) or {config.max_target_length} (target, --max-target-length)"
+        limits = f"{longest} tokens (source, --max-length) or {longest_target} (target, --max-target-length)"
         return TokenizedDataset(inputs, sum(cut), longest, cut_at=limits)
 
     def collator(self, context: TaskContext) -> Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]:
@@ -90,7 +89,7 @@ class Seq2Seq(FinetuneTask):
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
         """Return new tokens, [batch, written], and with labels their summed loss and their number, [batch] each."""
         inputs = {name: tensor for name, tensor in batch.items() if name not in _NOT_GENERATED_FROM}
-        written = write(model, inputs, context)
+        written = write(model, inputs, context, _longest_target(context))
         if "labels" not in batch:
             return (written,)
         teacher = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -130,14 +129,19 @@ class Seq2Seq(FinetuneTask):
         ]
 
 
-def write(model: Any, inputs: Mapping[str, torch.Tensor], context: TaskContext) -> torch.Tensor:
-    """Generate token ids with beam search, [batch, written]. For a decoder, they begin with the prompt."""
-    config = context.config
+def write(model: Any, inputs: Mapping[str, torch.Tensor], context: TaskContext, num_new: int) -> torch.Tensor:
+    """Generate at most `num_new` tokens with beam search, [batch, written]. For a decoder, the prompt comes first."""
     # With several processes, the model is wrapped, and the wrapper has no `generate`.
     ids: torch.Tensor = getattr(model, "module", model).generate(
-        **inputs, num_beams=config.num_beams, max_new_tokens=config.max_target_length, do_sample=False
+        **inputs, num_beams=context.config.num_beams, max_new_tokens=num_new, do_sample=False
     )
     return ids
+
+
+def _longest_target(context: TaskContext) -> int:
+    """Limit `max_target_length` to the positions of the decoder."""
+    positions = num_positions(context.model)
+    return min(context.config.max_target_length, positions or context.config.max_target_length)
 
 
 def decode(ids: Any, context: TaskContext) -> list[str]:
