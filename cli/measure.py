@@ -92,7 +92,7 @@ def measure(
     from layer_surgeon.run.measures import measure_layers  # torch and transformers take seconds; --help must not
     from layer_surgeon.run.states import is_states
 
-    if texts is None and not is_states(Path(source)):
+    if texts is None and not is_states(source):
         raise UsageError("Name a file with --texts, or the folder of a run with --pool none instead of a model.")
 
     with nothing_kept():

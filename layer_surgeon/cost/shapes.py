@@ -17,7 +17,7 @@ from layer_surgeon.donor.family import family_config
 from layer_surgeon.errors import ConfigError, GraftError, LayerNotFoundError, LayerSurgeonError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.build import graft_layer
-from layer_surgeon.graft.config import GraftConfig
+from layer_surgeon.graft.config import ENCODER_OUTPUT, GraftConfig
 from layer_surgeon.graft.donor_loading import SHAPE, Donor
 from layer_surgeon.graft.hosts import auto_class
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
@@ -67,7 +67,8 @@ def graft_config(
 def without_donor(config: SurgeonGraftConfig) -> SurgeonGraftConfig:
     """Return the config of the control arm: the host alone, with the same pooling and head."""
     alone = copy.deepcopy(config)
-    alone.donor = None
+    # The site embeddings leaves out the host's layers.
+    alone.donor, alone.graft = None, {**alone.graft, "site": ENCODER_OUTPUT}
     return alone
 
 

@@ -16,6 +16,7 @@ from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance
 from layer_surgeon.donor.exit import ExitPlan, plan_exit
 from layer_surgeon.donor.family import family_config
+from layer_surgeon.errors import DataError
 from layer_surgeon.extract import plan_extraction
 from layer_surgeon.extract.memory import read_tensors
 from layer_surgeon.extract.other_tensors import plan_rows, plan_tensors
@@ -114,6 +115,8 @@ def prepare_run(
     dtype = torch_dtype(_weights_code(checkpoint, config))
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     tokenized = tokenize_texts(tokenizer, text_list, entrance.config, config, progress)
+    if config.score and all(len(ids) < 2 for ids in tokenized.ids):
+        raise DataError("No text has two tokens, so there is none to predict from another. Leave score out.")
     for note in checkpoint.table.notes:
         progress.notice(note)
     pad_id = getattr(entrance.config, "pad_token_id", None)

@@ -111,7 +111,7 @@ def measure_layers(
         DataError: There are no texts, or the states are not those of all tokens and layers.
         LayerSurgeonError: As `run_layers`.
     """
-    if isinstance(source, HiddenStates) or (isinstance(source, str | os.PathLike) and is_states(Path(source))):
+    if isinstance(source, HiddenStates) or (isinstance(source, str | os.PathLike) and is_states(source)):
         states = source if isinstance(source, HiddenStates) else HiddenStates.open(source)
         if texts is not None or config is not None or revision is not None or settings:
             raise ConfigError(

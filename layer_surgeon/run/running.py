@@ -17,7 +17,7 @@ from torch import Tensor
 from layer_surgeon._folders import expand_home
 from layer_surgeon._io import write_text
 from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.sources import FolderSource
+from layer_surgeon.checkpoint.sources import CutSource, FolderSource, PartsSource, Source
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
 from layer_surgeon.run.fetching import ByteCounter
@@ -285,11 +285,16 @@ def _file_versions(checkpoint: Checkpoint) -> dict[str, str]:
     """
     source = checkpoint.source
     unknown = "checked" if source.name.startswith(PACKAGED) else secrets.token_hex(8)
-    versions = {}
-    for file in sorted(set(checkpoint.table.files().values())):
-        version = source.commit or source.version(file)
-        if version is None and isinstance(source, FolderSource):
-            status = (source.root / file).stat()
-            version = f"{status.st_size} {status.st_mtime_ns}"
-        versions[file] = version or unknown
-    return versions
+    files = sorted(set(checkpoint.table.files().values()))
+    return {file: _file_version(source, file) or unknown for file in files}
+
+
+def _file_version(source: Source, file: str) -> str | None:
+    if isinstance(source, PartsSource | CutSource):
+        versions = [_file_version(*piece) or "" for piece in source.pieces(file)]
+        return " ".join(versions) if all(versions) else None
+    version = source.commit or source.version(file)
+    if version is None and isinstance(source, FolderSource):
+        status = (source.root / file).stat()
+        version = f"{status.st_size} {status.st_mtime_ns}"
+    return version

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._model_types import ASSEMBLY_FILE, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._yaml import parse_yaml
 from layer_surgeon.checkpoint import Checkpoint, TensorInfo, open_checkpoint
@@ -68,7 +69,7 @@ def open_side(source: SideSource, *, revision: str | None = None, token: str | b
         LayerSurgeonError: Anything that `open_checkpoint` raises.
     """
     # A revision of a folder is refused by `open_checkpoint`.
-    if revision is None and isinstance(source, str | os.PathLike) and is_artifact(Path(source)):
+    if revision is None and isinstance(source, str | os.PathLike) and is_artifact(Path(expand_home(source))):
         return _ArtifactSide(LayerArtifact.open(source), str(source))
     if not isinstance(source, Checkpoint):
         source = open_checkpoint(source, revision=revision, token=token)

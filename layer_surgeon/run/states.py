@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import read_json
 from layer_surgeon.errors import ArtifactError, LayerNotFoundError
 from layer_surgeon.run.state_files import STATES_FILE
@@ -39,7 +40,7 @@ class HiddenStates:
         Raises:
             ArtifactError: The folder isn't one.
         """
-        folder = Path(path)
+        folder = Path(expand_home(path))
         if not is_states(folder) or not (folder / STATES_FILE).is_file():
             raise ArtifactError(
                 f"{folder} has no hidden states. Expected was a folder that `surgeon run` wrote, with {RUN_FILE} and "
@@ -124,10 +125,10 @@ class HiddenStates:
         return tensor
 
 
-def is_states(folder: Path) -> bool:
+def is_states(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder's run.json is that of hidden states."""
     try:
-        content = read_json(folder / RUN_FILE)
+        content = read_json(Path(expand_home(folder)) / RUN_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("kind") == _KIND and isinstance(content.get("layers"), list)

@@ -16,6 +16,7 @@ from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.preload_client import SUPPORTED
 from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_file
 from layer_surgeon.study.rehearsal import rehearsal
+from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.testing import find_test_source
 from layer_surgeon.tasks import get_task
 
@@ -67,7 +68,9 @@ def estimate_study(plan: StudyPlan, output: Path, progress: Progress) -> Estimat
     check_layers((arm.donor for arm in plan.arms if arm.donor is not None), study)
     with rehearsal(output) as folder:
         plan.write(folder.plan)
-        prepare_study(plan, folder, progress)
+        # Enough to time a batch: writing all of them would take longer than anything else, and they are not kept.
+        sizes = [FinetuneConfig(**cell.finetune).batch_size for cell in todo]
+        prepare_study(plan, folder, progress, most_per_label=2 * max(sizes, default=1))
         step_seconds, seconds = _estimate_seconds(todo, plan, folder, progress)
     return Estimate(cells=len(cells), done=len(cells) - len(todo), seconds_by_arm=step_seconds, seconds=seconds)
 
@@ -110,13 +113,21 @@ def _count_batches(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> float:
     return float(used * epochs + _FORWARD * (validated + validation + tests)) / config.batch_size
 
 
+def _count_synthetic(cell: Cell, folder: StudyFolder) -> int:
+    """Return how many texts a model writes for a cell's arm, or how many are in the file that the plan names."""
+    settings = dict(cell.arm.synthetic or {})
+    if "file" in settings:
+        with synthetic_file(cell.arm, cell.data, folder).open(encoding="utf-8") as file:
+            return sum(1 for _ in file)
+    return SynthesisConfig.from_settings(settings).per_label * len(PreparedData.open(folder.data(cell.data)).labels)
+
+
 def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping[str, int], int]:
     """Return the number of examples in each part of a cell's data, and in all of its test sets together."""
     if get_task(cell.task).one_label_per_text:
         counts = dict(PreparedData.open(folder.data(cell.data)).examples)
         if cell.arm.synthetic is not None:
-            with synthetic_file(cell.arm, cell.data, folder).open(encoding="utf-8") as file:
-                counts["train"] = sum(1 for _ in file)
+            counts["train"] = _count_synthetic(cell, folder)
         return counts, sum(PreparedData.open(folder.data(name)).examples.get("test", 0) for name in cell.tests)
     specs = {spec.name: spec for spec in plan.data}
     raw = load_data(list(specs[cell.data].train), task=cell.task)

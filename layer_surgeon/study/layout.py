@@ -2,6 +2,7 @@
 
     my-study/
     ├── study.yaml            the plan, with every default filled in (`plan.StudyPlan.as_dict`)
+    ├── models.json           the sha256 of local hosts and layer artifacts, which are read where they are
     ├── summary.json          the tables with their statistics (`summary.summarize`); rewritten after every command
     ├── cells/<id>.json       one per finished training
     ├── cells/<id>.failed.json  one per training that failed, until it succeeds
@@ -125,6 +126,11 @@ class StudyFolder:
     def summary(self) -> Path:
         """The file of the tables."""
         return self.path(SUMMARY)
+
+    @property
+    def models(self) -> Path:
+        """The file with the sha256 of local hosts and layer artifacts."""
+        return self.path("models.json")
 
     @property
     def lock(self) -> Path:

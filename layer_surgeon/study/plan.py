@@ -168,6 +168,7 @@ class StudyPlan:
         check_unique(names, "data set")
         tested = {name for tests in self.tests.values() for name in tests}
         trained = {spec.name for spec in self.data if spec.train}
+        check(bool(trained) or not self.data, "data", names, "at least one data set with a training part (train)")
         good = trained <= set(self.tests) and {*self.tests, *tested} <= set(names) and all(self.tests.values())
         check(good, "tests", dict(self.tests), f"a mapping of each data set to names out of: {', '.join(names)}")
 

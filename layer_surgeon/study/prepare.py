@@ -24,6 +24,7 @@ from layer_surgeon.study.arms import Arm, DonorSpec
 from layer_surgeon.study.data import INFO, SPLIT_SEED, DataSpec, PreparedData, file_hashes, spec_key, write_rows
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.layout import read_json as read_ours
+from layer_surgeon.study.local_models import changed_file, remember_models
 from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.synthesize import synthesize
@@ -31,11 +32,19 @@ from layer_surgeon.tasks import get_task
 from layer_surgeon.workspace import layer_name, short_name
 
 
-def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
+def prepare_study(
+    plan: StudyPlan, folder: StudyFolder, progress: Progress, *, most_per_label: int | None = None
+) -> None:
     """Prepare everything that is still missing. A second call does nothing.
 
+    Args:
+        plan: The plan.
+        folder: The study's folder.
+        progress: Receives progress reports.
+        most_per_label: Write at most so many synthetic texts for each label; None: as many as the plan says.
+
     Raises:
-        ConfigError: As in `prepare_layers`, or a data file has changed since an earlier call.
+        ConfigError: As in `prepare_layers`, or a file of the data or of a model has changed since an earlier call.
         DataError: A data set can't be used.
         SourceError, CheckpointError, ArtifactError: A host or a layer can't be read.
     """
@@ -50,8 +59,10 @@ def prepare_study(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> N
             _remember_files(spec, folder.data(spec.name), plan.test_fraction)
     for host in dict.fromkeys(arm.host for arm in plan.arms):
         local_model(host, progress)  # An archive is unpacked before the first training.
+    artifacts = (arm.donor.source for arm in plan.arms if arm.donor is not None and _is_artifact(arm.donor))
+    remember_models([*(arm.host for arm in plan.arms), *artifacts], folder)
     prepare_layers((arm.donor for arm in plan.arms if arm.donor is not None), folder, progress)
-    prepare_synthetic(plan, folder, progress)
+    prepare_synthetic(plan, folder, progress, most_per_label=most_per_label)
 
 
 def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progress: Progress, *, task: str) -> None:
@@ -84,6 +95,8 @@ def prepare_data_set(spec: DataSpec, folder: Path, test_fraction: float, progres
     filled_parts = {name: rows for name, rows in parts.items() if rows}
     # A data set without data.json is not complete: so half of the new rows are never taken for all of them.
     (folder / INFO).unlink(missing_ok=True)
+    for name in set(parts) - set(filled_parts):
+        (folder / f"{name}.jsonl").unlink(missing_ok=True)
     for name, rows in filled_parts.items():
         write_rows(folder / f"{name}.jsonl", rows)
     pairs = any("text_pair" in row for rows in filled_parts.values() for row in rows)
@@ -134,13 +147,7 @@ def _check_files(spec: DataSpec, info: Mapping[str, Any]) -> None:
         return
     for path, sha256 in file_hashes(spec).items():
         if known.get(path) != sha256:
-            raise _changed_file(path)
-
-
-def _changed_file(path: str) -> ConfigError:
-    return ConfigError(
-        f"{path} has changed since the study's trainings. Use another folder with --output, or restore the file."
-    )
+            raise changed_file(path)
 
 
 def _read(spec: DataSpec, part: Role, task: str, progress: Progress) -> list[dict[str, Any]] | None:
@@ -373,8 +380,10 @@ def synthetic_file(arm: Arm, data: str, folder: StudyFolder) -> Path:
     return folder.data(data) / f"synthetic-{short_name(arm.name)}-{digest_of(settings)}.jsonl"
 
 
-def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) -> None:
-    """Have a model write the training texts of the arms with synthetic texts.
+def prepare_synthetic(
+    plan: StudyPlan, folder: StudyFolder, progress: Progress, *, most_per_label: int | None = None
+) -> None:
+    """Have a model write the training texts of the arms with synthetic texts, at most so many for each label.
 
     Raises:
         ConfigError: An arm names neither a model nor a file, or its file has changed since an earlier call.
@@ -400,6 +409,8 @@ def prepare_synthetic(plan: StudyPlan, folder: StudyFolder, progress: Progress) 
                     "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
                 )
             config = replace(SynthesisConfig.from_settings(settings), labels=labels)
+            if most_per_label is not None:
+                config = replace(config, per_label=min(config.per_label, most_per_label))
             synthesize(config, output=target, progress=progress)
 
 
@@ -408,7 +419,7 @@ def _copy_texts(source: str, target: Path, labels: Sequence[str]) -> None:
     if not target.is_file():
         write_rows(target, _read_texts(path, labels))
     elif path.is_file() and _read_texts(path, labels) != _read_texts(target, labels):
-        raise _changed_file(source)
+        raise changed_file(source)
 
 
 def _read_texts(path: Path, labels: Sequence[str]) -> list[dict[str, str]]:

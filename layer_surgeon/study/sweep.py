@@ -1,10 +1,12 @@
 """Sweeps: one training per seed for every layer, pair or site, and for the host alone (paper, figures 2 and 3)."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from layer_surgeon._indices import select_indices
 from layer_surgeon.checkpoint import open_checkpoint
 from layer_surgeon.errors import ConfigError, LayerNotFoundError
 from layer_surgeon.graft.config import EMBEDDINGS, ENCODER_OUTPUT
@@ -31,30 +33,29 @@ def choose_layers(text: str, count: int) -> list[int]:
         LayerNotFoundError: The donor does not have such a layer.
     """
     layers: list[int] = []
-    for item in text.split(","):
-        bounds = item.strip().split(":")
-        try:
-            if item.strip() == "all":
-                layers += range(count)
-            elif len(bounds) > 1:
-                layers += range(count)[slice(*(int(bound) if bound else None for bound in bounds))]
-            else:
-                index = int(item)
-                if not -count <= index < count:
-                    raise LayerNotFoundError(
-                        f"There is no layer {index}: the donor has {count} layers. Choose from 0 to {count - 1}, or "
-                        f"from -{count} to -1."
-                    )
-                layers.append(index % count)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"layers is {text!r}; it must be all, numbers such as 0,4,8, or a range such as 0:32:4."
-            ) from error
+    for item in map(str.strip, text.split(",")):
+        part, _, step = item.rpartition(":") if item.count(":") == 2 else (item, "", "1")
+        selected = list(range(count)) if part == "all" else select_indices(part, count, _check_layer(count))
+        if selected is None or not re.fullmatch(r"[1-9]\d{0,8}", step):
+            raise ConfigError(f"layers is {text!r}; it must be all, numbers such as 0,4,8, or a range such as 0:32:4.")
+        layers += selected[:: int(step)]
     if not layers:
         raise ConfigError(
             f"layers is {text!r}, which selects none of the donor's {count} layers. Choose from 0 to {count - 1}."
         )
     return sorted(set(layers))
+
+
+def _check_layer(count: int) -> Callable[[int], int]:
+    def check(index: int) -> int:
+        if not -count <= index < count:
+            raise LayerNotFoundError(
+                f"There is no layer {index}: the donor has {count} layers. Choose from 0 to {count - 1}, or from "
+                f"-{count} to -1."
+            )
+        return index % count
+
+    return check
 
 
 def count_layers(donor: DonorSpec) -> int:

@@ -317,6 +317,12 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
         profile_graft(tmp_path)
 
 
+def test_the_host_alone_has_its_layers_at_every_site():
+    config = graft_config(host_config("bert"), tiny_config("llama").to_dict(), config=GraftConfig(site="embeddings"))
+    alone = shape_of(without_donor(config)).parameter_counts()
+    assert alone["host"] == shape_of(graft_config(host_config("bert"))).parameter_counts()["host"]
+
+
 def test_the_control_arm_differs_by_the_graft_alone():
     config = graft_config(host_config("bert"), tiny_config("llama").to_dict())
     alone, grafted = (shape_of(c).parameter_counts() for c in (without_donor(config), config))

@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from layer_surgeon import HiddenStates, Workspace, run_layers
+from layer_surgeon import HiddenStates, Workspace, measure_layers, run_layers
 from layer_surgeon.checkpoint import open_checkpoint
+from layer_surgeon.checkpoint.sources import CutSource, FileSource, FolderSource
 from layer_surgeon.checkpoint.sources.base import STOPPED
-from layer_surgeon.checkpoint.sources.local import FolderSource
 from layer_surgeon.donor.exit import DonorExit
-from layer_surgeon.errors import ArtifactError, CheckpointError, ConfigError, LayerNotFoundError, SourceError
+from layer_surgeon.errors import ArtifactError, CheckpointError, ConfigError, DataError, LayerNotFoundError, SourceError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run import scoring
 from layer_surgeon.run.fetching import ByteCounter, LayerFetcher
 from layer_surgeon.run.inputs import prepare_run, walk_inputs
+from layer_surgeon.run.running import _file_version
 from layer_surgeon.run.settings import RunConfig
 from tests.support.hub_reading import read_from, weight_bytes
 from tests.support.loopback_hub import LoopbackHub
@@ -220,6 +221,30 @@ def test_resuming(source, texts, expected, tmp_path, num_tokens):
     done = num_tokens // 38
     assert progress.notices == [f"Resuming: the states after {done} of 4 layers are left from a run."]
     assert progress.done == progress.total == 4 * 38
+
+
+def test_the_version_of_a_file_in_pieces_is_that_of_all_of_them(tmp_path):
+    names = ("model.gguf.part00", "model.gguf.part01")
+    for name in names:
+        (tmp_path / name).write_bytes(b"1234")
+    cut = CutSource([(FileSource(tmp_path / name, name=name), name) for name in names])
+    before = _file_version(cut, cut.file)
+    assert before == _file_version(cut, cut.file)
+    (tmp_path / names[1]).write_bytes(b"12345")
+    assert before is not None
+    assert _file_version(cut, cut.file) not in (None, before)
+
+
+def test_texts_without_a_token_to_predict(source):
+    with pytest.raises(DataError, match="No text has two tokens"):
+        run_layers(source, [as_text([3]), as_text([4])], score=True)
+
+
+def test_home_folders(source, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_layers(source, texts, output="~/states", pool="none")
+    assert len(HiddenStates.open("~/states")) == 5
+    assert measure_layers("~/states").num_texts == len(texts)
 
 
 def test_files_of_another_run_are_not_used(source, texts, expected, tmp_path):

@@ -119,6 +119,7 @@ def test_a_sweep():
         ({"fractions": [1, 1.0]}, "has the fraction 1 twice"),
         ({"tests": ["nowhere"]}, "tests is 'nowhere'"),
         ({"fractions": [0]}, "fractions is 0"),
+        ({"data": [{"name": "a", "test": "b/c"}]}, "at least one data set with a training part"),
         ({"finetune": {"seed": 3}}, "seed is set under finetune. .* use the key seeds"),
         ({"finetune": {"task": "seq2seq"}}, "use the key task of the plan"),
         ({"arms": [{"name": "x", "finetune": {"train_fraction": 0.1}}]}, "finetune of the arm x. .* key fractions"),

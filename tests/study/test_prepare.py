@@ -4,9 +4,14 @@ import json
 
 import pytest
 
+from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.data import DataSpec
+from layer_surgeon.study.estimate import estimate_study
+from layer_surgeon.study.layout import StudyFolder
+from layer_surgeon.study.local_models import remember_models
 from layer_surgeon.study.prepare import prepare_data_set
 from tests.support.classification import Recorder, rows, write_csv
+from tests.support.studies import tiny_parts, tiny_plan
 
 
 @pytest.fixture
@@ -37,3 +42,44 @@ def test_the_same_rows_for_validation_and_test_are_noticed(folder, tmp_path, lim
     spec = DataSpec(name="x", train=(folder,), validation=(test,), test=(test,), max_test_samples=limit)
     for _ in range(2):  # The second call finds what the first one has written.
         assert prepared(spec, tmp_path) == ({"train": 8, "validation": 10, "test": limit or 10}, True)
+
+
+def test_parts_of_an_earlier_spec_are_removed(folder, tmp_path):
+    test = f"{folder}/test.csv"
+    train = f"{folder}/train.csv"
+    assert prepared(DataSpec(name="x", train=(train,), validation=(test,), test=(test,)), tmp_path)[1]
+    assert prepared(DataSpec(name="x", train=(train,), test=(test,)), tmp_path) == ({"train": 8, "test": 10}, False)
+
+
+def test_a_changed_host_or_artifact_is_refused(tmp_path):
+    """Else a row of a table would mix the results of two models."""
+    folder, host = StudyFolder(root=tmp_path / "study"), tmp_path / "host"
+    folder.root.mkdir()
+    host.mkdir()
+    (host / "config.json").write_text("{}")
+    (host / "model.safetensors").write_bytes(b"1")
+    for _ in range(2):
+        remember_models([str(host), "owner/name"], folder)
+    (host / "README.md").write_text("A model card.")
+    remember_models([str(host)], folder)
+    (host / "model.safetensors").write_bytes(b"2")
+    with pytest.raises(ConfigError, match="host has changed since the study's trainings"):
+        remember_models(["owner/name", str(host)], folder)
+
+
+def test_an_estimate_writes_only_some_synthetic_texts(tmp_path, monkeypatch):
+    parts = tiny_parts(tmp_path)
+    arm = {"name": "zerogen", "synthetic": {"model": "owner/writer", "per_label": 10_000}}
+    plan = tiny_plan({**parts, "data": parts["data"][:1]}, arms=["host", arm], seeds=[1])
+    asked = []
+
+    def write(config, output, progress):
+        asked.append(config.per_label)
+        texts = [{"text": f"text {n}", "label": label} for n in range(config.per_label) for label in config.labels]
+        output.write_text("".join(json.dumps(row) + "\n" for row in texts))
+
+    monkeypatch.setattr("layer_surgeon.study.prepare.synthesize", write)
+    estimate = estimate_study(plan, tmp_path / "study", Recorder())
+    assert max(asked) <= 64
+    # Ten thousand texts for each label take far longer than the few rows of the data set.
+    assert estimate.seconds > 20 * estimate.seconds_by_arm["zerogen"]

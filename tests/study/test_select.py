@@ -69,8 +69,14 @@ def test_missing_layers_are_refused():
         choose_layers("4", 4)
     with pytest.raises(ConfigError, match="'last'"):
         choose_layers("last", 4)
+    for text in ("4:9", "0:100", "2:9:2"):
+        with pytest.raises(LayerNotFoundError, match="donor has 4"):
+            choose_layers(text, 4)
     with pytest.raises(ConfigError, match="none of the donor's 4"):
-        choose_layers("4:9", 4)
+        choose_layers("2:2", 4)
+    for text in ("0:4:0", "0:4:x", "0:4:2:1"):
+        with pytest.raises(ConfigError, match="must be all, numbers such as"):
+            choose_layers(text, 4)
 
 
 @pytest.mark.slow

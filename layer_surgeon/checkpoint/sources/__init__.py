@@ -8,10 +8,11 @@ from layer_surgeon._folders import expand_home
 from layer_surgeon.checkpoint.sources.addresses import check_no_revision, is_url, open_url
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk, Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
+from layer_surgeon.checkpoint.sources.parts import CutSource, PartsSource
 from layer_surgeon.errors import SourceNotFoundError
 from layer_surgeon.workspace import PACKAGED
 
-__all__ = ["CHUNK_BYTES", "Chunk", "FileSource", "FolderSource", "Source", "open_source"]
+__all__ = ["CHUNK_BYTES", "Chunk", "CutSource", "FileSource", "FolderSource", "PartsSource", "Source", "open_source"]
 
 # A loose form of huggingface_hub's validate_repo_id: one or two parts of letters, digits, `-`, `_` and `.`.
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")

@@ -72,6 +72,10 @@ class PartsSource:
         """Yield exactly `length` bytes from `start`, in chunks."""
         return self._source_of(file).stream_range(file, start, length)
 
+    def pieces(self, file: str) -> list[tuple[Source, str]]:
+        """Return the source and name of what `file` is read from."""
+        return [(self._source_of(file), file)]
+
     def _source_of(self, file: str) -> Source:
         return self._source_of_part.get(file, self._first)
 
@@ -118,11 +122,13 @@ class CutSource:
 
     def version(self, file: str) -> str | None:
         """Return the versions of all pieces, joined; None if the version of any piece is unknown."""
-        if file != self.file:
-            return self._first.version(file)
-        versions = [source.version(part) for source, part in self._parts]
+        versions = [source.version(part) for source, part in self.pieces(file)]
         known = [version for version in versions if version is not None]
         return " ".join(known) if len(known) == len(versions) else None
+
+    def pieces(self, file: str) -> list[tuple[Source, str]]:
+        """Return the source and name of each piece that `file` is read from, in the order of the bytes."""
+        return self._parts if file == self.file else [(self._first, file)]
 
     def sha256(self, file: str) -> str | None:
         """Return None for the whole file, of which only the pieces have hashes."""
