@@ -90,8 +90,9 @@ def finetune_seeds(
     # What a later seed would only find out after hours.
     if num_seeds > 1 and STDIN in (train, validation, arguments.get("test")):
         raise ConfigError("Data from stdin can be read only once, and each seed reads it. Save it in a file.")
-    for seed in seeds if folder is not None and is_main_process() else ():
-        check_free(seed_folder(folder, seed))
+    if folder is not None and is_main_process():
+        for seed in seeds:
+            check_free(seed_folder(folder, seed))
     results = []
     for number, seed in enumerate(seeds, start=1):
         progress.notice(f"Seed {seed} ({number} of {num_seeds}):")
