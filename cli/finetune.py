@@ -130,6 +130,7 @@ def finetune(
         return start_processes(num_processes)
 
     from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning
+    from layer_surgeon.finetune.repeat import check_seeds
 
     data = sources.get("dataset") or DEFAULT_DATASET, sources.get("validation")
     common: dict[str, Any] = {
@@ -144,6 +145,7 @@ def finetune(
     if dry_run:
         runs = _runs_by_seed(finetune_config.seed, seeds, sources.get("output"))
         common["output"] = next(iter(runs.values()), common["output"])
+        check_seeds((*data, common.get("test")), list(runs), sources.get("output"))
         plan = plan_finetuning(model, *data, num_processes=num_processes or 1, **common)
         if not ui.as_json:
             _show_plan(plan, runs, ui)

@@ -137,7 +137,8 @@ def _guess_source_and_target(table: Table, chosen: dict[str, str | None], roles:
 
 
 def _declared(table: Table) -> str | None:
-    declared = list(table.label_names)
+    # A list has labels of words.
+    declared = [name for name in table.label_names if not isinstance(next(iter(table.columns[name]), None), list)]
     return declared[0] if len(declared) == 1 else None
 
 

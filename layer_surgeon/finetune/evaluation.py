@@ -86,7 +86,7 @@ def evaluate_model(
     with quiet():
         config, columns = _settings_of(model_or_path, config, settings)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, task_of_data(data), donor)
-        _check_model(model_or_path, context, progress)
+        _check_model(model_or_path, task, context, progress)
         data_name, examples = prepare_evaluation(
             data, context.label_names, config, split=split, task=task, known_columns=columns, progress=progress
         )
@@ -138,16 +138,16 @@ def predict(
         config, _ = _settings_of(model_or_path, config, settings)
         examples = finetune_task(find_task(model_or_path, config.task)).inputs(texts)
         task, context = _load_task_and_model(model_or_path, tokenizer, config, None, donor)
-        _check_model(model_or_path, context, progress or NullProgress())
+        _check_model(model_or_path, task, context, progress or NullProgress())
         dataset = task.tokenize(examples, context)
         outputs = run_model(task, dataset, context, progress=progress)
         return task.predictions(outputs, dataset, examples, context)
 
 
-def _check_model(model_or_path: ModelLike, context: TaskContext, progress: Progress) -> None:
+def _check_model(model_or_path: ModelLike, task: FinetuneTask, context: TaskContext, progress: Progress) -> None:
     """Refuse a model of another kind of classification, and send a notice if the model is not trained."""
     model, problem = context.model, getattr(context.model.config, "problem_type", None)
-    if len(context.label_names) == 1:
+    if task.record.one_label_per_text and len(context.label_names) == 1:
         problem = "regression"
     if problem in ("regression", "multi_label_classification"):
         raise GraftError(

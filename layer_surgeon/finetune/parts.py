@@ -2,8 +2,9 @@
 
 import importlib
 import warnings
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import nn
 
@@ -25,25 +26,53 @@ _PART_OF = {
 _HEADS = ("lm_head", "qa_outputs", "classifier", "score")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartsBefore:
+    """What `choose_trained` changes in a model, as it was before.
+
+    Attributes:
+        trained: The names of the parameters that required gradients.
+        is_adapted: Whether peft wrapped the model.
+    """
+
+    trained: frozenset[str]
+    is_adapted: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Remember a model's parts."""
+        names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        return cls(trained=frozenset(names), is_adapted=is_adapted(model))
+
+
 def choose_trained(model: Any, config: FinetuneConfig, task: Task) -> Any:
     """Prepare the model for training: freeze the host or add LoRA, and turn on gradient checkpointing.
 
     Raises:
         ConfigError: peft is not installed, nothing would be trained, a learning rate is set for a part that is not
-            trained, or the model does not support gradient checkpointing.
+            trained, or the model does not support gradient checkpointing. The model is then as it was.
     """
+    before = PartsBefore.of(model)
     if config.train_host == "frozen":
         for name, parameter in model.named_parameters():
             if part_of(name, model) == HOST:
                 parameter.requires_grad_(False)
     elif config.train_host == "lora":
         model = _with_lora(model, config, task)
+    try:
+        _check_trained(model, config)
+    except ConfigError:
+        as_it_was(model, config, before, merge=False)
+        raise
     if config.gradient_checkpointing:
-        base = plain_model(model)
-        if not base.supports_gradient_checkpointing:
-            raise ConfigError("gradient_checkpointing is on, but this model does not support it. Turn it off.")
         # The trainer also has an argument for this, but its name changes between versions.
-        _method(base, "enable")({"use_reentrant": False})
+        _method(plain_model(model), "enable")({"use_reentrant": False})
+    return model
+
+
+def _check_trained(model: Any, config: FinetuneConfig) -> None:
+    if config.gradient_checkpointing and not plain_model(model).supports_gradient_checkpointing:
+        raise ConfigError("gradient_checkpointing is on, but this model does not support it. Turn it off.")
     parts = {part_of(name, model) for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parts:
         raise ConfigError(
@@ -56,27 +85,25 @@ def choose_trained(model: Any, config: FinetuneConfig, task: Task) -> Any:
                 f"{rate}_learning_rate is {getattr(config, f'{rate}_learning_rate')}, but this model has no trained "
                 f"{part}. The trained parts are: {', '.join(sorted(parts))}."
             )
-    return model
 
 
-def trained_names(model: Any) -> frozenset[str]:
-    """Return the names of the parameters that require gradients."""
-    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-
-
-def as_it_was(model: Any, config: FinetuneConfig, was_trained: Collection[str]) -> Any:
-    """Undo `choose_trained`: merge adapters into the weights, turn off gradient checkpointing, unfreeze.
+def as_it_was(model: Any, config: FinetuneConfig, before: PartsBefore, *, merge: bool = True) -> Any:
+    """Undo `choose_trained`: turn off gradient checkpointing, merge or remove adapters, unfreeze.
 
     Args:
         model: The model that `choose_trained` returned.
         config: The settings that it got.
-        was_trained: What `trained_names` returned before it.
+        before: What the model was before.
+        merge: Merge adapters into the weights, also those that the model had before. False: remove new ones.
     """
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and plain_model(model).supports_gradient_checkpointing:
         _method(plain_model(model), "disable")()
-    model = model.merge_and_unload() if is_adapted(model) else model
+    if is_adapted(model) and merge:
+        model = model.merge_and_unload()
+    elif is_adapted(model) and not before.is_adapted:
+        model = model.unload()
     for name, parameter in model.named_parameters():
-        if name in was_trained:
+        if name in before.trained:
             parameter.requires_grad_(True)
     return model
 

@@ -86,28 +86,32 @@ def plan_finetuning(
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     sources = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
     sources["donor"] = donor
-    with quiet():
-        run = prepare_run(sources, config, progress)
     if output is not None:
         check_free(Path(output))
-    folder = Path(output) if output is not None else run.default_folder(workspace or Workspace())
+    with quiet():
+        run = prepare_run(sources, config, progress)
+    try:
+        return _plan(run, output, workspace or Workspace(), num_processes)
+    finally:
+        as_it_was(run.context.model, config, run.before, merge=False)
+
+
+def _plan(run: Preparation, output: str | os.PathLike[str] | None, workspace: Workspace, num_processes: int) -> RunPlan:
     train_set, resolved = run.training_set(num_processes)
     per_epoch, steps = count_steps(resolved, len(train_set), num_processes)
     examples = {name: len(part) for name, part in run.sets.items()}
     if run.data.stream is not None:
         examples["train"] = run.data.stream.num_rows or steps * examples_per_step(resolved, num_processes)
-    parameters, memory = _parameters(run.context.model), _memory(run)
-    as_it_was(run.context.model, config, run.was_trained)
     return RunPlan(
         task=run.data.task.name,
         model=run.model_name,
         examples=examples,
         steps_per_epoch=per_epoch,
         steps=steps,
-        parameters=parameters,
-        memory=memory,
+        parameters=_parameters(run.context.model),
+        memory=_memory(run),
         device=str(run.device),
-        output=folder,
+        output=Path(output) if output is not None else run.default_folder(workspace),
         config=resolved,
     )
 

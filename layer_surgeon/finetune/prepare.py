@@ -23,7 +23,7 @@ from layer_surgeon.finetune.models import (
     set_labels,
     set_padding,
 )
-from layer_surgeon.finetune.parts import choose_trained, plain_model, trained_names
+from layer_surgeon.finetune.parts import PartsBefore, as_it_was, choose_trained, plain_model
 from layer_surgeon.finetune.prepare_stream import begin_stream, prepare_stream
 from layer_surgeon.finetune.sources import task_of_data
 from layer_surgeon.finetune.summary import summary
@@ -50,7 +50,7 @@ class Preparation:
         device: The device to train on.
         model_name: Name of the model.
         sources: Model, data, tokenizer and donor as the user passed them.
-        was_trained: The names of the parameters that required gradients before.
+        before: What the model was before its parts were frozen or adapted.
     """
 
     context: TaskContext
@@ -59,7 +59,7 @@ class Preparation:
     device: torch.device
     model_name: str
     sources: Mapping[str, Any]
-    was_trained: frozenset[str]
+    before: PartsBefore
 
     @property
     def config(self) -> FinetuneConfig:
@@ -132,10 +132,14 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
         set_labels(model, data.label_names)
     task.prepare_model(model)
     name = _model_name(model_or_path, model)
-    was_trained = trained_names(model)
+    before = PartsBefore.of(model)
     model = choose_trained(model, config, task.record)
     context = TaskContext(tokenizer=tokenizer, model=model, config=config, label_names=data.label_names)
-    sets = _tokenize_all(data, context, progress)
+    try:
+        sets = _tokenize_all(data, context, progress)
+    except BaseException:
+        as_it_was(model, config, before, merge=False)
+        raise
     return Preparation(
         context=context,
         data=data,
@@ -143,7 +147,7 @@ def prepare_run(sources: Mapping[str, Any], config: FinetuneConfig, progress: Pr
         device=device,
         model_name=name,
         sources=sources,
-        was_trained=was_trained,
+        before=before,
     )
 
 

@@ -199,7 +199,7 @@ def _add_classes(
         counted = (
             f"the classes in column {stream.columns.label!r}" if labels is None and task.record.labels else "its rows"
         )
-        progress.notice(f"Reading all of {source.location} once to count {counted}.")
+        progress.notice(f"Reading {source.location} once to count {counted}.")
         rows, counts = stream.count()
         if rows == 0:
             raise DataError(f"{source.location} has no rows left for training. Add rows.")

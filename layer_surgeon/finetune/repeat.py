@@ -2,7 +2,7 @@
 
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def finetune_seeds(
         arguments: Other arguments of `finetune_model`, except `resume`.
 
     Raises:
-        ConfigError: The model is already loaded, `num_seeds` is below 1, or several seeds would read stdin.
+        ConfigError: The model is already loaded, `num_seeds` is below 1, or seeds would read stdin.
         WorkspaceError: A seed's folder can't be used.
     """
     if not isinstance(model, str | os.PathLike):
@@ -87,12 +87,7 @@ def finetune_seeds(
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
     folder = None if output is None else Path(output)
     seeds = tuple(range(config.seed, config.seed + num_seeds))
-    # What a later seed would only find out after hours.
-    if num_seeds > 1 and STDIN in (train, validation, arguments.get("test")):
-        raise ConfigError("Data from stdin can be read only once, and each seed reads it. Save it in a file.")
-    if folder is not None and is_main_process():
-        for seed in seeds:
-            check_free(seed_folder(folder, seed))
+    check_seeds((train, validation, arguments.get("test")), seeds, folder)
     results = []
     for number, seed in enumerate(seeds, start=1):
         progress.notice(f"Seed {seed} ({number} of {num_seeds}):")
@@ -116,6 +111,26 @@ def finetune_seeds(
     if folder is not None and is_main_process():
         write_json(folder / SEEDS_FILE, outcome.as_dict())
     return outcome
+
+
+def check_seeds(data: Iterable[Any], seeds: Sequence[int], output: str | os.PathLike[str] | None) -> None:
+    """Find what a later seed would only find out after hours.
+
+    Args:
+        data: Training, validation and test data.
+        seeds: The seeds.
+        output: The parent folder of their runs; None for folders in the workspace.
+
+    Raises:
+        ConfigError: Several seeds would read stdin.
+        WorkspaceError: A seed's folder can't be used.
+    """
+    names = [name for part in data for name in (part if isinstance(part, list | tuple) else [part])]
+    if len(seeds) > 1 and any(isinstance(name, str) and name == STDIN for name in names):
+        raise ConfigError("Data from stdin can be read only once, and each seed reads it. Save it in a file.")
+    if output is not None and is_main_process():
+        for seed in seeds:
+            check_free(seed_folder(output, seed))
 
 
 def seed_folder(output: str | os.PathLike[str], seed: int) -> Path:

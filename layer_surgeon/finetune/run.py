@@ -106,23 +106,24 @@ def finetune_model(
         processes = join_processes(check_machine(config))
         progress = progress if processes.is_main else NullProgress()
         run = prepare_run(sources, config, progress)
-        claim = functools.partial(
-            claim_folder,
-            Path(output) if output is not None else run.default_folder(workspace),
-            run.signature | ({} if processes.count == 1 else {"processes": processes.count}),
-            resume=resume,
-            by_default=output is None,
-            progress=progress,
-        )
-        folder = processes.on_main(claim)
-        trackers = Trackers(run.config.trackers if processes.is_main else (), folder, progress)
-        with _keep_checkpoint_on_failure(folder, progress, processes), trackers:
-            states = states or StateCache(folder=workspace.root / DONOR_STATES)
-            if run.data.stream is None:
-                states.attach(run.sets, run.context, progress, device=run.device)
-            elif states.shuffle_seed is not None:
-                raise ConfigError("The donor's states can't be shuffled in a stream. Set streaming to false.")
-            result = _train(run, folder, trackers, progress, processes)
+        with _undo_on_failure(run, processes):
+            claim = functools.partial(
+                claim_folder,
+                Path(output) if output is not None else run.default_folder(workspace),
+                run.signature | ({} if processes.count == 1 else {"processes": processes.count}),
+                resume=resume,
+                by_default=output is None,
+                progress=progress,
+            )
+            folder = processes.on_main(claim)
+            trackers = Trackers(run.config.trackers if processes.is_main else (), folder, progress)
+            with _keep_checkpoint_on_failure(folder, progress, processes), trackers:
+                states = states or StateCache(folder=workspace.root / DONOR_STATES)
+                if run.data.stream is None:
+                    states.attach(run.sets, run.context, progress, device=run.device)
+                elif states.shuffle_seed is not None:
+                    raise ConfigError("The donor's states can't be shuffled in a stream. Set streaming to false.")
+                result = _train(run, folder, trackers, progress, processes)
     if processes.is_main:
         workspace.set_latest("run", result.path)
     return result
@@ -155,7 +156,7 @@ def _train(
     evaluated_splits = [name for name in sets if name != "train"] if processes.count > 1 else []
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}
     weights = trainer.whole_weights()
-    model = as_it_was(model, config, run.was_trained)
+    model = as_it_was(model, config, run.before)
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
     best = next((i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step), None)
@@ -248,6 +249,17 @@ def _restore_deterministic_mode() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _undo_on_failure(run: Preparation, processes: Processes) -> Iterator[None]:
+    """On failure, leave the caller's model without adapters and trainable as before. Shards of it stay as they are."""
+    try:
+        yield
+    except BaseException:
+        if processes.count == 1:
+            as_it_was(run.context.model, run.config, run.before, merge=False)
+        raise
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Notice that a local model of a study has changed: its trainings read hosts and layer artifacts where they are."""
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,20 +10,24 @@ from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError, SourceError
 from layer_surgeon.study.layout import StudyFolder, read_json
 
+# Config, weights and tokenizer. Other files, such as model cards and logs, may change.
+_FILES = ("config.json", "*.safetensors", "*.bin", "*.model", "*token*.json", "vocab.*", "merges.txt")
+
 
 def remember_models(sources: Iterable[str], folder: StudyFolder) -> None:
     """Keep the sha256 of models that are local folders; other names are left out.
 
     Raises:
-        ConfigError: A model has changed since an earlier call.
+        ConfigError: A model has changed since a training of the study.
         SourceError: A file can't be read.
     """
     known: dict[str, str] = read_json(folder.models).get("models", {}) if folder.models.is_file() else {}
+    has_results = any((folder.prepared or folder.root).glob("cells/*.json"))
     models = dict(known)
     for source in dict.fromkeys(sources):
         if (path := Path(expand_home(source))).is_dir():
             models[source] = _folder_sha256(path)
-            if known.get(source, models[source]) != models[source]:
+            if has_results and known.get(source, models[source]) != models[source]:
                 raise changed_file(source)
     if models != known:
         write_json(folder.models, {"format": 1, "models": models})
@@ -36,13 +41,19 @@ def changed_file(path: str) -> ConfigError:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """Return the sha256 over the names and contents of a model's files. Its model card doesn't count."""
+    """Return the sha256 over the names and contents of a model's files."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md"):
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise SourceError(f"{path} can't be read: {error.strerror or error}.") from error
-        digest.update(f"{path.name} {content}\n".encode())
+    try:
+        for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
+            status = path.stat()
+            digest.update(f"{path.name} {_file_sha256(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    except OSError as error:
+        raise SourceError(f"{error.filename or folder} can't be read: {error.strerror or error}.") from error
     return digest.hexdigest()
+
+
+@functools.lru_cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file; size and time only say whether it is still the one that was hashed before."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -198,11 +198,6 @@ class StudyPlan:
                 f"for each token (task {self.task}, site {graft.site}, donor_reads {graft.donor_reads}). It needs "
                 "donor_reads text, a task that pools, and site encoder_output. Leave the arm out."
             )
-        if arm.grafts_nothing and (name := graft.needs_donor) is not None:
-            raise ConfigError(
-                f"The arm {arm.name} grafts nothing, but {name} is {getattr(graft, name)!r}. Set it in the arms that "
-                "have a donor, not for the whole study."
-            )
         finetune = FinetuneConfig.from_settings(None, {**self.finetune, **arm.finetune})
         if self.metric in EXTRA_METRICS and self.metric not in finetune.wanted_extra_metrics:
             raise ConfigError(
@@ -236,6 +231,7 @@ class StudyPlan:
         check_finetune(finetune, "finetune")
         for arm in arms:
             check_finetune(arm.finetune, f"finetune of the arm {arm.name}")
+            _check_donor_settings(arm, task)
         return cls(
             name=short_name(as_text(value_of(content, "name", "study"))),
             title=as_text(value_of(content, "title", value_of(content, "name", "A study"))),
@@ -328,3 +324,13 @@ class StudyPlan:
     def is_share(self) -> bool:
         """Whether the compared score goes from 0 to 1 and is shown as per cent."""
         return get_task(self.task).score(self.metric).is_share
+
+
+def _check_donor_settings(arm: Arm, task: str) -> None:
+    """Refuse settings of a donor for an arm without a graft. Plans that were stored before this check can be read."""
+    graft = GraftConfig.from_settings(None, {"task": task, **arm.graft})
+    if arm.grafts_nothing and (name := graft.needs_donor) is not None:
+        raise ConfigError(
+            f"The arm {arm.name} grafts nothing, but {name} is {getattr(graft, name)!r}. Set it in the arms that have "
+            "a donor, not for the whole study."
+        )

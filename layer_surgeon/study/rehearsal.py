@@ -22,6 +22,8 @@ def rehearsal(study: Path) -> Iterator[StudyFolder]:
     original = StudyFolder(root=study)
     with tempfile.TemporaryDirectory(prefix="layer-surgeon-") as root:
         folder = StudyFolder(root=Path(root), prepared=study)
+        if original.models.is_file():
+            folder.models.symlink_to(original.models.resolve())
         # Link single files, because a file that has to be made again replaces its link.
         _link_files(original.path("data"), folder.path("data"))
         layers = original.path("layers")

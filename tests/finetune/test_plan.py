@@ -75,8 +75,9 @@ def test_what_fails_for_a_later_seed_fails_at_once(graft, workspace, tmp_path):
     (tmp_path / "runs/seed-2024/file").touch()
     with pytest.raises(WorkspaceError, match="seed-2024 already exists"):
         finetune_seeds(graft, DATA, num_seeds=2, output=tmp_path / "runs", workspace=workspace)
-    with pytest.raises(ConfigError, match="stdin can be read only once"):
-        finetune_seeds(graft, "-", num_seeds=2, workspace=workspace)
+    for data in ("-", ["-"]):
+        with pytest.raises(ConfigError, match="stdin can be read only once"):
+            finetune_seeds(graft, data, num_seeds=2, workspace=workspace)
     assert not (tmp_path / "runs/seed-2023").exists()
 
 

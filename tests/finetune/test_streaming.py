@@ -95,7 +95,7 @@ def test_facts_cover_the_whole_set(tmp_path):
     assert sum(data.stream.per_class.values()) == 1700
     assert (len(data.validation), data.held_out) == (100, True)
     assert len(data.train) < 1000
-    assert f"Reading all of {tmp_path / 'a.csv'} once to count the classes in column 'label'." in progress.notices
+    assert f"Reading {tmp_path / 'a.csv'} once to count the classes in column 'label'." in progress.notices
     encoded = [row for window in data.stream.windows(100) for row in data.stream.examples(window).labels]
     assert len(encoded) == 1700
     assert [encoded.count(index) for index in range(3)] == list(data.stream.per_class.values())

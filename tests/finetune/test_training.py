@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
+from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, predict, run
 from layer_surgeon.finetune.tokenization import longest_input
 from layer_surgeon.finetune.trainer import SurgeonTrainer, training_arguments
 from layer_surgeon.graft import GraftedModel, graft_layer
-from tests.support.classification import classifier, rows
+from tests.support.classification import classifier, rows, word_tokenizer
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
 from tests.support.training import TRAIN, same, train, weights
 
@@ -200,6 +202,35 @@ def test_what_was_trained_before_can_be_trained_again(call, train_host, workspac
     settings = {"train_host": train_host, "gradient_checkpointing": True, "max_steps": 1, "device": "cpu"}
     call(model, {"train": rows(16), "validation": rows(8)}, workspace=workspace, tokenizer=task_tokenizer(), **settings)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("train_host", ["frozen", "lora"])
+def test_a_model_is_as_it_was_after_a_failure(train_host, workspace, tmp_path, monkeypatch):
+    model = classifier()
+    before = {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()}
+
+    def stop(self, *arguments, **keywords):
+        raise KeyboardInterrupt
+
+    data = {"train": rows(16), "validation": rows(8)}
+    settings = {"train_host": train_host, "workspace": workspace, "tokenizer": word_tokenizer(), "device": "cpu"}
+    with pytest.raises(ConfigError, match="no trained projections"):
+        finetune_model(model, data, projection_learning_rate=1e-3, **settings)
+    monkeypatch.setattr(SurgeonTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_model(model, data, **settings)
+    after = dict(model.named_parameters())
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], value) for name, (value, _) in before.items())
+    assert {name: value.requires_grad for name, value in after.items()} == {n: g for n, (_, g) in before.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # used by peft
+def test_a_plan_leaves_the_callers_adapters(workspace):
+    model = get_peft_model(classifier(), LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
+    before = {name: value.requires_grad for name, value in model.named_parameters()}
+    plan_finetuning(model, {"train": rows(16), "validation": rows(8)}, workspace=workspace, tokenizer=word_tokenizer())
+    assert {name: value.requires_grad for name, value in model.named_parameters()} == before
 
 
 def test_early_stopping(graft, workspace):

@@ -10,6 +10,7 @@ from layer_surgeon.study.estimate import estimate_study
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.local_models import remember_models
 from layer_surgeon.study.prepare import prepare_data_set
+from layer_surgeon.study.rehearsal import rehearsal
 from tests.support.classification import Recorder, rows, write_csv
 from tests.support.studies import tiny_parts, tiny_plan
 
@@ -54,23 +55,27 @@ def test_parts_of_an_earlier_spec_are_removed(folder, tmp_path):
 def test_a_changed_host_or_artifact_is_refused(tmp_path):
     """Else a row of a table would mix the results of two models."""
     folder, host = StudyFolder(root=tmp_path / "study"), tmp_path / "host"
-    folder.root.mkdir()
     host.mkdir()
     (host / "config.json").write_text("{}")
     (host / "model.safetensors").write_bytes(b"1")
-    for _ in range(2):
-        remember_models([str(host), "owner/name"], folder)
-    (host / "README.md").write_text("A model card.")
+    folder.root.mkdir()
+    remember_models([str(host), "owner/name"], folder)
+    (host / "tokenizer.json").write_text("{}")  # Before the first training, it may still be repaired.
+    remember_models([str(host), "owner/name"], folder)
+    folder.path("cells").mkdir()
+    folder.result("x").write_text("{}")
+    for name in ("README.md", ".DS_Store", "results.json"):
+        (host / name).write_text("another file")
     remember_models([str(host)], folder)
     (host / "model.safetensors").write_bytes(b"2")
-    with pytest.raises(ConfigError, match="host has changed since the study's trainings"):
-        remember_models(["owner/name", str(host)], folder)
+    with rehearsal(folder.root) as trial:
+        for used in (folder, trial):
+            with pytest.raises(ConfigError, match="host has changed since the study's trainings"):
+                remember_models(["owner/name", str(host)], used)
 
 
 def test_an_estimate_writes_only_some_synthetic_texts(tmp_path, monkeypatch):
     parts = tiny_parts(tmp_path)
-    arm = {"name": "zerogen", "synthetic": {"model": "owner/writer", "per_label": 10_000}}
-    plan = tiny_plan({**parts, "data": parts["data"][:1]}, arms=["host", arm], seeds=[1])
     asked = []
 
     def write(config, output, progress):
@@ -79,7 +84,11 @@ def test_an_estimate_writes_only_some_synthetic_texts(tmp_path, monkeypatch):
         output.write_text("".join(json.dumps(row) + "\n" for row in texts))
 
     monkeypatch.setattr("layer_surgeon.study.prepare.synthesize", write)
-    estimate = estimate_study(plan, tmp_path / "study", Recorder())
+    estimates = []
+    for count in (100, 10_000):
+        arm = {"name": "zerogen", "synthetic": {"model": "owner/writer", "per_label": count}}
+        plan = tiny_plan({**parts, "data": parts["data"][:1]}, arms=[arm], seeds=[1])
+        estimates.append(estimate_study(plan, tmp_path / "study", Recorder()))
     assert max(asked) <= 64
-    # Ten thousand texts for each label take far longer than the few rows of the data set.
-    assert estimate.seconds > 20 * estimate.seconds_by_arm["zerogen"]
+    # A hundred times as many texts; only the start takes the same time.
+    assert estimates[1].seconds > 20 + 500 * estimates[1].seconds_by_arm["zerogen"]

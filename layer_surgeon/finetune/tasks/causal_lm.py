@@ -164,7 +164,7 @@ def _tokenize_prompts(texts: Sequence[str], context: TaskContext) -> TokenizedDa
     """Tokenize the beginnings of texts, and leave room for the tokens that follow."""
     max_length, num_new = context.config.max_length, context.config.max_target_length
     limit = longest_input(context.tokenizer, context.model, max_length + num_new)
-    if limit <= num_new:
+    if limit <= num_new + context.tokenizer.num_special_tokens_to_add():
         raise ConfigError(
             f"max_target_length is {num_new}, but the model takes at most {limit} tokens, text and continuation "
             "together. Set it to less."

@@ -42,6 +42,10 @@ class Questions(ExampleSet):
         return self.contexts
 
 
+class AskedQuestions(Questions):
+    """Questions without known answers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """One window of a text: its example, and the positions of its tokens.
@@ -192,11 +196,11 @@ class QuestionAnswering(FinetuneTask):
         losses = [_window_loss(outputs, index, window) for index, window in enumerate(dataset.alignments)]
         return measure_answers([prediction.answer for prediction in predictions], correct, float(np.mean(losses)))
 
-    def inputs(self, items: Sequence[Any]) -> Questions:
+    def inputs(self, items: Sequence[Any]) -> AskedQuestions:
         """Convert pairs of question and text."""
         if any(not isinstance(item, tuple | list) or len(item) != 2 for item in items):
             raise DataError("Question answering needs pairs. Pass tuples of (question, text).")
-        return Questions(
+        return AskedQuestions(
             questions=check_texts([item[0] for item in items], "The given questions"),
             contexts=check_texts([item[1] for item in items], "The given texts"),
             answers=((),) * len(items),
@@ -207,9 +211,9 @@ class QuestionAnswering(FinetuneTask):
     ) -> list[AnswerPrediction]:
         """Return the best answer over all windows of each text."""
         questions, config = _questions(examples), context.config
-        # If neither the user nor a run has set it, decide from the data; to predict, there are no answers.
-        has_answer = [bool(answers) for answers in questions.answers]
-        may_be_empty = any(has_answer) and not all(has_answer) if config.unanswerable is None else config.unanswerable
+        may_be_empty = config.unanswerable
+        if may_be_empty is None:  # Neither the user nor a run has set it: decide from the data.
+            may_be_empty = not isinstance(questions, AskedQuestions) and not all(questions.answers)
         best: list[tuple[float, int, int] | None] = [None] * len(questions)
         no_answer_scores = [np.inf] * len(questions)
         for index, window in enumerate(dataset.alignments):

@@ -140,7 +140,8 @@ def write(model: Any, inputs: Mapping[str, torch.Tensor], context: TaskContext, 
 
 def _longest_target(context: TaskContext) -> int:
     """Limit `max_target_length` to the positions of the decoder."""
-    positions = num_positions(context.model)
+    decoder_positions = getattr(context.model.config.get_text_config(), "max_decoder_position_embeddings", None)
+    positions = decoder_positions or num_positions(context.model)  # LED names both.
     return min(context.config.max_target_length, positions or context.config.max_target_length)
 
 
