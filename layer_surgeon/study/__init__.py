@@ -1,7 +1,7 @@
 """COMPARE: arms x seeds x data -> a typed summary.
 
 A study:
-arms, data          the models and data sets that a plan names
+arms, data          the models and data sets that a plan names; lora_settings: checks those of an arm
 plan, plan_parts    YAML -> `StudyPlan` -> cells (one training each); checked: type checks for their fields
 preset, demo        the plans for the paper's tables and figures, and for the demo; see `surgeon demo`
 layout              the study's folder and its files

@@ -22,6 +22,7 @@ from layer_surgeon._limits import MAX_LAYERS, check_size
 from layer_surgeon._text import printable, without_secrets
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.checked import MAX_NAME, check_types, shown
+from layer_surgeon.study.lora_settings import check_lora
 from layer_surgeon.study.synthesis_config import check_synthetic
 from layer_surgeon.workspace import layer_name, short_name, stack_name
 
@@ -111,14 +112,6 @@ ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         ),
     }
 )
-# The settings of peft's LoraConfig that only change the adapters. Other settings import a module by its name
-# (megatron_core), or load weights and data (loftq_config, eva_config, arrow_config).
-_LORA = (
-    *("r", "lora_alpha", "lora_dropout", "bias", "lora_bias", "use_rslora", "use_dora", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
-    *("rank_pattern", "alpha_pattern", "fan_in_fan_out"),
-)
-_LORA_INITS = (True, False, "gaussian", "orthogonal", "olora", "pissa")
 # A larger model of the same family, for the arm larger-host.
 _LARGER = MappingProxyType(
     {
@@ -292,7 +285,7 @@ class Arm:
                 "Set task at the top of the plan."
             )
         if self.lora is not None:
-            _check_lora(self.name, self.lora)
+            check_lora(self.name, self.lora)
         if self.synthetic is not None:
             check_synthetic(self.synthetic)
 
@@ -323,20 +316,6 @@ class Arm:
     def host_name(self) -> str:
         """The host's name for tables."""
         return short_name(without_secrets(self.host))
-
-
-def _check_lora(arm: str, settings: Mapping[str, Any]) -> None:
-    unknown = sorted(set(settings) - set(_LORA))
-    if unknown:
-        raise ConfigError(
-            f"The arm {arm} has an unknown setting {unknown[0]!r} under lora. Settings are: {', '.join(_LORA)}."
-        )
-    init = settings.get("init_lora_weights", True)
-    if init not in _LORA_INITS:
-        raise ConfigError(
-            f"init_lora_weights of the arm {arm} is {init!r}; it must be one of true, false, "
-            f"{', '.join(str(name) for name in _LORA_INITS[2:])}."
-        )
 
 
 def is_called(wanted: str | None, arm: str) -> bool:
