@@ -125,7 +125,8 @@ def test_repeated_kills(hub: LoopbackHub, donor: Path, tmp_path: Path, mode: Mod
     already_read = journaled(folder / "out")
     hub.reset_log()
     subprocess.run(command, env=environment(hub, tmp_path / "hf"), capture_output=True, check=True)
-    assert weight_bytes(hub) == expected.num_bytes - already_read
+    # The hub may still answer requests that the killed process had left in its sockets.
+    assert 0 <= weight_bytes(hub) - (expected.num_bytes - already_read) <= in_flight(hub, mode)
     read, rounds = read + weight_bytes(hub), rounds + 1
     artifact = LayerArtifact.open(folder / "out")
     artifact.verify()
