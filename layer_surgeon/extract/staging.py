@@ -118,12 +118,14 @@ class Staging:
 
     def put_in_place(self) -> None:
         """Rename the finished folder to its final path. An existing artifact is replaced."""
-        for path in (*self._journals(), self.path / ROWS_FILE):
-            path.unlink(missing_ok=True)
         # All other files are on the disk already. After a power cut, no artifact must have a header without weights.
-        for path in (path for pattern in self._files.kept for path in self.path.glob(pattern)):
+        # This can take long, so the journals are still there: a run that is killed meanwhile goes on from them.
+        finished = {path for pattern in self._files.kept for path in self.path.glob(pattern)}
+        for path in finished - {*self._journals(), self.path / ROWS_FILE}:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        for path in (*self._journals(), self.path / ROWS_FILE):
+            path.unlink(missing_ok=True)
         put_in_place(self.path, self._folder)
         # The lock was renamed too. Deleting it earlier would let another process start in this folder.
         (self._folder / _LOCK_FILE).unlink(missing_ok=True)
