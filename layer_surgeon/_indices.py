@@ -15,7 +15,7 @@ def select_indices(part: object, count: int, check: Callable[[int], int]) -> lis
     Args:
         part: A number, or a string with a number or a slice; negative numbers count from the end.
         count: How many there are to select from.
-        check: Takes a number from `part`, and returns it counted from 0, or raises an error if there is no such index.
+        check: Returns a number from `part` counted from 0. Its error for a number out of range is not caught.
 
     Returns:
         The indices in order; None if `part` is neither a number nor a slice.

@@ -67,7 +67,7 @@ def graft_config(
 def without_donor(config: SurgeonGraftConfig) -> SurgeonGraftConfig:
     """Return the config of the control arm: the host alone, with the same pooling and head."""
     alone = copy.deepcopy(config)
-    # The site embeddings leaves out the host's layers.
+    # With the site embeddings, a host has no layers.
     alone.donor, alone.graft = None, {**alone.graft, "site": ENCODER_OUTPUT}
     return alone
 

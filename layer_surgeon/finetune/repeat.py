@@ -114,7 +114,7 @@ def finetune_seeds(
 
 
 def check_seeds(data: Iterable[Any], seeds: Sequence[int], output: str | os.PathLike[str] | None) -> None:
-    """Find what a later seed would only find out after hours.
+    """Check before the first run what would fail in a later one.
 
     Args:
         data: Training, validation and test data.

@@ -253,7 +253,7 @@ def _restore_deterministic_mode() -> Iterator[None]:
 
 @contextmanager
 def _undo_on_failure(run: Preparation, processes: Processes) -> Iterator[None]:
-    """On failure, leave the caller's model without adapters and trainable as before. Shards of it stay as they are."""
+    """On failure, leave the caller's model without adapters and trainable as before. Shards stay as they are."""
     try:
         yield
     except BaseException:

@@ -75,7 +75,7 @@ class SurgeonTrainer(ShardedTrainer):
             **arguments,
         )
         if self.compute_loss_func is None and self.label_smoother is None:
-            # Many models take the number of examples in all accumulated batches, and ignore it in their loss.
+            # Many models take the number of examples in all accumulated batches and ignore it. Divide their loss.
             self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 

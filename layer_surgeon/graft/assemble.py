@@ -31,7 +31,7 @@ def assemble(
     Returns:
         The model; and, if `projection_init="auto"` matched its projections, its loudness before that, else None.
     """
-    if donor is None and (name := settings.needs_donor) is not None:
+    if donor is None and (name := settings.first_donor_setting) is not None:
         raise ConfigError(
             f"{name} is {getattr(settings, name)!r}, which needs a donor. Leave {name} out, or name a donor."
         )

@@ -149,8 +149,8 @@ class GraftConfig:
         return self.reads_text and (self.donor_tokens == "own" or pools_first)
 
     @property
-    def needs_donor(self) -> str | None:
-        """The name of a setting that has no effect without a donor; None if all of them make sense for a host alone."""
+    def first_donor_setting(self) -> str | None:
+        """The name of the first setting that has no effect without a donor; None if there is none."""
         return next((name for name, value in _NEED_A_DONOR.items() if getattr(self, name) == value), None)
 
     @property

@@ -184,7 +184,7 @@ class GraftedModel(StoredModel):
         return self.host(**host_inputs, **self.wanted_outputs(kwargs), return_dict=True)
 
     def wanted_outputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the outputs of the host that the config asks for to the arguments of its pass, which come first."""
+        """Add the host's outputs that the config asks for to the arguments of its pass. Given arguments stay."""
         names = ("output_hidden_states", "output_attentions")
         return {name: True for name in names if getattr(self.config, name)} | dict(arguments)
 

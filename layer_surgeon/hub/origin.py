@@ -74,7 +74,7 @@ class Origin:
             # Of the Hub's four relations, "merge" is the only one for a model with weights of two others.
             merged = repo_ids(model.name for model in self.models if model.part == "donor")
             fields = {"base_model": base_models, "base_model_relation": "merge" if merged else "finetune"}
-        # The Hub allows one licence: two become `other`, with both names. None says for all what only some state.
+        # The Hub allows one licence: two become `other`, with both names. If only some state one, the card states none.
         licences = [printable(model.licence or "", keep="") for model in self.models]
         names = list(dict.fromkeys(licences)) if all(licences) else []
         if len(names) > 1:

@@ -329,7 +329,7 @@ class StudyPlan:
 def _check_donor_settings(arm: Arm, task: str) -> None:
     """Refuse settings of a donor for an arm without a graft. Plans that were stored before this check can be read."""
     graft = GraftConfig.from_settings(None, {"task": task, **arm.graft})
-    if arm.grafts_nothing and (name := graft.needs_donor) is not None:
+    if arm.grafts_nothing and (name := graft.first_donor_setting) is not None:
         raise ConfigError(
             f"The arm {arm.name} grafts nothing, but {name} is {getattr(graft, name)!r}. Set it in the arms that have "
             "a donor, not for the whole study."

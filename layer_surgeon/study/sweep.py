@@ -1,7 +1,7 @@
 """Sweeps: one training per seed for every layer, pair or site, and for the host alone (paper, figures 2 and 3)."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -35,7 +35,7 @@ def choose_layers(text: str, count: int) -> list[int]:
     layers: list[int] = []
     for item in map(str.strip, text.split(",")):
         part, _, step = item.rpartition(":") if item.count(":") == 2 else (item, "", "1")
-        selected = list(range(count)) if part == "all" else select_indices(part, count, _check_layer(count))
+        selected = [*range(count)] if part == "all" else select_indices(part, count, lambda i: _layer_index(i, count))
         if selected is None or not re.fullmatch(r"[1-9]\d{0,8}", step):
             raise ConfigError(f"layers is {text!r}; it must be all, numbers such as 0,4,8, or a range such as 0:32:4.")
         layers += selected[:: int(step)]
@@ -46,16 +46,13 @@ def choose_layers(text: str, count: int) -> list[int]:
     return sorted(set(layers))
 
 
-def _check_layer(count: int) -> Callable[[int], int]:
-    def check(index: int) -> int:
-        if not -count <= index < count:
-            raise LayerNotFoundError(
-                f"There is no layer {index}: the donor has {count} layers. Choose from 0 to {count - 1}, or from "
-                f"-{count} to -1."
-            )
-        return index % count
-
-    return check
+def _layer_index(index: int, count: int) -> int:
+    if not -count <= index < count:
+        raise LayerNotFoundError(
+            f"There is no layer {index}: the donor has {count} layers. Choose from 0 to {count - 1}, or from -{count} "
+            "to -1."
+        )
+    return index % count
 
 
 def count_layers(donor: DonorSpec) -> int:
