@@ -22,7 +22,9 @@ def remember_models(sources: Iterable[str], folder: StudyFolder) -> None:
         SourceError: A file can't be read.
     """
     known: dict[str, str] = read_json(folder.models).get("models", {}) if folder.models.is_file() else {}
-    has_results = any((folder.prepared or folder.root).glob("cells/*.json"))
+    # A model may be repaired after trainings that failed.
+    cells = (folder.prepared or folder.root).glob("cells/*.json")
+    has_results = any(not path.name.endswith(".failed.json") for path in cells)
     models = dict(known)
     for source in dict.fromkeys(sources):
         if (path := Path(expand_home(source))).is_dir():

@@ -60,15 +60,19 @@ def test_a_changed_host_or_artifact_is_refused(tmp_path):
     (host / "model.safetensors").write_bytes(b"1")
     folder.root.mkdir()
     remember_models([str(host), "owner/name"], folder)
-    (host / "tokenizer.json").write_text("{}")  # Before the first training, it may still be repaired.
-    remember_models([str(host), "owner/name"], folder)
     folder.path("cells").mkdir()
+    folder.failure("x").write_text("{}")
+    (host / "tokenizer.json").write_text("{}")  # Before the first result, it may still be repaired.
+    remember_models([str(host), "owner/name"], folder)
     folder.result("x").write_text("{}")
     for name in ("README.md", ".DS_Store", "results.json"):
         (host / name).write_text("another file")
     remember_models([str(host)], folder)
     (host / "model.safetensors").write_bytes(b"2")
+    before = folder.models.read_bytes()
     with rehearsal(folder.root) as trial:
+        remember_models([str(tmp_path)], trial)
+        assert folder.models.read_bytes() == before
         for used in (folder, trial):
             with pytest.raises(ConfigError, match="host has changed since the study's trainings"):
                 remember_models(["owner/name", str(host)], used)
