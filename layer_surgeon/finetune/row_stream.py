@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import datasets.exceptions
@@ -16,22 +16,20 @@ from layer_surgeon._folders import expand_home
 from layer_surgeon._table_files import READERS, Row, check_streamable, count_rows, iterate_file, rows_to_columns
 from layer_surgeon.checkpoint.sources.hub_errors import CLIENT_ERROR
 from layer_surgeon.errors import ConfigError, DataError, LayerSurgeonError
-from layer_surgeon.finetune.registry import DatasetRecord, find_dataset
+from layer_surgeon.finetune.registry import find_dataset
 from layer_surgeon.finetune.sources import (
     STDIN,
     DataLike,
     DataSplits,
+    SplitReader,
     Table,
     class_names,
+    find_by_name,
     first_sentence,
-    group_files,
     is_hub_id,
-    load_from_hub,
-    no_such_data,
 )
 from layer_surgeon.progress import Progress
 from layer_surgeon.tasks import DEFAULT_TASK
-from layer_surgeon.workspace import short_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +86,8 @@ class RowStream:
         return Table(columns=columns, location=self.location, label_names=self.label_names, curated=self.curated)
 
 
-class StreamedData(DataSplits[RowStream]):
-    """A data set whose rows have not been read yet."""
+# A data set whose rows have not been read yet.
+StreamedData: TypeAlias = DataSplits[RowStream]
 
 
 def open_stream(data: DataLike, progress: Progress, *, task: str = DEFAULT_TASK) -> StreamedData:
@@ -117,7 +115,12 @@ def open_stream(data: DataLike, progress: Progress, *, task: str = DEFAULT_TASK)
             "folder, or a data set of the datasets library."
         )
     paths = [os.fspath(name) for name in names]
-    return _from_name(paths[0], progress, task) if len(paths) == 1 else _from_files(paths)
+    if paths == [STDIN]:
+        raise ConfigError(
+            "stdin can be read only once, but streamed data is read again for every pass. Write the data to a file, or "
+            "omit --streaming."
+        )
+    return find_by_name(paths, _STREAMS, progress, task)
 
 
 def opens_on_hub(data: DataLike) -> bool:
@@ -132,44 +135,12 @@ def opens_on_hub(data: DataLike) -> bool:
     return is_hub_id(name) if record is None else record.hub_id is not None
 
 
-def _from_name(name: str, progress: Progress, task: str) -> StreamedData:
-    path = Path(expand_home(name))
-    record = find_dataset(name) if not path.is_file() else None
-    if record is not None:
-        record.check(task)
-        packaged = record.packaged_path()
-        if packaged is None:
-            return _from_hub(record.hub_id or name, record, progress)
-        stream = _stream_files([packaged], record.name, curated=True)
-        return StreamedData(name=record.name, spec=(record.name,), splits={"train": stream}, record=record)
-    if name == STDIN:
-        raise ConfigError(
-            "stdin can be read only once, but streamed data is read again for every pass. Write the data to a file, or "
-            "omit --streaming."
-        )
-    if path.is_dir():
-        splits = {split: _stream_files(files) for split, files in group_files(path).items()}
-        return StreamedData(name=short_name(path.resolve().name), spec=(str(path.resolve()),), splits=splits)
-    if path.exists() or path.suffix.lower() in READERS:
-        return _from_files([name])
-    if is_hub_id(name):
-        return _from_hub(name, None, progress)
-    raise no_such_data(name)
-
-
-def _from_files(names: Sequence[str]) -> StreamedData:
-    paths = [Path(expand_home(name)) for name in names]
-    stream = _stream_files(paths, " + ".join(names))
-    spec = tuple(str(path.resolve()) for path in paths)
-    return StreamedData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": stream})
-
-
-def _stream_files(paths: Sequence[Path], location: str = "", *, curated: bool = False) -> RowStream:
+def _stream_files(paths: Sequence[Path], location: str, curated: bool) -> RowStream:
     for path in paths:
         check_streamable(path)
     counts = [count_rows(path) for path in paths]
     return RowStream(
-        location=location or " + ".join(map(str, paths)),
+        location=location,
         begin=functools.partial(_file_rows, tuple(paths)),
         num_rows=None if None in counts else sum(filter(None, counts)),
         curated=curated,
@@ -190,16 +161,6 @@ def _file_rows(paths: Sequence[Path]) -> Iterator[Row]:
             yield row
         if not has_rows:
             raise DataError(f"{path} has no rows. Add at least one row.")
-
-
-def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> StreamedData:
-    loaded = load_from_hub(hub_id, record, progress, streaming=True)
-    name = record.name if record else short_name(hub_id)
-    splits = {
-        str(split): _stream_dataset(part, f"{name} ({split})", curated=True, is_near=False)
-        for split, part in loaded.items()
-    }
-    return StreamedData(name=name, spec=(record.name if record else hub_id,), splits=splits, record=record)
 
 
 def _stream_dataset(
@@ -227,3 +188,8 @@ def _stream_dataset(
         # An IterableDataset of the caller may read from anywhere.
         is_near=is_on_disk if is_near is None else is_near,
     )
+
+
+_STREAMS = SplitReader(
+    from_files=_stream_files, from_hub=functools.partial(_stream_dataset, curated=True, is_near=False), streaming=True
+)

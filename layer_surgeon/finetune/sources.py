@@ -1,9 +1,10 @@
 """Find and load the data that the user names. The result is its splits, with their columns unchanged."""
 
+import functools
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -124,8 +125,23 @@ class DataSplits(Generic[_Split]):
         return next((name for name in names if name in self.splits), "")
 
 
-class RawData(DataSplits[Table]):
-    """A data set in memory."""
+# A data set in memory.
+RawData: TypeAlias = DataSplits[Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReader(Generic[_Split]):
+    """How the splits of a named data set are read.
+
+    Attributes:
+        from_files: Makes a split of files, from its name in messages and whether it is curated.
+        from_hub: Makes a split of one of the datasets library, from its name in messages.
+        streaming: Whether the datasets library should read no rows yet.
+    """
+
+    from_files: Callable[[list[Path], str, bool], _Split]
+    from_hub: Callable[[Any, str], _Split]
+    streaming: bool
 
 
 def load_data(data: DataLike, progress: Progress | None = None, *, task: str = DEFAULT_TASK) -> RawData:
@@ -147,7 +163,7 @@ def load_data(data: DataLike, progress: Progress | None = None, *, task: str = D
             f"A {type(data).__name__} can only be streamed. Set streaming=True; only training data can be streamed."
         )
     if isinstance(data, str | os.PathLike):
-        return _from_name(os.fspath(data), progress or NullProgress(), task)
+        data = [data]
     if isinstance(data, Mapping):
         return _from_splits(data)
     if not isinstance(data, Sequence):
@@ -157,8 +173,11 @@ def load_data(data: DataLike, progress: Progress | None = None, *, task: str = D
     if not data:
         raise DataError("The data is an empty list. Pass at least one row.")
     if all(isinstance(item, str | os.PathLike) for item in data):
-        paths = [os.fspath(item) for item in data]
-        return _from_name(paths[0], progress or NullProgress(), task) if len(paths) == 1 else _from_files(paths)
+        names = [os.fspath(item) for item in data]
+        if names == [STDIN]:
+            table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), location="stdin")
+            return RawData(name="stdin", spec=(), splits={"train": table})
+        return find_by_name(names, _TABLES, progress or NullProgress(), task)
     return RawData(name="data", spec=(), splits={"train": _rows_table(data, "the given rows")})
 
 
@@ -171,32 +190,42 @@ def task_of_data(data: DataLike) -> str | None:
     return record.trained_as if record is not None else None
 
 
-def _from_name(name: str, progress: Progress, task: str) -> RawData:
-    record = find_dataset(name) if not Path(name).is_file() else None
+def find_by_name(
+    names: Sequence[str], reader: SplitReader[_Split], progress: Progress, task: str
+) -> DataSplits[_Split]:
+    """Find a data set by its name in the registry, its Hub id, its folder or its files.
+
+    Args:
+        names: One name, or several files.
+        reader: How its splits are read.
+        progress: Receives a notice about a data set on the Hub.
+        task: The task to use the data for.
+
+    Raises:
+        DataError: It does not exist or can't be read, or the registry lists it for another task.
+    """
+    name, path = names[0], Path(expand_home(names[0]))
+    if len(names) > 1:
+        return _from_files(names, reader)
+    record = None if path.is_file() else find_dataset(name)
     if record is not None:
         record.check(task)
         packaged = record.packaged_path()
         if packaged is None:
-            return _from_hub(record.hub_id or name, record, progress)
-        table = Table(columns=read_files([packaged]), location=record.name, curated=True)
-        return RawData(name=record.name, spec=(record.name,), splits={"train": table}, record=record)
-    if name == STDIN:
-        table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), location="stdin")
-        return RawData(name="stdin", spec=(), splits={"train": table})
-    if Path(expand_home(name)).is_dir():
-        return _from_folder(Path(expand_home(name)))
-    if Path(name).exists() or Path(name).suffix.lower() in READERS:
-        return _from_files([name])
+            return _from_hub(record.hub_id or name, record, reader, progress)
+        split = reader.from_files([packaged], record.name, True)
+        return DataSplits(name=record.name, spec=(record.name,), splits={"train": split}, record=record)
+    if path.is_dir():
+        groups = _group_files(path).items()
+        splits = {split: reader.from_files(files, " + ".join(map(str, files)), False) for split, files in groups}
+        return DataSplits(name=short_name(path.resolve().name), spec=(str(path.resolve()),), splits=splits)
+    if path.exists() or path.suffix.lower() in READERS:
+        return _from_files(names, reader)
     if is_hub_id(name):
-        return _from_hub(name, None, progress)
-    raise no_such_data(name)
-
-
-def no_such_data(name: str) -> DataError:
-    """Make the error for a name that is neither a data set nor a file."""
+        return _from_hub(name, None, reader, progress)
     similar = similar_names(name)
     hint = f"Did you mean {' or '.join(similar)}? " if similar else f"The data sets are: {', '.join(DATASETS)}. "
-    return DataError(f"There is no data set or file {name!r}. {hint}A Hub id has the form owner/name.")
+    raise DataError(f"There is no data set or file {name!r}. {hint}A Hub id has the form owner/name.")
 
 
 def is_hub_id(name: str) -> bool:
@@ -204,22 +233,23 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def _from_files(names: Sequence[str]) -> RawData:
+def _from_files(names: Sequence[str], reader: SplitReader[_Split]) -> DataSplits[_Split]:
     paths = [Path(expand_home(name)) for name in names]
-    table = Table(columns=read_files(paths), location=" + ".join(names))
     spec = tuple(str(path.resolve()) for path in paths)
-    return RawData(name=short_name(paths[0].with_suffix("").name), spec=spec, splits={"train": table})
+    splits = {"train": reader.from_files(paths, " + ".join(names), False)}
+    return DataSplits(name=short_name(paths[0].with_suffix("").name), spec=spec, splits=splits)
 
 
-def _from_folder(folder: Path) -> RawData:
-    splits = {
-        name: Table(columns=read_files(paths), location=" + ".join(map(str, paths)))
-        for name, paths in group_files(folder).items()
-    }
-    return RawData(name=short_name(folder.resolve().name), spec=(str(folder.resolve()),), splits=splits)
+def _from_hub(
+    hub_id: str, record: DatasetRecord | None, reader: SplitReader[_Split], progress: Progress
+) -> DataSplits[_Split]:
+    loaded = _load_from_hub(hub_id, record, progress, streaming=reader.streaming)
+    name = record.name if record else short_name(hub_id)
+    splits = {str(split): reader.from_hub(part, f"{name} ({split})") for split, part in loaded.items()}
+    return DataSplits(name=name, spec=(record.name if record else hub_id,), splits=splits, record=record)
 
 
-def group_files(folder: Path) -> dict[str, list[Path]]:
+def _group_files(folder: Path) -> dict[str, list[Path]]:
     """Group the files of a folder by split, from their names: train.csv, dev.jsonl, test-00000-of-00002.parquet, ...
 
     Raises:
@@ -235,14 +265,7 @@ def group_files(folder: Path) -> dict[str, list[Path]]:
     return {"train": files} if len(groups) == 1 else groups
 
 
-def _from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress) -> RawData:
-    loaded = load_from_hub(hub_id, record, progress)
-    name = record.name if record else short_name(hub_id)
-    splits = {str(split): _datasets_table(table, f"{name} ({split})", curated=True) for split, table in loaded.items()}
-    return RawData(name=name, spec=(record.name if record else hub_id,), splits=splits, record=record)
-
-
-def load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress, *, streaming: bool = False) -> Any:
+def _load_from_hub(hub_id: str, record: DatasetRecord | None, progress: Progress, *, streaming: bool) -> Any:
     """Load a Hub data set with the datasets library, as a dict of splits. With `streaming`, no rows are loaded yet.
 
     Raises:
@@ -274,6 +297,15 @@ def _from_datasets(data: datasets.Dataset | datasets.DatasetDict) -> RawData:
 def _datasets_table(table: datasets.Dataset, location: str, *, curated: bool = False) -> Table:
     columns: Columns = table.with_format("python").to_dict()
     return Table(columns=columns, location=location, label_names=class_names(table), curated=curated)
+
+
+def _files_table(paths: list[Path], location: str, curated: bool) -> Table:
+    return Table(columns=read_files(paths), location=location, curated=curated)
+
+
+_TABLES = SplitReader(
+    from_files=_files_table, from_hub=functools.partial(_datasets_table, curated=True), streaming=False
+)
 
 
 def class_names(data: datasets.Dataset | datasets.IterableDataset) -> dict[str, tuple[str, ...]]:
