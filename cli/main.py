@@ -83,7 +83,7 @@ def _print_version(requested: bool) -> None:
 def root(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_print_version, is_eager=True),
 ) -> None:
-    """Take a layer out of a large language model and use it in a small one.
+    """Surgery on the layers of language models: take parts of a large model, reading only their bytes.
 
     surgeon extract meta-llama/Llama-3.1-8B --layer -1, then surgeon graft bert-base-uncased, then surgeon finetune.
     """

@@ -10,7 +10,10 @@ Executor = Literal["local", "ray"]
 Candidates = Literal["layers", "pairs", "sites"]
 
 DonorArgument = Annotated[
-    str | None, typer.Argument(help="The large model: a folder, file or repo id. [dim](default: Llama-3.1-8B)[/]")
+    str | None,
+    typer.Argument(
+        help="The large model: a folder, file or repo id. [dim](default: of the plan or scale, else Llama-3.1-8B)[/]"
+    ),
 ]
 CandidatesOption = Annotated[
     Candidates,

@@ -52,6 +52,8 @@ checked when they are loaded, as above.
 """
 ENCODER = "encoder family: needs `is_decoder` in its config"
 OWN_NAMES_REFUSED = "refused with the model's own names"
+# Families whose usual models have something that the small model was built without.
+CONDITIONS = {"gemma4_text": "refused unless `hidden_size_per_layer_input` is 0"}
 # Not useful on the page: which layer to take instead, and transformers' list of all its families.
 ADVICE = re.compile(r" (Take|Extract the layer again|Model type should be)\b.*")
 
@@ -67,6 +69,7 @@ def page(table: dict[str, Any]) -> str:
         path = ".".join(filter(None, (family["base_prefix"], family["stack"], "0")))
         bidirectional = "yes" if family["bidirectional"] else "no"
         notes = [ENCODER] if family.get("needs_is_decoder") else []
+        notes += [CONDITIONS[name]] if name in CONDITIONS else []
         notes += [OWN_NAMES_REFUSED] if family.get("own_names_refused") else []
         embeddings = "no" if "embeddings" not in family else "yes" if family["token_table"] else "own tokens"
         text += f"| `{name}` | `{path}` | {bidirectional} | {embeddings} | {'; '.join(notes)} |\n"

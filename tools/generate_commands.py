@@ -78,7 +78,8 @@ def table(options: list[Any]) -> str:
     rows = ["| option | description |", "|---|---|"]
     for parameter, info in options:
         kind = typing.get_args(parameter.annotation)[0]
-        rows.append(f"| {names_of(parameter, info)}{value_of(kind, info.metavar)} | {plain(info.help)} |")
+        required = " (required)" if parameter.default is inspect.Parameter.empty else ""
+        rows.append(f"| {names_of(parameter, info)}{value_of(kind, info.metavar)}{required} | {plain(info.help)} |")
     return "\n".join(rows)
 
 

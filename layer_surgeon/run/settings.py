@@ -51,7 +51,9 @@ class RunConfig:
     device: Device = _option("auto", "Device to compute on. Default: a GPU if there is one.")
     max_length: int | None = _option(None, "Most tokens of a text. Default: as many as the model has positions for.")
     long_texts: LongTexts = _option("truncate", "Texts with more tokens: truncate or refuse.")
-    text_column: str | None = _option(None, "Column with the text. Default: text, or the only column.")
+    text_column: str | None = _option(
+        None, "Column with the text. Default: text, sentence, content or document, or the only column."
+    )
     keep_layers: bool = _option(False, "Keep each layer in the workspace as a layer artifact.")
     score: bool = _option(False, "Also compute each token's log-likelihood, and the perplexity.")
     workers: int = _option(1, "Share the texts out among so many processes. The states are the same.")

@@ -150,7 +150,7 @@ def read_comparison(content: Mapping[str, Any], arms: Sequence[Arm], task: str) 
     names = [arm.name.partition("@")[0] for arm in arms]
     host_arms = (name for name, arm in zip(names, arms, strict=True) if arm.kind == "host")
     reference = content.get("reference") or next(host_arms, names[0])
-    focus = content.get("focus", "graft" if "graft" in names else None)
+    focus = content.get("focus", next((name for name in ("graft", "matched") if name in names), None))
     margin = content.get("equivalence")
     return {
         "reference": reference,

@@ -86,6 +86,18 @@ def test_custom_arms():
     assert (middle.kind, slower.kind) == ("random", "graft")
 
 
+@pytest.mark.parametrize(
+    ("arms", "focus"),
+    [
+        (["host", "random", "graft", "matched"], "graft"),
+        (["host", "matched", "matched-random"], "matched"),
+        (["host", "random"], None),
+    ],
+)
+def test_the_default_focus_is_the_graft_or_else_the_matched_one(arms, focus):
+    assert plan(arms=arms).focus == focus
+
+
 def test_an_empty_name_is_not_a_name():
     made = plan(name=None, title=None)
     assert (made.name, made.title) == ("study", "A study")
