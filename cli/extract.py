@@ -83,7 +83,7 @@ def extract(
         vocabulary=vocabulary,
     )
     # A folder of the user's own is the latest layer too, as with `graft` and `finetune`.
-    ui.workspace.set_latest("layer", artifact.path)
+    ui.workspace.set_latest("layer", artifact.path, ui.progress)
     if not ui.as_json:
         _show(ui, artifact)
     return _document(artifact)

@@ -231,7 +231,7 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_source(path: Path, name: str, value: Any) -> None:
-    is_file_list = isinstance(value, list) and name in ("dataset", "validation", "test")
+    is_file_list = isinstance(value, list) and bool(value) and name in ("dataset", "validation", "test")
     for text in value if is_file_list else [value]:
         if not isinstance(text, str) or "\0" in text:
             raise UsageError(

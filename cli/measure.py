@@ -89,12 +89,21 @@ def measure(
 
         check_picture(output)
 
-    from layer_surgeon.run.measures import measure_layers  # torch and transformers take seconds; --help must not
-    from layer_surgeon.run.states import is_states
+    # torch and transformers take seconds; --help must not
+    from layer_surgeon.checkpoint import open_checkpoint
+    from layer_surgeon.run.measures import check_num_dropped, measure_layers
+    from layer_surgeon.run.states import HiddenStates, is_states
 
     if texts is None and not is_states(source):
         raise UsageError("Name a file with --texts, or the folder of a run with --pool none instead of a model.")
 
+    if suggest_drop is not None:
+        # Before the measurement, which may take hours.
+        if is_states(source):
+            num_layers = int(HiddenStates.open(source).info["num_layers"])
+        else:
+            num_layers = open_checkpoint(source, revision=revision, token=token).num_layers
+        check_num_dropped(suggest_drop, num_layers)
     with nothing_kept():
         measures = measure_layers(
             source,

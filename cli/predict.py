@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from layer_surgeon._io import write_text
 from layer_surgeon._text import csv_cell
+from layer_surgeon.errors import DataError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.tasks import get_task
 
@@ -70,7 +71,7 @@ def predict(
         if input:
             inputs = load_texts(input, config, task.name, model=folder, progress=ui.progress)
         else:
-            inputs = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if texts == ["-"] else texts or []
+            inputs = _read_lines(sys.stdin.buffer) if texts == ["-"] else texts or []
             if task.columns.pair:
                 inputs = [_split_pair(text, *task.columns.titles[:2]) for text in inputs]
         predictions = finetune.predict(folder, inputs, donor=donor, progress=ui.progress, **settings)
@@ -81,6 +82,14 @@ def predict(
         rows = [tuple(_cell(getattr(prediction, name)) for name in task.shown.values()) for prediction in predictions]
         ui.table(tuple(task.shown), rows)
     return [prediction.as_row() for prediction in predictions]
+
+
+def _read_lines(stream: BinaryIO) -> list[str]:
+    try:
+        text = stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 text (byte {error.start:,}). Convert it to UTF-8.") from error
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None) if line.strip()]
 
 
 def _split_pair(text: str, first: str, second: str) -> tuple[str, str]:

@@ -61,7 +61,7 @@ def run(
         force=force,
     )
     if output is None:
-        ui.workspace.set_latest("states", folder)
+        ui.workspace.set_latest("states", folder, ui.progress)
     if not ui.as_json:
         _show(ui, states)
     return _document(states)

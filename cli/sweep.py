@@ -130,4 +130,4 @@ def sweep_plan(
         else:
             chosen = choose_layers(layers or ("-1" if candidates == "sites" else "all"), count_layers(spec))
     with usage():
-        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.name})
+        return StudyPlan.from_dict({**with_candidates(content, chosen, candidates), "name": folder.resolve().name})

@@ -7,7 +7,7 @@ nothing in a cache folder, and errors can name the bad line by its number.
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -106,10 +106,11 @@ def count_rows(path: Path) -> int | None:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """List the readable files of a folder, sorted by name; empty if the folder does not exist."""
+    """List the readable files of a folder, sorted by name, without hidden ones; empty if it does not exist."""
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()]
+    names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in names if path.suffix.lower() in READERS and path.is_file()]
 
 
 def read_stream(stream: BinaryIO, location: str) -> Columns:
@@ -166,8 +167,7 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise DataError(f"{path} has a duplicate column in its header: {', '.join(header)}.")
+            _check_header(path, header)
             yield header
             for row in reader:
                 if not row:
@@ -177,9 +177,20 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
                         f"{path}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)} "
                         f"({', '.join(header)}). Put double quotes around cells that contain {delimiter!r}."
                     )
+                if delimiter == "\t" and any("\n" in cell and "\t" in cell for cell in row):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: a cell that begins with a double quote goes on over several "
+                        'rows. Put such cells in double quotes and write "" for each quote in them, or save the data '
+                        "as JSON Lines."
+                    )
                 yield row
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} has a duplicate column in its header: {', '.join(names)}.")
 
 
 def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
@@ -278,6 +289,7 @@ def rows_to_columns(rows: list[dict[str, Any]], location: str) -> Columns:
 
 def _read_parquet(path: Path) -> Columns:
     with _parquet_errors(path) as parquet:
+        _check_header(path, parquet.read_schema(path).names)
         table = parquet.read_table(path)
     columns: Columns = table.to_pydict()
     return columns
@@ -285,6 +297,7 @@ def _read_parquet(path: Path) -> Columns:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     with _parquet_errors(path) as parquet, parquet.ParquetFile(path) as file:
+        _check_header(path, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
             yield from batch.to_pylist()
 

@@ -21,6 +21,7 @@ from layer_surgeon._folders import expand_home
 from layer_surgeon._format import format_runs
 from layer_surgeon._io import locked, read_json, write_json
 from layer_surgeon.errors import WorkspaceError
+from layer_surgeon.progress import Progress
 
 Kind = Literal["layer", "states", "graft", "run", "model"]
 
@@ -78,11 +79,16 @@ class Workspace:
             )
         return folder
 
-    def set_latest(self, kind: Kind, folder: str | os.PathLike[str]) -> None:
+    def set_latest(self, kind: Kind, folder: str | os.PathLike[str], progress: Progress | None = None) -> None:
         """Record `folder`, inside the workspace or not, as the latest of its kind.
 
+        Args:
+            kind: What it holds.
+            folder: The folder, which is complete.
+            progress: Receives a notice if the workspace can't be written. None: that is an error.
+
         Raises:
-            WorkspaceError: The workspace can't be written.
+            WorkspaceError: The workspace can't be written, and there is no `progress`.
         """
         try:
             # Two commands that end at the same time must not overwrite each other's record.
@@ -91,11 +97,14 @@ class Workspace:
                 latest[kind] = os.path.relpath(Path(folder).resolve(), self.root.resolve())
                 write_json(self.root / "workspace.json", latest)
         except OSError as error:
-            if isinstance(error, WorkspaceError):
-                raise
-            raise WorkspaceError(
+            reason = (
                 f"The workspace {self.root} can't be written: {error.strerror}. Choose another one with --workspace."
-            ) from error
+            )
+            if isinstance(error, WorkspaceError):
+                reason = str(error)
+            if progress is None:
+                raise WorkspaceError(reason) from error
+            progress.notice(f"{folder} is complete, but not recorded as the latest {kind}. {reason}")
 
     def _read(self) -> dict[str, str]:
         path = self.root / "workspace.json"

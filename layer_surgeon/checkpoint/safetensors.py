@@ -185,6 +185,8 @@ def parse_header_length(raw: bytes, file: str, size: int) -> int:
     Raises:
         CheckpointError: The length is impossible.
     """
+    if raw == b"version ":
+        raise CheckpointError(f"{file} is a pointer of Git LFS, and not the weights. Get them with `git lfs pull`.")
     (length,) = struct.unpack("<Q", raw)
     if length > size - LENGTH_BYTES:
         raise CheckpointError(

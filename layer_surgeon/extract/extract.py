@@ -103,7 +103,7 @@ def extract_layer(
     else:
         progress.notice(f"{folder} already holds this layer; nothing was read.")
     if output is None:
-        workspace.set_latest("layer", folder)
+        workspace.set_latest("layer", folder, progress)
     return artifact
 
 

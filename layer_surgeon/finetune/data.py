@@ -264,6 +264,9 @@ class SplitReader:
         if separate_data is None:
             if own is None:
                 return None
+            if role == "test" and self._is_unlabelled(own):
+                self.progress.notice(f"{own.location} has no labels, so it is not used.")
+                return None
             own = drop_unusable(own, self.columns, train_data.record, self.progress)
             return self.examples(own, self.columns, declared_names(train_data, own, self.columns))
         table, columns = separate_data.choose(role=role), self.columns
@@ -272,6 +275,13 @@ class SplitReader:
             columns = choose_columns(table, self.config, separate_data.record, roles=self.task.record.columns)
         table = drop_unusable(table, columns, separate_data.record, self.progress)
         return self.examples(table, columns, declared_names(separate_data, table, columns))
+
+    def _is_unlabelled(self, table: Table) -> bool:
+        """Whether a split lacks the labels, as the test splits of competitions do: no column, or -1 everywhere."""
+        if self.labels is None or self.columns.label is None:
+            return False
+        labels = table.columns.get(self.columns.label, [])
+        return len(table) > 0 and all(label in (-1, "-1") for label in labels) and -1 not in self.labels.ids
 
 
 def drop_unusable(table: Table, columns: ColumnChoice, record: DatasetRecord | None, progress: Progress) -> Table:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._folders import foreign_files, remove_ours
+from layer_surgeon._folders import check_name, foreign_files, remove_ours
 from layer_surgeon._format import list_names
 from layer_surgeon._io import BusyError, FileLock, is_locked, read_json, write_json
 from layer_surgeon.errors import TrainingError, WorkspaceError
@@ -125,6 +125,7 @@ def claim_folder(
         WorkspaceError: The folder is in use, or can't be written.
         TrainingError: There is nothing to resume, or the unfinished run has a different signature.
     """
+    check_name(target, "run", WorkspaceError)
     signature = json.loads(json.dumps(signature))
     while True:
         path = _choose_target(target, resume=resume, progress=progress) if by_default else target
@@ -202,6 +203,7 @@ def check_free(target: Path) -> None:
     Raises:
         WorkspaceError: The folder is not empty, or `<name>.unfinished` contains a run or files of the user.
     """
+    check_name(target, "run", WorkspaceError)
     try:
         _check_idle(target)
     except BusyError as error:

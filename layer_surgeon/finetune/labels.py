@@ -85,8 +85,21 @@ def check_label(value: Any, location: str) -> None:
     """
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{location}: the label is missing. Fill it in, or remove the row.")
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bytes):
         raise DataError(f"{location}: the label is {value!r}, but one class per row is expected.")
+
+
+def classes_of(values: Sequence[Any], location: str) -> tuple[str, ...]:
+    """Return the names of the classes in a column of labels, sorted.
+
+    Raises:
+        DataError: As `normalize`.
+    """
+    return tuple(sorted(set(_names(values, normalize(values, location)))))
+
+
+def _names(values: Sequence[Any], labels: Sequence[Label]) -> list[str]:
+    return [_name(value, label) for value, label in zip(values, labels, strict=True)]
 
 
 def _name(value: Any, label: Label) -> str:
@@ -191,7 +204,8 @@ def labels_of_model(
 ) -> LabelMap:
     """Map the labels of a data set to the classes of a trained model.
 
-    Labels are matched by name if the data set's class names are the model's, and by number if they are numbers.
+    Labels are matched by name if the data set's class names are the model's, and by number if they are numbers and the
+    model's classes have names that are not numbers.
 
     Raises:
         DataError: A label is not one of the model's classes.
@@ -201,7 +215,7 @@ def labels_of_model(
     if all(isinstance(label, int) for label in labels):
         if declared and set(declared) <= set(names):
             ids = {index: names.index(name) for index, name in enumerate(declared)}
-        elif not {_name(value, label) for value, label in zip(values, labels, strict=True)} <= set(names):
+        elif any(_as_int(name) is None for name in names) and not set(_names(values, labels)) <= set(names):
             ids = {index: index for index in range(len(names))}
     result = LabelMap(names=tuple(names), ids=ids)
     result.encode(values, location)

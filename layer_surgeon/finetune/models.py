@@ -177,7 +177,8 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
     """Load the tokenizer, by default from the model's folder or repo, and make sure that it has a padding token.
 
     Raises:
-        ConfigError: The tokenizer can't be loaded, or has neither a padding nor an end token.
+        ConfigError: The given tokenizer can't be loaded, or a tokenizer has neither a padding nor an end token.
+        GraftError: The model's own tokenizer can't be loaded.
     """
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         model_source = model_or_path if isinstance(model_or_path, str | os.PathLike) else model.name_or_path
@@ -189,9 +190,10 @@ def load_tokenizer(model_or_path: ModelLike, model: Any, tokenizer: Any = None) 
         try:
             tokenizer = load_any_tokenizer(tokenizer_source, revision=commit)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ConfigError(
-                f"There is no usable tokenizer at {tokenizer_source} ({first_line(error)}). Pass tokenizer=..."
-            ) from error
+            problem = f"There is no usable tokenizer at {tokenizer_source} ({first_line(error)})."
+            if tokenizer is not None:
+                raise ConfigError(problem) from error
+            raise GraftError(f"{problem} Save one there, or pass tokenizer=... in Python.") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError("The tokenizer has neither a padding token nor an end token. Set tokenizer.pad_token.")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.folder import check_free
 from layer_surgeon.finetune.models import ModelLike, quiet
@@ -87,7 +88,7 @@ def plan_finetuning(
     sources = {"graft": model_or_path, "dataset": train, "validation": validation, "test": test, "tokenizer": tokenizer}
     sources["donor"] = donor
     if output is not None:
-        check_free(Path(output))
+        check_free(Path(expand_home(output)))
     with quiet():
         run = prepare_run(sources, config, progress)
     try:
@@ -111,7 +112,7 @@ def _plan(run: Preparation, output: str | os.PathLike[str] | None, workspace: Wo
         parameters=_parameters(run.context.model),
         memory=_memory(run),
         device=str(run.device),
-        output=Path(output) if output is not None else run.default_folder(workspace),
+        output=Path(expand_home(output)) if output is not None else run.default_folder(workspace),
         config=resolved,
     )
 

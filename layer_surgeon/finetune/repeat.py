@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._io import write_json
 from layer_surgeon._launched import is_main_process
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.folder import check_free
 from layer_surgeon.finetune.results import FinetuneResult
@@ -85,7 +86,7 @@ def finetune_seeds(
     names = {field.name for field in fields(FinetuneConfig)}
     settings = {name: arguments.pop(name) for name in names & set(arguments)}
     config, progress = FinetuneConfig.from_settings(config, settings), progress or NullProgress()
-    folder = None if output is None else Path(output)
+    folder = None if output is None else Path(expand_home(output))
     seeds = tuple(range(config.seed, config.seed + num_seeds))
     check_seeds((train, validation, arguments.get("test")), seeds, folder)
     results = []
@@ -129,10 +130,12 @@ def check_seeds(data: Iterable[Any], seeds: Sequence[int], output: str | os.Path
     if len(seeds) > 1 and any(isinstance(name, str) and name == STDIN for name in names):
         raise ConfigError("Data from stdin can be read only once, and each seed reads it. Save it in a file.")
     if output is not None and is_main_process():
+        if (Path(expand_home(output)) / SEEDS_FILE).exists():
+            raise WorkspaceError(f"{output} has the {SEEDS_FILE} of other runs. Choose another folder with --output.")
         for seed in seeds:
             check_free(seed_folder(output, seed))
 
 
 def seed_folder(output: str | os.PathLike[str], seed: int) -> Path:
     """Return the folder of the run with a seed, below the parent folder of all runs."""
-    return Path(output) / f"seed-{seed}"
+    return Path(expand_home(output)) / f"seed-{seed}"

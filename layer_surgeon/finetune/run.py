@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._format import list_names
 from layer_surgeon._io import usual_modes
 from layer_surgeon.errors import ConfigError, DataError, TrainingError, WorkspaceError
@@ -109,7 +110,7 @@ def finetune_model(
         with _undo_on_failure(run, processes):
             claim = functools.partial(
                 claim_folder,
-                Path(output) if output is not None else run.default_folder(workspace),
+                Path(expand_home(output)) if output is not None else run.default_folder(workspace),
                 run.signature | ({} if processes.count == 1 else {"processes": processes.count}),
                 resume=resume,
                 by_default=output is None,
@@ -125,7 +126,7 @@ def finetune_model(
                     raise ConfigError("The donor's states can't be shuffled in a stream. Set streaming to false.")
                 result = _train(run, folder, trackers, progress, processes)
     if processes.is_main:
-        workspace.set_latest("run", result.path)
+        workspace.set_latest("run", result.path, progress)
     return result
 
 

@@ -205,6 +205,8 @@ def find_by_name(
         DataError: It does not exist or can't be read, or the registry lists it for another task.
     """
     name, path = names[0], Path(expand_home(names[0]))
+    if "" in names:
+        raise DataError("The name of a data set or file is empty.")
     if len(names) > 1:
         return _from_files(names, reader)
     record = None if path.is_file() else find_dataset(name)
@@ -253,8 +255,13 @@ def _group_files(folder: Path) -> dict[str, list[Path]]:
     """Group the files of a folder by split, from their names: train.csv, dev.jsonl, test-00000-of-00002.parquet, ...
 
     Raises:
-        DataError: The folder has no readable file.
+        DataError: The folder has no readable file, or files of the datasets library.
     """
+    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+        raise DataError(
+            f"{folder} was written by save_to_disk of the datasets library. Save the data with to_parquet or to_json, "
+            "or pass datasets.load_from_disk(...) in Python."
+        )
     files = find_files(folder) or find_files(folder / "data")
     if not files:
         raise DataError(f"{folder} contains no data files. Supported formats: {', '.join(READERS)}.")

@@ -71,6 +71,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         """Count an optimizer step."""
         self._progress.advance(1)
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log a loss for an epoch that is shorter than the steps from one log to the next."""
+        evaluated = max((record["step"] for record in state.log_history if "eval_cross_entropy" in record), default=0)
+        if not any("loss" in record and record["step"] > evaluated for record in state.log_history):
+            control.should_log = True
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Exclude the validation from the speed."""
         self._restart(state)

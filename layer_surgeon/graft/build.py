@@ -180,7 +180,7 @@ def save_graft(
     _write(model, tokenizer, target, host=expand_home(host), token=token, force=force)
     progress.advance(1)
     progress.end()
-    workspace.set_latest("graft", target)
+    workspace.set_latest("graft", target, progress)
     reference = model.config.donor
     loudness = None if reference is None else measure_loudness(model)
     return GraftResult(

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from layer_surgeon._folders import expand_home
 from layer_surgeon._text import first_line
 from layer_surgeon._version import __version__
 from layer_surgeon.donor import DonorStack
@@ -128,7 +129,7 @@ def export_model(
     progress = progress or NullProgress()
     _check_format(format)
     name = os.fspath(graft)
-    target = Path(output) if output is not None else Path(short_name(name) + SUFFIXES[format])
+    target = Path(expand_home(output)) if output is not None else Path(short_name(name) + SUFFIXES[format])
     old_weights = _check_target(target, format, force=force)
     hub_settings: dict[str, Any] = {"revision": revision, "token": token}
     config = read_graft_config(name, {key: value for key, value in hub_settings.items() if value is not None})

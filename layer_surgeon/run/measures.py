@@ -1,7 +1,9 @@
 """`measure_layers`: what each layer and each block of layers does to the hidden states of texts."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from layer_surgeon.donor.exit import not_finite
-from layer_surgeon.errors import ConfigError, DataError
+from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
 from layer_surgeon.run.fetching import ByteCounter
@@ -62,10 +64,7 @@ class LayerMeasures:
         Raises:
             ConfigError: There are not so many layers, or blocks of this length were not measured.
         """
-        if not 0 < count < len(self.layers):
-            raise ConfigError(
-                f"{count} of {len(self.layers)} layers can't be dropped. Choose 1 to {len(self.layers) - 1}."
-            )
+        check_num_dropped(count, len(self.layers))
         if by == "influence":
             ranked = sorted(self.layers, key=lambda measure: measure.block_influence)
             return tuple(sorted(measure.layer for measure in ranked[:count]))
@@ -77,6 +76,16 @@ class LayerMeasures:
             )
         first = min(blocks, key=lambda measure: measure.angular_distance).layer
         return tuple(range(first, first + count))
+
+
+def check_num_dropped(count: int, num_layers: int) -> None:
+    """Check that `count` of `num_layers` layers can be dropped.
+
+    Raises:
+        ConfigError: They can't.
+    """
+    if not 0 < count < num_layers:
+        raise ConfigError(f"{count} of {num_layers} layers can't be dropped. Choose 1 to {num_layers - 1}.")
 
 
 def measure_layers(
@@ -130,7 +139,7 @@ def measure_layers(
     inputs = prepare_run(source, texts, config, revision=revision, token=token, progress=progress)
     num_layers = inputs.checkpoint.num_layers
     observer = MeasureObserver(num_layers, inputs.tokens.batches, block=block, linear=linear)
-    with TemporaryDirectory(prefix="layer-surgeon-") as folder:
+    with TemporaryDirectory(prefix="layer-surgeon-") as folder, _explained(folder):
         walk_inputs(
             inputs,
             Path(folder),
@@ -141,6 +150,20 @@ def measure_layers(
         )
     origin = inputs.checkpoint.source
     return observer.result(origin.name, origin.commit if origin.kind == "hub" else None)
+
+
+@contextmanager
+def _explained(folder: str) -> Iterator[None]:
+    """Say what to do if the temporary folder is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise WorkspaceError(
+            f"The disk of the temporary folder {folder} is full. Name a folder on a larger one in the environment "
+            "variable TMPDIR."
+        ) from error
 
 
 def _measure_states(states: HiddenStates, *, block: int | None, linear: bool) -> LayerMeasures:

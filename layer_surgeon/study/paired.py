@@ -169,8 +169,8 @@ def _quasi_f(differences: Matrix, seed_variance: SeedVariance) -> CrossedTest:
 
 def _outcome(mean: float, error: float, df: float) -> CrossedTest:
     if error < 1e-12:
-        p = 1.0 if abs(mean) < 1e-12 else 0.0
-        return CrossedTest(mean=mean, error=0.0, df=df, p=p, interval=Interval(mean, mean))
+        # Without any scatter, there is nothing to test a difference with.
+        return CrossedTest(mean=mean, error=0.0, df=df, p=1.0, interval=Interval(mean, mean))
     half_width = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, df))
     return CrossedTest(mean=mean, error=error, df=df, p=p, interval=Interval(mean - half_width, mean + half_width))
@@ -179,7 +179,8 @@ def _outcome(mean: float, error: float, df: float) -> CrossedTest:
 def equivalence_test(mean: float, error: float, df: float, margin: float) -> float:
     """Return p of the two one-sided t-tests (Schuirmann 1987) that a difference is between -margin and +margin.
 
-    It is below 0.05 if the 90 % interval of the difference lies within the margin.
+    It is below 0.05 if the 90 % interval of the difference lies within the margin. It is 1 without an error, because
+    there is nothing to test with.
 
     Args:
         mean: The mean difference.
@@ -188,7 +189,7 @@ def equivalence_test(mean: float, error: float, df: float, margin: float) -> flo
         margin: The margin, positive, in the unit of the difference.
     """
     if error < 1e-12:
-        return 0.0 if abs(mean) < margin else 1.0
+        return 1.0
     return float(stats.t.sf((margin - abs(mean)) / error, df))
 
 

@@ -17,6 +17,7 @@ from layer_surgeon.finetune.columns import choose_columns
 from layer_surgeon.finetune.config import COLUMN_SETTINGS, FinetuneConfig
 from layer_surgeon.finetune.data import declared_names, prepare_evaluation
 from layer_surgeon.finetune.examples import Examples, hold_out, subsample
+from layer_surgeon.finetune.labels import classes_of
 from layer_surgeon.finetune.sources import RawData, Role, load_data
 from layer_surgeon.finetune.tasks import finetune_task
 from layer_surgeon.progress import Progress
@@ -189,9 +190,7 @@ def _rows(spec: DataSpec, source: str, part: Role, task: str, progress: Progress
 def _label_names(raw: RawData, split: str, config: FinetuneConfig, task: str) -> tuple[str, ...]:
     table = raw.choose(split)
     columns = choose_columns(table, config, raw.record, roles=get_task(task).columns)
-    return declared_names(raw, table, columns) or tuple(
-        sorted({str(value).strip() for value in table.columns[str(columns.label)]})
-    )
+    return declared_names(raw, table, columns) or classes_of(table.columns[str(columns.label)], table.location)
 
 
 def _as_rows(examples: Examples, label_names: Sequence[str]) -> list[dict[str, Any]]:

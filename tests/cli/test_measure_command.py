@@ -44,9 +44,10 @@ def test_table_and_the_command_that_drops_layers(folder, document):
     assert document["command"] in result.out
 
 
-def test_an_impossible_suggestion_keeps_the_table_and_the_revision_is_in_the_command(folder):
+def test_an_impossible_suggestion_is_refused_first_and_the_revision_is_in_the_command(folder):
     refused = surgeon_here("measure", "my model", *SETTINGS, "--suggest-drop", "4", cwd=folder)
-    assert (refused.code, "block influence" in refused.out) == (2, True)
+    assert (refused.code, refused.out) == (2, "")
+    assert "4 of 4 layers can't be dropped. Choose 1 to 3." in refused.err
     measures = SimpleNamespace(source="org/m", commit="abc")
     assert _drop_command(measures, (3,)) == "surgeon assemble org/m --revision abc --drop 3"
 

@@ -78,10 +78,12 @@ def test_the_whole_way(run, graft, train_csv, test_csv, tmp_path):
 
     done = run("predict", "the film was good", "a dull plot")
     assert [line.split()[0] for line in done.stdout.splitlines() if "film" in line or "plot" in line] != []
-    done = run("predict", "-", "--json", input="the film was good\n\na dull plot\n")
+    done = run("predict", "-", "--json", input="\ufeffthe film was good\n\na dull plot\n")
     document = json.loads(done.stdout)
     assert [row["text"] for row in document] == ["the film was good", "a dull plot"]
     assert set(document[0]["probabilities"]) == {"bad", "good"}
+    done = run("predict", "-", input=b"caf\xe9\n")
+    assert (done.exit_code, "stdin is not UTF-8 text (byte 3)" in done.stderr) == (1, True)
 
 
 def test_predictions_into_files(run, graft, train_csv, test_csv, tmp_path):

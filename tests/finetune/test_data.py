@@ -11,7 +11,7 @@ from layer_surgeon.finetune import sources
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.data import prepare_data, prepare_evaluation
 from layer_surgeon.finetune.examples import hold_out, subsample
-from layer_surgeon.finetune.labels import make_label_map
+from layer_surgeon.finetune.labels import classes_of, labels_of_model, make_label_map
 from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.finetune.tasks import finetune_task
 from tests.support.classification import Recorder, rows, write_csv
@@ -236,7 +236,7 @@ def test_label_in_validation_or_test_not_seen_in_training():
 
 
 def test_hidden_labels():
-    fails("hidden", {"train": rows(20), "test": [{"text": "a b", "label": -1}]})
+    fails("hidden", rows(20), None, [{"text": "a b", "label": -1}])
 
 
 def test_only_one_class():
@@ -372,6 +372,27 @@ def test_separate_data_are_the_split_of_their_role():
     data = prepare(rows(40), other, other)
     assert (len(data.validation), len(data.test)) == (6, 5)
     assert len(prepare(rows(40), {"train": rows(8), "test": rows(5)}).validation) == 5
+
+
+def test_a_test_split_without_labels_is_not_used():
+    """As in the data of competitions, such as GLUE."""
+    unlabelled = [row | {"label": -1} for row in rows(6)]
+    for test in (unlabelled, [{"text": row["text"]} for row in rows(6)]):
+        progress = Recorder()
+        data = prepare({"train": rows(40), "test": test}, progress=progress)
+        assert data.test is None
+        assert "the given rows (test) has no labels, so it is not used." in progress.notices
+    with pytest.raises(DataError, match="labels that were not seen in training: -1"):
+        prepare(rows(40), None, unlabelled)
+    assert prepare({"train": rows(40, labels=(-1, 1)), "test": rows(6, labels=(-1, -1))}).test is not None
+
+
+def test_numbers_of_other_classes_are_not_matched_by_position():
+    assert labels_of_model(["1", 2.0], "a", ("1", "2")).encode([1, 2], "a") == [0, 1]
+    assert labels_of_model([0, 1], "a", ("bad", "good")).encode([0, 1], "a") == [0, 1]
+    with pytest.raises(DataError, match="not seen in training: 0"):
+        labels_of_model([0, 1], "a", ("1", "2"))
+    assert classes_of([1.0, 10.0, 2], "a") == ("1", "10", "2")
 
 
 def test_the_same_rows_for_validation_and_test_are_noticed(tmp_path):

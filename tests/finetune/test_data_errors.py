@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from transformers import BertForQuestionAnswering, BertForTokenClassification
 
@@ -43,6 +45,19 @@ def files(folder):
     for name, header in (("a.csv", "text,label"), ("b.csv", "text,stars")):
         (folder / name).write_text(f"{header}\na b,1\n")
     return [folder / "a.csv", folder / "b.csv"]
+
+
+def column_twice(folder):
+    """A Parquet file with two columns of one name."""
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a b"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def saved(folder):
+    """A folder of the datasets library."""
+    datasets.Dataset.from_list(rows(4)).save_to_disk(folder / "saved")
+    return folder / "saved"
 
 
 def folder_and_file(folder):
@@ -110,6 +125,14 @@ MISTAKES = {
     "header alone": (file("a.csv", "text,label\n"), "a.csv has no rows below its header."),
     "no UTF-8": (file("a.csv", b"text,label\n\xff,1\n"), "a.csv is not UTF-8 text (byte"),
     "column twice": (file("a.csv", "text,text\na,b\n"), "has a duplicate column in its header: text, text."),
+    "Parquet column twice": (column_twice, "has a duplicate column in its header: text, text."),
+    "quoted rows of TSV": (
+        file("a.tsv", 'text\tlabel\n"a\t0\nb\t1\nc"\t0\n'),
+        "a.tsv, line 4: a cell that begins with a double quote goes on over several rows.",
+    ),
+    "empty name": ("", "The name of a data set or file is empty."),
+    "data of save_to_disk": (saved, "was written by save_to_disk of the datasets library."),
+    "bytes as labels": ([{"text": "a b", "label": b"0"}] * 4, "row 1: the label is b'0', but one class per row"),
     "too few cells": (file("a.csv", "text,label\na b\n"), "a.csv, line 2: 1 cells, but the header has 2"),
     "too many cells in TSV": (file("a.tsv", "text\tlabel\na\tb\tc\n"), "a.tsv, line 2: 3 cells, but the header has 2"),
     "no CSV": (file("a.csv", 'text,label\n"a"b,1\n'), "a.csv, line 2: not valid CSV"),
@@ -156,7 +179,7 @@ MISTAKES = {
     ),
     "new label in validation": ({"train": rows(40), "dev": [{"text": "a", "label": 7}]}, "not seen in training: 7 (1"),
     "new label in test": ({"train": rows(40), "test": [{"text": "a", "label": 7}]}, "not seen in training: 7 (1 rows)"),
-    "hidden labels": ({"train": rows(40), "test": [{"text": "a", "label": -1}]}, "labels are hidden; use another"),
+    "hidden labels": ({"train": rows(40), "dev": [{"text": "a", "label": -1}]}, "labels are hidden; use another"),
     # ---- texts
     "empty text": (odd(rows(9), 4, text=" "), "column 'text': 1 empty texts (rows 4)."),
     "no text in a row": (odd(rows(9), 4, text=None), "column 'text': 1 empty texts (rows 4)."),
@@ -170,7 +193,7 @@ MISTAKES = {
     "number as text": (odd(rows(9), 4, text=7), "row 4: found 7 of the type int, but expected a text"),
     "no rows in a split": ({"train": rows(9), "test": []}, "the given rows (test) has no rows."),
     "no labels in a split": (
-        {"train": rows(9), "test": [{"text": "a b"}]},
+        {"train": rows(9), "dev": [{"text": "a b"}]},
         "has no column 'label', which the training",
     ),
     "no rows that can be used": (packaged("text,label\n ,0\n"), "sentences-imdb has no rows."),

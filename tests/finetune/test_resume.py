@@ -8,6 +8,7 @@ import torch
 
 from layer_surgeon.errors import TrainingError, WorkspaceError
 from layer_surgeon.finetune import finetune_model, run
+from layer_surgeon.finetune.checkpoints import last_checkpoint, remove_broken
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft import save_graft
 from layer_surgeon.workspace import Workspace
@@ -142,6 +143,17 @@ def test_incomplete_checkpoint_is_skipped(graft, workspace, tmp_path, stop_at):
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
     assert same(whole, train(graft, workspace, resume=True))
+
+
+def test_a_checkpoint_with_fields_of_another_version_is_kept(graft, workspace, stop_at):
+    stop_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        train(graft, workspace)
+    checkpoints = next((workspace.root / "runs").iterdir()) / "checkpoints"
+    state = last_checkpoint(checkpoints) / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"of_a_later_version": 1}))
+    remove_broken(checkpoints)
+    assert last_checkpoint(checkpoints) == state.parent
 
 
 def test_run_of_a_running_process_is_not_touched(graft, workspace, tmp_path):

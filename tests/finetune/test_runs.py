@@ -10,9 +10,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from layer_surgeon._loading import load_tokenizer
 from layer_surgeon.errors import ConfigError, DataError, GraftError, SourceNotFoundError, TrainingError, WorkspaceError
-from layer_surgeon.finetune import finetune_model
+from layer_surgeon.finetune import finetune_model, trainer
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft import GraftedModel, graft_layer
+from layer_surgeon.workspace import Workspace
 from tests.graft.conftest import host_model
 from tests.support.classification import Recorder, classifier, rows, word_tokenizer
 from tests.support.tiny_models import save_quietly
@@ -93,6 +94,32 @@ def test_output_that_can_not_be_written(graft, workspace, tmp_path):
 
 
 # ---- progress
+
+
+@pytest.mark.parametrize("output", [".", "", "/", ".."])
+def test_output_without_a_name(graft, workspace, output):
+    with pytest.raises(WorkspaceError, match="The run is written next to its folder and then moved"):
+        train(graft, workspace, output=output)
+
+
+def test_home_folder(graft, workspace, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train(graft, workspace, output="~/runs/a").path == tmp_path / "runs/a"
+
+
+def test_a_workspace_that_can_not_be_written_is_a_notice(graft, tmp_path):
+    (tmp_path / "file").write_text("")
+    progress = Recorder()
+    result = train(graft, Workspace(tmp_path / "file/surgery"), output=tmp_path / "run", progress=progress)
+    assert (result.path / "results.json").is_file()
+    assert any("is complete, but not recorded as the latest run" in notice for notice in progress.notices)
+
+
+def test_a_short_last_epoch_has_a_loss(workspace, monkeypatch):
+    monkeypatch.setattr(trainer, "_LOGS_PER_RUN", 2)  # one each 10 steps
+    result = train(classifier(), workspace, data=rows(50), batch_size=2, num_epochs=1.05)
+    assert [epoch.step for epoch in result.history] == [20, 21]
+    assert all(math.isfinite(epoch.training_loss) for epoch in result.history)
 
 
 def test_progress(graft, workspace):
@@ -211,7 +238,7 @@ def test_a_folder_without_tokenizer_files(tmp_path, workspace):
     """transformers makes a tokenizer that knows the special tokens only."""
     save_quietly(classifier(), tmp_path / "bare")
     assert len(AutoTokenizer.from_pretrained(tmp_path / "bare")) == 5
-    with pytest.raises(ConfigError, match=r"no usable .*bare \(the tokenizer's files are missing\). Pass tokenizer="):
+    with pytest.raises(GraftError, match=r"no usable .*bare \(the tokenizer's files are missing\)\. Save one there"):
         train(str(tmp_path / "bare"), workspace)
 
 

@@ -74,6 +74,12 @@ def test_a_safetensors_header_with_a_huge_length(length: int) -> None:
     assert source.longest_read < 32_000
 
 
+def test_a_pointer_of_git_lfs() -> None:
+    source = HugeSource(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="file is a pointer of Git LFS, and not the weights"):
+        read_header(source, "file")
+
+
 def test_a_safetensors_shape_with_a_huge_product() -> None:
     for shape in ([HUGE, HUGE], [2**62] * 64, [2**32, 2**32], [10**400], [1] * 10_000):
         header = json.dumps({"a": {"dtype": "BF16", "shape": shape, "data_offsets": [0, HUGE]}}).encode()
