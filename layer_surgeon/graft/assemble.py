@@ -136,8 +136,9 @@ def _check_graft_runs(model: GraftedModel) -> None:
         other = "causal" if settings.attention == "bidirectional" else "bidirectional"
         advice = "" if settings.reads_text else f" Or choose attention {other!r}."
         raise GraftError(f"The donor layer doesn't fit this graft: {error}{advice}") from error
-    except UnboundLocalError as error:
-        # Some families set their return value in the loop over the layers, and there are none.
+    except (UnboundLocalError, AttributeError) as error:
+        # Some families set their return value in the loop over the layers, and there are none. And Llama 4 names itself
+        # as the model below its language head.
         raise GraftError(
             f"The host ({kind}) can't run with site {settings.site!r}: {error}. Choose another site or another host."
         ) from error

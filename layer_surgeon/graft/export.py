@@ -194,11 +194,16 @@ def _batches(exported: _TensorsOnly) -> list[tuple[Tensor, ...]]:
     config = exported.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or 64
     generator = torch.Generator().manual_seed(0)
+    num_ids = config.vocab_size
+    settings, donor = exported.model.config.settings, exported.model.donor
+    if donor is not None and settings.reads_text and settings.donor_tokens == "host":
+        # A host may have more rows than its tokenizer has tokens, and the donor only knows those.
+        num_ids = min(num_ids, vocabulary_size(cast(DonorStack, donor)))
     batches = []
     for rows, length, side in ((2, 12, "right"), (1, 1, "right"), (3, 25, "right"), (3, 7, "left")):
         # In some hosts (RoBERTa), positions start after the id of the padding token.
         length = max(1, min(length, longest // 2))
-        ids = torch.randint(0, config.vocab_size, (rows, length), generator=generator)
+        ids = torch.randint(0, num_ids, (rows, length), generator=generator)
         mask = torch.ones_like(ids)
         for row in range(1, rows):
             padding = min(2 * row, length - 1)

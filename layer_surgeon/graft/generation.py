@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 
+from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 
@@ -31,7 +32,16 @@ class GeneratingModel(GraftedModel, GenerationMixin):  # type: ignore[misc]  # t
             self._site_hooks.expect(donor_states)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate text with the host's own `generate`."""
+        """Generate text with the host's own `generate`.
+
+        Raises:
+            GraftError: peft adds a trained prompt.
+        """
+        if getattr(self.__dict__.get("prepare_inputs_for_generation"), "__self__", self) is not self:
+            # peft sets this for the length of its own `generate`; the host's `generate` would not call it.
+            raise GraftError(
+                "A trained prompt of peft (prompt tuning, prefix tuning) can't generate text with a graft. Use LoRA."
+            )
         self.keep_states(None, None, None)
         self.host.generation_config = self.generation_config
         return self.host.generate(*args, **kwargs)

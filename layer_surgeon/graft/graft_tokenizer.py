@@ -103,14 +103,16 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
             encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
         inputs = dict(encoded_inputs)
         ids = inputs.pop(_IDS, None)
-        inputs.pop(_MASK, None)
+        masks = inputs.pop(_MASK, None)
         padded = super().pad(inputs, padding, max_length, pad_to_multiple_of=pad_to_multiple_of, **settings)
         if ids is None:
             return padded
-        ids = [to_py_obj(row) for row in ids] if isinstance(ids, list) else to_py_obj(ids)
+        ids, masks = _as_lists(ids), _as_lists(masks)
         strategy, _, max_length, _ = self._get_padding_truncation_strategies(padding=padding, max_length=max_length)
         is_single = not ids or isinstance(ids[0], int)
-        donor: Mapping[str, Any] = self._padded([ids] if is_single else ids, strategy, max_length, pad_to_multiple_of)
+        if is_single:
+            ids, masks = [ids], None if masks is None else [masks]
+        donor: Mapping[str, Any] = self._padded(ids, strategy, max_length, pad_to_multiple_of, masks)
         if is_single:
             donor = {name: rows[0] for name, rows in donor.items()}
         tensor_type = settings.get("return_tensors") or _TENSOR_TYPES.get(type(padded["input_ids"]).__module__)
@@ -172,8 +174,10 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         strategy: PaddingStrategy,
         max_length: int | None,
         pad_to_multiple_of: int | None,
+        masks: list[list[int]] | None = None,
     ) -> dict[str, list[list[int]]]:
-        """Pad the donor's tokens on the right, and make their mask."""
+        """Pad the donor's tokens on the right, and make their mask or extend `masks`, those of rows with padding."""
+        masks = [[1] * len(row) for row in rows] if masks is None else masks
         length = 0
         if strategy == PaddingStrategy.LONGEST:
             length = max(map(len, rows))
@@ -183,7 +187,7 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
             length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
         return {
             _IDS: [row + [self.donor_padding] * (length - len(row)) for row in rows],
-            _MASK: [[1] * len(row) + [0] * (length - len(row)) for row in rows],
+            _MASK: [mask + [0] * (length - len(mask)) for mask in masks],
         }
 
     def _save_pretrained(
@@ -193,6 +197,11 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         self._donor.no_truncation()
         self._donor.save(file)
         return (*super()._save_pretrained(save_directory, file_names, *args, **kwargs), file)
+
+
+def _as_lists(rows: Any) -> Any:
+    """Return rows of numbers, or one row, as lists."""
+    return [to_py_obj(row) for row in rows] if isinstance(rows, list) else to_py_obj(rows)
 
 
 # Tokenizers without a maximum length have one of 10^30.

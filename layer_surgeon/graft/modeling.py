@@ -17,9 +17,9 @@ from layer_surgeon.graft.gate import Gate
 from layer_surgeon.graft.head import ClassificationHead
 from layer_surgeon.graft.hosts import host_kind, host_width, mark_loaded, new_host
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
-from layer_surgeon.graft.pooling import check_mask, count_positions, find_padding
+from layer_surgeon.graft.pooling import check_mask, count_positions, find_padding, first_token_mask
 from layer_surgeon.graft.projection import new_projection
-from layer_surgeon.graft.reading import DonorNorm, check_states, run_stack
+from layer_surgeon.graft.reading import DonorNorm, check_new_tokens, check_states, run_stack
 from layer_surgeon.graft.sites import SiteHooks, checkpoints_hooks, find_reader, prepare_host
 from layer_surgeon.graft.storage import StoredModel
 from layer_surgeon.tasks import get_task
@@ -64,6 +64,8 @@ class GraftedModel(StoredModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # The mean and scale of its features need more digits than half precision has.
+    _keep_in_fp32_modules_strict = {"donor_norm"}
     # forward ignores the number of items in a batch, so Trainer must average over accumulated steps itself.
     accepts_loss_kwargs = False
 
@@ -179,9 +181,13 @@ class GraftedModel(StoredModel):
         # Tokenizers of some decoders return segments, although the model has no such input.
         unsupported = {"token_type_ids"} - self._host_inputs
         host_inputs = {name: value for name, value in inputs.items() if value is not None and name not in unsupported}
-        if "use_cache" in self._host_inputs:
-            host_inputs["use_cache"] = False
-        return self.host(**host_inputs, **self.wanted_outputs(kwargs), return_dict=True)
+        arguments = self.wanted_outputs(kwargs) | {"use_cache": False, "return_dict": True}
+        if "use_cache" not in self._host_inputs:
+            del arguments["use_cache"]
+        if "global_attention_mask" in self._host_inputs and self.pooling == "cls":
+            # The first token has to see the whole text, as in the family's own classifiers.
+            arguments.setdefault("global_attention_mask", first_token_mask(input_ids, inputs_embeds))
+        return self.host(**host_inputs, **arguments)
 
     def wanted_outputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Add the host's outputs that the config asks for to the arguments of its pass. Given arguments stay."""
@@ -209,7 +215,8 @@ class GraftedModel(StoredModel):
         """
         if self._site_hooks is None:
             outputs = self.run_host(attention_mask=attention_mask, **inputs)
-            return outputs, self.graft(outputs.last_hidden_state, attention_mask, donor_states=donor_states)
+            positions = inputs.get("position_ids")
+            return outputs, self.graft(outputs.last_hidden_state, attention_mask, None, donor_states, positions)
         self._site_hooks.expect(donor_states)
         outputs = self.run_host(attention_mask=attention_mask, **inputs)
         return outputs, outputs.last_hidden_state
@@ -270,6 +277,7 @@ class GraftedModel(StoredModel):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         donor_states: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Send hidden states through the graft; without a donor, return them unchanged.
 
@@ -279,6 +287,8 @@ class GraftedModel(StoredModel):
                 the cached positions.
             cache: The donor's cache, which holds earlier positions and receives these. None: run without cache.
             donor_states: From `read_text`, if the donor reads the text.
+            position_ids: [batch, seq]. Without a mask and a cache, they tell apart the texts that are packed into one
+                row, for a donor with attention="causal".
 
         Returns:
             [batch, seq, host_hidden], or twice that width with join="concat".
@@ -298,7 +308,7 @@ class GraftedModel(StoredModel):
                 )
             out = self._project(self._normalised(donor_states))
         else:
-            out = self._project(self._run_layer(hidden, attention_mask, cache))
+            out = self._project(self._run_layer(hidden, attention_mask, cache, position_ids))
         if self.residual_gate is not None:
             return self.residual_gate(hidden, out)  # type: ignore[no-any-return]  # transformers is untyped here
         if self._join is None:
@@ -306,7 +316,9 @@ class GraftedModel(StoredModel):
         out = out.expand_as(hidden)
         return torch.cat([hidden, out], dim=-1) if self._join == "concat" else out
 
-    def _run_layer(self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def _run_layer(
+        self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor | None
+    ) -> Tensor:
         """Return donor(proj_in(hidden)), [batch, seq, donor_hidden]."""
         donor, proj_in = cast(DonorLayer | None, self.donor), cast(nn.Linear, self.proj_in)
         if donor is None:
@@ -316,9 +328,12 @@ class GraftedModel(StoredModel):
         # A single position sees only itself in either mode, and not every family can run bidirectionally.
         causal = self._is_causal or hidden.shape[1] == 1
         positions = None
-        if attention_mask is not None and all(traits.takes_position_ids for traits in donor.probe()):
-            # Padding is not counted, so a text gives the same result with and without padding on the left.
-            positions = count_positions(attention_mask)[:, -hidden.shape[1] :]
+        if all(traits.takes_position_ids for traits in donor.probe()):
+            if attention_mask is not None:
+                # Padding is not counted, so a text gives the same result with and without padding on the left.
+                positions = count_positions(attention_mask)[:, -hidden.shape[1] :]
+            elif cache is None and position_ids is not None and position_ids.dim() == 2:
+                positions = position_ids - position_ids[:, :1]  # Some hosts (RoBERTa) count from another number than 0.
         return donor(  # type: ignore[no-any-return]  # transformers is untyped here
             donor_input, attention_mask=attention_mask, position_ids=positions, causal=causal, cache=cache
         )
@@ -326,7 +341,8 @@ class GraftedModel(StoredModel):
     def _normalised(self, donor_states: Tensor) -> Tensor:
         """Return the normalised states, [batch, seq or 1, donor_hidden]."""
         states = donor_states if donor_states.dim() == 3 else donor_states.unsqueeze(1)
-        return cast(DonorNorm, self.donor_norm)(states)  # type: ignore[no-any-return]  # torch types a module's call as Any
+        normalised: Tensor = cast(DonorNorm, self.donor_norm)(states)
+        return normalised.to(cast(nn.Linear, self.proj_out).weight.dtype)
 
     def _project(self, donor_output: Tensor) -> Tensor:
         """Return proj_out, and the norm if there is one: [..., donor_hidden] -> [..., host_hidden]."""
@@ -405,6 +421,22 @@ class GraftedModel(StoredModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the host's token embeddings."""
         self.host.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """Change the number of the host's tokens.
+
+        Raises:
+            GraftError: The donor reads the host's tokens, and has no vectors for the new ones.
+        """
+        if self._join is not None and self._settings.donor_tokens == "host" and self.donor is not None:
+            present = cast(nn.Embedding, self.get_input_embeddings()).weight.shape[0]
+            check_new_tokens(cast(DonorStack, self.donor), present, new_num_tokens)
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)  # type: ignore[no-any-return]  # untyped
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Let transformers initialise what is not stored, such as a host's buffers, as in its own models."""
+        return False
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the projections, the gate and the head as PyTorch does; the published code does the same.

@@ -49,6 +49,16 @@ def find_padding(input_ids: Tensor | None, padding: int | None) -> Tensor | None
     )
 
 
+def first_token_mask(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
+    """Return a mask of the first token of each text, [batch, seq], from its ids or its vectors."""
+    like = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+    if like is None:
+        return None
+    mask = torch.zeros_like(like, dtype=torch.long)
+    mask[:, 0] = 1
+    return mask
+
+
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """Pool the states of each text to one vector.
 
@@ -63,8 +73,10 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     if pooling == "mean_with_padding" or (pooling == "mean" and mask is None):
         return states.mean(dim=1)
     if pooling == "mean" and mask is not None:
-        weights = mask.to(states.dtype).unsqueeze(-1)  # [batch, seq, 1]
-        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        # A sum of a text's states can be too large for float16.
+        wide = states.float() if states.dtype == torch.float16 else states
+        weights = mask.to(wide.dtype).unsqueeze(-1)  # [batch, seq, 1]
+        return ((wide * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(states.dtype)
     if mask is None:
         return states[:, 0 if pooling == "cls" else -1]
     # Find the first or last token of each text, because padding may be on either side.

@@ -39,12 +39,13 @@ class DonorNorm(nn.LayerNorm):
         self.register_buffer("scale", torch.ones(width))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Normalise [..., donor_hidden]."""
-        return (self.unscaled(states) - self.mean) * self.scale * self.weight + self.bias
+        """Normalise [..., donor_hidden], in float32."""
+        mean, scale, weight, bias = (part.float() for part in (self.mean, self.scale, self.weight, self.bias))
+        return (self.unscaled(states) - mean) * scale * weight + bias
 
     def unscaled(self, states: Tensor) -> Tensor:
         """Return the states with a mean of 0 and a standard deviation of 1 over the features of each state."""
-        return functional.layer_norm(states.to(self.weight), self.normalized_shape, eps=self.eps)
+        return functional.layer_norm(states.to(self.weight.device).float(), self.normalized_shape, eps=self.eps)
 
     def reset_parameters(self) -> None:
         """Re-initialise weight and bias, and let mean and scale have no effect, unless they were loaded."""
@@ -129,6 +130,25 @@ def vocabulary_size(stack: DonorStack) -> int:
     """Return the number of different ids that a stack reads."""
     vocabulary = stack.vocabulary
     return int(stack.config.family_config().vocab_size if vocabulary is None else vocabulary["size"])
+
+
+def check_new_tokens(stack: DonorStack, present: int, wanted: int | None) -> None:
+    """Check that a stack which reads the host's tokens can read those of a larger table.
+
+    Args:
+        stack: The donor.
+        present: The number of rows of the host's table.
+        wanted: The new number; None: it stays.
+
+    Raises:
+        GraftError: The stack has no vectors for the new tokens.
+    """
+    known = vocabulary_size(stack)
+    if wanted is not None and wanted > max(known, present):
+        raise GraftError(
+            f"The donor has vectors for {known} tokens of the host, so it can't read {wanted} tokens. Extract the "
+            "stack again, with --vocabulary and a tokenizer that has the new tokens."
+        )
 
 
 def check_states(states: Tensor, width: int, settings: GraftConfig, ids: Tensor | None) -> Tensor:

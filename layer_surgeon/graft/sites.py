@@ -6,6 +6,7 @@ host's own code then runs unchanged, with its `generate`.
 """
 
 import copy
+import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -104,12 +105,14 @@ class _Pass:
 
     Attributes:
         mask: The reader's mask, [batch, seq].
+        positions: The positions of the tokens that the reader was given, [batch, seq].
         donor_cache: The donor's cache.
         states: The donor's states of the text, [batch, seq, donor_hidden].
         next_states: The donor's states for the reader's next pass, instead of those that `read_text` would compute.
     """
 
     mask: Tensor | None = None
+    positions: Tensor | None = None
     donor_cache: Cache | None = None
     states: Tensor | None = None
     next_states: Tensor | None = None
@@ -134,7 +137,8 @@ class SiteHooks:
 
     Args:
         graft: Called with the hidden states at the site, [batch, seq, host_hidden], the mask, [batch, seq] or None, the
-            donor's cache or None, and the donor's states of the text or None; returns the states that replace them.
+            donor's cache or None, the donor's states of the text or None, and the positions of the tokens or None;
+            returns the states that replace them.
         target: The module at the site.
         reader: The part of the host that gets the mask. None if the graft needs no mask.
         new_donor_cache: Makes an empty cache for the donor, or returns None if the donor can't have one.
@@ -144,7 +148,7 @@ class SiteHooks:
 
     def __init__(
         self,
-        graft: Callable[[Tensor, Tensor | None, Cache | None, Tensor | None], Tensor],
+        graft: Callable[[Tensor, Tensor | None, Cache | None, Tensor | None, Tensor | None], Tensor],
         target: nn.Module,
         reader: nn.Module | None,
         new_donor_cache: Callable[[], Cache | None],
@@ -154,7 +158,9 @@ class SiteHooks:
         self._new_donor_cache = new_donor_cache
         self._read_text = read_text
         self._last = _Pass()
+        self._names: tuple[str, ...] = ()
         if reader is not None:
+            self._names = tuple(inspect.signature(reader.forward).parameters)
             reader.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
         target.register_forward_hook(self._replace_output)
 
@@ -176,16 +182,16 @@ class SiteHooks:
 
     def _keep_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         current = self._begin()
+        kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         # The name of the cache argument depends on the version of transformers.
         cache = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
         current.donor_cache = follow_cache(cache, self._new_donor_cache)
-        current.mask = kwargs.get("attention_mask")
+        current.mask, current.positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
         check_mask(current.mask)
         if self._read_text is not None:
             states, current.next_states = current.next_states, None
             if states is None:
-                input_ids = kwargs.get("input_ids", args[0] if args else None)
-                states = self._read_text(input_ids, current.mask, current.donor_cache)
+                states = self._read_text(kwargs.get("input_ids"), current.mask, current.donor_cache)
             current.states = states
 
     def _replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -200,7 +206,10 @@ class SiteHooks:
         # The cache is for one pass, and must not stay in memory after it.
         current = self._current()
         donor_cache, current.donor_cache = current.donor_cache, None
-        return self._graft(hidden, current.mask, donor_cache, current.states)
+        states = current.states
+        if not torch.is_grad_enabled():  # Only a backward pass may need them again.
+            current.states = None
+        return self._graft(hidden, current.mask, donor_cache, states, current.positions)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:
