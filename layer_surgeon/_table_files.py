@@ -177,7 +177,7 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
                         f"{path}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)} "
                         f"({', '.join(header)}). Put double quotes around cells that contain {delimiter!r}."
                     )
-                if delimiter == "\t" and any("\n" in cell and "\t" in cell for cell in row):
+                if delimiter == "\t" and any(_holds_rows(cell, len(header)) for cell in row):
                     raise DataError(
                         f"{path}, line {reader.line_num}: a cell that begins with a double quote goes on over several "
                         'rows. Put such cells in double quotes and write "" for each quote in them, or save the data '
@@ -186,6 +186,12 @@ def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
                 yield row
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _holds_rows(cell: str, num_columns: int) -> bool:
+    """Whether a quoted cell of a TSV file looks like several rows, because the file doesn't use quotes as CSV does."""
+    num_breaks = cell.count("\n")
+    return num_columns > 1 and num_breaks > 0 and cell.count("\t") == num_breaks * (num_columns - 1)
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:

@@ -215,8 +215,10 @@ class GraftedModel(StoredModel):
         """
         if self._site_hooks is None:
             outputs = self.run_host(attention_mask=attention_mask, **inputs)
-            positions = inputs.get("position_ids")
-            return outputs, self.graft(outputs.last_hidden_state, attention_mask, None, donor_states, positions)
+            given = attention_mask is None and inputs.get("position_ids") is not None
+            positions = {"position_ids": inputs["position_ids"]} if given else {}
+            states = self.graft(outputs.last_hidden_state, attention_mask, donor_states=donor_states, **positions)
+            return outputs, states
         self._site_hooks.expect(donor_states)
         outputs = self.run_host(attention_mask=attention_mask, **inputs)
         return outputs, outputs.last_hidden_state

@@ -105,7 +105,7 @@ class _Pass:
 
     Attributes:
         mask: The reader's mask, [batch, seq].
-        positions: The positions of the tokens that the reader was given, [batch, seq].
+        positions: The positions of the tokens that the reader was given, [batch, seq], if it was given no mask.
         donor_cache: The donor's cache.
         states: The donor's states of the text, [batch, seq, donor_hidden].
         next_states: The donor's states for the reader's next pass, instead of those that `read_text` would compute.
@@ -137,8 +137,8 @@ class SiteHooks:
 
     Args:
         graft: Called with the hidden states at the site, [batch, seq, host_hidden], the mask, [batch, seq] or None, the
-            donor's cache or None, the donor's states of the text or None, and the positions of the tokens or None;
-            returns the states that replace them.
+            donor's cache or None, and the donor's states of the text or None; without a mask also with the positions of
+            the tokens, if they are given (`position_ids`). Returns the states that replace them.
         target: The module at the site.
         reader: The part of the host that gets the mask. None if the graft needs no mask.
         new_donor_cache: Makes an empty cache for the donor, or returns None if the donor can't have one.
@@ -148,7 +148,7 @@ class SiteHooks:
 
     def __init__(
         self,
-        graft: Callable[[Tensor, Tensor | None, Cache | None, Tensor | None, Tensor | None], Tensor],
+        graft: Callable[..., Tensor],
         target: nn.Module,
         reader: nn.Module | None,
         new_donor_cache: Callable[[], Cache | None],
@@ -186,7 +186,8 @@ class SiteHooks:
         # The name of the cache argument depends on the version of transformers.
         cache = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
         current.donor_cache = follow_cache(cache, self._new_donor_cache)
-        current.mask, current.positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        current.mask = kwargs.get("attention_mask")
+        current.positions = kwargs.get("position_ids") if current.mask is None else None
         check_mask(current.mask)
         if self._read_text is not None:
             states, current.next_states = current.next_states, None
@@ -209,7 +210,8 @@ class SiteHooks:
         states = current.states
         if not torch.is_grad_enabled():  # Only a backward pass may need them again.
             current.states = None
-        return self._graft(hidden, current.mask, donor_cache, states, current.positions)
+        positions = {} if current.positions is None else {"position_ids": current.positions}
+        return self._graft(hidden, current.mask, donor_cache, states, **positions)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:

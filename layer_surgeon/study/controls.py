@@ -39,14 +39,8 @@ class ControlModel:
         )
         self.post_init()  # type: ignore[attr-defined]  # defined by the task's class
 
-    def graft(
-        self,
-        hidden: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: Any = None,
-        donor_states: Tensor | None = None,
-    ) -> Tensor:
-        """Apply the block to [..., host_hidden]."""
+    def graft(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the block to [..., host_hidden]; what else a graft gets doesn't matter."""
         return self.block(hidden)  # type: ignore[no-any-return]  # torch's call is untyped
 
 

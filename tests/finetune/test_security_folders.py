@@ -319,7 +319,6 @@ def test_checkpoints_that_are_read_with_pickle_are_not_resumed():
         {"global_step": 2},
         {"log_history": "none"},
         {"log_history": [{"step": 1, "loss": "x"}]},
-        {"unknown": 1},
         {"stateful_callbacks": 3},
         {"best_global_step": "../../elsewhere"},
     ],
