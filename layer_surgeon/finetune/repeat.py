@@ -94,13 +94,17 @@ def finetune_seeds(
         progress.notice(f"Seed {seed} ({number} of {num_seeds}):")
         run_folder = None if folder is None else seed_folder(folder, seed)
         seed_config = replace(config, seed=seed)
-        results.append(
-            finetune_model(
+        try:
+            result = finetune_model(
                 model, train, validation, config=seed_config, output=run_folder, progress=progress, **arguments
             )
-        )
+        except KeyboardInterrupt as error:
+            place = "" if run_folder is None else f" --output {run_folder}"
+            advice = f" (without --seeds, but with --seed {seed}{place})" if "--resume" in str(error) else ""
+            raise KeyboardInterrupt(f"{str(error).removesuffix('.')}{advice}.") from error
         # Drop the model, because several might not fit into memory.
-        results[-1] = replace(results[-1], model=None)
+        results.append(replace(result, model=None))
+        del result
     scores = {name: [result.metrics[name] for result in results] for name in results[0].metrics}
     outcome = SeedsResult(
         seeds=seeds,

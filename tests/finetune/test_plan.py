@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
-from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning
+from layer_surgeon.finetune import finetune_model, finetune_seeds, plan_finetuning, repeat
 from layer_surgeon_cli.main import app
 from tests.support.classification import classifier, rows, word_tokenizer
 
@@ -63,6 +63,19 @@ def test_seeds(graft, workspace, tmp_path):
     weights = [(result.path / "model.safetensors").read_bytes() for result in outcome.results]
     assert weights[0] != weights[1]
     assert json.loads((tmp_path / "runs" / "seeds.json").read_text()) == json.loads(json.dumps(outcome.as_dict()))
+
+
+def test_interrupted_seeds_say_how_to_go_on(graft, workspace, tmp_path, monkeypatch):
+    def stop(*arguments, **keywords):
+        raise KeyboardInterrupt("Interrupted. Training up to step 5 is saved in x; continue with --resume.")
+
+    monkeypatch.setattr(repeat, "finetune_model", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"\(without --seeds, but with --seed 7 --output .*seed-7\)\.$"):
+        finetune_seeds(graft, DATA, num_seeds=2, output=tmp_path / "runs", workspace=workspace, seed=7)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/seeds.json").write_text("{}")
+    with pytest.raises(WorkspaceError, match="has the seeds.json of other runs"):
+        finetune_seeds(graft, DATA, num_seeds=2, output=tmp_path / "runs", workspace=workspace, seed=7)
 
 
 def test_seeds_need_a_model_that_can_be_loaded_again(workspace):
