@@ -97,11 +97,10 @@ class Workspace:
                 latest[kind] = os.path.relpath(Path(folder).resolve(), self.root.resolve())
                 write_json(self.root / "workspace.json", latest)
         except OSError as error:
-            reason = (
+            problem = (
                 f"The workspace {self.root} can't be written: {error.strerror}. Choose another one with --workspace."
             )
-            if isinstance(error, WorkspaceError):
-                reason = str(error)
+            reason = str(error) if isinstance(error, WorkspaceError) else problem
             if progress is None:
                 raise WorkspaceError(reason) from error
             progress.notice(f"{folder} is complete, but not recorded as the latest {kind}. {reason}")

@@ -48,11 +48,11 @@ def _list_checkpoints(checkpoints: Path) -> list[Path]:
 def _is_complete(folder: Path) -> bool:
     try:
         state = read_json(folder / "trainer_state.json")
+        if not isinstance(state, dict):
+            return False
         # Another version of transformers may have written other fields too.
         TrainerState(**{field.name: state[field.name] for field in fields(TrainerState) if field.name in state})
     except (OSError, ValueError, TypeError):
-        return False
-    if not isinstance(state, dict):
         return False
     best = state.get("best_global_step")
     return (

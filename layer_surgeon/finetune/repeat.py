@@ -99,9 +99,11 @@ def finetune_seeds(
                 model, train, validation, config=seed_config, output=run_folder, progress=progress, **arguments
             )
         except KeyboardInterrupt as error:
+            if "--resume" not in str(error):
+                raise
             place = "" if run_folder is None else f" --output {run_folder}"
-            advice = f" (without --seeds, but with --seed {seed}{place})" if "--resume" in str(error) else ""
-            raise KeyboardInterrupt(f"{str(error).removesuffix('.')}{advice}.") from error
+            advice = f"(without --seeds, but with --seed {seed}{place})"
+            raise KeyboardInterrupt(f"{str(error).removesuffix('.')} {advice}.") from error
         # Drop the model, because several might not fit into memory.
         results.append(replace(result, model=None))
         del result

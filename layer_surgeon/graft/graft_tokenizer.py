@@ -176,7 +176,7 @@ class GraftTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]  # transfor
         pad_to_multiple_of: int | None,
         masks: list[list[int]] | None = None,
     ) -> dict[str, list[list[int]]]:
-        """Pad the donor's tokens on the right, and make their mask or extend `masks`, those of rows with padding."""
+        """Pad the donor's tokens and their masks on the right. Without `masks`, the rows have no padding yet."""
         masks = [[1] * len(row) for row in rows] if masks is None else masks
         length = 0
         if strategy == PaddingStrategy.LONGEST:

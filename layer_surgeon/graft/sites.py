@@ -210,8 +210,8 @@ class SiteHooks:
         states = current.states
         if not torch.is_grad_enabled():  # Only a backward pass may need them again.
             current.states = None
-        positions = {} if current.positions is None else {"position_ids": current.positions}
-        return self._graft(hidden, current.mask, donor_cache, states, **positions)
+        packed = {} if current.positions is None else {"position_ids": current.positions}
+        return self._graft(hidden, current.mask, donor_cache, states, **packed)
 
 
 def checkpoints_hooks(layer: nn.Module) -> bool:

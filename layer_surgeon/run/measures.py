@@ -139,7 +139,7 @@ def measure_layers(
     inputs = prepare_run(source, texts, config, revision=revision, token=token, progress=progress)
     num_layers = inputs.checkpoint.num_layers
     observer = MeasureObserver(num_layers, inputs.tokens.batches, block=block, linear=linear)
-    with TemporaryDirectory(prefix="layer-surgeon-") as folder, _explained(folder):
+    with TemporaryDirectory(prefix="layer-surgeon-") as folder, _explain_full_disk(folder):
         walk_inputs(
             inputs,
             Path(folder),
@@ -153,7 +153,7 @@ def measure_layers(
 
 
 @contextmanager
-def _explained(folder: str) -> Iterator[None]:
+def _explain_full_disk(folder: str) -> Iterator[None]:
     """Say what to do if the temporary folder is full."""
     try:
         yield

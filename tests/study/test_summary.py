@@ -233,10 +233,10 @@ def test_several_hosts_are_each_compared_with_their_own(tmp_path):
     assert summary.verdict.startswith("graft is significantly better than host in 2 of 2 comparisons")
 
 
-@pytest.mark.parametrize(("margin", "outcome"), [(None, None), (6.0, None)])
-def test_the_same_difference_for_all_seeds(tmp_path, margin, outcome):
+@pytest.mark.parametrize("margin", [None, 6.0])
+def test_the_same_difference_for_all_seeds(tmp_path, margin):
     summary = made_up(tmp_path, {"host": 2, "graft": 2}, metric="macro_f1", equivalence=margin)
     (comparison,) = summary.tables[0].comparisons
     assert comparison.t_test is None
-    assert summary.outcome(comparison) == outcome
+    assert summary.outcome(comparison) is None
     assert comparison.words == "graft and host: +0.0 points; all seeds have the same difference, which can't be tested"
