@@ -72,9 +72,9 @@ def residual_outputs(config: Mapping[str, Any], matrices: Iterable[str] = ()) ->
         module = module_pattern(matrix)
         if module not in known and not any(other.startswith(f"{module}.") for other in known):
             raise UnsupportedArchitectureError(
-                f"A layer has the tensor {matrix}, which is not known of {model_type}, and may add something to the "
-                "hidden states. So the layer can't be made silent or scaled. Assemble the model without inserted or "
-                "scaled layers."
+                f"A layer has the tensor {matrix}, which layers of {model_type} don't have in transformers. It may add "
+                "something to the hidden states, so the layer can't be made silent or scaled. Assemble the model "
+                "without inserted or scaled layers."
             )
     return tuple(names)
 

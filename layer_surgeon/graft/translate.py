@@ -62,13 +62,16 @@ def config_errors(subject: str) -> Iterator[None]:
     """Translate the errors that transformers raises for invalid values in a config.json into ours.
 
     Raises:
-        GraftError: The config.json can't be used; the message has the original error.
+        GraftError: The config.json can't be used, or from_pretrained got an argument that the model doesn't have; the
+            message has the original error.
     """
     try:
         yield
     except _INVALID_VALUE_ERRORS as error:
         if isinstance(error, LayerSurgeonError):
             raise
+        if "unexpected keyword argument" in str(error):
+            raise GraftError(f"{subject} can't be loaded with these arguments: {first_line(error)}") from error
         raise GraftError(
             f"{subject} has a config.json that can't be used: {type(error).__name__}: {first_line(error)}. It was "
             "changed or damaged. Get it again, or make it again."

@@ -244,6 +244,8 @@ def holm(values: Sequence[float]) -> list[float]:
 class ScoreDifference:
     """The comparison of two arms by the scores of the seeds alone.
 
+    If a score is infinite (a perplexity can overflow), only the differences are known, as with one seed.
+
     Attributes:
         mean: Mean of the paired differences.
         deviation: Standard deviation of the paired differences; None with one seed.
@@ -278,9 +280,9 @@ def compare_scores(first: Sequence[float], second: Sequence[float]) -> ScoreDiff
         second: One score per seed, in the same order.
     """
     delta = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    several = len(delta) > 1
+    several = len(delta) > 1 and bool(np.isfinite(delta).all())
     deviation = float(delta.std(ddof=1)) if several else None
-    t_test = _t_test(delta)
+    t_test = _t_test(delta) if several else None
     return ScoreDifference(
         mean=float(delta.mean()),
         deviation=deviation,

@@ -1,6 +1,7 @@
 """The result of a comparison, and of a study, in words. "Better" and "worse" always mean a significant difference."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 from layer_surgeon._format import format_amount, format_score
 from layer_surgeon.study.arms import is_called
@@ -22,8 +23,12 @@ def say_comparison(comparison: Comparison, plan: StudyPlan) -> str:
         reason = f"a difference of {size}, corrected {_p_is(comparison.p_equivalence)}, {_basis(comparison)}"
         return f"{arm} and {against} are equivalent within {margin} ({reason})"
     if p is None:
-        several = len(comparison.seeds) > 1
-        reason = "all seeds have the same difference, which" if several else "one seed without single examples"
+        if not isfinite(delta):
+            reason = "a score is infinite, which"
+        elif len(comparison.seeds) > 1:
+            reason = "all seeds have the same difference, which"
+        else:
+            reason = "one seed without single examples"
         return f"{arm} and {against}: {size}; {reason} can't be tested"
     significance = f"corrected {_p_is(p)}, {_basis(comparison)}"
     if not comparison.significant:

@@ -322,7 +322,7 @@ class TestResidual:
     def test_parts_that_are_not_known_may_add_something(self):
         residual_outputs(LLAMA, ["mlp.up_proj.weight", "self_attn.q_proj.weight"])
         with pytest.raises(
-            UnsupportedArchitectureError, match=r"mlp\.shared\.2\.down\.weight, which is not known of llama"
+            UnsupportedArchitectureError, match=r"mlp\.shared\.2\.down\.weight, which layers of llama don't have"
         ):
             residual_outputs(LLAMA, ["mlp.up_proj.weight", "mlp.shared.2.down.weight"])
 

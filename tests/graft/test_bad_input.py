@@ -112,6 +112,11 @@ def test_grafts_with_missing_fields(stored):
         GraftedModel.from_pretrained(stored)
 
 
+def test_unknown_arguments(stored):
+    with pytest.raises(GraftError, match="can't be loaded with these arguments: .*'nonsense'"):
+        GraftedModel.from_pretrained(stored, nonsense=1)
+
+
 def test_donors_of_stored_grafts(stored, artifact, tmp_path, monkeypatch):
     monkeypatch.setenv("SURGEON_WORKSPACE", str(tmp_path / "surgery"))
     other = shutil.copytree(artifact, tmp_path / "other")

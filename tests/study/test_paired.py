@@ -1,6 +1,7 @@
 """Planted truths: studies of equal arms report no difference, and studies with a better arm find it."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -245,6 +246,8 @@ def test_scores_by_seed():
     assert found.permutation == pytest.approx(0.25)
     one = compare_scores([0.5], [0.6])
     assert (one.deviation, one.t_test, one.permutation, one.seed_interval) == (None,) * 4
+    # p would be NaN, which Holm's correction can't sort.
+    assert compare_scores([3.0, 4.0], [3.5, math.inf]).t_test is None
 
 
 def test_bootstrap_intervals():
