@@ -113,11 +113,11 @@ def find_files(folder: Path) -> list[Path]:
     return [path for path in names if path.suffix.lower() in READERS and path.is_file()]
 
 
-def read_stream(stream: BinaryIO, location: str) -> Columns:
+def read_stream(stream: BinaryIO) -> Columns:
     """Read the columns of a stream. Its first bytes decide the format: JSON Lines, JSON, Parquet, TSV or CSV.
 
     Raises:
-        DataError: As `read_file`; the message calls the stream `location`.
+        DataError: As `read_file`; the message calls the stream "stdin".
     """
     content = stream.read()
     stripped = content.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -133,7 +133,7 @@ def read_stream(stream: BinaryIO, location: str) -> Columns:
         try:
             return read_file(path)
         except DataError as error:
-            raise DataError(str(error).replace(str(path), location)) from error
+            raise DataError(str(error).replace(str(path), "stdin")) from error
 
 
 def read_files(paths: list[Path]) -> Columns:

@@ -4,17 +4,16 @@ Both directions use the family's own weight conversion in transformers, which ma
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import logging
 
 from layer_surgeon.donor.family import find_stack, model_class
+from layer_surgeon.donor.quiet import quiet_transformers
 from layer_surgeon.donor.scaffold import scaffold_class, stack_path
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError
 
@@ -127,7 +126,7 @@ def load_state(
         ArtifactError: A tensor is missing, unexpected, or has the wrong shape. The message names it.
     """
     try:
-        with _quiet():
+        with quiet_transformers():
             model, info = family.from_pretrained(
                 None, config=config, state_dict=dict(state), output_loading_info=True, **settings
             )
@@ -171,17 +170,3 @@ def artifact_tensors(scaffold: PreTrainedModel, layer: nn.Module, index: int, po
             )
         tensors[f"layers.{position}.{inner_name}"] = tensor.contiguous().cpu()
     return tensors
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Stop transformers from printing a progress bar and a table for each layer; we raise errors instead."""
-    verbosity, bars_enabled = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars_enabled:
-            logging.enable_progress_bar()

@@ -19,12 +19,12 @@ from layer_surgeon._loading import load_model as load_any_model
 from layer_surgeon._loading import load_tokenizer as load_any_tokenizer
 from layer_surgeon._model_types import ASSEMBLY_FILE, GRAFT
 from layer_surgeon._text import first_line
+from layer_surgeon.donor.quiet import quiet_transformers
 from layer_surgeon.errors import ConfigError, GraftError, LayerSurgeonError, SourceNotFoundError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.graft import GraftedModel, GraftTokenizer, graft_layer
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.hosts import host_kind
-from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, Task, get_task
 

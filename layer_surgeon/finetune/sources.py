@@ -175,7 +175,7 @@ def load_data(data: DataLike, progress: Progress | None = None, *, task: str = D
     if all(isinstance(item, str | os.PathLike) for item in data):
         names = [os.fspath(item) for item in data]
         if names == [STDIN]:
-            table = Table(columns=read_stream(sys.stdin.buffer, "stdin"), location="stdin")
+            table = Table(columns=read_stream(sys.stdin.buffer), location="stdin")
             return RawData(name="stdin", spec=(), splits={"train": table})
         return find_by_name(names, _TABLES, progress or NullProgress(), task)
     return RawData(name="data", spec=(), splits={"train": _rows_table(data, "the given rows")})

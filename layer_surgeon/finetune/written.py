@@ -1,7 +1,7 @@
 """Metrics that compare generated texts with references, computed with sacrebleu, rouge-score and nltk."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sacrebleu
@@ -43,7 +43,7 @@ class TextMetrics:
     bleu_signature: str
     meteor_stages: str
     mean_length: float
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: Mapping[str, float]
 
     @property
     def scores(self) -> dict[str, float]:
@@ -56,16 +56,13 @@ class TextMetrics:
         return asdict(self)
 
 
-def measure_texts(
-    written: Sequence[str], references: Sequence[str], loss: float = 0.0, extra: dict[str, float] | None = None
-) -> TextMetrics:
+def measure_texts(written: Sequence[str], references: Sequence[str], loss: float = 0.0) -> TextMetrics:
     """Compute the metrics of generated texts over the whole set.
 
     Args:
         written: The generated texts.
         references: One reference per generated text.
         loss: The loss to report.
-        extra: Additional scores by name.
     """
     bleu = sacrebleu.BLEU()
     corpus = bleu.corpus_score(list(written), [list(references)])
@@ -84,7 +81,7 @@ def measure_texts(
         bleu_signature=str(bleu.get_signature()),
         meteor_stages=stages,
         mean_length=sum(len(text.split()) for text in written) / len(written),
-        extra=extra or {},
+        extra={},
     )
 
 

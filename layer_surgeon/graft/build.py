@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from layer_surgeon._folders import expand_home, new_folder
 from layer_surgeon._limits import MAX_SEED
 from layer_surgeon.donor import DonorLayer, DonorStack
+from layer_surgeon.donor.quiet import quiet_transformers
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.extract import LayerArtifact
 from layer_surgeon.graft.assemble import Host, assemble
@@ -25,7 +26,6 @@ from layer_surgeon.graft.matching import is_loud, measure_loudness
 from layer_surgeon.graft.model_config import SurgeonGraftConfig
 from layer_surgeon.graft.modeling import GraftedModel
 from layer_surgeon.graft.part_tokenizers import load_donor_tokenizer, load_part_tokenizer
-from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.sentence_files import write_sentence_files
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.tasks import get_task

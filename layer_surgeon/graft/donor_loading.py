@@ -61,7 +61,6 @@ def open_donor(
     donor: DonorInput,
     settings: GraftConfig,
     *,
-    revision: str | None = None,
     token: str | bool | None = None,
     expected: dict[str, Any] | None = None,
 ) -> OpenedDonor:
@@ -71,7 +70,6 @@ def open_donor(
         donor: A layer artifact as folder, repo id or `LayerArtifact`, or a loaded `DonorLayer` or `DonorStack`.
         settings: The graft's settings. Only those that say what kind of donor it is, its dtype, and, for a new graft,
             its initial weights are used.
-        revision: Branch, tag or commit, if donor is a repo id.
         token: Hub token, if donor is a repo id.
         expected: The reference of an existing graft. The layer's file must have the same sha256.
 
@@ -88,9 +86,8 @@ def open_donor(
         folder, config = _matching_folder(donor), donor.config.to_dict()
         source = None if donor.weights_file is None else donor.weights_file.parent
     else:
-        if expected is not None and donor == expected.get("repo"):
-            revision = revision or expected.get("repo_commit")
-        folder = source = artifact_folder(donor, revision, token)
+        commit = expected.get("repo_commit") if expected is not None and donor == expected.get("repo") else None
+        folder = source = artifact_folder(donor, commit, token)
         config = read_artifact_config(folder)
         _check_kind(config.get("embeddings"), settings, str(donor))
     if folder is not None:

@@ -20,11 +20,11 @@ from layer_surgeon._folders import expand_home
 from layer_surgeon._text import first_line
 from layer_surgeon._version import __version__
 from layer_surgeon.donor import DonorStack
+from layer_surgeon.donor.quiet import quiet_transformers
 from layer_surgeon.errors import ConfigError, GraftError, WorkspaceError
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.graft.model_config import SurgeonGraftConfig, read_graft_config
 from layer_surgeon.graft.modeling import GraftedModel
-from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.reading import vocabulary_size
 from layer_surgeon.graft.untrained import notice_if_untrained
 from layer_surgeon.progress import NullProgress, Progress

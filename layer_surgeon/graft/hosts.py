@@ -27,8 +27,8 @@ from layer_surgeon._model_types import GRAFT
 from layer_surgeon._text import first_line
 from layer_surgeon.checkpoint.licence import MAX_TEXT_BYTES, licence_in_card
 from layer_surgeon.checkpoint.packaged import local_model
+from layer_surgeon.donor.quiet import quiet_transformers
 from layer_surgeon.errors import GraftError, LayerSurgeonError
-from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, HostKind, get_task
 

@@ -9,9 +9,9 @@ from layer_surgeon._loading import load_tokenizer
 from layer_surgeon._text import first_line
 from layer_surgeon._vocabulary import vocabulary_sha256
 from layer_surgeon.donor import DonorStack
+from layer_surgeon.donor.quiet import quiet_transformers
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 from layer_surgeon.graft.hosts import OpenedHost
-from layer_surgeon.graft.quiet import quiet_transformers
 from layer_surgeon.graft.translate import hub_errors
 
 

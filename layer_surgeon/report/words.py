@@ -19,15 +19,15 @@ def say_score(value: float, summary: Summary, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}" if summary.is_share else format_score(value)
 
 
-def say_mean(row: Row, summary: Summary, digits: int = 1) -> str:
+def say_mean(row: Row, summary: Summary) -> str:
     """Return mean and standard deviation over the seeds."""
-    mean = say_score(row.mean, summary, digits)
-    return mean if row.deviation is None else f"{mean} ± {say_score(row.deviation, summary, digits)}"
+    mean = say_score(row.mean, summary)
+    return mean if row.deviation is None else f"{mean} ± {say_score(row.deviation, summary)}"
 
 
-def say_span(span: Span | None, summary: Summary, digits: int = 1) -> str:
+def say_span(span: Span | None, summary: Summary) -> str:
     """Return an interval of scores."""
-    return "" if span is None else " to ".join(say_score(value, summary, digits) for value in span)
+    return "" if span is None else " to ".join(say_score(value, summary) for value in span)
 
 
 def score_span(span: Span | None, summary: Summary) -> tuple[float, float] | None:
@@ -43,9 +43,9 @@ def say_gain(value: float, summary: Summary, digits: int = 1) -> str:
     return f"{100 * value:+.{digits}f}" if summary.is_share else format_score(value, "+.3g")
 
 
-def say_gains(span: Span | None, summary: Summary, digits: int = 1) -> str:
+def say_gains(span: Span | None, summary: Summary) -> str:
     """Return an interval of differences."""
-    return "" if span is None else " to ".join(say_gain(value, summary, digits) for value in span)
+    return "" if span is None else " to ".join(say_gain(value, summary) for value in span)
 
 
 def gain_unit(summary: Summary) -> str:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_json, write_json
 from layer_surgeon.errors import LayerSurgeonError, TrainingError
 from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_model
 from layer_surgeon.finetune.folder import UNFINISHED
@@ -23,9 +23,8 @@ from layer_surgeon.study.records import (
     CellResult,
     CellSeconds,
     ValidationScores,
+    as_json,
     read_cell,
-    write_cell,
-    write_failure,
 )
 from layer_surgeon.study.tables import FailedCell
 from layer_surgeon.study.testing import measure_cell
@@ -49,9 +48,9 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
             result = _run(cell, folder, progress)
         except Exception as error:
             failure = FailedCell(**_identify(cell), error={"type": type(error).__name__, "message": str(error)})
-            write_failure(folder.failure(cell.id), failure, finished=_now())
+            write_json(folder.failure(cell.id), as_json(failure) | {"finished": _now()})
             raise
-        write_cell(folder.result(cell.id), result)
+        write_json(folder.result(cell.id), as_json(result))
         folder.failure(cell.id).unlink(missing_ok=True)
     return result
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import write_bytes
+from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._workers import Executor, threads_each
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress, Progress
@@ -15,7 +15,7 @@ from layer_surgeon.study.executors import run_local, run_ray
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.prepare import prepare_study
-from layer_surgeon.study.records import CellResult, as_json, read_cell, write_summary
+from layer_surgeon.study.records import CellResult, as_json, read_cell
 from layer_surgeon.study.summary import summarize
 from layer_surgeon.study.tables import Summary
 from layer_surgeon.study.verdict import say_share
@@ -125,7 +125,7 @@ def run_study(
             progress.end()
             # Even if the study is interrupted: the user can look at the finished cells.
             summary = summarize(plan, folder)
-            write_summary(folder.summary, summary)
+            write_json(folder.summary, as_json(summary))
     done = sum(folder.result(cell.id).exists() for cell in cells)
     return StudyResult(
         path=output,

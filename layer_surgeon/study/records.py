@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from layer_surgeon._io import write_json
 from layer_surgeon.errors import WorkspaceError
 from layer_surgeon.study.layout import FORMAT, SELECTION, StudyFolder, read_json
 from layer_surgeon.study.selection_result import Selection
@@ -96,15 +95,6 @@ def read_cell(path: Path) -> CellResult:
     return _read(CellResult, path, "which trains it again")
 
 
-def write_cell(path: Path, result: CellResult) -> None:
-    """Write a finished training, atomically.
-
-    Raises:
-        WorkspaceError: The folder can't be written.
-    """
-    write_json(path, as_json(result))
-
-
 def read_failures(folder: StudyFolder) -> tuple[FailedCell, ...]:
     """Read all trainings of a folder that failed and have not succeeded since.
 
@@ -116,11 +106,6 @@ def read_failures(folder: StudyFolder) -> tuple[FailedCell, ...]:
     return tuple(_read(FailedCell, folder.path("cells", name), "which runs it again") for name in unfinished)
 
 
-def write_failure(path: Path, failure: FailedCell, finished: str) -> None:
-    """Write the error of a failed training; `finished` is the time."""
-    write_json(path, {**as_json(failure), "finished": finished})
-
-
 def read_summary(path: Path) -> Summary:
     """Read summary.json.
 
@@ -128,15 +113,6 @@ def read_summary(path: Path) -> Summary:
         WorkspaceError: The file can't be read, or lacks a field.
     """
     return _read(Summary, path, "which writes it again")
-
-
-def write_summary(path: Path, summary: Summary) -> None:
-    """Write summary.json, atomically.
-
-    Raises:
-        WorkspaceError: The folder can't be written.
-    """
-    write_json(path, as_json(summary))
 
 
 def read_selection(folder: StudyFolder) -> Selection | None:
@@ -147,15 +123,6 @@ def read_selection(folder: StudyFolder) -> Selection | None:
     """
     path = folder.path(SELECTION)
     return _read(Selection, path, "which writes it again") if path.exists() else None
-
-
-def write_selection(folder: StudyFolder, selection: Selection) -> None:
-    """Write selection.json, atomically.
-
-    Raises:
-        WorkspaceError: The folder can't be written.
-    """
-    write_json(folder.path(SELECTION), as_json(selection))
 
 
 def as_json(value: Any) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
-from layer_surgeon.study.layout import PROBES, StudyFolder, locked, read_json
+from layer_surgeon.study.layout import PROBES, SELECTION, StudyFolder, locked, read_json
 from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.prepare import open_layer, prepare_study
 from layer_surgeon.study.probe import FOLDS, Place, probe_arm
-from layer_surgeon.study.records import read_cell, write_selection
+from layer_surgeon.study.records import as_json, read_cell
 from layer_surgeon.study.selection_result import Margin, Rung, Selection
 from layer_surgeon.tasks import TASKS, get_task
 
@@ -215,7 +215,7 @@ def _finish(
         verdict=study.summary.verdict,
         path=str(study.path),
     )
-    write_selection(folder, result)
+    write_json(folder.path(SELECTION), as_json(result))
     return result
 
 

@@ -1,5 +1,7 @@
 """Metrics of the tasks equal those of the reference libraries on fixed predictions."""
 
+from dataclasses import replace
+
 import pytest
 import sacrebleu
 from nltk.translate.meteor_score import single_meteor_score
@@ -91,7 +93,7 @@ def test_meteor_has_synonyms_with_wordnet(monkeypatch):
 
 
 def test_scores_are_named():
-    scores = measure_texts(WRITTEN, RIGHT, 1.5, {"bart_score": -3.0}).scores
+    scores = replace(measure_texts(WRITTEN, RIGHT, 1.5), extra={"bart_score": -3.0}).scores
     assert list(scores) == ["bleu", "rouge_1", "rouge_2", "rouge_l", "rouge_l_sum", "meteor", "bart_score", "loss"]
 
 

@@ -19,7 +19,6 @@ _PLACES = ["rome", "paris", "berlin"]
 _REST = ["the", "went", "to", "saw", "and", "then", "a", "in", "day", "who", "where", "?", "."]
 _SOURCE = ["one", "two", "three", "four"]
 _TARGET = ["eins", "zwei", "drei", "vier"]
-TAGS = ("O", "B-PER", "B-LOC")
 
 
 def task_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:

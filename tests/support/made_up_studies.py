@@ -9,7 +9,7 @@ import numpy as np
 from layer_surgeon._io import write_json
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.records import write_summary
+from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
 
 # What would break a page, a table or a program that takes names as they come.
@@ -69,7 +69,7 @@ def made_up_study(
         share = list(shares.values())[number % len(plan.arms)] * (0.6 + 0.4 * cell.fraction)
         write_json(place.result(cell.id), head | names | _result(cell, share, hard, rng))
     if summary:
-        write_summary(place.summary, summarize(plan, place))
+        write_json(place.summary, as_json(summarize(plan, place)))
     return plan
 
 
