@@ -14,11 +14,12 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.command import SMALL, SURGEON
-from benchmarks.machine import heading, machine, save, say, spread, table, versions
+from benchmarks.machine import heading, machine, save, spread, table, versions
 from benchmarks.peers import (
     PEERS,
     Job,
@@ -33,9 +34,8 @@ from benchmarks.peers import (
     peer_versions,
     remove,
     settle,
-    size_of,
 )
-from benchmarks.process import Usage, measure
+from benchmarks.process import Usage, measure, take_turns
 from layer_surgeon import plan_assembly
 from tests.support.checkpoints import LLAMA_8B, write_sparse_checkpoint
 
@@ -80,22 +80,18 @@ ROWS = {
 
 
 def run_rows(job: Job, rows: list[str], runs: int) -> dict[str, list[Usage]]:
-    """Run all rows in turn, several times. The first round only loads libraries and doesn't count."""
-    results: dict[str, list[Usage]] = {row: [] for row in rows}
+    """Run the rows, and check what they wrote."""
     expected = digest_of(iter(job.tensors))
-    for number in range(runs + 1):
-        for name in rows:
-            row = ROWS[name]
-            settle()
-            usage = measure(row.command(job), environment=environment())
-            if number:
-                results[name].append(usage)
-            size = size_of(job.output)
-            if digest_of(row.tensors(job)) != expected:
-                raise SystemExit(f"{row.title} wrote other tensors than the checkpoint has.")
-            remove(job.output)
-            say(f"  {number}/{runs}  {row.title}: {usage.seconds:.2f} s, {size:,} bytes")
-    return results
+
+    def run(row: Row) -> Usage:
+        settle()
+        usage = measure(row.command(job), environment=environment())
+        if digest_of(row.tensors(job)) != expected:
+            raise SystemExit(f"{row.title} wrote other tensors than the checkpoint has.")
+        remove(job.output)
+        return usage
+
+    return take_turns({name: partial(run, ROWS[name]) for name in rows}, runs)
 
 
 def show(results: dict[str, list[Usage]]) -> None:

@@ -16,14 +16,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.command import SMALL, SURGEON
-from benchmarks.machine import ROOT, heading, machine, save, say, spread, table, versions
-from benchmarks.process import Usage, measure
+from benchmarks.machine import ROOT, heading, machine, save, spread, table, versions
+from benchmarks.process import Usage, drop_from_cache, measure, take_turns
 from layer_surgeon.extract.dtypes import encode_floats
 from tests.support.checkpoints import LLAMA_8B, llama_shapes, pad_header
 
@@ -77,32 +78,21 @@ def _repeated(block: bytes, num_bytes: int) -> Iterator[bytes]:
         num_bytes -= len(block)
 
 
-def drop_from_cache(*folders: Path) -> None:
-    """Drop the pages of all files from the page cache, so that they are read from the disk again."""
-    for path in (path for folder in folders for path in folder.iterdir()):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
 def run_rows(models: tuple[Path, Path, Path], runs: int, *, cold: bool) -> dict[str, list[Usage]]:
-    """Run all rows in turn, several times. The first round only loads libraries and doesn't count."""
+    """Run the rows."""
     a, copy, b = models
     rows: dict[str, list[str | Path]] = {
         "read both": [sys.executable, _READ, a, b],
         "surgeon diff, all numbers differ": [SURGEON, "diff", a, b, "--json", "--quiet"],
         "surgeon diff, all are equal": [SURGEON, "diff", a, copy, "--json", "--quiet"],
     }
-    results: dict[str, list[Usage]] = {title: [] for title in rows}
-    for number in range(runs + 1):
-        for title, command in rows.items():
-            if cold:
-                drop_from_cache(*models)
-            usage = measure([str(part) for part in command])
-            if number:
-                results[title].append(usage)
-            say(f"  {number}/{runs}  {title}: {usage.seconds:.2f} s")
-    return results
+
+    def run(command: list[str | Path]) -> Usage:
+        if cold:
+            drop_from_cache(*models)
+        return measure(command)
+
+    return take_turns({title: partial(run, command) for title, command in rows.items()}, runs)
 
 
 def show(results: dict[str, list[Usage]]) -> None:

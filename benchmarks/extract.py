@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from benchmarks.peers import (
     ROWS,
     Job,
     digest_of,
-    drop_from_cache,
     environment,
     find_job,
     peer_versions,
@@ -34,7 +34,7 @@ from benchmarks.peers import (
     settle,
     size_of,
 )
-from benchmarks.process import HAS_PROC, Usage, measure
+from benchmarks.process import HAS_PROC, Usage, drop_from_cache, measure, take_turns
 from tests.support.checkpoints import LLAMA_8B, LLAMA_70B, write_sparse_checkpoint
 
 # Config, size of the largest shard, bytes of the last layer, and the default rows. For the 70B shape, mergekit writes
@@ -47,33 +47,28 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int, tuple[str, ...]]] = {
 
 
 def run_rows(job: Job, rows: Sequence[str], runs: int, *, cold: bool) -> tuple[dict[str, list[Usage]], dict[str, int]]:
-    """Run all rows in turn, several times. The first round only loads libraries and doesn't count.
-
-    Compares every output byte for byte with the checkpoint.
+    """Run the rows, and compare every output byte for byte with the checkpoint.
 
     Returns:
         The usage of each row's runs, and how many bytes each row wrote.
     """
-    results: dict[str, list[Usage]] = {row: [] for row in rows}
     sizes = {}
     # This also reads the layer into the page cache.
     expected = digest_of(iter(job.tensors))
-    for number in range(runs + 1):
-        for name in rows:
-            row = ROWS[name]
-            command = row.command(job)
-            settle()
-            if cold:
-                drop_from_cache(job)
-            usage = measure(command, environment=environment())
-            if number:
-                results[name].append(usage)
-            sizes[name] = size_of(job.output)
-            if digest_of(row.tensors(job)) != expected:
-                raise SystemExit(f"{row.title} wrote different bytes than the checkpoint contains.")
-            remove(job.output)
-            say(f"  {number}/{runs}  {row.title}: {usage.seconds:.2f} s")
-    return results, sizes
+
+    def run(name: str) -> Usage:
+        row = ROWS[name]
+        settle()
+        if cold:
+            drop_from_cache(job.checkpoint)
+        usage = measure(row.command(job), environment=environment())
+        sizes[name] = size_of(job.output)
+        if digest_of(row.tensors(job)) != expected:
+            raise SystemExit(f"{row.title} wrote different bytes than the checkpoint contains.")
+        remove(job.output)
+        return usage
+
+    return take_turns({name: partial(run, name) for name in rows}, runs), sizes
 
 
 def show(results: dict[str, list[Usage]], sizes: dict[str, int]) -> dict[str, float]:

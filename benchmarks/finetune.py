@@ -29,7 +29,7 @@ import torch
 from transformers import AutoTokenizer, set_seed
 
 from benchmarks.machine import heading, machine, save, say, table, versions
-from layer_surgeon.checkpoint.packaged import packaged_folder
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.extract import LayerArtifact, extract_layer
 from layer_surgeon.finetune import FinetuneConfig, finetune_model
 from layer_surgeon.graft import graft_layer
@@ -180,7 +180,7 @@ def show(summary: dict[str, Any]) -> str:
 def extract_donor(folder: Path) -> tuple[Path, LayerArtifact]:
     """Extract the last layer of the donor model; return the host's folder and the layer."""
     layer = extract_layer("packaged:gemma-3-270m", output=folder / "donor")
-    return packaged_folder("all-MiniLM-L6-v2"), layer
+    return Path(local_model("packaged:all-MiniLM-L6-v2")), layer
 
 
 def parse(description: str | None, *, samples: int | None, samples_help: str, threads: int) -> argparse.Namespace:

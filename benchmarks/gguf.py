@@ -11,14 +11,15 @@ docs/benchmarks/commands.md explains the results.
 import argparse
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.command import SURGEON
-from benchmarks.machine import heading, machine, save, say, spread, table, versions
+from benchmarks.machine import heading, machine, save, spread, table, versions
+from benchmarks.packaged_gguf import write_packaged_gguf
 from benchmarks.peers import remove
-from benchmarks.process import Usage, measure
-from layer_surgeon.checkpoint.packaged import packaged_gguf
+from benchmarks.process import Usage, measure, take_turns
 
 TARGETS = {"inspect": 6, "extract --layer -1": 10}
 
@@ -33,16 +34,14 @@ def commands(surgeon: Path, file: Path, output: Path) -> dict[str, list[str]]:
 
 
 def run_rows(rows: dict[str, list[str]], output: Path, runs: int) -> dict[str, list[Usage]]:
-    """Run all rows in turn, several times. The first round only loads libraries and doesn't count."""
-    results: dict[str, list[Usage]] = {title: [] for title in rows}
-    for number in range(runs + 1):
-        for title, command in rows.items():
-            usage = measure(command)
-            remove(output)
-            if number:
-                results[title].append(usage)
-            say(f"  {number}/{runs}  {title}: {usage.seconds:.2f} s")
-    return results
+    """Run the rows."""
+
+    def run(command: list[str]) -> Usage:
+        usage = measure(command)
+        remove(output)
+        return usage
+
+    return take_turns({title: partial(run, command) for title, command in rows.items()}, runs)
 
 
 def show(results: dict[str, list[Usage]]) -> None:
@@ -79,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     facts, packages = machine(), versions("layer-surgeon", "transformers", "torch", "gguf", "numpy")
     print(heading(facts, packages), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        file, output = packaged_gguf("gemma-3-270m", Path(folder)), Path(folder, "layer")
+        file, output = write_packaged_gguf("packaged:gemma-3-270m", Path(folder)), Path(folder, "layer")
         rows = {f"surgeon {title}": command for title, command in commands(SURGEON, file, output).items()}
         if settings.other:
             rows |= {f"other {title}": command for title, command in commands(settings.other, file, output).items()}

@@ -114,14 +114,6 @@ def settle() -> None:
     os.sync()
 
 
-def drop_from_cache(job: Job) -> None:
-    """Drop the checkpoint's pages from the page cache, so that they are read from the disk again."""
-    for path in job.checkpoint.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
 def environment() -> dict[str, str]:
     """The environment of every row."""
     return os.environ | _OFFLINE

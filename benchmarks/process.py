@@ -6,9 +6,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from benchmarks.machine import say
 
 _SAMPLE_SECONDS = 0.01
 HAS_PROC = Path("/proc/self/status").is_file()
@@ -52,6 +54,26 @@ class _Peaks:
             if "read_bytes" in (io_counters := _read_counters(Path(f"/proc/{pid}/io"))):
                 self.disk[pid] = io_counters["read_bytes"]
         self.resident, self.anonymous = max(self.resident, resident), max(self.anonymous, anonymous)
+
+
+def take_turns(rows: Mapping[str, Callable[[], Usage]], runs: int) -> dict[str, list[Usage]]:
+    """Run all rows in turn, several times. The first round only loads libraries and doesn't count."""
+    results: dict[str, list[Usage]] = {title: [] for title in rows}
+    for number in range(runs + 1):
+        for title, run in rows.items():
+            usage = run()
+            if number:
+                results[title].append(usage)
+            say(f"  {number}/{runs}  {title}: {usage.seconds:.2f} s")
+    return results
+
+
+def drop_from_cache(*folders: Path) -> None:
+    """Drop the pages of all files from the page cache, so that they are read from the disk again."""
+    for path in (path for folder in folders for path in folder.iterdir()):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def measure(command: Sequence[str | Path], *, environment: dict[str, str] | None = None) -> Usage:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import heading, machine, save, say, table, versions
+from benchmarks.packaged_gguf import write_packaged_gguf
 from benchmarks.process import measure
 from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon._format import format_bytes
@@ -87,11 +88,7 @@ def make_real(folder: Path, name: str) -> None:
     """Write a GGUF model as a transformers folder, so that neither row dequantises."""
     source = open_checkpoint(name)
     with tempfile.TemporaryDirectory() as parts:
-        whole = Path(parts) / "model.gguf"
-        file = next(iter(source.table.files().values()))
-        with whole.open("wb") as target:
-            for chunk in source.source.stream_range(file, 0, source.source.size(file)):
-                target.write(chunk)
+        whole = write_packaged_gguf(name, Path(parts))
         model = AutoModelForCausalLM.from_pretrained(parts, gguf_file=whole.name, dtype="float32")
     folder.mkdir(parents=True)
     # save_pretrained refuses a model that was read from GGUF. The head is the table of tokens.

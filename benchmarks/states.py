@@ -31,7 +31,7 @@ from transformers import set_seed
 
 from benchmarks.finetune import find_data, in_turns, parse
 from benchmarks.machine import heading, machine, save, say, table, versions
-from layer_surgeon.checkpoint.packaged import packaged_folder
+from layer_surgeon.checkpoint.packaged import local_model
 from layer_surgeon.extract import extract_layer
 from layer_surgeon.finetune import FinetuneConfig, finetune_model
 from layer_surgeon.finetune.donor_states import StateCache
@@ -159,7 +159,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        host = packaged_folder("all-MiniLM-L6-v2")
+        host = Path(local_model("packaged:all-MiniLM-L6-v2"))
         stack = extract_layer(
             "packaged:gemma-3-270m",
             layer=list(range(9)),

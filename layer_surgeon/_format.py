@@ -1,6 +1,6 @@
 """Format numbers, sizes and lists of names for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -65,13 +65,16 @@ def format_value(name: str, value: float) -> str:
 
 def format_runs(numbers: Sequence[int], *, to: str = "-", between: str = ", ") -> str:
     """Format numbers in their order as runs: `0-15, 8-23`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return between.join(f"{run[0]}{to}{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return between.join(f"{first}{to}{last}" if last > first else f"{first}" for first, last in find_runs(numbers))
+
+
+def find_runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last number of each run of neighbours, in their order."""
+    begin = 0
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
+            yield numbers[begin], numbers[index - 1]
+            begin = index
 
 
 def list_names(names: Sequence[str], most: int = 3) -> str:

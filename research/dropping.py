@@ -21,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.machine import ROOT, machine, say, versions
+from benchmarks.packaged_gguf import write_packaged_gguf
 from layer_surgeon import measure_layers
 from layer_surgeon._io import read_json, write_json
-from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.run import run_layers
 from research.evidence import MEASURED
 
@@ -110,7 +110,7 @@ def main() -> None:
         document["choices"] = measure_choices()
         write_json(output, document)
     with tempfile.TemporaryDirectory() as folder:
-        path = packaged_gguf(MODEL, Path(folder))
+        path = write_packaged_gguf(f"packaged:{MODEL}", Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     rows = [tokenizer(text)["input_ids"] for text in read_sentences("imdb")[:NUM_TEXTS]]

@@ -15,8 +15,8 @@ from benchmarks.command import SMALL, SURGEON
 from benchmarks.fetching import Bench, find_layer
 from benchmarks.link import REPO, Link
 from benchmarks.machine import ROOT, spread, table
-from benchmarks.peers import ROWS, Job, digest_of, drop_from_cache, find_job
-from benchmarks.process import HAS_PROC, Usage, measure
+from benchmarks.peers import ROWS, digest_of, find_job
+from benchmarks.process import HAS_PROC, Usage, drop_from_cache, measure
 from layer_surgeon import diff_checkpoints
 from tests.support.checkpoints import write_sparse_checkpoint
 
@@ -233,9 +233,9 @@ def test_failed_command_is_reported_with_its_stderr():
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system can't drop pages")
-def test_dropping_pages_keeps_the_bytes(checkpoint, tmp_path):
+def test_dropping_pages_keeps_the_bytes(checkpoint):
     before = [path.read_bytes() for path in sorted(checkpoint.iterdir())]
-    drop_from_cache(Job(checkpoint=checkpoint, index=2, tensors=(), output=tmp_path / "out"))
+    drop_from_cache(checkpoint)
     assert [path.read_bytes() for path in sorted(checkpoint.iterdir())] == before
 
 

@@ -10,7 +10,6 @@ licence       the licence that a checkpoint's model card, metadata and files sta
 formats       chooses the format by the file names and opens the table that reads it
 checkpoint    `open_checkpoint`, which combines the modules above
 packaged      real weights from Python packages, for the demo and the benchmarks
-joined        a file in parts, read as one file
 """
 
 from layer_surgeon.checkpoint.checkpoint import Checkpoint, open_checkpoint

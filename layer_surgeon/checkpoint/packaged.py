@@ -1,20 +1,21 @@
 """Real weights from Python packages, named `packaged:NAME`: found without importing the packages, checked by hash."""
 
 import hashlib
-import io
 import os
 import re
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 from layer_surgeon._folders import expand_home, foreign_files
 from layer_surgeon._io import new_file
-from layer_surgeon.checkpoint.joined import JoinedFile
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Source
 from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
 from layer_surgeon.checkpoint.sources.parts import CutSource
@@ -149,46 +150,6 @@ def local_model(name: str, progress: Progress | None = None) -> str:
     return str(packaged_host(key, cache, progress))
 
 
-def packaged_folder(name: str) -> Path:
-    """Return the folder of a model inside an installed package.
-
-    Args:
-        name: A key of `FOLDERS`, such as `all-MiniLM-L6-v2`.
-
-    Raises:
-        SourceNotFoundError: There is no such model, or its package is not installed.
-        CheckpointError: The package has another version, or its weights have another hash.
-    """
-    model = _find(name, FOLDERS)
-    (weights,) = _locate(name, model)
-    _check_hash(weights, _sha256([weights]), model, model.sha256)
-    return weights.parent
-
-
-def packaged_gguf(name: str, folder: Path) -> Path:
-    """Join the parts of a model from several packages into one file, if it isn't there yet.
-
-    Args:
-        name: A key of `PARTED`, such as `gemma-3-270m`.
-        folder: Folder for the file; created if missing. An existing file with the right hash is reused.
-
-    Returns:
-        The file in `folder`.
-
-    Raises:
-        SourceNotFoundError: There is no such model, or a package is not installed.
-        CheckpointError: A package has another version, or the joined file has another hash.
-        SourceError: The file can't be written.
-    """
-    model = _find(name, PARTED)
-    path = folder / model.file
-    # Hashing 253 MB takes 0.2 s, so it is done on every use.
-    if _has_sha256(path, model.sha256):
-        return path
-    _write(_chunks(_locate(name, model)), path, model.sha256, model, NullProgress())
-    return path
-
-
 def packaged_host(name: str, folder: Path, progress: Progress | None = None) -> Path:
     """Return the folder of a packaged model that transformers can load. An archive is unpacked once.
 
@@ -205,7 +166,9 @@ def packaged_host(name: str, folder: Path, progress: Progress | None = None) -> 
     """
     model = _find(name, {**FOLDERS, **ARCHIVES})
     if name in FOLDERS:
-        return packaged_folder(name)
+        (weights,) = _locate(name, model)
+        _check_hash(weights, _sha256([weights]), model, model.sha256)
+        return weights.parent
     model_folder = folder / name
     # The weights come last: without them, nothing takes the folder for a model.
     hashes = {**model.other_files, model.file: model.sha256}
@@ -255,7 +218,7 @@ def _locate(name: str, model: PackagedModel) -> list[Path]:
 def _unpack(parts: list[Path], model_folder: Path, files: list[str], model: PackagedModel, progress: Progress) -> None:
     """Write some files of the archive. Their names come from this module, never from the archive."""
     try:
-        with JoinedFile(parts) as joined, zipfile.ZipFile(io.BufferedReader(joined)) as archive:
+        with _joined(parts) as joined, zipfile.ZipFile(joined) as archive:
             sizes = [archive.getinfo(f"{model_folder.name}/{file}").file_size for file in files]
             progress.begin(f"Unpacking {model_folder.name}", sum(sizes), "bytes")
             try:
@@ -272,6 +235,20 @@ def _unpack(parts: list[Path], model_folder: Path, files: list[str], model: Pack
             f"The archive that starts with {parts[0]} can't be unpacked: {error}. "
             f"Install them again with: pip install --force-reinstall {model.install}"
         ) from error
+
+
+@contextmanager
+def _joined(parts: list[Path]) -> Iterator[IO[bytes]]:
+    """Join the parts in a temporary file, because zipfile reads from one file."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            file.writelines(_chunks(parts))
+        except OSError as error:
+            raise SourceError(
+                f"The archive that starts with {parts[0]} can't be joined in {tempfile.gettempdir()}: "
+                f"{error.strerror or error}. Free that disk, or set TMPDIR to another folder."
+            ) from error
+        yield file
 
 
 def _write(chunks: Iterable[bytes], path: Path, sha256: str, model: PackagedModel, progress: Progress) -> None:

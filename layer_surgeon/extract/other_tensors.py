@@ -1,8 +1,9 @@
 """Plan to read tensors that belong to no layer, and single rows of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from layer_surgeon._format import find_runs
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.errors import CheckpointError
 from layer_surgeon.extract.codec import Shifted
@@ -68,7 +69,8 @@ def plan_rows(
     if row_bytes % codec.block_bytes:
         return plan_tensors(checkpoint, {name: name}, dtype=dtype)
     parts = []
-    for start, stop in _stretches(rows):
+    for start, last in find_runs(rows):
+        stop = last + 1
         stretch = replace(
             info,
             shape=(stop - start, *info.shape[1:]),
@@ -82,12 +84,3 @@ def plan_rows(
     network_gap = MAX_ROW_GAP_BYTES if max_gap is None else max_gap
     pieces = cut_pieces(planned, connections, MAX_LOCAL_ROW_GAP_BYTES if connections == 1 else network_gap)
     return CopyPlan(planned=planned, pieces=pieces, header=header)
-
-
-def _stretches(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the begin and end of each stretch of neighbouring rows."""
-    begin = 0
-    for index in range(1, len(rows) + 1):
-        if index == len(rows) or rows[index] != rows[index - 1] + 1:
-            yield rows[begin], rows[index - 1] + 1
-            begin = index

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from layer_surgeon._format import find_runs
 from layer_surgeon.donor.exit import not_finite
 from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
 from layer_surgeon.progress import NullProgress, Progress
@@ -269,16 +270,4 @@ class MeasureObserver:
 
 def format_layers(layers: Iterable[int]) -> str:
     """Write layers as `surgeon assemble --drop` takes them: `3,7,10:13`."""
-    return ",".join(
-        str(first) if first == last else f"{first}:{last + 1}" for first, last in _runs_of_neighbours(list(layers))
-    )
-
-
-def _runs_of_neighbours(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    first = None
-    for index, layer in enumerate(layers):
-        if first is None:
-            first = layer
-        if index + 1 == len(layers) or layers[index + 1] != layer + 1:
-            yield first, layer
-            first = None
+    return ",".join(str(first) if first == last else f"{first}:{last + 1}" for first, last in find_runs(list(layers)))

