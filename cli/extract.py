@@ -169,7 +169,7 @@ def _document(artifact: LayerArtifact) -> dict[str, Any]:
         "path": artifact.path,
         "layer_indices": list(artifact.layer_indices),
         "embeddings": artifact.config.get("embeddings"),
-        "dtype": artifact.config["dtype"],
+        "dtype": artifact.config.get("dtype"),
         "num_bytes": artifact.num_bytes,
         "sha256": artifact.sha256,
         "source": {key: value for key, value in artifact.config["source"].items() if key != "tensors"},

@@ -158,6 +158,11 @@ def check_name(folder: Path, kind: str, error: type[Exception]) -> None:
             f"The {kind} is written next to its folder and then moved, so the folder can't be {str(folder)!r}. Name a "
             "new folder with --output."
         )
+    if os.path.ismount(folder):
+        raise error(
+            f"{folder} is a mount point, which can't be renamed. The {kind} is written next to its folder and then "
+            f"moved: name a folder inside it, such as {folder / kind.split()[-1]}, with --output."
+        )
 
 
 def check_replaceable(

@@ -16,7 +16,8 @@ _REORDERS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Control characters, surrogates, private use, unassigned characters, and separators that some programs show as a line
 # break.
 _UNSAFE = frozenset({"Cc", "Cs", "Co", "Cn", "Zl", "Zp"})
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|]+")
+# The scheme's length is limited, because a search for one of any length takes quadratic time on a long word.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>|]+")
 # Spreadsheets treat text with these first characters as a formula, and formulas can read files and start programs.
 _APOSTROPHE = "'"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

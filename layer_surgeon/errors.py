@@ -24,6 +24,8 @@ from layer_surgeon._text import printable, without_secrets_in
 # A message may quote a hostile file, such as a tensor name of 25 MB, or one that controls the terminal.
 _MAX_CHARACTERS = 2000
 _LAST_CHARACTERS = 400
+# Of a longer message, only this much of each end is searched for URLs.
+_SEARCHED_CHARACTERS = 20_000
 
 
 class LayerSurgeonError(Exception):
@@ -95,7 +97,9 @@ class WorkspaceError(LayerSurgeonError, OSError):
 
 
 def _sanitize(message: str) -> str:
-    # Remove secrets first: the cut could split a URL, which would then keep its password.
+    if len(message) > 2 * _SEARCHED_CHARACTERS:
+        message = message[:_SEARCHED_CHARACTERS] + message[-_SEARCHED_CHARACTERS:]
+    # Remove secrets before the cut, which could split a URL, so that it keeps its password.
     message = without_secrets_in(message)
     if len(message) > _MAX_CHARACTERS:
         first = message[: _MAX_CHARACTERS - _LAST_CHARACTERS]

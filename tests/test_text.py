@@ -38,6 +38,14 @@ def test_a_text_without_urls_stays():
     assert without_secrets_in(text) == text
 
 
+def test_a_long_word_takes_linear_time():
+    """A file can hold a name of 25 MB, and a message about it is searched for URLs."""
+    assert str(SourceError(f"://{'a' * 5_000_000} https://me:secret@host.org/x?signature=1")).endswith(
+        "a https://host.org/x"
+    )
+    assert without_secrets_in(f"see {'a' * 60}://me:secret@host.org/x") == f"see {'a' * 60}://host.org/x"
+
+
 def test_control_sequences_are_escaped():
     assert printable("a\x1b[2Jb\x9bc\u202ed\u2028e\x7f\n\t") == "a\\x1b[2Jb\\x9bc\\u202ed\\u2028e\\x7f\n\t"
     assert printable("naïve 电影 👩‍🚀 نجوم") == "naïve 电影 👩‍🚀 نجوم"

@@ -92,7 +92,8 @@ class Checkpoint:
     @property
     def quantization(self) -> str | None:
         """The quantisation method of the weights, such as `gptq, 4 bits`; None if they are not quantised."""
-        return describe_quantization(self.table.config) or describe_packing(self.layer_names(-1))
+        names = (name for layer_names in self._stack.members.values() for name in layer_names)
+        return describe_quantization(self.table.config) or describe_packing(names)
 
     @property
     def plain_config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Find the checkpoint in a source: choose its format by the file names and open the table that reads it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _MAX_CONFIG_BYTES = 16_000_000
 # llama.cpp's name prefixes of GGUF files that are not language models: vision towers and importance matrices.
 _GGUF_EXTRAS = ("mmproj", "imatrix")
 _MAX_LISTED_NAMES = 12
+# The names that transformers gives to the files of a large model.
+_SHARD = re.compile(r".+-\d{5}-of-(?P<count>\d{5})\.(safetensors|bin)")
 
 
 def open_table(source: Source) -> TensorTable:
@@ -56,14 +59,26 @@ def open_table(source: Source) -> TensorTable:
         return _torch_table(source, config, shard_of=shard_of)
     if len(safetensors_files) == 1:
         # After all names that mean a whole model: it may be one of several shards, or an adapter.
+        _check_is_whole(source, safetensors_files[0])
         return safetensors.SafetensorsTable(source, _read_config(source, files), single_file=safetensors_files[0])
     gguf_models = _gguf_models(source, candidates)
     if len(gguf_models) == 1 and not safetensors_files:
         return _gguf_table(source, gguf_models[0])
     if len(pickle_files) == 1 and not safetensors_files and not gguf_models:
         # Last, because training leaves pickles of other things next to the weights.
+        _check_is_whole(source, pickle_files[0])
         return _torch_table(source, _read_config(source, files), single_file=pickle_files[0])
     raise _nothing_to_open(source, safetensors_files, gguf_models, candidates)
+
+
+def _check_is_whole(source: Source, file: str) -> None:
+    """Refuse one shard of several: it can hold a part of a layer, which nothing would show."""
+    match = _SHARD.fullmatch(file)
+    if match is not None and int(match["count"]) > 1:
+        raise CheckpointError(
+            f"{file} of {source.name} is one of {int(match['count'])} files of a model. Give the folder or repo with "
+            "all of them, and with their index."
+        )
 
 
 # Importing the formats takes 15 ms, as long as Python's start, and safetensors need neither.

@@ -7,9 +7,13 @@ from layer_surgeon.checkpoint.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources.papers import README_FILE, is_licence_file
 from layer_surgeon.checkpoint.sources.together import read_files
 
+# The front matter of a card is in its first bytes.
 MAX_TEXT_BYTES = 2_000_000
+_MAX_LICENCE_BYTES = 20_000_000
 _LICENCE_ENTRY = re.compile(
-    r"^(?P<key>license|license_name|license_link):(?P<value>[^\n]{0,1000}(?:\n[ \t][^\n]{0,1000})?)$", re.MULTILINE
+    r"^(?P<key>license|license_name|license_link):"
+    r"(?P<value>[^\n]{0,1000}(?:(?:\n[ \t]*-[ \t][^\n]{0,1000}){1,20}|\n[ \t][^\n]{0,1000})?)$",
+    re.MULTILINE,
 )
 # `base_model: owner/name`, or the first item of a list.
 _BASE_MODEL = re.compile(
@@ -28,7 +32,7 @@ def read_licence_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     Raises:
         SourceError: One of them can't be read.
     """
-    return read_files(checkpoint.source, dict.fromkeys(licence_files(checkpoint), MAX_TEXT_BYTES))
+    return read_files(checkpoint.source, dict.fromkeys(licence_files(checkpoint), _MAX_LICENCE_BYTES))
 
 
 def read_base_model(checkpoint: Checkpoint) -> str | None:
@@ -61,14 +65,18 @@ def licence_in_card(text: str) -> dict[str, str]:
 
 def _read_front_matter(checkpoint: Checkpoint) -> str | None:
     """Return the YAML front matter of the model card; None if there is none."""
-    if README_FILE not in checkpoint.source.list_files():
+    source = checkpoint.source
+    if README_FILE not in (sizes := source.list_files()):
         return None
-    text = checkpoint.source.read_file(README_FILE, MAX_TEXT_BYTES).decode("utf-8", "replace")
-    return front_matter_text(text)
+    if (sizes[README_FILE] or 0) > MAX_TEXT_BYTES:
+        raw = source.read_range(README_FILE, 0, MAX_TEXT_BYTES)
+    else:
+        raw = source.read_file(README_FILE, MAX_TEXT_BYTES)
+    return front_matter_text(raw.decode("utf-8", "replace"))
 
 
 def _parse_licence(front_matter: str) -> dict[str, str]:
-    """Parse the licence entries of the front matter: those on one line, or on one line and an indented one.
+    """Parse the licence entries of the front matter: on one line, on one line and an indented one, or as a list.
 
     The front matter is not parsed as a whole: YAML is slow (a card with the results of 100 benchmarks takes seconds),
     and a malicious document can take forever.
@@ -80,6 +88,7 @@ def _parse_licence(front_matter: str) -> dict[str, str]:
         except ValueError:
             # An invalid card states no licence. The licence files are copied all the same.
             continue
-        if isinstance(value, str) and value.isprintable():
-            licence[key] = value
+        values = value if isinstance(value, list) else [value]
+        if values and all(isinstance(item, str) and item.isprintable() for item in values):
+            licence[key] = ", ".join(values)
     return licence

@@ -21,13 +21,13 @@ from layer_surgeon._model_types import LAYER
 from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
 from layer_surgeon.checkpoint.sources import CHUNK_BYTES
-from layer_surgeon.checkpoint.sources.papers import LICENCE_FILES
+from layer_surgeon.checkpoint.sources.papers import LICENCE_FILES, README_FILE
 from layer_surgeon.checkpoint.types import TensorInfo
 from layer_surgeon.errors import ArtifactError, CheckpointError
 
 CONFIG_FILE = "config.json"
 # The model card, and the files that a donor's licence requires to accompany its weights.
-PAPERS = ("README*", *LICENCE_FILES)
+PAPERS = (README_FILE, *LICENCE_FILES)
 # All files of an artifact: these are fetched, copied or uploaded with it.
 ARTIFACT_FILES = (CONFIG_FILE, SINGLE_FILE, *PAPERS, *(name for name in TOKENIZER_FILES if "/" not in name))
 # Files that replacing an artifact may delete. A run that is killed just after the rename also leaves its lock.

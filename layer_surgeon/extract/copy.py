@@ -28,6 +28,10 @@ from layer_surgeon.progress import Progress
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class DiskFullError(ArtifactError):
+    """The disk is full. A later run can go on from what was written."""
+
+
 class Ranges(Protocol):
     """What a copy needs of a `Source`."""
 
@@ -116,7 +120,7 @@ def _disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _DISK_FULL:
-            raise ArtifactError(
+            raise DiskFullError(
                 f"The disk of {path.parent} is full ({error.strerror}); {path.name} takes {num_bytes:,} bytes. "
                 "Free some space, or choose another folder with --output or --workspace."
             ) from error

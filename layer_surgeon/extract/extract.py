@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layer_surgeon._folders import check_replaceable, expand_home
+from layer_surgeon._format import list_names
 from layer_surgeon._io import write_bytes, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
@@ -169,7 +170,9 @@ def _identity(config: dict[str, Any]) -> object:
     recorded = recorded_tensors(config)
     tensors = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in recorded.items()}
     parts = [config.get(key) for key in ("layer_indices", "embeddings")]
-    return [*parts, *map(source.get, ("name", "commit", "files", "changed")), tensors]
+    # The same folder can be spelled in several ways. The bytes show whether it is the same model.
+    name = None if source.get("kind") in ("folder", "file") else source.get("name")
+    return [*parts, name, *map(source.get, ("commit", "files", "changed")), tensors]
 
 
 def _another_layer(folder: Path) -> ArtifactError:
@@ -198,16 +201,33 @@ def _extract(
             progress.end()
             config = _describe(checkpoint, plan, digests, licence)
             write_json(staging.path / CONFIG_FILE, config)
-            if is_artifact(folder) and not force and read_config(folder).get("sha256") != digests.file:
-                raise _another_layer(folder)
             # Check again: somebody may have put files there during the extraction.
             _check_replaceable(folder)
+            if is_artifact(folder) and not force:
+                if read_config(folder).get("sha256") != digests.file:
+                    raise _another_layer(folder)
+                _keep_users_files(folder, staging.path)
             # Even if the weights are the same, the donor's config or tokenizer may have changed.
             staging.put_in_place()
             return LayerArtifact.open(folder)
     finally:
         if staging.kept:
             progress.notice(f"What was read is kept in {staging.path}; the same command goes on from there.")
+
+
+def _keep_users_files(folder: Path, made: Path) -> None:
+    """Keep the model card of a folder that holds the same layer already: the user may have written in it.
+
+    Raises:
+        ArtifactError: It also holds a file that this extraction doesn't make.
+    """
+    if others := sorted({path.name for path in folder.iterdir()} - {path.name for path in made.iterdir()}):
+        raise ArtifactError(
+            f"{folder} already holds this layer, but also {list_names(others)}, which this extraction doesn't make. "
+            "Move that elsewhere, replace the folder with --force, or name another one with --output."
+        )
+    if (folder / README_FILE).is_file():
+        write_bytes(made / README_FILE, (folder / README_FILE).read_bytes())
 
 
 def _write_weights(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, progress: Progress) -> Digests:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-FP8_CODES = ("F8_E4M3", "F8_E5M2")
+# The bits of the mantissa, and the bias of the exponent. The variants FNUZ have no infinity and no negative zero.
+_FORMATS = {"F8_E4M3": (3, 7), "F8_E5M2": (2, 15), "F8_E4M3FNUZ": (3, 8), "F8_E5M2FNUZ": (2, 16)}
+FP8_CODES = tuple(_FORMATS)
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
 # Scales of activations and of the cache. With unquantised weights, activations are not quantised either.
 _DROPPED = (".input_scale", ".output_scale", ".activation_scale", ".input_scale_ub", ".k_scale", ".v_scale")
@@ -144,8 +146,11 @@ def _value_of_byte(dtype: str) -> "Floats":
     if dtype == "F8_E5M2":
         # E5M2 is the upper byte of a float16.
         return (codes.astype("<u2") << np.uint16(8)).view("<f2").astype("<f4")
+    mantissa_bits, bias = _FORMATS[dtype]
     sign = np.where(codes >> 7, -1.0, 1.0)
-    exponent, mantissa = (codes >> 3) & 0xF, codes & 7
-    values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent.astype(int) - 10))
-    # E4M3 has no infinity; only the largest code of each sign is NaN.
-    return np.where((codes & 0x7F) == 0x7F, np.nan, sign * values).astype("<f4")
+    exponent, mantissa = ((codes & 0x7F) >> mantissa_bits).astype(int), codes & (2**mantissa_bits - 1)
+    significand = np.where(exponent == 0, mantissa, 2.0**mantissa_bits + mantissa)
+    values = sign * significand * 2.0 ** (np.maximum(exponent, 1) - bias - mantissa_bits)
+    # E4M3 has no infinity; only the largest code of each sign is NaN. FNUZ has one NaN, in the place of -0.
+    is_nan = codes == 0x80 if dtype.endswith("FNUZ") else (codes & 0x7F) == 0x7F
+    return np.where(is_nan, np.nan, values).astype("<f4")

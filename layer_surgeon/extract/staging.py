@@ -21,6 +21,7 @@ from layer_surgeon._io import BusyError, FileLock
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE
 from layer_surgeon.errors import ArtifactError, LayerSurgeonError, SourceChangedError, SourceError
 from layer_surgeon.extract.artifact import REPLACEABLE_FILES
+from layer_surgeon.extract.copy import DiskFullError
 
 JOURNAL_FILE = ".journal"
 # The donor's rows, and their journal, from which a table for another vocabulary is made.
@@ -61,8 +62,8 @@ LAYER_FILES = StagedFiles(
 class Staging:
     """Context manager in which an artifact, or another folder with weights, is written.
 
-    Leaving it with an error removes everything that was written. After a network failure or an interruption, the folder
-    stays if its journal records progress, and the next run continues from it.
+    Leaving it with an error removes everything that was written. After a network failure, an interruption or a full
+    disk, the folder stays if its journal records progress, and the next run continues from it.
 
     Args:
         folder: The artifact's final folder.
@@ -103,14 +104,15 @@ class Staging:
         try:
             self._check_space()
         except ArtifactError:
-            self._leave(remove=True)
+            self._leave(remove=not existed)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        can_go_on = isinstance(error, SourceError | KeyboardInterrupt) and not isinstance(error, SourceChangedError)
+        stopped = isinstance(error, SourceError | KeyboardInterrupt | DiskFullError)
+        can_go_on = stopped and not isinstance(error, SourceChangedError)
         self.kept = can_go_on and any(_has_progress(journal) for journal in self._journals())
         self._leave(remove=error is not None and not self.kept)
         if isinstance(error, OSError) and not isinstance(error, LayerSurgeonError):
@@ -147,11 +149,11 @@ class Staging:
 
     def _check_space(self) -> None:
         staged_bytes = sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
-        free = shutil.disk_usage(self.path).free + staged_bytes
-        if free < self._num_bytes:
+        needed, free = self._num_bytes - staged_bytes, shutil.disk_usage(self.path).free
+        if free < needed:
             raise ArtifactError(
-                f"The {self._files.noun} takes {self._num_bytes:,} bytes, but the disk of {self._folder.parent} has "
-                f"{free:,} left. Free some space, or choose another place with --output or --workspace."
+                f"The {self._files.noun} takes {needed:,} bytes, but the disk of {self._folder.parent} has {free:,} "
+                "left. Free some space, or choose another place with --output or --workspace."
             )
 
     def _journals(self) -> Iterator[Path]:

@@ -25,12 +25,18 @@ PRIVATE = (
     *("runs/*", "logs/*", "*tfevents*", "wandb/*", "mlruns/*", "trackio/*"),
 )
 # Files, in addition to model cards, that can contain local paths, and the keys that hold them.
-_FILES_WITH_PATHS = ("config.json", f"{DONOR_FOLDER}/config.json", "results.json", "run.yaml", ASSEMBLY_FILE)
+_CONFIGS = ("config.json", "tokenizer_config.json")
+_FILES_WITH_PATHS = (
+    *_CONFIGS,
+    *(f"{DONOR_FOLDER}/{name}" for name in _CONFIGS),
+    *("results.json", "run.yaml", ASSEMBLY_FILE),
+)
 _PATH_KEYS = frozenset(
     {
         *("name", "path", "base_model", "_name_or_path", "name_or_path"),
         *("graft", "dataset", "validation", "test", "tokenizer", "spec", "validation_spec", "test_spec", "folder"),
         *("source", "embeddings", "head"),
+        *("tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file"),
     }
 )
 

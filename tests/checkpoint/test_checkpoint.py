@@ -122,6 +122,17 @@ def test_a_missing_shard(sharded):
         open_checkpoint(sharded)
 
 
+def test_one_shard_is_not_a_model(sharded):
+    """It can hold a part of a layer."""
+    shard = min(sharded.glob("*.safetensors"))
+    with pytest.raises(CheckpointError, match=r"is one of \d+ files of a model\. Give the folder"):
+        open_checkpoint(shard)
+
+
+def test_an_index_names_the_whole_model(sharded):
+    assert open_checkpoint(sharded / "model.safetensors.index.json").num_layers == 4
+
+
 def test_all_shards_but_one_are_missing(sharded):
     for path in sorted(sharded.glob("*.safetensors"))[1:]:
         path.unlink()
@@ -164,6 +175,18 @@ def test_folders_without_a_checkpoint(tmp_path, files, error, word):
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(error, match=word):
         open_checkpoint(tmp_path)
+
+
+def test_paths_that_the_system_refuses(tmp_path, monkeypatch):
+    with pytest.raises(SourceError, match="can't be read: File name too long"):
+        open_checkpoint(str(tmp_path / ("a" * 300)))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    with pytest.raises(SourceError, match="not readable by this user"):
+        open_checkpoint(str(tmp_path / "model"))
 
 
 def test_no_such_path(tmp_path):

@@ -202,6 +202,9 @@ def test_an_unreachable_server() -> None:
     [
         ("nonsense://x/y", "can't be opened"),
         ("memory://store/nothing", "has no"),
+        ("memory://store/m#v2", r"is followed by \? or #.* Rename"),
+        ("memory://store/m?versionId=1", r"is followed by \? or #.* Rename"),
+        ("file:///folder#2", "Write them as %3F and %23"),
         ("memory://store/m/missing.safetensors", "no file missing.safetensors"),
         ("simplecache::memory://store/m", "isn't a valid repo id"),
         ("zip://x::memory://store/m", "chain"),

@@ -172,11 +172,52 @@ def test_replacing_another_layer_needs_force(donor, tmp_path):
 def test_force_replaces_the_record_of_the_same_bytes(donor, tmp_path):
     extract_layer(donor, -1, tmp_path / "out")
     copy = write_sparse_checkpoint(tmp_path / "copy", TINY, range(4), max_shard_bytes=8_000)
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / ("a" * 40)
+    shutil.copytree(copy, snapshot)
     with pytest.raises(ArtifactError, match="already holds another layer"):
-        extract_layer(copy, -1, tmp_path / "out")
-    artifact = extract_layer(copy, -1, tmp_path / "out", force=True)
-    assert artifact.config["source"]["name"] == str(copy)
-    assert extract_layer(copy, -1, tmp_path / "out").sha256 == artifact.sha256
+        extract_layer(snapshot, -1, tmp_path / "out")
+    artifact = extract_layer(snapshot, -1, tmp_path / "out", force=True)
+    assert artifact.config["source"]["commit"] == "a" * 40
+    assert extract_layer(snapshot, -1, tmp_path / "out").sha256 == artifact.sha256
+
+
+def test_a_folder_may_be_spelled_in_another_way(donor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = extract_layer("donor", -1, "out")
+    for name in ("donor/", "./donor", str(donor)):
+        assert extract_layer(name, -1, "out").sha256 == first.sha256
+
+
+def test_what_the_user_added_to_an_artifact_is_kept(donor, tmp_path):
+    artifact = extract_layer(donor, -1, tmp_path / "out")
+    card = artifact.path / "README.md"
+    card.write_text(f"{card.read_text()}\nMy notes.")
+    assert extract_layer(donor, -1, tmp_path / "out").sha256 == artifact.sha256
+    assert card.read_text().endswith("My notes.")
+    for name, advice in (
+        ("LICENSE_notes.txt", r"but also LICENSE_notes\.txt, which this extraction doesn't make"),
+        ("README_experiments.md", r"files that are not part of one: README_experiments\.md"),
+    ):
+        (artifact.path / name).write_text("mine")
+        with pytest.raises(ArtifactError, match=advice):
+            extract_layer(donor, -1, tmp_path / "out")
+        (artifact.path / name).unlink()
+
+
+def test_a_mount_point_is_refused_before_anything_is_read(donor, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(ArtifactError, match="is a mount point.* name a folder inside it, such as .*out/artifact"):
+        extract_layer(donor, -1, tmp_path / "out")
+    assert everything_below(tmp_path / "out") == []
+
+
+def test_papers_of_any_size(donor, tmp_path):
+    (donor / "README.md").write_text(f"---\nlicense:\n- apache-2.0\n- mit\n---\n{'#' * 2_100_000}")
+    (donor / "LICENSE").write_text("x" * 2_100_000)
+    artifact = extract_layer(donor, -1, tmp_path / "out")
+    assert artifact.config["source"]["license"] == "apache-2.0, mit"
+    assert (artifact.path / "LICENSE").stat().st_size == 2_100_000
 
 
 def test_backup_of_another_artifact_is_kept(donor, tmp_path):

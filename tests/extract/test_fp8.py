@@ -68,15 +68,24 @@ def test_dequantised_weights_equal_torch(tmp_path, form, dtype, connections, mon
     assert artifact.config["source"]["quantization"]
 
 
-def test_e5m2_equals_torch(tmp_path):
-    plain = quantised(tmp_path / "donor", "row", torch.float8_e5m2)
+@pytest.mark.parametrize("fp8", [torch.float8_e5m2, torch.float8_e4m3fnuz])
+def test_other_8_bit_floats_equal_torch(tmp_path, fp8):
+    plain = quantised(tmp_path / "donor", "row", fp8)
     tensors = load_file(
         extract_layer(tmp_path / "donor", 0, tmp_path / "out", dtype="float32").path / "model.safetensors"
     )
     assert all(torch.equal(tensors[name], plain[name]) for name in plain)
 
 
-@pytest.mark.parametrize(("code", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [
+        ("F8_E4M3", torch.float8_e4m3fn),
+        ("F8_E5M2", torch.float8_e5m2),
+        ("F8_E4M3FNUZ", torch.float8_e4m3fnuz),
+        ("F8_E5M2FNUZ", torch.float8_e5m2fnuz),
+    ],
+)
 def test_every_byte_equals_torch(code, dtype):
     expected = torch.arange(256, dtype=torch.uint8).view(dtype).float()
     actual = torch.from_numpy(_value_of_byte(code))
@@ -177,6 +186,11 @@ def test_packed_weights_are_recognised_by_tensor_names(tmp_path, ending, method)
     quantised(tmp_path / "donor", "block", method={})
     file = tmp_path / "donor" / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{ending}": torch.ones(4, dtype=torch.int32)}, file)
+    # Often the last layers are not quantised.
+    plain_layer = {"model.layers.1.mlp.up_proj.weight": torch.ones(4, 4)}
+    save_file(load_file(file) | plain_layer, file)
+    config = tmp_path / "donor" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 2}))
     checkpoint = open_checkpoint(tmp_path / "donor")
     assert method in checkpoint.quantization
     with pytest.raises(UnsupportedArchitectureError, match=rf"quantised \(.*{method}.*unquantised model"):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 
@@ -77,6 +78,26 @@ def test_notice_says_how_to_continue(hub, tmp_path):
     with pytest.raises(SourceError):
         extract_layer("owner/model", -1, tmp_path / "out", progress=progress)
     assert any("goes on from there" in notice for notice in progress.notices)
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_full_disk_loses_nothing(hub, tmp_path, monkeypatch, when):
+    cut_off(hub, tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        if when == "before":
+            patch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100))
+        else:
+            patch.setattr(copy_module, "write_all", no_space)
+        with pytest.raises(ArtifactError, match=r"has 100 left\. Free some space|is full"):
+            extract_layer("owner/model", -1, tmp_path / "out")
+    progress = Recorder()
+    extract_layer("owner/model", -1, tmp_path / "out", progress=progress).verify()
+    assert any("Resuming" in notice for notice in progress.notices)
 
 
 def test_failure_before_the_first_byte_leaves_nothing(hub, tmp_path):

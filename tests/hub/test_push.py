@@ -1,5 +1,7 @@
 """Uploads to a local Hub: every file once, with a card that names both models; bad input is refused."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -81,6 +83,11 @@ def test_a_layer_artifact(hub, settings, artifact, tmp_path):
     result = surgeon("push", "me/layer", artifact, cwd=tmp_path, env=settings)
     assert result.code == 0, result.err
     assert uploaded(hub, "me/layer") == files(artifact)
+    with_paths = shutil.copytree(artifact, tmp_path / "with paths")
+    tokenizer = {"name_or_path": "/home/alice/llm", "tokenizer_file": "/home/alice/llm/tokenizer.json"}
+    (with_paths / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert surgeon("push", "me/layer", with_paths, cwd=tmp_path, env=settings).code == 0
+    assert b"alice" not in uploaded(hub, "me/layer")["tokenizer_config.json"]
     result = surgeon("push", "me/layer", artifact, "--without-donor", cwd=tmp_path, env=settings)
     assert result.code == 2
     assert "has no frozen donor layer in a folder of its own, so nothing can be left out" in result.err

@@ -7,7 +7,7 @@ from pathlib import Path
 from layer_surgeon._folders import expand_home
 from layer_surgeon.checkpoint.sources.addresses import check_no_revision, is_url, open_url
 from layer_surgeon.checkpoint.sources.base import CHUNK_BYTES, Chunk, Source
-from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource
+from layer_surgeon.checkpoint.sources.local import FileSource, FolderSource, explain
 from layer_surgeon.checkpoint.sources.parts import CutSource, PartsSource
 from layer_surgeon.errors import SourceNotFoundError
 from layer_surgeon.workspace import PACKAGED
@@ -48,7 +48,11 @@ def open_source(
     if isinstance(source, str) and is_url(source):
         return open_url(source, revision=revision, token=token)
     path = Path(expand_home(name))
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise explain(error, name) from error
+    if exists:
         check_no_revision(name, revision)
     if path.is_dir():
         return FolderSource(path, name=name)

@@ -56,6 +56,12 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
             f"{url.split('?')[0]!r} is not a valid URL: it contains a space or a control character. "
             "Write a space as %20."
         )
+    if parts.scheme not in ("http", "https") and re.search("[?#]", url):
+        advice = "Write them as %3F and %23" if parts.scheme in ("file", "hf") else "Rename the file or folder"
+        raise SourceNotFoundError(
+            f"{without_secrets(url)} is followed by ? or #, which would name something else. {advice}, or leave out "
+            "what follows."
+        )
     address = hub_address(url)
     if address is not None:
         if revision is not None and address.revision not in (None, revision):

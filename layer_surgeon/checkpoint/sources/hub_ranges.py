@@ -18,7 +18,8 @@ from layer_surgeon.checkpoint.sources.local import SHA256
 from layer_surgeon.checkpoint.sources.retry import HubLimits, Tries, TroubleError, is_transient, trouble_of_status
 from layer_surgeon.errors import SourceChangedError, SourceError
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_SIZE = re.compile(r"\d{1,18}")
 # What S3 and Azure say of a signed URL that has expired.
 _EXPIRED = re.compile(r"\bexpired\b", re.IGNORECASE)
 _MAX_SHOWN_BYTES = 300
@@ -140,7 +141,7 @@ class HubFiles:
         reported_size = head.headers.get("x-linked-size") or (
             None if redirect_url else head.headers.get("content-length")
         )
-        size = int(reported_size) if reported_size and reported_size.isdecimal() else file.size
+        size = int(reported_size) if reported_size and _SIZE.fullmatch(reported_size) else file.size
         if size is None:
             raise SourceError(
                 f"{asker.endpoint} does not report the size of {file.name} of {asker.repo_id}, so the download "

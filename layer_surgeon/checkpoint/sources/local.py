@@ -57,7 +57,7 @@ class FolderSource:
                         if entry.is_file():
                             files[f"{prefix}{entry.name}"] = entry.stat().st_size
         except OSError as error:
-            raise _explain(error, f"The folder {self.name}") from error
+            raise explain(error, f"The folder {self.name}") from error
         return dict(sorted(files.items()))
 
     def size(self, file: str) -> int:
@@ -108,7 +108,7 @@ class FolderSource:
                 try:
                     count = reader.readinto(buffer[: length - done])
                 except OSError as error:
-                    raise _explain(error, str(self._path_of(file))) from error
+                    raise explain(error, str(self._path_of(file))) from error
                 if not count:
                     raise self._too_short(file, start, length, start + done)
                 yield buffer[:count]
@@ -150,7 +150,7 @@ class FolderSource:
             reader = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
             file_stat = os.fstat(reader.fileno())
         except OSError as error:
-            raise _explain(error, f"The file {path}") from error
+            raise explain(error, f"The file {path}") from error
         if not stat.S_ISREG(file_stat.st_mode):
             reader.close()
             raise SourceError(f"{path} is not a regular file. Replace it with the file itself.")
@@ -192,7 +192,8 @@ class FileSource(FolderSource):
         return without_other_models(super().list_files(), self.file)
 
 
-def _explain(error: OSError, subject: str) -> SourceError:
+def explain(error: OSError, subject: str) -> SourceError:
+    """Return our error for one of the operating system; `subject` begins the message."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return SourceNotFoundError(f"{subject} does not exist. Check the name, or get the file.")
     if isinstance(error, PermissionError):

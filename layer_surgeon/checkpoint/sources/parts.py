@@ -185,7 +185,7 @@ def join_parts(sources: Sequence[Source], names: Sequence[str | os.PathLike[str]
 
 def _only_file(source: Source, name: str | os.PathLike[str]) -> str:
     """Return the name, within its source, of the one file that `name` refers to."""
-    file = os.fspath(name).partition("?")[0].rstrip("/").rpartition("/")[2]
+    file = getattr(source, "file", None) or os.fspath(name).partition("?")[0].rstrip("/").rpartition("/")[2]
     if source.kind == "folder" or file not in source.list_files():
         raise SourceError(f"{os.fspath(name)} is not a single file. A list of parts must name the file of every part.")
     return file

@@ -8,7 +8,8 @@ from layer_surgeon._io import parse_json
 
 _T = TypeVar("_T")
 
-WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".index.json")
+_INDEX = ".index.json"
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", _INDEX)
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The index of DeepSeek-V3 (163 shards, 91,991 tensors) is 9 MB.
 MAX_INDEX_BYTES = 50_000_000
@@ -53,8 +54,10 @@ def without_other_models(files: Mapping[str, _T], file: str) -> dict[str, _T]:
 
     Args:
         files: The entries of the folder, by file name.
-        file: Name of the checkpoint file.
+        file: Name of the checkpoint file. With an index, everything is kept, because it names the weights.
     """
+    if file.endswith(_INDEX):
+        return dict(files)
     parts = parts_of(file)
     return {name: value for name, value in files.items() if name in parts or not name.endswith(WEIGHTS)}
 
