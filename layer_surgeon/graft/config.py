@@ -1,12 +1,12 @@
 """The settings of a graft, with the paper's defaults. They are validated on creation. Imports no torch."""
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeVar, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from layer_surgeon._limits import MAX_LABELS, check_size
+from layer_surgeon._settings import Settings, check_types, option
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.tasks import DEFAULT_TASK, TASKS, get_task, task_names
 
@@ -25,17 +25,9 @@ ENCODER_OUTPUT = "encoder_output"
 EMBEDDINGS = "embeddings"
 _DROPOUT = 0.2
 
-_T = TypeVar("_T")
-
-
-def _option(default: _T, text: str, choices: Callable[[], tuple[str, ...]] | None = None) -> _T:
-    """Return a dataclass field with its documentation and choices, which the command line shows as help."""
-    value: _T = field(default=default, metadata={"help": text, "choices": choices})
-    return value
-
 
 @dataclass(frozen=True, kw_only=True)
-class GraftConfig:
+class GraftConfig(Settings):
     """Settings of one graft.
 
     The defaults are the paper's (section 3.1, table 20 and its published code), except `projection_init`, which is
@@ -45,72 +37,62 @@ class GraftConfig:
         ConfigError: A value has the wrong type or is out of range, or two settings contradict each other.
     """
 
-    task: str = _option(DEFAULT_TASK, "What the grafted model does.", task_names)
-    num_labels: int | None = _option(None, "Number of labels; default: as many as id2label has, and 2 without it.")
-    id2label: Mapping[int, str] | None = _option(None, 'Names of the labels, as JSON: {"0": "bad", "1": "good"}.')
-    pooling: Pooling | None = _option(
+    task: str = option(DEFAULT_TASK, "What the grafted model does.", task_names)
+    num_labels: int | None = option(None, "Number of labels; default: as many as id2label has, and 2 without it.")
+    id2label: Mapping[int, str] | None = option(None, 'Names of the labels, as JSON: {"0": "bad", "1": "good"}.')
+    pooling: Pooling | None = option(
         None,
         "How a text's token vectors become one vector; default: mean for feature extraction; for classification cls "
         "(encoder hosts), last (decoder hosts) or mean (encoder-decoder hosts).",
     )
-    attention: Attention | None = _option(
+    attention: Attention | None = option(
         None, "How the donor layer attends; default: causal for decoder hosts, bidirectional for all others."
     )
-    site: str | int = _option(
+    site: str | int = option(
         ENCODER_OUTPUT,
         "Where the graft is applied. encoder_output: after the host's last layer; a number: after that layer (from 0; "
         "-1 is the last); embeddings: after the embeddings, and all layers of the host are left out.",
     )
-    residual: Residual = _option(
+    residual: Residual = option(
         "none", "none: the graft replaces the host's vector; gated: host + gate x graft, and the gate starts at zero."
     )
-    donor_init: DonorInit = _option("pretrained", "Weights of the donor layer: pretrained, or random as a control.")
-    train_donor: bool = _option(False, "Train the donor layer too, instead of freezing it.")
-    dropout: float = _option(_DROPOUT, "Dropout in the head.")
-    projection_bias: bool = _option(False, "Give the two projections a bias.")
-    projection_init: ProjectionInit = _option(
+    donor_init: DonorInit = option("pretrained", "Weights of the donor layer: pretrained, or random as a control.")
+    train_donor: bool = option(False, "Train the donor layer too, instead of freezing it.")
+    dropout: float = option(_DROPOUT, "Dropout in the head.")
+    projection_bias: bool = option(False, "Give the two projections a bias.")
+    projection_init: ProjectionInit = option(
         "auto",
         "How the projections start. default: PyTorch's initial weights, as in the paper; matched: the same weights "
         "times a fixed scale, so that the graft's output has the same RMS as the host's vectors; auto: matched if the "
         "output would be more than ten times as large, with a notice, else default.",
     )
-    proj_out_norm: bool = _option(False, "Put a trained LayerNorm after proj_out.")
-    donor_dtype: DonorDtype = _option("float32", "Number format of the donor layer's weights in memory.")
-    donor_reads: DonorReads = _option(
+    proj_out_norm: bool = option(False, "Put a trained LayerNorm after proj_out.")
+    donor_dtype: DonorDtype = option("float32", "Number format of the donor layer's weights in memory.")
+    donor_reads: DonorReads = option(
         "host",
         "host: the donor layer gets the host's vectors, as in the paper; text: the donor is a stack, the first layers "
         "of its model, and reads the text itself. graft sets text for a stack.",
     )
-    donor_tokens: DonorTokens = _option(
+    donor_tokens: DonorTokens = option(
         "host",
         "For a donor that reads text. host: it reads the host's tokens; own: it reads the tokens of its own tokenizer "
         "(text classification and feature extraction). graft sets what the stack was extracted for.",
     )
-    join: Join | None = _option(
+    join: Join | None = option(
         None,
         "For a donor that reads text. concat: the head gets the host's and the donor's vector; gated: host + gate x "
         "donor, and the gate starts at zero; replace: the donor alone, as a control; default: concat for tasks with a "
         "head of ours, else gated.",
     )
-    donor_pooling: DonorPooling | None = _option(
+    donor_pooling: DonorPooling | None = option(
         None,
         "For a donor that reads text. How the donor's states of a text become one vector, if the join needs one: mean "
         "(default) or last.",
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.task, str) or self.task not in TASKS:
-            raise ConfigError(f"task is {self.task!r}; it must be one of {', '.join(TASKS)}.")
-        for name, literal in _CHOICES.items():
-            value, choices = getattr(self, name), get_args(literal)
-            optional = getattr(type(self), name) is None
-            _check(self, name, value in choices or (optional and value is None), f"one of {', '.join(choices)}")
-        for name in ("train_donor", "projection_bias", "proj_out_norm"):
-            _check(self, name, isinstance(getattr(self, name), bool), "true or false")
-        is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
-        _check(
-            self, "dropout", is_number and math.isfinite(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1"
-        )
+        check_types(self, skip=("id2label",))
+        self.check("dropout", 0 <= self.dropout < 1, "from 0 to below 1")
         self._check_site()
         self._check_donor()
         self._check_reading()
@@ -121,21 +103,6 @@ class GraftConfig:
             )
         self._check_task()
         self._check_labels()
-
-    @classmethod
-    def from_settings(cls, config: "GraftConfig | None" = None, settings: Mapping[str, Any] | None = None) -> Self:
-        """Return `config` (default: the paper's) with the values of `settings` replaced.
-
-        Raises:
-            ConfigError: A setting has an unknown name or an invalid value.
-        """
-        settings = settings or {}
-        known = {setting.name for setting in fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ConfigError(f"Unknown graft setting {unknown[0]!r}. Known settings: {', '.join(sorted(known))}.")
-        base = {} if config is None else {name: getattr(config, name) for name in known}
-        return cls(**(base | dict(settings)))
 
     @property
     def reads_text(self) -> bool:
@@ -168,9 +135,8 @@ class GraftConfig:
     def _check_site(self) -> None:
         if isinstance(self.site, str) and re.fullmatch(r"-?[0-9]+", self.site):
             object.__setattr__(self, "site", int(self.site))
-        is_number = isinstance(self.site, int) and not isinstance(self.site, bool)
         expected = f"{ENCODER_OUTPUT!r}, {EMBEDDINGS!r} or the number of a layer of the host, from 0"
-        _check(self, "site", is_number or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
+        self.check("site", isinstance(self.site, int) or self.site in (ENCODER_OUTPUT, EMBEDDINGS), expected)
 
     def _check_donor(self) -> None:
         if self.donor_dtype == "float16" and self.train_donor:
@@ -254,19 +220,18 @@ class GraftConfig:
             )
 
     def _check_labels(self) -> None:
-        is_count = isinstance(self.num_labels, int) and not isinstance(self.num_labels, bool) and self.num_labels >= 1
-        _check(self, "num_labels", self.num_labels is None or is_count, "a whole number of at least 1")
+        self.check("num_labels", self.num_labels is None or self.num_labels >= 1, "a whole number of at least 1")
         check_size(self.num_labels or 0, MAX_LABELS, "labels", ConfigError)
         if self.id2label is None:
             return
         expected = 'a name for each id from 0 upwards, such as {"0": "bad", "1": "good"}'
-        _check(self, "id2label", isinstance(self.id2label, Mapping) and len(self.id2label) > 0, expected)
+        self.check("id2label", isinstance(self.id2label, Mapping) and len(self.id2label) > 0, expected)
         check_size(len(self.id2label), MAX_LABELS, "labels", ConfigError)
         # In JSON, keys are strings.
         names = {int(key) if str(key).isdecimal() else key: name for key, name in self.id2label.items()}
-        _check(self, "id2label", set(names) == set(range(len(self.id2label))), expected)
-        _check(self, "id2label", all(isinstance(name, str) and name for name in names.values()), expected)
-        _check(self, "id2label", len(set(names.values())) == len(names), expected + ", each name once")
+        self.check("id2label", set(names) == set(range(len(self.id2label))), expected)
+        self.check("id2label", all(isinstance(name, str) and name for name in names.values()), expected)
+        self.check("id2label", len(set(names.values())) == len(names), expected + ", each name once")
         if self.num_labels not in (None, len(names)):
             raise ConfigError(
                 f"num_labels is {self.num_labels}, but id2label names {len(names)} labels. Leave out one of the two."
@@ -284,20 +249,3 @@ _NEED_A_DONOR = {
     "projection_bias": True,
     "proj_out_norm": True,
 }
-_CHOICES: dict[str, Any] = {
-    "pooling": Pooling,
-    "attention": Attention,
-    "residual": Residual,
-    "donor_init": DonorInit,
-    "donor_dtype": DonorDtype,
-    "projection_init": ProjectionInit,
-    "donor_reads": DonorReads,
-    "donor_tokens": DonorTokens,
-    "join": Join,
-    "donor_pooling": DonorPooling,
-}
-
-
-def _check(config: GraftConfig, name: str, is_valid: bool, expected: str) -> None:
-    if not is_valid:
-        raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be {expected}.")

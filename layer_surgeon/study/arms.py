@@ -19,9 +19,9 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 from layer_surgeon._limits import MAX_LAYERS, check_size
+from layer_surgeon._settings import MAX_NAME, check_types, shown
 from layer_surgeon._text import printable, without_secrets
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.checked import MAX_NAME, check_types, shown
 from layer_surgeon.study.lora_settings import check_lora
 from layer_surgeon.study.synthesis_config import check_synthetic
 from layer_surgeon.workspace import layer_name, short_name, stack_name

@@ -13,12 +13,12 @@ from typing import Any, Self
 
 from layer_surgeon._folders import expand_home
 from layer_surgeon._io import read_json, write_text
+from layer_surgeon._settings import MAX_NAME, as_text, check, check_types, shown
 from layer_surgeon._table_files import find_files
 from layer_surgeon._text import without_secrets
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.registry import find_dataset
-from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types, shown
 from layer_surgeon.workspace import short_name
 
 # Names for several data sets that belong together.

@@ -119,7 +119,9 @@ def _count_synthetic(cell: Cell, folder: StudyFolder) -> int:
     if "file" in settings:
         with synthetic_file(cell.arm, cell.data, folder).open(encoding="utf-8") as file:
             return sum(1 for _ in file)
-    return SynthesisConfig.from_settings(settings).per_label * len(PreparedData.open(folder.data(cell.data)).labels)
+    return SynthesisConfig.from_settings(None, settings).per_label * len(
+        PreparedData.open(folder.data(cell.data)).labels
+    )
 
 
 def _count_examples(cell: Cell, plan: StudyPlan, folder: StudyFolder) -> tuple[Mapping[str, int], int]:

@@ -23,11 +23,11 @@ from typing import Any, Self
 from layer_surgeon import _yaml
 from layer_surgeon._io import write_text
 from layer_surgeon._limits import MAX_SEED, MAX_TRAININGS, check_size
+from layer_surgeon._settings import MAX_NAME, as_text, check, check_types
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune.config import EXTRA_METRICS, FinetuneConfig
 from layer_surgeon.graft.config import GraftConfig
 from layer_surgeon.study.arms import Arm, is_called
-from layer_surgeon.study.checked import MAX_NAME, as_text, check, check_types
 from layer_surgeon.study.data import DataSpec, check_name, parse_data, spec_key
 from layer_surgeon.study.plan_parts import (
     as_number,

@@ -11,9 +11,9 @@ from typing import Any
 
 from layer_surgeon import _yaml
 from layer_surgeon._limits import MAX_TRAININGS, check_size
+from layer_surgeon._settings import check
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.arms import Arm, DonorSpec, inherit, parse_arm
-from layer_surgeon.study.checked import check
 from layer_surgeon.study.data import DataSpec
 from layer_surgeon.tasks import finetuned_tasks, get_task
 

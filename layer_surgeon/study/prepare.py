@@ -407,7 +407,7 @@ def prepare_synthetic(
                     f"The arm {arm.name} trains on synthetic texts, but does not say which model writes them. Add "
                     "synthetic: {model: gpt2, per_label: 1000}, or synthetic: {file: texts.jsonl}."
                 )
-            config = replace(SynthesisConfig.from_settings(settings), labels=labels)
+            config = replace(SynthesisConfig.from_settings(None, settings), labels=labels)
             if most_per_label is not None:
                 config = replace(config, per_label=min(config.per_label, most_per_label))
             synthesize(config, output=target, progress=progress)

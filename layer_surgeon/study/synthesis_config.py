@@ -1,45 +1,41 @@
 """The settings of `surgeon synthesize`. They have their own module, so `--help` does not have to import torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from layer_surgeon._limits import MAX_BATCH, MAX_SEED, MAX_TEXTS, MAX_TOKENS, check_size
+from layer_surgeon._settings import Settings, check, check_types, option
 from layer_surgeon.errors import ConfigError
-from layer_surgeon.study.checked import check, check_types
-
-_T = TypeVar("_T")
-
-
-def _option(default: _T, text: str) -> _T:
-    value: _T = field(default=default, metadata={"help": text})
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesisConfig:
+class SynthesisConfig(Settings):
     """The settings for writing texts.
 
     Raises:
         ConfigError: A value is invalid.
     """
 
-    model: str = _option("gpt2", "Folder or repo id of a causal language model.")
-    labels: tuple[str, ...] = _option((), "The labels.")
-    prompt: str = _option(
+    model: str = option("gpt2", "Folder or repo id of a causal language model.")
+    labels: tuple[str, ...] = option((), "The labels.")
+    prompt: str = option(
         'The movie review in {label} sentiment is: "',
         "The text that the model continues; {label} stands for the label's words. Ends with \".",
     )
     prompts: Mapping[str, str] = field(default_factory=dict, metadata={"help": "Label -> its own prompt."})
-    per_label: int = _option(1000, "Number of texts for each label.")
-    max_new_tokens: int = _option(40, "Longest text in tokens.")
-    top_k: int = _option(40, "Draw each token from this many of the most probable tokens; 0 for all tokens.")
-    top_p: float = _option(0.9, "Draw each token from the most probable tokens that together have this probability.")
-    temperature: float = _option(1.0, "Values above 1 make the texts more varied, values below 1 more predictable.")
-    batch_size: int = _option(32, "Number of texts that are written at the same time.")
-    seed: int = _option(2023, "Seed of the random draws.")
+    per_label: int = option(1000, "Number of texts for each label.")
+    max_new_tokens: int = option(40, "Longest text in tokens.")
+    top_k: int = option(40, "Draw each token from this many of the most probable tokens; 0 for all tokens.")
+    top_p: float = option(0.9, "Draw each token from the most probable tokens that together have this probability.")
+    temperature: float = option(1.0, "Values above 1 make the texts more varied, values below 1 more predictable.")
+    batch_size: int = option(32, "Number of texts that are written at the same time.")
+    seed: int = option(2023, "Seed of the random draws.")
 
     def __post_init__(self) -> None:
+        labels: Any = self.labels
+        if isinstance(labels, list):
+            object.__setattr__(self, "labels", tuple(labels))
         check_types(self)
         check_size(self.per_label, MAX_TEXTS, "texts of each label", ConfigError)
         check_size(self.max_new_tokens, MAX_TOKENS, "tokens of a text", ConfigError)
@@ -52,28 +48,12 @@ class SynthesisConfig:
                 f"top_p is {self.top_p}, temperature is {self.temperature} and top_k is {self.top_k}. top_p must be "
                 "above 0 and at most 1, temperature above 0, and top_k at least 0."
             )
-        check(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"a whole number from 0 to {MAX_SEED}")
+        self.check("seed", 0 <= self.seed <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
         unknown = sorted(set(self.prompts) - set(self.labels)) if self.labels else []
         if unknown:
             raise ConfigError(
                 f"There is a prompt for {unknown[0]!r}, which is not a label. The labels are: {', '.join(self.labels)}."
             )
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Read the settings of a plan.
-
-        Raises:
-            ConfigError: A setting has an unknown name, or an invalid value.
-        """
-        known = [item.name for item in fields(cls)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"There is no setting {unknown[0]!r} for writing texts. The settings are: {', '.join(known)}."
-            )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**values)
 
 
 def check_synthetic(settings: Mapping[str, Any]) -> None:
@@ -86,4 +66,4 @@ def check_synthetic(settings: Mapping[str, Any]) -> None:
     """
     path = settings.get("file")
     check(path is None or (isinstance(path, str) and bool(path)), "file of synthetic texts", path, "a path")
-    SynthesisConfig.from_settings({name: value for name, value in settings.items() if name != "file"})
+    SynthesisConfig.from_settings(None, {name: value for name, value in settings.items() if name != "file"})

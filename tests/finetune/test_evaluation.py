@@ -148,7 +148,7 @@ def test_texts_that_are_refused(trained, texts, says):
 
 
 def test_unknown_setting(trained):
-    with pytest.raises(ConfigError, match="no fine-tuning setting 'batchsize'"):
+    with pytest.raises(ConfigError, match="There is no setting 'batchsize'"):
         predict(trained.path, ["fine"], batchsize=3)
 
 

@@ -276,7 +276,7 @@ def test_settings_of_graft_layer(artifact):
     host = host_model("bert")
     with pytest.raises(ConfigError, match="task is 'mind-reading'"):
         graft_layer(host, artifact, task="mind-reading")
-    with pytest.raises(ConfigError, match="Unknown graft setting 'poolings'"):
+    with pytest.raises(ConfigError, match="There is no setting 'poolings'"):
         graft_layer(host, artifact, poolings="cls")
     model = graft_layer(host, artifact, config=GraftConfig(dropout=0.5), pooling="mean")
     assert (model.config.settings.dropout, model.config.settings.pooling) == (0.5, "mean")

@@ -69,8 +69,8 @@ def test_labels_come_from_json_too():
         ({"train_donor": 1}, "train_donor is 1; it must be true or false"),
         ({"projection_bias": None}, "true or false"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be from 0 to below 1"),
-        ({"dropout": float("nan")}, "from 0 to below 1"),
-        ({"dropout": "0.1"}, "from 0 to below 1"),
+        ({"dropout": float("nan")}, "dropout is nan; it must be a number"),
+        ({"dropout": "0.1"}, "dropout is '0.1'; it must be a number"),
         ({"site": "pooler"}, "site is 'pooler'; it must be 'encoder_output', 'embeddings' or the number of a layer"),
         ({"site": True}, "site is True; it must be"),
         ({"site": 1.0}, "site is 1.0; it must be"),
@@ -159,7 +159,7 @@ def test_only_some_tasks_have_labels():
 def test_settings_override_a_config():
     config = GraftConfig.from_settings(GraftConfig(dropout=0.5, pooling="mean"), {"pooling": "cls"})
     assert (config.dropout, config.pooling) == (0.5, "cls")
-    with pytest.raises(ConfigError, match="Unknown graft setting 'layer'"):
+    with pytest.raises(ConfigError, match="There is no setting 'layer'"):
         GraftConfig.from_settings(None, {"layer": 3})
 
 

@@ -420,7 +420,7 @@ def test_dtype(source, texts):
         ({"pool": "max"}, ConfigError, "pool is 'max'; it must be one of mean, last, none"),
         ({"layers": None}, ConfigError, "layers is None; it must be all, numbers of layers"),
         ({"score": "no"}, ConfigError, "score is 'no'; it must be true or false"),
-        ({"text_column": 3}, ConfigError, "text_column is 3; it must be the name of a column"),
+        ({"text_column": 3}, ConfigError, "text_column is 3; it must be a text of 1 to"),
         ({"dtype": "int8"}, ConfigError, "dtype is 'int8'; it must be one of float32, bfloat16, float16"),
         ({"batch_tokens": 0}, ConfigError, "batch_tokens is 0; it must be a whole number of at least 1"),
         ({"executor": "slurm"}, ConfigError, "executor is 'slurm'; it must be one of local, ray"),

@@ -166,7 +166,7 @@ def test_settings_of_written_texts(settings):
     with pytest.raises(ConfigError):
         Arm(name="zerogen", kind="zerogen", host="bert", donor=None, synthetic=settings)
     with pytest.raises(ConfigError):
-        SynthesisConfig.from_settings(settings)
+        SynthesisConfig.from_settings(None, settings)
 
 
 @pytest.mark.parametrize(

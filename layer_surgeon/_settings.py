@@ -1,10 +1,14 @@
-"""Type checks for the fields of records, when they are created: a study's files may come from strangers."""
+"""Settings as dataclasses: fields with a help text, copies with other values, and checks when they are created.
+
+The fields of other records are checked in the same way: a study's files may come from strangers.
+"""
 
 import functools
 import math
 import types
-from collections.abc import Hashable, Mapping
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import field, fields, replace
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from layer_surgeon.errors import ConfigError
 
@@ -13,18 +17,53 @@ MAX_CHARACTERS = 10_000
 # File systems allow 255 bytes, and a file name here combines several names.
 MAX_NAME = 200
 _MAX_NUMBER = 2**63
+_T = TypeVar("_T")
 
 
-def check_types(record: Any) -> None:
-    """Check that each field of a dataclass has its declared type.
+def option(default: _T, help_text: str, choices: Callable[[], tuple[str, ...]] | None = None) -> _T:
+    """Make a field with its help text and choices, which the command line and docs/configuration.md show."""
+    value: _T = field(default=default, metadata={"help": help_text, "choices": choices})
+    return value
+
+
+class Settings:
+    """Base class of dataclasses with settings."""
+
+    @classmethod
+    def from_settings(cls, config: Self | None = None, settings: Mapping[str, Any] | None = None) -> Self:
+        """Return `config`, or the defaults, with some values replaced.
+
+        Raises:
+            ConfigError: There is no such setting, or a value is invalid.
+        """
+        names = sorted(item.name for item in fields(cls))  # type: ignore[arg-type]  # subclasses are dataclasses
+        if unknown := sorted(set(settings or {}) - set(names)):
+            raise ConfigError(f"There is no setting {unknown[0]!r}. The settings are: {', '.join(names)}.")
+        return replace(config or cls(), **(settings or {}))  # type: ignore[type-var]  # as above
+
+    def check(self, name: str, good: bool, expected: str) -> None:
+        """Check the value of a field, as the function `check`."""
+        check(good, name, getattr(self, name), expected)
+
+
+def check_types(record: Any, skip: Collection[str] = ()) -> None:
+    """Check that each field of a dataclass has its declared type, or is one of its choices.
+
+    Args:
+        record: The dataclass.
+        skip: Fields that are checked elsewhere.
 
     Raises:
         ConfigError: A field has another type, a text or number is too large, or a number is not finite.
     """
-    for name, hint in _hints(cast("Hashable", type(record))).items():
-        value = getattr(record, name)
-        if not _fits(value, hint):
-            raise ConfigError(f"{name} is {shown(value)}; it must be {_describe(hint)}.")
+    hints = type_hints(type(record))
+    for item in fields(record):
+        value, choices = getattr(record, item.name), item.metadata.get("choices")
+        if item.name in skip:
+            continue
+        check(_fits(value, hints[item.name]), item.name, value, _describe(hints[item.name]))
+        if choices is not None and value is not None:
+            check(value in choices(), item.name, value, f"one of {', '.join(choices())}")
 
 
 def check(good: bool, key: str, value: Any, expected: str) -> None:
@@ -59,9 +98,12 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} that is too large to show"
 
 
-@functools.cache
-def _hints(record: Any) -> Mapping[str, Any]:
-    return get_type_hints(record)
+def type_hints(kind: Any) -> Mapping[str, Any]:
+    """Return the declared types of a dataclass's fields, by name."""
+    return _type_hints(kind)
+
+
+_type_hints = functools.cache(get_type_hints)
 
 
 def _fits(value: Any, hint: Any) -> bool:
