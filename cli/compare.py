@@ -182,8 +182,8 @@ def make_plan(
 
 def _complete_plan_path(config: Path | None, preset: str | None, output: Path | None) -> Path | None:
     """The study.yaml that a study wrote: in its folder if only that is named, or the file of --config itself."""
+    from layer_surgeon._yaml import read_yaml
     from layer_surgeon.study.layout import PLAN
-    from layer_surgeon.study.plan_parts import read_yaml
 
     if preset is not None:
         return None
@@ -218,8 +218,9 @@ def make_content(
     Raises:
         LayerSurgeonError: The file or preset can't be read, options contradict each other, or a value can't be used.
     """
+    from layer_surgeon._yaml import read_yaml
     from layer_surgeon.study.arms import NoDonorError
-    from layer_surgeon.study.plan_parts import choose, mapping, read_arms, read_yaml, value_of
+    from layer_surgeon.study.plan_parts import choose, mapping, read_arms, value_of
     from layer_surgeon.study.preset import preset as find_preset
     from layer_surgeon.study.preset import preset_plan, scale_down
 

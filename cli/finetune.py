@@ -4,7 +4,7 @@ import shlex
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,9 +37,6 @@ PLACES = {
     "output": "Folder of the run; default: in the workspace.",
     "tokenizer": "Folder or repo id of the tokenizer; default: the model's.",
 }
-
-
-_NUMBERS = {name for name, kind in get_type_hints(FinetuneConfig).items() if {int, float} & {kind, *get_args(kind)}}
 
 
 @command(app, settings=FinetuneConfig, panel="Training settings (default: the paper's)")
@@ -216,7 +213,6 @@ def read_config(path: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     content = read_yaml(path)
     known = (*PLACES, *(field.name for field in fields(FinetuneConfig)))
     content = {name.replace("-", "_"): value for name, value in content.items()}
-    content = {name: _number(value) if name in _NUMBERS else value for name, value in content.items()}
     for name in content:
         if name not in known:
             matches = get_close_matches(name, known, n=1)
@@ -238,16 +234,6 @@ def _check_source(path: Path, name: str, value: Any) -> None:
                 f"{path}: {name} is {value!r}; it must be a path or a name. Put it in quotes if YAML reads it as "
                 "something else."
             )
-
-
-def _number(value: Any) -> Any:
-    """Turn text such as 5e-5 into a number. YAML reads it as text because it has no decimal point."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _show(result: "FinetuneResult", ui: Ui) -> None:

@@ -73,7 +73,7 @@ def parse_settings(assignments: Sequence[str] | None) -> dict[str, dict[str, Any
     Raises:
         UsageError: A text is not KEY=VALUE, a key is unknown, or a value is not YAML.
     """
-    from layer_surgeon.study.plan_parts import parse_value
+    from layer_surgeon._yaml import parse_yaml
 
     settings: dict[str, dict[str, Any]] = {}
     for assignment in assignments or ():
@@ -84,7 +84,7 @@ def parse_settings(assignments: Sequence[str] | None) -> dict[str, dict[str, Any
         _check_key(key)
         section, _, name = key.partition(".")
         try:
-            settings.setdefault(section, {})[name] = parse_value(text)
+            settings.setdefault(section, {})[name] = parse_yaml(text)
         except ValueError as error:
             raise UsageError(f"--set {assignment}: the value is not valid YAML ({error}).") from error
     return settings

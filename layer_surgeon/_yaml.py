@@ -15,6 +15,8 @@ MAX_CHARACTERS = 1_000_000
 _FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
 
+# Numbers such as 5e-5, which YAML 1.1 reads as text because they have no point. A longer exponent is that of a hash.
+_POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d{1,2}$")
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -54,6 +56,8 @@ class _PlainDumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml is untyped he
 
 
 _PlainDumper.add_representer(str, _PlainDumper.represent_str)
+for _class in (_PlainLoader, _PlainDumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _POWER, list("-+0123456789"))
 
 
 def parse_yaml(text: str, max_characters: int = MAX_CHARACTERS) -> Any:

@@ -15,11 +15,11 @@ from scipy import stats
 
 from benchmarks.machine import ROOT
 from layer_surgeon._io import write_json
+from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.layout import StudyFolder, read_json
 from layer_surgeon.study.paired import ALPHA, compare_scores, holm, seed_interval_of_mean
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.plan_parts import read_yaml
 from layer_surgeon.study.records import as_json
 from layer_surgeon.study.summary import summarize
 from research.numbers import Interval, interval_points, p_values, points

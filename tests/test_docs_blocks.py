@@ -27,10 +27,10 @@ from transformers import (
 )
 
 import layer_surgeon
+from layer_surgeon._yaml import read_yaml
 from layer_surgeon.checkpoint.packaged import FOLDERS, PARTED
 from layer_surgeon.graft import GraftConfig, save_graft
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.plan_parts import read_yaml
 from tests.cli.test_three_lines import make_data
 from tests.support import page_blocks
 from tests.support.gguf_models import write_model

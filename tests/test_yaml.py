@@ -29,6 +29,13 @@ def test_any_content(content):
     assert parse_yaml(dump_yaml(content)) == content
 
 
+def test_powers_of_ten_are_numbers():
+    read = parse_yaml("[5e-5, 1e3, -2.5E+10, 1.e2, '5e-5', 12e4567, 1e5x, 2024-01]")
+    assert read[:4] == [5e-5, 1e3, -2.5e10, 100.0]
+    assert read[4:] == ["5e-5", "12e4567", "1e5x", "2024-01"]
+    assert parse_yaml(dump_yaml(read)) == read
+
+
 @pytest.mark.parametrize("value", ["!!bool x", '!!float ""', "!!int ''", "!!int '-'", "!!timestamp x"])
 def test_values_that_dont_fit_their_tag_are_refused(value):
     with pytest.raises(ValueError, match="a value doesn't fit its tag, such as !!bool; remove the tag"):

@@ -40,7 +40,6 @@ from layer_surgeon.study.plan_parts import (
     read_arms,
     read_comparison,
     read_tests,
-    read_yaml,
     value_of,
 )
 from layer_surgeon.tasks import DEFAULT_TASK, get_task
@@ -292,7 +291,7 @@ class StudyPlan:
         Raises:
             ConfigError: The file can't be read, or is not a valid plan.
         """
-        content = read_yaml(path)
+        content = _yaml.read_yaml(path)
         try:
             return cls(
                 **{

@@ -1,15 +1,12 @@
 """The parts of a study's plan, read from YAML, with every default filled in."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from layer_surgeon import _yaml
 from layer_surgeon._limits import MAX_TRAININGS, check_size
 from layer_surgeon._settings import check
 from layer_surgeon.errors import ConfigError
@@ -23,35 +20,7 @@ _KEYS = (
 )
 # Settings of a training that a study has keys for.
 _FINETUNE_KEYS = MappingProxyType({"seed": "seeds", "train_fraction": "fractions", "task": "task"})
-_POWER = re.compile(r"\d+(\.\d*)?[eE][-+]?\d{1,2}")
 _NONE: list[DonorSpec | None] = [None]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file.
-
-    Raises:
-        ConfigError: The file can't be read, or does not contain a mapping.
-    """
-    return _numbers(_yaml.read_yaml(path))  # type: ignore[no-any-return]  # a mapping stays a mapping
-
-
-def parse_value(text: str) -> Any:
-    """Read the text of a value as a plan's file does.
-
-    Raises:
-        ValueError: It is not YAML.
-    """
-    return _numbers(_yaml.parse_yaml(text))
-
-
-def _numbers(value: Any) -> Any:
-    """Turn text such as 5e-5 into a number: YAML reads it as text because it has no point. "2024" stays text."""
-    if isinstance(value, dict):
-        return {name: _numbers(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
 
 
 def read_arms(content: Mapping[str, Any]) -> tuple[Arm, ...]:

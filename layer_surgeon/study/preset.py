@@ -7,9 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.plan_parts import listed, mapping, read_yaml
+from layer_surgeon.study.plan_parts import listed, mapping
 
 Scale = Literal["full", "small"]
 # Settings that run offline on two cores: real weights from Python packages, and the sentences of this package.
