@@ -17,12 +17,10 @@ from layer_surgeon.donor import DonorLayer
 from layer_surgeon.donor.influence import needed_by_shape
 from layer_surgeon.donor.one_key import Needed, install, uninstall
 from layer_surgeon.donor.probe import Traits, takes_position_ids
-from layer_surgeon.donor.scaffold import Run, run_scaffold
 from layer_surgeon.errors import GraftError, LayerSurgeonError
 
 # Operations per element that fvcore, the counter of the paper's table 16, counts for a layer norm with weights.
 _PER_NORM_ELEMENT = 5
-_FAILURES = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
 OTHER_PART = "other"
 # Logs the traceback of each operation that fails on shapes, which our error also names.
 _TORCH_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
@@ -148,12 +146,12 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         if isinstance(part, PreTrainedModel):
             part.config._experts_implementation = "batched_mm"
     # Compute this before fake tensors are active, because it needs real numbers.
-    needed = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
+    found = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
     was_disabled, _TORCH_LOGGER.disabled = _TORCH_LOGGER.disabled, True
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
             model.to_empty(device="cpu")
-            for donor, by_layer in zip(donors, needed, strict=True):
+            for donor, by_layer in zip(donors, found, strict=True):
                 _assume_traits(donor, by_layer)
             yield
     except (RuntimeError, NotImplementedError) as error:
@@ -171,42 +169,20 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         _TORCH_LOGGER.disabled = was_disabled
 
 
-def _assume_traits(donor: DonorLayer, needed: list[dict[str, Needed]]) -> None:
+def _assume_traits(donor: DonorLayer, found: list[tuple[dict[str, Needed], int | None]]) -> None:
     """Set the traits of a donor without weights, which can't be probed, so that it runs as one with weights.
 
-    Only the shapes in its scaffold are used, to find out how layers pass hidden states on.
+    Args:
+        donor: The donor.
+        found: What `needed_by_shape` returned for each layer.
     """
     donor._traits = tuple(
-        Traits(
-            extras=_extras(scaffold, layer, donor.hidden_size),
-            takes_position_ids=takes_position_ids(scaffold),
-            not_causal=None,
-            not_bidirectional=None,
-        )
-        for scaffold, layer in zip(donor.scaffolds, donor.layers, strict=True)
+        Traits(extras=extras, takes_position_ids=takes_position_ids(scaffold), not_causal=None, not_bidirectional=None)
+        for scaffold, (_, extras) in zip(donor.scaffolds, found, strict=True)
     )
-    for layer, parts in zip(donor.layers, needed, strict=True):
+    for layer, (parts, _) in zip(donor.layers, found, strict=True):
         uninstall(layer)
         install(layer, parts)
-
-
-def _extras(scaffold: Any, layer: nn.Module, width: int) -> int | None:
-    states = torch.empty(2, 7, width, dtype=next(layer.parameters()).dtype)
-    failure: Exception | None = None
-    for extras in (None, 0, 1, 2, 3):
-        run = Run(layer=layer, hidden_states=states, extras=extras)
-        try:
-            with torch.no_grad():
-                run_scaffold(scaffold, run, None, None)
-        except _FAILURES as error:
-            failure = failure or error
-            continue
-        if isinstance(run.arrived, Tensor) and run.arrived.shape == states.shape:
-            return extras
-    raise GraftError(
-        f"A layer of {type(scaffold).__name__} doesn't run on shapes alone: {failure} So its multiply-accumulates "
-        "can't be counted. Choose another donor."
-    ) from failure
 
 
 def _norm_flops(shape: Any, *args: Any, **kwargs: Any) -> int:

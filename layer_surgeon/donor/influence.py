@@ -99,8 +99,8 @@ def _agree(full: Tensor, shortcut: Tensor) -> bool:
     return bool(difference <= tolerance * full.float().abs().max())
 
 
-def needed_by_shape(config: SurgeonDonorConfig, index: int) -> dict[str, Needed]:
-    """Run `find_needed` for a layer without its weights.
+def needed_by_shape(config: SurgeonDonorConfig, index: int) -> tuple[dict[str, Needed], int | None]:
+    """Run `find_needed` for a layer without its weights, and return `Run.extras` too.
 
     Args:
         config: The donor's config.
@@ -118,7 +118,8 @@ def needed_by_shape(config: SurgeonDonorConfig, index: int) -> dict[str, Needed]
     scaffold.initialize_weights()
     layer = take_layer(scaffold.eval(), index)
     width = int(scaffold.config.hidden_size)
-    return _try_to_find(scaffold, layer, find_extras(scaffold, torch.empty(0), width), width)
+    extras = find_extras(scaffold, torch.empty(0), width)
+    return _try_to_find(scaffold, layer, extras, width), extras
 
 
 def _try_to_find(

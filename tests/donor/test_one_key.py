@@ -85,7 +85,7 @@ def test_unneeded_outputs_are_found_and_skipped(family, folders):
     needed = {name.removeprefix("layers.0."): module.needed for name, module in installed(donor)}
     assert needed == NEEDED[family]
     assert donor.one_key_shortcut == bool(needed)
-    assert needed_by_shape(donor.config, 3) == needed
+    assert needed_by_shape(donor.config, 3) == (needed, donor.probe()[0].extras)
     arguments = {"position_ids": torch.tensor([[4], [0], [9], [2], [1]])} if donor.probe()[0].takes_position_ids else {}
     for mask in (None, torch.ones(5, 1, dtype=torch.long)):
         shortcut, full = both_ways(donor, states(), attention_mask=mask, **arguments)
@@ -232,4 +232,4 @@ def test_probing_twice_gives_the_same_result(llama):
 def test_shape_without_weights():
     config = tiny_config("llama", hidden_size=8192, intermediate_size=28672, num_attention_heads=64, head_dim=128)
     shape = SurgeonDonorConfig(donor_config=config.to_dict(), layer_indices=[0])
-    assert needed_by_shape(shape, 0) == NEEDED["llama"]
+    assert needed_by_shape(shape, 0)[0] == NEEDED["llama"]
