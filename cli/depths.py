@@ -97,6 +97,7 @@ def _show(selection: "DepthSelection", picture: Path, ui: Ui) -> None:
         "most frequent class": f"{100 * selection.majority:.1f} %",
         "states": selection.states,
         "picture": picture,
-        "next": selection.command or "No layer helps: the token embeddings alone are best.",
+        "next": selection.command
+        or ("No layer helps: the token embeddings alone are best." if selection.scores[1:] else None),
     }
-    ui.facts(facts)
+    ui.facts({name: value for name, value in facts.items() if value is not None})

@@ -1,5 +1,6 @@
 """`surgeon diff`: compare two checkpoints."""
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -113,7 +114,7 @@ def _name(group: "GroupDifference") -> str:
 
 def _row(group: "GroupDifference") -> tuple[str, ...]:
     counts = Counter(tensor.status for tensor in group.tensors)
-    changes = [(tensor.relative_l2, tensor.name) for tensor in group.tensors if tensor.relative_l2]
+    changes = [(change, tensor.name) for tensor in group.tensors if (change := _relative_change(tensor))]
     most_changed = "{1} ({0:.3g})".format(*max(changes)) if changes else _MISSING
     return (
         _name(group),
@@ -124,10 +125,20 @@ def _row(group: "GroupDifference") -> tuple[str, ...]:
 
 
 def _numbers(result: "GroupDifference | TensorDifference") -> tuple[str, str, str]:
-    missing = "not finite" if result.was_compared else _MISSING
+    missing = "not finite" if _is_not_finite(result) else _MISSING
     values = ((result.relative_l2, ".3g"), (result.cosine, ".6f"), (result.max_abs, ".3g"))
     relative_l2, cosine, max_abs = (missing if value is None else format(value, spec) for value, spec in values)
     return relative_l2, cosine, max_abs
+
+
+def _is_not_finite(result: "GroupDifference | TensorDifference") -> bool:
+    """Whether the weights have NaN or infinity. Without, a number may be missing because A or B is zero."""
+    return result.was_compared and result.max_abs is None
+
+
+def _relative_change(tensor: "TensorDifference") -> float | None:
+    """The relative difference; infinite if A is zero and B isn't."""
+    return math.inf if tensor.relative_l2 is None and tensor.max_abs else tensor.relative_l2
 
 
 def _change(values: tuple[str | None, str | None]) -> str:
@@ -140,6 +151,10 @@ def _shapes(tensor: "TensorDifference") -> str:
     return _change((before, after))
 
 
+def _sign(tensor: "TensorDifference") -> str:
+    return "!" if _is_not_finite(tensor) else "∞" if _relative_change(tensor) == math.inf else ""
+
+
 def _draw(difference: "CheckpointDifference", path: Path) -> None:
     from layer_surgeon.report.layer_heat_map import LayerTile, layer_heat_map, write_picture
 
@@ -148,7 +163,7 @@ def _draw(difference: "CheckpointDifference", path: Path) -> None:
             row=tensor.name,
             column=_name(group),
             value=tensor.relative_l2,
-            sign=_SIGNS.get(tensor.status, "!" if tensor.was_compared and tensor.relative_l2 is None else ""),
+            sign=_SIGNS.get(tensor.status) or _sign(tensor),
         )
         for group in difference.groups
         for tensor in group.tensors

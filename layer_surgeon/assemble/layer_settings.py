@@ -306,9 +306,14 @@ def _update_pattern(assembled: _Settings, rule: Rule, wanted: Sequence[Any]) -> 
         for name in arguments
         if isinstance(name, str) and assembled.text.get(name) is not None
     ]
-    if not names or assembled.rule_values(rule) == list(wanted):
+    if not names:
         return
-    solved = solve_rule(rule, {name: assembled.value(name) for name in rule_settings(rule)}, wanted)
+    try:
+        if assembled.rule_values(rule) == list(wanted):
+            return
+        solved = solve_rule(rule, {name: assembled.value(name) for name in rule_settings(rule)}, wanted)
+    except (CheckpointError, TypeError):
+        solved = None  # The pattern may also be text, such as "LLLG" for EXAONE 4.
     for name in names:
         if solved is None or name not in solved:
             del assembled.text[name]

@@ -15,7 +15,7 @@ class Scaled:
         factor: The factor.
 
     Raises:
-        AssemblyError: The result of the codec is not a plain float type.
+        AssemblyError: The result of the codec is not a plain float type. `convert` raises it if a number overflows.
     """
 
     def __init__(self, info: TensorInfo, inner: Codec, factor: float) -> None:
@@ -26,11 +26,17 @@ class Scaled:
             )
         self.dtype = inner.dtype
         self.block_bytes, self.out_block_bytes = inner.block_bytes, inner.out_block_bytes
-        self._inner, self._factor = inner, factor
+        self._inner, self._factor, self._name = inner, factor, info.name
 
     def convert(self, blocks: Buffer, first: int = 0) -> Buffer:
         """Convert and multiply."""
         import numpy as np  # not needed to copy plain bytes
 
-        values = decode_floats(self._inner.convert(blocks, first), self.dtype)
-        return encode_floats(values.astype(np.float32) * np.float32(self._factor), self.dtype)
+        values = decode_floats(self._inner.convert(blocks, first), self.dtype).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scaled = encode_floats(values * np.float32(self._factor), self.dtype)
+        if np.isinf(decode_floats(scaled, self.dtype)).any() and not np.isinf(values).any():
+            raise AssemblyError(
+                f"Times {self._factor:g}, numbers of {self._name} are too large for its dtype. Choose a smaller factor."
+            )
+        return scaled

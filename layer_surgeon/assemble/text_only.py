@@ -47,8 +47,17 @@ def text_model(checkpoint: Checkpoint) -> tuple[dict[str, Any], Callable[[str], 
     for key in _SHARED_KEYS:
         if key not in config and key in checkpoint.config:
             config[key] = checkpoint.config[key]
-    if "tie_word_embeddings" not in config:
-        # Without it, transformers would use the default of the family, which may be another one.
-        has_head = any((new_name(name) or "").startswith(_HEAD) for name in checkpoint.table.files())
-        config["tie_word_embeddings"] = checkpoint.config.get("tie_word_embeddings", not has_head)
+    config["tie_word_embeddings"] = has_tied_head(checkpoint)
     return config, new_name
+
+
+def has_tied_head(checkpoint: Checkpoint) -> bool:
+    """Whether the language head of a vision-language checkpoint is its table of tokens.
+
+    transformers decides this by the outer config and not by the section of the language model, whose value may be
+    another one. The default of the outer config depends on the family.
+    """
+    if (outer := checkpoint.config.get("tie_word_embeddings")) is not None:
+        return bool(outer)
+    has_head = any(name.removeprefix("language_model.").startswith(_HEAD) for name in checkpoint.table.files())
+    return not has_head or bool(text_config(checkpoint.config).get("tie_word_embeddings", False))

@@ -114,8 +114,8 @@ def measure(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
     if process.returncode != 0 or not stdout.strip():
         reason = (stderr.strip().splitlines() or ["no output"])[-1]
         raise GraftError(
-            f"The measurement failed (exit code {process.returncode}): {reason}. Choose a smaller batch or length, or "
-            "don't measure."
+            f"The measurement failed (exit code {process.returncode}): {reason}. If memory ran out, choose a smaller "
+            "batch or length."
         )
     return Measurement(**json.loads(stdout.strip().splitlines()[-1]))
 

@@ -78,7 +78,8 @@ def axis_span(values: Sequence[float], least: float, margin: float = 0.06, withi
         margin: The room at each end, as a share of the length.
         within: The lowest and the highest value that is possible, such as 0 and 100 %.
     """
-    low, high = min(values), max(values)
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
     missing = max(least - (high - low), 0.0)
     low, high = low - missing / 2, high + missing / 2
     shift = max(within[0] - low, 0.0) - max(high - within[1], 0.0)

@@ -19,7 +19,8 @@ FILE_TYPES = (".html", ".svg", ".png")
 _TILE_WIDTH, _TILE_HEIGHT = 22, 24
 # Browsers may have a wider font than the one that the chart is laid out with. The names would be cut.
 _PADDING = {"left": 28, "top": 5, "right": 5, "bottom": 5}
-_LONGEST_NAME = 60
+# Long names lose their middle: the beginning and the end tell them apart more often.
+_SHORT_LABEL = "length(datum.label) > 60 ? slice(datum.label, 0, 29) + '…' + slice(datum.label, -30) : datum.label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,11 @@ def layer_heat_map(
             axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap="greedy"),
         ),
         y=alt.Y(
-            field="row", type="nominal", sort=list(map(_one_line, rows)), title=None, axis=alt.Axis(labelLimit=320)
+            field="row",
+            type="nominal",
+            sort=list(map(_one_line, rows)),
+            title=None,
+            axis=alt.Axis(labelLimit=400, labelExpr=_SHORT_LABEL),
         ),
     )
     scale = alt.Scale(type="log" if log else "linear", range="ramp", zero=not log)
@@ -135,5 +140,4 @@ def write_picture(chart: LayeredChart, path: Path, *, title: str) -> None:
 
 
 def _one_line(text: str) -> str:
-    line = printable(" ".join(text.split()), keep="")
-    return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"
+    return printable(" ".join(text.split()), keep="")

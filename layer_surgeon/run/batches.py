@@ -1,8 +1,9 @@
 """Put texts into batches: sorted by length, so that there is little padding, and limited by a number of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,19 +53,38 @@ class Batch:
         return states.flatten(0, 1) if self.mask is None else states[self.mask.bool().to(states.device)]
 
 
-def make_batches(lengths: Sequence[int], batch_tokens: int) -> tuple[Batch, ...]:
+def rope_limits(config: Any) -> list[int]:
+    """Return the lengths above which a model takes other rotary frequencies ("longrope"): at most one for each set.
+
+    In transformers, the longest text of a batch decides which ones all its texts get.
+
+    Args:
+        config: The model's config.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # There can be one set for each kind of layer.
+    sets = [item for item in (parameters, *parameters.values()) if isinstance(item, Mapping)]
+    return [item["original_max_position_embeddings"] for item in sets if item.get("rope_type") == "longrope"]
+
+
+def make_batches(lengths: Sequence[int], batch_tokens: int, limits: Sequence[int] = ()) -> tuple[Batch, ...]:
     """Put texts into batches.
 
     Args:
         lengths: The number of tokens of each text.
         batch_tokens: Most tokens in a batch, padding included. A longer text is a batch of its own.
+        limits: Texts up to such a length don't share a batch with longer ones.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     batches: list[Batch] = []
     texts: list[int] = []
     start = 0
     for index in [*order, None]:
-        if texts and (index is None or (len(texts) + 1) * lengths[index] > batch_tokens):
+        if texts and (
+            index is None
+            or (len(texts) + 1) * lengths[index] > batch_tokens
+            or any(lengths[texts[-1]] <= limit < lengths[index] for limit in limits)
+        ):
             batch = Batch(texts=tuple(texts), lengths=tuple(lengths[text] for text in texts), start=start)
             batches.append(batch)
             start += batch.num_tokens

@@ -11,17 +11,17 @@ from transformers import PretrainedConfig
 
 from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon._devices import choose_device
+from layer_surgeon.assemble.text_only import has_tied_head, is_multimodal
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
 from layer_surgeon.donor.checkpoint_names import checkpoint_names
 from layer_surgeon.donor.entrance import DonorEntrance, EntrancePlan, plan_entrance
 from layer_surgeon.donor.exit import ExitPlan, plan_exit
 from layer_surgeon.donor.family import family_config
-from layer_surgeon.errors import DataError
 from layer_surgeon.extract import plan_extraction
 from layer_surgeon.extract.memory import read_tensors
 from layer_surgeon.extract.other_tensors import plan_rows, plan_tensors
 from layer_surgeon.progress import Progress
-from layer_surgeon.run.batches import Batch, make_batches
+from layer_surgeon.run.batches import Batch, make_batches, rope_limits
 from layer_surgeon.run.fetching import ByteCounter, LayerFetcher, read_plan, torch_dtype
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import DepthFiles, as_bytes
@@ -107,7 +107,10 @@ def prepare_run(
     device = str(choose_device(config.device))
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token)
     config.depths(checkpoint.num_layers)
-    entrance = plan_entrance(family_config(checkpoint.plain_config))
+    family = family_config(checkpoint.plain_config)
+    if is_multimodal(checkpoint.config):
+        family.tie_word_embeddings = has_tied_head(checkpoint)
+    entrance = plan_entrance(family)
     head = plan_exit(entrance.config) if config.score else None
     for plan in (entrance, head):
         if plan is not None:  # Refuse a checkpoint without these weights before the first layer.
@@ -115,8 +118,6 @@ def prepare_run(
     dtype = torch_dtype(_weights_code(checkpoint, config))
     tokenizer = load_checkpoint_tokenizer(checkpoint)
     tokenized = tokenize_texts(tokenizer, text_list, entrance.config, config, progress)
-    if config.score and all(len(ids) < 2 for ids in tokenized.ids):
-        raise DataError("No text has two tokens, so there is none to predict from another. Leave score out.")
     for note in checkpoint.table.notes:
         progress.notice(note)
     pad_id = getattr(entrance.config, "pad_token_id", None)
@@ -128,7 +129,7 @@ def prepare_run(
         texts=text_list,
         tokens=TokenBatches(
             ids=tokenized.ids,
-            batches=make_batches(tokenized.lengths, config.batch_tokens),
+            batches=make_batches(tokenized.lengths, config.batch_tokens, rope_limits(entrance.config)),
             pad_id=pad_id if isinstance(pad_id, int) and 0 <= pad_id < int(entrance.config.vocab_size) else 0,
         ),
         num_truncated=tokenized.num_truncated,

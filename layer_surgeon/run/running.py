@@ -18,6 +18,7 @@ from layer_surgeon._folders import expand_home
 from layer_surgeon._io import write_text
 from layer_surgeon.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources import CutSource, FolderSource, PartsSource, Source
+from layer_surgeon.errors import DataError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
 from layer_surgeon.run.fetching import ByteCounter
@@ -77,6 +78,26 @@ def run_layers(
     """
     config, progress = RunConfig.from_settings(config, settings), progress or NullProgress()
     inputs = prepare_run(source, texts, config, revision=revision, token=token, progress=progress)
+    if config.score and all(len(ids) < 2 for ids in inputs.tokens.ids):
+        raise DataError("No text has two tokens, so there is none to predict from another. Leave score out.")
+    return run_prepared(
+        inputs, source, output, revision=revision, token=token, progress=progress, workspace=workspace, force=force
+    )
+
+
+def run_prepared(
+    inputs: RunInputs,
+    source: SourceLike,
+    output: str | os.PathLike[str] | None,
+    *,
+    revision: str | None,
+    token: str | bool | None = None,
+    progress: Progress,
+    workspace: Workspace | None,
+    force: bool,
+) -> HiddenStates:
+    """Run prepared texts; the arguments are those of `run_layers`. A share of a run begins here."""
+    config = inputs.config
     keep_in = (workspace or Workspace()) if config.keep_layers else None
     # Also needed with one process, if it goes on with a run that several processes began.
     make_source = partial(

@@ -11,7 +11,8 @@ import torch
 from layer_surgeon._io import read_json, write_json
 from layer_surgeon.errors import LayerSurgeonError
 from layer_surgeon.progress import NullProgress
-from layer_surgeon.run.running import run_layers
+from layer_surgeon.run.inputs import prepare_run
+from layer_surgeon.run.running import run_prepared
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.shares import share_path
 from layer_surgeon.workspace import Workspace
@@ -53,13 +54,15 @@ def main(arguments: list[str]) -> int:
     try:
         task = read_json(share_path(folder, index, ".json"))
         take_gpu(index)
-        run_layers(
-            task["source"],
-            share_path(folder, index, ".jsonl"),
-            config=RunConfig(**task["config"]),
-            output=share_path(folder, index),
-            revision=task["revision"],
-            progress=_TokensFile(share_path(folder, index, ".tokens.json")),
+        source, revision = task["source"], task["revision"]
+        config, texts = RunConfig(**task["config"]), share_path(folder, index, ".jsonl")
+        progress = _TokensFile(share_path(folder, index, ".tokens.json"))
+        run_prepared(
+            prepare_run(source, texts, config, revision=revision, progress=progress),
+            source,
+            share_path(folder, index),
+            revision=revision,
+            progress=progress,
             workspace=Workspace(task["workspace"]),
             force=task["force"],
         )

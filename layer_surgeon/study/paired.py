@@ -301,8 +301,8 @@ def _t_test(delta: Matrix) -> float | None:
 
 
 def seed_interval_of_mean(scores: Sequence[float]) -> Interval | None:
-    """Return the 95 % interval of the mean over seeds, by the t distribution; None with one seed."""
-    if len(scores) < 2:
+    """Return the 95 % interval of the mean over seeds, by the t distribution; None with one seed or infinite scores."""
+    if len(scores) < 2 or not np.isfinite(scores).all():
         return None
     values = np.asarray(scores, dtype=np.float64)
     half_width = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))

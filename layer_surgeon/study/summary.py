@@ -136,7 +136,7 @@ def _make_row(arm: str, test: str, results: Sequence[CellResult], metric: str) -
         seeds=tuple(result.seed for result in results),
         by_seed=tuple(values),
         mean=_mean(values),
-        deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        deviation=float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None,
         seed_interval=seed_interval_of_mean(values),
         example_interval=None if bits is None else bootstrap(bits, "examples"),
         scores={key: _mean([_scores(result, test)[key] for result in results]) for key in _scores(results[0], test)},

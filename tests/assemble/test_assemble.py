@@ -122,6 +122,11 @@ class TestWhatComesOut:
             assert torch.equal(values, plain * 0.5)
         model.verify()
 
+    def test_scale_that_makes_numbers_infinite(self, siblings, tmp_path):
+        with pytest.raises(AssemblyError, match=r"Times 1e\+39, numbers of .*layers.2.* are too large for its dtype"):
+            assemble_model(siblings / "base", tmp_path / "out", scale={2: 1e39})
+        assert not (tmp_path / "out").exists()
+
     def test_layer_that_is_used_twice_is_read_once(self, siblings, tmp_path):
         once = plan_assembly(siblings / "base")
         recorder = Recorder()

@@ -162,6 +162,26 @@ def test_language_model_alone(llava: Path, tmp_path: Path) -> None:
     assert swapped.layers[0].source == str(tmp_path / "cut")
 
 
+def test_the_outer_config_decides_whether_the_head_is_tied(llava: Path, tmp_path: Path) -> None:
+    """As in transformers: some families' outer default is another one than that of their language model."""
+    model = LlavaForConditionalGeneration.from_pretrained(llava, tie_word_embeddings=True)
+    model.tie_weights()
+    save_quietly(model, tmp_path / "tied")
+    with torch.no_grad():
+        expected = model.eval()(input_ids=IDS).logits
+    path = tmp_path / "tied" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["tie_word_embeddings"] = False
+    for outer in ({"tie_word_embeddings": True}, {}):
+        path.write_text(
+            json.dumps({name: value for name, value in config.items() if name != "tie_word_embeddings"} | outer)
+        )
+        made = assemble_model(tmp_path / "tied", tmp_path / "out", text_only=True, force=True)
+        loaded, report = AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
+        assert not any(report.values())
+        assert torch.equal(loaded.eval()(IDS).logits, expected)
+
+
 def test_language_model_that_is_none_on_its_own(llava: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(llava, folder)

@@ -231,6 +231,13 @@ class TestRefusals:
         with pytest.raises(UnsupportedArchitectureError, match="with scale_attn_by_inverse_layer_idx True"):
             assemble({**config, "scale_attn_by_inverse_layer_idx": True}, [1])
 
+    def test_pattern_that_is_a_text_next_to_a_list(self):
+        types = ["sliding_attention"] * 3 + [FULL]
+        config = {"model_type": "exaone4", "num_hidden_layers": 4, "layer_types": types}
+        cut = assemble({**config, "sliding_window": 8, "sliding_window_pattern": "LLLG"}, [2, 3])
+        assert cut["layer_types"] == types[2:]
+        assert "sliding_window_pattern" not in cut
+
     def test_weights_of_all_layers_in_one_tensor(self):
         config = {"model_type": "gemma4_text", "num_hidden_layers": 2, "layer_types": [FULL] * 2}
         with pytest.raises(UnsupportedArchitectureError, match="gemma4_text with hidden_size_per_layer_input 256"):

@@ -44,6 +44,27 @@ def test_tensors_are_listed_on_request(folder):
     assert "All layers are equal; the rest differs." in result.out
 
 
+def test_a_tensor_of_zeros_is_finite(folder, tmp_path):
+    write_weights(tmp_path / "zero", random_weights() | {UP: np.zeros_like(random_weights()[UP])}, "BF16")
+    for a, b, change in ((tmp_path / "zero", "a", "inf"), ("a", tmp_path / "zero", "1")):
+        picture = tmp_path / "picture.svg"
+        result = surgeon_here("diff", a, b, "--tensors", "--output", picture, cwd=folder)
+        assert "not finite" not in result.out
+        assert f"mlp.up_proj.weight ({change})" in result.out
+        assert ("∞" in picture.read_text()) == (change == "inf")
+
+
+def test_long_names_have_their_own_rows(tmp_path):
+    names = [f"model.{'vision_' * 9}.{part}" for part in ("weight", "bias")]
+    for folder, number in (("a", 1), ("b", 2)):
+        tensors = {name: np.full(3, number, dtype="f4") for name in names}
+        write_weights(tmp_path / folder, random_weights(num_hidden_layers=1) | tensors, num_hidden_layers=1)
+    surgeon_here("diff", "a", "b", "--output", "p.svg", cwd=tmp_path)
+    picture = (tmp_path / "p.svg").read_text()
+    assert picture.count("…") >= 2
+    assert all(f"{part}</text>" in picture for part in ("weight", "bias"))
+
+
 def test_a_number_that_is_not_finite(folder):
     result = surgeon_here("diff", "a", "d", cwd=folder)
     assert "not finite" in result.out

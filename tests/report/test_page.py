@@ -4,6 +4,8 @@ import base64
 import csv
 import hashlib
 import itertools
+import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -218,6 +220,21 @@ def test_the_page_notes_that_lower_is_better(tmp_path):
     page = Parsed(page_of(tmp_path, {"host": 0.6, "graft": 0.9}, metric="loss")[1])
     assert "lower is better" in page.text
     assert "far down and to the left" in page.text
+
+
+def test_numbers_that_json_does_not_have(tmp_path):
+    """A perplexity can be infinite, and the loss of an epoch without a log NaN."""
+    made_up_study(tmp_path, {"host": 0.6, "graft": 0.9}, examples=60, metric="loss", summary=False)
+    for path in (tmp_path / "cells").glob("graft.*.json"):
+        cell = json.loads(path.read_text())
+        cell["tests"]["films"]["scores"]["loss"] = math.inf
+        cell["history"][0]["training_loss"] = math.nan
+        path.write_text(json.dumps(cell))
+    page = html(load_report(tmp_path))
+    specs = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    for spec in specs:
+        json.loads(spec, parse_constant=pytest.fail)
+    assert len(specs) > 3
 
 
 def test_the_page_is_written_atomically(tmp_path):

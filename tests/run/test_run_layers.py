@@ -8,7 +8,7 @@ from shutil import copytree, ignore_patterns
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layer_surgeon import HiddenStates, Workspace, measure_layers, run_layers
 from layer_surgeon.checkpoint import open_checkpoint
@@ -59,6 +59,22 @@ def test_pooling(source, texts, expected, batch_tokens):
     for depth in range(5):
         torch.testing.assert_close(mean[depth], torch.stack([of_text[depth].mean(0) for of_text in expected]))
         torch.testing.assert_close(last[depth], torch.stack([of_text[depth][-1] for of_text in expected]))
+
+
+def test_a_long_text_changes_no_other_text(source, texts, tokens, tmp_path):
+    """Its length decides the rotary frequencies of a whole batch."""
+    copytree(source, tmp_path / "model")
+    config = json.loads((source / "config.json").read_text())
+    factors = {"short_factor": [1.0, 1.5, 1.0, 1.0], "long_factor": [2.0, 3.0, 2.0, 4.0], "factor": 4.0}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 6, **factors}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
+    states = run_layers(tmp_path / "model", texts, layers="3", pool="none", dtype="float32")
+    offsets = states.offsets.tolist()
+    for index, ids in enumerate(tokens):
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0]
+        torch.testing.assert_close(states[3][offsets[index] : offsets[index + 1]], alone)
 
 
 def test_fp8_weights_are_multiplied_by_their_scales(source, texts, tmp_path):

@@ -107,6 +107,14 @@ def test_shares_are_whole_batches_of_about_the_same_size():
         assert {tuple(share.texts[text] for text in batch.texts) for batch in own} <= of_run
 
 
+def test_a_share_may_have_nothing_to_score(source, here):
+    lines = [as_text([token]) for token in (5, 6, 7, 8)] + [as_text(random_tokens((8,))[0])]
+    settings = {"batch_tokens": 8, "score": True}
+    states = run_layers(source, lines, workers=2, **settings)
+    assert len(here) == 2
+    check_same(states, run_layers(source, lines, **settings))
+
+
 def test_few_batches_need_few_processes(source, texts, here):
     progress = Recorder()
     states = run_layers(source, texts, workers=4, progress=progress)
@@ -139,18 +147,18 @@ def test_an_interrupted_run_keeps_its_shares(source, many_texts, tmp_path, here,
 
 
 def test_a_failed_process_gives_its_error(source, many_texts, tmp_path, here, monkeypatch):
-    run = share_process.run_layers
+    run = share_process.run_prepared
 
-    def fail(source, texts, **keywords):
-        if texts.name == "share-1.jsonl":
+    def fail(inputs, source, output, **keywords):
+        if output.name == "share-1":
             raise SourceError("The disk of the model is gone.")
-        return run(source, texts, **keywords)
+        return run(inputs, source, output, **keywords)
 
-    monkeypatch.setattr(share_process, "run_layers", fail)
+    monkeypatch.setattr(share_process, "run_prepared", fail)
     settings = {**SETTINGS, "output": tmp_path / "out", "workers": 2}
     with pytest.raises(SourceError, match=r"Process 2 of 2 failed: The disk of the model is gone\."):
         run_layers(source, many_texts, **settings)
-    monkeypatch.setattr(share_process, "run_layers", run)
+    monkeypatch.setattr(share_process, "run_prepared", run)
     check_same(run_layers(source, many_texts, **settings), run_layers(source, many_texts, **SETTINGS))
 
 
@@ -166,14 +174,14 @@ def test_a_killed_process_gives_the_end_of_its_log(source, many_texts, tmp_path,
 
 
 def test_other_versions_are_refused(source, many_texts, tmp_path, here, monkeypatch):
-    run = share_process.run_layers
+    run = share_process.run_prepared
 
-    def with_other_versions(source, texts, **keywords):
-        states = run(source, texts, **keywords)
+    def with_other_versions(*arguments, **keywords):
+        states = run(*arguments, **keywords)
         states.info["versions"]["torch"] = "1.0"
         (states.path / "run.json").write_text(json.dumps(states.info))
 
-    monkeypatch.setattr(share_process, "run_layers", with_other_versions)
+    monkeypatch.setattr(share_process, "run_prepared", with_other_versions)
     with pytest.raises(ArtifactError, match=r"used .*'1\.0'.* Install the same versions on all machines, and delete"):
         run_layers(source, many_texts, workers=2, output=tmp_path / "out", **SETTINGS)
 
