@@ -98,6 +98,10 @@ BAD = {
     "version 4": (header(version=4), "is GGUF version 4"),
     "count of tensors": (header(num_tensors=HUGE), "it states 9,223,372,036,854,775,816 tensors"),
     "count of entries": (header(num_entries=10**12), "1,000,000,000,000 metadata entries"),
+    "more entries than any model has": (
+        header((ARCHITECTURE, *(metadata_entry(str(number), 0, b"0") for number in range(70_000)))),
+        "70,001 metadata entries",
+    ),
     "one tensor too many": (header(num_tensors=3), "damaged"),
     "one entry too many": (header(num_entries=2), "damaged"),
     "no architecture": (header(()), "does not state its architecture"),
