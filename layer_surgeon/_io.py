@@ -150,6 +150,15 @@ def read_json(path: Path) -> Any:
     return parse_json(read_json_bytes(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file with an object; {} if it is missing, damaged, or holds something else."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_json_bytes(path: Path) -> bytes:
     """Read a JSON file without parsing it.
 

@@ -16,7 +16,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME, cached_file, is_peft_available
 
 from layer_surgeon._folders import check_links, expand_home, resolve_blob
-from layer_surgeon._io import MAX_JSON_BYTES, read_json
+from layer_surgeon._io import MAX_JSON_BYTES, read_json, read_object
 from layer_surgeon._limits import check_config_sizes, check_no_code
 from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.packaged import local_model
@@ -210,10 +210,7 @@ def _fetch(repo_id: str, file_name: str | None, subfolder: str, hub: Mapping[str
 def _named_index(repo_id: str, subfolder: str, hub: Mapping[str, Any]) -> str | None:
     """Return the index that a repo's config.json names instead of the usual ones."""
     file = _fetch(repo_id, CONFIG_NAME, subfolder, hub)
-    try:
-        weights = None if file is None else read_json(file).get(_WEIGHTS)
-    except (ValueError, AttributeError):
-        return None
+    weights = None if file is None else read_object(file).get(_WEIGHTS)
     return weights if isinstance(weights, str) and weights.endswith(".index.json") else None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from layer_surgeon._folders import check_links
-from layer_surgeon._io import read_json, read_json_bytes
+from layer_surgeon._io import read_json_bytes, read_object
 from layer_surgeon._model_types import LAYER
 from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.checkpoint.safetensors import SINGLE_FILE, parse_json_object, read_local_header
@@ -144,11 +144,7 @@ def recorded_tensors(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def is_artifact(folder: Path) -> bool:
     """Whether a folder has a config.json with the model_type of a layer artifact."""
-    try:
-        content = read_json(folder / CONFIG_FILE)
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("model_type") == LAYER
+    return read_object(folder / CONFIG_FILE).get("model_type") == LAYER
 
 
 def artifact_files(folder: Path, patterns: Sequence[str] = ARTIFACT_FILES) -> list[Path]:

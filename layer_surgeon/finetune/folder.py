@@ -21,7 +21,7 @@ from typing import Any
 
 from layer_surgeon._folders import check_name, foreign_files, remove_ours
 from layer_surgeon._format import list_names
-from layer_surgeon._io import BusyError, FileLock, is_locked, read_json, write_json
+from layer_surgeon._io import BusyError, FileLock, is_locked, read_object, write_json
 from layer_surgeon.errors import TrainingError, WorkspaceError
 from layer_surgeon.finetune.checkpoints import last_checkpoint, remove_broken, step_of
 from layer_surgeon.finetune.results import read_results
@@ -254,33 +254,23 @@ def _check_contents(target: Path) -> None:
 
 def _stored_signature(work: Path) -> dict[str, Any] | None:
     """Read the signature of the run in a folder; None if no run was started there."""
-    try:
-        signature = _read_run_file(work)["signature"]
-    except (OSError, ValueError, KeyError):
-        return None
+    signature = read_object(work / _RUN_FILE).get("signature")
     return signature if isinstance(signature, dict) else None
-
-
-def _read_run_file(work: Path) -> dict[str, Any]:
-    content = read_json(work / _RUN_FILE)
-    if not isinstance(content, dict):
-        raise ValueError("run.json is not a JSON object")
-    return content
 
 
 def _is_running(work: Path) -> bool:
     """Whether a run is active: it holds the lock or, if an earlier version started it, its process is alive."""
     if is_locked(work / _LOCK_FILE):
         return True
+    pid = read_object(work / _RUN_FILE).get("pid")
     try:
-        pid = _read_run_file(work).get("pid")
         # os.kill takes zero and negative numbers for process groups.
         if type(pid) is not int or pid <= 0 or pid == os.getpid():
             return False
         os.kill(pid, 0)
     except PermissionError:
         return True
-    except (OSError, ValueError, OverflowError):
+    except (OSError, OverflowError):
         return False
     return True
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_object
 from layer_surgeon._version import __version__
 from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon.finetune.metrics import Metrics
@@ -152,12 +152,8 @@ def read_history(log: Sequence[Mapping[str, Any]]) -> tuple[tuple[EpochResult, .
 
 def read_results(folder: Path) -> dict[str, Any] | None:
     """Read results.json from a run folder; None if the folder is not a run folder."""
-    try:
-        content = read_json(folder / RESULTS)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or "best_epoch" not in content:
-        return None
+    content = read_object(folder / RESULTS)
     config, data = content.get("config"), content.get("data")
     is_whole = isinstance(config, dict) and isinstance(data, dict) and isinstance(data.get("columns"), dict)
+    is_whole = is_whole and "best_epoch" in content
     return content if is_whole else None

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from layer_surgeon._folders import check_replaceable
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_object
 from layer_surgeon._model_types import DONOR_FOLDER, DONOR_TOKENIZER_FILE
 from layer_surgeon.checkpoint.companions import TOKENIZER_FILES
 from layer_surgeon.errors import ArtifactError
@@ -28,11 +28,7 @@ GRAFT_FILES = (
 
 def is_graft(folder: Path) -> bool:
     """Whether a folder's config.json says that it is a graft."""
-    try:
-        config = read_json(folder / "config.json")
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == SurgeonGraftConfig.model_type
+    return read_object(folder / "config.json").get("model_type") == SurgeonGraftConfig.model_type
 
 
 def check_graft_place(folder: Path, *, force: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, metadata_save
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, but not re-exported
 
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_object
 from layer_surgeon._model_types import ASSEMBLY_FILE, DONOR_FOLDER, GRAFT, LAYER, MAX_ASSEMBLY_CHARACTERS
 from layer_surgeon._yaml import front_matter, parse_yaml
 from layer_surgeon.errors import ConfigError, GraftError
@@ -207,15 +207,11 @@ def _assembly_terms(folder: Path) -> str | None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    try:
-        config = read_json(folder / "config.json")
-    except (OSError, ValueError):
-        config = None
-    is_ours = isinstance(config, dict) and (
-        config.get("model_type") in (GRAFT, LAYER)
-        or ("model_type" in config and any((folder / name).is_file() for name in (_RESULTS, ASSEMBLY_FILE)))
+    config = read_object(folder / "config.json")
+    is_ours = config.get("model_type") in (GRAFT, LAYER) or (
+        "model_type" in config and any((folder / name).is_file() for name in (_RESULTS, ASSEMBLY_FILE))
     )
-    if not isinstance(config, dict) or not is_ours:
+    if not is_ours:
         raise GraftError(
             f"{folder} is not a graft, a run, a layer artifact or an assembled model. Name a folder that surgeon "
             "graft, finetune, extract or assemble has made. Upload other folders with: hf upload REPO FOLDER"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from layer_surgeon._folders import expand_home
-from layer_surgeon._io import read_json
+from layer_surgeon._io import read_json, read_object
 from layer_surgeon.errors import ArtifactError, LayerNotFoundError
 from layer_surgeon.run.state_files import STATES_FILE
 
@@ -127,11 +127,8 @@ class HiddenStates:
 
 def is_states(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder's run.json is that of hidden states."""
-    try:
-        content = read_json(Path(expand_home(folder)) / RUN_FILE)
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == _KIND and isinstance(content.get("layers"), list)
+    content = read_object(Path(expand_home(folder)) / RUN_FILE)
+    return content.get("kind") == _KIND and isinstance(content.get("layers"), list)
 
 
 def describe_run(**values: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from layer_surgeon._folders import expand_home
-from layer_surgeon._io import parse_json, read_json, write_json
+from layer_surgeon._io import parse_json, read_json, read_object, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon.assemble import AssemblyRecipe, assemble_model
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
@@ -135,11 +135,8 @@ def _remember_files(spec: DataSpec, folder: Path, test_fraction: float) -> None:
 
 def _read_info(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the content of data.json; None if it is missing, damaged, or that of another data set."""
-    try:
-        info = read_json(folder / INFO)
-        return info if info["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    info = read_object(folder / INFO)
+    return info if info.get("key") == key else None
 
 
 def _check_files(spec: DataSpec, info: Mapping[str, Any]) -> None:
