@@ -61,7 +61,6 @@ class FinetuneTask(ABC):
 
     # ---- data
 
-    @abstractmethod
     def label_map(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
     ) -> LabelMap | None:
@@ -70,6 +69,7 @@ class FinetuneTask(ABC):
         Raises:
             DataError: The label column can't be used.
         """
+        return None
 
     def known_labels(
         self, table: Table, columns: ColumnChoice, declared: Sequence[str], names: Sequence[str]

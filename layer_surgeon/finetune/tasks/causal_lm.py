@@ -64,12 +64,6 @@ class CausalLM(FinetuneTask):
 
     one_feature_each = False
 
-    def label_map(
-        self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
-    ) -> None:
-        """Return None: there are no classes."""
-        return
-
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> PlainTexts:
         """Check that no text is empty."""
         return PlainTexts(texts=check_texts(table.columns[columns.text], f"{table.location}, column {columns.text!r}"))

@@ -97,12 +97,6 @@ class QuestionAnswering(FinetuneTask):
     one_feature_each = False
     keeps_pairs_together = True
 
-    def label_map(
-        self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
-    ) -> None:
-        """Return None: there are no classes."""
-        return
-
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> Questions:
         """Check questions, texts, and that each answer is at its position in the text."""
         context_column, answer_column = str(columns.text_pair), str(columns.label)

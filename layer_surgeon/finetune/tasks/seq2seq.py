@@ -52,12 +52,6 @@ class TextPrediction:
 class Seq2Seq(FinetuneTask):
     """Trains with teacher forcing; generates text with beam search for validation and test."""
 
-    def label_map(
-        self, table: Table, columns: ColumnChoice, declared: Sequence[str], model_names: Sequence[str]
-    ) -> None:
-        """Return None: there are no classes."""
-        return
-
     def examples(self, table: Table, columns: ColumnChoice, labels: LabelMap | None) -> TextPairs:
         """Check that no source or target text is empty."""
         sources, targets = (
