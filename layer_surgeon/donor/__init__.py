@@ -8,6 +8,7 @@ cache      the layers' cache, and whether they run exactly with it
 influence  find the outputs that don't matter with one position per sequence
 one_key    linear maps that skip those outputs
 tensors    convert between the artifact's tensors and weights, with the family's own conversions
+quiet      silence transformers while models are loaded
 files      read and write the artifact's files
 frozen     what the two modules below have in common: their files, and that they stay frozen
 layer      `DonorLayer`

@@ -2,7 +2,7 @@
 
 A study:
 arms, data          the models and data sets that a plan names; lora_settings: checks those of an arm
-plan, plan_parts    YAML -> `StudyPlan` -> cells (one training each); checked: type checks for their fields
+plan, plan_parts    YAML -> `StudyPlan` -> cells (one training each)
 preset, demo        the plans for the paper's tables and figures, and for the demo; see `surgeon demo`
 layout              the study's folder and its files
 prepare             everything that all cells share, made once: data, hosts, layers, synthetic texts
