@@ -97,7 +97,9 @@ def _show(selection: "DepthSelection", picture: Path, ui: Ui) -> None:
         "most frequent class": f"{100 * selection.majority:.1f} %",
         "states": selection.states,
         "picture": picture,
-        "next": selection.command
-        or ("No layer helps: the token embeddings alone are best." if selection.scores[1:] else None),
     }
-    ui.facts({name: value for name, value in facts.items() if value is not None})
+    if selection.command is not None:
+        facts["next"] = selection.command
+    elif len(selection.scores) > 1:
+        facts["next"] = "No layer helps: the token embeddings alone are best."
+    ui.facts(facts)

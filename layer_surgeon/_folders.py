@@ -152,7 +152,7 @@ def remove_ours(folder: Path, ours: Sequence[str]) -> list[str]:
 
 
 def check_name(folder: Path, kind: str, error: type[Exception]) -> None:
-    """Refuse folders such as `.`, next to which nothing can be written; arguments as in `check_replaceable`."""
+    """Refuse `.` and mount points, because a folder can't be moved to them; arguments as in `check_replaceable`."""
     if folder.name in ("", ".."):
         raise error(
             f"The {kind} is written next to its folder and then moved, so the folder can't be {str(folder)!r}. Name a "

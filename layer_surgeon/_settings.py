@@ -33,8 +33,12 @@ class Settings:
     def from_settings(cls, config: Self | None = None, settings: Mapping[str, Any] | None = None) -> Self:
         """Return `config`, or the defaults, with some values replaced.
 
+        Args:
+            config: The settings to begin with; None for the defaults.
+            settings: The values to replace, by name.
+
         Raises:
-            ConfigError: There is no such setting, or a value is invalid.
+            ConfigError: A setting has an unknown name or an invalid value.
         """
         names = sorted(item.name for item in fields(cls))  # type: ignore[arg-type]  # subclasses are dataclasses
         if unknown := sorted(set(settings or {}) - set(names)):
@@ -58,9 +62,9 @@ def check_types(record: Any, skip: Collection[str] = ()) -> None:
     """
     hints = type_hints(type(record))
     for item in fields(record):
-        value, choices = getattr(record, item.name), item.metadata.get("choices")
         if item.name in skip:
             continue
+        value, choices = getattr(record, item.name), item.metadata.get("choices")
         check(_fits(value, hints[item.name]), item.name, value, _describe(hints[item.name]))
         if choices is not None and value is not None:
             check(value in choices(), item.name, value, f"one of {', '.join(choices())}")

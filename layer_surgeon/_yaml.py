@@ -15,7 +15,7 @@ MAX_CHARACTERS = 1_000_000
 _FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
 
-# Numbers such as 5e-5, which YAML 1.1 reads as text because they have no point. A longer exponent is that of a hash.
+# Numbers such as 5e-5, which YAML 1.1 reads as text because they have no point. With a longer exponent, it is a hash.
 _POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d{1,2}$")
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 

@@ -99,7 +99,7 @@ class WorkspaceError(LayerSurgeonError, OSError):
 def _sanitize(message: str) -> str:
     if len(message) > 2 * _SEARCHED_CHARACTERS:
         message = message[:_SEARCHED_CHARACTERS] + message[-_SEARCHED_CHARACTERS:]
-    # Remove secrets before the cut, which could split a URL, so that it keeps its password.
+    # Remove secrets first: the next cut could split a URL, which would then keep its password.
     message = without_secrets_in(message)
     if len(message) > _MAX_CHARACTERS:
         first = message[: _MAX_CHARACTERS - _LAST_CHARACTERS]

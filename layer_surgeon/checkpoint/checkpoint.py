@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from layer_surgeon.checkpoint.formats import open_table
@@ -89,7 +90,7 @@ class Checkpoint:
         """`safetensors`, `torch` or `gguf`."""
         return self.table.format
 
-    @property
+    @cached_property
     def quantization(self) -> str | None:
         """The quantisation method of the weights, such as `gptq, 4 bits`; None if they are not quantised."""
         names = (name for layer_names in self._stack.members.values() for name in layer_names)

@@ -58,7 +58,7 @@ def open_table(source: Source) -> TensorTable:
         shard_of = safetensors.parse_index(raw, TORCH_INDEX_FILE, files, suffix=".bin")
         return _torch_table(source, config, shard_of=shard_of)
     if len(safetensors_files) == 1:
-        # After all names that mean a whole model: it may be one of several shards, or an adapter.
+        # After all names that mean a whole model, because it may be an adapter.
         _check_is_whole(source, safetensors_files[0])
         return safetensors.SafetensorsTable(source, _read_config(source, files), single_file=safetensors_files[0])
     gguf_models = _gguf_models(source, candidates)

@@ -7,7 +7,7 @@ from layer_surgeon.checkpoint.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources.papers import README_FILE, is_licence_file
 from layer_surgeon.checkpoint.sources.together import read_files
 
-# The front matter of a card is in its first bytes.
+# Of a longer card, only the beginning is read, where its front matter is.
 MAX_TEXT_BYTES = 2_000_000
 _MAX_LICENCE_BYTES = 20_000_000
 _LICENCE_ENTRY = re.compile(

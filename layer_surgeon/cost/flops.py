@@ -146,12 +146,12 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         if isinstance(part, PreTrainedModel):
             part.config._experts_implementation = "batched_mm"
     # Compute this before fake tensors are active, because it needs real numbers.
-    found = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
+    probed = [[needed_by_shape(donor.config, index) for index in donor.layer_indices] for donor in donors]
     was_disabled, _TORCH_LOGGER.disabled = _TORCH_LOGGER.disabled, True
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
             model.to_empty(device="cpu")
-            for donor, by_layer in zip(donors, found, strict=True):
+            for donor, by_layer in zip(donors, probed, strict=True):
                 _assume_traits(donor, by_layer)
             yield
     except (RuntimeError, NotImplementedError) as error:
@@ -169,18 +169,18 @@ def shapes_only(model: nn.Module) -> Iterator[None]:
         _TORCH_LOGGER.disabled = was_disabled
 
 
-def _assume_traits(donor: DonorLayer, found: list[tuple[dict[str, Needed], int | None]]) -> None:
+def _assume_traits(donor: DonorLayer, probed: list[tuple[dict[str, Needed], int | None]]) -> None:
     """Set the traits of a donor without weights, which can't be probed, so that it runs as one with weights.
 
     Args:
         donor: The donor.
-        found: What `needed_by_shape` returned for each layer.
+        probed: What `needed_by_shape` returned for each layer.
     """
     donor._traits = tuple(
         Traits(extras=extras, takes_position_ids=takes_position_ids(scaffold), not_causal=None, not_bidirectional=None)
-        for scaffold, (_, extras) in zip(donor.scaffolds, found, strict=True)
+        for scaffold, (_, extras) in zip(donor.scaffolds, probed, strict=True)
     )
-    for layer, (parts, _) in zip(donor.layers, found, strict=True):
+    for layer, (parts, _) in zip(donor.layers, probed, strict=True):
         uninstall(layer)
         install(layer, parts)
 

@@ -100,11 +100,14 @@ def _agree(full: Tensor, shortcut: Tensor) -> bool:
 
 
 def needed_by_shape(config: SurgeonDonorConfig, index: int) -> tuple[dict[str, Needed], int | None]:
-    """Run `find_needed` for a layer without its weights, and return `Run.extras` too.
+    """Run `find_needed` for a layer without its weights.
 
     Args:
         config: The donor's config.
         index: Index of the layer in the donor.
+
+    Returns:
+        What `find_needed` returns, and the layer's `Run.extras`.
 
     Raises:
         UnsupportedArchitectureError: The donor's family is not supported.

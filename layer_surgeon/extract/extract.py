@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layer_surgeon._folders import check_replaceable, expand_home
 from layer_surgeon._format import list_names
-from layer_surgeon._io import write_bytes, write_json
+from layer_surgeon._io import copy_file, write_bytes, write_json
 from layer_surgeon._model_types import LAYER
 from layer_surgeon._version import __version__
 from layer_surgeon.checkpoint import Checkpoint, open_checkpoint
@@ -227,7 +227,7 @@ def _keep_users_files(folder: Path, made: Path) -> None:
             "Move that elsewhere, replace the folder with --force, or name another one with --output."
         )
     if (folder / README_FILE).is_file():
-        write_bytes(made / README_FILE, (folder / README_FILE).read_bytes())
+        copy_file(folder / README_FILE, made / README_FILE)
 
 
 def _write_weights(checkpoint: Checkpoint, plan: ExtractionPlan, folder: Path, progress: Progress) -> Digests:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 # The bits of the mantissa, and the bias of the exponent. The variants FNUZ have no infinity and no negative zero.
-_FORMATS = {"F8_E4M3": (3, 7), "F8_E5M2": (2, 15), "F8_E4M3FNUZ": (3, 8), "F8_E5M2FNUZ": (2, 16)}
-FP8_CODES = tuple(_FORMATS)
+_FORMATS = {"F8_E4M3": (3, 7), "F8_E4M3FNUZ": (3, 8), "F8_E5M2FNUZ": (2, 16)}
+FP8_CODES = ("F8_E5M2", *_FORMATS)
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
 # Scales of activations and of the cache. With unquantised weights, activations are not quantised either.
 _DROPPED = (".input_scale", ".output_scale", ".activation_scale", ".input_scale_ub", ".k_scale", ".v_scale")

@@ -111,8 +111,8 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stopped = isinstance(error, SourceError | KeyboardInterrupt | DiskFullError)
-        can_go_on = stopped and not isinstance(error, SourceChangedError)
+        was_interrupted = isinstance(error, SourceError | KeyboardInterrupt | DiskFullError)
+        can_go_on = was_interrupted and not isinstance(error, SourceChangedError)
         self.kept = can_go_on and any(_has_progress(journal) for journal in self._journals())
         self._leave(remove=error is not None and not self.kept)
         if isinstance(error, OSError) and not isinstance(error, LayerSurgeonError):
@@ -152,8 +152,8 @@ class Staging:
         needed, free = self._num_bytes - staged_bytes, shutil.disk_usage(self.path).free
         if free < needed:
             raise ArtifactError(
-                f"The {self._files.noun} takes {needed:,} bytes, but the disk of {self._folder.parent} has {free:,} "
-                "left. Free some space, or choose another place with --output or --workspace."
+                f"The {self._files.noun} needs {needed:,} more bytes, but the disk of {self._folder.parent} has "
+                f"{free:,} left. Free some space, or choose another place with --output or --workspace."
             )
 
     def _journals(self) -> Iterator[Path]:

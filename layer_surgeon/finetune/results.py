@@ -154,6 +154,5 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     """Read results.json from a run folder; None if the folder is not a run folder."""
     content = read_object(folder / RESULTS)
     config, data = content.get("config"), content.get("data")
-    is_whole = isinstance(config, dict) and isinstance(data, dict) and isinstance(data.get("columns"), dict)
-    is_whole = is_whole and "best_epoch" in content
-    return content if is_whole else None
+    has_columns = isinstance(data, dict) and isinstance(data.get("columns"), dict)
+    return content if "best_epoch" in content and isinstance(config, dict) and has_columns else None

@@ -215,10 +215,10 @@ class GraftedModel(StoredModel):
         """
         if self._site_hooks is None:
             outputs = self.run_host(attention_mask=attention_mask, **inputs)
-            given = attention_mask is None and inputs.get("position_ids") is not None
-            # Only if they matter, because a subclass may define `graft` without them.
-            packed = {"position_ids": inputs["position_ids"]} if given else {}
-            states = self.graft(outputs.last_hidden_state, attention_mask, donor_states=donor_states, **packed)
+            may_be_packed = attention_mask is None and inputs.get("position_ids") is not None
+            # Passed only where they matter: a subclass may define `graft` without them.
+            positions = {"position_ids": inputs["position_ids"]} if may_be_packed else {}
+            states = self.graft(outputs.last_hidden_state, attention_mask, donor_states=donor_states, **positions)
             return outputs, states
         self._site_hooks.expect(donor_states)
         outputs = self.run_host(attention_mask=attention_mask, **inputs)

@@ -245,18 +245,18 @@ def _json(value: object) -> Any:
     """Return JSON that is safe inside a script element."""
     from markupsafe import Markup
 
-    text = json.dumps(_without_infinity(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_only_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)  # has no more characters with a meaning in HTML
 
 
-def _without_infinity(value: object) -> object:
-    """Return JSON content with None for numbers that JSON doesn't have: a perplexity can be infinite."""
+def _only_finite(value: object) -> object:
+    """Return JSON content with None for infinity and NaN, which JSON doesn't have: a perplexity can be infinite."""
     if isinstance(value, Mapping):
-        return {name: _without_infinity(item) for name, item in value.items()}
+        return {name: _only_finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_infinity(item) for item in value]
+        return [_only_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -54,9 +54,9 @@ class Batch:
 
 
 def rope_limits(config: Any) -> list[int]:
-    """Return the lengths above which a model takes other rotary frequencies ("longrope"): at most one for each set.
+    """Return the numbers of tokens above which a model with "longrope" takes its other rotary frequencies.
 
-    In transformers, the longest text of a batch decides which ones all its texts get.
+    In transformers, the longest text of a batch decides which frequencies all of them get.
 
     Args:
         config: The model's config.

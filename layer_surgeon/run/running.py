@@ -96,7 +96,11 @@ def run_prepared(
     workspace: Workspace | None,
     force: bool,
 ) -> HiddenStates:
-    """Run prepared texts; the arguments are those of `run_layers`. A share of a run begins here."""
+    """Run prepared texts, such as those of a share; the other arguments are those of `run_layers`.
+
+    Raises:
+        LayerSurgeonError: As `run_layers`.
+    """
     config = inputs.config
     keep_in = (workspace or Workspace()) if config.keep_layers else None
     # Also needed with one process, if it goes on with a run that several processes began.

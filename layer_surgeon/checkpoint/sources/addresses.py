@@ -59,8 +59,8 @@ def open_url(url: str, *, revision: str | None = None, token: str | bool | None 
     if parts.scheme not in ("http", "https") and re.search("[?#]", url):
         advice = "Write them as %3F and %23" if parts.scheme in ("file", "hf") else "Rename the file or folder"
         raise SourceNotFoundError(
-            f"{without_secrets(url)} is followed by ? or #, which would name something else. {advice}, or leave out "
-            "what follows."
+            f"{without_secrets(url)} is followed by ? or #, and what comes after would be ignored. {advice}, or "
+            "leave that out."
         )
     address = hub_address(url)
     if address is not None:
