@@ -406,7 +406,7 @@ class TestTheFolder:
     def test_missing_space_is_reported_before_reading(self, siblings, tmp_path, monkeypatch):
         usage = __import__("shutil").disk_usage(tmp_path)
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100))
-        with pytest.raises(ArtifactError, match="The model takes .* has 100 left"):
+        with pytest.raises(ArtifactError, match="The model needs .* has 100 left"):
             assemble_model(siblings / "base", tmp_path / "new" / "out")
         assert names_below(tmp_path) == []
 

@@ -105,7 +105,7 @@ def test_other_families_equal_transformers(architecture: str, tmp_path: Path) ->
 @pytest.mark.real_weights
 def test_gemma_equals_transformers(tmp_path: Path) -> None:
     """The config and the last layer of the real file equal those of a small copy with this layer and 64 tokens."""
-    path = write_packaged_gguf("packaged:gemma-3-270m", tmp_path / "whole")
+    path = write_packaged_gguf("packaged:gemma-3-270m", tmp_path)
     small = cut_out_layer(path, tmp_path / "small.gguf", layer=17)
     table, expected = _open(path), _loaded(small)
     assert table.config == transformers_config(small) | {"num_hidden_layers": 18, "vocab_size": 262144}
