@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from layer_surgeon._devices import choose_device
 from layer_surgeon._python import start_python
 from layer_surgeon.cost.flops import training_loss
 from layer_surgeon.errors import ConfigError, GraftError
@@ -63,7 +64,7 @@ class Workload:
         repeats: Number of timed runs.
 
     Raises:
-        ConfigError: A value is invalid.
+        ConfigError: A value is invalid, or this machine has no such device.
     """
 
     batch: int = 32
@@ -79,6 +80,8 @@ class Workload:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}.")
+        if self.device is not None:
+            choose_device(self.device)
 
 
 def example_inputs(
@@ -129,8 +132,7 @@ def main() -> None:
 
 def measure_here(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
     """Measure in this process."""
-    name = workload.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    device = choose_device(workload.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     peak = peak_of(device)
     model = new_model(config, workload, device)
     inputs = example_inputs(model, workload, device, labels=False)
@@ -146,7 +148,7 @@ def measure_here(config: SurgeonGraftConfig, workload: Workload) -> Measurement:
     return Measurement(
         device=torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{name}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}",
+        else f"{device.type}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}",
         repeats=workload.repeats,
         forward_seconds=forward_seconds,
         forward_peak_bytes=forward_peak,

@@ -312,6 +312,8 @@ def test_what_cannot_be_profiled_says_why(artifact, tmp_path):
     for wrong in ({"batch": 0}, {"length": True}, {"dtype": "int3"}, {"repeats": -1}):
         with pytest.raises(ConfigError, match="must be"):
             Workload(**wrong)
+    with pytest.raises(ConfigError, match="device is 'nonsense', but this machine has only: .*cpu"):
+        Workload(device="nonsense")
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(GraftError, match="transformers doesn't know the config.json"):
         profile_graft(tmp_path)

@@ -12,11 +12,11 @@ const widthOf = (chart) => {
   return Math.floor((chart.closest("section").clientWidth - 32 * (grid - 1)) / grid);
 };
 const draw = async (chart) => {
-  const spec = JSON.parse(chart.closest(".panel").querySelector("script").textContent);
   const width = widthOf(chart);
   drawn.get(chart)?.view?.finalize();
   const state = { width, view: null };
   drawn.set(chart, state);
+  const spec = JSON.parse(chart.closest(".panel").querySelector("script").textContent);
   const result = await vegaEmbed(
     chart,
     { ...spec, width, autosize: { type: "fit-x", contains: "padding" } },
@@ -41,10 +41,10 @@ for (const chart of charts) {
   resized.observe(chart);
 }
 dark.addEventListener("change", () => { for (const chart of drawn.keys()) draw(chart); });
-// Draw the remaining charts in idle time, so they are there for printing.
+// Draw the remaining charts in idle time, so they are there for printing; go on if one fails.
 const drawRest = () => {
   const next = charts.find((chart) => !drawn.has(chart));
-  if (next) draw(next).then(() => setTimeout(drawRest, 50));
+  if (next) draw(next).finally(() => setTimeout(drawRest, 50));
 };
 setTimeout(drawRest, 1500);
 for (const table of document.querySelectorAll("table.sorts")) {
