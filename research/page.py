@@ -18,7 +18,7 @@ Templates use these functions (STUDY: a file of research/plans; DATA: the traini
     selection_table(SELECTION, STUDY)         what `surgeon select` chose, in the sweep
     has(STUDY, DATA)                          whether there is anything to show
     price_table(STUDY)                        accuracy and costs of the arms
-    training_seconds(STUDY, DATA, ARM)        median times of its trainings: the steps, and with reading and testing
+    training_seconds(STUDY, DATA, ARM)        median times of its trainings: the steps, and all but testing
     figure(NAME)                              a figure of `research.figures`
 
 and the values `evidence`, `measured` (the files of research/measured), `gains_table`, `hypotheses_table`,

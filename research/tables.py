@@ -27,7 +27,8 @@ def _mean(row: Mapping[str, Any]) -> str:
 
 
 def _size(gap: Gap) -> str:
-    size = f"**{points(gap.mean)}**" if gap.significant else points(gap.mean)
+    """Bold if significant after a correction; a mean over data sets has none."""
+    size = f"**{points(gap.mean)}**" if gap.significant and gap.raw_p is not None else points(gap.mean)
     return f"{size} ({interval_points(gap.interval)})"
 
 
@@ -235,12 +236,14 @@ def price_table(evidence: Evidence, study: Study) -> str:
 
 
 def training_seconds(study: Study, data: str, arm: str) -> tuple[float, ...]:
-    """The median times of an arm's trainings on a data set: of the steps alone, and with reading and testing.
+    """The median times of an arm's trainings on a data set: of the steps alone, and of everything but testing.
 
-    The median, since seeds of one study ran on several days, and a training can be paused.
+    The median, since seeds of one study ran on several days, and a training can be paused. Without testing, since a
+    donor reads the test texts once for all seeds.
     """
-    cells = [cell for cell in study.whole_cells(data) if cell["arm"] == arm]
-    return tuple(statistics.median(cell["seconds"][part] for cell in cells) for part in ("training", "all"))
+    seconds = [cell["seconds"] for cell in study.whole_cells(data) if cell["arm"] == arm]
+    without_testing = [each["all"] - each["testing"] for each in seconds]
+    return statistics.median(each["training"] for each in seconds), statistics.median(without_testing)
 
 
 def _interval_percent(interval: Sequence[float] | None) -> str:

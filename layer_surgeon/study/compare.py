@@ -68,7 +68,8 @@ def run_study(
     """Run the cells that are not finished yet, and write summary.json.
 
     Failed cells run again; finished cells don't. You can add arms, seeds and data sets to a plan: its finished cells
-    are kept. A changed setting makes new cells. The old ones stay in the folder and are not counted.
+    are kept, unless a new data set is a test of every model. A changed setting makes new cells. The old ones stay in
+    the folder and are not counted.
 
     Args:
         plan: The plan of the study.
@@ -104,6 +105,11 @@ def run_study(
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]
         if len(todo) < len(cells):
             progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are already done.")
+        if plan.keep_models and any(not folder.run(cell.id).is_dir() for cell in cells if cell not in todo):
+            progress.notice(
+                "Some of their models are not there, because they were trained without keep_models. To train them again, "
+                f"delete their files in {folder.path('cells')}."
+            )
         failed: dict[str, str] = {}
         outcomes: Generator[tuple[Cell, str | None]]
         if executor == "ray":

@@ -148,7 +148,7 @@ def test_contrasts_on_each_data_set_and_over_the_seeds_that_all_have(tmp_path):
     means = [study.gap(data, data, "graft", "host").mean for data in ("sst2", "cr")]
     assert both[2].replace("**", "").startswith(f"{50 * sum(means):+.1f} (")
     assert sst2[2].replace("**", "").startswith(f"{100 * means[0]:+.1f} (")
-    assert (";" in cr[3], ";" in both[3]) == (True, False)
+    assert (";" in cr[3], ";" in both[3], "**" in both[2]) == (True, False, False)
 
 
 def test_contrasts_say_what_is_within_the_margin_of_the_plan(tmp_path):

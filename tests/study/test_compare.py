@@ -198,6 +198,15 @@ def test_a_failed_preparation_keeps_the_plan_of_the_folder(parts, tmp_path, monk
     assert StudyPlan.read(folder.plan) == tiny_plan(parts, arms=["host"])
 
 
+def test_models_that_were_not_kept_are_not_missed_silently(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run_local", run_in_this_process)
+    one = {"arms": ["host"], "seeds": [1], "data": parts["data"][:1]}
+    run_study(tiny_plan(parts, **one), tmp_path)
+    progress = Recorder()
+    assert run_study(tiny_plan(parts, **one, keep_models=True), tmp_path, progress=progress).ran == 0
+    assert any("trained without keep_models" in text for text in progress.notices)
+
+
 def test_a_failed_cell_is_reported_and_does_not_stop_the_study(parts, tmp_path):
     broken = {"name": "broken", "like": "host", "host": str(tmp_path / "nowhere")}
     plan = tiny_plan(parts, arms=["host", broken], seeds=[1], data=parts["data"][:1])
