@@ -16,7 +16,7 @@ table that the code reads, with transformers {transformers}. For each of the {to
 [can be extracted](families.md), the script tries many values of each setting and compares the layers. Then it assembles
 tiny models, loads them with plain `AutoModelForCausalLM`, and compares their logits with a reference in which each
 hidden state goes through the original model's layer at its own number. The largest difference, relative to the largest
-logit, is 10^-6^ in float32.
+logit, is 1e-6 in float32.
 
 - **{all_four} families do all four**: keep the first layers, drop some, stack some twice, and swap one for a sibling's.
 - {expand} families accept copies that add nothing (`--expand`). For {exact} of them, the logits stay the same to the

@@ -13,7 +13,7 @@ from layer_surgeon.finetune.config import FinetuneConfig
 from layer_surgeon_cli.finetune import PLACES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
-HEAD = """# Configuration of fine-tuning
+HEAD = """# Settings of fine-tuning
 
 This page is generated from `FinetuneConfig` by `tools/generate_configuration.py`.
 

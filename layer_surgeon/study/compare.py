@@ -107,8 +107,8 @@ def run_study(
             progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are already done.")
         if plan.keep_models and any(not folder.run(cell.id).is_dir() for cell in cells if cell not in todo):
             progress.notice(
-                "Some of their models are not there, because they were trained without keep_models. To train them again, "
-                f"delete their files in {folder.path('cells')}."
+                "Some of their models are not there, because they were trained without keep_models. To train them "
+                f"again, delete their files in {folder.path('cells')}."
             )
         failed: dict[str, str] = {}
         outcomes: Generator[tuple[Cell, str | None]]

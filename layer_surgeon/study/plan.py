@@ -190,7 +190,10 @@ class StudyPlan:
         check_unique([f"{fraction:g}" for fraction in self.fractions], "fraction")
 
     def _check_arm(self, arm: Arm) -> None:
-        graft = GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
+        try:
+            graft = GraftConfig.from_settings(None, {"task": self.task, **arm.graft})
+        except ConfigError as error:  # An arm can have settings that the plan's author has not written.
+            raise ConfigError(f"The arm {arm.name} is not possible here: {error}") from error
         if arm.control == "shuffled" and not graft.joins_vectors:
             raise ConfigError(
                 f"The arm {arm.name} gives each text the donor's state of another text, but here the donor has a state "
