@@ -1,6 +1,7 @@
 """`DonorLayer`: a frozen layer that computes exactly what it computed inside its model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
@@ -17,6 +18,17 @@ from layer_surgeon.donor.tensors import artifact_tensors, load_scaffold, random_
 from layer_surgeon.errors import ArtifactError, UnsupportedArchitectureError
 
 _States = TypeVar("_States")
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Leave out dropout, which would look like attention to later positions."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 class DonorLayer(FrozenDonor):
@@ -211,14 +223,15 @@ class DonorLayer(FrozenDonor):
             UnsupportedArchitectureError: A layer can't run by itself.
         """
         if self._traits is None:
-            self._traits = tuple(
-                probe_layer(scaffold, layer, self.hidden_size, causal_only=causal_only)
-                for scaffold, layer in zip(self.scaffolds, self.layers, strict=True)
-            )
-            if causal_only:
-                return self._traits
-            for scaffold, layer, traits in zip(self.scaffolds, self.layers, self._traits, strict=True):
-                shorten(scaffold, layer, traits.extras, self.hidden_size)
+            with _in_eval_mode(self):
+                self._traits = tuple(
+                    probe_layer(scaffold, layer, self.hidden_size, causal_only=causal_only)
+                    for scaffold, layer in zip(self.scaffolds, self.layers, strict=True)
+                )
+                if causal_only:
+                    return self._traits
+                for scaffold, layer, traits in zip(self.scaffolds, self.layers, self._traits, strict=True):
+                    shorten(scaffold, layer, traits.extras, self.hidden_size)
         return self._traits
 
     def new_cache(self) -> Cache | None:
@@ -227,17 +240,15 @@ class DonorLayer(FrozenDonor):
         None if the result wouldn't be exact, because the family has no cache or the layer keeps another state. The
         first call finds that out by running the layers.
         """
-        can_cache = self._can_cache
-        if can_cache is None:
-            can_cache = all(
-                is_exact_with_cache(scaffold, layer, index, traits, self.hidden_size)
-                for scaffold, layer, index, traits in zip(
-                    self.scaffolds, self.layers, self.layer_indices, self.probe(), strict=True
+        if self._can_cache is None:
+            with _in_eval_mode(self):
+                self._can_cache = all(
+                    is_exact_with_cache(scaffold, layer, index, traits, self.hidden_size)
+                    for scaffold, layer, index, traits in zip(
+                        self.scaffolds, self.layers, self.layer_indices, self.probe(), strict=True
+                    )
                 )
-            )
-            if not self.training:  # Dropout would hide what is found.
-                self._can_cache = can_cache
-        if not can_cache:
+        if not self._can_cache:
             return None
         return Cache(
             layers=[

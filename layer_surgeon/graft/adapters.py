@@ -20,12 +20,15 @@ def adapter_settings(model: "GraftedModel") -> dict[str, Any]:
         model: The grafted model.
 
     Returns:
-        target_modules: all linear layers. exclude_modules: everything outside the host, so the donor layer stays frozen
-        and is not in the adapter's file. modules_to_save: projections, norms, gate and head; they start with new
-        weights, so they are trained whole and stored with the adapter.
+        target_modules: all linear layers. exclude_modules: everything outside the host, so a frozen donor layer is not
+        in the adapter's file. modules_to_save: projections, norms, gate and head; they start with new
+        weights, so they are trained whole and stored with the adapter; and the donor layer of a graft made with
+        `train_donor`.
     """
-    new_parts = [name for name in _NEW_PARTS if getattr(model, name, None) is not None]
-    return {"target_modules": "all-linear", "exclude_modules": r"(?!host\.).*", "modules_to_save": new_parts}
+    parts = [name for name in _NEW_PARTS if getattr(model, name, None) is not None]
+    if model.donor is not None and model.config.settings.train_donor:
+        parts.append("donor")
+    return {"target_modules": "all-linear", "exclude_modules": r"(?!host\.).*", "modules_to_save": parts}
 
 
 def check_adapters(model: "GraftedModel") -> None:

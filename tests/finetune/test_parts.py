@@ -11,7 +11,7 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, finetune_model
 from layer_surgeon.finetune.parts import choose_trained, part_of
 from layer_surgeon.finetune.trainer import SurgeonTrainer
-from layer_surgeon.graft import GraftedModel
+from layer_surgeon.graft import GraftedModel, graft_layer
 from layer_surgeon.tasks import get_task
 from tests.support.classification import classifier, rows, word_tokenizer
 
@@ -95,6 +95,14 @@ def test_lora_trains_few_weights_and_produces_a_graft(graft, workspace):
     assert not any("lora" in name or "modules_to_save" in name for name in stored)
     loaded = GraftedModel.from_pretrained(result.path)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in result.model.state_dict().items())
+
+
+def test_lora_leaves_a_trained_donor_trained(host, artifact, workspace):
+    model = graft_layer(host, artifact, train_donor=True)
+    before = {name: value.clone() for name, value in model.donor.state_dict().items()}
+    result = train(model, workspace, train_host="lora", learning_rate=1e-2)
+    assert type(result.model.donor).__name__ == "DonorLayer"
+    assert not all(torch.equal(value, before[name]) for name, value in result.model.donor.state_dict().items())
 
 
 def test_lora_resumes(graft, workspace, tmp_path, monkeypatch):
