@@ -74,9 +74,6 @@ class SurgeonTrainer(ShardedTrainer):
             optimizer_cls_and_kwargs=optimizer,
             **arguments,
         )
-        if self.compute_loss_func is None and self.label_smoother is None:
-            # Many models take the number of examples in all accumulated batches and ignore it. Divide their loss.
-            self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
     def prediction_step(
@@ -306,7 +303,6 @@ def training_arguments(
         lr_scheduler_type=_SCHEDULES[config.schedule, config.warmup_ratio > 0],
         warmup_steps=round(config.warmup_ratio * total),
         max_grad_norm=config.max_grad_norm,
-        label_smoothing_factor=config.label_smoothing,
         seed=config.seed,
         full_determinism=config.deterministic,
         use_cpu=device.type == "cpu",

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LabelSmoother
 
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -125,12 +126,13 @@ class FinetuneTask(ABC):
         """Set task-specific options in the model's config."""
         return
 
-    def loss_function(self, config: FinetuneConfig) -> LossFunction | None:
-        """Return the training loss as a function of (outputs, labels, num_items_in_batch); None for the trainer's own.
+    def loss_function(self, config: FinetuneConfig) -> LossFunction:
+        """Return the training loss as a function of (outputs, labels, num_items_in_batch).
 
-        The trainer's own loss applies label smoothing.
+        It is the label-smoothed cross-entropy, averaged over the labels of all accumulated batches.
         """
-        return None
+        smoother: LossFunction = LabelSmoother(epsilon=config.label_smoothing)
+        return smoother
 
     @abstractmethod
     def step(self, model: Any, batch: Mapping[str, torch.Tensor], context: TaskContext) -> tuple[torch.Tensor, ...]:
