@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
@@ -107,7 +108,7 @@ def finetune_model(
         processes = join_processes(check_machine(config))
         progress = progress if processes.is_main else NullProgress()
         run = prepare_run(sources, config, progress)
-        with _undo_on_failure(run, processes):
+        with _restore_model(run, processes):
             claim = functools.partial(
                 claim_folder,
                 Path(expand_home(output)) if output is not None else run.default_folder(workspace),
@@ -158,6 +159,7 @@ def _train(
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}
     weights = trainer.whole_weights()
     model = as_it_was(model, config, run.before)
+    model.new_weights = []  # They have been trained.
     context = replace(context, model=model)
     history, steps = read_history(trainer.state.log_history)
     best = next((i for i, epoch in enumerate(history, start=1) if epoch.step == trainer.state.best_global_step), None)
@@ -253,14 +255,20 @@ def _restore_deterministic_mode() -> Iterator[None]:
 
 
 @contextmanager
-def _undo_on_failure(run: Preparation, processes: Processes) -> Iterator[None]:
-    """On failure, leave the caller's model without adapters and trainable as before. Shards stay as they are."""
+def _restore_model(run: Preparation, processes: Processes) -> Iterator[None]:
+    """Let the caller's model compute in its own precision again, and on failure leave it without adapters as before.
+
+    Shards stay as they are.
+    """
     try:
         yield
     except BaseException:
         if processes.count == 1:
             as_it_was(run.context.model, run.config, run.before, merge=False)
         raise
+    finally:
+        # accelerate has replaced the model's forward by one in half precision.
+        extract_model_from_parallel(run.context.model, keep_fp32_wrapper=False)
 
 
 @contextmanager

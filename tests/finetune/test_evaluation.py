@@ -11,6 +11,7 @@ from layer_surgeon.finetune import FinetuneConfig, evaluate_model, finetune_mode
 from layer_surgeon.finetune.evaluation import load_texts
 from layer_surgeon.workspace import Workspace
 from tests.support.classification import Recorder, classifier, rows, word_tokenizer
+from tests.support.training import train
 
 TEST = rows(30, seed=9, labels=("bad", "good"))
 
@@ -109,6 +110,15 @@ def test_a_model_without_a_trained_head_is_named(tmp_path):
     assert "no trained weights for this task (classifier.bias, classifier.weight are random)" in "".join(
         progress.notices
     )
+
+
+def test_a_trained_model_is_not_called_untrained(tmp_path, workspace):
+    classifier().base_model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    result = train(tmp_path, workspace)
+    progress = Recorder()
+    predict(result.model, ["the film"], tokenizer=word_tokenizer(), progress=progress)
+    assert not progress.notices
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from transformers import Gemma3Config, Gemma3ForSequenceClassification
 from typer.testing import CliRunner
 
 from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
@@ -41,6 +42,15 @@ def test_memory_of_a_plan(graft, workspace):
     assert more == 2 * plan.memory["activations"]
     again = plan_finetuning(graft, DATA, workspace=workspace, batch_size=8, gradient_checkpointing=True)
     assert again.memory["activations"] < plan.memory["activations"]
+
+
+def test_memory_of_a_host_whose_sizes_are_in_its_text_config(workspace):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 60, "max_position_embeddings": 64}
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    model = Gemma3ForSequenceClassification(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0))
+    plan = plan_finetuning(model, DATA, workspace=workspace, tokenizer=word_tokenizer(), batch_size=8)
+    assert plan.memory["activations"] > 0
 
 
 def test_a_plan_finds_what_is_wrong(graft, workspace, tmp_path):

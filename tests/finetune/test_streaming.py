@@ -198,6 +198,12 @@ def test_given_data_sets(tmp_path):
     whole = datasets.Dataset.from_list(rows(40))
     assert prepare(datasets.DatasetDict({"train": whole, "test": whole})).stream.num_rows < 40
     assert prepare(whole.to_iterable_dataset(), max_steps=3).stream.source.num_rows is None
+    splits = datasets.SplitDict({"train": datasets.SplitInfo(name="train", num_examples=40)})
+    described = datasets.IterableDataset(
+        whole.to_iterable_dataset()._ex_iterable, info=datasets.DatasetInfo(splits=splits), split=datasets.Split.TRAIN
+    )
+    # The info is still that of the whole split.
+    assert prepare(described.take(20), max_steps=3).stream.source.num_rows is None
     with pytest.raises(DataError, match="can only be streamed. Set streaming=True"):
         load_data(whole.to_iterable_dataset())
 

@@ -13,9 +13,10 @@ from layer_surgeon.errors import ConfigError
 from layer_surgeon.finetune import FinetuneConfig, finetune_model, plan_finetuning, predict, run
 from layer_surgeon.finetune.tokenization import longest_input
 from layer_surgeon.finetune.trainer import SurgeonTrainer, training_arguments
-from layer_surgeon.graft import GraftedModel, graft_layer
+from layer_surgeon.graft import GraftConfig, GraftedModel, graft_layer, save_graft
 from tests.support.classification import classifier, rows, word_tokenizer
 from tests.support.finetune_tasks import task_tokenizer, tiny_gpt2
+from tests.support.tiny_models import save_artifact, tiny_model
 from tests.support.training import TRAIN, same, train, weights
 
 
@@ -93,6 +94,14 @@ def test_trained_donor_is_in_checkpoints_and_in_the_run(host, artifact, workspac
     assert any(name.startswith("donor.") for name in watched["checkpoints"][0][1])
 
 
+def test_a_stored_donor_with_dropout_can_be_trained(host, workspace, tmp_path):
+    """The layer is probed in the first step, in which dropout must not look like attention to later positions."""
+    layer = save_artifact(tiny_model("gpt2"), [2], tmp_path / "layer")
+    graft = save_graft(host, layer, config=GraftConfig(train_donor=True), output=tmp_path / "graft", seed=7).path
+    before = GraftedModel.from_pretrained(graft).donor.state_dict()
+    assert not same(before, train(graft, workspace).model.donor.state_dict())
+
+
 def test_finished_run_holds_the_donor_once_and_loads(graft, workspace):
     result = train(graft, workspace)
     # The very file of the graft's own donor: it takes no room twice.
@@ -143,7 +152,7 @@ def test_defaults_are_the_papers(graft, workspace, watched):
     assert {group["lr"] for group in inner.param_groups} == {5e-5}
     assert {group["weight_decay"] for group in inner.param_groups} == {0.0}
     assert trainer.args.max_grad_norm == 5.0
-    assert trainer.label_smoother.epsilon == 0.05
+    assert trainer.compute_loss_func.epsilon == 0.05
     assert trainer.args.per_device_train_batch_size == 32
 
 
@@ -185,13 +194,28 @@ def test_accumulation_steps_and_max_steps(graft, workspace, watched):
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.05])
-def test_accumulated_batches_weigh_as_one(label_smoothing, workspace):
+@pytest.mark.parametrize("grafted", [False, True])
+def test_accumulated_batches_weigh_as_one(grafted, label_smoothing, graft, workspace):
+    """Also if the last batch has fewer texts: each text counts the same."""
     settings = {"num_epochs": 1, "group_by_length": False, "learning_rate": 1e-9, "label_smoothing": label_smoothing}
-    losses = [
-        train(classifier(), workspace, batch_size=size, gradient_accumulation_steps=steps, **settings).history[0]
-        for size, steps in ((8, 1), (2, 4))
-    ]
-    assert losses[1].training_loss == pytest.approx(losses[0].training_loss, rel=0.01)
+    data = {"train": rows(9), "validation": rows(8, seed=1)}
+    losses = []
+    for size, steps in ((9, 1), (8, 2)):
+        model = GraftedModel.from_pretrained(graft) if grafted else classifier()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        settings |= {"batch_size": size, "gradient_accumulation_steps": steps}
+        result = finetune_model(model, data, workspace=workspace, tokenizer=word_tokenizer(), device="cpu", **settings)
+        losses.append(result.history[0].training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_model_trained_in_half_precision_computes_as_before(graft, workspace):
+    result = train(graft, workspace, precision="bf16")
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    expected = GraftedModel.from_pretrained(result.path)(**batch).logits
+    assert torch.equal(result.model.eval()(**batch).logits, expected)
 
 
 @pytest.mark.parametrize("train_host", ["frozen", "lora"])
