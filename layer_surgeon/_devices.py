@@ -1,8 +1,13 @@
-"""Choose the device to compute on."""
+"""Choose the device to compute on, and what a device can't do."""
 
 import torch
 
 from layer_surgeon.errors import ConfigError
+
+
+def as_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert a tensor to float64; one on Apple's GPUs, which have no float64, goes to the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from layer_surgeon._devices import as_float64
 from layer_surgeon.donor import DonorStack
 from layer_surgeon.errors import GraftError
 from layer_surgeon.graft.config import GraftConfig
@@ -213,7 +214,7 @@ def _capture_graft_input(model: GraftedModel, rows: int = _SEQUENCES) -> tuple[T
 
 def _checked_rms(vectors: Tensor, name: str) -> float:
     """Return the RMS of vectors, which must be positive and finite."""
-    rms = float(vectors.double().square().mean().sqrt())
+    rms = float(as_float64(vectors).square().mean().sqrt())
     if not math.isfinite(rms) or rms == 0:
         raise GraftError(
             f"projection_init is 'matched', but {name} has an RMS of {rms:g}; it must be positive and finite. Choose "

@@ -70,11 +70,11 @@ def score_tokens(inputs: RunInputs, plan: ExitPlan, folder: Path, counter: ByteC
             for chunk in _chunks(inputs, folder):
                 tokens = slice(chunk.start, chunk.start + len(chunk.states))
                 logits = head(chunk.states)
-                total[tokens] = torch.logaddexp(total[tokens], logits.logsumexp(-1).double().cpu())
+                total[tokens] = torch.logaddexp(total[tokens], logits.logsumexp(-1).cpu().double())
                 hits = (chunk.targets >= start) & (chunk.targets < start + len(rows))
                 columns = (chunk.targets[hits] - start).to(logits.device)
                 picked = logits[hits.to(logits.device)].gather(1, columns[:, None])[:, 0]
-                of_target[tokens][hits] = picked.double().cpu()
+                of_target[tokens][hits] = picked.cpu().double()
             progress.advance(len(rows))
     progress.end()
     following = of_target - total

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq
 
+from layer_surgeon._devices import as_float64
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.config import FinetuneConfig
@@ -128,7 +129,7 @@ class CausalLM(FinetuneTask):
         targets = batch["labels"][:, 1:]
         logits = model(**inputs).logits[:, :-1].float()
         losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
-        return losses.double().sum(-1), (targets != _IGNORED).sum(-1)
+        return as_float64(losses).sum(-1), (targets != _IGNORED).sum(-1)
 
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq
 
+from layer_surgeon._devices import as_float64
 from layer_surgeon.finetune.columns import ColumnChoice
 from layer_surgeon.finetune.examples import ExampleSet, check_texts
 from layer_surgeon.finetune.labels import LabelMap
@@ -89,7 +90,7 @@ class Seq2Seq(FinetuneTask):
         teacher = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits = model(**teacher).logits.float()
         losses = cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=_IGNORED, reduction="none")
-        return written, losses.double().sum(-1), (batch["labels"] != _IGNORED).sum(-1)
+        return written, as_float64(losses).sum(-1), (batch["labels"] != _IGNORED).sum(-1)
 
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext

@@ -15,6 +15,7 @@ from sklearn.metrics import classification_report as word_report
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForTokenClassification
 
+from layer_surgeon._devices import as_float64
 from layer_surgeon._io import parse_json
 from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.finetune.columns import ColumnChoice
@@ -184,7 +185,7 @@ class TokenClassification(FinetuneTask):
         logits = model(**inputs).logits.float()
         losses = cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=_IGNORED, reduction="none")
         scores, classes = logits.softmax(-1).max(-1)
-        return classes, scores, losses.double().sum(-1)
+        return classes, scores, as_float64(losses).sum(-1)
 
     def measure(
         self, outputs: Outputs, dataset: TokenizedDataset, examples: ExampleSet, context: TaskContext
