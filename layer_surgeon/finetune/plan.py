@@ -141,12 +141,13 @@ def _memory(run: Preparation) -> dict[str, int]:
 def _activations(run: Preparation) -> int:
     """Estimate the activations of the largest batch: of all layers; with checkpointing, their inputs and one layer."""
     config, model = run.config, plain_model(run.context.model)
-    host = getattr(model, "host", model).config
+    outer = getattr(model, "host", model).config
+    host = outer.get_text_config()
     longest = max(run.sets["train"].lengths, default=0)
     tokens = longest * min(config.batch_size, len(run.sets["train"]))
     bytes_each = _HALF if config.precision != "fp32" else 2 * _HALF
     decoder = next((getattr(host, name) for name in _DECODER_LAYERS if getattr(host, name, None)), 0)
-    layers, width = host.num_hidden_layers + (decoder if host.is_encoder_decoder else 0), host.hidden_size
+    layers, width = host.num_hidden_layers + (decoder if outer.is_encoder_decoder else 0), host.hidden_size
     if config.gradient_checkpointing:
         kept = tokens * width * bytes_each * layers + tokens * width * _KEPT_PER_WIDTH * bytes_each // _HALF
     else:

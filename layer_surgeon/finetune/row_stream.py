@@ -176,8 +176,9 @@ def _stream_dataset(
         num_rows = len(data)
         data = data.with_format("python").to_iterable_dataset()
     else:
-        info = (data.info.splits or {}).get(str(data.split))
-        num_rows = getattr(info, "num_examples", None) or None
+        if curated:  # A stream of the caller may be a part of the split: take and filter keep the info of the whole.
+            info = (data.info.splits or {}).get(str(data.split))
+            num_rows = getattr(info, "num_examples", None) or None
         data = data.with_format(None)
     return RowStream(
         location=location,

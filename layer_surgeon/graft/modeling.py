@@ -434,7 +434,8 @@ class GraftedModel(StoredModel):
         if self._join is not None and self._settings.donor_tokens == "host" and self.donor is not None:
             present = cast(nn.Embedding, self.get_input_embeddings()).weight.shape[0]
             check_new_tokens(cast(DonorStack, self.donor), present, new_num_tokens)
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)  # type: ignore[no-any-return]  # untyped
+        # The host's own method, which can do more: BART's also resizes a bias.
+        return cast(nn.Module, self.host.resize_token_embeddings(new_num_tokens, *args, **kwargs))
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -103,6 +103,7 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
         if task_class is not cls:
             return task_class.from_pretrained(pretrained_model_name_or_path, *model_args, donor=donor, **kwargs)
         frozen_donor, donor_device = config.frozen_donor, None
+        arguments = [name for name in kwargs if name not in ("config", *HUB_ARGUMENTS)]
         if donor is not None and frozen_donor is None:
             problem = (
                 "this graft has none"
@@ -113,7 +114,7 @@ class StoredModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
         if frozen_donor is not None:
             kwargs, donor_device = plan_devices(cls, config, {**kwargs, "with_donor": False})
         subject = f"The graft {pretrained_model_name_or_path!r}"
-        with config_errors(subject), hub_errors(subject):
+        with config_errors(subject, arguments), hub_errors(subject):
             check_weights(
                 pretrained_model_name_or_path, **{**hub_settings, "subfolder": hub_settings.get("subfolder") or ""}
             )

@@ -1,6 +1,6 @@
 """Translate errors of transformers and huggingface_hub into ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from layer_surgeon._format import list_names
 from layer_surgeon._text import first_line
 from layer_surgeon.errors import (
     GraftError,
@@ -58,8 +59,12 @@ def hub_errors(subject: str) -> Iterator[None]:
 
 
 @contextmanager
-def config_errors(subject: str) -> Iterator[None]:
+def config_errors(subject: str, arguments: Sequence[str] = ()) -> Iterator[None]:
     """Translate the errors that transformers raises for invalid values in a config.json into ours.
+
+    Args:
+        subject: The graft, as it is named in a message.
+        arguments: The names of what the caller passed to from_pretrained, which can be invalid too.
 
     Raises:
         GraftError: The config.json can't be used, or from_pretrained got an argument that the model doesn't have; the
@@ -70,12 +75,14 @@ def config_errors(subject: str) -> Iterator[None]:
     except _INVALID_VALUE_ERRORS as error:
         if isinstance(error, LayerSurgeonError):
             raise
-        if "unexpected keyword argument" in str(error):
-            raise GraftError(f"{subject} can't be loaded with these arguments: {first_line(error)}") from error
-        raise GraftError(
-            f"{subject} has a config.json that can't be used: {type(error).__name__}: {first_line(error)}. It was "
-            "changed or damaged. Get it again, or make it again."
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        damage = "was changed or damaged. Get it again, or make it again."
+        if arguments or "unexpected keyword argument" in str(error):
+            raise GraftError(
+                f"{subject} can't be loaded with {list_names(arguments)}: {reason}. If this is a valid value, the "
+                f"graft's config.json {damage}"
+            ) from error
+        raise GraftError(f"{subject} has a config.json that can't be used: {reason}. It {damage}") from error
 
 
 def _explain(error: Exception, subject: str) -> LayerSurgeonError:

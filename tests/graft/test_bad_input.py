@@ -113,8 +113,13 @@ def test_grafts_with_missing_fields(stored):
 
 
 def test_unknown_arguments(stored):
-    with pytest.raises(GraftError, match="can't be loaded with these arguments: .*'nonsense'"):
+    with pytest.raises(GraftError, match="can't be loaded with nonsense: .*'nonsense'"):
         GraftedModel.from_pretrained(stored, nonsense=1)
+
+
+def test_invalid_values_of_arguments(stored):
+    with pytest.raises(GraftError, match="can't be loaded with dtype: .*valid `torch.dtype`"):
+        GraftedModel.from_pretrained(stored, dtype="float99")
 
 
 def test_donors_of_stored_grafts(stored, artifact, tmp_path, monkeypatch):

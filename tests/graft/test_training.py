@@ -193,6 +193,7 @@ def test_resizing_the_vocabulary(artifact):
         (AutoModelForCausalLM, "gpt2", "causal-lm"),
         (AutoModelForCausalLM, "llama", "causal-lm"),
         (AutoModelForSeq2SeqLM, "t5", "seq2seq"),
+        (AutoModelForSeq2SeqLM, "bart", "seq2seq"),
     ],
 )
 def test_resizing_the_vocabulary_of_a_model_that_generates(auto, name, task, artifact, tmp_path):
