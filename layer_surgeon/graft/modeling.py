@@ -426,7 +426,7 @@ class GraftedModel(StoredModel):
         self.host.set_input_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-        """Change the number of the host's tokens.
+        """Change the number of the host's tokens by its own method, which in BART also resizes a bias.
 
         Raises:
             GraftError: The donor reads the host's tokens, and has no vectors for the new ones.
@@ -434,7 +434,6 @@ class GraftedModel(StoredModel):
         if self._join is not None and self._settings.donor_tokens == "host" and self.donor is not None:
             present = cast(nn.Embedding, self.get_input_embeddings()).weight.shape[0]
             check_new_tokens(cast(DonorStack, self.donor), present, new_num_tokens)
-        # The host's own method, which can do more: BART's also resizes a bias.
         return cast(nn.Module, self.host.resize_token_embeddings(new_num_tokens, *args, **kwargs))
 
     @classmethod
