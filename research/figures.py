@@ -144,7 +144,9 @@ def _draw_price(reading: Evidence, data: str) -> Figure:
     panels = []
     for title in PRICES:
         base = alt.Chart(pd.DataFrame(rows), width=330, height=280).encode(
-            x=alt.X(f"{title}:Q", title=title, scale=alt.Scale(type="log", padding=25)),
+            x=alt.X(
+                f"{title}:Q", title=title, scale=alt.Scale(type="log", padding=25), axis=alt.Axis(labelSeparation=6)
+            ),
             y=alt.Y("mean:Q", title="accuracy, %", scale=alt.Scale(zero=False)),
             color=alt.Color("arm:N", sort=None, scale=alt.Scale(scheme="tableau10"), title=None, legend=legend),
         )
