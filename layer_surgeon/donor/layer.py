@@ -240,15 +240,17 @@ class DonorLayer(FrozenDonor):
         None if the result wouldn't be exact, because the family has no cache or the layer keeps another state. The
         first call finds that out by running the layers.
         """
-        if self._can_cache is None:
-            with _in_eval_mode(self):
-                self._can_cache = all(
-                    is_exact_with_cache(scaffold, layer, index, traits, self.hidden_size)
-                    for scaffold, layer, index, traits in zip(
-                        self.scaffolds, self.layers, self.layer_indices, self.probe(), strict=True
-                    )
+        can_cache = self._can_cache
+        if can_cache is None:
+            can_cache = all(
+                is_exact_with_cache(scaffold, layer, index, traits, self.hidden_size)
+                for scaffold, layer, index, traits in zip(
+                    self.scaffolds, self.layers, self.layer_indices, self.probe(), strict=True
                 )
-        if not self._can_cache:
+            )
+            if not self.training:  # Dropout would hide what is found.
+                self._can_cache = can_cache
+        if not can_cache:
             return None
         return Cache(
             layers=[
