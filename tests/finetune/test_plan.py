@@ -48,7 +48,9 @@ def test_memory_of_a_host_whose_sizes_are_in_its_text_config(workspace):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**sizes, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 60, "max_position_embeddings": 64}
     vision = {**sizes, "image_size": 8, "patch_size": 4}
-    model = Gemma3ForSequenceClassification(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0))
+    model = Gemma3ForSequenceClassification(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0)
+    )
     plan = plan_finetuning(model, DATA, workspace=workspace, tokenizer=word_tokenizer(), batch_size=8)
     assert plan.memory["activations"] > 0
 
