@@ -1,4 +1,4 @@
-"""Choose the device to compute on, and what a device can't do."""
+"""Choose the device to compute on, and convert to float64 on any device."""
 
 import torch
 

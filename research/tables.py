@@ -235,7 +235,7 @@ def price_table(evidence: Evidence, study: Study) -> str:
     return table(head, rows)
 
 
-def training_seconds(study: Study, data: str, arm: str) -> tuple[float, ...]:
+def training_seconds(study: Study, data: str, arm: str) -> tuple[float, float]:
     """The median times of an arm's trainings on a data set: of the steps alone, and of everything but testing.
 
     The median, since seeds of one study ran on several days, and a training can be paused. Without testing, since a

@@ -267,7 +267,7 @@ def _restore_model(run: Preparation, processes: Processes) -> Iterator[None]:
             as_it_was(run.context.model, run.config, run.before, merge=False)
         raise
     finally:
-        # accelerate has replaced the model's forward by one in half precision.
+        # In half precision, accelerate has replaced the model's forward.
         extract_model_from_parallel(run.context.model, keep_fp32_wrapper=False)
 
 

@@ -67,8 +67,7 @@ def config_errors(subject: str, arguments: Sequence[str] = ()) -> Iterator[None]
         arguments: The names of what the caller passed to from_pretrained, which can be invalid too.
 
     Raises:
-        GraftError: The config.json can't be used, or from_pretrained got an argument that the model doesn't have; the
-            message has the original error.
+        GraftError: The config.json or an argument can't be used; the message has the original error.
     """
     try:
         yield
@@ -77,9 +76,9 @@ def config_errors(subject: str, arguments: Sequence[str] = ()) -> Iterator[None]
             raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         damage = "was changed or damaged. Get it again, or make it again."
-        if arguments or "unexpected keyword argument" in str(error):
+        if arguments:
             raise GraftError(
-                f"{subject} can't be loaded with {list_names(arguments)}: {reason}. If this is a valid value, the "
+                f"{subject} can't be loaded with {list_names(arguments)}: {reason}. If what you passed is valid, the "
                 f"graft's config.json {damage}"
             ) from error
         raise GraftError(f"{subject} has a config.json that can't be used: {reason}. It {damage}") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from layer_surgeon._devices import as_float64
 from layer_surgeon.run.moments import LinearFit, Moments, fit_linear
 
 # Every fifth text is held out from the linear maps.
@@ -76,7 +77,6 @@ class BlockSums:
             before: What goes in, [tokens, width], text after text.
             after: What comes out, [tokens, width].
         """
-        before, after = _exact(before), _exact(after)
         starts = [0]
         for length in lengths:
             starts.append(starts[-1] + length)
@@ -88,8 +88,8 @@ class BlockSums:
                 self._add(
                     texts[first:index],
                     torch.tensor(lengths[first:index]),
-                    before[tokens].to(torch.float64),
-                    after[tokens].to(torch.float64),
+                    as_float64(before[tokens]),
+                    as_float64(after[tokens]),
                 )
                 first = index
 
@@ -139,8 +139,3 @@ class BlockSums:
             linear_r2=None if fit is None else fit.output,
             linear_r2_added=None if fit is None else fit.added,
         )
-
-
-def _exact(states: Tensor) -> Tensor:
-    # Apple's GPUs have no float64.
-    return states.cpu() if states.device.type == "mps" else states

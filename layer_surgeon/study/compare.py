@@ -105,7 +105,9 @@ def run_study(
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]
         if len(todo) < len(cells):
             progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are already done.")
-        if plan.keep_models and any(not folder.run(cell.id).is_dir() for cell in cells if cell not in todo):
+        if plan.keep_models and any(
+            folder.result(cell.id).exists() and not folder.run(cell.id).is_dir() for cell in cells
+        ):
             progress.notice(
                 "Some of their models are not there, because they were trained without keep_models. To train them "
                 f"again, delete their files in {folder.path('cells')}."
