@@ -1,10 +1,10 @@
 """Perplexity after dropping layers: the choice of `surgeon measure` against random layers and the last ones.
 
-    python -m research.dropping        measure; continues where it stopped
+    python -m research.dropping [MODEL]     measure; continues where it stopped
 
-The model is Gemma-3-270M, from the packages of the extra [demo]. Layers are measured on the 1,000 sentences of Yelp
-that layer_surgeon has, and perplexity on the first 40 of IMDb. Layers are dropped in memory, from the model in
-transformers.
+The model is one that comes in packages: Gemma-3-270M (the extra [demo]) or Qwen2.5-Coder-1.5B. Layers are measured on
+the 1,000 sentences of Yelp that layer_surgeon has, and perplexity on the first 40 of IMDb. Layers are dropped in
+memory, from the model in transformers.
 What was expected, what came out, and the names of the numbers: research/dropping.md.
 """
 
@@ -28,9 +28,9 @@ from layer_surgeon.run import run_layers
 from research.evidence import MEASURED
 
 RESULTS = MEASURED / "dropping.json"
-MODEL = "gemma-3-270m"
+MODELS = ("gemma-3-270m", "qwen2.5-coder-1.5b-instruct")
 SENTENCES = ROOT / "layer_surgeon" / "data" / "sentences"
-COUNTS = (2, 4)
+COUNTS = (2, 4, 6)
 NUM_DRAWS, NUM_TEXTS, BATCH = 10, 40, 4
 SEED = 0
 
@@ -86,11 +86,11 @@ def choices(measures: dict[str, Any], num_layers: int) -> Iterator[tuple[str, in
             yield f"random-{draw}", count, tuple(sorted(generator.sample(range(num_layers), count)))
 
 
-def measure_choices() -> dict[str, Any]:
+def measure_choices(model: str) -> dict[str, Any]:
     """What `surgeon measure --suggest-drop` chooses, for each number of layers and both rules."""
     chosen: dict[str, Any] = {"influence": {}, "block": {}}
     with tempfile.TemporaryDirectory() as folder:
-        states = run_layers(f"packaged:{MODEL}", read_sentences("yelp"), pool="none", output=Path(folder, "states"))
+        states = run_layers(f"packaged:{model}", read_sentences("yelp"), pool="none", output=Path(folder, "states"))
         for count in COUNTS:
             measures = measure_layers(states, block=count, linear=False)
             chosen["influence"][str(count)] = list(measures.suggest_drop(count))
@@ -102,15 +102,18 @@ def measure_choices() -> dict[str, Any]:
 def main() -> None:
     """Read the command line, and measure what is missing in the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", nargs="?", choices=MODELS, default=MODELS[0])
     parser.add_argument("--output", type=Path, default=RESULTS)
-    output: Path = parser.parse_args().output
-    document = read_json(output) if output.is_file() else {"format": 1, "perplexity": []}
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    results = read_json(output) if output.is_file() else {"format": 2, "models": {}}
+    document = results["models"].setdefault(arguments.model, {"perplexity": []})
     document |= {"machine": machine(), "versions": versions("layer-surgeon", "torch", "transformers")}
     if "choices" not in document:
-        document["choices"] = measure_choices()
-        write_json(output, document)
+        document["choices"] = measure_choices(arguments.model)
+        write_json(output, results)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_packaged_gguf(f"packaged:{MODEL}", Path(folder))
+        path = write_packaged_gguf(f"packaged:{arguments.model}", Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     rows = [tokenizer(text)["input_ids"] for text in read_sentences("imdb")[:NUM_TEXTS]]
@@ -125,7 +128,7 @@ def main() -> None:
         value = known[dropped] if dropped in known else perplexity(without_layers(model, dropped), rows)
         known[dropped] = value
         document["perplexity"].append({"arm": arm, "count": count, "dropped": list(dropped), "perplexity": value})
-        write_json(output, document)
+        write_json(output, results)
         say(f"{arm}, {count} layers dropped {list(dropped)}: {value:.1f}")
 
 
