@@ -201,7 +201,9 @@ def _select(
                 behind_error=_standard_error(difference),
             )
         )
-    name = str(hidden.info["source"]["name"])
+    source = hidden.info["source"]
+    name = str(source["name"])
+    at_revision = f" --revision {source['commit']}" if source["kind"] == "hub" else ""
     return DepthSelection(
         source=name,
         data=data,
@@ -212,7 +214,7 @@ def _select(
         scores=tuple(scores),
         best=best,
         smallest=min(score.depth for score in scores if score.behind <= score.behind_error),
-        command=f"surgeon extract {shlex.quote(name)} --layer 0:{best} --embeddings" if best else None,
+        command=f"surgeon extract {shlex.quote(name)}{at_revision} --layer 0:{best} --embeddings" if best else None,
         states=str(hidden.path),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ def test_states_of_an_earlier_run(donor, data, tmp_path, pool):
     selection = select_depth(None, data, tmp_path / "b", states=states.path)
     assert [score.accuracy for score in selection.scores] == [score.accuracy for score in expected.scores]
     assert (selection.best, selection.source, selection.pool) == (3, str(donor), "mean")
+
+
+def test_the_command_names_the_commit_that_was_read(donor, data, tmp_path):
+    texts = [row["text"] for row in read(Path(data.train[0]))]
+    states = run_layers(donor, texts, output=tmp_path / "states")
+    run = json.loads((states.path / "run.json").read_text())
+    run["source"] |= {"kind": "hub", "name": "org/model", "commit": "abc"}
+    (states.path / "run.json").write_text(json.dumps(run))
+    selection = select_depth(None, data, tmp_path / "out", states=states.path)
+    assert selection.command == "surgeon extract org/model --revision abc --layer 0:3 --embeddings"
 
 
 def test_bad_input(donor, data, tmp_path):
