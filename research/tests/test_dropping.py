@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from layer_surgeon._io import read_json
 from research import dropping
+from research.evidence import RESEARCH, load_plans
 from tests.support.tiny_models import tiny_model
 
 ROWS = [[3, 4, 5, 6], [7, 8, 9], [10, 11, 12, 13, 14, 15]]
@@ -45,3 +47,12 @@ def test_every_arm_drops_as_many_layers_as_it_says():
     for _, count, dropped in arms:
         assert len(set(dropped)) == count
         assert all(0 <= layer < 18 for layer in dropped)
+
+
+@pytest.mark.parametrize("count", dropping.COUNTS)
+def test_the_plans_that_train_afterwards_drop_the_same_layers(count):
+    measured = read_json(dropping.RESULTS)["models"]["gemma-3-270m"]
+    dropped = {entry["arm"]: entry["dropped"] for entry in measured["perplexity"] if entry["count"] == count}
+    arms = {arm.name: arm for arm in load_plans(RESEARCH / "reading" / "plans")[f"k-cut-{count}"].arms}
+    for name, measured_as in (("influence", "influence"), ("last", "last"), ("random", "random-0")):
+        assert sorted(set(range(18)) - set(arms[name].donor.layers)) == dropped[measured_as]
