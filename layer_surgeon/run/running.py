@@ -1,11 +1,9 @@
 """`run_layers`: hidden states of texts at several depths of a model that need not fit into memory."""
 
-import hashlib
 import json
 import os
-import secrets
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,21 +14,20 @@ from torch import Tensor
 
 from layer_surgeon._folders import expand_home
 from layer_surgeon._io import write_text
-from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.sources import CutSource, FolderSource, PartsSource, Source
 from layer_surgeon.errors import DataError
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.run.batches import Batch
 from layer_surgeon.run.fetching import ByteCounter
+from layer_surgeon.run.identity import run_identity, run_versions
 from layer_surgeon.run.inputs import RunInputs, SourceLike, prepare_run, walk_inputs
 from layer_surgeon.run.run_folder import RunFolder
 from layer_surgeon.run.scoring import score_tokens
 from layer_surgeon.run.settings import RunConfig
-from layer_surgeon.run.shares import ShareSource, join_shares, run_shares, run_versions
+from layer_surgeon.run.shares import ShareSource, join_shares, run_shares
 from layer_surgeon.run.state_files import STATES_FILE, KeptStates
 from layer_surgeon.run.states import TEXTS_FILE, HiddenStates, describe_run, dtype_name
 from layer_surgeon.run.text_list import TextsLike
-from layer_surgeon.workspace import PACKAGED, Workspace
+from layer_surgeon.workspace import Workspace
 
 
 def run_layers(
@@ -279,47 +276,3 @@ def _describe(inputs: RunInputs, depths: tuple[int, ...], num_bytes: int) -> dic
         num_bytes_read=num_bytes,
         versions=run_versions(),
     )
-
-
-def run_identity(inputs: RunInputs) -> Mapping[str, Any]:
-    """Everything that determines the states: a run only goes on from files of a run with the same identity."""
-    config = inputs.config
-    return {
-        "source": inputs.checkpoint.source.name,
-        "files": _file_versions(inputs.checkpoint),
-        "config": _sha256(inputs.checkpoint.config),
-        "texts": _sha256([inputs.tokens.ids, inputs.texts.texts]),
-        "layers": list(config.depths(inputs.checkpoint.num_layers)),
-        "pool": config.pool,
-        "dtype": dtype_name(inputs.dtype),
-        "batch_tokens": config.batch_tokens,
-        "score": config.score,
-        "versions": list(run_versions().values()),
-    }
-
-
-def _sha256(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _file_versions(checkpoint: Checkpoint) -> dict[str, str]:
-    """A string per file that changes with its content: the commit, the source's own version, or size and time.
-
-    If nothing shows whether a file changed, the string is different each time. The packages of `packaged:NAME` are
-    checked by hash.
-    """
-    source = checkpoint.source
-    unknown = "checked" if source.name.startswith(PACKAGED) else secrets.token_hex(8)
-    files = sorted(set(checkpoint.table.files().values()))
-    return {file: _file_version(source, file) or unknown for file in files}
-
-
-def _file_version(source: Source, file: str) -> str | None:
-    if isinstance(source, PartsSource | CutSource):
-        versions = [_file_version(*piece) or "" for piece in source.pieces(file)]
-        return " ".join(versions) if all(versions) else None
-    version = source.commit or source.version(file)
-    if version is None and isinstance(source, FolderSource):
-        status = (source.root / file).stat()
-        version = f"{status.st_size} {status.st_mtime_ns}"
-    return version

@@ -1,5 +1,6 @@
 """A share of a run, in its own process: `python -m layer_surgeon.run.share_process FOLDER NUMBER`; see `shares`."""
 
+import json
 import os
 import sys
 import threading
@@ -11,10 +12,11 @@ import torch
 from layer_surgeon._io import read_json, write_json
 from layer_surgeon.errors import LayerSurgeonError
 from layer_surgeon.progress import NullProgress
+from layer_surgeon.run.identity import check_same_model
 from layer_surgeon.run.inputs import prepare_run
 from layer_surgeon.run.running import run_prepared
 from layer_surgeon.run.settings import RunConfig
-from layer_surgeon.run.shares import share_path
+from layer_surgeon.run.shares import SOURCE_VARIABLE, share_path
 from layer_surgeon.workspace import Workspace
 
 
@@ -54,11 +56,14 @@ def main(arguments: list[str]) -> int:
     try:
         task = read_json(share_path(folder, index, ".json"))
         take_gpu(index)
-        source, revision = task["source"], task["revision"]
+        source, revision = json.loads(os.environ[SOURCE_VARIABLE]), task["revision"]
         config, texts = RunConfig(**task["config"]), share_path(folder, index, ".jsonl")
         progress = _TokensFile(share_path(folder, index, ".tokens.json"))
+        inputs = prepare_run(source, texts, config, revision=revision, progress=progress)
+        if task["model"] is not None:
+            check_same_model(inputs.checkpoint, task["model"])
         run_prepared(
-            prepare_run(source, texts, config, revision=revision, progress=progress),
+            inputs,
             source,
             share_path(folder, index),
             revision=revision,

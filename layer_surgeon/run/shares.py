@@ -18,12 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 
 from layer_surgeon import errors
 from layer_surgeon._io import read_json, write_json, write_text
-from layer_surgeon._version import __version__
 from layer_surgeon._workers import (
     Running,
     describe_end,
@@ -34,9 +32,11 @@ from layer_surgeon._workers import (
     threads_each,
 )
 from layer_surgeon.checkpoint import Checkpoint
+from layer_surgeon.checkpoint.sources.addresses import without_revision
 from layer_surgeon.errors import ArtifactError, ConfigError, LayerSurgeonError, WorkspaceError
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.batches import Batch
+from layer_surgeon.run.identity import model_identity, run_versions
 from layer_surgeon.run.inputs import RunInputs, SourceLike
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.state_files import KeptStates
@@ -45,6 +45,7 @@ from layer_surgeon.run.walk import name_layers
 from layer_surgeon.workspace import Workspace
 
 PROCESS = "layer_surgeon.run.share_process"
+SOURCE_VARIABLE = "SURGEON_RUN_SOURCE"
 _LOOK_SECONDS = 0.5
 
 
@@ -88,19 +89,25 @@ class ShareSource:
                 "workers=1."
             )
         spec = os.fspath(source) if isinstance(source, str | os.PathLike) else [os.fspath(part) for part in source]
+        if checkpoint.source.kind == "hub" and isinstance(spec, str):
+            # A branch may move before all processes have opened it.
+            spec, revision = without_revision(spec), checkpoint.commit
         return cls(
             source=spec,
-            revision=checkpoint.commit if checkpoint.repo_id == spec else revision,
+            revision=revision,
             token=token,
             workspace=None if workspace is None else str(workspace.root),
             force=force,
         )
 
     def environment(self) -> dict[str, str]:
-        """The environment variables that pass the token on, because files must not have it."""
+        """The environment variables that pass on what files must not have: the token, and a URL with its password."""
+        variables = {SOURCE_VARIABLE: json.dumps(self.source)}
         if isinstance(self.token, str):
-            return {"HF_TOKEN": self.token, "HF_HUB_DISABLE_IMPLICIT_TOKEN": ""}
-        return {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN": ""} if self.token is False else {}
+            variables |= {"HF_TOKEN": self.token, "HF_HUB_DISABLE_IMPLICIT_TOKEN": ""}
+        elif self.token is False:
+            variables |= {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN": ""}
+        return variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +259,8 @@ def _write_task(inputs: RunInputs, source: ShareSource, share: Share, folder: Pa
     write_json(
         share.path(folder, ".json"),
         {
-            "source": source.source,
+            # The machines of a cluster may have copies of a model, whose times differ.
+            "model": None if inputs.config.executor == "ray" else model_identity(inputs.checkpoint),
             "revision": source.revision,
             "workspace": source.workspace,
             "force": source.force,
@@ -340,8 +348,3 @@ def join_shares(
             for number, text in enumerate(share.texts):
                 scores[offsets[text] : offsets[text + 1]] = values[own_offsets[number] : own_offsets[number + 1]]
     return scores, num_bytes
-
-
-def run_versions() -> dict[str, str]:
-    """The versions that decide the states."""
-    return {"layer_surgeon": __version__, "transformers": transformers.__version__, "torch": torch.__version__}

@@ -9,6 +9,7 @@ import signal
 import threading
 import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -65,7 +66,7 @@ def run_in_a_child(step, *arguments, **keywords):
 def run_share_here(module, arguments, log, environment, running, *, stdin):
     """In place of a process of its own, which is killed with this one."""
     log.touch()
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME, patch.dict(os.environ, environment):
         return share_process.main(arguments)
 
 

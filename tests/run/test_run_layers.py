@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from itertools import pairwise
 from shutil import copytree, ignore_patterns
 
@@ -19,8 +20,8 @@ from layer_surgeon.errors import ArtifactError, CheckpointError, ConfigError, Da
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run import scoring
 from layer_surgeon.run.fetching import ByteCounter, LayerFetcher
+from layer_surgeon.run.identity import _file_version, run_identity
 from layer_surgeon.run.inputs import prepare_run, walk_inputs
-from layer_surgeon.run.running import _file_version
 from layer_surgeon.run.settings import RunConfig
 from tests.support.hub_reading import read_from, weight_bytes
 from tests.support.loopback_hub import LoopbackHub
@@ -249,6 +250,13 @@ def test_the_version_of_a_file_in_pieces_is_that_of_all_of_them(tmp_path):
     (tmp_path / names[1]).write_bytes(b"12345")
     assert before is not None
     assert _file_version(cut, cut.file) not in (None, before)
+
+
+def test_states_of_a_gpu_are_not_mixed_with_those_of_a_cpu(source, texts):
+    inputs = prepare_run(source, texts, RunConfig(device="cpu"), progress=NullProgress())
+    there = run_identity(replace(inputs, device="cuda:1"))
+    assert run_identity(inputs) == run_identity(inputs)
+    assert there == run_identity(replace(inputs, device="cuda")) != run_identity(inputs)
 
 
 def test_texts_without_a_token_to_predict(source):

@@ -4,17 +4,27 @@ Most tests run the processes' program in threads of this process, because each p
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from layer_surgeon import Workspace, run_layers
 from layer_surgeon.checkpoint import open_checkpoint
-from layer_surgeon.errors import ArtifactError, ConfigError, LayerSurgeonError, SourceError, WorkspaceError
+from layer_surgeon.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    LayerSurgeonError,
+    SourceError,
+    WorkspaceError,
+)
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.run import share_process, shares
 from layer_surgeon.run.batches import make_batches
@@ -47,7 +57,7 @@ def here(monkeypatch):
     def run(module, arguments, log, environment, running, *, stdin):
         assert module == share_process.__name__
         ran.append(int(arguments[1]))
-        with ONE_AT_A_TIME:
+        with ONE_AT_A_TIME, patch.dict(os.environ, environment):
             code = share_process.main(arguments)
         log.touch()
         return code
@@ -213,12 +223,63 @@ def test_the_token_is_passed_in_the_environment(source, many_texts, tmp_path, he
     described = ShareSource.make(str(source), checkpoint, token="hf_secret", **arguments)
     assert described.revision == "main"
     assert described.environment()["HF_TOKEN"] == "hf_secret"
-    assert ShareSource.make(source, checkpoint, token=None, **arguments).environment() == {}
-    assert replace(described, token=False).environment() == {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN": ""}
+    variables = {"SURGEON_RUN_SOURCE": json.dumps(str(source))}
+    assert ShareSource.make(source, checkpoint, token=None, **arguments).environment() == variables
+    variables |= {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_TOKEN": ""}
+    assert replace(described, token=False).environment() == variables
     config = RunConfig(workers=2, **SETTINGS)
     inputs = prepare_run(source, many_texts, config, progress=NullProgress())
     shares.run_shares(inputs, replace(described, revision=None), tmp_path, 2, NullProgress())
     assert all("secret" not in path.read_text() for path in tmp_path.glob("share-*.json*"))
+
+
+def test_urls_with_passwords_are_written_nowhere(source, many_texts, tmp_path, monkeypatch):
+    def fail(module, arguments, log, environment, running, *, stdin):
+        log.write_text("failed")
+        return 1
+
+    monkeypatch.setattr(shares, "run_module", fail)
+    url = "https://ann:s3cret@example.org/model?sig=s3cret"
+    described = ShareSource(source=url, revision=None, token=None, workspace=None)
+    inputs = prepare_run(source, many_texts, RunConfig(workers=2, **SETTINGS), progress=NullProgress())
+    with pytest.raises(LayerSurgeonError):
+        shares.run_shares(inputs, described, tmp_path, 2, NullProgress())
+    assert all("s3cret" not in path.read_text() for path in tmp_path.rglob("share-*"))
+
+
+@pytest.mark.parametrize("name", ["owner/model", "hf://owner/model", "hf://owner/model@main"])
+def test_all_processes_read_the_same_commit(source, many_texts, here, monkeypatch, name):
+    """The branch moves after the run has begun, and to a model that can't be read."""
+    expected = run_layers(source, many_texts, **SETTINGS)
+    with LoopbackHub() as hub:
+        repo = hub.add_repo("owner/model", source)
+        read_from(hub.endpoint, monkeypatch)
+        make = ShareSource.make
+
+        def and_push(*arguments, **keywords):
+            repo.commit({"config.json": b"{}"})
+            return make(*arguments, **keywords)
+
+        monkeypatch.setattr(ShareSource, "make", and_push)
+        states = run_layers(name, many_texts, workers=2, **SETTINGS)
+    assert torch.equal(states[3], expected[3])
+
+
+def test_a_model_that_changes_is_refused(source, many_texts, tmp_path, here, monkeypatch):
+    """And not run half in its old and half in its new form."""
+    model = shutil.copytree(source, tmp_path / "model")
+    run, settings = share_process.run_prepared, {**SETTINGS, "workers": 2, "output": tmp_path / "out"}
+
+    def and_write(*arguments, **keywords):
+        run(*arguments, **keywords)
+        for file in model.glob("*.safetensors"):
+            os.utime(file, (1, 1))
+
+    monkeypatch.setattr(share_process, "run_prepared", and_write)
+    with pytest.raises(CheckpointError, match="has changed since this run began. Run the same command again"):
+        run_layers(model, many_texts, **settings)
+    monkeypatch.setattr(share_process, "run_prepared", run)
+    check_same(run_layers(model, many_texts, **settings), run_layers(model, many_texts, **SETTINGS))
 
 
 def test_an_open_checkpoint_is_refused(source, many_texts, here):

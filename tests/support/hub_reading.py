@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,11 @@ from tests.support.loopback_hub import LoopbackHub
 
 def read_from(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let repo ids be those of the Hub at this URL, and be read without a token of the machine's user."""
-    monkeypatch.setattr(hub_module, "HubSource", lambda name, **_: HubSource(name, endpoint=endpoint, token=False))
+
+    def open_repo(name: str, *, revision: str | None = None, path: str = "", **_: Any) -> HubSource:
+        return HubSource(name, revision=revision, path=path, endpoint=endpoint, token=False)
+
+    monkeypatch.setattr(hub_module, "HubSource", open_repo)
 
 
 def note_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:

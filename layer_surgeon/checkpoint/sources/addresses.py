@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from layer_surgeon._text import without_secrets
 from layer_surgeon.checkpoint.sources.base import Source
@@ -128,6 +128,14 @@ def _open_remote(url: str) -> Source:
         # Not urlunsplit: it drops the slashes before an empty host, as in memory:///folder.
         remote = FsspecFiles(f"{parts.scheme}://{folder.netloc}{folder.path}")
     return UrlSource(remote, name=without_secrets(url).rstrip("/"), file=file)
+
+
+def without_revision(name: str) -> str:
+    """Return the name of a source without the revision that the URL of a repo on the Hub may have."""
+    address = hub_address(name) if is_url(name) else None
+    if address is None or "/" not in address.repo_id:
+        return name
+    return f"hf://{address.repo_id}/{quote(address.path)}".rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
