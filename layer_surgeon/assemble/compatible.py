@@ -13,7 +13,14 @@ from layer_surgeon.errors import AssemblyError
 from layer_surgeon.extract.dtypes import NAME_OF_CODE
 
 # Files that hold the whole vocabulary, the most precise one first.
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tekken.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def check_vocabularies(base: ModelSource, others: Sequence[ModelSource]) -> None:
@@ -72,7 +79,7 @@ def _check_vocabulary(base: ModelSource, other: ModelSource) -> None:
 
 def _vocabulary(content: bytes, file: str, source: ModelSource) -> Any:
     """Return the vocabulary in a tokenizer's file, without tokens that were added later. Other files count whole."""
-    if not file.endswith(".json"):
+    if not file.endswith(".json") or file == "tekken.json":
         return content
     try:
         parsed = parse_json(content)

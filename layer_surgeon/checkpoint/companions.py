@@ -5,7 +5,8 @@ from fnmatch import fnmatchcase
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources.together import read_files
 
-# All file names in `vocab_files_names` of the tokenizers in transformers 5.24.
+# All file names in `vocab_files_names` of the tokenizers in transformers 5.24, and tekken.json (Mistral) and
+# tiktoken.model, which `from_pretrained` looks for if there is no tokenizer.json.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -34,6 +35,8 @@ TOKENIZER_FILES = (
     "spiece.model",
     "spm.model",
     "spm_char.model",
+    "tekken.json",
+    "tiktoken.model",
     "tokenizer.model",
     "source.spm",
     "target.spm",

@@ -301,6 +301,17 @@ class TestRefusals:
         with pytest.raises(AssemblyError, match=r"tokenizer\.json of .* can't be read"):
             assemble_model(base, tmp_path / "another", **settings)
 
+    @pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model", "tiktoken.model"])
+    def test_vocabularies_in_other_formats(self, tmp_path, name):
+        for folder in ("base", "other"):
+            write_sparse_checkpoint(tmp_path / folder, TINY, [0])
+            (tmp_path / folder / name).write_text('{"vocab": ["a"]}')
+        settings: dict[str, Any] = {"replace": {0: (tmp_path / "other", 0)}}
+        assert (assemble_model(tmp_path / "base", tmp_path / "out", **settings).path / name).is_file()
+        (tmp_path / "other" / name).write_text('{"vocab": ["b"]}')
+        with pytest.raises(AssemblyError, match=r"base and .*other have different tokenizers\. Their layers"):
+            assemble_model(tmp_path / "base", tmp_path / "another", **settings)
+
     def test_different_dtypes(self, siblings, tmp_path):
         half = assemble_model(siblings / "other", tmp_path / "half", dtype="float16").path
         settings: dict[str, Any] = {"replace": {0: (half, 0)}}

@@ -1,5 +1,6 @@
 """Texts from files, the Hub and lists, their tokens, and what is refused."""
 
+import base64
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from layer_surgeon.run import text_list
 from layer_surgeon.run.settings import RunConfig
 from layer_surgeon.run.text_list import TextList, read_texts
 from layer_surgeon.run.tokenizing import tokenize_texts
+from tests.support.checkpoints import TINY, write_sparse_checkpoint
 from tests.support.gguf_models import VOCABULARY, write_model
 from tests.support.recorder import Recorder
 
@@ -130,6 +132,24 @@ def test_no_tokenizer(source, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(SourceNotFoundError, match=f"{tmp_path} has no tokenizer that can be loaded .*tokenizer.json"):
         load_checkpoint_tokenizer(open_checkpoint(tmp_path))
+
+
+def test_tekken_tokenizer(tmp_path):
+    """Mistral's own format. transformers reads it where there is no tokenizer.json."""
+    write_sparse_checkpoint(tmp_path, TINY | {"model_type": "mistral"}, [])
+    tokens = [*(bytes([value]) for value in range(256)), b"th", b"the"]
+    tekken = {
+        "config": {
+            "pattern": r"\p{L}+|\s+",
+            "default_vocab_size": 260,
+            "default_num_special_tokens": 2,
+            "version": "v3",
+        },
+        "vocab": [{"rank": rank, "token_bytes": base64.b64encode(token).decode()} for rank, token in enumerate(tokens)],
+        "special_tokens": [{"rank": rank, "token_str": token} for rank, token in enumerate(("<s>", "</s>"))],
+    }
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    assert load_checkpoint_tokenizer(open_checkpoint(tmp_path)).tokenize("the") == ["the"]
 
 
 def test_gguf_without_tokenizer(tmp_path):
