@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from layer_surgeon.checkpoint.stack import family_record
 from layer_surgeon.errors import DataError
 from layer_surgeon.progress import Progress
 from layer_surgeon.run.settings import RunConfig
@@ -75,7 +76,11 @@ def tokenize_texts(
 
 def _limit(tokenizer: PreTrainedTokenizerBase, family: PretrainedConfig, config: RunConfig) -> int | None:
     """Most tokens of a text: the smallest of what was set, the model's positions, and the tokenizer's limit."""
-    positions = getattr(family, "max_position_embeddings", None)
+    # MPT has max_seq_len.
+    positions = getattr(family, "max_position_embeddings", None) or getattr(family, "max_seq_len", None)
+    if isinstance(positions, int) and (family_record(family.model_type) or {}).get("token_table", "") is None:
+        # RoBERTa and similar families count positions from the ids that are not padding, after the padding id.
+        positions -= family.pad_token_id + 1
     limits = [
         limit
         for limit in (config.max_length, positions, tokenizer.model_max_length)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from datasets import Dataset
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig
 
 from layer_surgeon._checkpoint_tokenizer import load_checkpoint_tokenizer
 from layer_surgeon.checkpoint import open_checkpoint
@@ -101,8 +101,8 @@ def test_missing_texts(tmp_path):
         read(tmp_path / "folder.txt")
 
 
-def tokenize(tokenizer, *texts, positions=None, progress=None, **settings):
-    family = PretrainedConfig(max_position_embeddings=positions)
+def tokenize(tokenizer, *texts, positions=None, family=None, progress=None, **settings):
+    family = family or PretrainedConfig(max_position_embeddings=positions)
     texts = TextList(texts=texts, location="texts.txt")
     return tokenize_texts(tokenizer, texts, family, RunConfig(**settings), progress or NullProgress())
 
@@ -119,6 +119,27 @@ def test_long_texts(numbered_tokenizer):
         DataError, match=r"Text 2 of texts.txt has 3 tokens, more than the limit of 2, and 1 more texts"
     ):
         tokenize(numbered_tokenizer, "w3", "w3 w4 w5", "w1 w1 w1", positions=2, long_texts="refuse")
+
+
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [
+        ("mpt", {"max_seq_len": 8}),
+        ("gpt2", {"n_positions": 8}),
+        ("roberta", {"max_position_embeddings": 10}),
+        ("camembert", {"max_position_embeddings": 10}),
+        ("xlm-roberta", {"max_position_embeddings": 10}),
+        ("xlm-roberta-xl", {"max_position_embeddings": 10}),
+        ("xmod", {"max_position_embeddings": 10}),
+        ("data2vec-text", {"max_position_embeddings": 10}),
+        ("roberta-prelayernorm", {"max_position_embeddings": 10}),
+        ("bert", {"max_position_embeddings": 8}),
+    ],
+)
+def test_positions_of_families(numbered_tokenizer, family, positions):
+    """RoBERTa and similar families start at the position after their padding id, which is 1."""
+    config = CONFIG_MAPPING[family](**positions)
+    assert tokenize(numbered_tokenizer, " ".join(["w3"] * 20), family=config).lengths == (8,)
 
 
 def test_text_without_tokens(numbered_tokenizer):
