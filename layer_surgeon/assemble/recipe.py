@@ -40,9 +40,12 @@ class LayerSlice:
     def __post_init__(self) -> None:
         _check_source(self.source, "source")
         object.__setattr__(self, "layers", as_parts(self.layers, "layers"))
-        object.__setattr__(self, "drop", as_parts(self.drop, "drop"))
         if not self.layers:
             raise ConfigError("layers is empty. Name at least one layer, such as 0:16, or : for all.")
+        dropped = as_parts(self.drop, "drop")
+        if not dropped and self.drop != ():
+            raise ConfigError("drop is empty. Name at least one layer, such as 21:29, or leave it out.")
+        object.__setattr__(self, "drop", dropped)
         if not isinstance(self.silent, bool):
             raise ConfigError(f"silent is {self.silent!r}; it must be true or false.")
         _check_factor(self.scale)

@@ -225,6 +225,7 @@ class TestRefusals:
         ("settings", "error", "message"),
         [
             ({"keep": ""}, ConfigError, "layers is empty"),
+            ({"drop": ""}, ConfigError, "drop is empty. Name at least one layer"),
             ({"keep": "2:2"}, ConfigError, "'2:2' selects no layer"),
             ({"drop": ":"}, ConfigError, "drops every layer"),
             ({"keep": "0:5"}, LayerNotFoundError, "has 4 layers, so there is no layer 5"),
