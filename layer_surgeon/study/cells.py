@@ -5,6 +5,7 @@ import importlib.metadata
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from layer_surgeon.finetune import FinetuneConfig, FinetuneResult, finetune_mode
 from layer_surgeon.finetune.folder import UNFINISHED
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.data import PreparedData
+from layer_surgeon.study.donor_layers import donor_name
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.models import build_model, states_of, tokenizer_of
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.prepare import donor_name, synthetic_file
+from layer_surgeon.study.prepare import synthetic_file
 from layer_surgeon.study.records import (
     CellParameters,
     CellResult,
     CellSeconds,
+    TestScores,
     ValidationScores,
     as_json,
     read_cell,
@@ -38,7 +41,8 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
     A training that was killed continues from its last checkpoint.
 
     Raises:
-        LayerSurgeonError: As in `finetune_model`. The error is also written to the cell's `.failed.json`.
+        LayerSurgeonError: As in `finetune_model`, or an extra metric could not be computed. The error is also written
+            to the cell's `.failed.json`.
     """
     progress = progress or NullProgress()
     with locked(folder.run(cell.id, ".lock"), wait=True):
@@ -60,6 +64,7 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
     trained = train_cell(cell, folder, progress)
     test_start_time = time.monotonic()
     tests = measure_cell(cell, trained, folder, progress)
+    _check_extra_metrics(cell, trained.config, tests, folder)
     shutil.rmtree(folder.run(cell.id, f".{DONOR_STATES}"), ignore_errors=True)
     record = trained.as_dict()
     if not cell.keep_model:
@@ -131,6 +136,20 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         raise AssertionError("the last attempt returns or raises")
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _check_extra_metrics(
+    cell: Cell, config: FinetuneConfig, tests: Mapping[str, TestScores], folder: StudyFolder
+) -> None:
+    """Refuse a test without a metric of the plan. Fine-tuning skips one whose model is unavailable at the moment."""
+    wanted = [name for name in config.wanted_extra_metrics if name in get_task(cell.task).score_names]
+    for test, measured in tests.items():
+        for name in wanted:
+            if name not in measured.scores:
+                raise TrainingError(
+                    f"{name} could not be computed on {test}. {folder.log(cell.id)} says why. Run the study again when "
+                    "its model is available, which repeats this training, or remove it from extra_metrics in the plan."
+                )
 
 
 def _identify(cell: Cell) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def _scores(result: CellResult, test: str) -> Mapping[str, float]:
 def _make_row(arm: str, test: str, results: Sequence[CellResult], metric: str) -> Row:
     values = [float(_scores(result, test)[metric]) for result in results]
     bits = _correct_matrix(results, test) if metric == "accuracy" else None
+    # A mean over other seeds than those of the row would not be comparable.
+    names = [name for name in _scores(results[0], test) if all(name in _scores(result, test) for result in results)]
     return Row(
         arm=arm,
         seeds=tuple(result.seed for result in results),
@@ -139,7 +141,7 @@ def _make_row(arm: str, test: str, results: Sequence[CellResult], metric: str) -
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else None,
         seed_interval=seed_interval_of_mean(values),
         example_interval=None if bits is None else bootstrap(bits, "examples"),
-        scores={key: _mean([_scores(result, test)[key] for result in results]) for key in _scores(results[0], test)},
+        scores={name: _mean([_scores(result, test)[name] for result in results]) for name in names},
         training_seconds=_mean([result.seconds.training for result in results]),
         train_examples=results[0].train_examples,
     )

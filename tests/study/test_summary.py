@@ -1,5 +1,6 @@
 """Tables and sentences from made-up cells: planted truths at the level of a whole study."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from layer_surgeon.study.plan import StudyPlan
 from layer_surgeon.study.summary import summarize
 from layer_surgeon.study.tables import CellCounts, Table
 from layer_surgeon.study.verdict import say_study
-from tests.support.made_up_studies import OTHER_FIELDS
+from tests.support.made_up_studies import OTHER_FIELDS, made_up_study
 
 SEEDS = [1, 2, 3]
 
@@ -240,3 +241,15 @@ def test_the_same_difference_for_all_seeds(tmp_path, margin):
     assert comparison.t_test is None
     assert summary.outcome(comparison) is None
     assert comparison.words == "graft and host: +0.0 points; all seeds have the same difference, which can't be tested"
+
+
+def test_a_score_that_some_seeds_lack_has_no_mean(tmp_path):
+    """Studies of earlier versions have trainings without a metric whose model could not be loaded."""
+    plan, folder = made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, examples=60), StudyFolder(root=tmp_path)
+    for cell in plan.cells():
+        if cell.arm.name == "graft" or cell.seed == 1:
+            content = json.loads(folder.result(cell.id).read_text())
+            content["tests"]["films"]["scores"]["bert_score"] = 0.9
+            write_json(folder.result(cell.id), content)
+    host, graft = summarize(plan, folder).tables[0].rows
+    assert (set(host.scores), graft.scores["bert_score"]) == ({"accuracy", "macro_f1", "loss"}, pytest.approx(0.9))
