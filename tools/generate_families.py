@@ -188,6 +188,7 @@ def compare(model: Any) -> dict[str, Any]:
     return {
         "stack": stack if whole.endswith(stack) else whole,
         "num_layers": type(model.config).attribute_map.get("num_hidden_layers", "num_hidden_layers"),
+        "default_layers": type(model.config)().num_hidden_layers,
         "base_prefix": whole.removesuffix(stack).rstrip(".") if whole.endswith(stack) else "",
         "kind": "causal",
         "bidirectional": all(not traits.not_bidirectional for traits in served),

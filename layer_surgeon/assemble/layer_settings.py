@@ -25,7 +25,7 @@ from layer_surgeon.assemble.layer_rules import (
     rule_values,
     solve_rule,
 )
-from layer_surgeon.checkpoint.stack import count_layers, count_names, text_config
+from layer_surgeon.checkpoint.stack import count_layers, count_names, states_count, text_config
 from layer_surgeon.errors import AssemblyError, CheckpointError, UnsupportedArchitectureError
 
 _MAP = "per_layer_config"
@@ -110,6 +110,8 @@ class _Settings:
 
     def set_count(self, number: int) -> None:
         """Write the number of layers, under each of the names that the config has, and what follows from it."""
+        if not states_count(self.text):
+            self.text[self.family["num_layers"]] = number
         for name in count_names(self.family):
             if self.text.get(name) == self.num_layers:
                 self.text[name] = number

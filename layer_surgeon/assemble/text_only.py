@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from layer_surgeon.checkpoint import Checkpoint
-from layer_surgeon.checkpoint.stack import family_record, text_config
+from layer_surgeon.checkpoint.stack import family_record, states_count, text_config
 from layer_surgeon.errors import UnsupportedArchitectureError
 
 _HEAD = "lm_head."
@@ -48,6 +48,8 @@ def text_model(checkpoint: Checkpoint) -> tuple[dict[str, Any], Callable[[str], 
         if key not in config and key in checkpoint.config:
             config[key] = checkpoint.config[key]
     config["tie_word_embeddings"] = has_tied_head(checkpoint)
+    if not states_count(config):
+        config[family["num_layers"]] = checkpoint.num_layers
     return config, new_name
 
 

@@ -23,6 +23,8 @@ _NUMBERED_NAME = re.compile(r"(?P<stack>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0
 _MAX_DEPTH = 60
 # The names of the number of layers in configs, as in transformers' attribute_map (gpt2 and falcon use n_layer).
 _LAYER_COUNT_NAMES = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# nemotron_h: newer versions of transformers only write the kind of each layer.
+_LAYER_KINDS = "layers_block_type"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,9 @@ def find_stack(names: Iterable[str], config: Mapping[str, Any]) -> LayerStack:
 def count_layers(config: Mapping[str, Any]) -> int:
     """Return the number of decoder layers that a config states.
 
+    A section of a multimodal config may leave it to the family: older versions of transformers wrote only what differs
+    from the defaults there.
+
     Raises:
         CheckpointError: The config states no number of layers.
     """
@@ -172,10 +177,11 @@ def count_layers(config: Mapping[str, Any]) -> int:
         count = language_config.get(name)
         if type(count) is int and 0 < count < 100_000:
             return count
-    # nemotron_h: newer versions of transformers only write the kind of each layer.
-    kinds = language_config.get("layers_block_type")
+    kinds = language_config.get(_LAYER_KINDS)
     if isinstance(kinds, list) and 0 < len(kinds) < 100_000:
         return len(kinds)
+    if family is not None and language_config is not config and not states_count(language_config):
+        return int(family["default_layers"])
     raise CheckpointError(
         f"config.json does not state the number of layers (as {', '.join(_LAYER_COUNT_NAMES)}). "
         "Use a checkpoint in the format of the transformers library."
@@ -185,6 +191,12 @@ def count_layers(config: Mapping[str, Any]) -> int:
 def count_names(family: Mapping[str, Any] | None) -> list[str]:
     """Return the names under which a config can have the number of layers, the family's own first."""
     return [*([family["num_layers"]] if family else []), *_LAYER_COUNT_NAMES]
+
+
+def states_count(language_config: Mapping[str, Any]) -> bool:
+    """Whether a language model's config states the number of layers, under any name."""
+    family = family_record(str(language_config.get("model_type")))
+    return any(name in language_config for name in (*count_names(family), _LAYER_KINDS))
 
 
 def _choose_decoder(matching_prefixes: list[str], family: Mapping[str, Any] | None) -> str:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalG
 from layer_surgeon import AssemblyRecipe, LayerSlice, assemble_model, plan_assembly
 from layer_surgeon.checkpoint.sources import hub as hub_module
 from layer_surgeon.checkpoint.sources.hub import HubSource
+from layer_surgeon.checkpoint.stack import family_record
 from layer_surgeon.errors import AssemblyError, UnsupportedArchitectureError
 from tests.assemble.test_assemble import IDS, logits, raw_tensors
 from tests.extract.test_formats_and_places import FORMATS, make
@@ -160,6 +161,23 @@ def test_language_model_alone(llava: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(cut.path).config.num_hidden_layers == 2
     swapped = plan_assembly(llava, text_only=True, replace={0: (tmp_path / "cut", 1)})
     assert swapped.layers[0].source == str(tmp_path / "cut")
+
+
+def test_language_model_with_the_usual_number_of_layers(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions of transformers left it out of the section."""
+    record = family_record("llama")
+    assert record is not None
+    monkeypatch.setitem(record, "default_layers", 4)
+    shutil.copytree(llava, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["text_config"].pop("num_hidden_layers") == 4
+    path.write_text(json.dumps(config))
+    for layers in (4, 2):
+        plan = plan_assembly(tmp_path / "model", text_only=True, keep=f"0:{layers}")
+        assert plan.config["num_hidden_layers"] == layers
 
 
 def test_the_outer_config_decides_whether_the_head_is_tied(llava: Path, tmp_path: Path) -> None:

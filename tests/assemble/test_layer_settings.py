@@ -44,6 +44,10 @@ class TestNumberOfLayers:
         result = assemble(config, range(6))
         assert result == {**config, "text_config": {**GEMMA3, "num_hidden_layers": 6}}
 
+    def test_is_written_into_a_text_config_that_leaves_it_to_its_family(self):
+        result = assemble({"model_type": "llava", "text_config": {"model_type": "llama"}}, range(6))
+        assert result["text_config"] == {"model_type": "llama", "num_hidden_layers": 6}
+
     def test_scales_what_is_divided_by_it(self):
         config = {"model_type": "minicpm3", "num_hidden_layers": 9, "scale_depth": 1.5}
         assert assemble(config, [0, 1, 2, 3])["scale_depth"] == pytest.approx(1.0)

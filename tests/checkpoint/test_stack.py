@@ -44,6 +44,17 @@ def test_a_vision_tower_is_not_taken_for_the_decoder():
     check_family(config)
 
 
+def test_a_section_may_leave_the_number_of_layers_to_its_family():
+    """As in llava-hf/llava-1.5-7b-hf, whose language model is a llama with the default 32 layers."""
+    config = {"model_type": "llava", "text_config": {"model_type": "llama"}}
+    assert find_stack(stack_names("language_model.model.layers", 32), config).num_layers == 32
+    with pytest.raises(CheckpointError, match=r"states 32 layers.*model.layers with 31"):
+        find_stack(stack_names("language_model.model.layers", 31), config)
+    for text in ({"model_type": "llama", "num_hidden_layers": 0}, {"model_type": "novel"}):
+        with pytest.raises(CheckpointError, match="does not state the number of layers"):
+            count_layers({"model_type": "llava", "text_config": text})
+
+
 def test_an_incomplete_checkpoint_is_refused():
     with pytest.raises(CheckpointError, match=r"states 3 layers.*model.layers with 2"):
         find_stack(stack_names("model.layers", 2), LLAMA)
