@@ -390,7 +390,7 @@ def parse_arm(
         # A block has no layer to match. Its training must not depend on how the study initialises its grafts.
         study_graft.pop("projection_init", None)
     arm_graft = {**study_graft, **own_graft}
-    return Arm(
+    arm = Arm(
         name=arm_spec["name"],
         kind=kind,
         host=arm_host,
@@ -401,6 +401,14 @@ def parse_arm(
         control=control,
         synthetic=settings.get("synthetic"),
     )
+    # Otherwise a variant such as `host@10 epochs` would be taken for the reference, see `is_called`.
+    _, at, suffix = arm.name.partition("@")
+    if at and suffix != arm.host_name:
+        raise ConfigError(
+            f"An arm is called {arm.name}. Only the name of the arm's host can follow an @: {arm.host_name}. "
+            "Give the arm a name without @."
+        )
+    return arm
 
 
 def _with_form(donor: DonorSpec, control: str | None, graft: Mapping[str, Any], host: str) -> DonorSpec:

@@ -6,9 +6,9 @@ from layer_surgeon._io import write_json
 from layer_surgeon.errors import ConfigError
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study.arms import DonorSpec
+from layer_surgeon.study.donor_layers import prepare_layers
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
-from layer_surgeon.study.prepare import prepare_layers
 
 DONOR = {"source": "someone/llm", "layer": -1}
 FIRST = {"source": "someone/llm", "layer": "0:2"}
@@ -159,6 +159,7 @@ def test_a_sweep():
         ({"arms": ["host", "wide-head"], "keep_models": True}, "the arm wide-head"),
         ({"arms": ["host", "lora"], "keep_models": True}, "the arm lora"),
         ({"donor": {"source": "a", "layer": "last"}}, "whole numbers"),
+        ({"arms": ["host", {"name": "host@10 epochs", "like": "host"}]}, "can follow an @: bert. Give"),
     ],
 )
 def test_a_wrong_plan_is_refused_with_a_reason(change, said):
