@@ -107,6 +107,7 @@ def with_layers(plan: Mapping[str, Any], layers: Sequence[int | Sequence[int]]) 
         "donor": donor,
         "arms": ["host", "graft"],
         "layers": [list(candidate) if len(candidate) > 1 else candidate[0] for candidate in candidates],
+        "reference": None,
         "focus": None,
     }
 

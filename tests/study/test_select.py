@@ -186,6 +186,13 @@ def test_pairs_and_sites_are_candidates(parts, tmp_path):
     assert [arm.graft["site"] for arm in grafts] == ["embeddings", 0, 1, "encoder_output"]
 
 
+def test_a_sweep_ignores_what_a_plan_says_of_its_arms():
+    arms = ["host", {"name": "slow", "like": "host", "finetune": {"learning_rate": 1e-5}}]
+    content = {"host": "a/bert", "donor": "b/llm", "arms": arms, "reference": "slow", "focus": "slow", "data": ["x"]}
+    made = StudyPlan.from_dict(with_layers(content, [0, 1]))
+    assert (made.reference, made.focus) == ("host", None)
+
+
 def test_donors_that_read_text_are_not_compared_by_layer(parts):
     content = {**parts, "name": "sweep", "graft": {"donor_reads": "text"}}
     for candidates in ("layers", "pairs", "sites"):
