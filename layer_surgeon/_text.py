@@ -119,10 +119,22 @@ def code(text: Any) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Format a CSV cell: booleans as in JSON; text that a spreadsheet would run as a formula gets an apostrophe."""
+    """Format a CSV cell: booleans as in JSON; text that a spreadsheet would run as a formula gets an apostrophe.
+
+    Negative numbers stay as they are: they may be labels, which other programs compare.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
+        is_formula = value.startswith(_FORMULA_STARTS) and not _is_number(value)
         # CSV writers don't quote a carriage return, but CSV readers treat it as a line break.
-        return f"{_APOSTROPHE if value.startswith(_FORMULA_STARTS) else ''}{value}".replace("\r", " ")
+        return f"{_APOSTROPHE if is_formula else ''}{value}".replace("\r", " ")
     return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -53,9 +53,14 @@ def test_control_sequences_are_escaped():
 
 
 def test_a_formula_is_text():
-    assert [csv_cell(value) for value in ("=1+1", "@x", "-1", "+1", "\t=1", "a=1", -1, True, None)] == [
-        *("'=1+1", "'@x", "'-1", "'+1", "'\t=1", "a=1", -1, "true", None)
+    assert [csv_cell(value) for value in ("=1+1", "@x", "-1+1", "+x", "\t=1", "a=1", -1, True, None)] == [
+        *("'=1+1", "'@x", "'-1+1", "'+x", "'\t=1", "a=1", -1, "true", None)
     ]
+
+
+@pytest.mark.parametrize("number", ["-1", "+1", "-0.5e3", "-inf"])
+def test_a_negative_number_is_not_a_formula(number):
+    assert csv_cell(number) == number
 
 
 def test_markup_is_text():
