@@ -1,15 +1,12 @@
 """Format numbers, sizes and lists of names for people."""
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 
 
 def format_bytes(num_bytes: float) -> str:
     """Format a size, such as `436.2 MB`. Units are powers of 1000, as in file systems and on the Hub."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
+    return f"{num_bytes:.0f} B" if abs(num_bytes) < 999.5 else format_count(num_bytes, units=("kB", "MB", "GB", "TB"))
 
 
 def format_count(count: float, spec: str = ".1f", units: Sequence[str] = ("k", "M", "B")) -> str:
@@ -18,12 +15,14 @@ def format_count(count: float, spec: str = ".1f", units: Sequence[str] = ("k", "
     Args:
         count: The number.
         spec: Format of the digits before a unit.
-        units: The units for 1000, 1000**2 and 1000**3.
+        units: The units for 1000, 1000**2 and so on.
     """
-    for power in (3, 2, 1):
-        if abs(count) >= 1000**power:
-            return f"{count / 1000**power:{spec}} {units[power - 1]}"
-    return f"{count:g}"
+    if abs(count) < 1000:
+        return f"{count:g}"
+    # The first unit with fewer than four digits after rounding: 999,960 is 1.0 M, not 1000.0 k.
+    rounded = [Decimal(f"{count / 1000**power:{spec}}") for power in range(1, len(units) + 1)]
+    index = next((index for index, value in enumerate(rounded) if abs(value) < 1000), -1)
+    return f"{rounded[index]:f} {units[index]}"
 
 
 def format_score(score: float, spec: str = ".4g") -> str:
@@ -41,11 +40,12 @@ def format_amount(count: int, noun: str) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Format a duration, such as `4.2 us`, `12 ms`, `0.8 s`, `42 s` or `3 min 05 s`."""
-    if 0 < seconds < 0.1:
-        return f"{seconds * 1e3:.2g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2g} us"
-    if seconds < 10:
+    rounded = float(f"{seconds:.2g}")
+    if 0 < rounded < 0.1:
+        return f"{rounded * 1e3:g} ms" if rounded >= 1e-3 else f"{rounded * 1e6:g} us"
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, whole_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
