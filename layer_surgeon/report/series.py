@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from layer_surgeon.graft.config import ENCODER_OUTPUT
-from layer_surgeon.study.plan import StudyPlan
+from layer_surgeon.study.plan import StudyPlan, digest_of
 from layer_surgeon.study.records import CellResult
 from layer_surgeon.study.tables import Comparison, Row, Summary, Table
 from layer_surgeon.study.verdict import say_place
@@ -155,7 +155,8 @@ def layer_sweeps(summary: Summary, plan: StudyPlan) -> tuple[LayerSweep, ...]:
             site = str(arm.graft.get("site", ENCODER_OUTPUT))
             # Arms are points of the same line only if nothing but the layer or the site differs.
             graft = {key: value for key, value in arm.graft.items() if key != "site"}
-            others = repr([arm.donor.revision, arm.donor.dtype, sorted(graft.items()), sorted(arm.finetune.items())])
+            donor = {**arm.donor.as_dict(), "layers": None}
+            others = digest_of({**arm.as_dict(), "name": None, "donor": donor, "graft": graft})
             groups.setdefault((arm.donor.source, arm.host_name, others), {})[arm.name] = (arm.donor.layers, site)
     sweeps = (
         _sweep(table, summary, short_name(source), host, spots)

@@ -124,6 +124,19 @@ def test_a_sweep_excludes_arms_with_other_settings(tmp_path):
     assert [(point.row.arm, point.label) for point in sweep.points] == [("middle", "16"), ("graft", "-1")]
 
 
+def test_a_sweep_excludes_controls_and_lora(tmp_path):
+    changes = [{"control": "projections-only"}, {"lora": {"r": 4}}, {"synthetic": {"seed": 1}}]
+    others = [
+        {"name": f"other-{layer}", "like": "graft", "donor": layers(layer)[0], **change}
+        for layer, change in enumerate(changes)
+    ]
+    arms = ["host", "graft", *others, {"name": "middle", "like": "graft", "donor": layers(16)[0]}]
+    made_up_study(tmp_path, dict.fromkeys(range(6), 0.7), arms=arms, seeds=[1])
+    report = load_report(tmp_path)
+    (sweep,) = layer_sweeps(report.summary, report.plan)
+    assert [point.row.arm for point in sweep.points] == ["middle", "graft"]
+
+
 def test_cells_from_before_an_arm_was_renamed(tmp_path):
     arms = ["host", {"name": "my graft", "like": "graft"}]
     made_up_study(tmp_path, {"host": 0.7, "my graft": 0.8}, arms=arms, seeds=[1], focus=None)
