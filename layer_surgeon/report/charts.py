@@ -227,15 +227,16 @@ def heat_map(
         tiles: The fields that have a value.
         names: Names of the rows and of the columns, in order.
         titles: Titles of the horizontal and of the vertical axis.
-        largest: The absolute value that has the strongest colour.
+        largest: The absolute value that has the strongest colour, as have infinite values.
     """
     rows, columns = names
+    largest = largest or 1.0
     details = [tile.details for tile in tiles]
     records = [
         {
             "row": tile.row,
             "column": tile.column,
-            "value": tile.value or 0.0,
+            "value": 0.0 if tile.value is None or math.isnan(tile.value) else max(-largest, min(tile.value, largest)),
             "text": tile.text,
             "second": tile.second_text,
             "strong": tile.strong,
@@ -244,7 +245,7 @@ def heat_map(
         for tile in tiles
     ]
     steps = heat_steps()
-    domain = [-(largest or 1.0) * (steps / (steps - 1)), (largest or 1.0) * (steps / (steps - 1))]
+    domain = [-largest * (steps / (steps - 1)), largest * (steps / (steps - 1))]
 
     def scale(name: str) -> alt.Scale:
         return alt.Scale(type="quantize", domain=domain, range=name)  # a range of the config

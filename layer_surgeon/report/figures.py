@@ -1,5 +1,6 @@
 """Makes the figures of a report: panels with a title, a caption, and a text for readers who can't see them."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from layer_surgeon._format import format_seconds
@@ -223,9 +224,9 @@ class Figures:
 
     def domain_shift(self) -> list[Figure]:
         """Return a figure per share of the data: each arm's score and gain by training set and test set."""
-        gains = [gain for shift in self.shifts for row in shift.gains for gain in row if gain is not None]
+        gains = [gain.mean for shift in self.shifts for row in shift.gains for gain in row if gain is not None]
         # All arms have the same scale: the same colour must mean the same gain in every panel.
-        largest = max((abs(self.style.unit * gain.mean) for gain in gains), default=0.0)
+        largest = max((abs(self.style.unit * gain) for gain in gains if math.isfinite(gain)), default=0.0)
         figures = []
         for fraction in dict.fromkeys(shift.fraction for shift in self.shifts):
             panels = tuple(self._shift_panel(s, largest) for s in self.shifts if s.fraction == fraction)

@@ -237,6 +237,24 @@ def test_numbers_that_json_does_not_have(tmp_path):
     assert len(specs) > 3
 
 
+@pytest.mark.parametrize("score", [math.inf, math.nan])
+def test_an_infinite_score_leaves_the_colours_of_other_tiles(tmp_path, score):
+    shares = {"host": 0.6, "graft": 0.8, "random": 0.7}
+    made_up_study(tmp_path, shares, examples=60, metric="loss", data=["a", "b"], tests="all", summary=False)
+    for path in (tmp_path / "cells").glob("random.a.*.json"):
+        cell = json.loads(path.read_text())
+        cell["tests"]["b"]["scores"]["loss"] = score
+        path.write_text(json.dumps(cell))
+    (figure,) = Figures(load_report(tmp_path)).domain_shift()
+    specs = [panel.spec for panel in figure.panels]
+    (scale,) = {json.dumps(spec["layer"][0]["encoding"]["color"]["scale"]) for spec in specs}
+    values = [[record["value"] for record in spec["data"]["values"]] for spec in specs]
+    assert [value > 0 for value in values[1]] == [True] * 4
+    largest = max(abs(value) for panel in values for value in panel)
+    assert 0.1 < largest < json.loads(scale)["domain"][1] < 0.4
+    assert values[2][1] == (-largest if score == math.inf else 0)
+
+
 def test_the_page_is_written_atomically(tmp_path):
     made_up_study(tmp_path / "study", {"host": 0.7, "graft": 0.8}, examples=60)
     write_report(load_report(tmp_path / "study"), tmp_path / "deep", ("html",))
