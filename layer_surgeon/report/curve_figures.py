@@ -59,10 +59,13 @@ def share_figures(style: FigureStyle) -> list[tuple[str, Figure]]:
         if longer_lines:
             test_text = say_place(test, data)
             kinds = [(style.metric, longer_lines, style.least, style.within)]
-            figures.append(
-                (test_text, _combine_lines(style, f"With less data: {test_text}", "share of the training data", kinds))
-            )
+            title, labels = f"With less data: {test_text}", [_label_of_share(table) for table in tables]
+            figures.append((test_text, _combine_lines(style, title, "share of the training data", kinds, labels)))
     return figures
+
+
+def _label_of_share(table: Table) -> str:
+    return f"{100 * table.fraction:g} %"
 
 
 def _share_points(style: FigureStyle, arm: str, tables: Sequence[Table]) -> list[Point]:
@@ -70,7 +73,7 @@ def _share_points(style: FigureStyle, arm: str, tables: Sequence[Table]) -> list
         Point(
             line=arm,
             look=style.look_of[arm],
-            place=f"{100 * table.fraction:g} %",
+            place=_label_of_share(table),
             mean=style.unit * row.mean,
             low=style.unit * min(row.by_seed),
             high=style.unit * max(row.by_seed),
@@ -82,7 +85,9 @@ def _share_points(style: FigureStyle, arm: str, tables: Sequence[Table]) -> list
     ]
 
 
-def _combine_lines(style: FigureStyle, title: str, axis: str, kinds: Sequence[LineKind]) -> Figure:
+def _combine_lines(
+    style: FigureStyle, title: str, axis: str, kinds: Sequence[LineKind], labels: Sequence[str] = ()
+) -> Figure:
     """Draw one plot for each kind, with the lines of all arms. With many lines, the last kind has a panel per arm."""
     panels = []
     for number, (name, lines, least, within) in enumerate(kinds, start=1):
@@ -93,15 +98,24 @@ def _combine_lines(style: FigureStyle, title: str, axis: str, kinds: Sequence[Li
             points = [point for line in lines.values() for point in line]
             # The panel's title already names the value, so the axis needs no title.
             titles = (axis, name if len(kinds) == 1 else None)
+            legend = not hard_to_tell_apart
             chart = line_chart(
-                points, style.looks, titles, domain=domain, legend=not hard_to_tell_apart, width=HALF, height=210
+                points, style.looks, titles, domain=domain, labels=labels, legend=legend, width=HALF, height=210
             )
             panels.append(Panel(title=say.first_upper(name), chart=chart, text=text))
             continue
         first_line = next(iter(lines.values()))
         for arm, line in lines.items():
             chart = line_chart(
-                line, style.looks, (axis, name), domain=domain, behind=first_line, legend=False, width=THIRD, height=130
+                line,
+                style.looks,
+                (axis, name),
+                domain=domain,
+                labels=labels,
+                behind=first_line,
+                legend=False,
+                width=THIRD,
+                height=130,
             )
             means = ", ".join(format_score(point.mean) for point in line)
             panels.append(Panel(title=f"{say.first_upper(name)}: {arm}", chart=chart, text=means, arm=arm))

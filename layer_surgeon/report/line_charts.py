@@ -67,6 +67,7 @@ def line_chart(
     titles: tuple[str, str | None],
     *,
     domain: Span,
+    labels: Sequence[str] = (),
     level: Level | None = None,
     behind: Sequence[Point] = (),
     legend: bool = True,
@@ -80,6 +81,7 @@ def line_chart(
         looks: The looks of all arms.
         titles: Titles of the horizontal and of the vertical axis.
         domain: Limits of the vertical axis.
+        labels: The labels of the horizontal axis, in order. By default, the order is that of the points.
         level: A value for the whole horizontal axis.
         behind: Another line for comparison, which is thin and has no marks.
         legend: Whether to draw a legend.
@@ -88,7 +90,7 @@ def line_chart(
     """
     details = [point.details for point in points]
     records = [_point_record(point, details) for point in points]
-    x = _horizontal_axis(points, titles[0])
+    x = _horizontal_axis(points, labels, titles[0])
     shown = list(dict.fromkeys([point.look for point in points] + ([level.look] if level else []))) if legend else None
     base = alt.Chart().encode(x=x, color=arm_color(looks, shown), detail=alt.Detail(field="line", type="nominal"))
     y = y_value("mean", titles[1], domain)
@@ -124,7 +126,7 @@ def _point_record(point: Point, details: Sequence[Mapping[str, str]]) -> dict[st
     }
 
 
-def _horizontal_axis(points: Sequence[Point], title: str) -> alt.X:
+def _horizontal_axis(points: Sequence[Point], labels: Sequence[str], title: str) -> alt.X:
     numbers = sorted({point.place for point in points if isinstance(point.place, float)})
     if numbers:
         tick_values = (
@@ -133,7 +135,7 @@ def _horizontal_axis(points: Sequence[Point], title: str) -> alt.X:
         axis = alt.Axis(values=tick_values, format="~g", labelOverlap="greedy", grid=False)
         scale = alt.Scale(zero=False, nice=False, padding=20)
         return alt.X(field="place", type="quantitative", title=title, scale=scale, axis=axis)
-    labels = list(dict.fromkeys(str(point.place) for point in points))
+    labels = list(labels or dict.fromkeys(str(point.place) for point in points))
     angle = -40 if max(map(len, labels)) > 7 else 0
     axis = alt.Axis(labelAngle=angle, labelOverlap="greedy", labelLimit=110)
     return alt.X(field="place", type="ordinal", title=title, sort=labels, axis=axis)

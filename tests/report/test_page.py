@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,13 +16,16 @@ import pytest
 from layer_surgeon._charts import DARK, LIGHT, chart_config, glyph
 from layer_surgeon._io import write_json
 from layer_surgeon.report.csv_files import comparisons_csv
+from layer_surgeon.report.curve_figures import share_figures
 from layer_surgeon.report.encodings import axis_span
 from layer_surgeon.report.export import write_report
+from layer_surgeon.report.figure_style import FigureStyle
 from layer_surgeon.report.figures import Figures
 from layer_surgeon.report.load import load_report
 from layer_surgeon.report.render import html, markdown
 from layer_surgeon.report.words import say_count
 from layer_surgeon.study import paired
+from layer_surgeon.study.layout import StudyFolder
 from tests.support.made_up_studies import HOSTILE, made_up_study
 
 VOID = {"meta", "link", "br"}
@@ -253,6 +257,28 @@ def test_an_infinite_score_leaves_the_colours_of_other_tiles(tmp_path, score):
     largest = max(abs(value) for panel in values for value in panel)
     assert 0.1 < largest < json.loads(scale)["domain"][1] < 0.4
     assert values[2][1] == (-largest if score == math.inf else 0)
+
+
+def test_shares_of_the_data_are_in_order_if_an_arm_lacks_one(tmp_path):
+    arms = [f"arm{number}" for number in range(7)]
+    plan = made_up_study(
+        tmp_path,
+        dict.fromkeys(arms, 0.7),
+        arms=[{"name": name, "like": "host"} for name in arms],
+        fractions=[0.1, 0.5, 1.0],
+        examples=60,
+        seeds=[1],
+        summary=False,
+    )
+    skipped = next(cell for cell in plan.cells() if (cell.arm.name, cell.fraction) == ("arm0", 0.5))
+    StudyFolder(root=tmp_path).result(skipped.id).unlink()
+    for shown in (2, 7):
+        report = load_report(tmp_path)
+        kept = dict(list(report.summary.arms.items())[:shown])
+        report = replace(report, summary=replace(report.summary, arms=kept))
+        ((_, figure),) = share_figures(FigureStyle(report, ()))
+        charts = re.findall(r'"sort": (\[[^]]*\])', json.dumps([panel.spec for panel in figure.panels]))
+        assert {tuple(json.loads(chart)) for chart in charts} == {("10 %", "50 %", "100 %")}
 
 
 def test_the_page_is_written_atomically(tmp_path):
