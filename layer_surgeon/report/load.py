@@ -1,11 +1,13 @@
 """`load_report`: a study's folder -> the content of a report. Only files in the folder are read."""
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from layer_surgeon._yaml import read_yaml
 from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.study.layout import PLAN, PROBES, SWEEP, StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
@@ -14,6 +16,7 @@ from layer_surgeon.study.selection_result import Selection
 from layer_surgeon.study.summary import read_results, summarize
 from layer_surgeon.study.tables import Summary
 from layer_surgeon.study.verdict import say_margin
+from layer_surgeon.tasks import TASKS
 
 Kind = Literal["compare", "sweep", "select"]
 
@@ -68,7 +71,7 @@ class StudyReport:
         if self.is_finished:
             return f"All {planned} trainings are done." if planned > 1 else "The training is done."
         remaining = f", {len(self.failed)} failed" if self.failed else ""
-        remaining += f", {len(self.missing)} are missing" if self.missing else ""
+        remaining += f", {len(self.missing)} missing" if self.missing else ""
         return f"Not finished: {done} of {planned} trainings are done{remaining}."
 
     @property
@@ -163,6 +166,13 @@ def _read_plan(folder: StudyFolder) -> StudyPlan:
     try:
         return StudyPlan.read(folder.plan)
     except ConfigError as error:
+        with contextlib.suppress(ConfigError):
+            task = read_yaml(folder.plan).get("task")
+            if isinstance(task, str) and task not in TASKS:
+                raise WorkspaceError(
+                    f"{folder.plan} is a study of the task {task}, which is not installed. Install the package that "
+                    "adds this task."
+                ) from error
         raise WorkspaceError(
             f"{folder.plan} is damaged. Delete it and run the command of the study again, with --output {folder.root}. "
             "This writes the plan again and keeps finished trainings."

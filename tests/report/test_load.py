@@ -181,7 +181,7 @@ def test_a_selection(tmp_path):
 def test_an_unfinished_study_and_a_stale_summary(tmp_path):
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, skip=[("graft", 2), ("graft", 3)])
     before = load_report(tmp_path)
-    assert before.state == "Not finished: 4 of 6 trainings are done, 2 are missing."
+    assert before.state == "Not finished: 4 of 6 trainings are done, 2 missing."
     made_up_study(tmp_path, {"host": 0.7, "graft": 0.8}, fail=[("graft", 3)], summary=False)
     report = load_report(tmp_path)
     assert report.state == "Not finished: 5 of 6 trainings are done, 1 failed."
@@ -234,6 +234,10 @@ def test_missing_and_damaged_studies_are_refused_with_advice(tmp_path):
         load_report(tmp_path)
     place.summary.write_text("{")
     with pytest.raises(WorkspaceError, match=r"summary\.json can't be read"):
+        load_report(tmp_path)
+    plan_text = place.plan.read_text()
+    place.plan.write_text(plan_text.replace("task: text-classification", "task: my-task"))
+    with pytest.raises(WorkspaceError, match=r"of the task my-task, which is not installed\. Install the package"):
         load_report(tmp_path)
     place.plan.write_text("arms: 3\ndata: [")
     with pytest.raises(WorkspaceError, match=r"study\.yaml is damaged"):
