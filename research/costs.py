@@ -30,10 +30,10 @@ from benchmarks.machine import save, say, table, versions
 from layer_surgeon._yaml import read_yaml
 from layer_surgeon.cost.measure import Workload
 from layer_surgeon.progress import NullProgress
+from layer_surgeon.study.donor_layers import prepare_layers
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_layers
 from research.efficiency import PACKAGES, SEED, TASK, sizes, work_of
 
 # A sentence of SST-2 has 25 tokens on average, with those of MiniLM.

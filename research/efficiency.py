@@ -59,9 +59,9 @@ from layer_surgeon.finetune import FinetuneConfig
 from layer_surgeon.finetune.models import quiet
 from layer_surgeon.progress import NullProgress
 from layer_surgeon.study.arms import Arm, DonorSpec, parse_arm
+from layer_surgeon.study.donor_layers import prepare_layers
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model
-from layer_surgeon.study.prepare import prepare_layers
 from layer_surgeon.workspace import PACKAGED, short_name
 from research.tables import efficiency_table
 

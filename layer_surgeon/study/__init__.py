@@ -6,6 +6,7 @@ plan, plan_parts    YAML -> `StudyPlan` -> cells (one training each)
 preset, demo        the plans for the paper's tables and figures, and for the demo; see `surgeon demo`
 layout              the study's folder and its files
 prepare             everything that all cells share, made once: data, hosts, layers, synthetic texts
+donor_layers        the donors' layers, extracted once
 local_models        notices that a local host or layer has changed since the first training
 synthesize          writes the synthetic texts; synthesis_config: its settings
 models, controls    arm -> a model that can be trained

@@ -92,6 +92,8 @@ def run_study(
     folder.check()
     with locked(folder.lock, wait=False):
         cells = plan.cells()
+        if folder.plan.exists():
+            StudyPlan.read(folder.plan)  # Refuses a file that somebody wrote by hand, which the plan would replace.
         previous_plan = folder.plan.read_bytes() if folder.plan.exists() else None
         plan.write(folder.plan)
         try:

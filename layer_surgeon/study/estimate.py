@@ -11,10 +11,11 @@ from layer_surgeon.finetune.sources import load_data
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.cells import train_cell
 from layer_surgeon.study.data import PreparedData
+from layer_surgeon.study.donor_layers import check_layers
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell, StudyPlan
 from layer_surgeon.study.preload_client import SUPPORTED
-from layer_surgeon.study.prepare import check_layers, prepare_study, synthetic_file
+from layer_surgeon.study.prepare import prepare_study, synthetic_file
 from layer_surgeon.study.rehearsal import rehearsal
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 from layer_surgeon.study.testing import find_test_source

@@ -10,7 +10,7 @@
     ├── data/<name>/          train.jsonl, validation.jsonl (if the data set has one), test.jsonl, data.json (only the
     │                         last for tasks without one label per text: the sha256 of the local data files);
     │                         synthetic-<arm>-<hash>.jsonl: texts that a model wrote; the hash is of the settings
-    ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json next to it names the donor's source;
+    ├── layers/<donor>-L17/   the layers that the arms use; <donor>-L17.json next to it: the donor and its files;
     │                         <donor>-first-9-for-<host>/: a stack, which reads text; <donor>-L0-1-model/: a cut model
     ├── donor-states/        what frozen donors that read text compute for each text; see `finetune.donor_states`
     ├── probes.json, selection.json    the measurements of `surgeon select` before training, and its choice

@@ -12,9 +12,9 @@ from layer_surgeon.graft import GraftTokenizer, graft_layer
 from layer_surgeon.graft.part_tokenizers import load_donor_tokenizer, load_part_tokenizer
 from layer_surgeon.study.arms import BLOCKS, Arm
 from layer_surgeon.study.controls import control_model, permute_weights
+from layer_surgeon.study.donor_layers import layer_folder, open_layer
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import Cell
-from layer_surgeon.study.prepare import layer_folder, open_layer
 from layer_surgeon.workspace import DONOR_STATES
 
 

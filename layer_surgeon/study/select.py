@@ -34,9 +34,10 @@ from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.study.arms import Arm
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData
+from layer_surgeon.study.donor_layers import open_layer
 from layer_surgeon.study.layout import PROBES, SELECTION, StudyFolder, locked, read_json
 from layer_surgeon.study.plan import StudyPlan, digest_of
-from layer_surgeon.study.prepare import open_layer, prepare_study
+from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.probe import FOLDS, Place, probe_arm
 from layer_surgeon.study.records import as_json, read_cell
 from layer_surgeon.study.selection_result import Margin, Rung, Selection

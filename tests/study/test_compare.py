@@ -13,9 +13,10 @@ from layer_surgeon.study.arms import ARMS, DonorSpec
 from layer_surgeon.study.cells import run_cell
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import DataSpec, PreparedData
+from layer_surgeon.study.donor_layers import check_layers, donor_name, prepare_layers
 from layer_surgeon.study.layout import StudyFolder, locked
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import check_layers, donor_name, prepare_layers, prepare_study, synthetic_file
+from layer_surgeon.study.prepare import prepare_study, synthetic_file
 from tests.support.classification import Recorder
 from tests.support.studies import run_in_this_process, tiny_parts, tiny_plan, write_data
 
@@ -173,7 +174,7 @@ def test_an_interrupted_preparation_does_not_look_complete(parts, tmp_path, monk
     prepare_study(plans[0], folder, Recorder())
     before = PreparedData.open(folder.data("films")).rows("train")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_json", raising(KeyboardInterrupt()))
+        patch.setattr(prepare, "write_rows", raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             prepare_study(plans[1], folder, Recorder())
     prepare_study(plans[0], folder, Recorder())
@@ -190,12 +191,20 @@ def test_a_failed_preparation_keeps_the_plan_of_the_folder(parts, tmp_path, monk
 
     fail(RuntimeError())
     assert not folder.plan.exists()
-    folder.plan.write_text("of a finished study")
+    tiny_plan(parts, arms=["host"], seeds=[9]).write(folder.plan)
+    before = folder.plan.read_text()
     for error in (DataError(), RuntimeError()):
         fail(error)
-        assert folder.plan.read_text() == "of a finished study"
+        assert folder.plan.read_text() == before
     fail(KeyboardInterrupt())
     assert StudyPlan.read(folder.plan) == tiny_plan(parts, arms=["host"])
+
+
+def test_a_plan_that_was_written_by_hand_is_not_replaced(parts, tmp_path):
+    (tmp_path / "study.yaml").write_text("arms: [host]  # mine")
+    with pytest.raises(ConfigError, match=r"study.yaml is not the plan of a study .* Choose another folder"):
+        run_study(tiny_plan(parts, arms=["host"]), tmp_path)
+    assert (tmp_path / "study.yaml").read_text() == "arms: [host]  # mine"
 
 
 def test_models_that_were_not_kept_are_not_missed_silently(parts, tmp_path, monkeypatch):

@@ -1,18 +1,25 @@
 """The rows that a study trains, validates and tests on."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import ConfigError, DataError, WorkspaceError
+from layer_surgeon.study.arms import DonorSpec
 from layer_surgeon.study.data import DataSpec
+from layer_surgeon.study.donor_layers import open_layer, prepare_layers
 from layer_surgeon.study.estimate import estimate_study
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.local_models import remember_models
-from layer_surgeon.study.prepare import prepare_data_set
+from layer_surgeon.study.prepare import prepare_data_set, prepare_study
 from layer_surgeon.study.rehearsal import rehearsal
 from tests.support.classification import Recorder, rows, write_csv
+from tests.support.hub_reading import read_from
+from tests.support.loopback_hub import LoopbackHub
 from tests.support.studies import tiny_parts, tiny_plan
+from tests.support.tiny_models import save_quietly, tiny_llama
 
 
 @pytest.fixture
@@ -50,6 +57,72 @@ def test_parts_of_an_earlier_spec_are_removed(folder, tmp_path):
     train = f"{folder}/train.csv"
     assert prepared(DataSpec(name="x", train=(train,), validation=(test,), test=(test,)), tmp_path)[1]
     assert prepared(DataSpec(name="x", train=(train,), test=(test,)), tmp_path) == ({"train": 8, "test": 10}, False)
+
+
+def test_files_of_somebody_else_are_not_replaced(folder, tmp_path):
+    mine = tmp_path / "prepared"
+    mine.mkdir()
+    (mine / "validation.jsonl").write_text("mine")
+    with pytest.raises(WorkspaceError, match="prepared holds validation.jsonl, which no study has written"):
+        prepared(DataSpec(name="x", train=(f"{folder}/train.csv",)), tmp_path)
+    assert [(path.name, path.read_text()) for path in mine.iterdir()] == [("validation.jsonl", "mine")]
+
+
+def test_a_changed_file_is_noticed_also_after_other_settings(folder, tmp_path):
+    """Else the trainings of before and after the change would be in one table."""
+    train = Path(folder, "train.csv")
+    specs = [DataSpec(name="x", train=(str(train),), max_test_samples=limit) for limit in (None, 2)]
+    prepared(specs[0], tmp_path)
+    write_csv(train, rows(9, seed=0))
+    for spec in specs:
+        with pytest.raises(ConfigError, match="train.csv has changed since the study's trainings"):
+            prepared(spec, tmp_path)
+
+
+def test_labels_may_be_in_some_sources_only(tmp_path):
+    for name, labels in (("numbers", "01"), ("words", ("neg", "pos")), ("test", ("pos",))):
+        lines = [f"text {number} of {name},{labels[number % len(labels)]}\n" for number in range(8)]
+        (tmp_path / f"{name}.csv").write_text("".join(["text,label\n", *lines]))
+    labels = {"0": "neg", "1": "pos", "neg": "neg", "pos": "pos"}
+    numbers, words, test = (str(tmp_path / f"{name}.csv") for name in ("numbers", "words", "test"))
+    spec = DataSpec(name="x", train=(numbers, words), test=(test,), labels=labels)
+    assert prepared(spec, tmp_path)[0] == {"train": 16, "test": 8}
+    with pytest.raises(DataError, match=r"x has no label '2'\. Its labels are: 0, 1, neg, pos\. Change labels"):
+        prepared(replace(spec, labels=labels | {"2": "pos"}), tmp_path)
+
+
+def test_a_test_set_with_other_labels_is_refused_before_the_first_training(tmp_path):
+    parts = tiny_parts(tmp_path / "parts")
+    lines = [f"a text {number},{('bad', 'good')[number % 2]}\n" for number in range(20)]
+    (tmp_path / "other.csv").write_text("".join(["text,label\n", *lines]))
+    plan = tiny_plan(parts, data=[*parts["data"], str(tmp_path / "other.csv")], tests="all", arms=["host"])
+    with pytest.raises(DataError, match=r"The test part of other has the label 'bad', but models trained on .* know"):
+        prepare_study(plan, StudyFolder(root=tmp_path / "study"), Recorder())
+
+
+def test_layers_of_two_versions_of_a_donor_are_not_mixed(tmp_path):
+    folder, donor = StudyFolder(root=tmp_path / "study"), tmp_path / "llm"
+    donors = [DonorSpec(source=str(donor), layers=(layer,)) for layer in range(2)]
+    save_quietly(tiny_llama(seed=5), donor)
+    prepare_layers(donors[:1], folder, Recorder())
+    save_quietly(tiny_llama(seed=6), donor)
+    with pytest.raises(ConfigError, match="llm has changed since the study's trainings"):
+        prepare_layers(donors, folder, Recorder())
+
+
+def test_layers_that_are_added_later_are_of_the_same_commit(tmp_path, monkeypatch):
+    folder, donors = StudyFolder(root=tmp_path / "study"), [DonorSpec(source="o/llm", layers=(k,)) for k in range(2)]
+    save_quietly(tiny_llama(seed=5), tmp_path / "llm")
+    with LoopbackHub() as hub:
+        repo = hub.add_repo("o/llm", tmp_path / "llm")
+        read_from(hub.endpoint, monkeypatch)
+        prepare_layers(donors[:1], folder, Recorder())
+        first = repo.refs["main"]
+        save_quietly(tiny_llama(seed=6), tmp_path / "new")
+        repo.commit(tmp_path / "new")
+        prepare_layers(donors, folder, Recorder())
+    commits = {open_layer(donor, folder).config["source"]["commit"] for donor in donors}
+    assert commits == {first}
 
 
 def test_a_changed_host_or_artifact_is_refused(tmp_path):

@@ -16,10 +16,11 @@ from layer_surgeon.report.load import load_report
 from layer_surgeon.report.render import html
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.data import PreparedData, write_rows
+from layer_surgeon.study.donor_layers import prepare_layers
 from layer_surgeon.study.estimate import estimate_study
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_layers, prepare_study
+from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.records import read_failures
 from layer_surgeon.workspace import Workspace
 from layer_surgeon_cli.report import write_sweep_picture
@@ -154,7 +155,7 @@ def test_a_dry_run_uses_what_a_running_study_has_prepared_and_leaves_it(parts, t
     plan.write(folder.plan)
     prepare_study(plan, folder, Recorder())
     before = state(tmp_path)
-    monkeypatch.setattr("layer_surgeon.study.prepare.extract_layer", lambda *_, **__: pytest.fail("it is there"))
+    monkeypatch.setattr("layer_surgeon.study.donor_layers.extract_layer", lambda *_, **__: pytest.fail("it is there"))
     monkeypatch.setattr("layer_surgeon.study.prepare.write_rows", lambda *_: pytest.fail("they are there"))
     other = dataclasses.replace(plan, title="another", seeds=(7,))
     assert estimate_study(other, tmp_path, Recorder()).cells == 2

@@ -19,10 +19,11 @@ from layer_surgeon.study import compare
 from layer_surgeon.study.arms import Arm, DonorSpec
 from layer_surgeon.study.compare import run_study
 from layer_surgeon.study.controls import permute_weights
+from layer_surgeon.study.donor_layers import prepare_layers
 from layer_surgeon.study.layout import StudyFolder
 from layer_surgeon.study.models import build_model, states_of, tokenizer_of
 from layer_surgeon.study.plan import StudyPlan
-from layer_surgeon.study.prepare import prepare_layers, prepare_study
+from layer_surgeon.study.prepare import prepare_study
 from layer_surgeon.study.records import read_cell
 from tests.support.classification import Recorder, bert_config
 from tests.support.classification import tokenizer_of as word_tokenizer_of
