@@ -1,5 +1,6 @@
 """`surgeon assemble`: make a model out of layers of other models."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -193,7 +194,7 @@ def _show(ui: Ui, model: AssembledModel) -> None:
     )
     if record["changed"]:
         ui.line("Layers that were cut, stacked or swapped cost quality: train the model before you use it.")
-    ui.line(f"Next: [bold]surgeon finetune {escape_text(str(model.path))}[/]")
+    ui.line(f"Next: [bold]surgeon finetune {escape_text(shlex.quote(str(model.path)))}[/]")
 
 
 def _document(model: AssembledModel) -> dict[str, Any]:

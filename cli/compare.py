@@ -1,5 +1,6 @@
 """`surgeon compare`: a study of arms, seeds, data sets and test sets."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -318,7 +319,8 @@ def run_plan(
         result = run_study(plan, folder, workers=workers, executor=executor, address=address, progress=ui.progress)
     except KeyboardInterrupt as error:
         raise TrainingError(
-            f"Interrupted. Finished trainings are kept. To continue: surgeon compare --output {folder}"
+            "Interrupted. Finished trainings are kept. To continue: surgeon compare --output "
+            f"{shlex.quote(str(folder))}"
         ) from error
     if result.done == 0:
         raise TrainingError(f"None of the trainings succeeded. {next(iter(result.failed.values()), '')}")

@@ -1,5 +1,6 @@
 """`surgeon demo`: the whole workflow on real weights."""
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +73,7 @@ def demo(
     predictions = [predict(model, [_SENTENCE], progress=ui.progress)[0] for model in (stack, cut.trained)]
     if not ui.as_json:
         _show_cut(cut, predictions, ui)
-        ui.line(f'\nNext: [bold]surgeon predict "What a film!" --model {escape_text(str(stack))}[/]')
+        ui.line(f'\nNext: [bold]surgeon predict "What a film." --model {escape_text(shlex.quote(str(stack)))}[/]')
         if num_seeds < _ENOUGH_SEEDS and not settings:
             ui.line(f"      [bold]surgeon demo --num-seeds {_ENOUGH_SEEDS}[/] adds seeds, for a clearer result")
     return result.as_dict() | {

@@ -65,10 +65,11 @@ def diff(
         difference = diff_checkpoints(
             a, b, revision_a=revision_a, revision_b=revision_b, token=token, use_hashes=hashes, progress=ui.progress
         )
-    if output is not None:
-        _draw(difference, output)
+    # The table comes first: it took long, and should not be lost if the picture fails.
     if not ui.as_json:
         _show(ui, difference, tensors, output)
+    if output is not None:
+        _draw(difference, output)
     return asdict(difference) | {"equal": difference.equal, "picture": output}
 
 

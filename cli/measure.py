@@ -90,6 +90,7 @@ def measure(
         check_picture(output)
 
     # torch and transformers take seconds; --help must not
+    from layer_surgeon.assemble.text_only import is_multimodal
     from layer_surgeon.checkpoint import open_checkpoint
     from layer_surgeon.run.measures import check_num_dropped, measure_layers
     from layer_surgeon.run.states import HiddenStates, is_states
@@ -97,12 +98,18 @@ def measure(
     if texts is None and not is_states(source):
         raise UsageError("Name a file with --texts, or the folder of a run with --pool none instead of a model.")
 
+    drop_options = ""
     if suggest_drop is not None:
         # Before the measurement, which may take hours.
         if is_states(source):
             num_layers = int(HiddenStates.open(source).info["num_layers"])
         else:
-            num_layers = open_checkpoint(source, revision=revision, token=token).num_layers
+            checkpoint = open_checkpoint(source, revision=revision, token=token)
+            num_layers = checkpoint.num_layers
+            if is_multimodal(checkpoint.config):
+                drop_options += " --text-only"
+            if checkpoint.quantization is not None and settings["dtype"] is not None:
+                drop_options += f" --dtype {settings['dtype']}"
         check_num_dropped(suggest_drop, num_layers)
     with nothing_kept():
         measures = measure_layers(
@@ -119,7 +126,7 @@ def measure(
     if not ui.as_json:
         _show(ui, measures)
     dropped = None if suggest_drop is None else measures.suggest_drop(suggest_drop, drop_by)
-    command_line = None if dropped is None else _drop_command(measures, dropped)
+    command_line = None if dropped is None else _drop_command(measures, dropped) + drop_options
     if output is not None:
         _draw(measures, output)
     if not ui.as_json:
@@ -135,8 +142,10 @@ def measure(
 def _drop_command(measures: "LayerMeasures", dropped: tuple[int, ...]) -> str:
     from layer_surgeon.run.measures import format_layers
 
+    is_part_of_repo = measures.commit is not None and measures.source.count("/") > 1
+    source = f"hf://{measures.source}" if is_part_of_repo else measures.source
     at_revision = "" if measures.commit is None else f" --revision {measures.commit}"
-    return f"surgeon assemble {shlex.quote(measures.source)}{at_revision} --drop {format_layers(dropped)}"
+    return f"surgeon assemble {shlex.quote(source)}{at_revision} --drop {format_layers(dropped)}"
 
 
 def _show(ui: Ui, measures: "LayerMeasures") -> None:

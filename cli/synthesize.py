@@ -1,5 +1,6 @@
 """`surgeon synthesize`: write training texts with a language model."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from layer_surgeon.study.synthesis_config import SynthesisConfig
 
-from .command import command, new_app, usage
+from .command import command, new_app, nothing_kept, usage
 from .errors import UsageError
 from .ui import Ui, escape_text
 
@@ -37,9 +38,10 @@ def synthesize(
 
     from layer_surgeon.study.synthesize import synthesize as write_texts
 
-    result = write_texts(config, output=output, progress=ui.progress)
+    with nothing_kept():
+        result = write_texts(config, output=output, progress=ui.progress)
     if not ui.as_json:
         ui.table(("label", "texts"), [(name, f"{count:,}") for name, count in result.counts.items()])
         ui.facts({"left out": f"{result.left_out:,} texts that were empty or duplicates", "file": result.path})
-        ui.line(f"\nNext: [bold]surgeon finetune HOST --dataset {escape_text(str(result.path))}[/]")
+        ui.line(f"\nNext: [bold]surgeon finetune HOST --dataset {escape_text(shlex.quote(str(result.path)))}[/]")
     return result.as_dict()

@@ -278,7 +278,7 @@ def read_artifact_config(folder: Path) -> dict[str, Any]:
     if not is_artifact(folder):
         raise ArtifactError(
             f"{folder} is not a layer artifact. If it is a language model, extract a layer first: "
-            f"surgeon extract {folder} --layer -1"
+            f"surgeon extract {shlex.quote(str(folder))} --layer -1"
         )
     return read_config(folder)
 

@@ -1,6 +1,7 @@
 """A heat map with one column per layer, for the differences of two checkpoints and for the measures of layers."""
 
 import html
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import altair as alt
 from layer_surgeon._charts import draw_png, draw_svg
 from layer_surgeon._io import write_bytes
 from layer_surgeon._text import printable
-from layer_surgeon.errors import ConfigError
+from layer_surgeon.errors import ConfigError, WorkspaceError
 from layer_surgeon.report.encodings import LayeredChart, inline_data
 
 FILE_TYPES = (".html", ".svg", ".png")
@@ -41,13 +42,22 @@ class LayerTile:
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a file name whose ending is not one of a picture.
+    """Refuse a picture that could not be written, before something is computed for hours.
 
     Raises:
-        ConfigError: The ending is not in `FILE_TYPES`.
+        ConfigError: Its ending is not in `FILE_TYPES`.
+        WorkspaceError: It is a folder, or its folder can't be written.
     """
     if path.suffix not in FILE_TYPES:
         raise ConfigError(f"{path} must end in {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]}.")
+    if path.is_dir():
+        raise WorkspaceError(f"{path} is a folder. Choose another file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise WorkspaceError(f"{path} can't be written: {error.strerror or error}. Choose another folder.") from error
 
 
 def layer_heat_map(

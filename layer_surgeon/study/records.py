@@ -5,6 +5,7 @@ error names it.
 """
 
 import dataclasses
+import shlex
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -141,9 +142,9 @@ def _read(kind: type[T], path: Path, effect: str) -> T:
     try:
         typed: T = _convert(kind, read_json(path), "")
     except _FieldError as error:
+        folder = shlex.quote(str(path.parent.parent if path.parent.name == "cells" else path.parent))
         raise WorkspaceError(
-            f"{path} {error}. Delete it and continue the study, {effect}: surgeon compare --output "
-            f"{path.parent.parent if path.parent.name == 'cells' else path.parent}"
+            f"{path} {error}. Delete it and continue the study, {effect}: surgeon compare --output {folder}"
         ) from error
     return typed
 

@@ -118,6 +118,19 @@ def test_unknown_kinds_of_pictures_are_refused_before_anything_is_read(folder):
     assert "must end in .html, .svg or .png" in result.err
 
 
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(folder, tmp_path):
+    (tmp_path / "file").touch()
+    result = surgeon_here("diff", "a", "nowhere", "--output", tmp_path / "file" / "picture.svg", cwd=folder)
+    assert result.code == 1
+    assert "picture.svg can't be written" in result.err
+
+
+def test_an_empty_name_is_not_the_current_folder(folder):
+    result = surgeon_here("diff", "", "", cwd=folder / "a")
+    assert result.code == 1
+    assert "The name of the checkpoint is empty." in result.err
+
+
 def test_a_missing_checkpoint(folder):
     result = surgeon_here("diff", "a", "./nowhere", cwd=folder)
     assert result.code == 1

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from layer_surgeon.run import run_layers
 from layer_surgeon_cli.measure import _drop_command
@@ -50,6 +51,21 @@ def test_an_impossible_suggestion_is_refused_first_and_the_revision_is_in_the_co
     assert "4 of 4 layers can't be dropped. Choose 1 to 3." in refused.err
     measures = SimpleNamespace(source="org/m", commit="abc")
     assert _drop_command(measures, (3,)) == "surgeon assemble org/m --revision abc --drop 3"
+    measures.source = "org/m/part"
+    assert _drop_command(measures, (3,)) == "surgeon assemble hf://org/m/part --revision abc --drop 3"
+
+
+def test_the_command_for_a_language_model_next_to_a_vision_tower(folder):
+    vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16}
+    text = tiny_llama().config.to_dict()
+    config = LlavaConfig(vision_config=vision, text_config=text, tie_word_embeddings=False)
+    save_quietly(LlavaForConditionalGeneration(config), folder / "vlm")
+    save_numbered_tokenizer(folder / "vlm")
+    arguments = ("measure", "vlm", *SETTINGS, "--suggest-drop", "1", "--no-linear", "--json")
+    command = surgeon_here(*arguments, cwd=folder).document()["command"]
+    assert command.endswith(" --text-only")
+    assert surgeon_here(*command.split()[1:], "--dry-run", cwd=folder).code == 0
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_the_command_says_what_it_did(tiny_demo, tmp_path):
     assert (document["done"], document["ran"]) == (6, 0)
     assert document["verdict"] in text
     assert [table["test"] for table in document["tables"]] == ["imdb", "amazon", "yelp"]
-    assert f'surgeon predict "What a film!" --model {document["model"]}' in text
+    assert f'surgeon predict "What a film." --model {document["model"]}' in text
     assert f"parameters): {document['cut']['imdb']['accuracy']:.1%} on imdb, one seed" in text
     for name, model in (("stack", document["model"]), ("cut", document["cut"]["model"])):
         (prediction,) = predict(tmp_path / model, [document["predictions"][name]["text"]])

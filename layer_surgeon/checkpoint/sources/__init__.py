@@ -39,6 +39,9 @@ def open_source(
         CheckpointError: A Python package has other weights than expected.
     """
     name = os.fspath(source)
+    if not name:
+        # Not the current folder: this is often an empty variable of a shell.
+        raise SourceNotFoundError("The name of the checkpoint is empty. Name a folder, a file, a repo id or a URL.")
     if isinstance(source, str) and source.startswith(PACKAGED):
         # Imported only when needed, and because it imports this package.
         from layer_surgeon.checkpoint.packaged import open_packaged
