@@ -65,7 +65,7 @@ class FinetuneResult:
         data: Facts about the data: counts, columns, fingerprints.
         parameters: Number of total, trained and frozen parameters.
         steps: Training losses as (step, loss).
-        seconds: Duration of the training and its validations; for a resumed run, only since it was resumed.
+        seconds: Duration of the training and its validations, without what an interruption lost.
         device: The device the model was trained on.
         model: The trained model, in evaluation mode.
     """

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,7 +42,7 @@ from layer_surgeon.finetune.trainer import (
     predict_together,
     training_arguments,
 )
-from layer_surgeon.finetune.watching import ProgressCallback
+from layer_surgeon.finetune.watching import ProgressCallback, Stopwatch
 from layer_surgeon.graft.donor_loading import DonorInput
 from layer_surgeon.progress import NullProgress, Progress
 from layer_surgeon.workspace import DONOR_STATES, Workspace
@@ -149,12 +148,13 @@ def _train(
         callbacks=[trackers, ProgressCallback(progress, len(train_set)), *_optional_callbacks(config)],
     )
     parameters = count_parameters(model)
-    started = time.monotonic()
+    stopwatch = Stopwatch()
+    trainer.add_callback(stopwatch)
     checkpoint = None if folder.checkpoint is None else folder.checkpoint.resolve()
     if checkpoint is None or processes.count > 1 or not trainer.restore_finished(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     progress.end()
-    seconds = time.monotonic() - started
+    seconds = stopwatch.seconds
     evaluated_splits = [name for name in sets if name != "train"] if processes.count > 1 else []
     outputs = {name: predict_together(trainer, NumberedDataset(sets[name])) for name in evaluated_splits}
     weights = trainer.whole_weights()

@@ -50,6 +50,29 @@ class Speedometer:
         return trained / seconds if seconds > 0 else 0.0
 
 
+class Stopwatch(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Measures a run with its interruptions left out: each checkpoint has the seconds until then in its log."""
+
+    def __init__(self) -> None:
+        self._before, self._since = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of training until now, in all processes that continued the run."""
+        return self._before + time.monotonic() - self._since
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the seconds that the checkpoint has of earlier processes."""
+        earlier = [record.get("elapsed_seconds") for record in state.log_history]
+        self._before += max((seconds for seconds in earlier if isinstance(seconds, int | float)), default=0.0)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the seconds into the log, before the checkpoint is saved."""
+        state.log_history[-1]["elapsed_seconds"] = self.seconds
+
+
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Passes the trainer's events to a `Progress`, and stops a run whose loss is not finite."""
 

@@ -2,12 +2,13 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from layer_surgeon.errors import TrainingError, WorkspaceError
-from layer_surgeon.finetune import finetune_model, run
+from layer_surgeon.finetune import finetune_model, run, watching
 from layer_surgeon.finetune.checkpoints import last_checkpoint, remove_broken
 from layer_surgeon.finetune.trainer import SurgeonTrainer
 from layer_surgeon.graft import save_graft
@@ -67,6 +68,15 @@ def test_resumed_run_ends_with_the_same_weights(graft, workspace, tmp_path, stop
     assert resumed.history == whole.history
     assert resumed.best_epoch == whole.best_epoch
     assert [path.name for path in resumed.path.parent.iterdir()] == [whole.path.name]
+
+
+def test_the_seconds_before_the_stop_are_counted(graft, workspace, stop_at, monkeypatch):
+    """Each step takes a second. The two after the last checkpoint are lost, and not counted."""
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: float(stop_at.steps)))
+    stop_at(12)
+    with pytest.raises(KeyboardInterrupt):
+        train(graft, workspace)
+    assert train(graft, workspace, resume=True).seconds == 15
 
 
 def test_best_epoch_before_the_stop_is_still_known(graft, workspace, tmp_path, stop_at):
