@@ -401,14 +401,18 @@ def parse_arm(
         control=control,
         synthetic=settings.get("synthetic"),
     )
-    # Otherwise a variant such as `host@10 epochs` would be taken for the reference, see `is_called`.
+    _check_at(arm)
+    return arm
+
+
+def _check_at(arm: Arm) -> None:
+    """Refuse a name such as `host@10 epochs`: the arm would be taken for the reference, see `is_called`."""
     _, at, suffix = arm.name.partition("@")
     if at and suffix != arm.host_name:
         raise ConfigError(
-            f"An arm is called {arm.name}. Only the name of the arm's host can follow an @: {arm.host_name}. "
-            "Give the arm a name without @."
+            f"An arm is called {arm.name}. Only the name of the arm's host can follow an @: {arm.host_name}. Give the "
+            "arm a name without @."
         )
-    return arm
 
 
 def _with_form(donor: DonorSpec, control: str | None, graft: Mapping[str, Any], host: str) -> DonorSpec:

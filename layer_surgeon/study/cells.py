@@ -5,7 +5,6 @@ import importlib.metadata
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from layer_surgeon.study.records import (
     CellParameters,
     CellResult,
     CellSeconds,
-    TestScores,
     ValidationScores,
     as_json,
     read_cell,
@@ -41,8 +39,7 @@ def run_cell(cell: Cell, folder: StudyFolder, progress: Progress | None = None) 
     A training that was killed continues from its last checkpoint.
 
     Raises:
-        LayerSurgeonError: As in `finetune_model`, or an extra metric could not be computed. The error is also written
-            to the cell's `.failed.json`.
+        LayerSurgeonError: As in `finetune_model`. The error is also written to the cell's `.failed.json`.
     """
     progress = progress or NullProgress()
     with locked(folder.run(cell.id, ".lock"), wait=True):
@@ -64,7 +61,6 @@ def _run(cell: Cell, folder: StudyFolder, progress: Progress) -> CellResult:
     trained = train_cell(cell, folder, progress)
     test_start_time = time.monotonic()
     tests = measure_cell(cell, trained, folder, progress)
-    _check_extra_metrics(cell, trained.config, tests, folder)
     shutil.rmtree(folder.run(cell.id, f".{DONOR_STATES}"), ignore_errors=True)
     record = trained.as_dict()
     if not cell.keep_model:
@@ -136,20 +132,6 @@ def train_cell(cell: Cell, folder: StudyFolder, progress: Progress, **settings: 
         raise AssertionError("the last attempt returns or raises")
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _check_extra_metrics(
-    cell: Cell, config: FinetuneConfig, tests: Mapping[str, TestScores], folder: StudyFolder
-) -> None:
-    """Refuse a test without a metric of the plan. Fine-tuning skips one whose model is unavailable at the moment."""
-    wanted = [name for name in config.wanted_extra_metrics if name in get_task(cell.task).score_names]
-    for test, measured in tests.items():
-        for name in wanted:
-            if name not in measured.scores:
-                raise TrainingError(
-                    f"{name} could not be computed on {test}. {folder.log(cell.id)} says why. Run the study again when "
-                    "its model is available, which repeats this training, or remove it from extra_metrics in the plan."
-                )
 
 
 def _identify(cell: Cell) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,8 @@ def run_study(
     folder.check()
     with locked(folder.lock, wait=False):
         cells = plan.cells()
-        if folder.plan.exists():
-            StudyPlan.read(folder.plan)  # Refuses a file that somebody wrote by hand, which the plan would replace.
-        previous_plan = folder.plan.read_bytes() if folder.plan.exists() else None
-        plan.write(folder.plan)
-        try:
+        with _written(plan, folder):
             prepare_study(plan, folder, progress)
-        except Exception:  # After Ctrl-C the new plan stays: the study continues from its folder.
-            if previous_plan is None:
-                folder.plan.unlink(missing_ok=True)
-            else:
-                write_bytes(folder.plan, previous_plan)
-            raise
         todo = [cell for cell in cells if not folder.result(cell.id).exists()]
         if len(todo) < len(cells):
             progress.notice(f"{len(cells) - len(todo)} of {len(cells)} trainings are already done.")
@@ -146,6 +136,27 @@ def run_study(
         summary=summary,
         seconds=time.monotonic() - start_time,
     )
+
+
+@contextlib.contextmanager
+def _written(plan: StudyPlan, folder: StudyFolder) -> Iterator[None]:
+    """Write the plan into the study's folder, and put the earlier one back if the preparation fails.
+
+    Raises:
+        ConfigError: Somebody wrote the folder's file by hand, and it would be replaced.
+    """
+    previous = folder.plan.read_bytes() if folder.plan.exists() else None
+    if previous is not None:
+        StudyPlan.read(folder.plan)
+    plan.write(folder.plan)
+    try:
+        yield
+    except Exception:  # After Ctrl-C the new plan stays: the study continues from its folder.
+        if previous is None:
+            folder.plan.unlink(missing_ok=True)
+        else:
+            write_bytes(folder.plan, previous)
+        raise
 
 
 def _describe_result(cell: Cell, result: CellResult, metric: str) -> str:

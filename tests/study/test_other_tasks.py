@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import BertModel
 
-from layer_surgeon.errors import ConfigError, DataError, TrainingError
-from layer_surgeon.finetune import scorers
+from layer_surgeon.errors import ConfigError, DataError
 from layer_surgeon.graft import graft_layer
 from layer_surgeon.study import testing
 from layer_surgeon.study.cells import run_cell
@@ -113,21 +112,6 @@ def test_a_limit_takes_the_same_test_examples_for_all_seeds(donor, tmp_path, mon
     results, _ = run(plan, tmp_path / "study")
     assert [[test.examples for test in cell.tests.values()] for cell in results.values()] == [[3, 5], [3, 5]]
     assert len({config.seed for config in seen}) == 1 < len(seen)
-
-
-def test_a_training_without_a_wanted_score_fails_and_is_repeated(donor, tmp_path, monkeypatch):
-    def unavailable(*_):
-        raise OSError("no network")
-
-    plan = study(
-        tmp_path, "seq2seq", donor, arms=["host"], tests="own", finetune={**FINETUNE, "extra_metrics": "bart_score"}
-    )
-    monkeypatch.setitem(scorers._SCORERS, "bart_score", unavailable)
-    with pytest.raises(TrainingError, match=r"bart_score could not be computed on one\. .*logs.* extra_metrics"):
-        run(plan, tmp_path / "study")
-    monkeypatch.setitem(scorers._SCORERS, "bart_score", lambda *_: -2.5)
-    _, summary = run(plan, tmp_path / "study")
-    assert summary.tables[0].rows[0].scores["bart_score"] == -2.5
 
 
 def test_a_data_set_without_a_test_part_is_refused(donor, tmp_path):
