@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     output: Path = arguments.output
-    results: dict[str, Any] = read_json(output) if output.is_file() else {"format": 2, "models": {}}
+    results: dict[str, Any] = read_json(output) if output.is_file() else {"format": 1, "models": {}}
     document = results["models"].setdefault(arguments.model, {"perplexity": []})
     document |= {"machine": machine(), "versions": versions("layer-surgeon", "torch", "transformers")}
     if "choices" not in document:
