@@ -90,27 +90,16 @@ def measure(
         check_picture(output)
 
     # torch and transformers take seconds; --help must not
-    from layer_surgeon.assemble.text_only import is_multimodal
-    from layer_surgeon.checkpoint import open_checkpoint
-    from layer_surgeon.run.measures import check_num_dropped, measure_layers
-    from layer_surgeon.run.states import HiddenStates, is_states
+    from layer_surgeon.run.measures import measure_layers
+    from layer_surgeon.run.states import is_states
 
     if texts is None and not is_states(source):
         raise UsageError("Name a file with --texts, or the folder of a run with --pool none instead of a model.")
 
-    drop_options = ""
-    if suggest_drop is not None:
-        # Before the measurement, which may take hours.
-        if is_states(source):
-            num_layers = int(HiddenStates.open(source).info["num_layers"])
-        else:
-            checkpoint = open_checkpoint(source, revision=revision, token=token)
-            num_layers = checkpoint.num_layers
-            if is_multimodal(checkpoint.config):
-                drop_options += " --text-only"
-            if checkpoint.quantization is not None and settings["dtype"] is not None:
-                drop_options += f" --dtype {settings['dtype']}"
-        check_num_dropped(suggest_drop, num_layers)
+    # Before the measurement, which may take hours.
+    drop_options = (
+        "" if suggest_drop is None else _drop_options(source, suggest_drop, settings.get("dtype"), revision, token)
+    )
     with nothing_kept():
         measures = measure_layers(
             source,
@@ -137,6 +126,22 @@ def measure(
         "command": command_line,
         "picture": output,
     }
+
+
+def _drop_options(source: str, count: int, dtype: str | None, revision: str | None, token: str | None) -> str:
+    """Check the number of layers to drop, and return the options that dropping layers of this model needs."""
+    from layer_surgeon.assemble.text_only import is_multimodal
+    from layer_surgeon.checkpoint import open_checkpoint
+    from layer_surgeon.run.measures import check_num_dropped
+    from layer_surgeon.run.states import HiddenStates, is_states
+
+    if is_states(source):
+        check_num_dropped(count, int(HiddenStates.open(source).info["num_layers"]))
+        return ""
+    checkpoint = open_checkpoint(source, revision=revision, token=token)
+    check_num_dropped(count, checkpoint.num_layers)
+    text_only = " --text-only" if is_multimodal(checkpoint.config) else ""
+    return text_only + (f" --dtype {dtype}" if checkpoint.quantization and dtype else "")
 
 
 def _drop_command(measures: "LayerMeasures", dropped: tuple[int, ...]) -> str:
