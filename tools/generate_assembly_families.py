@@ -19,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from inspect import getsource
 from itertools import combinations
 from pathlib import Path
@@ -103,7 +104,9 @@ def main() -> None:
 def summary(details: Any) -> Any:
     if isinstance(details, str):
         return details
-    return {key: value for key, value in details.items() if key not in ("defaults", "residual", "num_layers")}
+    return {
+        key: value for key, value in details.items() if key not in ("defaults", "sections", "residual", "num_layers")
+    }
 
 
 def examine(model_type: str) -> tuple[str, Any]:
@@ -459,28 +462,119 @@ class Study:
             aliases.setdefault(name, []).append(alias)
         if aliases:
             family["aliases"] = aliases
-        family["unstated"] = self.find_unstated()
+        family |= {
+            "sections": self.find_sections(family),
+            "spellings": self.find_spellings(),
+            "added_rope": self.find_added_rope(),
+            "unstated": self.find_unstated(),
+        }
         return family
 
-    def find_unstated(self) -> dict[str, Any]:
-        """What some settings are if a config doesn't state them: a number, or one or two settings to divide."""
-        found: dict[str, Any] = {}
-        heads, width = (self.defaults.get(name) for name in ("num_attention_heads", "hidden_size"))
-        if isinstance(heads, int) and isinstance(width, int):
-            # Heads of another size than by default.
-            size = width // heads + 8
-            try:
-                config = self.config_class(num_attention_heads=2 * heads, hidden_size=2 * heads * size).to_dict()
-            except Exception:  # noqa: BLE001 - the classes check their settings with errors of many types
-                return found
-            if config.get("num_key_value_heads") == 2 * heads:
-                found["num_key_value_heads"] = ["num_attention_heads"]
-            if config.get("head_dim") in (None, size):
-                found["head_dim"] = ["hidden_size", "num_attention_heads"]
-        rope = self.defaults.get("rope_parameters")
-        if isinstance(rope, Mapping) and isinstance(rope.get("rope_theta"), int | float):
-            found["rope_theta"] = rope["rope_theta"]
+    # What configs leave out or name otherwise
+
+    def saved(self, **settings: Any) -> dict[str, Any]:
+        """Return what the family makes of a config.json with these settings; {} if it refuses them."""
+        try:
+            return dict(self.config_class(**deepcopy(settings)).to_dict())
+        except Exception:  # noqa: BLE001 - the classes check their settings with errors of many types
+            return {}
+
+    def find_sections(self, family: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults that are lists, or sections of their own."""
+        ignored = {*NOT_COMPARED, "per_layer_config", *family["lists"], *family.get("numbers", ())}
+        return {
+            name: value
+            for name, value in json.loads(self.config_class().to_json_string(use_diff=False)).items()
+            if isinstance(value, dict | list) and name not in ignored
+        }
+
+    def find_spellings(self) -> dict[str, list[str]]:
+        """Find older names of settings, and where the family saves their values, by two values of each."""
+        found = {}
+        sources = "".join(getsource(base) for base in self.config_class.__mro__ if "transformers" in base.__module__)
+        names = dict.fromkeys(
+            [*self.config_class.attribute_map, *re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', sources)]
+        )
+        for name in names:
+            if name in self.defaults or name in NOT_COMPARED or name == self.count:
+                continue
+            for pair in ((64, 128), (0.25, 0.5), (3, 5), (True, False), ("gelu", "relu")):
+                saved = [dict(flatten(self.saved(**{name: value}))) for value in pair]
+                paths = [
+                    path
+                    for path in saved[0].keys() & saved[1].keys()
+                    if path.split(".")[0] not in (name, "per_layer_config", *NOT_COMPARED)
+                    and not path.startswith("_")
+                    and all(type(s[path]) is type(v) and s[path] == v for s, v in zip(saved, pair, strict=True))
+                ]
+                if paths:
+                    found[name] = sorted(paths)
+                    break
+        pair = [{"rope_type": "linear", "rope_theta": 5.0, "factor": factor} for factor in (3.0, 7.0)]
+        saved = [dict(flatten(self.saved(rope_scaling=rope))) for rope in pair]
+        paths = [path for path in saved[0] if path.endswith(".factor") and saved[0][path] == 3.0]
+        paths = [path.removesuffix(".factor") for path in paths if saved[1].get(path) == 7.0]
+        if paths not in ([], ["rope_parameters"]):
+            found["rope_scaling"] = sorted(paths)
         return found
+
+    def find_added_rope(self) -> dict[str, Any]:
+        """Return what the family adds to rotary embeddings of another kind, if that is not what its default has."""
+        added = self.saved(rope_scaling={"rope_type": "linear", "factor": 3.0}).get("rope_parameters")
+        usual = self.defaults.get("rope_parameters")
+        if not isinstance(added, Mapping) or not isinstance(usual, Mapping) or added.get("factor") != 3.0:
+            return {}
+        parts = [
+            {name: part[name] for name in ("rope_theta", "partial_rotary_factor") if name in part}
+            for part in (added, usual)
+        ]
+        return parts[0] if parts[0] != parts[1] else {}
+
+    def find_unstated(self) -> dict[str, str | None]:
+        """What some settings are if a config doesn't state them, by changing the others; None if that is not clear."""
+        names = [
+            name
+            for name, value in self.defaults.items()
+            if type(value) in (int, float, bool) and name not in NOT_COMPARED
+        ]
+        drivers: dict[str, dict[str, None]] = {}
+        for name in names:
+            value = self.defaults[name]
+            for trial in [not value] if isinstance(value, bool) else [2 * value, value + 8]:
+                saved = self.saved(**{name: trial})
+                for other in names:
+                    if other != name and saved and saved.get(other) != self.defaults[other]:
+                        drivers.setdefault(other, {})[name] = None
+        found: dict[str, str | None] = {name: self.expression(name, list(used)) for name, used in drivers.items()}
+        # Layers compute with this value even where the family has no such setting.
+        if self.defaults.get("head_dim") is None and "head_dim" not in self.config_class.attribute_map:
+            found.setdefault("head_dim", "hidden_size // num_attention_heads")
+        return found
+
+    def expression(self, name: str, drivers: Sequence[str]) -> str | None:
+        """Find how a setting follows from one or two others."""
+        samples = []
+        for factors in ((1, 1), (2, 2), (4, 2), (2, 4), (6, 2)):
+            changes = {
+                other: self.defaults[other] * factor
+                for other, factor in zip(drivers, factors, strict=False)
+                if type(self.defaults[other]) is int
+            }
+            if saved := self.saved(**changes):
+                samples.append(saved)
+        a, b = (*drivers, *drivers)[:2] if len(drivers) <= 2 else (None, None)
+        if a is None or len(samples) < 3 or any(type(self.defaults[other]) is not int for other in drivers):
+            return None
+        factor = samples[0][name] / samples[0][a] if samples[0][a] else 0
+        candidates = {
+            a: [s[a] for s in samples],
+            f"{int(factor)} * {a}": [int(factor) * s[a] for s in samples],
+            f"{a} + {b}": [s[a] + s[b] for s in samples],
+            f"{a} * {b}": [s[a] * s[b] for s in samples],
+            f"{a} // {b}": [s[a] // s[b] if s[b] else None for s in samples],
+            f"{b} // {a}": [s[b] // s[a] if s[a] else None for s in samples],
+        }
+        return next((text for text, values in candidates.items() if values == [s[name] for s in samples]), None)
 
     # Configs
 
@@ -883,6 +977,15 @@ def _attributes(layer: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{name}:{key}", value
     for name, parameter in layer.named_parameters():
         yield f"{name}:shape", list(parameter.shape)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values in a config with their paths, such as `rope_parameters.rope_theta`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def partition(kinds: Sequence[Mapping[str, Any]]) -> list[int]:

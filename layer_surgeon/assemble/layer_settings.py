@@ -14,8 +14,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from layer_surgeon.assemble.comparable import comparable
 from layer_surgeon.assemble.family_table import family_details, residual_outputs
-from layer_surgeon.assemble.ignored_settings import NOT_COMPARED
 from layer_surgeon.assemble.layer_rules import (
     SAVE_ADVICE,
     Rule,
@@ -148,15 +148,6 @@ class _Settings:
         if (rule := self.family.get("numbers", {}).get(name)) is not None:
             return [index for index, hit in enumerate(self.rule_values(rule)) if hit]
         return self.family.get("defaults", {}).get(name)
-
-    def unstated(self) -> dict[str, Any]:
-        """Return the settings that the config leaves to its family, with the values that the family gives them."""
-        derived = {}
-        for name, rule in self.family.get("unstated", {}).items():
-            operands = [self.value(operand) for operand in rule] if isinstance(rule, list) else [rule]
-            if self.stated(name) is None and all(isinstance(value, int | float) and value for value in operands):
-                derived[name] = operands[0] if len(operands) == 1 else operands[0] // operands[1]
-        return derived
 
     def values(self, name: str) -> list[Any]:
         """Return a setting with one value per layer.
@@ -395,28 +386,17 @@ def _rewrite_map(assembled: _Settings, chosen: Chosen) -> None:
 def _comparable(settings: _Settings) -> dict[str, Any]:
     """Return what layers of two sources must have in common, in one form for older and newer configs."""
     family = settings.family
-    per_layer = {*family.get("lists", ()), *family.get("numbers", ()), *family.get("periods", ()), _MAP}
-    per_layer |= {alias for aliases in family.get("aliases", {}).values() for alias in aliases}
-    per_layer |= {name for rule in family.get("patterns", ()) for name in rule_settings(rule)}
-    per_layer |= set(count_names(family))
-    values = {
-        name: value
-        for name, value in {**family.get("defaults", {}), **settings.text, **settings.unstated()}.items()
-        if name not in per_layer and name not in NOT_COMPARED and not name.startswith("unsloth_") and value is not None
-    }
+    per_layer = _per_layer(family)
+    values = {name: value for name, value in comparable(settings.text, family).items() if name not in per_layer}
     for name, exponent in family.get("scaled_by_count", {}).items():
         if isinstance(value := settings.value(name), int | float):
             values[name] = value / settings.num_layers**exponent
-    rope = values.pop("rope_parameters", None) or values.pop("rope_scaling", None)
-    values.pop("rope_scaling", None)
-    if isinstance(rope, Mapping):
-        theta = rope.get("rope_theta", values.get("rope_theta"))
-        values["rope_parameters"] = {
-            **{name: value for name, value in rope.items() if name != "type"},
-            "rope_type": rope.get("rope_type", rope.get("type", "default")),
-            **({"rope_theta": theta} if theta is not None else {}),
-        }
-        values.pop("rope_theta", None)
-    elif "rope_theta" in values:
-        values["rope_parameters"] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     return values
+
+
+def _per_layer(family: Mapping[str, Any]) -> set[str]:
+    """Return the settings that a source need not share, because they only say which layers are of which kind."""
+    per_layer = {*family.get("lists", ()), *family.get("numbers", ()), *family.get("periods", ()), _MAP}
+    per_layer |= {alias for aliases in family.get("aliases", {}).values() for alias in aliases}
+    per_layer |= {name for rule in family.get("patterns", ()) for name in rule_settings(rule)}
+    return per_layer | set(count_names(family))
