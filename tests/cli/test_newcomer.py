@@ -172,7 +172,7 @@ def test_times_below_a_second_are_not_zero():
     from layer_surgeon._format import format_seconds
 
     assert [format_seconds(s) for s in (0, 0.0000042, 0.0123, 0.4, 0.8, 9.96)] == [
-        *("0.0 s", "4.2 us", "12 ms", "0.4 s", "0.8 s", "10.0 s")
+        *("0.0 s", "4.2 us", "12 ms", "0.4 s", "0.8 s", "10 s")
     ]
 
 

@@ -8,7 +8,7 @@ from layer_surgeon.study import paired
 from tests.support.browser import chromium, opened
 from tests.support.made_up_studies import HOSTILE, made_up_study
 
-LONG = "a-graft-with-a-very-long-name/learning-rate-5e-5+Llama-3.1-8B-Instruct-L31@all-MiniLM-L6-v2"
+LONG = "a-graft-with-a-very-long-name/learning-rate-5e-5+Llama-3.1-8B-Instruct-L31-all-MiniLM-L6-v2"
 DATA = ("films", "shops", "a-data-set-with-a-long-name-of-its-own")
 
 # Contrast as WCAG 2.2 defines it: 4.5 for text, 3 for marks.
