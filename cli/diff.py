@@ -67,13 +67,15 @@ def diff(
         )
     # The table comes first: it took long, and should not be lost if the picture fails.
     if not ui.as_json:
-        _show(ui, difference, tensors, output)
+        _show(ui, difference, tensors)
     if output is not None:
         _draw(difference, output)
+        if not ui.as_json:
+            ui.facts({"picture": output})
     return asdict(difference) | {"equal": difference.equal, "picture": output}
 
 
-def _show(ui: Ui, difference: "CheckpointDifference", with_tensors: bool, output: Path | None) -> None:
+def _show(ui: Ui, difference: "CheckpointDifference", with_tensors: bool) -> None:
     differing = [group for group in difference.groups if not group.equal]
     rows = [_row(group) for group in differing]
     if rows:
@@ -89,8 +91,7 @@ def _show(ui: Ui, difference: "CheckpointDifference", with_tensors: bool, output
         columns = ("layer", "tensor", "status", "relative L2", "cosine", "largest difference", "dtype", "shape")
         ui.table(columns, tensor_rows)
     ui.headline(_sentence(difference))
-    facts = {"A": difference.a, "B": difference.b, "read": format_bytes(difference.bytes_read)}
-    ui.facts(facts | ({} if output is None else {"picture": output}))
+    ui.facts({"A": difference.a, "B": difference.b, "read": format_bytes(difference.bytes_read)})
 
 
 def _sentence(difference: "CheckpointDifference") -> str:

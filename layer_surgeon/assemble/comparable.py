@@ -19,7 +19,7 @@ _WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 
 
 def comparable(text: Mapping[str, Any], family: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of a language model, those that it leaves to its family too.
+    """Return all settings of a language model, including those that it leaves to its family.
 
     Args:
         text: The config of the language model.
@@ -44,11 +44,9 @@ def _plain(value: Any) -> Any:
     """Return a value as older configs have it: transformers 5 writes infinity as {"__float__": "Infinity"}."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return (
-            float("inf") if value == {"__float__": "Infinity"} else {name: _plain(part) for name, part in value.items()}
-        )
-    return value
+    if value == {"__float__": "Infinity"}:
+        return float("inf")
+    return {name: _plain(part) for name, part in value.items()} if isinstance(value, Mapping) else value
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 from layer_surgeon.checkpoint.checkpoint import Checkpoint
 from layer_surgeon.checkpoint.sources.together import read_files
 
-# All file names in `vocab_files_names` of the tokenizers in transformers 5.24, and tekken.json (Mistral) and
-# tiktoken.model, which `from_pretrained` looks for if there is no tokenizer.json.
+# All file names in `vocab_files_names` of the tokenizers in transformers 5.24, and two that `from_pretrained` reads
+# in place of tokenizer.json: tekken.json (Mistral) and tiktoken.model.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

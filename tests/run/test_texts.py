@@ -156,7 +156,7 @@ def test_no_tokenizer(source, tmp_path):
 
 
 def test_tekken_tokenizer(tmp_path):
-    """Mistral's own format. transformers reads it where there is no tokenizer.json."""
+    """Mistral's own format. transformers reads it in place of tokenizer.json."""
     write_sparse_checkpoint(tmp_path, TINY | {"model_type": "mistral"}, [])
     tokens = [*(bytes([value]) for value in range(256)), b"th", b"the"]
     tekken = {
