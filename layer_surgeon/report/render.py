@@ -138,8 +138,11 @@ def _shared(report: StudyReport) -> dict[str, Any]:
 
 def _result(report: StudyReport, table: Table) -> dict[str, Any]:
     summary = report.summary
-    best = next(row for row in table.rows if row.mean == summary.best(table.rows))
-    gist = f"Best: {best.arm} {say.say_score(best.mean, summary)}; {table.examples:,} test examples"
+    best = summary.best(table.rows)
+    gist = f"{table.examples:,} test examples"
+    if best is not None:
+        arm = next(row.arm for row in table.rows if row.mean == best)
+        gist = f"Best: {arm} {say.say_score(best, summary)}; {gist}"
     if table.comparisons:
         count = sum(comparison.significant for comparison in table.comparisons)
         gist += f"; {count} of {len(table.comparisons)} differences significant"

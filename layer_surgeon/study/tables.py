@@ -3,6 +3,7 @@
 The fields are those of summary.json, in the same order. `summary` computes them, and `records` reads and writes them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -230,8 +231,9 @@ class Summary:
         return next(comparisons, None)
 
     def best(self, rows: tuple[Row, ...]) -> float | None:
-        """Return the best mean of some rows; None without rows."""
-        return (max if self.higher_is_better else min)((row.mean for row in rows), default=None)
+        """Return the best mean of some rows; None if no row has a mean that is a number."""
+        means = (row.mean for row in rows if not math.isnan(row.mean))
+        return (max if self.higher_is_better else min)(means, default=None)
 
     def is_better(self, comparison: Comparison) -> bool:
         """Return whether the first arm of a comparison is significantly better."""

@@ -241,6 +241,20 @@ def test_numbers_that_json_does_not_have(tmp_path):
     assert len(specs) > 3
 
 
+def test_scores_that_are_no_numbers(tmp_path):
+    """A correlation is NaN where a model gives all examples the same value."""
+    made_up_study(tmp_path, {"host": 0.6, "graft": 0.9}, examples=60, data=["a", "b"], summary=False)
+    for name, arms in (("a", "graft"), ("b", "*")):
+        for path in (tmp_path / "cells").glob(f"{arms}.{name}.*.json"):
+            cell = json.loads(path.read_text())
+            for test in cell["tests"].values():
+                test["scores"]["accuracy"] = math.nan
+            path.write_text(json.dumps(cell))
+    page = html(load_report(tmp_path))
+    assert page.count("Best: host") == 1
+    assert "Best: graft" not in page
+
+
 @pytest.mark.parametrize("score", [math.inf, math.nan])
 def test_an_infinite_score_leaves_the_colours_of_other_tiles(tmp_path, score):
     shares = {"host": 0.6, "graft": 0.8, "random": 0.7}
