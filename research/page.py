@@ -42,7 +42,14 @@ from research.evidence import READING, RESEARCH, Evidence
 from research.hypotheses import anova_text, hypotheses_table
 
 TEMPLATES, FIGURES = RESEARCH / "templates", RESEARCH / "figures"
-_FILTERS = (numbers.fixed, numbers.three_digits, numbers.percent, numbers.points, numbers.p_value)
+_FILTERS = (
+    numbers.fixed,
+    numbers.three_digits,
+    numbers.percent,
+    numbers.points,
+    numbers.interval_points,
+    numbers.p_value,
+)
 
 
 def environment() -> Environment:
